@@ -1,0 +1,1 @@
+"""Who may ask, how often, and whether what they ask can be true."""

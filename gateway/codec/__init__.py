@@ -1,0 +1,1 @@
+"""Wire bytes to InferRequest and back, one module per wire."""

@@ -1,0 +1,1 @@
+"""Listeners: a door is a codec plus a listener and nothing else."""

@@ -1,0 +1,1 @@
+"""Seeing and steering a running gateway: metrics, logs, the admin port."""

@@ -1,0 +1,1 @@
+"""Models: tensors, Triton, replicas, the cascade. Knows nothing of the caller's socket."""

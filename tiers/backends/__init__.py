@@ -1,0 +1,1 @@
+"""The homes of models: one module per way to reach one."""

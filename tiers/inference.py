@@ -1,0 +1,160 @@
+"""The values every tier speaks: tensors, requests, answers, and what an answer was made of.
+
+Rule of this file: a tensor's bytes are KServe v2 *binary* form whatever door they came through
+(row-major, little-endian; BYTES elements each behind a 4-byte little-endian length), so equal
+tensors are equal bytes and meet in one cache entry. No codec, no socket, no clock in here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+import msgspec
+
+from degrade.ladder import Failure
+
+Parameter = bool | int | float | str
+Parameters = Mapping[str, Parameter]
+NO_PARAMETERS: Final[Parameters] = MappingProxyType({})
+
+DATATYPE_BYTES: Final[Mapping[str, int]] = MappingProxyType(
+    {
+        "BOOL": 1,
+        "UINT8": 1,
+        "UINT16": 2,
+        "UINT32": 4,
+        "UINT64": 8,
+        "INT8": 1,
+        "INT16": 2,
+        "INT32": 4,
+        "INT64": 8,
+        "FP16": 2,
+        "FP32": 4,
+        "FP64": 8,
+        "BF16": 2,
+        "BYTES": 0,
+    }
+)
+"""Bytes per element of each KServe datatype; 0 for BYTES, whose elements carry their own length."""
+
+SHARED_MEMORY_PARAMETER: Final = "shared_memory_region"
+SEQUENCE_PARAMETERS: Final = frozenset({"sequence_id", "sequence_start", "sequence_end"})
+SCHEDULING_PARAMETERS: Final = frozenset({"priority", "timeout"})
+"""Parameters that say when to run, never what to compute; they are not part of a request's key."""
+
+
+class Tensor(msgspec.Struct, frozen=True):
+    """One named tensor. ``data`` is empty when ``parameters`` name a shared-memory region."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes | memoryview = b""
+    parameters: Parameters = NO_PARAMETERS
+
+    @property
+    def elements(self) -> int:
+        """How many elements the shape holds (1 for a scalar shape ``()``)."""
+        return math.prod(self.shape)
+
+    @property
+    def in_shared_memory(self) -> bool:
+        return SHARED_MEMORY_PARAMETER in self.parameters
+
+
+class RequestedOutput(msgspec.Struct, frozen=True):
+    """An output the caller asked for; ``parameters`` holds only what changes the answer
+    (``classification``, shared memory), never the wire form (``binary_data``)."""
+
+    name: str
+    parameters: Parameters = NO_PARAMETERS
+
+
+class InferRequest(msgspec.Struct, frozen=True):
+    """A request as every door understands it. ``outputs`` empty means: all the model has."""
+
+    model: str
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[RequestedOutput, ...] = ()
+    version: str = ""
+    id: str = ""
+    parameters: Parameters = NO_PARAMETERS
+
+    @property
+    def in_shared_memory(self) -> bool:
+        return any(tensor.in_shared_memory for tensor in self.inputs) or any(
+            SHARED_MEMORY_PARAMETER in output.parameters for output in self.outputs
+        )
+
+    @property
+    def in_sequence(self) -> bool:
+        return not SEQUENCE_PARAMETERS.isdisjoint(self.parameters)
+
+
+class InferResponse(msgspec.Struct, frozen=True):
+    """A model's answer; immutable, so that one entry can be handed to any number of callers."""
+
+    model: str
+    version: str
+    outputs: tuple[Tensor, ...]
+    id: str = ""
+    parameters: Parameters = NO_PARAMETERS
+
+    @property
+    def size(self) -> int:
+        """Bytes this answer holds, for bounding a cache (payload plus a flat cost per tensor)."""
+        return 256 + sum(len(tensor.data) + 256 for tensor in self.outputs)
+
+
+class Provenance(msgspec.Struct, frozen=True):
+    """What an answer was made of; every door writes it on the wire (DESIGN section 7).
+
+    ``cache`` is one of hit, stale, miss, bypass; ``reason`` is the one word that explains it and
+    equals the metric label. ``tier`` names the model whose answer this is ("cascade" rows may mix:
+    then it is the largest tier used). ``steps`` are the ladder steps taken, in order; empty means
+    nothing failed. ``age`` and ``ttl_left`` are in seconds, ``ttl_left`` negative once stale.
+    """
+
+    cache: str = "miss"
+    reason: str = ""
+    tier: str = ""
+    version: str = ""
+    age: float = 0.0
+    ttl_left: float | None = None
+    rows: int = 0
+    rows_escalated: int = 0
+    steps: tuple[str, ...] = ()
+    stored: bool = False
+    collapsed: bool = False
+
+    @property
+    def degraded(self) -> bool:
+        """Whether something failed on the way and the answer is not what health would give."""
+        return bool(self.steps)
+
+
+class UpstreamError(Exception):
+    """A backend did not give an answer. Foreign exceptions become this at the backend's edge.
+
+    ``failure`` drives the ladder; ``status`` is the upstream's own HTTP status, if it gave one.
+    ``before_answer`` says no byte of an answer had come, so a safe request may be sent again.
+    """
+
+    def __init__(
+        self, failure: Failure, message: str, status: int | None = None, before_answer: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.failure = failure
+        self.status = status
+        self.before_answer = before_answer
+
+
+class Rejected(Exception):
+    """The model says the request itself is wrong (4xx): the caller's fault, so no ladder."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
