@@ -1,0 +1,176 @@
+"""Errors on the HTTP wire: RFC 9457 problem documents that tritonclient can also read.
+
+Rule of this file: a refusal is a value. Every problem carries Triton's ``error`` member, one sentence
+that ``tritonclient`` raises as the text of its ``InferenceServerException`` (it parses the body as JSON
+whatever the content type is, and reads only that member). No socket, no clock, no configuration here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+import msgspec
+
+MEDIA_TYPE: Final = "application/problem+json"
+TYPE_PREFIX: Final = "urn:tailrace:problem:"
+
+Extra = bool | int | float | str | list[str]
+Extras = Mapping[str, Extra]
+NO_EXTRAS: Final[Extras] = MappingProxyType({})
+
+_DETAIL_CHARACTERS_MAX: Final = 1024  # a caller's own words come back in details; do not let them amplify
+_RESERVED: Final = frozenset({"type", "title", "status", "detail", "error"})
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One refusal or failure, ready for any wire.
+
+    ``slug`` is the stable one-word-with-dashes name (metric label and last part of ``type``), ``status``
+    the HTTP status, ``retry_after`` seconds until trying again makes sense, ``extras`` further members
+    of the document (RFC 9457 section 3.2); names the document defines itself cannot be overridden.
+    """
+
+    slug: str
+    status: int
+    title: str
+    detail: str
+    retry_after: float | None = None
+    extras: Extras = NO_EXTRAS
+
+    def body(self) -> bytes:
+        """The JSON document. Never fails: text that is not valid Unicode is replaced."""
+        detail = _clean(self.detail)
+        document: dict[str, Extra] = {
+            "type": TYPE_PREFIX + self.slug,
+            "title": self.title,
+            "status": self.status,
+            "detail": detail,
+            "error": detail or self.title,
+        }
+        if self.retry_after is not None:
+            document["retry_after"] = retry_after_seconds(self.retry_after)
+        for name, value in self.extras.items():
+            if name in _RESERVED:
+                continue
+            if isinstance(value, str):
+                document[name] = _clean(value)
+            elif isinstance(value, list):
+                document[name] = [_clean(item) for item in value]
+            else:
+                document[name] = value
+        return msgspec.json.encode(document)
+
+    def headers(self) -> list[tuple[str, str]]:
+        """Header fields that belong to this problem: its media type, and when to come back."""
+        fields = [("Content-Type", MEDIA_TYPE), ("Cache-Control", "no-store")]
+        if self.retry_after is not None:
+            fields.append(("Retry-After", str(retry_after_seconds(self.retry_after))))
+        if self.status == 401:
+            fields.append(("WWW-Authenticate", "Bearer"))  # RFC 9110 section 15.5.2: a 401 must carry one
+        allow = self.extras.get("allow")
+        if self.status == 405 and isinstance(allow, list):
+            fields.append(("Allow", ", ".join(allow)))  # RFC 9110 section 15.5.6: likewise
+        return fields
+
+
+class Refused(Exception):
+    """A request that goes no further; ``problem`` says why. Raised by codecs and admission."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem.detail)
+        self.problem = problem
+
+
+def retry_after_seconds(seconds: float) -> int:
+    """``Retry-After`` counts whole seconds (RFC 9110 section 10.2.3): round up, and never say 0 or less."""
+    if not math.isfinite(seconds):
+        return 3600
+    return max(1, math.ceil(seconds))
+
+
+def _clean(text: str) -> str:
+    if len(text) > _DETAIL_CHARACTERS_MAX:
+        text = text[: _DETAIL_CHARACTERS_MAX - 3] + "..."
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def malformed(detail: str, reason: str = "") -> Problem:
+    """400: the bytes are not the protocol. ``reason`` is the codec's one-word slug."""
+    extras: Extras = {"reason": reason} if reason else NO_EXTRAS
+    return Problem("malformed", 400, "Malformed request", detail, extras=extras)
+
+
+def invalid(detail: str, reason: str = "") -> Problem:
+    """400: well formed, but not what the model or the route accepts."""
+    extras: Extras = {"reason": reason} if reason else NO_EXTRAS
+    return Problem("invalid", 400, "Invalid request", detail, extras=extras)
+
+
+def unauthenticated(detail: str = "This gateway needs a valid credential.") -> Problem:
+    """401."""
+    return Problem("unauthenticated", 401, "Not authenticated", detail)
+
+
+def forbidden(detail: str, config_key: str = "") -> Problem:
+    """403: ``config_key`` is the configuration key that would allow it; it is named in the detail."""
+    if not config_key:
+        return Problem("forbidden", 403, "Forbidden", detail)
+    sentence = f"{detail.rstrip('. ')}. Set {config_key} in the gateway's configuration to allow it."
+    return Problem("forbidden", 403, "Forbidden", sentence, extras={"config_key": config_key})
+
+
+def not_found(detail: str) -> Problem:
+    """404: no such route, model, version or path."""
+    return Problem("not-found", 404, "Not found", detail)
+
+
+def method_not_allowed(method: str, allowed: tuple[str, ...]) -> Problem:
+    """405: carries the methods that are allowed, for the Allow header too."""
+    detail = f"Method {method} is not allowed here; use {' or '.join(allowed)}."
+    return Problem("method-not-allowed", 405, "Method not allowed", detail, extras={"allow": list(allowed)})
+
+
+def too_large(detail: str, bytes_max: int | None = None) -> Problem:
+    """413: ``bytes_max`` is the limit that was crossed, in bytes."""
+    extras: Extras = {} if bytes_max is None else {"bytes_max": bytes_max}
+    return Problem("too-large", 413, "Content too large", detail, extras=extras)
+
+
+def unsupported_media(detail: str) -> Problem:
+    """415 for a Content-Type this door does not read."""
+    return Problem("unsupported-media", 415, "Unsupported media type", detail)
+
+
+def unsupported_encoding(detail: str) -> Problem:
+    """415 for a Content-Encoding this door does not undo (RFC 9110 section 15.5.16)."""
+    return Problem("unsupported-encoding", 415, "Unsupported content encoding", detail)
+
+
+def quota(detail: str, retry_after: float) -> Problem:
+    """429: ``retry_after`` in seconds."""
+    return Problem("quota", 429, "Too many requests", detail, retry_after=retry_after)
+
+
+def unavailable(detail: str, retry_after: float = 1.0, steps: tuple[str, ...] = ()) -> Problem:
+    """503: the end of the ladder; ``steps`` are the ladder's steps that were tried before."""
+    extras: Extras = {"steps": list(steps)} if steps else NO_EXTRAS
+    return Problem("unavailable", 503, "No answer available", detail, retry_after, extras)
+
+
+def deadline_exceeded(detail: str, retry_after: float = 1.0, steps: tuple[str, ...] = ()) -> Problem:
+    """503: the deadline ended before the ladder did; same status as its end, another slug."""
+    extras: Extras = {"steps": list(steps)} if steps else NO_EXTRAS
+    return Problem("deadline", 503, "Deadline exceeded", detail, retry_after, extras)
+
+
+def not_cached(detail: str = "The request says only-if-cached, and no fresh answer is cached.") -> Problem:
+    """504: a miss under ``Cache-Control: only-if-cached`` (RFC 9111 section 5.2.1.7)."""
+    return Problem("not-cached", 504, "Not cached", detail)
+
+
+def internal(detail: str = "The gateway failed on this request; it is not the request's fault.") -> Problem:
+    """500: our own bug; never a path that is taken by design."""
+    return Problem("internal", 500, "Internal error", detail)
