@@ -1,0 +1,446 @@
+"""What an operator may say: every key of ``tailrace.toml``, its default, and the rules between keys.
+
+Rule of this file: it reads and judges configuration, and opens nothing but that one file. Whether
+the world agrees (backends reachable, models ready) is ``gateway/check.py``'s question. Each key's
+reason is written once for people, in ``tailrace.example.toml``; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Annotated, Final, Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from msgspec import Meta, field
+
+from gateway.schema import Fault, Reader
+from gateway.units import Seconds, Size
+
+Positive = Annotated[int, Meta(ge=1)]
+Switch = Literal["repository", "logging", "trace", "shared_memory"]
+DegradeStep = Literal["replica", "tier", "stale"]
+ALLOW_ALL: Final[tuple[Switch, ...]] = ("repository", "logging", "trace", "shared_memory")
+UPSTREAM: Final = "upstream"
+"""The name of the backend that ``--upstream`` makes."""
+
+PREFIX: Final = "TAILRACE_"
+LATER: Final[Mapping[str, str]] = {
+    "grpc": "is not in this version yet: only the HTTP door exists so far",
+    "rpc": "is not in this version yet: only the HTTP door exists so far",
+    "tables": "is not in this version yet: routes cannot join feature tables so far",
+    "rows": "is not in this version yet: whole requests are cached, not single rows",
+    "snapshot": "is not in this version yet: there are no snapshots so far",
+    "default": "is not in this version yet: routes cannot declare a default answer so far",
+}
+
+# Kubernetes puts these into every container beside a Service called "tailrace"; they are not ours.
+_SERVICE_LINK: Final = re.compile(
+    r"TAILRACE_(?:[A-Z0-9]+_)*?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT(?:_\d+_[A-Z]+(?:_[A-Z]+)?)?)"
+)
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used. ``faults`` has one line per fault, each with its key's path."""
+
+    def __init__(self, faults: tuple[str, ...]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
+class Address(msgspec.Struct, frozen=True):
+    """Where to listen: ``path`` for a unix socket, otherwise ``host`` and ``port`` (0: a free one)."""
+
+    host: str = ""
+    port: int = 0
+    path: str = ""
+
+
+def _seconds(written: str) -> Seconds:
+    default: Seconds = field(default_factory=partial(Seconds.parse, written))
+    return default
+
+
+def _size(written: str) -> Size:
+    default: Size = field(default_factory=partial(Size.parse, written))
+    return default
+
+
+class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The process and its listeners."""
+
+    http: str = "127.0.0.1:8080"
+    admin: str = "127.0.0.1:9090"
+    passthrough: str | None = None
+    allow: tuple[Switch, ...] = ()
+    anonymous: bool = True
+    body_bytes_max: Size = _size("64MiB")
+    passthrough_bytes_max: Size = _size("2GiB")
+    header_bytes_max: Size = _size("32KiB")
+    drain: Seconds = _seconds("10s")
+    connections_max: Positive = 4096
+    quota_keys_max: Positive = 100_000
+
+    def faults(self) -> Iterator[Fault]:
+        yield from _address_faults("http", self.http)
+        yield from _address_faults("admin", self.admin)
+        if self.http == self.admin and not self.http.endswith(":0"):
+            yield "admin", f"is the same address as server.http ({self.http})"
+        if self.header_bytes_max < 1024:
+            yield "header_bytes_max", "must be at least 1KiB, or no request head fits"
+        yield from _above_zero(("body_bytes_max", self.body_bytes_max))
+        yield from _above_zero(("passthrough_bytes_max", self.passthrough_bytes_max))
+
+
+class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is written to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    format: Literal["text", "json"] = "text"
+
+
+class QuotaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """``rate`` requests each ``per``, with ``burst`` at once (default: a whole ``rate``)."""
+
+    rate: Positive
+    per: Seconds = _seconds("1s")
+    burst: Positive | None = None
+    hits_count: bool = False
+
+    def faults(self) -> Iterator[Fault]:
+        yield from _above_zero(("per", self.per))
+
+    @property
+    def burst_size(self) -> int:
+        """``burst``, or its default."""
+        return self.rate if self.burst is None else self.burst
+
+
+class CallerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One who may call. The key itself is never written down, only its SHA-256."""
+
+    key_sha256: str
+    tenant: str = ""
+    quota: QuotaConfig | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        if not re.fullmatch(r"[0-9a-f]{64}", self.key_sha256):
+            yield "key_sha256", "must be 64 lower-case hex digits: printf %s KEY | sha256sum"
+
+
+class BreakerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a replica leaves rotation on its outcomes, and for how long."""
+
+    consecutive_failures: Positive = 5
+    failure_ratio: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    volume_min: Positive = 10
+    window: Seconds = _seconds("10s")
+    open: Seconds = _seconds("1s")
+    open_max: Seconds = _seconds("30s")
+
+    def faults(self) -> Iterator[Fault]:
+        yield from _above_zero(("window", self.window), ("open", self.open))
+        if self.open_max < self.open:
+            yield "open_max", f"is shorter than open ({self.open_max} < {self.open})"
+
+
+class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Replicas that serve the same models."""
+
+    http: tuple[str, ...]
+    connections_max: Positive = 64
+    connect_timeout: Seconds = _seconds("1s")
+    probe: Seconds = _seconds("1s")
+    breaker: BreakerConfig = field(default_factory=BreakerConfig)
+
+    def faults(self) -> Iterator[Fault]:
+        if not self.http:
+            yield "http", "needs at least one replica, such as http://127.0.0.1:8000"
+        for index, url in enumerate(self.http):
+            reason = _url_fault(url)
+            if reason:
+                yield f"http[{index}]", reason
+        for url, times in Counter(self.http).items():
+            if times > 1:
+                yield "http", f"names {url} {times} times"
+        yield from _above_zero(("connect_timeout", self.connect_timeout), ("probe", self.probe))
+
+
+class Accept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """When a tier's answer is good enough: ``rule`` of ``output`` is at least ``at_least``."""
+
+    output: str
+    at_least: float
+    rule: Literal["margin", "max"] = "margin"
+
+    def faults(self) -> Iterator[Fault]:
+        if not math.isfinite(self.at_least):
+            yield "at_least", "must be a finite number"
+        if not self.output:
+            yield "output", "must name an output of the tier's model"
+
+
+class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One step of a cascade: a model on a backend."""
+
+    backend: str
+    model: str
+    version: str = ""
+    accept: Accept | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        if not self.model or "/" in self.model:
+            yield "model", "must be a model's name, without a slash"
+        if self.version and not (self.version.isascii() and self.version.isdigit()):
+            yield "version", 'must be a version number in quotes, such as "2", or "" for the newest'
+
+
+class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How long a route's answers may be served again, and how much memory they may take."""
+
+    ttl: Seconds
+    max_stale: Seconds = _seconds("0s")
+    refresh: Seconds = _seconds("0s")
+    refreshes_max: Positive = 4
+    bytes_max: Size = _size("256MiB")
+    policy: Literal["s3fifo", "sieve", "lru"] = "s3fifo"
+    shared: bool = False
+
+    def faults(self) -> Iterator[Fault]:
+        if self.ttl <= 0:
+            yield "ttl", "is 0: nothing would ever be a hit; to cache nothing, leave out `cache`"
+        if self.refresh > self.max_stale:
+            yield "refresh", f"is longer than max_stale ({self.refresh} > {self.max_stale})"
+        if self.bytes_max < 2**20:
+            yield "bytes_max", "must be at least 1MiB"
+
+
+class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one request may be. None: the model's own limit (batch), the server's (body)."""
+
+    batch_max: Positive | None = None
+    body_bytes_max: Size | None = None
+    element_bytes_max: Size = _size("16MiB")
+    json_bytes_max: Size = _size("16MiB")
+    json_depth_max: Annotated[int, Meta(ge=4, le=200)] = 16
+
+    def faults(self) -> Iterator[Fault]:
+        if self.body_bytes_max is not None:
+            yield from _above_zero(("body_bytes_max", self.body_bytes_max))
+        yield from _above_zero(("element_bytes_max", self.element_bytes_max))
+        yield from _above_zero(("json_bytes_max", self.json_bytes_max))
+
+
+class InputRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What one input's values may be, beyond what the model's own metadata says."""
+
+    min: float | None = None
+    max: float | None = None
+    finite: bool = True
+    element_bytes_max: Size | None = None
+
+    def faults(self) -> Iterator[Fault]:
+        for name, bound in (("min", self.min), ("max", self.max)):
+            if bound is not None and math.isnan(bound):
+                yield name, "must be a number"
+        if self.min is not None and self.max is not None and self.min > self.max:
+            yield "min", f"is above max ({self.min} > {self.max})"
+
+
+class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A public model name with its policy."""
+
+    tiers: tuple[TierConfig, ...]
+    cache: CacheConfig | None = None
+    quota: QuotaConfig | None = None
+    caller_quota: QuotaConfig | None = None
+    limits: Limits = field(default_factory=Limits)
+    inputs: dict[str, InputRule] = field(default_factory=dict)
+    timeout: Seconds = _seconds("10s")
+    degrade: tuple[DegradeStep, ...] = ("replica", "tier", "stale")
+
+    def faults(self) -> Iterator[Fault]:
+        if not self.tiers:
+            yield "tiers", "needs at least one { backend, model }"
+        for index, tier in enumerate(self.tiers):
+            last = index == len(self.tiers) - 1
+            if last and tier.accept is not None:
+                yield f"tiers[{index}].accept", "is on the last tier, whose answer is always taken"
+            if not last and tier.accept is None:
+                yield f"tiers[{index}].accept", "is required: without it no later tier is ever asked"
+        for name, times in Counter((t.backend, t.model, t.version) for t in self.tiers).items():
+            if times > 1:
+                yield "tiers", f"names model {name[1]} of backend {name[0]} {times} times"
+        for step, times in Counter(self.degrade).items():
+            if times > 1:
+                yield "degrade", f"names {step} {times} times"
+        yield from _above_zero(("timeout", self.timeout))
+
+
+class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A whole configuration: read, complete and consistent."""
+
+    server: Server = field(default_factory=Server)
+    log: Log = field(default_factory=Log)
+    callers: dict[str, CallerConfig] = field(default_factory=dict)
+    backends: dict[str, Backend] = field(default_factory=dict)
+    routes: dict[str, Route] = field(default_factory=dict)
+
+    @property
+    def passthrough(self) -> str:
+        """The backend that serves every model without a route."""
+        return self.server.passthrough or next(iter(self.backends))
+
+
+def load(path: str | None, environ: Mapping[str, str], upstreams: Sequence[str] = ()) -> Config:
+    """The configuration of ``path`` (None: no file), then ``environ``, then ``--upstream`` URLs.
+
+    Upstreams become one backend called "upstream". With no file they are all there is, and every
+    path that changes a server is allowed: whoever runs that wants a transparent proxy.
+    Raises ConfigError with every fault there is.
+    """
+    raw = _file(path) if path is not None else {}
+    if upstreams:
+        backends = raw.setdefault("backends", {})
+        if isinstance(backends, dict):
+            backends[UPSTREAM] = {"http": list(upstreams)}
+        if path is None:
+            raw["server"] = {"allow": list(ALLOW_ALL)}
+    reader = Reader(LATER)
+    _override(raw, environ, reader)
+    config = reader.read(raw, Config)
+    if config is not None:
+        named = raw.get("backends")
+        for where, message in _between(config, named if isinstance(named, dict) else {}):
+            reader.fault(where, message)
+    if config is None or reader.faults:
+        raise ConfigError(tuple(reader.faults))
+    return _with_plain_urls(config)
+
+
+def parse_address(written: str) -> Address:
+    """``HOST:PORT``, ``[V6]:PORT`` or ``unix:PATH``; raises ValueError with the reason."""
+    if written.startswith("unix:"):
+        path = written.removeprefix("unix:")
+        if not path or len(path.encode()) > 107:  # sockaddr_un.sun_path, less its NUL
+            raise ValueError("unix:PATH needs a path of 1 to 107 bytes")
+        return Address(path=path)
+    host, colon, port = written.rpartition(":")
+    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
+        raise ValueError(f"{written!r} is neither HOST:PORT (port 0 to 65535) nor unix:PATH")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise ValueError(f"{written!r}: write an IPv6 address as [ADDRESS]:PORT")
+    if not host:
+        raise ValueError(f"{written!r} has no host; 0.0.0.0 means every interface")
+    return Address(host=host, port=int(port))
+
+
+def _file(path: str) -> dict[str, object]:
+    try:
+        with open(path, "rb") as file:
+            return tomllib.load(file)
+    except OSError as error:
+        raise ConfigError((f"{path}: cannot be read: {error.strerror}",)) from None
+    except UnicodeDecodeError:
+        raise ConfigError((f"{path}: is not UTF-8 text",)) from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError((f"{path}: is not TOML: {error}",)) from None
+
+
+def _override(raw: dict[str, object], environ: Mapping[str, str], reader: Reader) -> None:
+    """Lay ``TAILRACE_SECTION__KEY`` variables over the file; names match without regard to case."""
+    for name in sorted(environ):
+        if not name.startswith(PREFIX) or ("__" not in name and _SERVICE_LINK.fullmatch(name)):
+            continue
+        keys = name.removeprefix(PREFIX).split("__")
+        if len(keys) < 2 or not all(keys):
+            reader.fault(name, "is not TAILRACE_SECTION__KEY, such as TAILRACE_SERVER__HTTP")
+            continue
+        table: object = raw
+        for key in keys[:-1]:
+            if not isinstance(table, dict):
+                break
+            table = table.setdefault(_existing(table, key), {})
+        if isinstance(table, dict):
+            table[_existing(table, keys[-1])] = _toml_value(environ[name])
+        else:
+            reader.fault(name, "goes through a key that is no table")
+
+
+def _existing(table: Mapping[str, object], key: str) -> str:
+    return next((known for known in table if known.lower() == key.lower()), key.lower())
+
+
+def _toml_value(written: str) -> object:
+    """``4`` is a number and ``[1, 2]`` a list; what is no TOML value (``250ms``) is a string."""
+    try:
+        parsed = tomllib.loads(f"value = {written}")
+    except tomllib.TOMLDecodeError:
+        return written
+    return parsed["value"] if len(parsed) == 1 else written
+
+
+def _between(config: Config, backends: Mapping[str, object]) -> Iterator[Fault]:
+    """The rules between sections. ``backends`` are all names written, also of those with faults."""
+    if not backends:
+        yield "backends", "there is none: give --upstream URL, or write a [backends.NAME] section"
+    known = ", ".join(backends) or "none"
+    chosen = config.server.passthrough
+    if chosen is not None and chosen not in backends:
+        yield "server.passthrough", f"no backend is called {chosen!r}; there is {known}"
+    for name, route in config.routes.items():
+        if not name or not re.fullmatch(r"[^\s/?#%\x00-\x1f]+", name):
+            yield f"routes.{name!r}", "a route's name is part of a URL: no spaces, slashes, ?, # or %"
+        for index, tier in enumerate(route.tiers):
+            if backends and tier.backend not in backends:
+                where = f"routes.{name}.tiers[{index}].backend"
+                yield where, f"no backend is called {tier.backend!r}; there is {known}"
+    owners: dict[str, str] = {}
+    for name, caller in config.callers.items():
+        owner = owners.setdefault(caller.key_sha256, name)
+        if owner != name:
+            yield f"callers.{name}.key_sha256", f"is the key of caller {owner} too"
+    if not config.server.anonymous and not config.callers:
+        yield "server.anonymous", "is false and there are no callers: nobody could call"
+
+
+def _with_plain_urls(config: Config) -> Config:
+    """Replica URLs without the trailing slash, so that paths can be joined to them."""
+    backends = {
+        name: msgspec.structs.replace(backend, http=tuple(url.rstrip("/") for url in backend.http))
+        for name, backend in config.backends.items()
+    }
+    return msgspec.structs.replace(config, backends=backends)
+
+
+def _address_faults(key: str, written: str) -> Iterator[Fault]:
+    try:
+        parse_address(written)
+    except ValueError as error:
+        yield key, str(error)
+
+
+def _url_fault(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        return f"{url!r} is not a URL: {error}"
+    if parts.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", url):
+        return f"{url!r} is not http://HOST:PORT"
+    if parts.username is not None or parts.query or parts.fragment or parts.path not in ("", "/"):
+        return f"{url!r} must be only http://HOST:PORT, without user, path or query"
+    return None
+
+
+def _above_zero(*named: tuple[str, float]) -> Iterator[Fault]:
+    for name, value in named:
+        if value <= 0:
+            yield name, "must be more than 0"
