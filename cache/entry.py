@@ -1,0 +1,53 @@
+"""One cached value and how true it still is.
+
+Rule of this file: an entry never changes; its freshness is computed from the time and epoch handed
+in. It knows no clock and does not know where it is kept.
+"""
+
+from __future__ import annotations
+
+import enum
+from typing import Generic, TypeVar
+
+import msgspec
+
+V = TypeVar("V")
+
+
+class Freshness(enum.Enum):
+    """FRESH may be served as is, STALE only with a label, DEAD never."""
+
+    FRESH = "fresh"
+    STALE = "stale"
+    DEAD = "dead"
+
+
+class Entry(msgspec.Struct, Generic[V], frozen=True, gc=False):
+    """A value, its size in bytes, and its life in seconds of the monotonic clock.
+
+    ``size`` is what the value is charged for, its share of bookkeeping included. Untracked by the
+    garbage collector, for a cache of a million entries must not slow every full collection: the value
+    must therefore not refer back to its entry (immutable values cannot).
+    """
+
+    value: V
+    size: int
+    stored_at: float
+    ttl: float
+    max_stale: float
+    epoch: int
+
+    def age(self, now: float) -> float:
+        """Seconds since it was stored, never negative."""
+        return max(0.0, now - self.stored_at)
+
+    def ttl_left(self, now: float) -> float:
+        """Seconds until it is stale; negative once it is. An epoch's turn does not show here."""
+        return self.ttl - self.age(now)
+
+    def freshness(self, now: float, epoch: int) -> Freshness:
+        """Fresh up to ``ttl``, stale for ``max_stale`` more, then dead; any other epoch: stale at once."""
+        age = now - self.stored_at
+        if age <= self.ttl and epoch == self.epoch:
+            return Freshness.FRESH
+        return Freshness.STALE if age <= self.ttl + self.max_stale else Freshness.DEAD

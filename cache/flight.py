@@ -1,0 +1,116 @@
+"""Who leads and who waits: callers that want the same thing at the same time share one fill.
+
+Rule of this file: the fill runs in a task of its own, so nobody's leaving harms those who stay. A
+flight is known by its key only while its fill runs and somebody waits: when the last waiter leaves the
+fill is cancelled and the key forgotten in the same step, and whoever comes next starts anew. It knows
+neither what is fetched nor for how long; deadlines belong to the callers (each bounds its own wait) and
+to the fill.
+
+An exception reaches every waiter as the same object: exceptions cannot be copied in general, and
+callers tell them apart by class and attributes. ``Task.result`` restores the traceback for each waiter,
+so it does not grow with their number; callers must not change such an exception, only raise from it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+
+class Abandoned(Exception):
+    """The fill was cancelled, but not by those who wait for it: it cancelled itself, or we closed.
+
+    An ordinary exception, for a waiter that nobody cancelled must not see a CancelledError.
+    """
+
+
+class _Flight(Generic[V]):
+    __slots__ = ("task", "waiters")
+
+    def __init__(self, task: asyncio.Task[V]) -> None:
+        self.task = task
+        self.waiters = 0
+
+
+class Flights(Generic[K, V]):
+    """Fills under way, at most ``flights_max`` tasks at once, cancelled ones that still unwind included.
+
+    Belongs to one event loop.
+    """
+
+    def __init__(self, flights_max: int) -> None:
+        assert flights_max > 0
+        self._flights_max = flights_max
+        self._flights: dict[K, _Flight[V]] = {}
+        self._tasks: set[asyncio.Task[V]] = set()  # also holds them: the loop alone would not
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Fills that somebody waits for."""
+        return len(self._flights)
+
+    async def join(self, key: K, fill: Callable[[], Awaitable[V]]) -> tuple[V, bool]:
+        """Wait for the key's fill, starting it if none is under way: (its value, whether we started it).
+
+        Raises what the fill raised, or Abandoned. With ``flights_max`` tasks under way the caller runs
+        a fill of its own, uncollapsed: slower is better than refused.
+        """
+        if self._closed:
+            raise Abandoned("flights are closed")
+        flight = self._flights.get(key)
+        led = flight is None or flight.task.done()  # done: landed, its callback comes this turn
+        if flight is None or led:
+            if len(self._tasks) >= self._flights_max:
+                return await fill(), True
+            flight = self._start(key, fill)
+        flight.waiters += 1
+        try:
+            # Not the task itself, nor a shield: wait() leaves the task alone when we are cancelled,
+            # and never mistakes the task's cancellation for ours.
+            await asyncio.wait((flight.task,))
+        finally:
+            flight.waiters -= 1
+            if flight.waiters == 0:
+                self._forget(key, flight)
+                flight.task.cancel()  # without effect on one that is done
+        if flight.task.cancelled():
+            raise Abandoned("the fill was cancelled")
+        return flight.task.result(), led
+
+    async def close(self) -> None:
+        """Cancel every fill and wait until all have unwound; waiters get Abandoned, as do later callers.
+
+        A fill that resists cancellation holds this up: bound it with a deadline.
+        """
+        self._closed = True
+        tasks = set(self._tasks)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+    def _start(self, key: K, fill: Callable[[], Awaitable[V]]) -> _Flight[V]:
+        async def run() -> V:
+            return await fill()
+
+        flight = _Flight(asyncio.get_running_loop().create_task(run()))
+
+        def landed(task: asyncio.Task[V]) -> None:
+            self._tasks.discard(task)
+            self._forget(key, flight)
+            if not task.cancelled():
+                task.exception()  # observed: nobody may be left to hear it
+
+        # Added before any waiter's callback, so the key is forgotten before a waiter runs on.
+        flight.task.add_done_callback(landed)
+        self._tasks.add(flight.task)
+        self._flights[key] = flight
+        return flight
+
+    def _forget(self, key: K, flight: _Flight[V]) -> None:
+        if self._flights.get(key) is flight:
+            del self._flights[key]

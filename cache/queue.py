@@ -1,0 +1,75 @@
+"""The queues that eviction policies are made of: values in order of arrival, with their bytes.
+
+Rule of this file: it keeps the order and the sum, and decides nothing. Doubly linked through the nodes
+(so that removing from the middle is O(1) and a hand can walk) rather than a dict, whose oldest key is
+found only by stepping over every one removed before it.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+V = TypeVar("V")
+
+
+class Node(Generic[V]):
+    """A key's value, its size in bytes, how often it was used lately, and its neighbours in a queue."""
+
+    __slots__ = ("key", "newer", "older", "queue", "size", "uses", "value")
+
+    def __init__(self, key: bytes, value: V, size: int, queue: Queue[V]) -> None:
+        self.key = key
+        self.value = value
+        self.size = size
+        self.uses = 0
+        self.queue = queue
+        self.older: Node[V] | None = None
+        self.newer: Node[V] | None = None
+
+
+class Queue(Generic[V]):
+    """Nodes from oldest to newest, and the sum of their sizes."""
+
+    __slots__ = ("bytes_used", "newest", "oldest")
+
+    def __init__(self) -> None:
+        self.oldest: Node[V] | None = None
+        self.newest: Node[V] | None = None
+        self.bytes_used = 0
+
+    def push(self, node: Node[V]) -> None:
+        node.queue = self
+        node.older = self.newest
+        if self.newest is None:
+            self.oldest = node
+        else:
+            self.newest.newer = node
+        self.newest = node
+        self.bytes_used += node.size
+
+    def remove(self, node: Node[V]) -> None:
+        if node.older is None:
+            self.oldest = node.newer
+        else:
+            node.older.newer = node.newer
+        if node.newer is None:
+            self.newest = node.older
+        else:
+            node.newer.older = node.older
+        node.older = node.newer = None
+        self.bytes_used -= node.size
+
+    def charge(self, node: Node[V], size: int) -> None:
+        """Another size for a node of this queue, which keeps its place."""
+        self.bytes_used += size - node.size
+        node.size = size
+
+    def clear(self) -> None:
+        # Cut every link: the values' memory comes back now, not at some later cycle collection.
+        node = self.oldest
+        while node is not None:
+            following = node.newer
+            node.older = node.newer = None
+            node = following
+        self.oldest = self.newest = None
+        self.bytes_used = 0

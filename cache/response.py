@@ -1,0 +1,197 @@
+"""The response cache of one route: answers, and the ready-made wire forms that are aliases of them.
+
+Rule of this file: an answer is found by what was asked (``Key``), whatever form it was asked in; a wire
+alias leads from the exact bytes of a request to the answer and its ready bytes. An alias belongs to one
+entry object and dies with it: evicted, replaced, purged or dead. Nothing here knows a protocol or a
+clock, and what an answer or a wire form is made of is the caller's business.
+
+An entry is kept under its digest alone and remembers its epoch, so an answer of an earlier epoch is
+still found, as STALE, until a newer one replaces it.
+"""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+from cache.digest import Key
+from cache.entry import Entry, Freshness
+from cache.policy import Policy
+
+V = TypeVar("V")
+W = TypeVar("W")
+
+
+class Found(msgspec.Struct, Generic[V], frozen=True, gc=False):
+    """An entry that may be served, and how."""
+
+    entry: Entry[V]
+    freshness: Freshness
+
+
+class Held(Generic[V]):
+    """What the policy keeps for a digest: the entry and the wire digests that lead to it, oldest first."""
+
+    __slots__ = ("digest", "entry", "wires")
+
+    def __init__(self, digest: bytes, entry: Entry[V]) -> None:
+        self.digest = digest
+        self.entry = entry
+        self.wires: tuple[bytes, ...] = ()  # most entries never have one: a shared empty tuple
+
+
+class _Alias(Generic[V, W]):
+    __slots__ = ("held", "payload", "size")
+
+    def __init__(self, held: Held[V], payload: W, size: int) -> None:
+        self.held = held
+        self.payload = payload
+        self.size = size
+
+
+class ResponseCache(Generic[V, W]):
+    """Answers ``V`` and wire payloads ``W``, bounded in bytes by the policy: one cache per route.
+
+    The policy must be empty and belong to this cache alone. ``evictions`` counts entries pushed out by
+    others, ``rejections`` entries that ``store`` refused.
+    """
+
+    def __init__(self, policy: Policy[Held[V]], wires_per_entry_max: int = 4) -> None:
+        assert len(policy) == 0
+        self._policy = policy
+        self._wires: dict[bytes, _Alias[V, W]] = {}
+        self._wires_per_entry_max = wires_per_entry_max
+        self._ticket = 0
+        self._evictions = 0
+        self._rejections = 0
+
+    def find(self, key: Key, now: float) -> Found[V] | None:
+        """The entry for a key, fresh or stale; a dead one is removed. Counts as a use."""
+        held = self._policy.get(key.digest)
+        if held is None:
+            return None
+        freshness = held.entry.freshness(now, key.epoch)
+        if freshness is Freshness.DEAD:
+            self._drop(held)
+            return None
+        return Found(held.entry, freshness)
+
+    def find_wire(self, wire: bytes, epoch: int, now: float) -> tuple[Entry[V], W] | None:
+        """The entry and ready bytes for a wire digest, if fresh. Counts as a use only then."""
+        alias = self._wires.get(wire)
+        if alias is None:
+            return None
+        held = alias.held
+        freshness = held.entry.freshness(now, epoch)
+        if freshness is Freshness.FRESH:
+            self._policy.get(held.digest)
+            return held.entry, alias.payload
+        if freshness is Freshness.DEAD:
+            self._drop(held)
+        return None
+
+    def ticket(self) -> int:
+        """Taken when a fill begins and shown to ``store``: a purge in between voids it."""
+        return self._ticket
+
+    def store(self, key: Key, entry: Entry[V], ticket: int) -> bool:
+        """Keep an entry, replacing the digest's old one with all its aliases.
+
+        Refused (False, and an old entry stays) if the ticket is void, the entry is larger than the
+        cache, or the old one is of a newer epoch: a fill that began before the turn must not undo it.
+        """
+        assert key.epoch == entry.epoch, "an entry is stored under the epoch it was made in"
+        before = self._policy.peek(key.digest)
+        if (
+            ticket != self._ticket
+            or entry.size > self._policy.bytes_max
+            or (before is not None and before.entry.epoch > entry.epoch)
+        ):
+            self._rejections += 1
+            return False
+        if before is not None:
+            self._cut(before)
+        held = Held(key.digest, entry)
+        self._evicted(self._policy.put(key.digest, held, entry.size))
+        return True
+
+    def attach(self, key: Key, entry: Entry[V], wire: bytes, payload: W, size: int) -> bool:
+        """Let a wire digest lead to exactly this entry object; ``size`` bytes are charged to the entry.
+
+        False if the entry is no longer the one held, or its aliases would make it larger than the
+        cache. At ``wires_per_entry_max`` the entry's oldest alias makes way.
+        """
+        assert size >= 0
+        held = self._policy.peek(key.digest)
+        if held is None or held.entry is not entry or self._wires_per_entry_max < 1:
+            return False
+        wires = tuple(other for other in held.wires if other != wire)
+        kept = wires[max(0, len(wires) + 1 - self._wires_per_entry_max) :]
+        charged = entry.size + size + sum(self._wires[other].size for other in kept)
+        if charged > self._policy.bytes_max:
+            return False
+        known = self._wires.get(wire)
+        if known is not None and known.held is not held:
+            self._detach(wire, known)
+        for gone in held.wires:
+            if gone not in kept:
+                del self._wires[gone]
+        held.wires = (*kept, wire)
+        self._wires[wire] = _Alias(held, payload, size)
+        self._evicted(self._policy.resize(held.digest, charged))
+        return True
+
+    def purge(self) -> int:
+        """Drop everything and void all tickets; returns how many entries were dropped."""
+        entries = len(self._policy)
+        self._policy.clear()
+        self._wires.clear()
+        self._ticket += 1
+        return entries
+
+    @property
+    def entries(self) -> int:
+        return len(self._policy)
+
+    @property
+    def wires(self) -> int:
+        return len(self._wires)
+
+    @property
+    def bytes_used(self) -> int:
+        return self._policy.bytes_used
+
+    @property
+    def bytes_max(self) -> int:
+        return self._policy.bytes_max
+
+    @property
+    def evictions(self) -> int:
+        return self._evictions
+
+    @property
+    def rejections(self) -> int:
+        return self._rejections
+
+    def _drop(self, held: Held[V]) -> None:
+        self._policy.pop(held.digest)
+        self._cut(held)
+
+    def _evicted(self, evicted: list[tuple[bytes, Held[V]]]) -> None:
+        self._evictions += len(evicted)
+        for _, held in evicted:
+            self._cut(held)
+
+    def _cut(self, held: Held[V]) -> None:
+        for wire in held.wires:
+            del self._wires[wire]
+        held.wires = ()
+
+    def _detach(self, wire: bytes, alias: _Alias[V, W]) -> None:
+        """Take one alias from the entry it leads to, which is charged that much less."""
+        held = alias.held
+        held.wires = tuple(other for other in held.wires if other != wire)
+        del self._wires[wire]
+        charged = held.entry.size + sum(self._wires[other].size for other in held.wires)
+        self._evicted(self._policy.resize(held.digest, charged))
