@@ -1,0 +1,102 @@
+# Everything from nothing: a Debian machine with Python 3.11 (or newer), make and apt is enough.
+# The two environments are stamped with the locks that made them, so a second run is instant.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+
+VENV := .venv
+TRITON := .triton
+BIN := $(VENV)/bin
+LOGS := .cache/setup
+
+# Debian packages are only installed if something is missing, and as root or through sudo.
+APT := $(if $(filter 0,$(shell id -u)),,sudo )env DEBIAN_FRONTEND=noninteractive apt-get
+
+# $(call quietly,NAME,COMMAND): say what happens and how long it took; show the log only on failure.
+define quietly
+	@mkdir -p $(LOGS); start=$$(date +%s); printf '%s ... ' '$(1)'; \
+	if { $(2); } >$(LOGS)/last.log 2>&1; then echo "$$(( $$(date +%s) - start )) s"; \
+	else echo failed; cat $(LOGS)/last.log; exit 1; fi
+endef
+
+# $(call debian,PACKAGE): from the lists at hand, or else from fresh ones.
+debian = { command -v apt-get >/dev/null || { echo "please install $(1)"; false; }; } && \
+	{ $(APT) install -y $(1) || { $(APT) update && $(APT) install -y $(1); }; }
+
+# $(call locked,ENVIRONMENT,LOCK): exactly what the lock says. uv is fast but does not read pip's
+# own settings (mirrors, certificates), so pip is asked where uv cannot reach a registry.
+locked = { $(BIN)/uv pip install --python $(1)/bin/python --require-hashes -r $(2) \
+	|| $(1)/bin/python -m pip install --disable-pip-version-check --require-hashes -r $(2); }
+
+PYTHON_SERIES = $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+
+.PHONY: help
+help:  ## Show this list
+	@echo 'Tailrace: an edge cache and tiered-serving gateway for NVIDIA Triton'
+	@echo
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+.PHONY: demo
+demo: setup triton  ## A real Triton, the gateway before it, and what that gains: two minutes
+	@$(BIN)/tailrace demo
+
+.PHONY: test
+test: check triton  ## All checks, then all tests, with a real Triton
+	$(BIN)/python -m pytest
+
+.PHONY: check
+check: setup  ## Lint, types, import direction, container file
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
+
+.PHONY: setup
+setup: $(VENV)/.stamp  ## The environment in .venv, from the locks (other targets do this themselves)
+
+.PHONY: triton
+triton: $(TRITON)/.stamp  ## The real Triton in .triton, without a GPU (likewise)
+
+$(VENV)/.stamp: pyproject.toml requirements/uv.lock requirements/dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Tailrace needs Python 3.11 or newer; say which with make PYTHON=/path/to/python3.11"; exit 1; }
+	@rm -f $@
+	$(call quietly,python environment in $(VENV),$(PYTHON) -m venv --clear $(VENV) \
+		|| { $(call debian,python$(PYTHON_SERIES)-venv) && $(PYTHON) -m venv --clear $(VENV); })
+	$(call quietly,uv,$(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements/uv.lock)
+	$(call quietly,locked packages,$(call locked,$(VENV),requirements/dev.lock))
+	$(call quietly,tailrace itself,$(BIN)/uv pip install --python $(BIN)/python --offline --no-deps --no-build-isolation -e .)
+	@touch $@
+
+# The server is a program of its own that pins numpy<2. Its python backend's stub links to Python's
+# shared library, which Debian packages apart from Python.
+$(TRITON)/.stamp: $(VENV)/.stamp requirements/triton.lock
+	@test "$$(uname -s)-$$(uname -m)" = Linux-x86_64 \
+		|| { echo "The real Triton of the demo and the tests exists for Linux on x86-64 only."; exit 1; }
+	@rm -f $@
+	@find_library='import ctypes, os, sys; name = "libpython%d.%d.so.1.0" % sys.version_info[:2]; \
+	os.path.exists(os.path.join(sys.base_prefix, "lib", name)) or ctypes.CDLL(name)'; \
+	$(PYTHON) -c "$$find_library" 2>/dev/null || $(MAKE) --no-print-directory .libpython
+	$(call quietly,python environment in $(TRITON),$(PYTHON) -m venv --clear $(TRITON))
+	$(call quietly,Triton and scikit-learn,$(call locked,$(TRITON),requirements/triton.lock))
+	@touch $@
+
+.PHONY: .libpython
+.libpython:
+	$(call quietly,libpython$(PYTHON_SERIES) from Debian,$(call debian,libpython$(PYTHON_SERIES)))
+
+# No host name and no path of a machine gets into a lock.
+COMPILE = $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
+	--no-emit-index-url --no-header --no-annotate
+
+.PHONY: lock
+lock: setup  ## Bring the locks up to date with pyproject.toml and requirements/*.in
+	$(COMPILE) pyproject.toml -o requirements/runtime.lock
+	$(COMPILE) pyproject.toml --all-extras -c requirements/runtime.lock -o requirements/dev.lock
+	$(COMPILE) requirements/uv.in -c requirements/dev.lock -o requirements/uv.lock
+	$(COMPILE) requirements/build.in -c requirements/dev.lock -o requirements/build.lock
+	$(COMPILE) requirements/triton.in -o requirements/triton.lock
+
+.PHONY: clean
+clean:  ## Remove what make made
+	rm -rf $(VENV) $(TRITON) .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
