@@ -23,8 +23,8 @@ debian = { command -v apt-get >/dev/null || { echo "please install $(1)"; false;
 	{ $(APT) install -y $(1) || { $(APT) update && $(APT) install -y $(1); }; }
 
 # $(call locked,ENVIRONMENT,LOCK): exactly what the lock says. uv is fast but does not read pip's
-# own settings (mirrors, certificates), so pip is asked where uv cannot reach a registry.
-locked = { $(BIN)/uv pip install --python $(1)/bin/python --require-hashes -r $(2) \
+# own settings (such as mirrors), so pip is asked where uv cannot reach a registry.
+locked = { $(BIN)/uv pip install --system-certs --python $(1)/bin/python --require-hashes -r $(2) \
 	|| $(1)/bin/python -m pip install --disable-pip-version-check --require-hashes -r $(2); }
 
 PYTHON_SERIES = $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])')
@@ -85,7 +85,7 @@ $(TRITON)/.stamp: $(VENV)/.stamp requirements/triton.lock
 	$(call quietly,libpython$(PYTHON_SERIES) from Debian,$(call debian,libpython$(PYTHON_SERIES)))
 
 # No host name and no path of a machine gets into a lock.
-COMPILE = $(BIN)/uv pip compile --quiet --upgrade --python-version 3.11 --generate-hashes \
+COMPILE = $(BIN)/uv pip compile --system-certs --quiet --upgrade --python-version 3.11 --generate-hashes \
 	--no-emit-index-url --no-header --no-annotate
 
 .PHONY: lock
