@@ -70,6 +70,8 @@ class Problem(msgspec.Struct, frozen=True):
             fields.append(("Retry-After", str(retry_after_seconds(self.retry_after))))
         if self.status == 401:
             fields.append(("WWW-Authenticate", "Bearer"))  # RFC 9110 section 15.5.2: a 401 must carry one
+        if self.status == 415 and self.slug == "unsupported-encoding":
+            fields.append(("Accept-Encoding", "gzip, deflate, identity"))  # RFC 9110 section 15.5.16
         allow = self.extras.get("allow")
         if self.status == 405 and isinstance(allow, list):
             fields.append(("Allow", ", ".join(allow)))  # RFC 9110 section 15.5.6: likewise

@@ -1,0 +1,189 @@
+"""Can what this request asks be true? The model's own facts and the route's declared bounds decide.
+
+Rule of this file: decide only. A request is fine (None) or ``Refused`` with a sentence that names the
+tensor, what was expected and what came. It knows no socket, no cache, no tier; the bytes were already
+counted against shape and datatype by the codec, so here they are only looked at, vectorised. Of a
+shared-memory tensor only the metadata can be checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+import msgspec
+import numpy as np
+import numpy.typing as npt
+
+from gateway.problem import Refused, invalid
+from tiers.catalog import ModelFacts, TensorFact
+from tiers.datatype import DTYPES, Misfit, bytes_spans
+from tiers.inference import InferRequest, Tensor
+
+EVERY_INPUT: Final = "*"
+"""The name in ``rules`` that stands for every input without a rule of its own."""
+
+_FLOATS: Final = frozenset({"FP16", "BF16", "FP32", "FP64"})
+_SHOWN_MAX: Final = 64
+_NAMES_SHOWN_MAX: Final = 8
+
+
+class TensorRule(msgspec.Struct, frozen=True):
+    """Bounds on one input's values: inclusive; ``finite`` refuses NaN and infinities;
+    ``element_bytes_max`` bounds each BYTES element."""
+
+    minimum: float | None = None
+    maximum: float | None = None
+    finite: bool = True
+    element_bytes_max: int | None = None
+
+
+def validate(
+    request: InferRequest, facts: ModelFacts, rules: Mapping[str, TensorRule], batch_max: int | None
+) -> None:
+    """Raises Refused (400) unless the model can take this request and the route allows its values.
+
+    ``batch_max`` is the route's own limit; the stricter of it and the model's holds. A model that does
+    not batch (``facts.max_batch`` 0) has no batch dimension to limit. Values of an input are looked at
+    only if ``rules`` names it (or ``*``): Triton itself lets NaN pass.
+    """
+    _check_names(request, facts)
+    known = {fact.name: fact for fact in facts.inputs}
+    for tensor in request.inputs:
+        _check_kind(tensor, known[tensor.name], batched=facts.max_batch > 0)
+    if facts.max_batch > 0:
+        limit = facts.max_batch if batch_max is None else min(facts.max_batch, batch_max)
+        _check_batch(request, limit)
+    for tensor in request.inputs:
+        rule = rules.get(tensor.name, rules.get(EVERY_INPUT))
+        if rule is not None and not tensor.in_shared_memory:
+            _check_values(tensor, rule)
+
+
+def _check_names(request: InferRequest, facts: ModelFacts) -> None:
+    known = {fact.name for fact in facts.inputs}
+    seen: set[str] = set()
+    for tensor in request.inputs:
+        if tensor.name not in known:
+            raise _refuse(
+                "unknown-input",
+                f"unexpected input {_shown(tensor.name)} for model {_shown(facts.name)}; "
+                f"it takes {_listed(fact.name for fact in facts.inputs)}",
+            )
+        if tensor.name in seen:
+            raise _refuse("duplicate-input", f"input {_shown(tensor.name)} is given twice")
+        seen.add(tensor.name)
+    missing = [fact.name for fact in facts.inputs if not fact.optional and fact.name not in seen]
+    if missing:
+        raise _refuse("missing-input", f"missing input {_listed(missing)} for model {_shown(facts.name)}")
+    outputs = {fact.name for fact in facts.outputs}
+    wanted: set[str] = set()
+    for output in request.outputs:
+        if output.name not in outputs:
+            raise _refuse(
+                "unknown-output",
+                f"unexpected inference output {_shown(output.name)} for model {_shown(facts.name)}; "
+                f"it gives {_listed(fact.name for fact in facts.outputs)}",
+            )
+        if output.name in wanted:
+            raise _refuse("duplicate-output", f"output {_shown(output.name)} is asked for twice")
+        wanted.add(output.name)
+
+
+def _check_kind(tensor: Tensor, fact: TensorFact, batched: bool) -> None:
+    label = f"input {_shown(tensor.name)}"
+    if tensor.datatype != fact.datatype:
+        raise _refuse("datatype", f"{label} must be {fact.datatype}, got {tensor.datatype}")
+    expected, got = list(fact.shape), list(tensor.shape)
+    if len(got) != len(expected):
+        raise _refuse("rank", f"{label} must have shape {expected}, got {got}: rank {len(got)}")
+    first = 1 if batched else 0  # the batch dimension has rules of its own
+    for wanted, size in zip(expected[first:], got[first:], strict=True):
+        if wanted not in (-1, size):
+            raise _refuse("shape", f"{label} must have shape {expected}, got {got}")
+
+
+def _check_batch(request: InferRequest, batch_max: int) -> None:
+    first: Tensor | None = None
+    for tensor in request.inputs:
+        label = f"input {_shown(tensor.name)}"
+        if not tensor.shape:
+            raise _refuse("rank", f"{label} has no batch dimension")
+        batch = tensor.shape[0]
+        if batch < 1:
+            raise _refuse("batch", f"{label} has a batch of {batch}; at least 1 row is needed")
+        if batch > batch_max:
+            raise _refuse("batch", f"{label} has a batch of {batch}, at most {batch_max} rows are allowed")
+        if first is None:
+            first = tensor
+        elif batch != first.shape[0]:
+            raise _refuse(
+                "batch",
+                f"{label} has a batch of {batch}, input {_shown(first.name)} one of {first.shape[0]}: "
+                "all inputs must agree",
+            )
+
+
+def _check_values(tensor: Tensor, rule: TensorRule) -> None:
+    label = f"input {_shown(tensor.name)}"
+    if tensor.datatype == "BYTES":
+        if rule.element_bytes_max is not None:
+            _check_elements(tensor, rule.element_bytes_max, label)
+        return
+    bounded = rule.minimum is not None or rule.maximum is not None
+    if tensor.datatype == "BOOL" or not (bounded or (rule.finite and tensor.datatype in _FLOATS)):
+        return
+    values = _numbers(tensor)
+    if rule.finite and tensor.datatype in _FLOATS:
+        finite = np.isfinite(values)
+        if not finite.all():
+            index = int(np.flatnonzero(~finite)[0])
+            raise _refuse("finite", f"{label} must be finite, element {index} is {float(values[index])}")
+    if rule.minimum is not None:
+        _check_bound(values, values < rule.minimum, f"{label} must be at least {rule.minimum:g}")
+    if rule.maximum is not None:
+        _check_bound(values, values > rule.maximum, f"{label} must be at most {rule.maximum:g}")
+
+
+def _check_elements(tensor: Tensor, bytes_max: int, label: str) -> None:
+    try:
+        spans = bytes_spans(tensor.data)
+    except Misfit as misfit:
+        raise _refuse("byte-count", f"{label}: {misfit}") from misfit
+    for index, (start, end) in enumerate(spans):
+        if end - start > bytes_max:
+            raise _refuse(
+                "element-bytes",
+                f"{label}: element {index} has {end - start} bytes, at most {bytes_max} are allowed",
+            )
+
+
+Numbers = npt.NDArray[np.floating | np.integer]
+
+
+def _numbers(tensor: Tensor) -> Numbers:
+    """The values as numpy numbers, flat; BF16 widens to FP32 by its definition (its upper half)."""
+    if tensor.datatype == "BF16":
+        halves = np.frombuffer(tensor.data, dtype="<u2").astype(np.uint32)
+        return (halves << np.uint32(16)).view(np.float32)
+    return np.frombuffer(tensor.data, dtype=DTYPES[tensor.datatype])
+
+
+def _check_bound(values: Numbers, beyond: npt.NDArray[np.bool_], sentence: str) -> None:
+    if beyond.any():
+        index = int(np.flatnonzero(beyond)[0])
+        raise _refuse("range", f"{sentence}, element {index} is {values[index]}")
+
+
+def _refuse(reason: str, detail: str) -> Refused:
+    return Refused(invalid(detail, reason))
+
+
+def _shown(name: str) -> str:
+    return repr(name if len(name) <= _SHOWN_MAX else name[:_SHOWN_MAX] + "...")
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = [_shown(name) for name in names]
+    more = len(shown) - _NAMES_SHOWN_MAX
+    return ", ".join(shown[:_NAMES_SHOWN_MAX]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,329 @@
+"""The HTTP wire of an inference: header fields and body bytes to values, and values to both.
+
+Rule of this file: pure functions of their arguments, no I/O, no clock; whatever a caller sends that is
+wrong is ``Refused``. It does not know which models exist, nor what the cache or the tiers did beyond
+what ``Provenance`` tells. Every character that reaches a header field is printable ASCII by
+construction, so no name that a caller or a model chose can split a header.
+
+RFC 9110 (negotiation, codings), 9111 (Cache-Control, Age), 9211 (Cache-Status), 9651 (structured
+fields); Inference-Header-Content-Length is Triton's own and counts bytes of the *inflated* body.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+from gateway.problem import Problem, Refused, malformed, too_large, unsupported_encoding
+from tiers import v2
+from tiers.inference import InferRequest, InferResponse, Provenance
+
+JSON_LENGTH_HEADER: Final = "Inference-Header-Content-Length"
+CACHE_NAME: Final = "tailrace"
+
+Buffer = bytes | memoryview
+Field = tuple[str, str]
+
+_CODINGS: Final = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
+_GZIP_BITS, _ZLIB_BITS, _RAW_BITS = 31, 15, -15
+_LEVEL: Final = 1  # tensors hardly compress; higher levels cost 5 times the CPU for a few percent
+_DIGITS: Final = re.compile(r"[0-9]{1,19}")
+_WEIGHT: Final = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
+_TOKEN: Final = re.compile(r"[A-Za-z*][A-Za-z0-9!#$%&'*+\-.^_`|~:/]*")
+_DIRECTIVE: Final = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+)(?:=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]*)))?")
+_TEXT_MAX: Final = 128  # characters of a model's name or a reason in one header member
+_INTEGER_MAX: Final = 999_999_999_999_999  # RFC 9651 section 3.3.1
+_SECONDS_MAX: Final = 2**31  # RFC 9111 section 1.2.2: what a delta-seconds too large becomes
+
+_FORWARDED: Final = {
+    "request": "request",
+    "no-cache": "request",
+    "no-store": "request",
+    "max-age": "request",
+    "stale": "stale",
+    "dead": "stale",
+    "epoch": "stale",
+    "expired": "stale",
+    "uri-miss": "uri-miss",
+    "bypass": "bypass",
+}
+"""A miss's reason to the ``fwd`` value of RFC 9211 section 2.2; any other reason is ``miss``."""
+
+
+class BodyHeaders(msgspec.Struct, frozen=True):
+    """The request's header fields that say how to read its body; None when absent."""
+
+    content_encoding: str | None = None
+    json_length: str | None = None
+
+
+class BodyLimits(msgspec.Struct, frozen=True):
+    """``bytes_max`` bounds the body both as sent and inflated; ``message`` what the message may hold."""
+
+    bytes_max: int = 64 * 2**20
+    message: v2.Limits = v2.DEFAULT_LIMITS
+
+
+class CacheDirectives(msgspec.Struct, frozen=True):
+    """Cache-Control of a request (RFC 9111 section 5.2.1); seconds. ``max_stale`` inf: any age."""
+
+    no_cache: bool = False
+    no_store: bool = False
+    only_if_cached: bool = False
+    max_stale: float | None = None
+    max_age: float | None = None
+
+
+NO_DIRECTIVES: Final = CacheDirectives()
+
+
+def decode(
+    body: Buffer, model: str, version: str, headers: BodyHeaders, limits: BodyLimits
+) -> tuple[InferRequest, v2.WireForm]:
+    """One infer request from its body as sent. Raises Refused: 400, 413 or 415.
+
+    The tensors may be slices of ``body``: keep it unchanged while the request lives.
+    """
+    json_length = parse_json_length(headers.json_length)
+    inflated = inflate(body, headers.content_encoding, limits.bytes_max)
+    try:
+        return v2.decode_request(inflated, json_length, model, version, limits.message)
+    except v2.Malformed as fault:
+        raise Refused(_problem(fault)) from fault
+
+
+def encode(
+    response: InferResponse, form: v2.WireForm, request_id: str, encoding: str | None = None
+) -> tuple[list[Buffer], list[Field]]:
+    """Body parts of an answer and the header fields that describe them (no Content-Length).
+
+    ``encoding`` is what ``negotiate`` chose. Raises Refused when an output cannot take the form asked for.
+    """
+    try:
+        parts, json_length = v2.encode_response(response, form, request_id)
+    except v2.Malformed as fault:
+        raise Refused(_problem(fault)) from fault
+    if json_length is None:
+        fields = [("Content-Type", "application/json")]
+    else:
+        fields = [("Content-Type", "application/octet-stream"), (JSON_LENGTH_HEADER, str(json_length))]
+    if encoding is not None:
+        parts = [deflate_body(parts, encoding)]
+        fields += [("Content-Encoding", encoding), ("Vary", "Accept-Encoding")]
+    return parts, fields
+
+
+def parse_json_length(value: str | None) -> int | None:
+    """Inference-Header-Content-Length, strictly digits (Triton reads ``x`` as 0, and then guesses)."""
+    if value is None:
+        return None
+    if not _DIGITS.fullmatch(value):
+        raise Refused(
+            malformed(f"{JSON_LENGTH_HEADER} must be a number of bytes, got {value[:32]!r}", "header-length")
+        )
+    return int(value)
+
+
+def inflate(body: Buffer, encoding: str | None, bytes_max: int) -> Buffer:
+    """The body without its one content coding; at most ``bytes_max`` bytes either way.
+
+    ``deflate`` is zlib's format, or the bare DEFLATE some clients send (RFC 9110 section 8.4.1.2 knows
+    of them). Raises Refused: 413 for a bomb, 400 for a stream that is broken, cut or followed by more,
+    415 for any other coding or more than one.
+    """
+    if len(body) > bytes_max:
+        raise Refused(too_large(f"the body has {len(body)} bytes, at most {bytes_max} are allowed", bytes_max))
+    coding = (encoding or "").strip(" \t").lower()
+    if coding in ("", "identity"):
+        return body
+    if coding not in _CODINGS:
+        what = "more than one coding" if "," in coding else f"{coding[:32]!r}"
+        raise Refused(unsupported_encoding(f"Content-Encoding is {what}; send gzip, deflate or identity"))
+    stream = zlib.decompressobj(_GZIP_BITS if _CODINGS[coding] == "gzip" else _deflate_bits(body))
+    try:
+        inflated = stream.decompress(body, bytes_max + 1)
+    except zlib.error as error:
+        raise Refused(malformed(f"the body is not valid {coding}: {error}", "encoding")) from error
+    if len(inflated) > bytes_max:
+        raise Refused(
+            too_large(f"the body inflates to more than the {bytes_max} bytes that are allowed", bytes_max)
+        )
+    if not stream.eof:
+        raise Refused(malformed(f"the {coding} body is truncated", "encoding"))
+    if stream.unused_data:
+        raise Refused(
+            malformed(f"the {coding} body is followed by {len(stream.unused_data)} more bytes", "encoding")
+        )
+    return inflated
+
+
+def negotiate(accept_encoding: str | None) -> str | None:
+    """The coding to answer in: gzip, deflate, or None for none (RFC 9110 section 12.5.3).
+
+    The heaviest wins, gzip before deflate before none. Members that are not well formed do not count.
+    With identity forbidden and nothing else possible the answer goes out plain all the same.
+    """
+    if not accept_encoding:
+        return None
+    weights: dict[str, float] = {}
+    for member in accept_encoding.lower().split(","):
+        name, *parameters = (part.strip(" \t") for part in member.split(";"))
+        weight = _weight(parameters)
+        if name and weight is not None:
+            weights[_CODINGS.get(name, name)] = weight
+    rest = weights.get("*", 0.0)
+    best, best_weight = None, weights.get("identity", 0.0)
+    for coding in ("deflate", "gzip"):
+        weight = weights.get(coding, rest)
+        if weight > 0 and weight >= best_weight:
+            best, best_weight = coding, weight
+    return best
+
+
+def deflate_body(parts: Iterable[Buffer], encoding: str) -> bytes:
+    """All parts as one gzip or deflate (zlib) stream; the same parts give the same bytes."""
+    stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP_BITS if encoding == "gzip" else _ZLIB_BITS)
+    pieces = [stream.compress(part) for part in parts]
+    pieces.append(stream.flush())
+    return b"".join(pieces)
+
+
+def parse_cache_control(value: str | None) -> CacheDirectives:
+    """The directives this gateway honours; what it cannot read it takes the careful way.
+
+    A ``max-age`` that is no number counts as 0, a ``max-stale`` that is none as absent; of repeated
+    directives the stricter holds (RFC 9111 section 4.2.1). Several header lines: join them with commas.
+    """
+    if not value:
+        return NO_DIRECTIVES
+    flags: set[str] = set()
+    max_stale: float | None = None
+    max_age: float | None = None
+    for match in _DIRECTIVE.finditer(value):
+        name = match.group(1).lower()
+        argument = match.group(2) if match.group(2) is not None else match.group(3)
+        if name == "max-stale":
+            stale = math.inf if argument is None else _seconds(argument)
+            if stale is not None:
+                max_stale = stale if max_stale is None else min(max_stale, stale)
+        elif name == "max-age":
+            age = _seconds(argument or "") or 0.0
+            max_age = age if max_age is None else min(max_age, age)
+        else:
+            flags.add(name)
+    return CacheDirectives(
+        no_cache="no-cache" in flags,
+        no_store="no-store" in flags,
+        only_if_cached="only-if-cached" in flags,
+        max_stale=max_stale,
+        max_age=max_age,
+    )
+
+
+def provenance_headers(provenance: Provenance, duration_seconds: float) -> list[Field]:
+    """Cache-Status, Age (of a cached answer), Server-Timing and Tailrace-Provenance."""
+    fields = [("Cache-Status", _cache_status(provenance))]
+    if provenance.cache in ("hit", "stale"):
+        fields.append(("Age", str(_whole(max(0.0, provenance.age)))))
+    milliseconds = max(0.0, duration_seconds) * 1000.0
+    timing = f"{milliseconds:.3f}" if math.isfinite(milliseconds) else "0"
+    fields.append(("Server-Timing", f"tailrace;dur={timing}, cache;desc={_item(provenance.cache)}"))
+    fields.append(("Tailrace-Provenance", _provenance(provenance)))
+    return fields
+
+
+def _problem(fault: v2.Malformed) -> Problem:
+    return too_large(str(fault)) if fault.status == 413 else malformed(str(fault), fault.reason)
+
+
+def _deflate_bits(body: Buffer) -> int:
+    """zlib's two-byte head (RFC 1950 section 2.2) tells it from bare DEFLATE."""
+    if len(body) < 2:
+        return _ZLIB_BITS
+    method, flags = body[0], body[1]
+    is_zlib = method & 15 == 8 and method >> 4 <= 7 and (method * 256 + flags) % 31 == 0
+    return _ZLIB_BITS if is_zlib else _RAW_BITS
+
+
+def _weight(parameters: Sequence[str]) -> float | None:
+    """The q of one member: 1 when absent, None when it is not a weight."""
+    if not parameters:
+        return 1.0
+    name, _, value = parameters[0].partition("=")
+    if len(parameters) > 1 or name.strip() != "q" or not _WEIGHT.fullmatch(value.strip()):
+        return None
+    return float(value)
+
+
+def _seconds(text: str) -> float | None:
+    if not text.isascii() or not text.isdigit():
+        return None
+    return float(_SECONDS_MAX) if len(text) > 10 else float(min(int(text), _SECONDS_MAX))
+
+
+def _whole(value: float) -> int:
+    """A structured-field integer: rounded down, and within what RFC 9651 allows."""
+    if math.isnan(value):
+        return 0
+    return math.floor(min(max(value, -_INTEGER_MAX), _INTEGER_MAX))
+
+
+def _cache_status(provenance: Provenance) -> str:
+    reason = provenance.reason
+    members = [CACHE_NAME]
+    if provenance.cache in ("hit", "stale"):
+        members.append("hit")
+        if provenance.ttl_left is not None:
+            members.append(f"ttl={_whole(provenance.ttl_left)}")
+        told = "" if provenance.cache == "hit" else reason
+    else:
+        forwarded = "bypass" if provenance.cache == "bypass" else _FORWARDED.get(reason, "miss")
+        members.append(f"fwd={forwarded}")
+        if provenance.stored:
+            members.append("stored")
+        if provenance.collapsed:
+            members.append("collapsed")
+        told = "" if reason in (forwarded, "stored") else reason
+    if told:
+        members.append(f"detail={_item(told)}")
+    return "; ".join(members)
+
+
+def _provenance(provenance: Provenance) -> str:
+    members = [f"cache={_item(provenance.cache)}"]
+    for name, text in (("reason", provenance.reason), ("tier", provenance.tier), ("version", provenance.version)):
+        if text:
+            members.append(f"{name}={_item(text) if name == 'reason' else _string(text)}")
+    if provenance.cache in ("hit", "stale"):
+        members.append(f"age={_whole(provenance.age)}")
+    if provenance.rows:
+        members.append(f"rows={_whole(provenance.rows)}")
+        members.append(f"escalated={_whole(provenance.rows_escalated)}")
+    if provenance.steps:
+        members.append(f"steps=({' '.join(_item(step) for step in provenance.steps)})")
+    if provenance.degraded:
+        members.append("degraded")
+    return ", ".join(members)
+
+
+def _item(text: str) -> str:
+    """A token where the text is one, else a string."""
+    return text if len(text) <= _TEXT_MAX and _TOKEN.fullmatch(text) else _string(text)
+
+
+def _string(text: str) -> str:
+    """A string, or for anything beyond printable ASCII a display string (RFC 9651 section 3.3.8)."""
+    if len(text) > _TEXT_MAX:
+        text = text[: _TEXT_MAX - 3] + "..."
+    if text.isascii() and text.isprintable():
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    safe = [
+        chr(code) if 32 <= code < 127 and code not in b'%"' else f"%{code:02x}"
+        for code in text.encode("utf-8", "replace")
+    ]
+    return '%"' + "".join(safe) + '"'
