@@ -37,7 +37,7 @@ class Key(msgspec.Struct, frozen=True, gc=False):
 
 
 class TensorView(Protocol):
-    """What a digest reads of a tensor; ``data`` is its KServe v2 binary form, C-contiguous."""
+    """What a digest reads of a tensor; ``data`` is its KServe v2 binary form (C-contiguous)."""
 
     @property
     def name(self) -> str: ...
@@ -49,7 +49,7 @@ class TensorView(Protocol):
     def data(self) -> bytes | memoryview: ...
 
 
-def request_digest(  # noqa: PLR0913 - one keyword per part of the key rule
+def request_digest(
     *,
     route: str,
     tenant: str,
@@ -67,13 +67,14 @@ def request_digest(  # noqa: PLR0913 - one keyword per part of the key rule
     hasher.update(_count(b"I", len(inputs)))
     for tensor in sorted(inputs, key=_name_of):
         data = tensor.data
-        size = data.nbytes if isinstance(data, memoryview) else len(data)
+        if isinstance(data, memoryview) and data.format != "B":
+            data = data.cast("B")  # so that its length is in bytes, and the hash takes it
         shape = ",".join(map(str, tensor.shape))
         head = (
             _text(b"n", tensor.name),
             _text(b"d", tensor.datatype),
             _text(b"s", shape),
-            _FIELD.pack(b"b", size),
+            _FIELD.pack(b"b", len(data)),
         )
         hasher.update(b"".join(head))
         hasher.update(data)

@@ -1,0 +1,312 @@
+"""Policies against a naive model, and judged by traces beside unbounded and clairvoyant ones."""
+
+import random
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cache.policy import GHOST_ENTRIES_MIN, POLICIES, Lru, Policy, S3Fifo, Sieve
+
+BYTES_MAX = 40
+
+
+def key(number: int) -> bytes:
+    return number.to_bytes(16, "little")
+
+
+def hold(policy: Policy[int], *numbers: int, size: int = 1) -> list[int]:
+    """Put each number as its own value; returns the values that left."""
+    return [left for number in numbers for _, left in policy.put(key(number), number, size)]
+
+
+operations = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), st.integers(0, 15), st.integers(1, BYTES_MAX + 5)),
+        st.tuples(st.just("put"), st.integers(0, 15), st.integers(1, 6)),
+        st.tuples(st.just("get"), st.integers(0, 15), st.just(0)),
+        st.tuples(st.just("get"), st.integers(0, 15), st.just(0)),
+        st.tuples(st.just("resize"), st.integers(0, 15), st.integers(1, BYTES_MAX + 5)),
+        st.tuples(st.just("pop"), st.integers(0, 15), st.just(0)),
+        st.tuples(st.just("clear"), st.just(0), st.just(0)),
+    ),
+    max_size=120,
+)
+
+
+class Model:
+    """Values and sizes of what is held, told which keys left; checks that nothing leaves unreported."""
+
+    def __init__(self, policy: Policy[int]) -> None:
+        self.policy = policy
+        self.held: dict[bytes, tuple[int, int]] = {}
+        self.puts = 0
+
+    def put(self, which: bytes, size: int) -> None:
+        self.puts += 1
+        value = self.puts  # every put has a value of its own, so a report of an old one shows
+        self.held[which] = (value, size)
+        self.leave(self.policy.put(which, value, size), which, size)
+
+    def resize(self, which: bytes, size: int) -> None:
+        if which not in self.held:
+            with pytest.raises(KeyError):
+                self.policy.resize(which, size)
+            return
+        self.held[which] = (self.held[which][0], size)
+        self.leave(self.policy.resize(which, size), which, size)
+
+    def leave(self, evicted: list[tuple[bytes, int]], which: bytes, size: int) -> None:
+        for gone, value in evicted:
+            assert self.held.pop(gone)[0] == value
+        assert (which in self.held) == (size <= BYTES_MAX)
+        if size > BYTES_MAX:
+            assert [gone for gone, _ in evicted] == [which]
+
+    def check(self) -> None:
+        assert self.policy.bytes_used == sum(size for _, size in self.held.values()) <= BYTES_MAX
+        assert set(self.policy) == set(self.held)
+        assert len(self.policy) == len(self.held)
+        for number in range(16):
+            which = key(number)
+            expected = self.held.get(which)
+            assert self.policy.peek(which) == (expected and expected[0])
+            assert (which in self.policy) == (expected is not None)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@given(operations)
+def test_a_policy_is_a_map_that_forgets_aloud(name: str, steps: list[tuple[str, int, int]]) -> None:
+    policy: Policy[int] = POLICIES[name](BYTES_MAX)
+    model = Model(policy)
+    for operation, number, size in steps:
+        which = key(number)
+        if operation == "put":
+            model.put(which, size)
+        elif operation == "get":
+            assert policy.get(which) == model.held.get(which, (None, 0))[0]
+        elif operation == "resize":
+            model.resize(which, size)
+        elif operation == "pop":
+            assert policy.pop(which) == model.held.pop(which, (None, 0))[0]
+        else:
+            policy.clear()
+            model.held.clear()
+        model.check()
+    assert policy.bytes_max == BYTES_MAX
+
+
+@given(operations)
+def test_lru_evicts_as_a_list_in_order_of_use_does(steps: list[tuple[str, int, int]]) -> None:
+    policy: Lru[int] = Lru(BYTES_MAX)
+    order: list[tuple[bytes, int]] = []
+    for operation, number, size in steps:
+        which = key(number)
+        place = next((index for index, (held, _) in enumerate(order) if held == which), None)
+        if operation == "get" and policy.get(which) is not None:
+            assert place is not None
+            order.append(order.pop(place))
+        if operation != "put":
+            continue
+        gone = [left for left, _ in policy.put(which, number, size)]
+        if place is not None and size <= order[place][1]:
+            order[place] = (which, size)
+            assert gone == []
+            continue
+        if place is not None:
+            del order[place]
+        order.append((which, size))
+        expected = [which] if size > BYTES_MAX else []
+        while sum(held for _, held in order) > BYTES_MAX:
+            victim = which if size > BYTES_MAX else order[0][0]
+            order = [(held, charged) for held, charged in order if held != victim]
+            if victim != which:
+                expected.append(victim)
+        assert gone == expected
+
+
+def test_sieve_as_in_the_paper() -> None:
+    # Figure 1 of the paper's idea: used ones stay where they are, the hand goes on from where it was.
+    policy: Sieve[int] = Sieve(7)
+    hold(policy, 1, 2, 3, 4, 5, 6, 7)
+    for used in (1, 2, 7):
+        policy.get(key(used))
+    assert hold(policy, 8) == [3]  # 1 and 2 are spared and lose their mark
+    policy.get(key(1))
+    assert hold(policy, 9, 10, 11) == [4, 5, 6]
+    assert hold(policy, 12) == [8]  # 7 is spared
+    assert hold(policy, 13, 14, 15, 16) == [9, 10, 11, 12]
+    assert hold(policy, 17, 18, 19, 20) == [13, 14, 15, 16]
+    assert sorted(policy) == [key(number) for number in (1, 2, 7, 17, 18, 19, 20)]
+
+
+def test_sieve_removes_what_its_hand_points_at() -> None:
+    policy: Sieve[int] = Sieve(3)
+    hold(policy, 1, 2, 3)
+    policy.get(key(1))
+    assert hold(policy, 4) == [2]  # the hand is at 3 now
+    assert policy.pop(key(3)) == 3
+    hold(policy, 5)
+    assert hold(policy, 6) == [4]
+
+
+def test_s3fifo_one_hit_wonders_leave_by_the_small_queue() -> None:
+    policy: S3Fifo[int] = S3Fifo(20)
+    hold(policy, *range(20))
+    for popular in range(10):
+        policy.get(key(popular))
+        policy.get(key(popular))
+    assert hold(policy, *range(100, 200)) == [*range(10, 20), *range(100, 190)]
+    assert all(key(popular) in policy for popular in range(10))
+
+
+def test_s3fifo_used_once_is_not_enough_and_coming_back_is() -> None:
+    policy: S3Fifo[int] = S3Fifo(20)
+    hold(policy, *range(20))
+    policy.get(key(0))
+    assert hold(policy, 20) == [0]
+    assert hold(policy, 0) == [1]  # remembered: enters main, out of reach of the scan below
+    hold(policy, *range(100, 200))
+    assert key(0) in policy
+
+
+def test_s3fifo_main_gives_another_round_per_use() -> None:
+    policy: S3Fifo[int] = S3Fifo(10)
+    hold(policy, *range(10))
+    for number in range(10):
+        for _ in range(9):
+            policy.get(key(number))  # counted to three, and forgotten on the way to main
+    assert hold(policy, 10) == [0]
+    policy.get(key(1))
+    # Main is 1 to 9, small is 10 (a tenth): small leaves first, as long as it has its share.
+    assert hold(policy, 11) == [10]
+    assert hold(policy, 10) == [11]  # from ghost into main; small is empty now
+    assert hold(policy, 12) == [2]  # so main gives: 1 was used
+
+
+@pytest.mark.parametrize("size", [1, 7])
+def test_s3fifo_remembers_a_bounded_number_of_keys(size: int) -> None:
+    policy: S3Fifo[int] = S3Fifo(700)
+    hold(policy, *range(50_000), size=size)
+    assert len(policy._ghost) == max(GHOST_ENTRIES_MIN, 700 // size - 1)
+
+
+def test_s3fifo_memory_does_not_grow_with_puts_and_pops() -> None:
+    policy: S3Fifo[int] = S3Fifo(10)
+    for number in range(1000):
+        policy.put(key(number), number, 1)
+        policy.pop(key(number))
+    assert len(policy) == len(policy._ghost) == policy.bytes_used == 0
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_a_value_that_grows_pushes_out_others_not_itself(name: str) -> None:
+    policy: Policy[int] = POLICIES[name](10)
+    hold(policy, *range(10))
+    assert sorted(left for _, left in policy.put(key(0), 100, 10)) == list(range(1, 10))
+    assert policy.peek(key(0)) == 100
+    assert policy.resize(key(0), 11) == [(key(0), 100)]
+    assert len(policy) == policy.bytes_used == 0
+
+
+# Traces: each value one byte, so that "clairvoyant" is exactly Belady's MIN and a bound for all.
+
+REQUESTS = 30_000
+HELD_MAX = 200
+
+
+def zipf(chance: random.Random, population: int, alpha: float) -> Iterator[int]:
+    weights = [1 / (rank + 1) ** alpha for rank in range(population)]
+    yield from chance.choices(range(population), weights, k=REQUESTS)
+
+
+def with_wonders(chance: random.Random) -> list[int]:
+    """Zipf in which every third request asks for what nobody asks for again."""
+    return [
+        1_000_000 + index if chance.random() < 1 / 3 else popular
+        for index, popular in enumerate(zipf(chance, 5_000, 0.9))
+    ]
+
+
+def with_scans(chance: random.Random) -> list[int]:
+    """Zipf interrupted now and then by a walk through ten times what the cache holds."""
+    trace: list[int] = []
+    for index, popular in enumerate(zipf(chance, 5_000, 1.0)):
+        trace.append(popular)
+        if index % 6_000 == 5_999:
+            trace.extend(range(1_000_000, 1_000_000 + 10 * HELD_MAX))
+    return trace
+
+
+def loop(_: random.Random) -> list[int]:
+    """Round and round, a little more than fits: where LRU never hits."""
+    return [index % (HELD_MAX + HELD_MAX // 4) for index in range(REQUESTS)]
+
+
+TRACES = {
+    "zipf": lambda chance: list(zipf(chance, 5_000, 1.0)),
+    "wonders": with_wonders,
+    "scans": with_scans,
+    "loop": loop,
+}
+
+
+def hits(policy: Policy[int], trace: list[int]) -> int:
+    count = 0
+    for number in trace:
+        if policy.get(key(number)) is None:
+            policy.put(key(number), number, 1)
+        else:
+            count += 1
+    return count
+
+
+def hits_clairvoyant(trace: list[int]) -> int:
+    """Belady's MIN: what is wanted furthest in the future leaves (or does not enter)."""
+    following: list[int] = [0] * len(trace)
+    seen: dict[int, int] = {}
+    for index in reversed(range(len(trace))):
+        following[index] = seen.get(trace[index], len(trace) + index)
+        seen[trace[index]] = index
+    held: dict[int, int] = {}
+    count = 0
+    for index, number in enumerate(trace):
+        count += number in held
+        held[number] = following[index]
+        if len(held) > HELD_MAX:
+            del held[max(held, key=held.__getitem__)]
+    return count
+
+
+@pytest.fixture(scope="module", params=TRACES)
+def judged(request: pytest.FixtureRequest) -> tuple[str, dict[str, int]]:
+    trace = TRACES[request.param](random.Random(20231023))
+    counts = {name: hits(POLICIES[name](HELD_MAX), trace) for name in POLICIES}
+    counts["clairvoyant"] = hits_clairvoyant(trace)
+    counts["unbounded"] = sum(count - 1 for count in Counter(trace).values())
+    return request.param, counts
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_no_policy_beats_the_clairvoyant(judged: tuple[str, dict[str, int]], name: str) -> None:
+    _, counts = judged
+    assert 0 <= counts[name] <= counts["clairvoyant"] <= counts["unbounded"]
+
+
+# At least so many times LRU's hits, and such a share of the clairvoyant's.
+BETTER_THAN_LRU = {"zipf": 1.10, "wonders": 1.35, "scans": 1.10}
+SHARE_OF_CLAIRVOYANT = {"zipf": 0.80, "wonders": 0.75, "scans": 0.80}
+
+
+@pytest.mark.parametrize("name", ["s3fifo", "sieve"])
+def test_the_lazy_beat_lru(judged: tuple[str, dict[str, int]], name: str) -> None:
+    trace, counts = judged
+    if trace == "loop":
+        # Where LRU never hits, and SIEVE not either: only a memory of what left breaks the loop.
+        assert counts["lru"] == counts["sieve"] == 0
+        assert counts["s3fifo"] >= 0.7 * counts["clairvoyant"]
+        return
+    assert counts[name] >= BETTER_THAN_LRU[trace] * counts["lru"]
+    assert counts[name] >= SHARE_OF_CLAIRVOYANT[trace] * counts["clairvoyant"]
