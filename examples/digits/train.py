@@ -1,0 +1,94 @@
+"""Trains both tiers from scikit-learn's digits (1797 images of 8x8) and keeps 40 % of them held out.
+
+Run inside the Triton environment, which has numpy and scikit-learn: ``python train.py DIRECTORY``.
+Rule of this file: a fixed seed, nothing but the training part is looked at, and it imports nothing of
+ours, because it runs under another Python environment than the gateway.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+import joblib
+import numpy
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_digits
+from sklearn.ensemble import ExtraTreesClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import StandardScaler
+from sklearn.svm import SVC
+
+SEED = 20
+HELD_OUT = 0.4
+TREES = 150
+SIDE = 8
+COST_CALLS = 30
+
+
+def main(directory: Path) -> None:
+    """Write the weights into the two models under ``directory`` and ``held_out.npz``, ``facts.json`` beside them."""
+    images, labels = load_digits(return_X_y=True)
+    images = images.astype(numpy.float32)
+    train_images, test_images, train_labels, test_labels = train_test_split(
+        images, labels, test_size=HELD_OUT, random_state=SEED, stratify=labels
+    )
+    models = directory / "models"
+    weights, bias = small(train_images, train_labels)
+    numpy.savez(models / "digits_small" / "1" / "weights.npz", weights=weights, bias=bias)
+    members = large(train_images, train_labels)
+    joblib.dump(members, models / "digits_large" / "1" / "members.joblib")
+    numpy.savez(directory / "held_out.npz", images=test_images, labels=test_labels.astype(numpy.int64))
+    row = test_images[:1]
+    facts = {
+        "seed": SEED,
+        "trained_on": len(train_images),
+        "held_out": len(test_images),
+        "small_ms": cost(lambda: row.astype(numpy.float64) @ weights + bias),
+        "large_ms": cost(lambda: [member.predict_proba(row) for member in members]),
+    }
+    (directory / "facts.json").write_text(json.dumps(facts))
+
+
+def small(images, labels):
+    """Logistic regression on standardised pixels, with the scaling folded into weights [64, 10] and bias [10]."""
+    scaler = StandardScaler().fit(images)
+    fitted = LogisticRegression(C=0.2, max_iter=500).fit(scaler.transform(images), labels)
+    weights = (fitted.coef_ / scaler.scale_).T
+    return weights, fitted.intercept_ - scaler.mean_ @ weights
+
+
+def large(images, labels):
+    """The members of the large tier, trained on the images and on copies shifted by one pixel."""
+    many, repeated = shifted(images), numpy.tile(labels, 5)
+    support = CalibratedClassifierCV(SVC(C=10, gamma=0.001), cv=5, ensemble=False).fit(images, labels)
+    trees = ExtraTreesClassifier(TREES, random_state=SEED).fit(many, repeated)
+    return [support, trees]
+
+
+def shifted(images):
+    """The images [n, 64] and four copies, moved one pixel up, down, left and right: [5n, 64]."""
+    squares = images.reshape(-1, SIDE, SIDE)
+    wide = numpy.pad(squares, ((0, 0), (1, 1), (1, 1)))
+    moved = [wide[:, 1 + down : 9 + down, 1 + right : 9 + right] for down, right in MOVES]
+    return numpy.concatenate([squares, *moved]).reshape(-1, SIDE * SIDE)
+
+
+MOVES = ((0, 1), (0, -1), (1, 0), (-1, 0))
+
+
+def cost(call):
+    """The median time of one call for one row, in milliseconds."""
+    taken = []
+    for _ in range(COST_CALLS):
+        began = time.perf_counter()
+        call()
+        taken.append(time.perf_counter() - began)
+    return round(float(numpy.median(taken)) * 1000, 3)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,181 @@
+"""A gateway as users run it: the command `tailrace serve` in a process of its own, always stopped.
+
+Rule of this file: it knows the command line, the ready line and the Prometheus text format, and
+nothing of the gateway's inside, so that a test through it is a test of what is shipped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from examples.child import Child
+
+READY_SECONDS: Final = 30.0
+LOG_CHARACTERS_SHOWN_MAX: Final = 6000
+READY_LINE: Final = re.compile(r"^tailrace ready http=(?P<http>http://\S+) admin=(?P<admin>http://\S+)", re.MULTILINE)
+SAMPLE: Final = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
+LABEL: Final = re.compile(r'(?P<name>\w+)="(?P<value>(?:[^"\\]|\\.)*)"')
+
+ConfigValue = bool | int | float | str | Sequence["ConfigValue"] | Mapping[str, "ConfigValue"]
+"""What a TOML document can hold, dates left out."""
+
+
+class GatewayFailed(RuntimeError):
+    """The gateway did not come up; the message holds what it wrote."""
+
+
+class GatewayProcess:
+    """`tailrace serve` as a child process, as a context manager; ports are free ones unless configured."""
+
+    def __init__(
+        self,
+        config: str | Mapping[str, ConfigValue] | None,
+        arguments: Sequence[str] = (),
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
+        """``config``: TOML text, or the same as a mapping, or None for a run by ``arguments`` alone."""
+        self.http_url = ""
+        self.admin_url = ""
+        self._config = config if config is None or isinstance(config, str) else toml(config)
+        self._arguments = tuple(arguments)
+        self._environ = dict(environ or {})
+        self._child: Child | None = None
+        self._directory: Path | None = None
+        self._last_log = ""
+
+    @property
+    def process(self) -> Child:
+        """The running child: ``pid``, ``returncode``, ``signal``, ``wait``."""
+        if self._child is None:
+            raise GatewayFailed("the gateway is not started")
+        return self._child
+
+    @property
+    def http_address(self) -> str:
+        """``host:port``, as tritonclient wants it."""
+        return self.http_url.removeprefix("http://")
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self, ready_seconds: float = READY_SECONDS) -> None:
+        """Start and wait for the ready line. Raises GatewayFailed with the output, and leaves nothing behind."""
+        self._directory = Path(tempfile.mkdtemp(prefix="tailrace-gateway-"))
+        try:
+            self._child = Child(self._command(self._directory), self._environment(), self._directory, "gateway")
+            self._await_ready(self._child, ready_seconds)
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """SIGTERM, then SIGKILL. Safe to call any number of times; ``log()`` still answers afterwards."""
+        if self._child is not None:
+            self._child.stop(10.0)
+            self._last_log = self._child.log()
+            self._child = None
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
+
+    def log(self) -> str:
+        """All that the gateway has written up to now, or up to its end."""
+        return self._child.log() if self._child is not None else self._last_log
+
+    def metrics(self) -> dict[str, float]:
+        """The admin port's samples now: ``name`` or ``name{a="x",b="y"}`` (labels in sorted order) -> value."""
+        with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=10.0) as answer:
+            return samples(answer.read().decode())
+
+    def metric(self, name: str, **labels: str) -> float:
+        """The sum of all samples of ``name`` that carry at least these labels; 0 if there is none."""
+        wanted = {f'{label}="{value}"' for label, value in labels.items()}
+        total = 0.0
+        for sample, value in self.metrics().items():
+            base, _, rest = sample.partition("{")
+            carried = {f'{label["name"]}="{label["value"]}"' for label in LABEL.finditer(rest)}
+            if base == name and wanted <= carried:
+                total += value
+        return total
+
+    def _command(self, directory: Path) -> list[str]:
+        command = [sys.executable, "-m", "gateway.cli", "serve"]
+        if self._config is not None:
+            path = directory / "tailrace.toml"
+            path.write_text(self._config)
+            command += ["--config", str(path)]
+        for flag in ("--http", "--admin"):
+            if flag not in self._arguments:
+                command += [flag, "127.0.0.1:0"]
+        return [*command, *self._arguments]
+
+    def _environment(self) -> dict[str, str]:
+        root = str(Path(__file__).resolve().parent.parent)
+        paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]
+        return dict(os.environ) | {"PYTHONPATH": ":".join(paths), "PYTHONUNBUFFERED": "1"} | self._environ
+
+    def _await_ready(self, child: Child, ready_seconds: float) -> None:
+        end = time.monotonic() + ready_seconds
+        while time.monotonic() < end:
+            ended = not child.running
+            found = READY_LINE.search(child.out())
+            if found is not None:
+                self.http_url, self.admin_url = found["http"], found["admin"]
+                return
+            if ended:
+                raise GatewayFailed(f"the gateway ended with {child.returncode}:\n{self._tail(child)}")
+            time.sleep(0.01)
+        raise GatewayFailed(f"no ready line within {ready_seconds:.0f} s:\n{self._tail(child)}")
+
+    def _tail(self, child: Child) -> str:
+        return child.log()[-LOG_CHARACTERS_SHOWN_MAX:]
+
+
+def samples(text: str) -> dict[str, float]:
+    """Parse the Prometheus text format; labels are put in sorted order."""
+    found = {}
+    for line in text.splitlines():
+        match = SAMPLE.match(line)
+        if match is None:
+            continue
+        labels = sorted(f'{label["name"]}="{label["value"]}"' for label in LABEL.finditer(match["labels"] or ""))
+        found[match["name"] + (f"{{{','.join(labels)}}}" if labels else "")] = float(match["value"])
+    return found
+
+
+def toml(document: Mapping[str, ConfigValue]) -> str:
+    """A TOML document, one line for each top-level key (tables are written inline)."""
+    return "".join(f"{_key(key)} = {_value(value)}\n" for key, value in document.items())
+
+
+def _key(key: str) -> str:
+    return key if re.fullmatch(r"[A-Za-z0-9_-]+", key) else json.dumps(key)
+
+
+def _value(value: ConfigValue) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False)  # a JSON string is a TOML basic string
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        return "{ " + ", ".join(f"{_key(key)} = {_value(inner)}" for key, inner in value.items()) + " }"
+    return "[" + ", ".join(_value(inner) for inner in value) + "]"
