@@ -64,7 +64,6 @@ class Remains(msgspec.Struct, frozen=True):
     time: bool = True
 
 
-
 _FROM_MEMORY: Final = frozenset({Step.STALE, Step.SNAPSHOT, Step.DEFAULT})
 
 TABLE: Final[Mapping[Failure, frozenset[Step]]] = MappingProxyType(

@@ -1,0 +1,108 @@
+"""Who is asking: API keys to callers that the configuration names.
+
+Rule of this file: a key itself is never kept, only its SHA-256, and never appears in a message. It
+must not know HTTP beyond the values of two headers, nor what a caller may do.
+
+The look-up by digest needs no constant-time comparison. Timing could at most tell how much of the
+*digest* of a guess matches a stored digest; to use that, a guesser would have to choose keys by
+their digest, which is finding partial preimages of SHA-256, and would then know a part of a digest,
+which does not lead back to the key. Keys must be long and random (a generated key is): SHA-256
+without salt and stretching protects those, and would not protect a password.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import Final
+
+import msgspec
+
+from gateway.admission.ratelimit import Quota
+
+KEY_BYTES_MAX: Final = 512
+"""Longest key that is looked at: well above any generated key, and a bound on the hashing."""
+
+AUTHORIZATION_BYTES_MAX: Final = KEY_BYTES_MAX + 64
+"""Longest `Authorization` value: a key, its scheme, and some spaces."""
+
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Caller(msgspec.Struct, frozen=True):
+    """Who asks. ``tenant`` parts the cache ("" is the common one); ``quota`` None: the route's only."""
+
+    name: str
+    tenant: str
+    quota: Quota | None = None
+
+
+class Unauthenticated(Exception):
+    """Nobody we know. ``reason`` is one word: missing, unknown, scheme, conflict, malformed."""
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+def key_digest(key: str) -> str:
+    """The SHA-256 of an ASCII key in lower-case hex, as the configuration holds it."""
+    return hashlib.sha256(key.encode("ascii")).hexdigest()
+
+
+class Directory:
+    """The callers by the SHA-256 (64 hex digits) of their keys. Immutable once made."""
+
+    def __init__(self, keys: Mapping[str, Caller], anonymous: bool) -> None:
+        self._callers: dict[str, Caller] = {}
+        for digest, caller in keys.items():
+            folded = digest.lower()
+            if not _DIGEST.fullmatch(folded):
+                raise ValueError(f"the key of caller {caller.name!r} is not a SHA-256 in 64 hex digits")
+            if folded in self._callers:
+                raise ValueError(f"caller {caller.name!r} has the key of {self._callers[folded].name!r}")
+            self._callers[folded] = caller
+        self._anonymous = anonymous
+
+    def identify(self, authorization: str | None, api_key: str | None, peer: str) -> Caller:
+        """The caller of a request with these `Authorization` and `X-API-Key` values.
+
+        With neither, where anonymous callers are allowed: ``addr:<peer>`` with no tenant. A key
+        that is presented must be right, also there: a typing error must not become another quota
+        and another tenant. Raises `Unauthenticated`.
+        """
+        presented = None if authorization is None else _bearer(authorization)
+        if api_key is not None:
+            key = _bounded(api_key.strip(" \t"))
+            if presented is not None and presented != key:
+                raise Unauthenticated("conflict", "Authorization and X-API-Key hold different keys")
+            presented = key
+        if presented is None:
+            if self._anonymous:
+                return Caller(name=f"addr:{peer}", tenant="")
+            raise Unauthenticated("missing", "a key is needed: Authorization: Bearer <key>, or X-API-Key")
+        caller = self._callers.get(key_digest(presented))
+        if caller is None:
+            raise Unauthenticated("unknown", "the key is not known here")
+        return caller
+
+
+def _bearer(authorization: str) -> str:
+    if len(authorization) > AUTHORIZATION_BYTES_MAX:
+        raise Unauthenticated("malformed", f"Authorization is longer than {AUTHORIZATION_BYTES_MAX} bytes")
+    scheme, _, key = authorization.strip(" \t").partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthenticated("scheme", "Authorization is not of the Bearer scheme")
+    return _bounded(key.strip(" \t"))
+
+
+def _bounded(key: str) -> str:
+    if not key:
+        raise Unauthenticated("malformed", "the key is empty")
+    if len(key) > KEY_BYTES_MAX:
+        raise Unauthenticated("malformed", f"the key is longer than {KEY_BYTES_MAX} bytes")
+    # Bytes above ASCII come decoded one way or another, by door; a key must be one thing everywhere.
+    if not all("!" <= char <= "~" for char in key):
+        raise Unauthenticated("malformed", "the key holds something else than visible ASCII")
+    return key

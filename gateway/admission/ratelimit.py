@@ -1,0 +1,236 @@
+"""Quotas by GCRA: who may ask how often, decided from one number per caller.
+
+The generic cell rate algorithm (ITU-T I.371, a leaky bucket kept as a time): a cell stores the
+*theoretical arrival time*, the moment by which all that was consumed has been earned back. Each
+request moves it by one emission interval T = per / rate, and conforms while it stays within
+``burst * T`` of now. So in any window of t seconds at most ``burst + t / T`` requests pass. Times
+are whole nanoseconds, and T is rounded up: no sum of floats ever opens or closes a quota.
+
+Rule of this file: pure, ``now`` is an argument. It must not know HTTP beyond the text of three
+header values, nor who the callers are. Memory is bounded: a cell whose time has come is equal to no
+cell at all, so it may be dropped; while every remembered cell is active, newcomers share one cell
+per quota (and take its debt along) instead of pushing an active one out, which would give its owner
+a fresh burst.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Final
+
+import msgspec
+
+RECLAIM_STEPS_MAX: Final = 64
+"""Cells looked at to make room for a newcomer: bounds the work of one request, not the memory."""
+
+RETRY_AFTER_SECONDS_MAX: Final = 86_400
+"""Most that `Retry-After` and ``t`` say, also for a cost that no wait could ever admit."""
+
+_NANOSECONDS: Final = 1_000_000_000
+_PRINTABLE_MIN, _PRINTABLE_MAX = " ", "~"
+
+
+class Quota(msgspec.Struct, frozen=True):
+    """``rate`` requests every ``per`` seconds, ``burst`` at once; ``name`` is said to the caller.
+
+    Raises ValueError when a number is not above 0 (``burst`` not at least 1), or when ``name`` is
+    empty or not printable ASCII (RFC 9651 strings hold nothing else). Quotas come from
+    configuration: their names are few.
+    """
+
+    rate: float
+    per: float
+    burst: int
+    name: str
+
+    def __post_init__(self) -> None:
+        if not (0.0 < self.rate < math.inf and 0.0 < self.per < math.inf and self.burst >= 1):
+            raise ValueError("a quota needs rate and per above 0 and finite, and a burst of at least 1")
+        if not self.name or not all(_PRINTABLE_MIN <= char <= _PRINTABLE_MAX for char in self.name):
+            raise ValueError("a quota's name is printable ASCII and not empty")
+
+    @property
+    def interval_ns(self) -> int:
+        """The emission interval T in nanoseconds, rounded up (so never too generous)."""
+        # Round first: 1 / 3 * 3 style dust must not add a nanosecond to an exact interval.
+        exact = self.per * _NANOSECONDS / self.rate
+        nearest = round(exact)
+        return max(1, nearest if math.isclose(exact, nearest, rel_tol=1e-12) else math.ceil(exact))
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """One quota's answer.
+
+    ``remaining``: requests of cost 1 that would pass now. ``reset``: seconds until the whole burst
+    is there again. ``retry_after``: seconds until this cost would pass; 0 when it was allowed,
+    infinity when it is larger than the burst.
+    """
+
+    allowed: bool
+    remaining: int
+    reset: float
+    retry_after: float
+    quota: Quota
+
+
+_Cell = tuple[Hashable, str]
+
+
+class Limiter:
+    """Cells of up to ``keys_max`` (key, quota name) pairs. One thread, no waiting."""
+
+    def __init__(self, keys_max: int = 100_000) -> None:
+        if keys_max < 1:
+            raise ValueError("keys_max is at least 1")
+        self._keys_max = keys_max
+        self._times: dict[_Cell, int] = {}
+        # One item per cell, by a time that its cell has reached or passed: the earliest are the
+        # candidates for dropping. The counter keeps keys from being compared.
+        self._oldest: list[tuple[int, int, _Cell]] = []
+        self._inserted = 0
+        self._shared: dict[str, int] = {}
+
+    def __len__(self) -> int:
+        """Cells remembered; at most ``keys_max``."""
+        return len(self._times)
+
+    def check(self, key: Hashable, quota: Quota, now: float, cost: int = 1) -> Verdict:
+        """Consumes ``cost`` requests of ``quota`` for ``key`` if they conform, else nothing.
+
+        ``now`` is in monotonic seconds. Raises ValueError for a negative cost.
+        """
+        cell = (key, quota.name)
+        now_ns = _whole(now)
+        verdict, time = _judge(quota, self._time(cell), now_ns, cost)
+        if verdict.allowed and cost:
+            self._store(cell, time, now_ns)
+        return verdict
+
+    def peek(self, key: Hashable, quota: Quota, now: float) -> Verdict:
+        """What `check` would say now, with nothing consumed; ``remaining`` counts the request in question."""
+        now_ns = _whole(now)
+        time = self._time((key, quota.name))
+        state, _ = _judge(quota, time, now_ns, 0)
+        asked, _ = _judge(quota, time, now_ns, 1)
+        return Verdict(asked.allowed, state.remaining, state.reset, asked.retry_after, quota)
+
+    def check_all(self, pairs: Sequence[tuple[Hashable, Quota]], now: float) -> Verdict:
+        """Consumes one request from every pair, or from none; the most constraining verdict.
+
+        That is the refusal with the longest wait, else the quota with the least left. Raises
+        ValueError for no pairs: with no quota there is no verdict.
+        """
+        if not pairs:
+            raise ValueError("check_all needs at least one quota")
+        now_ns = _whole(now)
+        planned: dict[_Cell, int] = {}
+        verdicts: list[Verdict] = []
+        for key, quota in pairs:
+            cell = (key, quota.name)
+            time = planned.get(cell)
+            verdict, time = _judge(quota, self._time(cell) if time is None else time, now_ns, 1)
+            verdicts.append(verdict)
+            planned[cell] = time
+        refused = [verdict for verdict in verdicts if not verdict.allowed]
+        if refused:
+            return max(refused, key=lambda verdict: verdict.retry_after)
+        for cell, time in planned.items():
+            self._store(cell, time, now_ns)
+        return min(verdicts, key=lambda verdict: (verdict.remaining, -verdict.reset))
+
+    def _time(self, cell: _Cell) -> int:
+        time = self._times.get(cell)
+        return self._shared.get(cell[1], -(2**63)) if time is None else time
+
+    def _store(self, cell: _Cell, time: int, now_ns: int) -> None:
+        if cell in self._times:
+            self._times[cell] = time
+        elif len(self._times) < self._keys_max or self._reclaim(now_ns):
+            self._times[cell] = time
+            self._inserted += 1
+            heapq.heappush(self._oldest, (time, self._inserted, cell))
+        else:
+            self._shared[cell[1]] = max(time, self._shared.get(cell[1], time))
+
+    def _reclaim(self, now_ns: int) -> bool:
+        """Drops one cell that is idle by ``now_ns``; False when none was found."""
+        for _ in range(RECLAIM_STEPS_MAX):
+            noted, inserted, cell = self._oldest[0]
+            if noted > now_ns:
+                return False
+            time = self._times[cell]
+            if time <= now_ns:
+                heapq.heappop(self._oldest)
+                del self._times[cell]
+                return True
+            heapq.heapreplace(self._oldest, (time, inserted, cell))
+        return False
+
+
+def _whole(now: float) -> int:
+    return int(now * _NANOSECONDS)
+
+
+def _judge(quota: Quota, time: int, now_ns: int, cost: int) -> tuple[Verdict, int]:
+    """The verdict on ``cost``, and the cell's time after it (unchanged when refused)."""
+    if cost < 0:
+        raise ValueError("a cost is not negative")
+    interval = quota.interval_ns
+    capacity = quota.burst * interval
+    # A cell written under a larger quota of the same name owes no more than this one can ask.
+    before = min(max(time, now_ns), now_ns + capacity)
+    after = before + cost * interval
+    allowed = after <= now_ns + capacity
+    settled = after if allowed else before
+    wait = 0.0 if allowed else (after - now_ns - capacity) / _NANOSECONDS
+    verdict = Verdict(
+        allowed=allowed,
+        remaining=(now_ns + capacity - settled) // interval,
+        reset=(settled - now_ns) / _NANOSECONDS,
+        retry_after=math.inf if cost > quota.burst else wait,
+        quota=quota,
+    )
+    return verdict, settled
+
+
+def retry_after_value(seconds: float) -> str:
+    """`Retry-After` as delay-seconds (RFC 9110 section 10.2.3): whole, rounded up, at least 1."""
+    return str(max(1, _ceiling(seconds)))
+
+
+def ratelimit_value(verdict: Verdict) -> str:
+    """`RateLimit` (draft-ietf-httpapi-ratelimit-headers-10): ``"name";r=remaining;t=seconds``.
+
+    ``t`` of a refusal is the same moment as `Retry-After`, as the draft asks; else the moment the
+    whole burst is back.
+    """
+    until = str(_ceiling(verdict.reset)) if verdict.allowed else retry_after_value(verdict.retry_after)
+    return f"{_string(verdict.quota.name)};r={verdict.remaining};t={until}"
+
+
+def ratelimit_policy_value(quotas: Iterable[Quota]) -> str:
+    """`RateLimit-Policy` of the same draft: a list of ``"name";q=requests;w=seconds``.
+
+    Both are whole numbers there, so a window under a second is told as the whole seconds above it,
+    and a rate under one request a window as one request in a longer window.
+    """
+    return ", ".join(_policy(quota) for quota in quotas)
+
+
+def _policy(quota: Quota) -> str:
+    window = max(1, math.ceil(quota.per))
+    requests = math.floor(quota.rate * window / quota.per)
+    if requests < 1:
+        requests, window = 1, math.ceil(quota.per / quota.rate)
+    return f"{_string(quota.name)};q={requests};w={window}"
+
+
+def _ceiling(seconds: float) -> int:
+    return RETRY_AFTER_SECONDS_MAX if seconds >= RETRY_AFTER_SECONDS_MAX else math.ceil(seconds)
+
+
+def _string(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'
