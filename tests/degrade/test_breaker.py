@@ -225,4 +225,4 @@ def test_never_stuck_and_never_more_trials_than_allowed(events: list[tuple[str, 
 def test_options_are_checked() -> None:
     for wrong in ({"trials": 0}, {"failure_ratio": 0.0}, {"open_seconds": 31.0}):
         with pytest.raises(ValueError, match=r"at least|above"):
-            BreakerOptions(**wrong)  # type: ignore[arg-type]  # the wrong values are the point
+            BreakerOptions(**wrong)
