@@ -1,8 +1,33 @@
-"""What the models say about themselves."""
+"""What the models say about themselves, and when one of them has become another.
+
+Rule of this file: facts once learnt stay until better ones come, so that a dead backend does not make a
+model unknown. A model has changed when, on any one replica, its versions or its configuration differ from
+what that replica said before, its statistics went *down* (Triton resets them on reload and restart), or it
+was gone and came back. It must not know caches or epochs; it calls ``on_change`` and others draw conclusions.
+
+Known limit: a reload of the same versions and configuration is not seen if, within one poll interval, the
+model is reloaded and then does more work than it had done altogether before.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+from urllib.parse import quote
+
+import msgspec
 from msgspec import Struct
+
+from cache.flight import Abandoned, Flights
+from degrade.deadline import Deadline, Ticker
+from degrade.ladder import Failure
+from tiers.backends.triton_http import Call, Reply
+from tiers.inference import Rejected, UpstreamError
+
+T = TypeVar("T")
 
 
 class TensorFact(Struct, frozen=True):
@@ -25,3 +50,300 @@ class ModelFacts(Struct, frozen=True):
     max_batch: int
     sequence: bool
     decoupled: bool
+
+
+class Asked(Protocol):
+    """One server that can be asked; TritonHttp in life."""
+
+    @property
+    def url(self) -> str: ...
+    async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply: ...
+
+
+class CatalogOptions(Struct, frozen=True):
+    models_max: int = 1024
+    """Models remembered; the least recently asked for goes first."""
+    load_timeout: float = 5.0
+    """Seconds for learning one model's facts, whoever waits for them."""
+    loads_max: int = 64
+    """Models being learnt at once."""
+
+
+class _WireTensor(Struct):
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class _Metadata(Struct):
+    name: str
+    versions: list[str] = []
+    inputs: list[_WireTensor] = []
+    outputs: list[_WireTensor] = []
+
+
+class _ConfigInput(Struct):
+    name: str
+    optional: bool = False
+
+
+class _Policy(Struct):
+    decoupled: bool = False
+
+
+class _Config(Struct):
+    max_batch_size: int = 0
+    input: list[_ConfigInput] = []
+    sequence_batching: dict[str, object] | None = None
+    model_transaction_policy: _Policy | None = None
+
+
+class _Total(Struct):
+    count: int = 0
+    ns: int = 0
+
+
+class _Inference(Struct):
+    success: _Total = msgspec.field(default_factory=_Total)
+
+
+class _VersionStats(Struct):
+    version: str = ""
+    inference_count: int = 0
+    execution_count: int = 0
+    inference_stats: _Inference = msgspec.field(default_factory=_Inference)
+
+
+class _Stats(Struct):
+    model_stats: list[_VersionStats] = []
+
+
+class Sight(Struct, frozen=True):
+    """One look at a model on one replica. ``work`` maps a version to its totals, which only ever grow
+    while a model stays loaded: (successes, nanoseconds, inferences, executions)."""
+
+    versions: frozenset[str]
+    config_digest: bytes
+    work: dict[str, tuple[int, ...]]
+    gone: bool = False
+
+
+def changed(before: Sight, after: Sight) -> bool:
+    """Whether the later look shows another model than the earlier one (same model name, same replica)."""
+    if after.gone:
+        return False  # nothing answers, so nothing new is served; it is told when it is back
+    if before.gone or before.versions != after.versions or before.config_digest != after.config_digest:
+        return True
+    return any(
+        new < old
+        for version, totals in before.work.items()
+        for old, new in zip(totals, after.work.get(version, totals), strict=True)
+    )
+
+
+class _Known:
+    """A model's facts and the last look at it on each replica (by position)."""
+
+    __slots__ = ("facts", "sights")
+
+    def __init__(self, facts: ModelFacts) -> None:
+        self.facts = facts
+        self.sights: dict[int, Sight] = {}
+
+
+class Catalog:
+    """The models of one backend. Belongs to one event loop."""
+
+    def __init__(
+        self,
+        replicas: Sequence[Asked],
+        options: CatalogOptions,
+        now: Ticker,
+        on_change: Callable[[str], None],
+    ) -> None:
+        assert replicas, "a catalog needs a replica"
+        self._replicas = tuple(replicas)
+        self._options = options
+        self._now = now
+        self._on_change = on_change
+        self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._loads: Flights[str, ModelFacts] = Flights(options.loads_max)
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models remembered, least recently asked for first."""
+        return tuple(self._known)
+
+    async def close(self) -> None:
+        await self._loads.close()
+
+    def known(self, model: str) -> ModelFacts | None:
+        """The facts if they are remembered, without asking anyone."""
+        known = self._known.get(model)
+        return known.facts if known else None
+
+    async def facts(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
+        """The model's facts, asked for once and then remembered. ``version`` empty: any.
+
+        Raises Rejected(404) if no replica has the model or it lacks the version,
+        UpstreamError if nobody could say.
+        """
+        known = self._known.get(model)
+        if known is not None:
+            self._known.move_to_end(model)
+            facts = known.facts
+        else:
+            facts = await self._learn(model, deadline)
+        if version and version not in facts.versions:
+            raise Rejected(404, f"Request for unknown model: {model!r} version {version} is not found")
+        return facts
+
+    async def poll_once(self, deadline: Deadline) -> tuple[str, ...]:
+        """Look at every remembered model on every replica; the models that changed, each told once.
+
+        A replica that does not answer within the deadline keeps what was last seen of it.
+        """
+        models = tuple(self._known)
+        looks = await asyncio.gather(
+            *(self._look(position, models, deadline) for position in range(len(self._replicas)))
+        )
+        turned: list[str] = []
+        for model in models:
+            known = self._known.get(model)
+            if known is None:
+                continue
+            differs = False
+            fresh: ModelFacts | None = None
+            for position, seen in enumerate(looks):
+                if model not in seen:
+                    continue
+                sight, facts = seen[model]
+                before = known.sights.get(position)
+                differs = differs or (before is not None and changed(before, sight))
+                known.sights[position] = _remembered(before, sight)
+                fresh = fresh or facts
+            known.facts = fresh or known.facts
+            if differs:
+                turned.append(model)
+        for model in turned:
+            self._on_change(model)
+        return tuple(turned)
+
+    async def run(self, interval: float, sleep: Callable[[float], Awaitable[None]]) -> None:
+        """Poll for ever, ``interval`` seconds apart, each poll bounded by ``load_timeout``; cancel it to stop."""
+        while True:
+            await self.poll_once(Deadline.after(self._now(), self._options.load_timeout))
+            await sleep(interval)
+
+    async def _learn(self, model: str, deadline: Deadline) -> ModelFacts:
+        remaining = deadline.remaining(self._now())
+        try:
+            async with asyncio.timeout(remaining):
+                facts, _ = await self._loads.join(model, lambda: self._load(model))
+        except TimeoutError as error:
+            raise UpstreamError(Failure.TIMEOUT, f"no facts about model {model!r} in {remaining:.3g} s") from error
+        except Abandoned as error:
+            raise UpstreamError(Failure.UNREACHABLE, "the catalog is closed") from error
+        return facts
+
+    async def _load(self, model: str) -> ModelFacts:
+        deadline = Deadline.after(self._now(), self._options.load_timeout)
+        unknown: Rejected | None = None
+        failed: UpstreamError | None = None
+        for position, replica in enumerate(self._replicas):
+            try:
+                sight, facts = await self._see(replica, model, deadline)
+            except Rejected as error:
+                unknown = error
+                continue
+            except UpstreamError as error:
+                failed = error
+                continue
+            known = _Known(facts)
+            known.sights[position] = sight
+            self._known[model] = known
+            if len(self._known) > self._options.models_max:
+                self._known.popitem(last=False)
+            return facts
+        if failed is not None:  # who did not answer may have it
+            raise failed
+        assert unknown is not None
+        raise unknown
+
+    async def _look(
+        self, position: int, models: Sequence[str], deadline: Deadline
+    ) -> dict[str, tuple[Sight, ModelFacts | None]]:
+        """One replica's models, one after another: a poll must not be a burst."""
+        seen: dict[str, tuple[Sight, ModelFacts | None]] = {}
+        for model in models:
+            try:
+                seen[model] = await self._see(self._replicas[position], model, deadline)
+            except Rejected:
+                seen[model] = (Sight(frozenset(), b"", {}, gone=True), None)
+            except UpstreamError as error:
+                if error.failure in {Failure.UNREACHABLE, Failure.TIMEOUT}:
+                    break  # the rest would only wait too
+        return seen
+
+    async def _see(self, replica: Asked, model: str, deadline: Deadline) -> tuple[Sight, ModelFacts]:
+        path = f"/v2/models/{quote(model, safe='')}"
+        metadata_body = await self._get(replica, path, deadline)
+        config_body = await self._get(replica, path + "/config", deadline)
+        stats_body = await self._get(replica, path + "/stats", deadline)
+        metadata = _decoded(metadata_body, _Metadata, replica, path)
+        config = _decoded(config_body, _Config, replica, path)
+        stats = _decoded(stats_body, _Stats, replica, path)
+        sight = Sight(
+            frozenset(metadata.versions),
+            # Not adversarial and off the hot path: the replica's own bytes, only ever compared with its own.
+            hashlib.blake2b(config_body, digest_size=16).digest(),
+            {each.version: _totals(each) for each in stats.model_stats},
+        )
+        return sight, read_facts(metadata, config)
+
+    async def _get(self, replica: Asked, path: str, deadline: Deadline) -> bytes:
+        reply = await replica.exchange(Call("GET", path), deadline, self._now())
+        if reply.status == 200:
+            return reply.body
+        text = reply.body[:500].decode("utf-8", "replace")
+        if reply.status in {400, 404}:  # Triton says 400 for the statistics of a model that is not loaded
+            try:
+                text = msgspec.json.decode(reply.body, type=dict[str, str]).get("error", text)
+            except msgspec.DecodeError:
+                raise UpstreamError(Failure.BROKEN, f"{replica.url} is no Triton: {text}", reply.status) from None
+            raise Rejected(404, text)
+        failure = Failure.OVERLOADED if reply.status in {429, 503} else Failure.BROKEN
+        raise UpstreamError(failure, f"{replica.url} answered {path} with {reply.status}: {text}", reply.status)
+
+
+def read_facts(metadata: _Metadata, config: _Config) -> ModelFacts:
+    """Facts from Triton's metadata (names, datatypes, shapes) and configuration (all else)."""
+    optional = {each.name for each in config.input if each.optional}
+    return ModelFacts(
+        name=metadata.name,
+        versions=tuple(metadata.versions),
+        inputs=tuple(
+            TensorFact(each.name, each.datatype, tuple(each.shape), each.name in optional) for each in metadata.inputs
+        ),
+        outputs=tuple(TensorFact(each.name, each.datatype, tuple(each.shape)) for each in metadata.outputs),
+        max_batch=config.max_batch_size,
+        sequence=config.sequence_batching is not None,
+        decoupled=config.model_transaction_policy is not None and config.model_transaction_policy.decoupled,
+    )
+
+
+def _remembered(before: Sight | None, after: Sight) -> Sight:
+    """A model gone is remembered only where it had been; a replica that never had it has not changed."""
+    return after if before is not None or not after.gone else Sight(frozenset(), b"", {}, gone=True)
+
+
+def _totals(stats: _VersionStats) -> tuple[int, ...]:
+    success = stats.inference_stats.success
+    return (success.count, success.ns, stats.inference_count, stats.execution_count)
+
+
+def _decoded(body: bytes, kind: type[T], replica: Asked, path: str) -> T:
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise UpstreamError(Failure.BROKEN, f"{replica.url} answered {path} with nonsense: {error}", 200) from error

@@ -1,0 +1,234 @@
+"""The cascade: ask the cheap model first, and the next one only about rows it was unsure of.
+
+Rule of this file: rows go down the tiers and never back up; the merged answer has the caller's rows
+in the caller's order and the outputs the caller asked for. A tier that fails hands its rows on; when the
+last one fails, what earlier tiers said may be served only if the route allows it, and is labelled.
+It must not know Triton, replicas, the cache or the route's public name.
+
+The threshold is a number given to it; what that number promises is calibrated elsewhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal, Protocol
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from degrade.deadline import Deadline
+from degrade.ladder import Failure, Step
+from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor, UpstreamError
+from tiers.pool import Answered
+from tiers.rows import merge_rows, take_rows
+
+_FLOAT_TYPES: Final[Mapping[str, str]] = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
+_MARGIN_CLASSES_MIN: Final = 2
+
+
+class Accept(Struct, frozen=True):
+    """When a tier's row is good enough. ``margin``: largest minus second largest value of the output's
+    last axis; ``max``: the largest. A row is accepted when that score is ``at_least`` or more."""
+
+    output: str
+    rule: Literal["margin", "max"]
+    at_least: float
+
+
+class Inferring(Protocol):
+    """Whatever can answer a request; a Pool in life."""
+
+    async def infer(self, request: InferRequest, deadline: Deadline) -> Answered: ...
+
+
+class Tier(Struct, frozen=True):
+    """One step of a cascade. ``accept`` None: every row of this tier is accepted (the last tier's rule
+    is never looked at). ``version`` empty: whatever Triton's version policy serves."""
+
+    model: str
+    version: str
+    accept: Accept | None
+    pool: Inferring
+
+
+class CascadeOptions(Struct, frozen=True):
+    """``rows``: the request's rows if the model batches, None when its answer is one whole.
+    ``order``: the route's ladder; a degraded answer of an earlier tier needs Step.TIER in it."""
+
+    rows: int | None = None
+    order: tuple[Step, ...] = ()
+
+
+class CascadeAnswer(Struct, frozen=True):
+    """``tier`` and ``version`` are those of the largest tier used. ``rows`` is 1 for an answer that is one
+    whole; ``rows_escalated`` counts the rows whose answer is not the first tier's. ``reason`` says why the
+    first tier was not asked at all ("classification", "sequence", "shared-memory"), else it is empty."""
+
+    response: InferResponse
+    tier: str
+    version: str
+    rows: int
+    rows_escalated: int
+    steps: tuple[str, ...] = ()
+    degraded: bool = False
+    reason: str = ""
+
+
+class _Part(Struct, frozen=True):
+    """What one tier said about some rows."""
+
+    position: int
+    response: InferResponse
+    indices: tuple[int, ...]
+
+
+def direct_reason(request: InferRequest) -> str:
+    """Why a request must go straight to the last tier; empty if the cascade may take it.
+
+    A classification answer has no scores to judge, a sequence must stay with one model,
+    and tensors in shared memory are not ours to read.
+    """
+    if request.in_sequence:
+        return "sequence"
+    if request.in_shared_memory:
+        return "shared-memory"
+    if any("classification" in output.parameters for output in request.outputs):
+        return "classification"
+    return ""
+
+
+def decide(rule: Accept, response: InferResponse, rows: int | None) -> NDArray[np.bool_]:
+    """Which rows are accepted: bool [rows], or bool [1] for an answer that is one whole (``rows`` None).
+
+    The output is [rows, ..., classes]; a row of several score vectors is as sure as its least sure one.
+    Raises UpstreamError(BROKEN) when the output is missing, not floating point, of another shape, or NaN.
+    """
+    tensor = next((output for output in response.outputs if output.name == rule.output), None)
+    if tensor is None:
+        raise _broken(rule, response, "is missing")
+    values = _floats(rule, response, tensor)
+    leading = 1 if rows is None else rows
+    if rows is not None and (not tensor.shape or tensor.shape[0] != rows):
+        raise _broken(rule, response, f"has shape {list(tensor.shape)} where {rows} rows are due")
+    if leading == 0:
+        return np.zeros(0, dtype=np.bool_)
+    batch_axes = 0 if rows is None else 1
+    classes = tensor.shape[-1] if len(tensor.shape) > batch_axes else 1
+    least = _MARGIN_CLASSES_MIN if rule.rule == "margin" else 1
+    if classes < least or not values.size:
+        raise _broken(rule, response, f"has shape {list(tensor.shape)}, too few values for the rule {rule.rule}")
+    scores = values.reshape(leading, -1, classes)
+    top = scores.max(axis=-1)
+    if rule.rule == "margin":
+        second = np.partition(scores, classes - 2, axis=-1)[..., classes - 2]
+        with np.errstate(invalid="ignore"):
+            top = top - second
+    score = top.min(axis=-1)
+    if np.isnan(score).any():
+        raise _broken(rule, response, "holds NaN or infinities that cancel")
+    return np.asarray(score >= rule.at_least, dtype=np.bool_)
+
+
+async def run(
+    tiers: Sequence[Tier], request: InferRequest, deadline: Deadline, options: CascadeOptions
+) -> CascadeAnswer:
+    """Ask the tiers in order until every row is accepted; the answer's outputs are the caller's.
+
+    An output that only some of the tiers have is in the answer only when those tiers gave all of it.
+    Raises Rejected as a tier does, and UpstreamError when the last tier fails and the route
+    does not allow (or nobody has) an earlier tier's answer.
+    """
+    assert tiers, "a cascade needs at least one tier"
+    reason = direct_reason(request)
+    rows = None if reason else options.rows
+    last = len(tiers) - 1
+    pending = tuple(range(1 if rows is None else rows))
+    parts: list[_Part] = []
+    steps: tuple[str, ...] = ()
+    for position in range(last if reason else 0, len(tiers)):
+        tier = tiers[position]
+        rule = None if position == last else tier.accept
+        asked = request if rows is None or len(pending) == rows else take_rows(request, pending)
+        try:
+            answered = await tier.pool.infer(_addressed(asked, tier, rule), deadline)
+            sure = _judged(rule, answered.response, len(pending), rows)
+        except UpstreamError:
+            if position == last and not (parts and Step.TIER in options.order):
+                raise
+            steps = (*steps, Step.TIER.value)
+            continue
+        steps += answered.steps
+        parts.append(_Part(position, answered.response, pending))
+        pending = tuple(index for index, accepted in zip(pending, sure, strict=True) if not accepted)
+        if not pending:
+            break
+    outcome = CascadeAnswer(
+        response=_merged(request, parts, rows),
+        tier=tiers[parts[-1].position].model,
+        version=parts[-1].response.version,
+        rows=1 if rows is None else rows,
+        rows_escalated=_escalated(parts),
+        steps=steps,
+        degraded=bool(steps),
+        reason=reason,
+    )
+    return outcome
+
+
+def _addressed(request: InferRequest, tier: Tier, rule: Accept | None) -> InferRequest:
+    """The request as this tier gets it: its model, and the rule's output asked for beside the caller's."""
+    outputs = request.outputs
+    if rule is not None and outputs and all(output.name != rule.output for output in outputs):
+        outputs = (*outputs, RequestedOutput(rule.output))
+    return msgspec.structs.replace(request, model=tier.model, version=tier.version, outputs=outputs)
+
+
+def _judged(rule: Accept | None, response: InferResponse, count: int, rows: int | None) -> Sequence[bool]:
+    if rule is None:
+        return (True,) * count
+    accepted: list[bool] = decide(rule, response, None if rows is None else count).tolist()
+    return accepted
+
+
+def _merged(request: InferRequest, parts: Sequence[_Part], rows: int | None) -> InferResponse:
+    """One answer, with the rule's output stripped if the caller named outputs without it."""
+    wanted = {output.name for output in request.outputs}
+    trimmed = [
+        msgspec.structs.replace(
+            part.response,
+            outputs=tuple(output for output in part.response.outputs if not wanted or output.name in wanted),
+        )
+        for part in parts
+    ]
+    if rows is None or len(parts[-1].indices) == rows:
+        return trimmed[-1]
+    return merge_rows(rows, [(answer, part.indices) for answer, part in zip(trimmed, parts, strict=True)])
+
+
+def _escalated(parts: Sequence[_Part]) -> int:
+    """Rows whose answer is not the first tier's; the parts' rows shrink, each is within the one before."""
+    later = [part for part in parts if part.position > 0]
+    return len(later[0].indices) if later else 0
+
+
+def _floats(rule: Accept, response: InferResponse, tensor: Tensor) -> NDArray[np.float64]:
+    """The tensor's values as float64, flat."""
+    try:
+        if tensor.datatype == "BF16":  # the upper half of an FP32
+            raw = np.frombuffer(tensor.data, dtype="<u2").astype(np.uint32) << 16
+            values = raw.view(np.float32).astype(np.float64)
+        elif tensor.datatype in _FLOAT_TYPES:
+            values = np.frombuffer(tensor.data, dtype=_FLOAT_TYPES[tensor.datatype]).astype(np.float64)
+        else:
+            raise _broken(rule, response, f"is {tensor.datatype}, not floating point")
+    except ValueError as error:
+        raise _broken(rule, response, "has bytes that are not whole elements") from error
+    if values.size != tensor.elements:
+        raise _broken(rule, response, f"holds {values.size} values where its shape needs {tensor.elements}")
+    return values
+
+
+def _broken(rule: Accept, response: InferResponse, fault: str) -> UpstreamError:
+    return UpstreamError(Failure.BROKEN, f"output {rule.output!r} of model {response.model!r} {fault}")

@@ -1,0 +1,391 @@
+"""Which replica: the less loaded of two, never one that is known to fail, and one more try elsewhere.
+
+Rule of this file: a replica leaves rotation on what it *does* (connections refused, failing answers),
+not only on what its health endpoint says: a Triton whose model process has died stays "ready". So each
+replica has a breaker for being reached and one per model for its answers. Every permit ends exactly once.
+It must not know HTTP, routes, tiers or why a model is asked.
+
+Choice: M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 12(10), 2001.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random as chance
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+
+from msgspec import Struct
+
+from degrade.breaker import Breaker, BreakerOptions, Permit
+from degrade.budget import RetryBudget
+from degrade.deadline import Deadline, Ticker
+from degrade.ladder import Failure, Step
+from tiers.backends.triton_http import Call, Reply, Streamed
+from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
+
+OnChange = Callable[[str, str, str], None]
+"""Called with (replica URL, model or "" for the replica itself, new breaker state)."""
+
+
+class Replica(Protocol):
+    """One server of a backend; TritonHttp in life. Raises only UpstreamError and Rejected."""
+
+    @property
+    def url(self) -> str: ...
+    async def infer(self, request: InferRequest, deadline: Deadline, now: float) -> InferResponse: ...
+    async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply: ...
+    def stream(self, call: Call, deadline: Deadline, now: float) -> AbstractAsyncContextManager[Streamed]: ...
+    async def close(self) -> None: ...
+
+
+class PoolOptions(Struct, frozen=True):
+    """Times in seconds."""
+
+    breaker: BreakerOptions = BreakerOptions()
+    retry_ratio: float = 0.2
+    """Retries as a share of requests: more of them would double the load of a backend that is failing."""
+    retry_floor_per_second: float = 10.0
+    probe_timeout: float = 1.0
+    timeout_counts_after: float = 1.0
+    """A timeout speaks against the replica only if it had at least this long; else it speaks of the caller."""
+    models_max: int = 1024
+    """Answer breakers kept per replica; the least recently used goes first."""
+
+
+class Answered(Struct, frozen=True):
+    """``replica`` is the URL that answered; ``steps`` holds "replica" if another one had failed before."""
+
+    response: InferResponse
+    replica: str
+    steps: tuple[str, ...] = ()
+
+
+class ReplicaState(Struct, frozen=True):
+    """For metrics. ``breaker`` is closed, open or half_open; ``models_open`` names models that fail there."""
+
+    url: str
+    breaker: str
+    in_flight: int
+    ready: bool
+    models_open: tuple[str, ...] = ()
+
+
+class _Seat:
+    """A replica and what is known of it."""
+
+    __slots__ = ("answers", "in_flight", "reach", "ready", "replica")
+
+    def __init__(self, replica: Replica, reach: Breaker) -> None:
+        self.replica = replica
+        self.reach = reach
+        self.answers: OrderedDict[str, Breaker] = OrderedDict()
+        self.in_flight = 0
+        self.ready = True  # until a probe says otherwise: a pool must work before its first probe
+
+
+class _Permits(Struct, frozen=True):
+    reach: Permit
+    answers: Permit | None
+
+
+def choose(loads: Sequence[int], random: chance.Random) -> int:
+    """The index of the less loaded of two drawn at random; of equals, the first drawn. Pure but for the draw."""
+    assert loads, "choose needs a candidate"
+    if len(loads) == 1:
+        return 0
+    first, second = random.sample(range(len(loads)), 2)
+    return first if loads[first] <= loads[second] else second
+
+
+def try_again(error: UpstreamError, request: InferRequest) -> bool:
+    """Whether another replica may be asked: it is only for failures that are this replica's own, and
+    for requests that may run twice. Never after a timeout or an overload: it would add to the load."""
+    safe = not (request.in_sequence or request.in_shared_memory)
+    return safe and error.failure in {Failure.UNREACHABLE, Failure.BROKEN}
+
+
+class Pool:
+    """The replicas of one backend. Belongs to one event loop; closes its replicas."""
+
+    def __init__(
+        self,
+        replicas: Sequence[Replica],
+        options: PoolOptions,
+        now: Ticker,
+        random: chance.Random,
+        on_change: OnChange | None = None,
+    ) -> None:
+        assert replicas, "a pool needs a replica"
+        self._options = options
+        self._now = now
+        self._random = random
+        self._on_change = on_change
+        self._budget = RetryBudget(options.retry_ratio, options.retry_floor_per_second)
+        self._seats = [_Seat(replica, self._breaker(replica.url, "")) for replica in replicas]
+
+    @property
+    def replicas(self) -> tuple[Replica, ...]:
+        return tuple(seat.replica for seat in self._seats)
+
+    async def close(self) -> None:
+        for seat in self._seats:
+            await seat.replica.close()
+
+    async def infer(self, request: InferRequest, deadline: Deadline) -> Answered:
+        """Ask one replica, and one more if the first failed in a way of its own.
+
+        Raises Rejected, or the UpstreamError of the last replica asked; UNREACHABLE or BROKEN, with the
+        seconds until one is tried again in its message, when every breaker is open (see ``retry_after``).
+        """
+        self._budget.request(self._now())
+        key = _key(request)
+        seat = self._pick(self._seats, key)
+        if seat is None:
+            raise self._none_left(request, key)
+        try:
+            return Answered(await self._infer_at(seat, request, deadline), seat.replica.url)
+        except UpstreamError as error:
+            now = self._now()
+            if not try_again(error, request) or deadline.expired(now):
+                raise
+            other = self._pick([each for each in self._seats if each is not seat], key)
+            if other is None or not self._budget.take(now):
+                raise
+        response = await self._infer_at(other, request, deadline)
+        return Answered(response, other.replica.url, (Step.REPLICA.value,))
+
+    async def exchange(self, call: Call, deadline: Deadline) -> Reply:
+        """A small call at one replica, for example a model's metadata. Raises UpstreamError."""
+        seat = self._seat_for_call()
+        return await self._reached(seat, seat.replica.exchange(call, deadline, self._now()))
+
+    async def each(self, call: Call, deadline: Deadline) -> tuple[tuple[str, Reply | UpstreamError], ...]:
+        """The same call at every replica at once, whatever its breaker says: loading a model must not
+        leave one replica out in silence. Each URL with its reply or its error, in configured order."""
+
+        async def one(seat: _Seat) -> tuple[str, Reply | UpstreamError]:
+            seat.in_flight += 1
+            try:
+                return seat.replica.url, await seat.replica.exchange(call, deadline, self._now())
+            except UpstreamError as error:
+                return seat.replica.url, error
+            finally:
+                seat.in_flight -= 1
+
+        return tuple(await asyncio.gather(*(one(seat) for seat in self._seats)))
+
+    @asynccontextmanager
+    async def forward(self, call: Call, deadline: Deadline) -> AsyncIterator[Streamed]:
+        """Pass a call through to one replica. Only whether it is reached counts: its statuses are the caller's."""
+        seat = self._seat_for_call()
+        now = self._now()
+        permit = seat.reach.acquire(now)
+        if permit is None:
+            raise self._none_reached()
+        ended = False
+        seat.in_flight += 1
+        try:
+            async with seat.replica.stream(call, deadline, now) as streamed:
+                ended = True
+                permit.succeeded(self._now())
+                yield streamed
+        except UpstreamError as error:
+            if not ended and error.failure is Failure.UNREACHABLE:
+                ended = True
+                permit.failed(self._now(), error.failure.value)
+            raise
+        finally:
+            seat.in_flight -= 1
+            if not ended:
+                permit.ignored(self._now())
+
+    async def probe_once(self) -> None:
+        """Ask every replica at once whether it is ready. Never raises for a replica."""
+        await asyncio.gather(*(self._probe(seat) for seat in self._seats))
+
+    async def run(self, interval: float, sleep: Callable[[float], Awaitable[None]]) -> None:
+        """Probe for ever, ``interval`` seconds apart; cancel it to stop."""
+        while True:
+            await self.probe_once()
+            await sleep(interval)
+
+    def states(self) -> tuple[ReplicaState, ...]:
+        return tuple(
+            ReplicaState(
+                seat.replica.url,
+                seat.reach.state,
+                seat.in_flight,
+                seat.ready,
+                tuple(key for key, breaker in seat.answers.items() if breaker.state != "closed"),
+            )
+            for seat in self._seats
+        )
+
+    def retry_after(self, model: str, version: str = "") -> float:
+        """Seconds until some replica may be tried for this model; 0 if one may be now."""
+        now, key = self._now(), _model_key(model, version)
+        waits = []
+        for seat in self._seats:
+            breaker = seat.answers.get(key)
+            waits.append(max(seat.reach.retry_after(now), breaker.retry_after(now) if breaker else 0.0))
+        return min(waits)
+
+    def _pick(self, seats: Sequence[_Seat], key: str) -> _Seat | None:
+        """A replica whose breakers allow the model, one that says it is ready before one that does not.
+
+        Not ready is no veto: one broken model makes a strict Triton unready for all the others.
+        """
+        now = self._now()
+        allowed = [seat for seat in seats if seat.reach.allows(now) and self._answers_allow(seat, key, now)]
+        candidates = [seat for seat in allowed if seat.ready] or allowed
+        if not candidates:
+            return None
+        return candidates[choose([seat.in_flight for seat in candidates], self._random)]
+
+    def _answers_allow(self, seat: _Seat, key: str, now: float) -> bool:
+        breaker = seat.answers.get(key)
+        return breaker is None or breaker.allows(now)
+
+    def _seat_for_call(self) -> _Seat:
+        seat = self._pick(self._seats, "")
+        if seat is None:
+            raise self._none_reached()
+        return seat
+
+    async def _infer_at(self, seat: _Seat, request: InferRequest, deadline: Deadline) -> InferResponse:
+        began = self._now()
+        permits = self._acquire(seat, _key(request), began)
+        seat.in_flight += 1
+        error: UpstreamError | None = None
+        judged = False
+        try:
+            response = await seat.replica.infer(request, deadline, began)
+            judged = True
+            return response
+        except Rejected:  # the model answered: it is well
+            judged = True
+            raise
+        except UpstreamError as raised:
+            error, judged = raised, True
+            raise
+        finally:
+            seat.in_flight -= 1
+            self._settle(permits, error, judged, deadline.remaining(began))
+
+    async def _reached(self, seat: _Seat, work: Awaitable[Reply]) -> Reply:
+        permits = self._acquire(seat, "", self._now())
+        seat.in_flight += 1
+        error: UpstreamError | None = None
+        judged = False
+        try:
+            reply = await work
+            judged = True
+            return reply
+        except UpstreamError as raised:
+            error, judged = raised, True
+            raise
+        finally:
+            seat.in_flight -= 1
+            self._settle(permits, error, judged, 0.0)
+
+    def _acquire(self, seat: _Seat, key: str, now: float) -> _Permits:
+        """Both permits; they were allowed in this same turn of the loop, so they are there."""
+        reach = seat.reach.acquire(now)
+        assert reach is not None, "picked a replica whose breaker refuses"
+        if not key:
+            return _Permits(reach, None)
+        answers = self._answers(seat, key).acquire(now)
+        assert answers is not None, "picked a replica whose model's breaker refuses"
+        return _Permits(reach, answers)
+
+    def _settle(self, permits: _Permits, error: UpstreamError | None, judged: bool, had: float) -> None:
+        """End both permits. Unjudged (cancelled) says nothing; an overload is load, not illness."""
+        now = self._now()
+        failure = error.failure if error else None
+        if not judged or failure is Failure.TIMEOUT:
+            permits.reach.ignored(now)  # a silent replica is for the probe and the model's breaker to judge
+        elif failure is Failure.UNREACHABLE:
+            permits.reach.failed(now, failure.value)
+        else:
+            permits.reach.succeeded(now)
+        if permits.answers is None:
+            return
+        timed_out = failure is Failure.TIMEOUT and had >= self._options.timeout_counts_after
+        if judged and failure is None:
+            permits.answers.succeeded(now)
+        elif judged and (failure is Failure.BROKEN or timed_out):
+            assert failure is not None
+            permits.answers.failed(now, failure.value)
+        else:
+            permits.answers.ignored(now)
+
+    def _answers(self, seat: _Seat, key: str) -> Breaker:
+        breaker = seat.answers.get(key)
+        if breaker is None:
+            breaker = seat.answers[key] = self._breaker(seat.replica.url, key)
+            if len(seat.answers) > self._options.models_max:
+                seat.answers.popitem(last=False)
+        else:
+            seat.answers.move_to_end(key)
+        return breaker
+
+    def _breaker(self, url: str, key: str) -> Breaker:
+        # The breaker knows no names: tell the listener which one changed.
+        def changed(change: object) -> None:
+            if self._on_change is not None:
+                self._on_change(url, key, str(getattr(change, "state", "")))
+
+        return Breaker(self._options.breaker, changed)
+
+    async def _probe(self, seat: _Seat) -> None:
+        now = self._now()
+        call = Call("GET", "/v2/health/ready")
+        try:
+            reply = await seat.replica.exchange(call, Deadline.after(now, self._options.probe_timeout), now)
+        except UpstreamError as error:
+            seat.ready = False
+            permit = seat.reach.acquire(self._now())
+            if permit is not None:
+                permit.failed(self._now(), f"probe-{error.failure.value}")
+            return
+        was_ready, seat.ready = seat.ready, reply.status == 200
+        if not seat.ready:
+            return
+        if seat.reach.state != "closed":
+            # It answers and says it is ready: what was learnt is about a server that is gone.
+            seat.reach = self._breaker(seat.replica.url, "")
+            if self._on_change is not None:
+                self._on_change(seat.replica.url, "", seat.reach.state)
+        if not was_ready:
+            seat.answers.clear()
+
+    def _none_left(self, request: InferRequest, key: str) -> UpstreamError:
+        now = self._now()
+        reached = any(seat.reach.allows(now) for seat in self._seats)
+        wait = self.retry_after(request.model, request.version)
+        if not reached:
+            return self._none_reached()
+        return UpstreamError(
+            Failure.BROKEN,
+            f"model {key!r} fails on every replica that can be reached; next try in {wait:.1f} s",
+            before_answer=True,
+        )
+
+    def _none_reached(self) -> UpstreamError:
+        wait = min(seat.reach.retry_after(self._now()) for seat in self._seats)
+        urls = ", ".join(seat.replica.url for seat in self._seats)
+        return UpstreamError(
+            Failure.UNREACHABLE, f"no replica can be reached ({urls}); next try in {wait:.1f} s", before_answer=True
+        )
+
+
+def _model_key(model: str, version: str) -> str:
+    return f"{model}/{version}" if version else model
+
+
+def _key(request: InferRequest) -> str:
+    """A version of its own breaker: a wrong version must not speak against the model's others."""
+    return _model_key(request.model, request.version)

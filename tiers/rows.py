@@ -1,0 +1,164 @@
+"""A batch as rows: take some of them, and merge answers for some rows into an answer for all.
+
+Rule of this file: a row is what one index of the first axis of every tensor holds. Fixed-size
+datatypes are moved as opaque bytes (never interpreted: BF16 or NaN payloads survive), BYTES by
+walking their lengths. It must not know models, tiers or why rows are taken.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from degrade.ladder import Failure
+from tiers.inference import (
+    DATATYPE_BYTES,
+    SHARED_MEMORY_PARAMETER,
+    InferRequest,
+    InferResponse,
+    Rejected,
+    Tensor,
+    UpstreamError,
+)
+
+_LENGTH: Final = struct.Struct("<I")
+_LENGTH_BYTES: Final = 4
+_NO_ROWS: Final = b""
+
+
+class _Uneven(Exception):
+    """A tensor whose bytes are not the rows that its shape promises."""
+
+
+def batch_size(request: InferRequest) -> int | None:
+    """How many rows a request holds: the first dimension that all of its inputs share.
+
+    None when it has no rows: no inputs, an input without axes, inputs that differ in their first
+    dimension, or tensors that live in shared memory. Whether the *model* batches is for the caller to know.
+    """
+    if not request.inputs or request.in_shared_memory:
+        return None
+    sizes = {tensor.shape[0] if tensor.shape else -1 for tensor in request.inputs}
+    size = sizes.pop()
+    return None if sizes or size < 0 else size
+
+
+def take_rows(request: InferRequest, indices: Sequence[int]) -> InferRequest:
+    """The same request for only these rows, in this order (an index may repeat).
+
+    Raises Rejected(400) when a tensor's bytes do not hold the rows of its shape, which validation
+    should have refused before, and IndexError for an index out of range.
+    """
+    try:
+        inputs = tuple(_take(tensor, indices) for tensor in request.inputs)
+    except _Uneven as error:
+        raise Rejected(400, f"input {error}") from error
+    return msgspec.structs.replace(request, inputs=inputs)
+
+
+def merge_rows(rows: int, parts: Sequence[tuple[InferResponse, Sequence[int]]]) -> InferResponse:
+    """One answer of ``rows`` rows out of answers for some rows each; ``indices[i]`` is where the i-th row goes.
+
+    A later part's row replaces an earlier part's. Only outputs that every part holds are merged, in
+    the last part's order: an output one model lacks has no value for that model's rows. Model, version
+    and parameters are the last part's. Every row must be covered (asserted: the caller's bug).
+    Raises UpstreamError(BROKEN) when parts cannot be one batch: row counts, datatypes or row shapes differ.
+    """
+    assert parts, "merge_rows needs at least one part"
+    covered: set[int] = set()
+    for _, indices in parts:
+        covered.update(indices)
+    assert covered == set(range(rows)), "merge_rows was given rows that no part, or no batch, has"
+    last = parts[-1][0]
+    by_name = [{tensor.name: tensor for tensor in response.outputs} for response, _ in parts]
+    names = [tensor.name for tensor in last.outputs if all(tensor.name in named for named in by_name)]
+    try:
+        outputs = tuple(
+            _merge(rows, [(named[name], part[1]) for named, part in zip(by_name, parts, strict=True)])
+            for name in names
+        )
+    except _Uneven as error:
+        raise UpstreamError(Failure.BROKEN, f"answers for parts of a batch do not merge: output {error}") from error
+    return msgspec.structs.replace(last, outputs=outputs)
+
+
+def _take(tensor: Tensor, indices: Sequence[int]) -> Tensor:
+    rows = tensor.shape[0] if tensor.shape else 0
+    if any(not 0 <= index < rows for index in indices):
+        raise IndexError(f"row out of range for {tensor.name!r} of {rows} rows")
+    shape = (len(indices), *tensor.shape[1:])
+    if tensor.datatype == "BYTES":
+        spans = _spans(tensor)
+        data = b"".join(tensor.data[start:end] for start, end in (spans[index] for index in indices))
+    else:
+        data = _block(tensor)[np.asarray(indices, dtype=np.intp)].tobytes()
+    return msgspec.structs.replace(tensor, shape=shape, data=data)
+
+
+def _merge(rows: int, parts: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor:
+    first = parts[0][0]
+    for tensor, indices in parts:
+        if not tensor.shape or tensor.shape[0] != len(indices):
+            raise _Uneven(f"{tensor.name!r} has shape {list(tensor.shape)} where {len(indices)} rows are due")
+        if tensor.shape[1:] != first.shape[1:] or tensor.datatype != first.datatype:
+            raise _Uneven(
+                f"{tensor.name!r} is {tensor.datatype} {list(tensor.shape[1:])} in one part "
+                f"and {first.datatype} {list(first.shape[1:])} in another"
+            )
+    shape = (rows, *first.shape[1:])
+    data: bytes | memoryview
+    if first.datatype == "BYTES":
+        pieces: list[bytes | memoryview] = [_NO_ROWS] * rows
+        for tensor, indices in parts:
+            for index, (start, end) in zip(indices, _spans(tensor), strict=True):
+                pieces[index] = tensor.data[start:end]
+        data = b"".join(pieces)
+    else:
+        block = np.empty((rows, _row_bytes(first)), dtype=np.uint8)
+        for tensor, indices in parts:
+            block[np.asarray(indices, dtype=np.intp)] = _block(tensor)
+        data = block.tobytes()
+    return Tensor(name=first.name, datatype=first.datatype, shape=shape, data=data, parameters=parts[-1][0].parameters)
+
+
+def _row_bytes(tensor: Tensor) -> int:
+    width = DATATYPE_BYTES.get(tensor.datatype, 0)
+    if not width:
+        raise _Uneven(f"{tensor.name!r} has datatype {tensor.datatype!r}, whose rows have no fixed size")
+    return width * math.prod(tensor.shape[1:])
+
+
+def _block(tensor: Tensor) -> NDArray[np.uint8]:
+    """The tensor's bytes as uint8 [rows, bytes per row]; a view, nothing is copied."""
+    if SHARED_MEMORY_PARAMETER in tensor.parameters:
+        raise _Uneven(f"{tensor.name!r} lives in shared memory")
+    rows, row_bytes = tensor.shape[0], _row_bytes(tensor)
+    if len(tensor.data) != rows * row_bytes:
+        raise _Uneven(f"{tensor.name!r} holds {len(tensor.data)} bytes where its shape needs {rows * row_bytes}")
+    return np.frombuffer(tensor.data, dtype=np.uint8).reshape(rows, row_bytes)
+
+
+def _spans(tensor: Tensor) -> list[tuple[int, int]]:
+    """Where each row of a BYTES tensor starts and ends."""
+    rows, per_row = tensor.shape[0], math.prod(tensor.shape[1:])
+    data, total = tensor.data, len(tensor.data)
+    spans: list[tuple[int, int]] = []
+    offset = 0
+    for _ in range(rows):
+        start = offset
+        for _ in range(per_row):
+            if offset + _LENGTH_BYTES > total:
+                raise _Uneven(f"{tensor.name!r} ends before its shape's elements do")
+            offset += _LENGTH_BYTES + int(_LENGTH.unpack_from(data, offset)[0])
+        if offset > total:
+            raise _Uneven(f"{tensor.name!r} has an element longer than its bytes")
+        spans.append((start, offset))
+    if offset != total:
+        raise _Uneven(f"{tensor.name!r} has {total - offset} bytes after its last element")
+    return spans
