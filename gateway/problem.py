@@ -14,6 +14,8 @@ from typing import Final
 
 import msgspec
 
+from gateway.admission.ratelimit import Verdict
+
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:tailrace:problem:"
 
@@ -79,11 +81,15 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class Refused(Exception):
-    """A request that goes no further; ``problem`` says why. Raised by codecs and admission."""
+    """A request that goes no further; ``problem`` says why. Raised by codecs and admission.
 
-    def __init__(self, problem: Problem) -> None:
+    ``verdict`` is that of the quotas it was charged to, for the wire to tell; None if it met none.
+    """
+
+    def __init__(self, problem: Problem, verdict: Verdict | None = None) -> None:
         super().__init__(problem.detail)
         self.problem = problem
+        self.verdict = verdict
 
 
 def retry_after_seconds(seconds: float) -> int:
@@ -133,6 +139,11 @@ def method_not_allowed(method: str, allowed: tuple[str, ...]) -> Problem:
     """405: carries the methods that are allowed, for the Allow header too."""
     detail = f"Method {method} is not allowed here; use {' or '.join(allowed)}."
     return Problem("method-not-allowed", 405, "Method not allowed", detail, extras={"allow": list(allowed)})
+
+
+def timed_out(detail: str) -> Problem:
+    """408: the caller did not finish its request in time."""
+    return Problem("request-timeout", 408, "Request timeout", detail)
 
 
 def too_large(detail: str, bytes_max: int | None = None) -> Problem:

@@ -54,7 +54,8 @@ _OPENING: Final = re.compile(rb"(?:[ \t\r\n]*\[)+")
 _ESCAPED: Final = re.compile(rb'[\x00-\x1f"\\]')
 _ESCAPES: Final = MappingProxyType(
     {bytes([code]): b"\\u%04X" % code for code in range(32)}
-    | {b'"': b'\\"', b"\\": b"\\\\", b"\b": b"\\b", b"\f": b"\\f", b"\n": b"\\n", b"\r": b"\\r", b"\t": b"\\t"}
+    | {b'"': b'\\"', b"\\": b"\\\\"}
+    | {b"\b": b"\\b", b"\f": b"\\f", b"\n": b"\\n", b"\r": b"\\r", b"\t": b"\\t"}
 )
 
 Element = bool | int | float | str
@@ -89,7 +90,8 @@ def to_json(data: bytes | memoryview, datatype: str) -> bytes:
     if datatype in BINARY_ONLY:
         raise Misfit(
             "datatype",
-            f"sending {datatype} data via JSON is not supported. Please use the binary data format for output",
+            f"sending {datatype} data via JSON is not supported. "
+            "Please use the binary data format for output",
         )
     if datatype == "BYTES":
         quoted = [b'"' + _ESCAPED.sub(_escape, item) + b'"' for item in bytes_elements(data)]

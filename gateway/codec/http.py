@@ -137,7 +137,8 @@ def inflate(body: Buffer, encoding: str | None, bytes_max: int) -> Buffer:
     415 for any other coding or more than one.
     """
     if len(body) > bytes_max:
-        raise Refused(too_large(f"the body has {len(body)} bytes, at most {bytes_max} are allowed", bytes_max))
+        detail = f"the body has {len(body)} bytes, at most {bytes_max} are allowed"
+        raise Refused(too_large(detail, bytes_max))
     coding = (encoding or "").strip(" \t").lower()
     if coding in ("", "identity"):
         return body
@@ -296,9 +297,11 @@ def _cache_status(provenance: Provenance) -> str:
 
 def _provenance(provenance: Provenance) -> str:
     members = [f"cache={_item(provenance.cache)}"]
-    for name, text in (("reason", provenance.reason), ("tier", provenance.tier), ("version", provenance.version)):
+    if provenance.reason:
+        members.append(f"reason={_item(provenance.reason)}")
+    for name, text in (("tier", provenance.tier), ("version", provenance.version)):
         if text:
-            members.append(f"{name}={_item(text) if name == 'reason' else _string(text)}")
+            members.append(f"{name}={_string(text)}")
     if provenance.cache in ("hit", "stale"):
         members.append(f"age={_whole(provenance.age)}")
     if provenance.rows:
