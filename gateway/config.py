@@ -30,6 +30,8 @@ UPSTREAM: Final = "upstream"
 """The name of the backend that ``--upstream`` makes."""
 
 PREFIX: Final = "TAILRACE_"
+NOT_CONFIGURATION: Final = frozenset({"TAILRACE_TRITON_ENV"})
+"""Variables with our prefix that other programs read: where the demo and the tests find a Triton."""
 LATER: Final[Mapping[str, str]] = {
     "grpc": "is not in this version yet: only the HTTP door exists so far",
     "rpc": "is not in this version yet: only the HTTP door exists so far",
@@ -41,7 +43,7 @@ LATER: Final[Mapping[str, str]] = {
 
 # Kubernetes puts these into every container beside a Service called "tailrace"; they are not ours.
 _SERVICE_LINK: Final = re.compile(
-    r"TAILRACE_(?:[A-Z0-9]+_)*?(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT(?:_\d+_[A-Z]+(?:_[A-Z]+)?)?)"
+    r"TAILRACE_(?:[A-Z0-9]+_)*(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT(?:_\d+_[A-Z]+(?:_[A-Z]+)?)?)"
 )
 
 
@@ -81,6 +83,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     anonymous: bool = True
     body_bytes_max: Size = _size("64MiB")
     passthrough_bytes_max: Size = _size("2GiB")
+    passthrough_timeout: Seconds = _seconds("5m")
     header_bytes_max: Size = _size("32KiB")
     drain: Seconds = _seconds("10s")
     connections_max: Positive = 4096
@@ -95,6 +98,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             yield "header_bytes_max", "must be at least 1KiB, or no request head fits"
         yield from _above_zero(("body_bytes_max", self.body_bytes_max))
         yield from _above_zero(("passthrough_bytes_max", self.passthrough_bytes_max))
+        yield from _above_zero(("passthrough_timeout", self.passthrough_timeout))
 
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -357,7 +361,7 @@ def _file(path: str) -> dict[str, object]:
 def _override(raw: dict[str, object], environ: Mapping[str, str], reader: Reader) -> None:
     """Lay ``TAILRACE_SECTION__KEY`` variables over the file; names match without regard to case."""
     for name in sorted(environ):
-        if not name.startswith(PREFIX) or ("__" not in name and _SERVICE_LINK.fullmatch(name)):
+        if not name.startswith(PREFIX) or name in NOT_CONFIGURATION or _SERVICE_LINK.fullmatch(name):
             continue
         keys = name.removeprefix(PREFIX).split("__")
         if len(keys) < 2 or not all(keys):

@@ -1,0 +1,224 @@
+"""Whether the world agrees with a configuration: this process, the backends, and what their models are.
+
+Rule of this file: it asks and tells, and changes nothing. Asking (``survey``, asynchronous) is apart
+from judging (``environment_faults``, ``route_faults``: pure), and everything wrong comes in one list.
+The gateway itself does not need a single backend to start; ``tailrace check`` is for people and CI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import importlib.util
+import resource
+import time
+from collections.abc import Iterator, Mapping
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+from aiohttp import http_parser
+
+from degrade.deadline import Deadline, Ticker
+from gateway.config import Backend, Config, Route, TierConfig
+from tiers.backends.triton_http import Call, TritonHttp, TritonOptions
+from tiers.catalog import Catalog, CatalogOptions, ModelFacts
+from tiers.inference import Rejected, UpstreamError
+
+SPARE_FILES: Final = 64
+"""Open files beside connections: listeners, logs, the interpreter's own."""
+ANSWER_SECONDS_MAX: Final = 5.0
+FLOATS: Final = frozenset({"FP16", "BF16", "FP32", "FP64"})
+NOT_NUMBERS: Final = frozenset({"BYTES", "BOOL"})
+
+
+class Survey(msgspec.Struct, frozen=True):
+    """What the backends said: faults, and the facts of each (backend, model, version) that answered."""
+
+    faults: tuple[str, ...]
+    facts: Mapping[tuple[str, str, str], ModelFacts]
+
+
+async def faults(config: Config, offline: bool = False) -> tuple[str, ...]:
+    """Everything wrong between ``config`` and the world; ``offline`` asks no backend."""
+    found = list(environment_faults(config, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    if offline:
+        return tuple(found)
+    surveyed = await survey(config)
+    found += surveyed.faults
+    for name, route in config.routes.items():
+        found += route_faults(f"routes.{name}", route, surveyed.facts)
+    return tuple(found)
+
+
+def open_files_needed(config: Config) -> int:
+    """How many files a full gateway has open: callers, replicas, and a few of its own."""
+    upstream = sum(backend.connections_max * len(backend.http) for backend in config.backends.values())
+    return config.server.connections_max + upstream + SPARE_FILES
+
+
+def raise_open_files(config: Config) -> None:
+    """Lift this process's soft limit to what is needed, as far as the hard limit lets it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = open_files_needed(config)
+    allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+
+
+def environment_faults(config: Config, files_hard_limit: int) -> Iterator[str]:
+    """What is wrong with this process. The soft limit on files is not asked: serving lifts it."""
+    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
+        yield (
+            "aiohttp: its C parser is not loaded, and the Python one is slower and more lenient; "
+            "install a wheel built for this Python, and unset AIOHTTP_NO_EXTENSIONS"
+        )
+    if importlib.util.find_spec("uvloop") is None:
+        yield "uvloop: is not installed"
+    needed = open_files_needed(config)
+    if files_hard_limit != resource.RLIM_INFINITY and files_hard_limit < needed:
+        yield (
+            f"open files: {needed} are needed (server.connections_max, and connections_max of every "
+            f"replica) and the hard limit is {files_hard_limit}; raise it (ulimit -Hn, LimitNOFILE) "
+            "or lower those keys"
+        )
+
+
+async def survey(config: Config, now: Ticker = time.monotonic) -> Survey:
+    """Ask every replica whether it is ready, and about every model that a route's tier names."""
+    wanted: dict[str, list[tuple[str, str]]] = {name: [] for name in config.backends}
+    for route in config.routes.values():
+        for tier in route.tiers:
+            if (tier.model, tier.version) not in wanted[tier.backend]:
+                wanted[tier.backend].append((tier.model, tier.version))
+    found: list[str] = []
+    facts: dict[tuple[str, str, str], ModelFacts] = {}
+    replicas = [(name, url) for name, backend in config.backends.items() for url in backend.http]
+    answers = await asyncio.gather(
+        *(_replica(config.backends[name], url, wanted[name], now) for name, url in replicas)
+    )
+    for (name, url), (problems, models) in zip(replicas, answers, strict=True):
+        found += [f"backends.{name}: {url}: {problem}" for problem in problems]
+        for (model, version), told in models.items():
+            first = facts.setdefault((name, model, version), told)
+            found += [
+                f"backends.{name}: {url}: model {model} is not the one of the other replicas: {difference}"
+                for difference in _differences(first, told)
+            ]
+    return Survey(tuple(found), facts)
+
+
+async def _replica(
+    backend: Backend, url: str, models: list[tuple[str, str]], now: Ticker
+) -> tuple[list[str], dict[tuple[str, str], ModelFacts]]:
+    facts: dict[tuple[str, str], ModelFacts] = {}
+    options = TritonOptions(connect_timeout=float(backend.connect_timeout))
+    async with contextlib.AsyncExitStack() as opened:
+        replica = TritonHttp(url, options)
+        opened.push_async_callback(replica.close)
+        catalog = Catalog((replica,), CatalogOptions(load_timeout=ANSWER_SECONDS_MAX), now, lambda _: None)
+        opened.push_async_callback(catalog.close)
+
+        async def status_of(target: str) -> int:
+            deadline = Deadline.after(now(), ANSWER_SECONDS_MAX)
+            return (await replica.exchange(Call("GET", target), deadline, now())).status
+
+        try:
+            status = await status_of("/v2/health/ready")
+        except UpstreamError as error:
+            return [str(error).removeprefix(f"{url} ")], {}
+        problems = [] if status == 200 else [f"is not ready (/v2/health/ready answers {status})"]
+        for model, version in models:
+            path = f"/v2/models/{quote(model, safe='')}" + (f"/versions/{version}" if version else "")
+            named = f"model {model}" + (f" version {version}" if version else "")
+            try:
+                if await status_of(f"{path}/ready") != 200:
+                    problems.append(f"{named} is not ready there, or not known")
+                    continue
+                deadline = Deadline.after(now(), ANSWER_SECONDS_MAX)
+                facts[model, version] = await catalog.facts(model, version, deadline)
+            except (UpstreamError, Rejected) as error:
+                problems.append(f"{named}: {error}")
+    return problems, facts
+
+
+def route_faults(path: str, route: Route, facts: Mapping[tuple[str, str, str], ModelFacts]) -> Iterator[str]:
+    """What is wrong between a route and its models, and between the models of its tiers.
+
+    A tier whose model did not answer is left out: the survey has said so already.
+    """
+    known: list[tuple[str, TierConfig, ModelFacts]] = []
+    for index, tier in enumerate(route.tiers):
+        told = facts.get((tier.backend, tier.model, tier.version))
+        if told is not None:
+            known.append((f"{path}.tiers[{index}]", tier, told))
+    for where, tier, told in known:
+        yield from _tier_faults(where, tier, told, route)
+    for where, _, told in known[1:]:
+        first = known[0][2]
+        for difference in _differences(first, told):
+            yield f"{where}: model {told.name} cannot stand in for {first.name}: {difference}"
+        most = min(route.limits.batch_max or first.max_batch, first.max_batch)
+        if told.max_batch < most:
+            yield (
+                f"{where}: model {told.name} takes batches of {told.max_batch}, and {first.name} lets "
+                f"{most} rows in, which may all escalate; set {path}.limits.batch_max = {told.max_batch}"
+            )
+    if known:
+        yield from _input_faults(path, route, known[0][2])
+
+
+def _tier_faults(where: str, tier: TierConfig, told: ModelFacts, route: Route) -> Iterator[str]:
+    if told.decoupled:
+        yield f"{where}: model {told.name} is decoupled; only pass-through serves such models"
+    if told.sequence and (route.cache is not None or len(route.tiers) > 1):
+        yield f"{where}: model {told.name} keeps state between requests: no cache, and no second tier"
+    batch_max = route.limits.batch_max
+    if batch_max is not None and batch_max > max(told.max_batch, 1):
+        yield f"{where}: limits.batch_max is {batch_max}, and model {told.name} takes {told.max_batch}"
+    if tier.accept is None:
+        return
+    output = next((entry for entry in told.outputs if entry.name == tier.accept.output), None)
+    if output is None:
+        names = ", ".join(entry.name for entry in told.outputs)
+        yield f"{where}.accept.output: model {told.name} has no output {tier.accept.output!r}; it has {names}"
+    elif output.datatype not in FLOATS:
+        yield f"{where}.accept.output: {output.name} is {output.datatype}, and a rule needs floats"
+    elif tier.accept.rule == "margin" and output.shape and output.shape[-1] == 1:
+        yield f"{where}.accept.rule: a margin needs two values a row, and {output.name} has one"
+
+
+def _input_faults(path: str, route: Route, told: ModelFacts) -> Iterator[str]:
+    inputs = {entry.name: entry for entry in told.inputs}
+    for name, rule in route.inputs.items():
+        entry = inputs.get(name)
+        if entry is None:
+            yield f"{path}.inputs.{name}: model {told.name} has no such input; it has {', '.join(inputs)}"
+        elif entry.datatype in NOT_NUMBERS and (rule.min is not None or rule.max is not None):
+            yield f"{path}.inputs.{name}: is {entry.datatype}, which has no min or max"
+        elif entry.datatype != "BYTES" and rule.element_bytes_max is not None:
+            yield f"{path}.inputs.{name}.element_bytes_max: is for BYTES, and this is {entry.datatype}"
+
+
+def _differences(one: ModelFacts, other: ModelFacts) -> Iterator[str]:
+    """Why ``other`` cannot answer what ``one`` is asked, in the same form."""
+    for kind, ours, theirs in (
+        ("input", one.inputs, other.inputs),
+        ("output", one.outputs, other.outputs),
+    ):
+        left, right = {entry.name: entry for entry in ours}, {entry.name: entry for entry in theirs}
+        for name in sorted(left.keys() ^ right.keys()):
+            if not (left.get(name) or right[name]).optional:
+                yield f"only {one.name if name in left else other.name} has {kind} {name}"
+        for name in sorted(left.keys() & right.keys()):
+            a, b = left[name], right[name]
+            if a.datatype != b.datatype:
+                yield f"{kind} {name} is {a.datatype} and {b.datatype}"
+            elif not _shapes_meet(a.shape, b.shape):
+                yield f"{kind} {name} has shape {list(a.shape)} and {list(b.shape)}"
+
+
+def _shapes_meet(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    if len(one) != len(other):
+        return False
+    return all(a == b or -1 in (a, b) for a, b in zip(one, other, strict=True))

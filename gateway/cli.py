@@ -1,0 +1,207 @@
+"""The command line: reads arguments, prints what is wrong, and hands over.
+
+Rule of this file: nothing is decided here, and a command loads only what it needs. A person never
+sees a traceback for something they wrote: faults come as a list, and the exit code says whose they
+are (0 well, 1 the world does not fit, 2 the arguments or the configuration are wrong).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import importlib
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from typing import Final, Protocol, cast
+
+from gateway.config import Config, ConfigError, load
+
+WELL: Final = 0
+UNFIT: Final = 1
+MISUSED: Final = 2
+INTERRUPTED: Final = 130
+
+EXAMPLES: Final = """\
+examples:
+  tailrace serve --upstream http://127.0.0.1:8000
+      stand before one Triton and change nothing: every model passes through
+  tailrace serve --upstream http://a:8000 --upstream http://b:8000
+      the same before two replicas
+  tailrace serve --config tailrace.toml
+      with routes: caches, tiers, quotas
+  tailrace check --config tailrace.toml
+      is the file right, are the backends there, do the tiers fit?
+  TAILRACE_SERVER__HTTP=0.0.0.0:8080 tailrace serve --config tailrace.toml
+      any key can be set from outside: TAILRACE_SECTION__KEY
+  tailrace schema > tailrace.schema.json
+      for an editor that completes and checks TOML
+  tailrace demo
+      see it all with a real Triton and two models, in two minutes
+
+tailrace.example.toml holds every key with its default and its reason.
+"""
+
+
+class _Demo(Protocol):
+    def main(self, keep: bool) -> int: ...
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    chosen = _parser().parse_args(arguments)
+    try:
+        return _run(chosen)
+    except ConfigError as error:
+        return _report(error.faults, MISUSED)
+    except BrokenPipeError:
+        # Whoever read our output has left; say nothing more, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return WELL
+    except OSError as error:
+        return _report((str(error),), UNFIT)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _run(chosen: argparse.Namespace) -> int:
+    match chosen.command:
+        case "serve":
+            return _serve(chosen)
+        case "check":
+            return _check(chosen)
+        case "schema":
+            return _schema()
+        case _:
+            return _demo(chosen.keep)
+
+
+def _serve(chosen: argparse.Namespace) -> int:
+    config = _config(chosen)
+    if not chosen.config and config.server.allow:
+        allowed = ", ".join(config.server.allow)
+        print(
+            f"tailrace: without a file, paths that change the server are allowed: {allowed}", file=sys.stderr
+        )
+    from gateway import app
+    from gateway.check import raise_open_files
+
+    raise_open_files(config)
+    return app.serve(config, _announce)
+
+
+def _check(chosen: argparse.Namespace) -> int:
+    from gateway import check
+
+    config = _config(chosen)
+    found = asyncio.run(check.faults(config, chosen.offline))
+    if found:
+        return _report(found, UNFIT)
+    asked = "not asked" if chosen.offline else "ready"
+    backends, routes = _count(len(config.backends), "backend"), _count(len(config.routes), "route")
+    print(f"all well: {backends} ({asked}), {routes}")
+    return WELL
+
+
+def _schema() -> int:
+    from gateway.schema import json_schema
+
+    print(json.dumps(json_schema(Config), indent=2))
+    return WELL
+
+
+def _demo(keep: bool) -> int:
+    try:
+        # By name: the product does not depend on its demo (import-linter holds that).
+        demo = cast(_Demo, importlib.import_module("examples.demo"))
+    except ModuleNotFoundError as error:
+        return _report((f"the demo needs {error.name}: pip install 'tailrace[demo]'",), UNFIT)
+    return demo.main(keep)
+
+
+def _config(chosen: argparse.Namespace) -> Config:
+    environ: Mapping[str, str] = os.environ
+    # A TOML string, so that no address can be taken for a number.
+    listeners = {"TAILRACE_SERVER__HTTP": chosen.http, "TAILRACE_SERVER__ADMIN": chosen.admin}
+    given = {name: json.dumps(address) for name, address in listeners.items() if address is not None}
+    return load(chosen.config, {**environ, **given}, chosen.upstream)
+
+
+def _announce(line: str) -> None:
+    print(line, flush=True)
+
+
+def _report(faults: Sequence[str], code: int) -> int:
+    for fault in faults:
+        print(f"tailrace: {fault}", file=sys.stderr)
+    if len(faults) > 1:
+        print(f"tailrace: {len(faults)} faults", file=sys.stderr)
+    return code
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _version() -> str:
+    try:
+        return metadata.version("tailrace")
+    except metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="tailrace",
+        description="An edge cache and tiered-serving gateway for NVIDIA Triton Inference Server.",
+        epilog=EXAMPLES,
+        formatter_class=raw,
+    )
+    parser.add_argument("--version", action="version", version=f"tailrace {_version()}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    serve = commands.add_parser(
+        "serve",
+        help="stand before Triton and answer",
+        description="Answer requests until SIGTERM or Ctrl-C, then finish the open ones (server.drain).\n"
+        "Prints one line when ready. With no file, every model passes through and nothing is cached.",
+        epilog="ADDR is HOST:PORT or unix:PATH; port 0 takes a free one, and the ready line tells which.",
+        formatter_class=raw,
+    )
+    check = commands.add_parser(
+        "check",
+        help="is the configuration right, and does the world agree?",
+        description="Checks the file, then this machine, the backends, their models, and whether the\n"
+        "tiers of each route fit together. Lists everything wrong.",
+        epilog="exit codes: 0 all well, 1 something does not fit, 2 the file is wrong",
+        formatter_class=raw,
+    )
+    check.add_argument("--offline", action="store_true", help="ask no backend")
+    for command in (serve, check):
+        command.add_argument("--config", metavar="FILE", help="a tailrace.toml")
+        command.add_argument(
+            "--upstream",
+            metavar="URL",
+            action="append",
+            default=[],
+            help="a Triton's HTTP address; again for each replica",
+        )
+        command.add_argument("--http", metavar="ADDR", help="where to answer (default: 127.0.0.1:8080)")
+        command.add_argument("--admin", metavar="ADDR", help="where metrics are (default: 127.0.0.1:9090)")
+    commands.add_parser("schema", help="print the JSON Schema of tailrace.toml")
+    demo = commands.add_parser(
+        "demo",
+        help="see it with a real Triton and two models",
+        description="Starts Triton and the gateway, sends handwritten digits, stops Triton, starts it\n"
+        "again, and says what each part gained. Needs Linux on x86-64; no GPU.",
+        formatter_class=raw,
+    )
+    demo.add_argument("--keep", action="store_true", help="leave both running, to try by hand")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
