@@ -26,7 +26,9 @@ _GUARD: Final = 'read -r _; kill -s KILL -- "-$1" 2>/dev/null'
 class Child:
     """A running command. Its output goes to two files, so that nobody has to drain a pipe."""
 
-    def __init__(self, command: Sequence[str], environ: Mapping[str, str], directory: Path, name: str) -> None:
+    def __init__(
+        self, command: Sequence[str], environ: Mapping[str, str], directory: Path, name: str
+    ) -> None:
         """Start ``command``; ``directory`` must exist and receives ``name.out`` and ``name.err``."""
         self.out_path = directory / f"{name}.out"
         self.err_path = directory / f"{name}.err"

@@ -23,7 +23,9 @@ from examples.child import Child
 
 READY_SECONDS: Final = 30.0
 LOG_CHARACTERS_SHOWN_MAX: Final = 6000
-READY_LINE: Final = re.compile(r"^tailrace ready http=(?P<http>http://\S+) admin=(?P<admin>http://\S+)", re.MULTILINE)
+READY_LINE: Final = re.compile(
+    r"^tailrace ready http=(?P<http>http://\S+) admin=(?P<admin>http://\S+)", re.MULTILINE
+)
 SAMPLE: Final = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
 LABEL: Final = re.compile(r'(?P<name>\w+)="(?P<value>(?:[^"\\]|\\.)*)"')
 
@@ -76,10 +78,12 @@ class GatewayProcess:
         self.stop()
 
     def start(self, ready_seconds: float = READY_SECONDS) -> None:
-        """Start and wait for the ready line. Raises GatewayFailed with the output, and leaves nothing behind."""
+        """Start and wait for the ready line. Raises GatewayFailed with the output; nothing stays behind."""
         self._directory = Path(tempfile.mkdtemp(prefix="tailrace-gateway-"))
         try:
-            self._child = Child(self._command(self._directory), self._environment(), self._directory, "gateway")
+            self._child = Child(
+                self._command(self._directory), self._environment(), self._directory, "gateway"
+            )
             self._await_ready(self._child, ready_seconds)
         except BaseException:
             self.stop()
@@ -100,7 +104,7 @@ class GatewayProcess:
         return self._child.log() if self._child is not None else self._last_log
 
     def metrics(self) -> dict[str, float]:
-        """The admin port's samples now: ``name`` or ``name{a="x",b="y"}`` (labels in sorted order) -> value."""
+        """The admin port's samples: ``name`` or ``name{a="x",b="y"}``, labels sorted, -> value."""
         with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=10.0) as answer:
             return samples(answer.read().decode())
 
@@ -128,8 +132,10 @@ class GatewayProcess:
 
     def _environment(self) -> dict[str, str]:
         root = str(Path(__file__).resolve().parent.parent)
+        # Overrides meant for another gateway of the caller's must not reach this one.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TAILRACE_")}
         paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]
-        return dict(os.environ) | {"PYTHONPATH": ":".join(paths), "PYTHONUNBUFFERED": "1"} | self._environ
+        return inherited | {"PYTHONPATH": ":".join(paths), "PYTHONUNBUFFERED": "1"} | self._environ
 
     def _await_ready(self, child: Child, ready_seconds: float) -> None:
         end = time.monotonic() + ready_seconds
@@ -155,7 +161,9 @@ def samples(text: str) -> dict[str, float]:
         match = SAMPLE.match(line)
         if match is None:
             continue
-        labels = sorted(f'{label["name"]}="{label["value"]}"' for label in LABEL.finditer(match["labels"] or ""))
+        labels = sorted(
+            f'{label["name"]}="{label["value"]}"' for label in LABEL.finditer(match["labels"] or "")
+        )
         found[match["name"] + (f"{{{','.join(labels)}}}" if labels else "")] = float(match["value"])
     return found
 

@@ -109,7 +109,9 @@ def find_environment(root: Path | None = None) -> TritonEnvironment:
         )
     site_packages = found[0].parents[3]
     version = site_packages.parent.name.removeprefix("python")
-    environment = TritonEnvironment(where.resolve(), site_packages.resolve(), version, _libpython(where, version))
+    environment = TritonEnvironment(
+        where.resolve(), site_packages.resolve(), version, _libpython(where, version)
+    )
     if not environment.stub.exists():
         raise TritonMissing(
             f"{PYTRITON} has no python-backend stub for Python {version}: make {where} with Python 3.11."
@@ -222,7 +224,7 @@ class TritonServer:
         self.stop()
 
     def start(self, ready_seconds: float = READY_SECONDS) -> None:
-        """Start and wait until ready. Raises TritonFailed with the end of the log, and leaves nothing behind."""
+        """Start and wait until ready. Raises TritonFailed with the log's end; nothing stays behind."""
         if self.running:
             raise TritonFailed("Triton is already running")
         chosen_before = self.http_port != 0 and self.grpc_port != 0
@@ -282,7 +284,8 @@ class TritonServer:
         return sorted(
             pid
             for pid, command in group_members(self._child.pid).items()
-            if "triton_python_backend_stub" in command.partition(" ")[0] and (not model or f"/{model}/" in command)
+            if "triton_python_backend_stub" in command.partition(" ")[0]
+            and (not model or f"/{model}/" in command)
         )
 
     def kill_stub(self, model: str) -> int:
@@ -338,7 +341,10 @@ class TritonServer:
         self._shared_memory_prefix = f"tailrace_{uuid.uuid4().hex[:12]}"
         backends = _backend_directory(self.environment, directory)
         self._child = Child(
-            self._command(backends), self.environment.environ() | dict(self.options.environ), directory, "triton"
+            self._command(backends),
+            self.environment.environ() | dict(self.options.environ),
+            directory,
+            "triton",
         )
 
     def _command(self, backends: Path) -> list[str]:

@@ -51,7 +51,7 @@ class TrainingFailed(RuntimeError):
 def prepare(
     environment: TritonEnvironment, directory: Path | None = None, note: Callable[[str], None] | None = None
 ) -> Digits:
-    """The trained tiers, trained now if need be (a few seconds). ``note`` is told in words what takes time."""
+    """The trained tiers, trained now if need be (a few seconds); ``note`` is told what takes time."""
     target = directory or default_directory()
     target.parent.mkdir(parents=True, exist_ok=True)
     stamp = fingerprint(environment)
@@ -75,7 +75,9 @@ def default_directory() -> Path:
 def fingerprint(environment: TritonEnvironment) -> str:
     """A digest of all that the models depend on: code, seed (it is in the code), library versions."""
     digest = hashlib.sha256(environment.python_version.encode())
-    for path in sorted([SOURCE / "train.py", *(SOURCE / "models").rglob("*.py"), *(SOURCE / "models").rglob("*.pbtxt")]):
+    for path in sorted(
+        [SOURCE / "train.py", *(SOURCE / "models").rglob("*.py"), *(SOURCE / "models").rglob("*.pbtxt")]
+    ):
         digest.update(path.relative_to(SOURCE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     for library in LIBRARIES:
         for found in sorted(environment.site_packages.glob(f"{library}-*.dist-info")):

@@ -30,7 +30,7 @@ COST_CALLS = 30
 
 
 def main(directory: Path) -> None:
-    """Write the weights into the two models under ``directory`` and ``held_out.npz``, ``facts.json`` beside them."""
+    """Write weights into the models under ``directory``; ``held_out.npz`` and ``facts.json`` beside them."""
     images, labels = load_digits(return_X_y=True)
     images = images.astype(numpy.float32)
     train_images, test_images, train_labels, test_labels = train_test_split(
@@ -54,7 +54,7 @@ def main(directory: Path) -> None:
 
 
 def small(images, labels):
-    """Logistic regression on standardised pixels, with the scaling folded into weights [64, 10] and bias [10]."""
+    """Logistic regression; the scaling of pixels is folded into weights [64, 10] and bias [10]."""
     scaler = StandardScaler().fit(images)
     fitted = LogisticRegression(C=0.2, max_iter=500).fit(scaler.transform(images), labels)
     weights = (fitted.coef_ / scaler.scale_).T

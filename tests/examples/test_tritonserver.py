@@ -16,7 +16,10 @@ from examples import tritonserver
 from examples.child import await_empty, group_members
 from examples.tritonserver import TritonFailed, TritonMissing, TritonOptions, TritonServer, find_environment
 
-DATATYPES = "BOOL UINT8 UINT16 UINT32 UINT64 INT8 INT16 INT32 INT64 FP16 FP32 FP64 BF16 BYTES".split()
+DATATYPES = [
+    *("BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64"),
+    *("FP16", "FP32", "FP64", "BF16", "BYTES"),
+]
 
 
 def infer(server, model, name, array, datatype="FP32", outputs=None, **options):
@@ -154,7 +157,8 @@ def test_a_paused_server_stops_when_told(triton_factory):
 def test_a_child_ends_with_its_parent(tmp_path):
     program = (
         "import os, pathlib, sys; from examples.child import Child; "
-        "child = Child(['/bin/sh', '-c', 'sleep 600 & wait'], dict(os.environ), pathlib.Path(sys.argv[1]), 'child'); "
+        "directory = pathlib.Path(sys.argv[1]); "
+        "child = Child(['/bin/sh', '-c', 'sleep 600 & wait'], dict(os.environ), directory, 'child'); "
         "print(child.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run(

@@ -13,4 +13,6 @@ class TritonPythonModel:
     def _answer(self, request):
         parameters = json.loads(request.parameters() or "{}")
         time.sleep(int(parameters.get("sleep_ms", 200)) / 1000)
-        return utils.InferenceResponse([utils.Tensor("y", utils.get_input_tensor_by_name(request, "x").as_numpy())])
+        return utils.InferenceResponse(
+            [utils.Tensor("y", utils.get_input_tensor_by_name(request, "x").as_numpy())]
+        )

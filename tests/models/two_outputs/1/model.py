@@ -14,4 +14,6 @@ class TritonPythonModel:
         x = utils.get_input_tensor_by_name(request, "x").as_numpy()
         wanted = request.requested_output_names()
         outputs = {"A": x + 1, "B": x * 2}
-        return utils.InferenceResponse([utils.Tensor(name, outputs[name]) for name in outputs if name in wanted])
+        return utils.InferenceResponse(
+            [utils.Tensor(name, outputs[name]) for name in outputs if name in wanted]
+        )

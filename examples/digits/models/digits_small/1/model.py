@@ -29,5 +29,8 @@ class TritonPythonModel:
     def _answer(self, probabilities):
         labels = probabilities.argmax(axis=1).astype(numpy.int64).reshape(-1, 1)
         return utils.InferenceResponse(
-            [utils.Tensor("probabilities", probabilities.astype(numpy.float32)), utils.Tensor("label", labels)]
+            [
+                utils.Tensor("probabilities", probabilities.astype(numpy.float32)),
+                utils.Tensor("label", labels),
+            ]
         )
