@@ -141,15 +141,22 @@ class UpstreamError(Exception):
 
     ``failure`` drives the ladder; ``status`` is the upstream's own HTTP status, if it gave one.
     ``before_answer`` says no byte of an answer had come, so a safe request may be sent again.
+    ``retry_after`` is how many seconds from now a breaker will let the next request try (0: unknown).
     """
 
     def __init__(
-        self, failure: Failure, message: str, status: int | None = None, before_answer: bool = False
+        self,
+        failure: Failure,
+        message: str,
+        status: int | None = None,
+        before_answer: bool = False,
+        retry_after: float = 0.0,
     ) -> None:
         super().__init__(message)
         self.failure = failure
         self.status = status
         self.before_answer = before_answer
+        self.retry_after = retry_after
 
 
 class Rejected(Exception):

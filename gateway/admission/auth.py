@@ -31,11 +31,13 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
 class Caller(msgspec.Struct, frozen=True):
-    """Who asks. ``tenant`` parts the cache ("" is the common one); ``quota`` None: the route's only."""
+    """Who asks. ``tenant`` parts the cache ("" is the common one); ``quota`` None: the route's only.
+    ``hits_count`` says whether answers from the cache use ``quota`` up too."""
 
     name: str
     tenant: str
     quota: Quota | None = None
+    hits_count: bool = False
 
 
 class Unauthenticated(Exception):
@@ -72,6 +74,8 @@ class Directory:
         that is presented must be right, also there: a typing error must not become another quota
         and another tenant. Raises `Unauthenticated`.
         """
+        if not self._callers:  # no keys of ours: a credential here is meant for somebody behind us
+            return Caller(name=f"addr:{peer}", tenant="")
         presented = None if authorization is None else _bearer(authorization)
         if api_key is not None:
             key = _bounded(api_key.strip(" \t"))

@@ -1,0 +1,216 @@
+"""The composition root: from a configuration to a running gateway, and back down.
+
+Rule of this file: the only place that makes the parts and joins them. No decision about a request is
+taken here. Start order: what must not fail (parser, listeners) first, then probes and polls, which may
+fail as often as they like; a gateway starts while every backend is down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import signal
+import sys
+from collections.abc import Callable
+from functools import partial
+from time import monotonic
+
+import structlog
+import uvloop
+from aiohttp import web
+
+from degrade.breaker import BreakerOptions
+from gateway.admission.auth import Caller, Directory
+from gateway.admission.ratelimit import Limiter
+from gateway.config import ALLOW_ALL, Backend, Config, parse_address
+from gateway.doors.http import HttpDoor, Ports, Readiness
+from gateway.doors.listener import Listener, ParserMissing, listen, require_strict_parser
+from gateway.operate.admin import admin_app
+from gateway.operate.gauges import gauges
+from gateway.operate.log import set_up
+from gateway.operate.telemetry import Telemetry
+from gateway.pipeline import Pipeline
+from gateway.route import Home, Route, quota_of
+from tiers.backends.triton_http import TritonHttp, TritonOptions
+from tiers.catalog import Catalog, CatalogOptions
+from tiers.pool import Pool, PoolOptions
+
+_log = structlog.get_logger("tailrace")
+
+
+class Gateway:
+    """All parts of one running gateway. Make it inside the event loop that it is to live in."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._draining = False
+        self._tasks: list[asyncio.Task[None]] = []
+        self._runners: list[web.BaseRunner] = []
+        self._chance = random.Random()
+        self.telemetry = Telemetry()
+        self.homes = {name: self._home(name, backend) for name, backend in config.backends.items()}
+        self.routes = {
+            name: Route(
+                name,
+                route,
+                [self.homes[tier.backend] for tier in route.tiers],
+                int(config.server.body_bytes_max),
+            )
+            for name, route in config.routes.items()
+        }
+        limiter = Limiter(config.server.quota_keys_max)
+        self.pipeline = Pipeline(limiter, self.telemetry, monotonic, self._chance)
+        for gauge in gauges(self.routes, self.homes, lambda: self._draining):
+            self.telemetry.watch(gauge)
+
+    async def start(self) -> tuple[str, str]:
+        """Listen, probe and poll; returns the addresses of the HTTP door and the admin port."""
+        server = self._config.server
+        ports = Ports(
+            routes=self.routes,
+            passthrough=self.homes[self._config.passthrough].pool,
+            pipeline=self.pipeline,
+            directory=self._directory(),
+            telemetry=self.telemetry,
+            readiness=self.readiness,
+            loaded=self._loaded,
+            ticker=monotonic,
+        )
+        door = HttpDoor(server, ports)
+        listener = Listener(door.handle, int(server.header_bytes_max), server.connections_max)
+        drain = float(server.drain)
+        http = await self._listen(web.ServerRunner(listener, shutdown_timeout=drain), server.http)
+        pools = {name: home.pool for name, home in self.homes.items()}
+        admin = admin_app(self.routes, pools, self.telemetry, lambda: self._draining)
+        runner = web.AppRunner(admin, access_log=None, shutdown_timeout=drain)
+        admin_url = await self._listen(runner, server.admin)
+        for name, home in self.homes.items():
+            interval = float(self._config.backends[name].probe)
+            self._tasks.append(asyncio.create_task(home.pool.run(interval, asyncio.sleep)))
+            self._tasks.append(asyncio.create_task(home.catalog.run(interval, asyncio.sleep)))
+        for task in self._tasks:
+            task.add_done_callback(_complain)
+        return http, admin_url
+
+    def readiness(self) -> Readiness:
+        """Not while draining, nor while a route or the pass-through has no replica that is ready."""
+        if self._draining:
+            return Readiness(False, "the gateway is draining")
+        for name, route in self.routes.items():
+            if not any(self._is_up(tier.backend) for tier in route.config.tiers):
+                return Readiness(False, f"route {name} has no ready replica")
+        if not self.routes and not self._is_up(self._config.passthrough):
+            return Readiness(False, f"backend {self._config.passthrough} has no ready replica")
+        return Readiness(True)
+
+    async def stop(self) -> None:
+        """Turn not ready, let requests in flight finish within ``server.drain``, and end everything."""
+        self._draining = True
+        for runner in self._runners:  # the HTTP door first: its cleanup waits for requests in flight
+            await runner.cleanup()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.pipeline.close()
+        for route in self.routes.values():
+            await route.flights.close()
+        for home in self.homes.values():
+            await home.catalog.close()
+            await home.pool.close()
+
+    # -- making the parts -------------------------------------------------------------------------
+
+    def _home(self, name: str, backend: Backend) -> Home:
+        connect_timeout = float(backend.connect_timeout)
+        options = TritonOptions(connections_max=backend.connections_max, connect_timeout=connect_timeout)
+        replicas = [TritonHttp(url, options) for url in backend.http]
+        breaker = backend.breaker
+        pool_options = PoolOptions(
+            breaker=BreakerOptions(
+                consecutive_failures=breaker.consecutive_failures,
+                failure_ratio=breaker.failure_ratio,
+                volume_min=breaker.volume_min,
+                window=float(breaker.window),
+                open_seconds=float(breaker.open),
+                open_seconds_max=float(breaker.open_max),
+            )
+        )
+        pool = Pool(replicas, pool_options, monotonic, self._chance, partial(self._breaker_changed, name))
+        return Home(pool, Catalog(replicas, CatalogOptions(), monotonic, partial(self._model_changed, name)))
+
+    def _directory(self) -> Directory:
+        keys = {}
+        for name, caller in self._config.callers.items():
+            quota = None if caller.quota is None else quota_of(f"caller:{name}", caller.quota)
+            counts = caller.quota is not None and caller.quota.hits_count
+            keys[caller.key_sha256] = Caller(name, caller.tenant, quota, counts)
+        return Directory(keys, self._config.server.anonymous)
+
+    async def _listen(self, runner: web.ServerRunner | web.AppRunner, address: str) -> str:
+        self._runners.append(runner)
+        return await listen(runner, parse_address(address))
+
+    # -- what the parts tell ----------------------------------------------------------------------
+
+    def _is_up(self, backend: str) -> bool:
+        return any(state.ready and state.breaker != "open" for state in self.homes[backend].pool.states())
+
+    def _breaker_changed(self, backend: str, replica: str, model: str, state: str) -> None:
+        _log.warning("breaker", backend=backend, replica=replica, model=model, state=state)
+
+    def _model_changed(self, backend: str, model: str) -> None:
+        for route in self.routes.values():
+            if route.serves(backend, model):
+                route.turn()
+                _log.warning("epoch", route=route.name, backend=backend, model=model, epoch=route.epoch)
+
+    def _loaded(self, model: str) -> None:
+        """A caller loaded or unloaded a model through us: no need to wait for the next poll to see it."""
+        self._model_changed(self._config.passthrough, model)
+
+
+async def run(config: Config, announce: Callable[[str], None], stopping: asyncio.Event) -> None:
+    """Run a gateway until ``stopping`` is set; ``announce`` gets one line when it is ready.
+
+    Raises OSError when an address cannot be listened on.
+    """
+    gateway = Gateway(config)
+    try:
+        http, admin = await gateway.start()
+        announce(f"tailrace ready http={http} admin={admin}")
+        await stopping.wait()
+        _log.info("draining", seconds=float(config.server.drain))
+    finally:
+        await gateway.stop()
+
+
+def serve(config: Config, announce: Callable[[str], None]) -> int:
+    """Run a gateway until SIGTERM or SIGINT; returns the process's exit code."""
+    set_up(config.log)
+    try:
+        require_strict_parser()
+    except ParserMissing as error:
+        print(f"tailrace: {error}", file=sys.stderr)
+        return 1
+    if config.server.allow == ALLOW_ALL:
+        _log.warning("callers may change the servers behind this gateway", allow=ALLOW_ALL)
+
+    async def main() -> None:
+        stopping = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopping.set)
+        await run(config, announce, stopping)
+
+    try:
+        uvloop.run(main())
+    except OSError as error:
+        print(f"tailrace: cannot listen: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _complain(task: asyncio.Task[None]) -> None:
+    """A background task ends only by being cancelled; anything else is our bug, and must be seen."""
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("background task died", error=repr(task.exception()))

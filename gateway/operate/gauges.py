@@ -1,0 +1,76 @@
+"""The numbers that are read at a scrape, because someone else already keeps them.
+
+Rule of this file: it names metrics and where each is read; it keeps nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final
+
+from cache.response import ResponseCache
+from gateway.operate.telemetry import Gauge, Labels
+from gateway.route import Home, Route, Served, Wire
+from tiers.pool import ReplicaState
+
+Samples = Iterator[tuple[Labels, float]]
+
+BREAKER_STATES: Final = {"closed": 0.0, "half_open": 1.0, "open": 2.0}
+
+
+def gauges(routes: Mapping[str, Route], homes: Mapping[str, Home], is_draining: Callable[[], bool]) -> Iterator[Gauge]:
+    """Every gauge of a gateway."""
+
+    def of_caches(read: Callable[[ResponseCache[Served, Wire]], float]) -> Callable[[], Samples]:
+        return lambda: (((name,), read(route.cache)) for name, route in routes.items() if route.cache is not None)
+
+    def of_routes(read: Callable[[Route], float]) -> Callable[[], Samples]:
+        return lambda: (((name,), read(route)) for name, route in routes.items())
+
+    def of_replicas(read: Callable[[ReplicaState], float]) -> Callable[[], Samples]:
+        return lambda: (
+            ((name, state.url), read(state)) for name, home in homes.items() for state in home.pool.states()
+        )
+
+    route, replica = ("route",), ("backend", "replica")
+    yield Gauge("tailrace_cache_entries", "Answers kept.", route, of_caches(lambda cache: cache.entries))
+    yield Gauge("tailrace_cache_wires", "Ready wire forms kept.", route, of_caches(lambda cache: cache.wires))
+    yield Gauge("tailrace_cache_bytes", "Bytes charged for them.", route, of_caches(lambda cache: cache.bytes_used))
+    yield Gauge("tailrace_cache_bytes_max", "The bound on them.", route, of_caches(lambda cache: cache.bytes_max))
+    yield Gauge(
+        "tailrace_cache_evictions",
+        "Answers pushed out.",
+        route,
+        of_caches(lambda cache: cache.evictions),
+        counter=True,
+    )
+    yield Gauge(
+        "tailrace_cache_rejections",
+        "Answers not kept.",
+        route,
+        of_caches(lambda cache: cache.rejections),
+        counter=True,
+    )
+    yield Gauge("tailrace_epoch", "Turns when a model behind changes.", route, of_routes(lambda each: each.epoch))
+    yield Gauge("tailrace_flights", "Fills under way.", route, of_routes(lambda each: len(each.flights)))
+    yield Gauge("tailrace_refreshes", "Background refreshes under way.", route, of_routes(lambda each: each.refreshes))
+    yield Gauge(
+        "tailrace_breaker_state",
+        "0 closed, 1 half open, 2 open.",
+        replica,
+        of_replicas(lambda state: BREAKER_STATES[state.breaker]),
+    )
+    yield Gauge(
+        "tailrace_replica_ready",
+        "What the last probe said.",
+        replica,
+        of_replicas(lambda state: float(state.ready)),
+    )
+    yield Gauge("tailrace_replica_in_flight", "Requests there.", replica, of_replicas(lambda state: state.in_flight))
+    yield Gauge(
+        "tailrace_replica_models_open",
+        "Models whose answers the replica is not asked for.",
+        replica,
+        of_replicas(lambda state: len(state.models_open)),
+    )
+    yield Gauge("tailrace_draining", "1 while the gateway stops.", (), lambda: iter([((), float(is_draining()))]))

@@ -1,0 +1,179 @@
+"""What is counted: plain integers on the way of a request, turned into Prometheus metrics at a scrape.
+
+Rule of this file: counting costs a dictionary look-up and an addition, never a lock or a label object.
+The words on the labels are the words of the decisions (``Provenance.cache``, ``.reason``, a problem's
+slug, a ladder step), so a metric, a log line and an answer's header can be laid side by side. Label
+values come from configuration and from enums, never from a caller: cardinality is bounded.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+import msgspec
+import structlog
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import generate_latest
+
+from tiers.cascade import CascadeAnswer
+from tiers.inference import Provenance
+
+LATENCY_BUCKETS_SECONDS: Final = (
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
+)  # fmt: skip
+
+PASSTHROUGH: Final = "(passthrough)"
+"""The route label of everything that has no route; parentheses cannot be in a configured name's way."""
+
+Labels = tuple[str, ...]
+_log = structlog.get_logger("tailrace")
+
+
+class Gauge(msgspec.Struct, frozen=True):
+    """A number read at scrape time: metric name, help, label names, and what yields the samples."""
+
+    name: str
+    help: str
+    labels: Labels
+    read: Callable[[], Iterable[tuple[Labels, float]]]
+    counter: bool = False
+
+
+class Histogram:
+    """Latencies in the buckets of ``LATENCY_BUCKETS_SECONDS``."""
+
+    __slots__ = ("counts", "seconds")
+
+    def __init__(self) -> None:
+        self.counts = [0] * (len(LATENCY_BUCKETS_SECONDS) + 1)
+        self.seconds = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self.counts[bisect_left(LATENCY_BUCKETS_SECONDS, seconds)] += 1
+        self.seconds += seconds
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """Prometheus buckets: each counts all that is not above its bound."""
+        total, found = 0, []
+        for bound, count in zip((*map(str, LATENCY_BUCKETS_SECONDS), "+Inf"), self.counts, strict=True):
+            total += count
+            found.append((bound, float(total)))
+        return found
+
+
+class Telemetry:
+    """All counters of a process. Belongs to one event loop."""
+
+    def __init__(self) -> None:
+        self._answers: dict[Labels, int] = defaultdict(int)
+        self._collapsed: dict[Labels, int] = defaultdict(int)
+        self._refusals: dict[Labels, int] = defaultdict(int)
+        self._degraded: dict[Labels, int] = defaultdict(int)
+        self._tier_rows: dict[Labels, int] = defaultdict(int)
+        self._fills: dict[Labels, int] = defaultdict(int)
+        self._escalated: dict[Labels, int] = defaultdict(int)
+        self._refresh_failures: dict[Labels, int] = defaultdict(int)
+        self._statuses: dict[Labels, int] = defaultdict(int)
+        self._seconds: dict[Labels, Histogram] = defaultdict(Histogram)
+        self._gauges: list[Gauge] = []
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    # -- counting -------------------------------------------------------------------------------
+
+    def answered(self, route: str, provenance: Provenance) -> None:
+        """A request got an answer, of whatever kind."""
+        self._answers[route, provenance.cache, provenance.reason] += 1
+        if provenance.collapsed:
+            self._collapsed[(route,)] += 1
+
+    def refused(self, route: str, slug: str) -> None:
+        """A request got a problem document."""
+        self._refusals[route, slug] += 1
+
+    def degraded(self, route: str, failure: str, step: str, message: str) -> None:
+        """The tiers failed and the ladder took a step."""
+        self._degraded[route, failure, step] += 1
+        _log.info("ladder", route=route, failure=failure, step=step, message=message)
+
+    def filled(self, route: str, answer: CascadeAnswer) -> None:
+        """The tiers gave an answer: one fill, whoever waited for it."""
+        self._fills[(route,)] += 1
+        self._tier_rows[route, answer.tier] += answer.rows
+        self._escalated[(route,)] += answer.rows_escalated
+        for step in answer.steps:
+            self._degraded[route, "partial", step] += 1
+            _log.info("ladder", route=route, failure="partial", step=step, tier=answer.tier)
+
+    def refresh_failed(self, route: str, message: str) -> None:
+        """A background refresh brought nothing; its entry stays stale."""
+        self._refresh_failures[(route,)] += 1
+        _log.info("refresh failed", route=route, message=message)
+
+    def responded(self, route: str, status: int, state: str, seconds: float) -> None:
+        """A door wrote an answer's last byte."""
+        self._statuses[route, str(status)] += 1
+        self._seconds[route, state].observe(seconds)
+        _log.debug("request", route=route, status=status, state=state, milliseconds=round(seconds * 1e3, 3))
+
+    def watch(self, gauge: Gauge) -> None:
+        """Read a number at each scrape."""
+        self._gauges.append(gauge)
+
+    # -- exposing -------------------------------------------------------------------------------
+
+    def exposition(self) -> bytes:
+        """Everything, in Prometheus' text format 0.0.4."""
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        """One scrape, as prometheus_client asks for it."""
+        yield _counter(
+            "tailrace_answers",
+            "Answers by cache state and reason.",
+            ("route", "cache", "reason"),
+            self._answers,
+        )
+        yield _counter(
+            "tailrace_collapsed",
+            "Answers that waited for another caller's fill.",
+            ("route",),
+            self._collapsed,
+        )
+        yield _counter("tailrace_refusals", "Problem documents sent, by slug.", ("route", "problem"), self._refusals)
+        yield _counter("tailrace_degraded", "Ladder steps taken.", ("route", "failure", "step"), self._degraded)
+        yield _counter("tailrace_fills", "Runs of the cascade.", ("route",), self._fills)
+        yield _counter("tailrace_tier_rows", "Rows by the last tier asked.", ("route", "tier"), self._tier_rows)
+        yield _counter("tailrace_rows_escalated", "Rows that went beyond the first tier.", ("route",), self._escalated)
+        yield _counter(
+            "tailrace_refresh_failures",
+            "Background refreshes that failed.",
+            ("route",),
+            self._refresh_failures,
+        )
+        yield _counter("tailrace_responses", "HTTP responses by status.", ("route", "status"), self._statuses)
+        seconds = HistogramMetricFamily(
+            "tailrace_request_seconds",
+            "From a request's head to its answer's last byte.",
+            labels=("route", "state"),
+        )
+        for labels, histogram in self._seconds.items():
+            seconds.add_metric(labels, histogram.cumulative(), histogram.seconds)
+        yield seconds
+        for gauge in self._gauges:
+            kind = CounterMetricFamily if gauge.counter else GaugeMetricFamily
+            family = kind(gauge.name, gauge.help, labels=gauge.labels)
+            for labels, value in gauge.read():
+                family.add_metric(labels, value)
+            yield family
+
+
+def _counter(name: str, text: str, names: Labels, counts: dict[Labels, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=names)
+    for labels, count in counts.items():
+        family.add_metric(labels, count)
+    return family

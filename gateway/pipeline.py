@@ -1,0 +1,343 @@
+"""A request's life, in the order it is lived. Read this file first.
+
+    bytes -> door -> codec -> [ who? quota? -> cache -> shape? -> cascade -> failure? ladder
+          -> store -> count ] -> codec -> bytes
+
+Rule of this file: it is the one place that knows the order between the brackets, for every door.
+Each stage decides (a pure function that returns a value and a one-word reason) and this file does.
+Stages never call each other. It knows no wire format and no socket.
+
+Validation comes after the look-up: an entry is found only by the digest of tensors that were valid
+when it was made, in the same epoch, so a hit has nothing left to prove. The quotas that hits do not
+use up are charged after the look-up too, before any work is done for the request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from typing import Final
+
+import msgspec
+
+from cache.digest import Key
+from cache.entry import Entry, Freshness
+from cache.flight import Abandoned
+from degrade.deadline import Deadline, Ticker
+from degrade.ladder import Failure, Remains, Step, next_step
+from gateway.admission.auth import Caller
+from gateway.admission.ratelimit import Limiter, Quota, Verdict
+from gateway.admission.validate import validate
+from gateway.codec.http import CacheDirectives
+from gateway.operate.telemetry import Telemetry
+from gateway.problem import Problem, Refused, deadline_exceeded, invalid, not_cached, unavailable
+from gateway.problem import quota as quota_problem
+from gateway.recall import Action, Recall, recall
+from gateway.route import Filled, Route, Served, Wire
+from tiers import cascade
+from tiers.cascade import CascadeOptions
+from tiers.catalog import ModelFacts
+from tiers.inference import InferRequest, InferResponse, Provenance, Rejected, UpstreamError
+from tiers.rows import batch_size
+
+RETRY_AFTER_SECONDS: Final = 1.0
+"""When to come back after the ladder's end, if no breaker knows better."""
+
+RETRY_SPREAD: Final = 2.0
+"""Retry-After is spread up to this factor, so that those who were refused do not return as one wave."""
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One request as a door hands it over."""
+
+    route: Route
+    caller: Caller
+    request: InferRequest
+    directives: CacheDirectives
+    deadline: Deadline
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a door writes. ``key`` and ``entry`` are there when a wire form may be attached to them."""
+
+    response: InferResponse
+    provenance: Provenance
+    quota: Verdict | None = None
+    key: Key | None = None
+    entry: Entry[Served] | None = None
+
+
+class WireAnswer(msgspec.Struct, frozen=True):
+    """A hit in the very bytes of the wire."""
+
+    wire: Wire
+    provenance: Provenance
+    quota: Verdict | None
+
+
+class Pipeline:
+    """The stages' shell. One for all routes and doors of a process; belongs to one event loop."""
+
+    def __init__(self, limiter: Limiter, telemetry: Telemetry, ticker: Ticker, chance: random.Random) -> None:
+        self._limiter = limiter
+        self._telemetry = telemetry
+        self._ticker = ticker
+        self._chance = chance
+        self._refreshing: set[asyncio.Task[None]] = set()
+
+    async def answer(self, call: Call) -> Answer:
+        """Answer one request, whatever happens below. Raises Refused with the problem to send."""
+        try:
+            answer = await self._answer(call)
+        except Refused as refused:
+            self._telemetry.refused(call.route.name, refused.problem.slug)
+            raise
+        self._telemetry.answered(call.route.name, answer.provenance)
+        return answer
+
+    def recall_wire(self, route: Route, caller: Caller, wire: bytes) -> WireAnswer | None:
+        """A fresh hit by the exact bytes of a request without Cache-Control, or None.
+
+        The shortest way through the house: same quotas, same freshness, same counters as ``answer``.
+        Raises Refused when a quota that hits use up is spent.
+        """
+        if route.cache is None:
+            return None
+        now = self._ticker()
+        found = route.cache.find_wire(wire, route.epoch, now)
+        if found is None:
+            return None
+        entry, ready = found
+        try:
+            quota = self._charge(route, caller, True, now)
+        except Refused as refused:
+            self._telemetry.refused(route.name, refused.problem.slug)
+            raise
+        provenance = _of_entry(entry, Recall(Action.SERVE, "hit", "fresh"), now)
+        self._telemetry.answered(route.name, provenance)
+        return WireAnswer(ready, provenance, quota)
+
+    def attach_wire(self, route: Route, answer: Answer, wire: bytes, ready: Wire) -> None:
+        """Remember the wire form of an answer that is in the cache."""
+        if route.cache is not None and answer.key is not None and answer.entry is not None:
+            route.cache.attach(answer.key, answer.entry, wire, ready, len(ready.body) + 256)
+
+    async def close(self) -> None:
+        """Give up refreshes under way."""
+        for task in self._refreshing:
+            task.cancel()
+        await asyncio.gather(*self._refreshing, return_exceptions=True)
+
+    async def _answer(self, call: Call) -> Answer:
+        route, now = call.route, self._ticker()
+        quota = self._charge(route, call.caller, True, now)
+
+        key, choice = self._look_up(call, now)
+        found = None
+        if key is not None and route.cache is not None:
+            found = route.cache.find(key, now)
+            choice = recall(found, call.directives, route.recall_rules, route.epoch, now)
+        if choice.action is Action.REFUSE:
+            raise Refused(not_cached())
+        if found is not None and choice.action in (Action.SERVE, Action.REFRESH):
+            if choice.action is Action.REFRESH and key is not None:
+                self._refresh(call, key, found.entry)
+            return self._cached(call, key, found.entry, choice, quota)
+
+        quota = self._charge(route, call.caller, False, now) or quota
+        try:
+            async with asyncio.timeout(call.deadline.remaining(self._ticker())):
+                facts = await route.facts(call.deadline)
+                validate(call.request, facts, route.rules, route.config.limits.batch_max)
+                stateful = _stateful(facts)
+                if stateful:
+                    key, choice = None, Recall(Action.FETCH_ALONE, "bypass", stateful)
+                rows = batch_size(call.request) if facts.max_batch > 0 else None
+                filled, led = await self._fetch(call, key, choice, rows)
+        except Rejected as rejected:
+            raise Refused(_of_model(rejected)) from rejected
+        except UpstreamError as error:
+            return self._descend(call, key, error, quota)
+        except TimeoutError:
+            late = UpstreamError(Failure.TIMEOUT, f"no answer within {route.timeout:g} s")
+            return self._descend(call, key, late, quota)
+        except Abandoned:
+            gone = UpstreamError(Failure.OVERLOADED, "the gateway is stopping")
+            return self._descend(call, key, gone, quota)
+        return self._fetched(key, filled, led, choice, quota)
+
+    # -- decide ---------------------------------------------------------------------------------
+
+    def _look_up(self, call: Call, now: float) -> tuple[Key | None, Recall]:
+        """The request's key, or None and why it is never cached."""
+        reason = _uncacheable(call)
+        if reason:
+            return None, Recall(Action.FETCH_ALONE, "bypass", reason)
+        key = Key(call.route.digest(call.caller, call.request), call.route.epoch)
+        return key, Recall(Action.FETCH, "miss", "absent")
+
+    def _charge(self, route: Route, caller: Caller, hits: bool, now: float) -> Verdict | None:
+        """Charge the quotas that hits use up (``hits``), or those they do not; all or none."""
+        asked: list[tuple[tuple[str, str], Quota]] = [
+            ((allowance.quota.name, caller.name if allowance.per_caller else ""), allowance.quota)
+            for allowance in route.allowances
+            if allowance.hits_count is hits
+        ]
+        if caller.quota is not None and caller.hits_count is hits:
+            asked.append(((caller.quota.name, caller.name), caller.quota))
+        if not asked:
+            return None
+        verdict = self._limiter.check_all(asked, now)
+        if not verdict.allowed:
+            detail = f"Quota {verdict.quota.name} is spent; try again in {verdict.retry_after:.3g} s."
+            problem = quota_problem(detail, verdict.retry_after)
+            raise Refused(problem, verdict)
+        return verdict
+
+    # -- do -------------------------------------------------------------------------------------
+
+    async def _fetch(self, call: Call, key: Key | None, choice: Recall, rows: int | None) -> tuple[Filled, bool]:
+        """Ask the tiers, alone or in a flight. A flight outlives the caller who began it."""
+        if key is None or choice.action is Action.FETCH_ALONE:
+            keep = key if not call.directives.no_store else None
+            return await self._fill(call, keep, call.deadline, rows), True
+        deadline = Deadline.after(self._ticker(), call.route.timeout)
+        return await call.route.flights.join(key, lambda: self._fill(call, key, deadline, rows))
+
+    async def _fill(self, call: Call, key: Key | None, deadline: Deadline, rows: int | None) -> Filled:
+        """One run of the cascade; its answer is stored under ``key``, unless it is a degraded one."""
+        route = call.route
+        ticket = 0 if route.cache is None else route.cache.ticket()
+        options = CascadeOptions(rows, self._cascade_steps(call, key))
+        answer = await cascade.run(route.tiers, call.request, deadline, options)
+        response = msgspec.structs.replace(answer.response, model=route.name)
+        served = Served(response, answer.tier, answer.rows, answer.rows_escalated, rows)
+        self._telemetry.filled(route.name, answer)
+        if key is None or route.cache is None or answer.degraded:
+            return Filled(served, answer.steps, None)
+        entry = route.entry(served, key.epoch, self._ticker())
+        stored = route.cache.store(key, entry, ticket)
+        return Filled(served, answer.steps, entry if stored else None)
+
+    def _cascade_steps(self, call: Call, key: Key | None) -> tuple[Step, ...]:
+        """The ladder's steps that the tiers may take: those before ``stale``, if an old answer is there."""
+        route = call.route
+        if Step.STALE not in route.steps or key is None or route.cache is None or call.directives.no_cache:
+            return route.steps
+        if route.cache.find(key, self._ticker()) is None:
+            return route.steps
+        return route.steps[: route.steps.index(Step.STALE)]
+
+    def _refresh(self, call: Call, key: Key, entry: Entry[Served]) -> None:
+        """Fetch behind the caller's back, at most ``refreshes_max`` at once for the route."""
+        route = call.route
+        assert route.config.cache is not None
+        if route.refreshes >= route.config.cache.refreshes_max:
+            return
+        route.refreshes += 1
+        task = asyncio.create_task(self._refreshed(call, key, entry.value.batch))
+        self._refreshing.add(task)
+        task.add_done_callback(self._refreshing.discard)
+
+    async def _refreshed(self, call: Call, key: Key, rows: int | None) -> None:
+        route = call.route
+        try:
+            deadline = Deadline.after(self._ticker(), route.timeout)
+            await route.flights.join(key, lambda: self._fill(call, key, deadline, rows))
+        except (UpstreamError, Rejected, Abandoned) as error:
+            self._telemetry.refresh_failed(route.name, str(error))
+        finally:
+            route.refreshes -= 1
+
+    def _descend(self, call: Call, key: Key | None, error: UpstreamError, quota: Verdict | None) -> Answer:
+        """The ladder's lower half: the tiers have failed; an old answer, or a 503 that says why."""
+        route, now = call.route, self._ticker()
+        found = None
+        if key is not None and route.cache is not None and not call.directives.no_cache:
+            found = route.cache.find(key, now)
+        remains = Remains(replica=False, tier=False, stale=found is not None, time=not call.deadline.expired(now))
+        step = next_step(error.failure, remains, route.steps)
+        self._telemetry.degraded(route.name, error.failure.value, step.value, str(error))
+        if step is Step.STALE and found is not None:
+            if found.freshness is Freshness.FRESH:  # another caller's fill came through meanwhile
+                return self._cached(call, key, found.entry, Recall(Action.SERVE, "hit", "fresh"), quota)
+            choice = Recall(Action.SERVE, "stale", error.failure.value)
+            return self._cached(call, key, found.entry, choice, quota, (Step.STALE.value,))
+        assert step is Step.REFUSE, f"the pipeline has no step {step}"
+        raise Refused(self._unavailable(route, error), quota)
+
+    def _unavailable(self, route: Route, error: UpstreamError) -> Problem:
+        steps = tuple(step.value for step in route.steps)
+        spread = self._chance.uniform(1.0, RETRY_SPREAD)
+        retry_after = max(RETRY_AFTER_SECONDS, error.retry_after) * spread
+        detail = f"Route {route.name} has no answer ({error.failure.value}: {error}), and no older one is kept."
+        if error.failure is Failure.TIMEOUT:
+            return deadline_exceeded(detail, retry_after, steps)
+        return unavailable(detail, retry_after, steps)
+
+    def _cached(
+        self,
+        call: Call,
+        key: Key | None,
+        entry: Entry[Served],
+        choice: Recall,
+        quota: Verdict | None,
+        steps: tuple[str, ...] = (),
+    ) -> Answer:
+        provenance = _of_entry(entry, choice, self._ticker(), steps)
+        fresh = choice.reason == "fresh"
+        return Answer(entry.value.response, provenance, quota, key, entry if fresh else None)
+
+    def _fetched(self, key: Key | None, filled: Filled, led: bool, choice: Recall, quota: Verdict | None) -> Answer:
+        served, entry = filled.served, filled.entry
+        provenance = Provenance(
+            cache=choice.state,
+            reason=choice.reason,
+            tier=served.tier,
+            version=served.response.version,
+            ttl_left=None if entry is None else entry.ttl_left(self._ticker()),
+            rows=served.rows,
+            rows_escalated=served.rows_escalated,
+            steps=filled.steps,
+            stored=entry is not None,
+            collapsed=not led,
+        )
+        return Answer(served.response, provenance, quota, key, entry)
+
+
+def _uncacheable(call: Call) -> str:
+    """Why a request is never cached, in one word; empty if it may be (DESIGN section 6)."""
+    if call.route.cache is None:
+        return "off"
+    if call.request.in_shared_memory:
+        return "shared-memory"
+    if call.request.in_sequence:
+        return "sequence"
+    return ""
+
+
+def _stateful(facts: ModelFacts) -> str:
+    """Why a model's answers are never cached, in one word; empty if they may be."""
+    if facts.sequence:
+        return "sequence"
+    return "decoupled" if facts.decoupled else ""
+
+
+def _of_entry(entry: Entry[Served], choice: Recall, now: float, steps: tuple[str, ...] = ()) -> Provenance:
+    served = entry.value
+    return Provenance(
+        cache=choice.state,
+        reason=choice.reason,
+        tier=served.tier,
+        version=served.response.version,
+        age=entry.age(now),
+        ttl_left=entry.ttl_left(now),
+        rows=served.rows,
+        rows_escalated=served.rows_escalated,
+        steps=steps,
+    )
+
+
+def _of_model(rejected: Rejected) -> Problem:
+    """The model itself refused the request: its words, its status."""
+    return msgspec.structs.replace(invalid(str(rejected), "model"), status=rejected.status)

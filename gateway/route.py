@@ -1,0 +1,212 @@
+"""A route at run time: a public model name, its tiers, its cache, its flights and its epoch.
+
+Rule of this file: state that belongs to one route and the small decisions that need only it. The order
+in which a request meets them is ``gateway/pipeline.py``'s; what the tiers are is ``tiers/``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from http import HTTPStatus
+from typing import Final
+from urllib.parse import quote
+
+import msgspec
+
+from cache.digest import Key, request_digest
+from cache.entry import Entry
+from cache.flight import Flights
+from cache.policy import POLICIES, Policy
+from cache.response import Held, ResponseCache
+from degrade.deadline import Deadline
+from degrade.ladder import Step
+from gateway.admission.auth import Caller
+from gateway.admission.ratelimit import Quota
+from gateway.admission.validate import TensorRule
+from gateway.codec.http import BodyLimits
+from gateway.config import CacheConfig, QuotaConfig, TierConfig
+from gateway.config import Route as RouteConfig
+from gateway.recall import RecallRules
+from tiers import v2
+from tiers.backends.triton_http import Call as Outbound
+from tiers.cascade import Accept, Tier
+from tiers.catalog import Catalog, ModelFacts, TensorFact
+from tiers.inference import SCHEDULING_PARAMETERS, InferRequest, InferResponse, UpstreamError
+from tiers.pool import Pool
+
+FLIGHTS_MAX: Final = 4096
+"""Distinct fills of one route under way at once; beyond it callers fetch for themselves."""
+
+ENTRY_OVERHEAD_BYTES: Final = 512
+"""What an entry costs beyond its answer's size: key, bookkeeping of cache and policy."""
+
+
+class Served(msgspec.Struct, frozen=True):
+    """An answer of the tiers and where it came from: what the cache keeps. ``batch`` is None when the
+    model does not batch and the answer is one whole."""
+
+    response: InferResponse
+    tier: str
+    rows: int
+    rows_escalated: int
+    batch: int | None
+
+
+class Wire(msgspec.Struct, frozen=True):
+    """An answer in a wire's own bytes, ready to send."""
+
+    body: bytes
+    headers: tuple[tuple[str, str], ...]
+
+
+class Home(msgspec.Struct, frozen=True):
+    """Where a tier's model lives: the replicas that run it and what they say about it."""
+
+    pool: Pool
+    catalog: Catalog
+
+
+class Allowance(msgspec.Struct, frozen=True):
+    """One quota that a request must pass. ``per_caller``: each caller has one of its own."""
+
+    quota: Quota
+    hits_count: bool
+    per_caller: bool
+
+
+class Route:
+    """One route. ``epoch`` grows by one whenever a model behind it may have changed."""
+
+    def __init__(self, name: str, config: RouteConfig, homes: Sequence[Home], body_bytes_max: int) -> None:
+        assert len(homes) == len(config.tiers)
+        self.name = name
+        self.config = config
+        self.tiers = tuple(_tier(tier, home.pool) for tier, home in zip(config.tiers, homes, strict=True))
+        self.steps = tuple(Step(step) for step in config.degrade)
+        self.timeout = float(config.timeout)
+        limits = config.limits
+        self.body_limits = BodyLimits(
+            int(limits.body_bytes_max or body_bytes_max),
+            v2.Limits(json_bytes_max=int(limits.json_bytes_max), json_depth_max=limits.json_depth_max),
+        )
+        self._homes = tuple(homes)
+        self.rules: Mapping[str, TensorRule] = {
+            input_name: TensorRule(rule.min, rule.max, rule.finite, rule.element_bytes_max)
+            for input_name, rule in config.inputs.items()
+        }
+        self.allowances = tuple(_allowances(name, config))
+        self.cache = None if config.cache is None else _cache(config.cache)
+        self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
+        self.flights: Flights[Key, Filled] = Flights(FLIGHTS_MAX)
+        self.refreshes = 0
+        self.epoch = 0
+
+    @property
+    def last_pool(self) -> Pool:
+        """Where the route's last tier lives: it answers for what the route itself does not have."""
+        return self._homes[-1].pool
+
+    def serves(self, backend: str, model: str) -> bool:
+        """Whether a tier of this route is that model of that backend."""
+        return any(tier.backend == backend and tier.model == model for tier in self.config.tiers)
+
+    def turn(self) -> None:
+        """Begin a new epoch: every entry is stale at once."""
+        self.epoch += 1
+
+    def digest(self, caller: Caller, request: InferRequest) -> bytes:
+        """What makes two requests the same one (DESIGN section 6), but for the epoch."""
+        assert self.config.cache is not None
+        return request_digest(
+            route=self.name,
+            tenant="" if self.config.cache.shared else caller.tenant,
+            version=request.version,
+            inputs=request.inputs,
+            parameters={name: value for name, value in request.parameters.items() if name not in SCHEDULING_PARAMETERS},
+            outputs=[(output.name, output.parameters) for output in request.outputs],
+        )
+
+    def entry(self, served: Served, epoch: int, now: float) -> Entry[Served]:
+        """An entry for an answer that was made in ``epoch``."""
+        cache = self.config.cache
+        assert cache is not None
+        size = served.response.size + ENTRY_OVERHEAD_BYTES
+        return Entry(served, size, now, float(cache.ttl), float(cache.max_stale), epoch)
+
+    async def facts(self, deadline: Deadline) -> ModelFacts:
+        """What the route accepts and answers. Raises UpstreamError while a tier's model is unknown."""
+        facts = []
+        for tier, home in zip(self.config.tiers, self._homes, strict=True):
+            facts.append(await home.catalog.facts(tier.model, tier.version, deadline))
+        return merged_facts(self.name, facts)
+
+    async def ready(self, deadline: Deadline) -> bool:
+        """Whether some tier's model says it is ready and its answers do not say otherwise."""
+        for tier, home in zip(self.config.tiers, self._homes, strict=True):
+            path = f"/v2/models/{quote(tier.model, safe='')}"
+            path += f"/versions/{quote(tier.version, safe='')}/ready" if tier.version else "/ready"
+            try:
+                reply = await home.pool.exchange(Outbound("GET", path), deadline)
+            except UpstreamError:
+                continue
+            if reply.status == HTTPStatus.OK and home.pool.retry_after(tier.model, tier.version) == 0.0:
+                return True
+        return False
+
+
+class Filled(msgspec.Struct, frozen=True):
+    """What a fill brings to all who waited: the answer, the ladder's steps on the way, its entry."""
+
+    served: Served
+    steps: tuple[str, ...]
+    entry: Entry[Served] | None
+
+
+def merged_facts(name: str, facts: Sequence[ModelFacts]) -> ModelFacts:
+    """A route's facts from its tiers': all tiers must be able to take what the route accepts.
+
+    Inputs are the first tier's (``tailrace check`` proves that the others agree), outputs those that
+    every tier has, the batch limit is the smallest, and one stateful tier makes the route stateful.
+    """
+    first, last = facts[0], facts[-1]
+    common: list[TensorFact] = [
+        output
+        for output in last.outputs
+        if all(any(other.name == output.name for other in fact.outputs) for fact in facts)
+    ]
+    return ModelFacts(
+        name=name,
+        versions=last.versions,
+        inputs=first.inputs,
+        outputs=tuple(common),
+        max_batch=min(fact.max_batch for fact in facts),
+        sequence=any(fact.sequence for fact in facts),
+        decoupled=any(fact.decoupled for fact in facts),
+    )
+
+
+def _tier(config: TierConfig, pool: Pool) -> Tier:
+    accept = config.accept
+    rule = None if accept is None else Accept(accept.output, accept.rule, accept.at_least)
+    return Tier(config.model, config.version, rule, pool)
+
+
+def quota_of(name: str, config: QuotaConfig) -> Quota:
+    """A configured quota as the limiter knows it."""
+    return Quota(rate=float(config.rate), per=float(config.per), burst=config.burst_size, name=name)
+
+
+def _allowances(name: str, config: RouteConfig) -> list[Allowance]:
+    found = []
+    if config.quota is not None:
+        quota = quota_of(f"route:{name}", config.quota)
+        found.append(Allowance(quota, config.quota.hits_count, per_caller=False))
+    if config.caller_quota is not None:
+        quota = quota_of(f"caller:{name}", config.caller_quota)
+        found.append(Allowance(quota, config.caller_quota.hits_count, per_caller=True))
+    return found
+
+
+def _cache(config: CacheConfig) -> ResponseCache[Served, Wire]:
+    policy: Policy[Held[Served]] = POLICIES[config.policy](int(config.bytes_max))
+    return ResponseCache(policy)
