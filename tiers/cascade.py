@@ -118,7 +118,7 @@ def decide(rule: Accept, response: InferResponse, rows: int | None) -> NDArray[n
     classes = tensor.shape[-1] if len(tensor.shape) > batch_axes else 1
     least = _MARGIN_CLASSES_MIN if rule.rule == "margin" else 1
     if classes < least or not values.size:
-        raise _broken(rule, response, f"has shape {list(tensor.shape)}, too few values for the rule {rule.rule}")
+        raise _broken(rule, response, f"has shape {list(tensor.shape)}, too few for {rule.rule}")
     scores = values.reshape(leading, -1, classes)
     top = scores.max(axis=-1)
     if rule.rule == "margin":
@@ -164,7 +164,7 @@ async def run(
         pending = tuple(index for index, accepted in zip(pending, sure, strict=True) if not accepted)
         if not pending:
             break
-    outcome = CascadeAnswer(
+    return CascadeAnswer(
         response=_merged(request, parts, rows),
         tier=tiers[parts[-1].position].model,
         version=parts[-1].response.version,
@@ -174,7 +174,6 @@ async def run(
         degraded=bool(steps),
         reason=reason,
     )
-    return outcome
 
 
 def _addressed(request: InferRequest, tier: Tier, rule: Accept | None) -> InferRequest:

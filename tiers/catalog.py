@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
@@ -220,7 +221,7 @@ class Catalog:
                 sight, facts = seen[model]
                 before = known.sights.get(position)
                 differs = differs or (before is not None and changed(before, sight))
-                known.sights[position] = _remembered(before, sight)
+                known.sights[position] = sight
                 fresh = fresh or facts
             known.facts = fresh or known.facts
             if differs:
@@ -230,7 +231,7 @@ class Catalog:
         return tuple(turned)
 
     async def run(self, interval: float, sleep: Callable[[float], Awaitable[None]]) -> None:
-        """Poll for ever, ``interval`` seconds apart, each poll bounded by ``load_timeout``; cancel it to stop."""
+        """Poll for ever, ``interval`` seconds apart, each within ``load_timeout``; cancel it to stop."""
         while True:
             await self.poll_once(Deadline.after(self._now(), self._options.load_timeout))
             await sleep(interval)
@@ -238,7 +239,7 @@ class Catalog:
     async def _learn(self, model: str, deadline: Deadline) -> ModelFacts:
         remaining = deadline.remaining(self._now())
         try:
-            async with asyncio.timeout(remaining):
+            async with asyncio.timeout(None if math.isinf(remaining) else remaining):
                 facts, _ = await self._loads.join(model, lambda: self._load(model))
         except TimeoutError as error:
             raise UpstreamError(Failure.TIMEOUT, f"no facts about model {model!r} in {remaining:.3g} s") from error
@@ -330,11 +331,6 @@ def read_facts(metadata: _Metadata, config: _Config) -> ModelFacts:
         sequence=config.sequence_batching is not None,
         decoupled=config.model_transaction_policy is not None and config.model_transaction_policy.decoupled,
     )
-
-
-def _remembered(before: Sight | None, after: Sight) -> Sight:
-    """A model gone is remembered only where it had been; a replica that never had it has not changed."""
-    return after if before is not None or not after.gone else Sight(frozenset(), b"", {}, gone=True)
 
 
 def _totals(stats: _VersionStats) -> tuple[int, ...]:

@@ -13,21 +13,21 @@ from __future__ import annotations
 import asyncio
 import random as chance
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Protocol
 
 from msgspec import Struct
 
-from degrade.breaker import Breaker, BreakerOptions, Permit
+from degrade.breaker import Breaker, BreakerOptions, Change, Permit
 from degrade.budget import RetryBudget
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure, Step
 from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
 
-OnChange = Callable[[str, str, str], None]
-"""Called with (replica URL, model or "" for the replica itself, new breaker state)."""
+OnChange = Callable[[str, str, Change], None]
+"""Called with (replica URL, model or "" for the replica itself, what changed about its breaker)."""
 
 
 class Replica(Protocol):
@@ -50,7 +50,7 @@ class PoolOptions(Struct, frozen=True):
     retry_floor_per_second: float = 10.0
     probe_timeout: float = 1.0
     timeout_counts_after: float = 1.0
-    """A timeout speaks against the replica only if it had at least this long; else it speaks of the caller."""
+    """A timeout speaks against the replica only if it had this long; else of the caller."""
     models_max: int = 1024
     """Answer breakers kept per replica; the least recently used goes first."""
 
@@ -87,12 +87,14 @@ class _Seat:
 
 
 class _Permits(Struct, frozen=True):
+    """What one call at one replica must end; ``answers`` None for a call that is about no model."""
+
     reach: Permit
     answers: Permit | None
 
 
 def choose(loads: Sequence[int], random: chance.Random) -> int:
-    """The index of the less loaded of two drawn at random; of equals, the first drawn. Pure but for the draw."""
+    """The index of the less loaded of two drawn at random; of equals, the first drawn."""
     assert loads, "choose needs a candidate"
     if len(loads) == 1:
         return 0
@@ -160,7 +162,9 @@ class Pool:
     async def exchange(self, call: Call, deadline: Deadline) -> Reply:
         """A small call at one replica, for example a model's metadata. Raises UpstreamError."""
         seat = self._seat_for_call()
-        return await self._reached(seat, seat.replica.exchange(call, deadline, self._now()))
+        now = self._now()
+        with self._judged(seat, "", deadline.remaining(now)):
+            return await seat.replica.exchange(call, deadline, now)
 
     async def each(self, call: Call, deadline: Deadline) -> tuple[tuple[str, Reply | UpstreamError], ...]:
         """The same call at every replica at once, whatever its breaker says: loading a model must not
@@ -179,7 +183,7 @@ class Pool:
 
     @asynccontextmanager
     async def forward(self, call: Call, deadline: Deadline) -> AsyncIterator[Streamed]:
-        """Pass a call through to one replica. Only whether it is reached counts: its statuses are the caller's."""
+        """Pass a call through to one replica. Only whether it is reached counts."""
         seat = self._seat_for_call()
         now = self._now()
         permit = seat.reach.acquire(now)
@@ -256,40 +260,30 @@ class Pool:
         return seat
 
     async def _infer_at(self, seat: _Seat, request: InferRequest, deadline: Deadline) -> InferResponse:
-        began = self._now()
-        permits = self._acquire(seat, _key(request), began)
-        seat.in_flight += 1
-        error: UpstreamError | None = None
-        judged = False
-        try:
-            response = await seat.replica.infer(request, deadline, began)
-            judged = True
-            return response
-        except Rejected:  # the model answered: it is well
-            judged = True
-            raise
-        except UpstreamError as raised:
-            error, judged = raised, True
-            raise
-        finally:
-            seat.in_flight -= 1
-            self._settle(permits, error, judged, deadline.remaining(began))
+        now = self._now()
+        with self._judged(seat, _key(request), deadline.remaining(now)):
+            return await seat.replica.infer(request, deadline, now)
 
-    async def _reached(self, seat: _Seat, work: Awaitable[Reply]) -> Reply:
-        permits = self._acquire(seat, "", self._now())
+    @contextmanager
+    def _judged(self, seat: _Seat, key: str, had: float) -> Iterator[None]:
+        """Count a call in flight, and end its permits as the block ends. ``had``: seconds it was given."""
+        permits = self._acquire(seat, key, self._now())
         seat.in_flight += 1
-        error: UpstreamError | None = None
-        judged = False
+        failure: Failure | None = None
+        judged = True
         try:
-            reply = await work
-            judged = True
-            return reply
-        except UpstreamError as raised:
-            error, judged = raised, True
+            yield
+        except Rejected:  # the model answered: it is well
+            raise
+        except UpstreamError as error:
+            failure = error.failure
+            raise
+        except BaseException:  # cancelled, or our own bug: says nothing of the replica
+            judged = False
             raise
         finally:
             seat.in_flight -= 1
-            self._settle(permits, error, judged, 0.0)
+            self._settle(permits, failure, judged, had)
 
     def _acquire(self, seat: _Seat, key: str, now: float) -> _Permits:
         """Both permits; they were allowed in this same turn of the loop, so they are there."""
@@ -301,10 +295,9 @@ class Pool:
         assert answers is not None, "picked a replica whose model's breaker refuses"
         return _Permits(reach, answers)
 
-    def _settle(self, permits: _Permits, error: UpstreamError | None, judged: bool, had: float) -> None:
+    def _settle(self, permits: _Permits, failure: Failure | None, judged: bool, had: float) -> None:
         """End both permits. Unjudged (cancelled) says nothing; an overload is load, not illness."""
         now = self._now()
-        failure = error.failure if error else None
         if not judged or failure is Failure.TIMEOUT:
             permits.reach.ignored(now)  # a silent replica is for the probe and the model's breaker to judge
         elif failure is Failure.UNREACHABLE:
@@ -333,10 +326,10 @@ class Pool:
         return breaker
 
     def _breaker(self, url: str, key: str) -> Breaker:
-        # The breaker knows no names: tell the listener which one changed.
-        def changed(change: object) -> None:
+        # A breaker knows no names: tell the listener which one changed.
+        def changed(change: Change) -> None:
             if self._on_change is not None:
-                self._on_change(url, key, str(getattr(change, "state", "")))
+                self._on_change(url, key, change)
 
         return Breaker(self._options.breaker, changed)
 
@@ -356,9 +349,10 @@ class Pool:
             return
         if seat.reach.state != "closed":
             # It answers and says it is ready: what was learnt is about a server that is gone.
+            change = Change(seat.reach.state, "closed", "probe-ready", self._now())
             seat.reach = self._breaker(seat.replica.url, "")
             if self._on_change is not None:
-                self._on_change(seat.replica.url, "", seat.reach.state)
+                self._on_change(seat.replica.url, "", change)
         if not was_ready:
             seat.answers.clear()
 
@@ -372,13 +366,17 @@ class Pool:
             Failure.BROKEN,
             f"model {key!r} fails on every replica that can be reached; next try in {wait:.1f} s",
             before_answer=True,
+            retry_after=wait,
         )
 
     def _none_reached(self) -> UpstreamError:
         wait = min(seat.reach.retry_after(self._now()) for seat in self._seats)
         urls = ", ".join(seat.replica.url for seat in self._seats)
         return UpstreamError(
-            Failure.UNREACHABLE, f"no replica can be reached ({urls}); next try in {wait:.1f} s", before_answer=True
+            Failure.UNREACHABLE,
+            f"no replica can be reached ({urls}); next try in {wait:.1f} s",
+            before_answer=True,
+            retry_after=wait,
         )
 
 

@@ -63,7 +63,7 @@ def take_rows(request: InferRequest, indices: Sequence[int]) -> InferRequest:
 
 
 def merge_rows(rows: int, parts: Sequence[tuple[InferResponse, Sequence[int]]]) -> InferResponse:
-    """One answer of ``rows`` rows out of answers for some rows each; ``indices[i]`` is where the i-th row goes.
+    """One answer of ``rows`` rows out of answers for some rows each; ``indices[i]`` is where row i goes.
 
     A later part's row replaces an earlier part's. Only outputs that every part holds are merged, in
     the last part's order: an output one model lacks has no value for that model's rows. Model, version
@@ -80,11 +80,10 @@ def merge_rows(rows: int, parts: Sequence[tuple[InferResponse, Sequence[int]]]) 
     names = [tensor.name for tensor in last.outputs if all(tensor.name in named for named in by_name)]
     try:
         outputs = tuple(
-            _merge(rows, [(named[name], part[1]) for named, part in zip(by_name, parts, strict=True)])
-            for name in names
+            _merge(rows, [(named[name], part[1]) for named, part in zip(by_name, parts, strict=True)]) for name in names
         )
     except _Uneven as error:
-        raise UpstreamError(Failure.BROKEN, f"answers for parts of a batch do not merge: output {error}") from error
+        raise UpstreamError(Failure.BROKEN, f"partial answers do not merge: output {error}") from error
     return msgspec.structs.replace(last, outputs=outputs)
 
 
@@ -140,7 +139,7 @@ def _block(tensor: Tensor) -> NDArray[np.uint8]:
         raise _Uneven(f"{tensor.name!r} lives in shared memory")
     rows, row_bytes = tensor.shape[0], _row_bytes(tensor)
     if len(tensor.data) != rows * row_bytes:
-        raise _Uneven(f"{tensor.name!r} holds {len(tensor.data)} bytes where its shape needs {rows * row_bytes}")
+        raise _Uneven(f"{tensor.name!r} holds {len(tensor.data)} bytes, its shape needs {rows * row_bytes}")
     return np.frombuffer(tensor.data, dtype=np.uint8).reshape(rows, row_bytes)
 
 

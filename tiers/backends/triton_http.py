@@ -9,6 +9,7 @@ as given. It must not choose a replica, count failures or know a route.
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncIterable, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -36,7 +37,8 @@ _HOP_BY_HOP: Final = frozenset(
     {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
 )
 _ABSENT: Final = re.compile(
-    r"unknown model|not ready|not at ready state|no available version|is not available|is unloading", re.IGNORECASE
+    r"unknown model|not ready|not at ready state|no available version|is not available|is unloading",
+    re.IGNORECASE,
 )
 _UNKNOWN_VERSION: Final = re.compile(r" version \d+ is not found")
 
@@ -74,7 +76,7 @@ class Reply(Struct, frozen=True):
 
 
 class Streamed(Struct, frozen=True):
-    """An answer under way. ``chunks`` may be read once, and raises UpstreamError when the replica breaks off."""
+    """An answer under way. ``chunks`` may be read once; UpstreamError when the replica breaks off."""
 
     status: int
     headers: Headers
@@ -157,8 +159,10 @@ class TritonHttp:
             response.release()
 
     async def _buffered(self, call: Call, remaining: float, again: bool) -> Reply:
+        if remaining <= 0.0:  # what cannot be answered in time must not put work on a model
+            raise self._timed_out(remaining)
         try:
-            async with asyncio.timeout(remaining):
+            async with asyncio.timeout(_bound(remaining)):
                 trace = _Trace()
                 try:
                     return await self._whole(self._session, call, trace)
@@ -187,7 +191,7 @@ class TritonHttp:
         if not isinstance(call.body, AsyncIterable):
             headers = [pair for pair in headers if pair[0].lower() != "content-length"]
         try:
-            async with asyncio.timeout(remaining):
+            async with asyncio.timeout(None if remaining is None else _bound(remaining)):
                 return await session.request(
                     call.method,
                     URL(self.url + call.target, encoded=True),
@@ -254,6 +258,10 @@ class TritonHttp:
         return response
 
 
+def _bound(remaining: float) -> float | None:
+    return None if math.isinf(remaining) else remaining
+
+
 def refusal(url: str, request: InferRequest, reply: Reply) -> UpstreamError | Rejected:
     """What a status other than 200 means.
 
@@ -275,12 +283,11 @@ def refusal(url: str, request: InferRequest, reply: Reply) -> UpstreamError | Re
 
 
 def _error_member(reply: Reply) -> str:
-    class_or_text = None
     try:
-        class_or_text = msgspec.json.decode(reply.body, type=dict[str, object]).get("error")
+        error = msgspec.json.decode(reply.body, type=dict[str, object]).get("error")
     except (msgspec.DecodeError, UnicodeDecodeError):
         return ""
-    return class_or_text if isinstance(class_or_text, str) else ""
+    return error if isinstance(error, str) else ""
 
 
 def _message(reply: Reply) -> str:
@@ -301,6 +308,8 @@ def _fault(request: InferRequest, response: InferResponse) -> str:
 
 def _with_timeout(request: InferRequest, remaining: float) -> InferRequest:
     """The remaining time as Triton's ``timeout`` parameter (microseconds), unless the caller's is sooner."""
+    if math.isinf(remaining):
+        return request
     microseconds = max(1, int(remaining * _MICROSECONDS))
     own = request.parameters.get("timeout")
     if isinstance(own, int) and 0 < own < microseconds:

@@ -1,0 +1,185 @@
+"""The cascade: who is asked about which rows, and what the caller gets when a tier fails."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from degrade.deadline import Deadline
+from degrade.ladder import Failure, Step
+from tiers.cascade import Accept, CascadeAnswer, CascadeOptions, Tier, decide, run
+from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor, UpstreamError
+from tiers.pool import Answered
+
+DEADLINE = Deadline(100.0)
+MARGIN = Accept("p", "margin", 0.5)
+
+
+def tensor(name: str, values: object, datatype: str = "FP32") -> Tensor:
+    array = np.asarray(values, dtype={"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "INT32": "<i4"}[datatype])
+    return Tensor(name, datatype, array.shape, array.tobytes())
+
+
+class Model:
+    """Answers p = [x, 1 - x] and who = its own number, per row; remembers what it was asked."""
+
+    def __init__(self, number: float, sure: bool = False, fails: Failure | None = None) -> None:
+        self.number, self.sure, self.fails = number, sure, fails
+        self.asked: list[InferRequest] = []
+
+    async def infer(self, request: InferRequest, deadline: Deadline) -> Answered:
+        self.asked.append(request)
+        if self.fails:
+            raise UpstreamError(self.fails, "down")
+        x = np.frombuffer(request.inputs[0].data, dtype="<f4").reshape(request.inputs[0].shape)
+        outputs = (tensor("p", np.concatenate([x, 1 - x], axis=-1)), tensor("who", np.full_like(x, self.number)))
+        wanted = {output.name for output in request.outputs}
+        kept = tuple(output for output in outputs if not wanted or output.name in wanted)
+        return Answered(InferResponse(request.model, "3", kept), "http://r")
+
+
+def cascade(*models: Model, accept: Accept | None = MARGIN) -> list[Tier]:
+    return [Tier(f"m{index}", "", accept, model) for index, model in enumerate(models)]
+
+
+def ask(rows: Sequence[float], *outputs: str) -> InferRequest:
+    return InferRequest("route", (tensor("x", [[x] for x in rows]),), tuple(RequestedOutput(name) for name in outputs))
+
+
+def who(answer: CascadeAnswer) -> list[float]:
+    output = next(output for output in answer.response.outputs if output.name == "who")
+    return np.frombuffer(output.data, dtype="<f4").tolist()
+
+
+async def test_unsure_rows_go_on_as_one_smaller_batch_in_order() -> None:
+    fast, large = Model(0), Model(1)
+    answer = await run(cascade(fast, large), ask([1.0, 0.5, 0.0, 0.6]), DEADLINE, CascadeOptions(4))
+    assert who(answer) == [0, 1, 0, 1]
+    assert np.frombuffer(large.asked[0].inputs[0].data, dtype="<f4").tolist() == pytest.approx([0.5, 0.6])
+    assert (answer.tier, answer.version, answer.rows, answer.rows_escalated) == ("m1", "3", 4, 2)
+    assert (answer.steps, answer.degraded, answer.reason) == ((), False, "")
+
+
+async def test_any_number_of_tiers() -> None:
+    models = [Model(0), Model(1), Model(2)]
+    tiers = cascade(*models)
+    tiers[1] = Tier("m1", "", Accept("p", "max", 0.6), models[1])
+    answer = await run(tiers, ask([0.5, 1.0, 0.6]), DEADLINE, CascadeOptions(3))
+    assert who(answer) == [2, 0, 1]
+    assert answer.rows_escalated == 2
+
+
+async def test_all_sure_asks_the_first_only() -> None:
+    fast, large = Model(0), Model(1)
+    answer = await run(cascade(fast, large), ask([1.0, 0.0]), DEADLINE, CascadeOptions(2))
+    assert (answer.tier, answer.rows_escalated, large.asked) == ("m0", 0, [])
+
+
+@pytest.mark.parametrize(("x", "tier", "escalated"), [(1.0, "m0", 0), (0.5, "m1", 1)])
+async def test_a_model_without_batching_is_one_decision(x: float, tier: str, escalated: int) -> None:
+    request = InferRequest("route", (tensor("x", [x]),))
+    answer = await run(cascade(Model(0), Model(1)), request, DEADLINE, CascadeOptions(None))
+    assert (answer.tier, answer.rows, answer.rows_escalated) == (tier, 1, escalated)
+
+
+async def test_the_rules_output_is_asked_for_and_stripped() -> None:
+    fast, large = Model(0), Model(1)
+    answer = await run(cascade(fast, large), ask([1.0, 0.5], "who"), DEADLINE, CascadeOptions(2))
+    assert [output.name for output in fast.asked[0].outputs] == ["who", "p"]
+    assert [output.name for output in large.asked[0].outputs] == ["who"]
+    assert [output.name for output in answer.response.outputs] == ["who"]
+    assert who(answer) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("request_", "reason"),
+    [
+        (InferRequest("r", (tensor("x", [[1.0]]),), (RequestedOutput("p", {"classification": 1}),)), "classification"),
+        (InferRequest("r", (tensor("x", [[1.0]]),), parameters={"sequence_id": 4}), "sequence"),
+        (InferRequest("r", (tensor("x", [[1.0]]),), (RequestedOutput("p", {"shared_memory_region": "s"}),)), "shared-memory"),
+    ],
+)
+async def test_what_cannot_be_judged_goes_straight_to_the_last(request_: InferRequest, reason: str) -> None:
+    fast, large = Model(0), Model(1)
+    answer = await run(cascade(fast, large), request_, DEADLINE, CascadeOptions(1))
+    assert (answer.reason, answer.tier, fast.asked, answer.degraded) == (reason, "m1", [], False)
+
+
+async def test_a_failing_fast_tier_hands_everything_on() -> None:
+    large = Model(1)
+    answer = await run(cascade(Model(0, fails=Failure.BROKEN), large), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2))
+    assert who(answer) == [1, 1]
+    assert (answer.steps, answer.degraded, answer.rows_escalated) == (("tier",), True, 2)
+
+
+async def test_a_fast_tier_that_answers_nonsense_hands_everything_on() -> None:
+    answer = await run(cascade(Model(0), Model(1)), ask([1.0, math.nan]), DEADLINE, CascadeOptions(2))
+    assert (who(answer), answer.steps) == ([1, 1], ("tier",))
+
+
+async def test_a_failing_large_tier_leaves_the_fast_answer_if_the_route_says_so() -> None:
+    tiers = cascade(Model(0), Model(1, fails=Failure.TIMEOUT))
+    answer = await run(tiers, ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, (Step.TIER,)))
+    assert (who(answer), answer.steps, answer.tier, answer.degraded) == ([0, 0], ("tier",), "m0", True)
+    assert answer.rows_escalated == 0
+    with pytest.raises(UpstreamError) as caught:
+        await run(tiers, ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, (Step.STALE,)))
+    assert caught.value.failure is Failure.TIMEOUT
+
+
+async def test_all_tiers_failing_raises_the_last_ones_error() -> None:
+    tiers = cascade(Model(0, fails=Failure.BROKEN), Model(1, fails=Failure.UNREACHABLE))
+    with pytest.raises(UpstreamError) as caught:
+        await run(tiers, ask([1.0]), DEADLINE, CascadeOptions(1, (Step.TIER,)))
+    assert caught.value.failure is Failure.UNREACHABLE
+
+
+def response(output: Tensor) -> InferResponse:
+    return InferResponse("m", "1", (output,))
+
+
+def bf16(values: Sequence[float]) -> Tensor:
+    raw = (np.asarray(values, dtype="<f4").view("<u4") >> 16).astype("<u2")
+    return Tensor("p", "BF16", (1, len(values)), raw.tobytes())
+
+
+@pytest.mark.parametrize(
+    ("rule", "output", "rows", "accepted"),
+    [
+        ("margin", tensor("p", [[0.9, 0.1], [0.6, 0.4]]), 2, [True, False]),
+        ("max", tensor("p", [[0.5, 0.1], [0.4, 0.6]], "FP64"), 2, [True, True]),
+        ("max", tensor("p", [0.5, 0.4], "FP16"), 2, [True, False]),
+        ("margin", tensor("p", [0.9, 0.1]), None, [True]),
+        ("margin", tensor("p", [[[0.9, 0.1], [0.6, 0.4]]]), 1, [False]),
+        ("max", tensor("p", 0.7), None, [True]),
+        ("margin", bf16([1.0, 0.25]), 1, [True]),
+        ("margin", tensor("p", np.zeros((0, 2))), 0, []),
+    ],
+)
+def test_decide(rule: str, output: Tensor, rows: int | None, accepted: list[bool]) -> None:
+    make: Callable[..., Accept] = Accept
+    assert decide(make("p", rule, 0.5), response(output), rows).tolist() == accepted
+
+
+@pytest.mark.parametrize(
+    ("output", "rows"),
+    [
+        (tensor("q", [[1.0, 0.0]]), 1),
+        (tensor("p", [[1.0, 0.0]]), 2),
+        (tensor("p", [[1.0]]), 1),
+        (tensor("p", [1.0]), 1),
+        (tensor("p", [[math.nan, 0.0]]), 1),
+        (tensor("p", [[math.inf, math.inf]]), 1),
+        (tensor("p", [[1, 0]], "INT32"), 1),
+        (Tensor("p", "FP32", (1, 2), b"123"), 1),
+        (Tensor("p", "FP32", (1, 2), b"1234"), 1),
+        (Tensor("p", "FP32", (1, 0, 2), b""), 1),
+    ],
+)
+def test_what_cannot_be_decided_is_broken(output: Tensor, rows: int) -> None:
+    with pytest.raises(UpstreamError) as caught:
+        decide(MARGIN, response(output), rows)
+    assert caught.value.failure is Failure.BROKEN
