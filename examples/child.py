@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from signal import Signals
 from typing import Final
 
 STOP_SECONDS: Final = 5.0
@@ -26,9 +27,7 @@ _GUARD: Final = 'read -r _; kill -s KILL -- "-$1" 2>/dev/null'
 class Child:
     """A running command. Its output goes to two files, so that nobody has to drain a pipe."""
 
-    def __init__(
-        self, command: Sequence[str], environ: Mapping[str, str], directory: Path, name: str
-    ) -> None:
+    def __init__(self, command: Sequence[str], environ: Mapping[str, str], directory: Path, name: str) -> None:
         """Start ``command``; ``directory`` must exist and receives ``name.out`` and ``name.err``."""
         self.out_path = directory / f"{name}.out"
         self.err_path = directory / f"{name}.err"
@@ -69,12 +68,12 @@ class Child:
         """What the child has written, standard output before standard error."""
         return self.out() + self.err_path.read_text(errors="replace")
 
-    def signal(self, number: signal.Signals) -> None:
+    def signal(self, number: Signals) -> None:
         """Send a signal to the child alone."""
         if self.running:
             os.kill(self.pid, number)
 
-    def signal_group(self, number: signal.Signals) -> None:
+    def signal_group(self, number: Signals) -> None:
         """Send a signal to the child and to everything that it started."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)

@@ -23,9 +23,7 @@ from examples.child import Child
 
 READY_SECONDS: Final = 30.0
 LOG_CHARACTERS_SHOWN_MAX: Final = 6000
-READY_LINE: Final = re.compile(
-    r"^tailrace ready http=(?P<http>http://\S+) admin=(?P<admin>http://\S+)", re.MULTILINE
-)
+READY_LINE: Final = re.compile(r"^tailrace ready http=(?P<http>http://\S+) admin=(?P<admin>http://\S+)", re.MULTILINE)
 SAMPLE: Final = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
 LABEL: Final = re.compile(r'(?P<name>\w+)="(?P<value>(?:[^"\\]|\\.)*)"')
 
@@ -81,9 +79,7 @@ class GatewayProcess:
         """Start and wait for the ready line. Raises GatewayFailed with the output; nothing stays behind."""
         self._directory = Path(tempfile.mkdtemp(prefix="tailrace-gateway-"))
         try:
-            self._child = Child(
-                self._command(self._directory), self._environment(), self._directory, "gateway"
-            )
+            self._child = Child(self._command(self._directory), self._environment(), self._directory, "gateway")
             self._await_ready(self._child, ready_seconds)
         except BaseException:
             self.stop()
@@ -161,9 +157,7 @@ def samples(text: str) -> dict[str, float]:
         match = SAMPLE.match(line)
         if match is None:
             continue
-        labels = sorted(
-            f'{label["name"]}="{label["value"]}"' for label in LABEL.finditer(match["labels"] or "")
-        )
+        labels = sorted(f'{label["name"]}="{label["value"]}"' for label in LABEL.finditer(match["labels"] or ""))
         found[match["name"] + (f"{{{','.join(labels)}}}" if labels else "")] = float(match["value"])
     return found
 

@@ -109,9 +109,7 @@ def find_environment(root: Path | None = None) -> TritonEnvironment:
         )
     site_packages = found[0].parents[3]
     version = site_packages.parent.name.removeprefix("python")
-    environment = TritonEnvironment(
-        where.resolve(), site_packages.resolve(), version, _libpython(where, version)
-    )
+    environment = TritonEnvironment(where.resolve(), site_packages.resolve(), version, _libpython(where, version))
     if not environment.stub.exists():
         raise TritonMissing(
             f"{PYTRITON} has no python-backend stub for Python {version}: make {where} with Python 3.11."
@@ -284,8 +282,7 @@ class TritonServer:
         return sorted(
             pid
             for pid, command in group_members(self._child.pid).items()
-            if "triton_python_backend_stub" in command.partition(" ")[0]
-            and (not model or f"/{model}/" in command)
+            if "triton_python_backend_stub" in command.partition(" ")[0] and (not model or f"/{model}/" in command)
         )
 
     def kill_stub(self, model: str) -> int:

@@ -115,6 +115,4 @@ def _read(target: Path) -> Digits:
     facts = json.loads((target / "facts.json").read_text())
     with np.load(target / "held_out.npz") as held_out:
         images, labels = held_out["images"], held_out["labels"]
-    return Digits(
-        target / "models", images, labels, facts["trained_on"], facts["small_ms"], facts["large_ms"]
-    )
+    return Digits(target / "models", images, labels, facts["trained_on"], facts["small_ms"], facts["large_ms"])

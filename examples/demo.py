@@ -1,0 +1,416 @@
+"""The demo: a real Triton with two tiers of one task, the gateway before it, and what that gains.
+
+Rule of this file: it talks to the gateway as any client does (tritonclient over HTTP, and plain HTTP
+where headers are shown), every figure is measured in this run on held-out digits, and whatever it
+started is stopped, however it ends. What the gateway did is read from Triton's own statistics, so the
+table does not have to believe the gateway.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import tritonclient.http as triton_http
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from examples.digits.repository import Digits, TrainingFailed, prepare
+from examples.gatewayprocess import ConfigValue, GatewayFailed, GatewayProcess
+from examples.tritonserver import (
+    ModelStatistics,
+    TritonFailed,
+    TritonMissing,
+    TritonOptions,
+    TritonServer,
+    find_environment,
+)
+
+SMALL: Final = "digits_small"
+LARGE: Final = "digits_large"
+MARGIN: Final = 0.6
+"""The fast tier's answer is taken if its best class leads the second by this much probability."""
+BATCH: Final = 32
+UNSEEN: Final = 20
+"""Held-out digits kept back until Triton is down, so that the gateway cannot know them."""
+STALE_TTL_SECONDS: Final = 3
+REPEATED: Final = 10
+RECOVERY_SECONDS_MAX: Final = 30.0
+WANTED: Final = ("label", "probabilities")
+"""Outputs asked for, in one order everywhere: another set or order is another question, and another entry."""
+SHOWN_HEADERS: Final = ("Cache-Status", "Age", "Tailrace-Provenance", "Retry-After", "Content-Type")
+
+Images = npt.NDArray[np.float32]
+Labels = npt.NDArray[np.int64]
+Answer = tuple[int, Mapping[str, str], bytes]
+"""Status, headers (names in Title-Case), body."""
+
+FRESH_WORDS: Final = "the same digit on route digits (fresh for 10 minutes), now in JSON: still a fresh hit"
+STALE_WORDS: Final = "the same digit on route digits_brief: old, and labelled so"
+NEW_WORDS: Final = "a digit never seen before: there is no answer to give, and a clear 503 says so"
+
+
+class DemoFailed(RuntimeError):
+    """The demo saw something other than what it is there to show; the message says what."""
+
+
+@dataclass
+class Pass:
+    """What one walk over the digits gave: a label for each, and what each request took at the client."""
+
+    labels: Labels
+    seconds: list[float]
+
+    def accuracy(self, truth: Labels) -> float:
+        return float(np.mean(self.labels == truth))
+
+    def percentile(self, share: float) -> str:
+        return f"{np.percentile(np.array(self.seconds), share) * 1000:.2f} ms"
+
+
+@dataclass
+class Measured:
+    """All that the table shows."""
+
+    truth: Labels
+    small: Pass
+    large: Pass
+    first: Pass
+    second: Pass
+    batches: Pass
+    batches_again: Pass
+    rows: int
+    rows_escalated: int
+    requests_again: int
+    requests_again_at_triton: int
+
+
+def main(keep: bool) -> int:
+    """Run the demo and return an exit code. ``keep`` leaves Triton and the gateway running until Ctrl-C."""
+    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+    began = time.monotonic()
+    try:
+        with _ending_on_sigterm(), ExitStack() as stack:
+            _run(stack, console, keep, began)
+    except (TritonMissing, TritonFailed, GatewayFailed, TrainingFailed, DemoFailed) as error:
+        console.print(Text(f"\ntailrace demo: {error}", style="red"))
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nStopped; nothing is left running.")
+        return 0 if keep else 130
+    return 0
+
+
+def _run(stack: ExitStack, console: Console, keep: bool, began: float) -> None:
+    console.rule("Tailrace: a real Triton, two tiers of one task, and the gateway before them")
+    environment = find_environment()
+    with _step(console, "training both tiers on scikit-learn's digits (a few seconds, once)"):
+        digits = prepare(environment)
+    _say(console, f"{digits.trained_on} digits trained on, {len(digits.images)} held out for every figure below")
+    _say(
+        console,
+        f"cost of one row, computing only: {SMALL} {digits.small_ms:.3f} ms (logistic regression), "
+        f"{LARGE} {digits.large_ms:.1f} ms (RBF SVM and 150 trees)",
+    )
+    triton = TritonServer(TritonOptions(repositories=(digits.repository,)), environment)
+    with _step(console, "starting Triton"):
+        stack.enter_context(triton)
+    with _step(console, "starting the gateway"):
+        gateway = stack.enter_context(GatewayProcess(configuration(triton)))
+    _say(console, f"Triton at {triton.http_url}, Tailrace at {gateway.http_url}, metrics at {gateway.admin_url}")
+
+    client = stack.enter_context(triton_http.InferenceServerClient(gateway.http_address))
+    seen = slice(0, len(digits.images) - UNSEEN)
+    measured = measure(console, client, triton, digits.images[seen], digits.labels[seen])
+    console.print(table(measured))
+    _break_and_mend(console, triton, gateway, digits)
+    _farewell(console, triton, gateway, began, keep)
+    if keep:
+        console.print("Both are running. Ctrl-C stops them.")
+        signal.pause()
+
+
+def configuration(triton: TritonServer) -> dict[str, ConfigValue]:
+    """The gateway's configuration: one cascade under two names, which differ in how long answers are fresh."""
+    tiers: list[ConfigValue] = [
+        {
+            "backend": "triton",
+            "model": SMALL,
+            "accept": {"output": "probabilities", "rule": "margin", "at_least": MARGIN},
+        },
+        {"backend": "triton", "model": LARGE},
+    ]
+    return {
+        "backends": {"triton": {"http": [triton.http_url]}},
+        "routes": {
+            "digits": {"tiers": tiers, "cache": {"ttl": "10m", "max_stale": "1h"}},
+            "digits_brief": {
+                "tiers": tiers,
+                "cache": {"ttl": f"{STALE_TTL_SECONDS}s", "max_stale": "1h"},
+            },
+        },
+    }
+
+
+def measure(
+    console: Console, client: triton_http.InferenceServerClient, triton: TritonServer, images: Images, truth: Labels
+) -> Measured:
+    """Send the digits every way the table needs. The models alone go through the gateway too, uncached."""
+    columns = (TextColumn("{task.description:<44}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=not console.is_terminal) as progress:
+
+        def walk(what: str, model: str, size: int = 1) -> Pass:
+            task = progress.add_task(what, total=len(images))
+            return _walk(client, model, images, size, lambda rows: progress.advance(task, rows))
+
+        _walk(client, SMALL, images[:BATCH], 1, _nothing)  # connections and code paths warm up
+        _walk(client, LARGE, images[:BATCH], 1, _nothing)
+        small = walk(f"{SMALL} alone, uncached", SMALL)
+        large = walk(f"{LARGE} alone, uncached", LARGE)
+        cold = _counted(triton)
+        first = walk("cascade, first pass, single rows", "digits")
+        batches = walk(f"cascade, first pass, batches of {BATCH}", "digits", BATCH)
+        warm = _counted(triton)
+        second = walk("cascade, second pass, single rows", "digits")
+        batches_again = walk(f"cascade, second pass, batches of {BATCH}", "digits", BATCH)
+        after = _counted(triton)
+    if not np.array_equal(first.labels, second.labels) or not np.array_equal(batches.labels, batches_again.labels):
+        raise DemoFailed("the second pass gave other labels than the first")
+    return Measured(
+        truth=truth,
+        small=small,
+        large=large,
+        first=first,
+        second=second,
+        batches=batches,
+        batches_again=batches_again,
+        rows=warm[SMALL].rows - cold[SMALL].rows,
+        rows_escalated=warm[LARGE].rows - cold[LARGE].rows,
+        requests_again=len(second.seconds) + len(batches_again.seconds),
+        requests_again_at_triton=after[SMALL].requests - warm[SMALL].requests,
+    )
+
+
+def table(measured: Measured) -> Table:
+    """The figures, as a person reads them."""
+    shown = Table(title=f"{len(measured.truth)} held-out digits, each figure from this run", title_justify="left")
+    for heading in ("", "accuracy", "p50", "p99"):
+        shown.add_column(heading, justify="left" if not heading else "right")
+    for name, done in (
+        ("fast tier alone", measured.small),
+        ("large tier alone", measured.large),
+        ("cascade, first time", measured.first),
+        ("cascade, again (hits)", measured.second),
+    ):
+        shown.add_row(name, f"{done.accuracy(measured.truth):.2%}", done.percentile(50), done.percentile(99))
+    shown.add_section()
+    same = float(np.mean(measured.first.labels != measured.large.labels))
+    escalated = measured.rows_escalated / max(measured.rows, 1)
+    hits = 1 - measured.requests_again_at_triton / measured.requests_again
+    shown.add_row("rows sent on to the large tier", f"{escalated:.1%}")
+    shown.add_row("labels that differ from the large tier's", f"{same:.2%}")
+    shown.add_row("second pass answered without Triton", f"{hits:.1%}")
+    shown.caption = (
+        "Latencies are of single-row requests, one at a time, measured at the client. "
+        "Rows and requests are from Triton's own statistics."
+    )
+    shown.caption_justify = "left"
+    return shown
+
+
+def _break_and_mend(console: Console, triton: TritonServer, gateway: GatewayProcess, digits: Digits) -> None:
+    known, unseen = digits.images[:REPEATED], digits.images[-UNSEEN:]
+    for image in known:
+        status, _, _ = ask(gateway, "digits_brief", image)
+        if status != http.client.OK:
+            raise DemoFailed(f"route digits_brief answered {status} while Triton was well")
+    console.rule("Triton stops")
+    with _step(console, "stopping Triton"):
+        triton.stop()
+    _say(console, f"Triton is stopped. Route digits_brief keeps answers fresh for {STALE_TTL_SECONDS} s only.")
+    _countdown(console, STALE_TTL_SECONDS)
+    fresh = _show(console, gateway, FRESH_WORDS, "digits", known[0])
+    _expect(fresh, http.client.OK, "cache=hit", "a digit that is fresh for 10 minutes")
+    stale = _show(console, gateway, STALE_WORDS, "digits_brief", known[0])
+    _expect(stale, http.client.OK, "cache=stale", "a digit whose answer is old")
+    for image in known:
+        _expect(ask(gateway, "digits_brief", image), http.client.OK, "cache=stale", "a repeated digit")
+    _say(console, f"{REPEATED} of {REPEATED} repeated digits got an answer, each labelled stale")
+    new = _show(console, gateway, NEW_WORDS, "digits_brief", unseen[0])
+    _expect(new, http.client.SERVICE_UNAVAILABLE, "", "a digit never seen before")
+    console.rule("Triton starts again")
+    with _step(console, "starting Triton"):
+        triton.start()
+    started = time.monotonic()
+    with _step(console, "asking for the new digit until it is answered"):
+        answer = _until_fresh(gateway, unseen[0])
+    _say(
+        console,
+        f"fresh answers {time.monotonic() - started:.1f} s after Triton was ready; the gateway was not restarted",
+    )
+    _print_answer(console, answer)
+
+
+def _expect(answer: Answer, status: int, provenance: str, what: str) -> None:
+    """The demo claims nothing that it did not see."""
+    found = answer[1].get("Tailrace-Provenance", "")
+    if answer[0] != status or provenance not in found:
+        raise DemoFailed(f"{what} got {answer[0]} ({found or 'no provenance'}), expected {status} {provenance}")
+
+
+def _until_fresh(gateway: GatewayProcess, image: Images) -> Answer:
+    end = time.monotonic() + RECOVERY_SECONDS_MAX
+    while time.monotonic() < end:
+        answer = ask(gateway, "digits_brief", image)
+        if answer[0] == http.client.OK:
+            return answer
+        time.sleep(0.1)
+    raise DemoFailed(f"no fresh answer within {RECOVERY_SECONDS_MAX:.0f} s of Triton's return")
+
+
+def ask(gateway: GatewayProcess, model: str, image: Images) -> Answer:
+    """One infer request in JSON by plain HTTP, because tritonclient does not show an answer's headers."""
+    host, _, port = gateway.http_address.rpartition(":")
+    connection = http.client.HTTPConnection(host, int(port), timeout=30)
+    tensor = {"name": "image", "datatype": "FP32", "shape": [1, 64], "data": image.ravel().tolist()}
+    try:
+        body = json.dumps({"inputs": [tensor], "outputs": [{"name": name} for name in WANTED]})
+        connection.request("POST", f"/v2/models/{model}/infer", body, {"Content-Type": "application/json"})
+        answer = connection.getresponse()
+        return answer.status, {name.title(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def _walk(
+    client: triton_http.InferenceServerClient,
+    model: str,
+    images: Images,
+    size: int,
+    advance: Callable[[int], object],
+) -> Pass:
+    labels: list[Labels] = []
+    seconds = []
+    wanted = [triton_http.InferRequestedOutput(name) for name in WANTED]
+    for rows in _batches(images, size):
+        tensor = triton_http.InferInput("image", list(rows.shape), "FP32")
+        tensor.set_data_from_numpy(rows)
+        began = time.perf_counter()
+        answer = client.infer(model, [tensor], outputs=wanted)
+        seconds.append(time.perf_counter() - began)
+        labels.append(answer.as_numpy("label")[:, 0])
+        advance(len(rows))
+    return Pass(np.concatenate(labels), seconds)
+
+
+def _batches(images: Images, size: int) -> Iterator[Images]:
+    for at in range(0, len(images), size):
+        yield images[at : at + size]
+
+
+def _counted(triton: TritonServer) -> dict[str, ModelStatistics]:
+    return {model: triton.statistics(model) for model in (SMALL, LARGE)}
+
+
+def _nothing(_rows: int) -> None:
+    return None
+
+
+def _show(console: Console, gateway: GatewayProcess, what: str, route: str, image: Images) -> Answer:
+    answer = ask(gateway, route, image)
+    _say(console, what)
+    _print_answer(console, answer)
+    return answer
+
+
+def _print_answer(console: Console, answer: Answer) -> None:
+    status, headers, body = answer
+    lines = [f"HTTP {status} {http.client.responses.get(status, '')}"]
+    lines += [f"{name}: {headers[name]}" for name in SHOWN_HEADERS if name in headers]
+    document = json.loads(body)
+    if status == http.client.OK:
+        label = next(output["data"][0] for output in document["outputs"] if output["name"] == "label")
+        lines.append(f"label {label}")
+    else:
+        lines.append(json.dumps(document))
+    for line in lines:
+        console.print(Text("    " + line, style="cyan" if status == http.client.OK else "yellow"))
+
+
+def _countdown(console: Console, seconds: int) -> None:
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        for left in range(seconds + 1, 0, -1):
+            live.update(Text(f"  waiting until those answers are old: {left} s"), refresh=True)
+            time.sleep(1)
+
+
+def _farewell(console: Console, triton: TritonServer, gateway: GatewayProcess, began: float, keep: bool) -> None:
+    console.rule(f"done in {time.monotonic() - began:.0f} s")
+    pixels = "'$(yes 8 | head -64 | paste -sd,)'"
+    tensor = f'{{"name": "image", "datatype": "FP32", "shape": [1, 64], "data": [{pixels}]}}'
+    commands: Sequence[str] = (
+        f"curl -s {gateway.http_url}/v2/models/digits",
+        f"curl -si {gateway.http_url}/v2/models/digits/infer -d '{{\"inputs\": [{tensor}]}}'   # and once more",
+        f"curl -s {gateway.admin_url}/metrics | grep tailrace",
+        f"{_command()} serve --upstream {triton.http_url}   # another gateway, which changes nothing",
+    )
+    if keep:
+        console.print("By hand:")
+    else:
+        console.print("By hand (these addresses end with this run):")
+        console.print(Text(f"    {_command()} demo --keep   # the same, and all stays up until Ctrl-C", style="green"))
+    for command in commands:
+        console.print(Text("    " + command, style="green"), soft_wrap=True)
+
+
+def _command() -> str:
+    """How this program was called, for commands that can be copied."""
+    called = sys.argv[0]
+    return os.path.relpath(called) if os.path.basename(called) == "tailrace" else "tailrace"
+
+
+@contextmanager
+def _step(console: Console, words: str) -> Iterator[None]:
+    """Show that something takes time: a spinner on a terminal, a plain line elsewhere."""
+    if console.is_terminal:
+        with console.status(words):
+            yield
+    else:
+        _say(console, f"{words} ...")
+        yield
+
+
+def _say(console: Console, words: str) -> None:
+    console.print(Text("  " + words))
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does, so that everything is stopped."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+if __name__ == "__main__":
+    sys.exit(main("--keep" in sys.argv[1:]))
