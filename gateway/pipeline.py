@@ -87,11 +87,7 @@ class Pipeline:
 
     async def answer(self, call: Call) -> Answer:
         """Answer one request, whatever happens below. Raises Refused with the problem to send."""
-        try:
-            answer = await self._answer(call)
-        except Refused as refused:
-            self._telemetry.refused(call.route.name, refused.problem.slug)
-            raise
+        answer = await self._answer(call)
         self._telemetry.answered(call.route.name, answer.provenance)
         return answer
 
@@ -108,11 +104,7 @@ class Pipeline:
         if found is None:
             return None
         entry, ready = found
-        try:
-            quota = self._charge(route, caller, True, now)
-        except Refused as refused:
-            self._telemetry.refused(route.name, refused.problem.slug)
-            raise
+        quota = self._charge(route, caller, True, now)
         provenance = _of_entry(entry, Recall(Action.SERVE, "hit", "fresh"), now)
         self._telemetry.answered(route.name, provenance)
         return WireAnswer(ready, provenance, quota)

@@ -22,7 +22,7 @@ from degrade.deadline import Deadline
 from degrade.ladder import Step
 from gateway.admission.auth import Caller
 from gateway.admission.ratelimit import Quota
-from gateway.admission.validate import TensorRule
+from gateway.admission.validate import EVERY_INPUT, TensorRule
 from gateway.codec.http import BodyLimits
 from gateway.config import CacheConfig, QuotaConfig, TierConfig
 from gateway.config import Route as RouteConfig
@@ -90,10 +90,7 @@ class Route:
             v2.Limits(json_bytes_max=int(limits.json_bytes_max), json_depth_max=limits.json_depth_max),
         )
         self._homes = tuple(homes)
-        self.rules: Mapping[str, TensorRule] = {
-            input_name: TensorRule(rule.min, rule.max, rule.finite, rule.element_bytes_max)
-            for input_name, rule in config.inputs.items()
-        }
+        self.rules = _rules(config)
         self.allowances = tuple(_allowances(name, config))
         self.cache = None if config.cache is None else _cache(config.cache)
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
@@ -194,6 +191,16 @@ def _tier(config: TierConfig, pool: Pool) -> Tier:
 def quota_of(name: str, config: QuotaConfig) -> Quota:
     """A configured quota as the limiter knows it."""
     return Quota(rate=float(config.rate), per=float(config.per), burst=config.burst_size, name=name)
+
+
+def _rules(config: RouteConfig) -> Mapping[str, TensorRule]:
+    """Value rules by input; "*" holds for the inputs that the route says nothing of."""
+    element_bytes_max = int(config.limits.element_bytes_max)
+    rules = {EVERY_INPUT: TensorRule(finite=False, element_bytes_max=element_bytes_max)}
+    for name, rule in config.inputs.items():
+        own = element_bytes_max if rule.element_bytes_max is None else int(rule.element_bytes_max)
+        rules[name] = TensorRule(rule.min, rule.max, rule.finite, own)
+    return rules
 
 
 def _allowances(name: str, config: RouteConfig) -> list[Allowance]:

@@ -96,8 +96,7 @@ class HttpDoor:
             response, state = await self._answer(request, target, route, began)
         except Refused as refused:
             response = problem_response(refused.problem, _quota_headers(refused.verdict))
-            if label == PASSTHROUGH:
-                self._ports.telemetry.refused(label, refused.problem.slug)
+            self._ports.telemetry.refused(label, refused.problem.slug)
         except (asyncio.CancelledError, ConnectionError):
             raise  # the caller has left: nobody to answer
         except Broken as broken:
