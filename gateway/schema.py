@@ -86,7 +86,7 @@ class Reader:
             if key not in raw:
                 if field.required:
                     self.fault(_join(path, key), "is required")
-                    return _BROKEN if whole else self._rest(raw, fields, key, path)
+                    return self._rest(raw, fields, key, path)
                 continue
             value = self._value(raw[key], field.type, _join(path, key))
             if not isinstance(value, _Broken):
@@ -170,9 +170,7 @@ def plain(value: object) -> object:
 
 def json_schema(kind: type[msgspec.Struct]) -> dict[str, object]:
     """The JSON Schema (2020-12) of the document that reads as ``kind``, defaults included."""
-    (root,), parts = msgspec.json.schema_components(
-        [kind], schema_hook=_unit_schema, ref_template="#/$defs/{name}"
-    )
+    (root,), parts = msgspec.json.schema_components([kind], schema_hook=_unit_schema, ref_template="#/$defs/{name}")
     for struct in _structs(kind, set()):
         properties = typing.cast(dict[str, dict[str, object]], parts[struct.__name__]["properties"])
         for field in msgspec.structs.fields(struct):

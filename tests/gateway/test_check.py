@@ -1,0 +1,172 @@
+"""The check of file and world: judging as tables over facts, asking against a small false Triton."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import AsyncIterator
+
+import msgspec
+import pytest
+from aiohttp import http_parser, web
+
+from gateway.check import environment_faults, faults, open_files_needed, raise_open_files, route_faults
+from gateway.config import Accept, Backend, CacheConfig, Config, InputRule, Limits, Route, TierConfig
+from gateway.units import Seconds, Size
+from tiers.catalog import ModelFacts, TensorFact
+
+PIXELS = TensorFact("pixels", "FP32", (-1, 64))
+PROBABILITIES = TensorFact("probabilities", "FP32", (-1, 10))
+LABEL = TensorFact("label", "INT64", (-1, 1))
+SMALL = ModelFacts("small", ("1",), (PIXELS,), (PROBABILITIES, LABEL), 32, False, False)
+LARGE = msgspec.structs.replace(SMALL, name="large")
+
+
+def changed(facts: ModelFacts, **values: object) -> ModelFacts:
+    return msgspec.structs.replace(facts, **values)
+
+
+def route(**values: object) -> Route:
+    accept = values.pop("accept", Accept(output="probabilities", at_least=0.6))
+    tiers = (TierConfig("gpu", "small", "", accept), TierConfig("gpu", "large"))  # type: ignore[arg-type] # table
+    return Route(tiers, **values)  # type: ignore[arg-type] # values of a case table
+
+
+def judged(small: ModelFacts, large: ModelFacts, policy: Route) -> list[str]:
+    facts = {("gpu", "small", ""): small, ("gpu", "large", ""): large}
+    return list(route_faults("routes.r", policy, facts))
+
+
+CASES = [
+    ("the same", LARGE, route(), None),
+    ("any batch", changed(LARGE, inputs=(TensorFact("pixels", "FP32", (-1, -1)),)), route(), None),
+    (
+        "an optional input more",
+        changed(LARGE, inputs=(PIXELS, TensorFact("hint", "INT32", (-1, 1), True))),
+        route(),
+        None,
+    ),
+    ("one input more", changed(LARGE, inputs=(PIXELS, LABEL)), route(), "only large has input label"),
+    ("one output less", changed(LARGE, outputs=(PROBABILITIES,)), route(), "only small has output label"),
+    (
+        "another datatype",
+        changed(LARGE, inputs=(TensorFact("pixels", "FP16", (-1, 64)),)),
+        route(),
+        "input pixels is FP32 and FP16",
+    ),
+    (
+        "another shape",
+        changed(LARGE, inputs=(TensorFact("pixels", "FP32", (-1, 65)),)),
+        route(),
+        "input pixels has shape [-1, 64] and [-1, 65]",
+    ),
+    (
+        "another rank",
+        changed(LARGE, inputs=(TensorFact("pixels", "FP32", (-1, 8, 8)),)),
+        route(),
+        "input pixels has shape",
+    ),
+    ("smaller batches", changed(LARGE, max_batch=8), route(), "may all escalate"),
+    ("smaller batches, bounded", changed(LARGE, max_batch=8), route(limits=Limits(batch_max=8)), None),
+    ("too large a bound", LARGE, route(limits=Limits(batch_max=64)), "limits.batch_max is 64"),
+    ("decoupled", changed(LARGE, decoupled=True), route(), "is decoupled"),
+    ("a sequence model", changed(LARGE, sequence=True), route(), "keeps state"),
+    ("no such output", LARGE, route(accept=Accept(output="p", at_least=1)), "has no output 'p'"),
+    ("no floats", LARGE, route(accept=Accept(output="label", at_least=1)), "is INT64, and a rule needs floats"),
+    ("no such input", LARGE, route(inputs={"x": InputRule()}), "has no such input"),
+    ("a size for a number", LARGE, route(inputs={"pixels": InputRule(element_bytes_max=Size(1))}), "BYTES"),
+]
+
+
+@pytest.mark.parametrize(("large", "policy", "told"), [case[1:] for case in CASES], ids=[c[0] for c in CASES])
+def test_tiers_of_a_route(large: ModelFacts, policy: Route, told: str | None) -> None:
+    found = judged(SMALL, large, policy)
+    assert (told is None) == (not found)
+    assert told is None or any(told in line for line in found)
+    assert all(line.startswith("routes.r.") for line in found)
+
+
+def test_a_stateful_model_is_not_cached() -> None:
+    tiers = (TierConfig("gpu", "small"),)
+    facts = {("gpu", "small", ""): changed(SMALL, sequence=True)}
+    assert not list(route_faults("routes.r", Route(tiers), facts))
+    assert list(route_faults("routes.r", Route(tiers, CacheConfig(Seconds(1))), facts))
+
+
+def test_a_tier_that_did_not_answer_is_left_to_the_survey() -> None:
+    assert not list(route_faults("routes.r", route(), {}))
+
+
+def test_this_environment_is_well_but_few_files_are_told() -> None:
+    config = Config(backends={"gpu": Backend(("http://a:1", "http://b:1"), connections_max=10)})
+    needed = open_files_needed(config)
+    assert needed > config.server.connections_max + 20
+    assert not list(environment_faults(config, needed))
+    assert not list(environment_faults(config, resource.RLIM_INFINITY))
+    (line,) = environment_faults(config, needed - 1)
+    assert line.startswith(f"open files: {needed} are needed")
+
+
+def test_the_python_parser_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_parser, "HttpRequestParser", http_parser.HttpRequestParserPy)
+    (line,) = environment_faults(Config(), resource.RLIM_INFINITY)
+    assert "C parser" in line
+
+
+def test_the_soft_limit_is_lifted_as_far_as_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    lifted: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "setrlimit", lambda _, limits: lifted.append(limits))
+    for current in ((16, 32), (16, 10**6), (10**6, 10**6)):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, current=current: current)
+        raise_open_files(Config())
+    assert lifted == [(32, 32), (open_files_needed(Config()), 10**6)]
+
+
+METADATA = {
+    "name": "small",
+    "versions": ["1"],
+    "platform": "python",
+    "inputs": [{"name": "pixels", "datatype": "FP32", "shape": [-1, 64]}],
+    "outputs": [{"name": "probabilities", "datatype": "FP32", "shape": [-1, 10]}],
+}
+
+
+async def small_triton(request: web.Request) -> web.Response:
+    match request.path:
+        case "/v2/health/ready" | "/v2/models/small/ready":
+            return web.Response()
+        case "/v2/models/small":
+            return web.json_response(METADATA)
+        case "/v2/models/small/config":
+            return web.json_response({"name": "small", "max_batch_size": 32})
+        case "/v2/models/small/stats":
+            return web.json_response({"model_stats": []})
+        case _:
+            return web.json_response({"error": "unknown"}, status=400)
+
+
+@pytest.fixture
+async def triton() -> AsyncIterator[str]:
+    runner = web.ServerRunner(web.Server(small_triton))  # type: ignore[arg-type] # handlers of a low-level server
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    yield f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+async def test_a_ready_model_is_well(triton: str) -> None:
+    config = Config(backends={"gpu": Backend((triton,))}, routes={"r": Route((TierConfig("gpu", "small"),))})
+    assert await faults(config) == ()
+
+
+async def test_everything_wrong_comes_in_one_list(triton: str, unused_tcp_port: int) -> None:
+    dead = f"http://127.0.0.1:{unused_tcp_port}"
+    accept = Accept(output="scores", at_least=0.5)
+    tiers = (TierConfig("gpu", "small", "", accept), TierConfig("gpu", "large"))
+    config = Config(backends={"gpu": Backend((triton, dead))}, routes={"r": Route(tiers)})
+    found = await faults(config)
+    assert len(found) == 3
+    assert any("model large is not ready there" in line for line in found)
+    assert any(line.startswith(f"backends.gpu: {dead}: ") for line in found)
+    assert any("has no output 'scores'" in line for line in found)
+    assert await faults(config, offline=True) == ()

@@ -1,0 +1,311 @@
+"""Configuration: defaults, faults with their paths, overrides, and the example that lists every key."""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.config import ALLOW_ALL, Address, Config, ConfigError, load, parse_address
+from gateway.schema import default_of, json_schema, plain
+from gateway.units import Seconds, Size
+
+EXAMPLE = Path(__file__).parents[2] / "tailrace.example.toml"
+MINIMAL = """
+[backends.gpu]
+http = ["http://127.0.0.1:8000/"]
+[routes.digits]
+tiers = [{ backend = "gpu", model = "m" }]
+"""
+KEY = "ab" * 32
+
+Write = Callable[[str], str]
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Write:
+    def written(text: str) -> str:
+        path = tmp_path / "tailrace.toml"
+        path.write_text(text)
+        return str(path)
+
+    return written
+
+
+def faults_of(path: str | None, environ: dict[str, str] | None = None, *upstreams: str) -> tuple[str, ...]:
+    with pytest.raises(ConfigError) as caught:
+        load(path, environ or {}, upstreams)
+    return caught.value.faults
+
+
+def test_a_small_file_has_safe_defaults(write: Write) -> None:
+    config = load(write(MINIMAL), {})
+    assert config.backends["gpu"].http == ("http://127.0.0.1:8000",)
+    assert config.server.allow == ()
+    assert config.routes["digits"].cache is None
+    assert config.routes["digits"].timeout == 10.0
+    assert config.passthrough == "gpu"
+
+
+def test_upstreams_alone_make_a_transparent_proxy() -> None:
+    config = load(None, {}, ["http://a:8000", "http://b:8000"])
+    assert config.backends["upstream"].http == ("http://a:8000", "http://b:8000")
+    assert config.server.allow == ALLOW_ALL
+    assert config.routes == {}
+
+
+def test_upstreams_beside_a_file_allow_nothing_more(write: Write) -> None:
+    config = load(write(MINIMAL), {}, ["http://a:8000"])
+    assert list(config.backends) == ["gpu", "upstream"]
+    assert config.server.allow == ()
+
+
+FAULTS = [
+    ("", "backends: there is none"),
+    ("[servr]", "servr: unknown key; did you mean server?"),
+    ("[server]\nhtp = 1", "server.htp: unknown key; did you mean http?"),
+    ('[server]\ngrpc = "a:1"', "server.grpc: is not in this version yet"),
+    ('[tables.user]\nkey = "x"', "tables: is not in this version yet"),
+    ('[server]\nallow = ["repo"]', "server.allow[0]: 'repo' is not one of repository, logging"),
+    ('[server]\nhttp = "localhost"', "server.http: 'localhost' is neither HOST:PORT"),
+    ('[server]\nhttp = "127.0.0.1:9090"', "server.admin: is the same address"),
+    ("[server]\ndrain = 10", "server.drain: expected a duration with its unit"),
+    ('[server]\ndrain = "10 parsecs"', "server.drain: '10 parsecs' is not a duration"),
+    ('[server]\nbody_bytes_max = "64MB2"', "server.body_bytes_max: '64MB2' is not a size"),
+    ('[server]\npassthrough = "x"', "server.passthrough: no backend is called 'x'"),
+    ("[server]\nanonymous = false", "server.anonymous: is false and there are no callers"),
+    ("[server]\nconnections_max = 0", "server.connections_max: Expected int >= 1"),
+    ('server = "x"', "server: expected a table of keys, got a string"),
+    ("[callers.a]\nkey_sha256 = 'secret'", "callers.a.key_sha256: must be 64 lower-case hex digits"),
+    ("[callers.a]", "callers.a.key_sha256: is required"),
+    (
+        f"[callers.a]\nkey_sha256 = '{KEY}'\n[callers.b]\nkey_sha256 = '{KEY}'",
+        "callers.b.key_sha256: is the key of caller a too",
+    ),
+    ("[backends.x]\nhttp = []", "backends.x.http: needs at least one replica"),
+    ("[backends.x]\nhttp = 'http://a'", "backends.x.http: expected a list, got a string"),
+    ("[backends.x]\nhttp = ['a:8000']", "backends.x.http[0]: 'a:8000' is not http://HOST:PORT"),
+    ("[backends.x]\nhttp = ['http://a/v2']", "backends.x.http[0]: 'http://a/v2' must be only"),
+    ("[backends.x]\nhttp = ['http://a:99999']", "backends.x.http[0]: 'http://a:99999' is not a URL"),
+    (
+        "[backends.x]\nhttp = ['http://a']\nbreaker = { open_max = '0.5s' }",
+        "backends.x.breaker.open_max: is shorter than open (500ms < 1s)",
+    ),
+    ("[routes.r]", "routes.r.tiers: is required"),
+    ("[routes.r]\ntiers = []", "routes.r.tiers: needs at least one"),
+    ("[routes.'a/b']\ntiers = [{ backend = 'gpu', model = 'm' }]", "routes.'a/b': a route's name"),
+    ("[routes.r]\ntiers = [{ backend = 'cpu', model = 'm' }]", "routes.r.tiers[0].backend: no backend is"),
+]
+ROUTE_FAULTS = [
+    ("cache = { ttl = '0s' }", "routes.r.cache.ttl: is 0"),
+    ("cache = { max_stale = '1h' }", "routes.r.cache.ttl: is required"),
+    ("cache = { ttl = '1m', refresh = '1m' }", "routes.r.cache.refresh: is longer than max_stale (1m > 0s)"),
+    ("cache = { ttl = '1m', rows = true }", "routes.r.cache.rows: is not in this version yet"),
+    ("cache = { ttl = '1m', policy = 'lfu' }", "routes.r.cache.policy: 'lfu' is not one of s3fifo, sieve, lru"),
+    ("degrade = ['snapshot']", "routes.r.degrade[0]: 'snapshot' is not in this version yet"),
+    ("degrade = ['stale', 'stale']", "routes.r.degrade: names stale 2 times"),
+    ("timeout = '0s'", "routes.r.timeout: must be more than 0"),
+    ("quota = { rate = 0 }", "routes.r.quota.rate: Expected int >= 1"),
+    ("inputs.x = { min = 2.0, max = 1.0 }", "routes.r.inputs.x.min: is above max"),
+    ("limits = { json_depth_max = 1000 }", "routes.r.limits.json_depth_max: Expected int <= 200"),
+]
+
+
+@pytest.mark.parametrize(("text", "fault"), FAULTS, ids=[fault for _, fault in FAULTS])
+def test_a_fault_names_its_key(write: Write, text: str, fault: str) -> None:
+    base = "" if text == "" else MINIMAL
+    assert [line for line in faults_of(write(text + base)) if line.startswith(fault)]
+
+
+@pytest.mark.parametrize(("text", "fault"), ROUTE_FAULTS, ids=[fault for _, fault in ROUTE_FAULTS])
+def test_a_fault_of_a_route_is_the_only_one(write: Write, text: str, fault: str) -> None:
+    route = f"[routes.r]\ntiers = [{{ backend = 'gpu', model = 'm' }}]\n{text}\n"
+    (line,) = faults_of(write(route + MINIMAL))
+    assert line.startswith(fault)
+
+
+def test_tiers_need_accept_except_the_last(write: Write) -> None:
+    accept = "{ output = 'p', at_least = 0.5 }"
+    tiers = (
+        f"[{{ backend = 'gpu', model = 'a' }}, {{ backend = 'gpu', model = 'b', accept = {accept} }},"
+        " { backend = 'gpu', model = 'a' }]"
+    )
+    lines = faults_of(write(f"[routes.r]\ntiers = {tiers}\n{MINIMAL}"))
+    assert [line.partition(":")[0] for line in lines] == ["routes.r.tiers[0].accept", "routes.r.tiers"]
+
+
+def test_all_faults_come_at_once(write: Write) -> None:
+    text = "[server]\nhtp = 1\ndrain = 3\n[log]\nlevel = 'loud'\n[routes.r]\ncache = { ttl = 5 }\n"
+    found = {line.partition(":")[0] for line in faults_of(write(text + MINIMAL))}
+    assert found == {"server.htp", "server.drain", "log.level", "routes.r.tiers", "routes.r.cache.ttl"}
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [(b"a = ", "is not TOML"), (b"\xff", "is not UTF-8"), (None, "cannot be read: No such file")],
+)
+def test_a_file_that_cannot_be_read(tmp_path: Path, content: bytes | None, fault: str) -> None:
+    path = tmp_path / "f.toml"
+    if content is not None:
+        path.write_bytes(content)
+    (line,) = faults_of(str(path))
+    assert fault in line
+
+
+def test_the_environment_overrides_the_file(write: Write) -> None:
+    environ = {
+        "TAILRACE_SERVER__HTTP": "0.0.0.0:80",
+        "TAILRACE_SERVER__DRAIN": "250ms",
+        "TAILRACE_SERVER__CONNECTIONS_MAX": "7",
+        "TAILRACE_SERVER__ALLOW": '["trace"]',
+        "TAILRACE_ROUTES__DIGITS__TIMEOUT": "3s",
+        "HOME": "/",
+    }
+    config = load(write(MINIMAL.replace("digits", "Digits")), environ)
+    assert (config.server.http, config.server.drain) == ("0.0.0.0:80", 0.25)
+    assert (config.server.connections_max, config.server.allow) == (7, ("trace",))
+    assert config.routes["Digits"].timeout == 3.0
+
+
+@pytest.mark.parametrize("name", ["TAILRACE_HTTP", "TAILRACE_SERVER__HTP", "TAILRACE_SERVER__", "TAILRACE_"])
+def test_an_unknown_variable_is_refused(name: str) -> None:
+    assert faults_of(None, {name: "x"}, "http://a:1")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "TAILRACE_SERVICE_HOST",
+        "TAILRACE_SERVICE_PORT_HTTP",
+        "TAILRACE_PORT",
+        "TAILRACE_PORT_8080_TCP",
+        "TAILRACE_ADMIN_PORT_9090_TCP_ADDR",
+        "TAILRACE_TRITON_ENV",
+    ],
+)
+def test_variables_that_others_set_are_left_alone(name: str) -> None:
+    assert load(None, {name: "tcp://10.0.0.1:1"}, ["http://a:1"])
+
+
+@pytest.mark.parametrize(
+    ("written", "address"),
+    [
+        ("127.0.0.1:0", Address(host="127.0.0.1")),
+        ("[::1]:80", Address(host="::1", port=80)),
+        ("unix:/run/t.sock", Address(path="/run/t.sock")),
+    ],
+)
+def test_addresses(written: str, address: Address) -> None:
+    assert parse_address(written) == address
+
+
+@pytest.mark.parametrize("written", ["", ":80", "a:", "a:65536", "::1:80", "unix:", "unix:" + "x" * 108])
+def test_addresses_refused(written: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_address(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "seconds"), [("250ms", 0.25), ("1.5s", 1.5), ("5m", 300.0), ("24h", 86400.0), (0, 0.0)]
+)
+def test_durations(written: object, seconds: float) -> None:
+    assert Seconds.parse(written) == seconds
+
+
+@pytest.mark.parametrize(("written", "size"), [("512B", 512), ("1.5KiB", 1536), ("64MiB", 2**26), ("1MB", 10**6)])
+def test_sizes(written: object, size: int) -> None:
+    assert Size.parse(written) == size
+
+
+@pytest.mark.parametrize("written", ["", "5", "-1s", "1e3s", "5S", "s", 5, 1.5, True, None, "nan s", "1s\n2s"])
+def test_quantities_without_a_known_unit_are_refused(written: object) -> None:
+    for kind in (Seconds, Size):
+        with pytest.raises(ValueError, match=r"unit|duration|size"):
+            kind.parse(written)
+
+
+@given(st.integers(0, 10**12 - 1))
+def test_sizes_are_written_as_they_are_read(size: int) -> None:
+    assert Size.parse(str(Size(size))) == size
+
+
+@given(st.integers(0, 10**9), st.sampled_from(["us", "ms", "s", "m", "h", "d"]))
+def test_durations_are_written_as_they_are_read(number: int, unit: str) -> None:
+    once = Seconds.parse(f"{number}{unit}")
+    assert float(Seconds.parse(str(once))) == pytest.approx(float(once), rel=1e-9)
+
+
+def test_the_schema_is_json_with_defaults_as_people_write_them() -> None:
+    schema = json.loads(json.dumps(json_schema(Config)))
+    server = schema["$defs"]["Server"]
+    assert server["properties"]["drain"]["default"] == "10s"
+    assert server["properties"]["body_bytes_max"]["default"] == "64MiB"
+    assert server["additionalProperties"] is False
+    assert schema["$defs"]["CacheConfig"]["required"] == ["ttl"]
+
+
+class Stated:
+    """The example with every stated default as a live line, and without them."""
+
+    def __init__(self) -> None:
+        text = EXAMPLE.read_text()
+        self.live = tomllib.loads(text)
+        self.all = tomllib.loads(re.sub(r"(?m)^#(?=[a-z_]+ = )", "", text))
+
+
+def structs_in(annotation: object) -> list[type[msgspec.Struct]]:
+    if isinstance(annotation, type) and issubclass(annotation, msgspec.Struct):
+        return [annotation]
+    return [struct for part in typing.get_args(annotation) for struct in structs_in(part)]
+
+
+def tables(kind: type[msgspec.Struct], live: object, everything: object) -> Iterator[tuple[type, dict, dict]]:
+    """Every table of the example with the struct that it is, beside the same table with defaults."""
+    assert isinstance(live, dict)
+    assert isinstance(everything, dict)
+    yield kind, live, everything
+    for field in msgspec.structs.fields(kind):
+        inner = structs_in(field.type)
+        if not inner or field.encode_name not in everything:
+            continue
+        one, other = live.get(field.encode_name, {}), everything[field.encode_name]
+        if isinstance(other, list):
+            pairs = list(zip(one, other, strict=True))
+        elif typing.get_origin(field.type) is dict:
+            pairs = [(one.get(name, {}), table) for name, table in other.items()]
+        else:
+            pairs = [(one, other)]
+        for left, right in pairs:
+            yield from tables(inner[0], left, right)
+
+
+def test_the_example_and_all_its_defaults_are_valid(write: Write) -> None:
+    assert load(str(EXAMPLE), {})
+    assert load(write(re.sub(r"(?m)^#(?=[a-z_]+ = )", "", EXAMPLE.read_text())), {})
+
+
+def test_the_example_has_every_key_and_states_its_true_default() -> None:
+    stated = Stated()
+    seen: dict[type, set[str]] = {}
+    for kind, live, everything in tables(Config, stated.live, stated.all):
+        seen.setdefault(kind, set()).update(everything)
+        for field in msgspec.structs.fields(kind):
+            default = default_of(field)
+            name = field.encode_name
+            if name in everything and name not in live and default is not None and not structs_in(field.type):
+                told = msgspec.to_builtins(default, enc_hook=plain)
+                assert everything[name] == (list(told) if isinstance(told, tuple) else told), name
+            if name in live and not structs_in(field.type):
+                assert default is None, f"{name} has a default; write it as #{name} = ..."
+    for kind, names in seen.items():
+        assert names == {field.encode_name for field in msgspec.structs.fields(kind)}, kind.__name__
+    schema = json_schema(Config)
+    assert {kind.__name__ for kind in seen} == set(typing.cast(dict[str, object], schema["$defs"]))
