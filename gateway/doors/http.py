@@ -159,7 +159,7 @@ class HttpDoor:
         deadline = _sooner(deadline, decoded, self._ports.ticker())
         answer = await self._ports.pipeline.answer(Call(route, caller, decoded, head.directives, deadline))
         ready = _wire_of(answer, form, decoded, head)
-        if wire is not None:
+        if wire is not None and not decoded.id:  # an id is as good as unique: its bytes will not come again
             self._ports.pipeline.attach_wire(route, answer, wire, ready)
         return _wire_response(ready, answer.provenance, answer.quota, began), answer.provenance.cache
 
