@@ -5,8 +5,9 @@ model unknown. A model has changed when, on any one replica, its versions or its
 what that replica said before, its statistics went *down* (Triton resets them on reload and restart), or it
 was gone and came back. It must not know caches or epochs; it calls ``on_change`` and others draw conclusions.
 
-Known limit: a reload of the same versions and configuration is not seen if, within one poll interval, the
-model is reloaded and then does more work than it had done altogether before.
+Known limit: a reload of the same versions and configuration is not seen if by the next poll the model has
+done at least the work that the last poll had seen of it (for one reloaded right after its first work: any).
+A restart that a poll met is seen even then, as long as the model has done nothing since.
 """
 
 from __future__ import annotations
@@ -127,6 +128,7 @@ class Sight(Struct, frozen=True):
     config_digest: bytes
     work: dict[str, tuple[int, ...]]
     gone: bool = False
+    lost: bool = False  # the replica could not be reached after this look
 
 
 def changed(before: Sight, after: Sight) -> bool:
@@ -135,6 +137,8 @@ def changed(before: Sight, after: Sight) -> bool:
         return False  # nothing answers, so nothing new is served; it is told when it is back
     if before.gone or before.versions != after.versions or before.config_digest != after.config_digest:
         return True
+    if before.lost and not any(map(any, after.work.values())):
+        return True  # away, and back without any work done: as good as certainly a new process
     return any(
         new < old
         for version, totals in before.work.items()
@@ -216,10 +220,12 @@ class Catalog:
             differs = False
             fresh: ModelFacts | None = None
             for position, seen in enumerate(looks):
+                before = known.sights.get(position)
                 if model not in seen:
+                    if before is not None:
+                        known.sights[position] = msgspec.structs.replace(before, lost=True)
                     continue
                 sight, facts = seen[model]
-                before = known.sights.get(position)
                 differs = differs or (before is not None and changed(before, sight))
                 known.sights[position] = sight
                 fresh = fresh or facts

@@ -99,7 +99,10 @@ async def test_the_rules_output_is_asked_for_and_stripped() -> None:
     [
         (InferRequest("r", (tensor("x", [[1.0]]),), (RequestedOutput("p", {"classification": 1}),)), "classification"),
         (InferRequest("r", (tensor("x", [[1.0]]),), parameters={"sequence_id": 4}), "sequence"),
-        (InferRequest("r", (tensor("x", [[1.0]]),), (RequestedOutput("p", {"shared_memory_region": "s"}),)), "shared-memory"),
+        (
+            InferRequest("r", (tensor("x", [[1.0]]),), (RequestedOutput("p", {"shared_memory_region": "s"}),)),
+            "shared-memory",
+        ),
     ],
 )
 async def test_what_cannot_be_judged_goes_straight_to_the_last(request_: InferRequest, reason: str) -> None:

@@ -54,7 +54,7 @@ def test_split_and_merge_is_identity(batch: tuple[InferRequest, list[int], int])
 
 @given(batches())
 def test_a_later_part_replaces_rows(batch: tuple[InferRequest, list[int], int]) -> None:
-    request, order, cut = batch
+    request, order, _ = batch
     reversed_rows = take_rows(request, list(reversed(range(len(order)))))
     whole = (answer(reversed_rows), range(len(order)))
     part = (answer(take_rows(request, order)), order)
@@ -103,7 +103,8 @@ def test_a_row_out_of_range() -> None:
 
 
 @pytest.mark.parametrize(
-    "other", [floats("a", 2), floats("a", 1, 2), Tensor("a", "INT32", (1, 1), b"1234"), Tensor("a", "FP32", (), b"1234")]
+    "other",
+    [floats("a", 2), floats("a", 1, 2), Tensor("a", "INT32", (1, 1), b"1234"), Tensor("a", "FP32", (), b"1234")],
 )
 def test_parts_that_do_not_fit_are_broken(other: Tensor) -> None:
     with pytest.raises(UpstreamError) as caught:

@@ -1,0 +1,219 @@
+"""The catalog: facts as Triton tells them, kept while it is down, and every kind of change told once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+
+from degrade.deadline import Deadline
+from degrade.ladder import Failure
+from tiers.backends.triton_http import Call, Reply
+from tiers.catalog import Catalog, CatalogOptions, TensorFact
+from tiers.inference import Rejected, UpstreamError
+
+FAR = Deadline(1e9)
+
+
+class Triton:
+    """What a replica says of its models; ``down`` and ``broken`` are its faults."""
+
+    def __init__(self, url: str = "a") -> None:
+        self.url = url
+        self.versions = ["1"]
+        self.config: dict[str, object] = {
+            "max_batch_size": 8,
+            "input": [{"name": "x"}, {"name": "o", "optional": True}],
+        }
+        self.count = 0
+        self.loaded = True
+        self.down: Failure | None = None
+        self.raw: Reply | None = None
+        self.calls = 0
+
+    async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply:
+        self.calls += 1
+        await asyncio.sleep(0)
+        if self.down:
+            raise UpstreamError(self.down, "down")
+        if self.raw:
+            return self.raw
+        if not self.loaded:
+            return Reply(404, (), b'{"error":"Request for unknown model: \'m\' is not found"}')
+        if call.target.endswith("/config"):
+            return Reply(200, (), json.dumps(self.config).encode())
+        if call.target.endswith("/stats"):
+            work = {"success": {"count": self.count, "ns": self.count * 10}}
+            stats = [
+                {"version": version, "inference_count": self.count, "inference_stats": work}
+                for version in self.versions
+            ]
+            return Reply(200, (), json.dumps({"model_stats": stats}).encode())
+        inputs = [{"name": name, "datatype": "FP32", "shape": [-1, 4]} for name in ("x", "o")]
+        outputs = [{"name": "y", "datatype": "BYTES", "shape": [-1, 1]}]
+        body = {"name": "m", "versions": self.versions, "platform": "python", "inputs": inputs, "outputs": outputs}
+        return Reply(200, (), json.dumps(body).encode())
+
+
+def catalog(*replicas: Triton, models_max: int = 10) -> tuple[Catalog, list[str]]:
+    turned: list[str] = []
+    return Catalog(replicas, CatalogOptions(models_max=models_max), lambda: 0.0, turned.append), turned
+
+
+async def test_facts() -> None:
+    triton = Triton()
+    made, _ = catalog(triton)
+    facts = await made.facts("m", "", FAR)
+    assert facts.inputs == (TensorFact("x", "FP32", (-1, 4)), TensorFact("o", "FP32", (-1, 4), optional=True))
+    assert facts.outputs == (TensorFact("y", "BYTES", (-1, 1)),)
+    assert (facts.versions, facts.max_batch, facts.sequence, facts.decoupled) == (("1",), 8, False, False)
+    assert made.known("m") is facts
+    assert await made.facts("m", "1", FAR) is facts
+    assert triton.calls == 3
+    with pytest.raises(Rejected) as caught:
+        await made.facts("m", "2", FAR)
+    assert caught.value.status == 404
+
+
+async def test_sequence_and_decoupled() -> None:
+    triton = Triton()
+    triton.config = {"sequence_batching": {"oldest": {}}, "model_transaction_policy": {"decoupled": True}}
+    facts = await catalog(triton)[0].facts("m", "", FAR)
+    assert (facts.sequence, facts.decoupled, facts.max_batch) == (True, True, 0)
+
+
+async def test_many_callers_learn_once() -> None:
+    triton = Triton()
+    made, _ = catalog(triton)
+    await asyncio.gather(*(made.facts("m", "", FAR) for _ in range(50)))
+    assert triton.calls == 3
+    await made.close()
+
+
+async def test_another_replica_knows() -> None:
+    one, two = Triton("a"), Triton("b")
+    one.down = Failure.UNREACHABLE
+    assert (await catalog(one, two)[0].facts("m", "", FAR)).name == "m"
+
+
+async def test_unknown_is_said_only_when_everyone_says_so() -> None:
+    one, two = Triton("a"), Triton("b")
+    one.loaded = two.loaded = False
+    made, _ = catalog(one, two)
+    with pytest.raises(Rejected, match="unknown model"):
+        await made.facts("m", "", FAR)
+    two.down = Failure.UNREACHABLE
+    with pytest.raises(UpstreamError):
+        await made.facts("m", "", FAR)
+    assert made.models == ()
+
+
+@pytest.mark.parametrize(
+    ("reply", "failure"),
+    [
+        (Reply(200, (), b"<html>"), Failure.BROKEN),
+        (Reply(200, (), b'{"name":1}'), Failure.BROKEN),
+        (Reply(404, (), b"<html>"), Failure.BROKEN),
+        (Reply(500, (), b""), Failure.BROKEN),
+        (Reply(503, (), b""), Failure.OVERLOADED),
+    ],
+)
+async def test_errors_are_mapped(reply: Reply, failure: Failure) -> None:
+    triton = Triton()
+    triton.raw = reply
+    with pytest.raises(UpstreamError) as caught:
+        await catalog(triton)[0].facts("m", "", FAR)
+    assert caught.value.failure is failure
+
+
+async def test_no_time_is_a_timeout() -> None:
+    with pytest.raises(UpstreamError) as caught:
+        await catalog(Triton())[0].facts("m", "", Deadline(0.0))
+    assert caught.value.failure is Failure.TIMEOUT
+
+
+async def test_growing_work_is_no_change() -> None:
+    triton = Triton()
+    made, turned = catalog(triton)
+    await made.facts("m", "", FAR)
+    for count in (1, 5, 5):
+        triton.count = count
+        await made.poll_once(FAR)
+    assert turned == []
+
+
+@pytest.mark.parametrize("kind", ["versions", "config", "statistics", "unload"])
+async def test_each_kind_of_change_is_told_once(kind: str) -> None:
+    one, two = Triton("a"), Triton("b")
+    one.count = two.count = 7
+    made, turned = catalog(one, two)
+    await made.facts("m", "", FAR)
+    await made.poll_once(FAR)
+    if kind == "versions":
+        two.versions = ["1", "2"]
+    elif kind == "config":
+        two.config = {**two.config, "max_batch_size": 16}
+    elif kind == "statistics":
+        two.count = 2
+    else:
+        two.loaded = False
+        assert await made.poll_once(FAR) == ()
+        two.loaded = True
+    assert await made.poll_once(FAR) == ("m",)
+    assert await made.poll_once(FAR) == ()
+    assert turned == ["m"]
+
+
+async def test_new_facts_replace_old_ones() -> None:
+    triton = Triton()
+    made, _ = catalog(triton)
+    await made.facts("m", "", FAR)
+    triton.versions = ["2"]
+    await made.poll_once(FAR)
+    assert (await made.facts("m", "2", FAR)).versions == ("2",)
+
+
+async def test_while_everything_is_down_facts_stay_and_a_restart_is_told() -> None:
+    triton = Triton()
+    triton.count = 3
+    made, turned = catalog(triton)
+    await made.facts("m", "", FAR)
+    triton.down = Failure.UNREACHABLE
+    assert await made.poll_once(FAR) == ()
+    assert (await made.facts("m", "", FAR)).name == "m"
+    triton.down, triton.count = None, 0
+    assert await made.poll_once(FAR) == ("m",)
+    assert turned == ["m"]
+
+
+async def test_a_restart_that_a_poll_met_is_told_although_no_work_had_been_seen() -> None:
+    triton = Triton()
+    made, turned = catalog(triton)
+    await made.facts("m", "", FAR)
+    triton.down = Failure.UNREACHABLE
+    await made.poll_once(FAR)
+    triton.down = None
+    assert await made.poll_once(FAR) == ("m",)
+    assert await made.poll_once(FAR) == ()
+    assert turned == ["m"]
+
+
+async def test_models_are_bounded_by_last_use() -> None:
+    made, _ = catalog(Triton(), models_max=2)
+    for model in ("a", "b", "a", "c"):
+        await made.facts(model, "", FAR)
+    assert made.models == ("a", "c")
+
+
+async def test_run_polls_until_cancelled() -> None:
+    triton = Triton()
+    made, _ = catalog(triton)
+    await made.facts("m", "", FAR)
+
+    async def sleep(seconds: float) -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await made.run(1.0, sleep)
+    assert triton.calls == 6

@@ -1,0 +1,340 @@
+"""The pool: who is chosen, what counts against whom, and when another replica is asked. Virtual time throughout."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from degrade.breaker import BreakerOptions, Change
+from degrade.deadline import Deadline
+from degrade.ladder import Failure
+from tiers.backends.triton_http import Call, Reply, Streamed
+from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
+from tiers.pool import Pool, PoolOptions, choose
+
+REQUEST = InferRequest("m", ())
+SEQUENCE = InferRequest("m", (), parameters={"sequence_id": 1})
+OPTIONS = PoolOptions(breaker=BreakerOptions(consecutive_failures=2, open_seconds=4.0))
+FAR = Deadline(1e9)
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Fake:
+    """A replica that does what ``fails`` says: a failure, Rejected, or nothing (None)."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self.fails: Failure | Rejected | None = None
+        self.ready = 200
+        self.calls = 0
+        self.gate: asyncio.Event | None = None
+        self.waiting = asyncio.Event()
+
+    async def infer(self, request: InferRequest, deadline: Deadline, now: float) -> InferResponse:
+        self.calls += 1
+        await self._work()
+        return InferResponse(request.model, "1", ())
+
+    async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply:
+        await self._work()
+        return Reply(self.ready, (), b"")
+
+    @asynccontextmanager
+    async def stream(self, call: Call, deadline: Deadline, now: float) -> AsyncIterator[Streamed]:
+        await self._work()
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"x"
+
+        yield Streamed(500, (), chunks())
+
+    async def close(self) -> None:
+        self.calls = -1
+
+    async def _work(self) -> None:
+        if self.gate is not None:
+            self.waiting.set()
+            await self.gate.wait()
+        if isinstance(self.fails, Rejected):
+            raise self.fails
+        if self.fails is not None:
+            raise UpstreamError(self.fails, f"{self.url} fails", before_answer=True)
+
+
+def pool(*replicas: Fake, clock: Clock | None = None, options: PoolOptions = OPTIONS) -> Pool:
+    return Pool(replicas, options, clock or Clock(), random.Random(7))
+
+
+def state(made: Pool, index: int = 0) -> tuple[str, tuple[str, ...]]:
+    return made.states()[index].breaker, made.states()[index].models_open
+
+
+def test_choose_takes_the_less_loaded_of_two() -> None:
+    chance = random.Random(1)
+    assert choose([5], chance) == 0
+    assert {choose([9, 1], chance) for _ in range(50)} == {1}
+    drawn = [choose([0, 0, 0, 50], chance) for _ in range(300)]
+    assert set(drawn) == {0, 1, 2}
+
+
+async def test_a_failure_of_its_own_is_retried_elsewhere_and_told() -> None:
+    one, two = Fake("a"), Fake("b")
+    one.fails = Failure.BROKEN
+    made = pool(one, two)
+    answers = [await made.infer(REQUEST, FAR) for _ in range(10)]
+    assert {answer.replica for answer in answers} == {"b"}
+    assert ("replica",) in {answer.steps for answer in answers}
+    assert one.calls == 2  # then its breaker for the model was open
+    assert state(made) == ("closed", ("m",))
+    await made.infer(InferRequest("other", ()), FAR)
+
+
+@pytest.mark.parametrize("failure", [Failure.TIMEOUT, Failure.OVERLOADED])
+async def test_timeouts_and_overloads_are_not_retried(failure: Failure) -> None:
+    one, two = Fake("a"), Fake("b")
+    one.fails = two.fails = failure
+    with pytest.raises(UpstreamError) as caught:
+        await pool(one, two).infer(REQUEST, FAR)
+    assert caught.value.failure is failure
+    assert one.calls + two.calls == 1
+
+
+async def test_what_may_not_run_twice_is_not_retried() -> None:
+    one, two = Fake("a"), Fake("b")
+    one.fails = two.fails = Failure.UNREACHABLE
+    with pytest.raises(UpstreamError):
+        await pool(one, two).infer(SEQUENCE, FAR)
+    assert one.calls + two.calls == 1
+
+
+async def test_retries_are_bounded_by_the_budget_and_the_deadline() -> None:
+    for options, deadline in (
+        (PoolOptions(retry_ratio=0.0, retry_floor_per_second=0.0), FAR),
+        (OPTIONS, Deadline(100.0)),
+    ):
+        one, two = Fake("a"), Fake("b")
+        one.fails = two.fails = Failure.UNREACHABLE
+        with pytest.raises(UpstreamError):
+            await pool(one, two, options=options).infer(REQUEST, deadline)
+        assert one.calls + two.calls == 1
+
+
+async def test_a_rejection_is_the_callers_and_speaks_for_the_replica() -> None:
+    one = Fake("a")
+    made = pool(one)
+    for _ in range(4):  # fewer outcomes than the failure ratio needs
+        one.fails = Rejected(400, "shape")
+        with pytest.raises(Rejected):
+            await made.infer(REQUEST, FAR)
+        one.fails = Failure.BROKEN
+        with pytest.raises(UpstreamError):
+            await made.infer(REQUEST, FAR)
+    assert state(made) == ("closed", ())
+
+
+@pytest.mark.parametrize(
+    ("failure", "raised", "states"),
+    [
+        (Failure.UNREACHABLE, Failure.UNREACHABLE, ("open", ())),
+        (Failure.BROKEN, Failure.BROKEN, ("closed", ("m",))),
+    ],
+)
+async def test_all_breakers_open_says_so_at_once(
+    failure: Failure, raised: Failure, states: tuple[str, tuple[str, ...]]
+) -> None:
+    clock, one = Clock(), Fake("a")
+    one.fails = failure
+    made = pool(one, clock=clock)
+    for _ in range(2):
+        with pytest.raises(UpstreamError):
+            await made.infer(REQUEST, FAR)
+    assert state(made) == states
+    with pytest.raises(UpstreamError, match=r"next try in 4\.0 s") as caught:
+        await made.infer(REQUEST, FAR)
+    assert caught.value.failure is raised
+    assert caught.value.retry_after == pytest.approx(4.0)
+    assert one.calls == 2
+    clock.now += 4.0
+    one.fails = None
+    assert made.retry_after("m") == 0.0
+    await made.infer(REQUEST, FAR)
+    assert state(made) == ("closed", ())
+
+
+@pytest.mark.parametrize(("seconds", "opened"), [(0.2, ()), (3.0, ("m",))])
+async def test_only_a_timeout_of_decent_length_counts(seconds: float, opened: tuple[str, ...]) -> None:
+    one = Fake("a")
+    one.fails = Failure.TIMEOUT
+    made = pool(one)
+    for _ in range(2):
+        with pytest.raises(UpstreamError):
+            await made.infer(REQUEST, Deadline(100.0 + seconds))
+    assert state(made) == ("closed", opened)
+
+
+async def test_a_wrong_version_does_not_speak_against_the_model() -> None:
+    one = Fake("a")
+    one.fails = Failure.BROKEN
+    made = pool(one)
+    for _ in range(2):
+        with pytest.raises(UpstreamError):
+            await made.infer(InferRequest("m", (), version="9"), FAR)
+    one.fails = None
+    await made.infer(REQUEST, FAR)
+    assert state(made) == ("closed", ("m/9",))
+
+
+async def test_a_cancelled_trial_leaves_room_for_the_next() -> None:
+    clock, one = Clock(), Fake("a")
+    one.fails = Failure.BROKEN
+    made = pool(one, clock=clock)
+    for _ in range(2):
+        with pytest.raises(UpstreamError):
+            await made.infer(REQUEST, FAR)
+    clock.now += 4.0
+    one.fails, one.gate = None, asyncio.Event()
+    task = asyncio.create_task(made.infer(REQUEST, FAR))
+    await one.waiting.wait()
+    assert made.states()[0].in_flight == 1
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    one.gate = None
+    assert made.states()[0].in_flight == 0
+    await made.infer(REQUEST, FAR)
+    assert state(made) == ("closed", ())
+
+
+async def test_answer_breakers_are_bounded() -> None:
+    made = pool(Fake("a"), options=PoolOptions(models_max=3))
+    for index in range(10):
+        await made.infer(InferRequest(f"m{index}", ()), FAR)
+    assert len(made._seats[0].answers) == 3
+
+
+async def test_probes_open_and_a_ready_probe_closes_at_once() -> None:
+    changes: list[tuple[str, str, str, str]] = []
+
+    def heard(url: str, model: str, change: Change) -> None:
+        changes.append((url, model, change.after, change.reason))
+
+    one = Fake("a")
+    made = Pool([one], OPTIONS, Clock(), random.Random(1), heard)
+    one.fails = Failure.UNREACHABLE
+    for _ in range(3):
+        await made.probe_once()
+    assert (state(made), made.states()[0].ready) == (("open", ()), False)
+    one.fails = None
+    await made.probe_once()
+    assert (state(made), made.states()[0].ready) == (("closed", ()), True)
+    assert changes == [("a", "", "open", "consecutive-failures"), ("a", "", "closed", "probe-ready")]
+
+
+async def test_a_replica_that_stays_ready_while_its_model_fails_stays_out() -> None:
+    one, two = Fake("a"), Fake("b")
+    one.fails = Failure.BROKEN
+    made = pool(one, two)
+    for _ in range(10):
+        await made.infer(REQUEST, FAR)
+    one.fails = None
+    await made.probe_once()
+    assert state(made) == ("closed", ("m",))
+
+
+async def test_a_restart_clears_what_was_learnt_of_its_models() -> None:
+    one = Fake("a")
+    one.fails = Failure.BROKEN
+    made = pool(one)
+    for _ in range(2):
+        with pytest.raises(UpstreamError):
+            await made.infer(REQUEST, FAR)
+    one.fails = Failure.UNREACHABLE
+    await made.probe_once()
+    one.fails = None
+    await made.probe_once()
+    await made.infer(REQUEST, FAR)
+
+
+async def test_unready_replicas_are_asked_only_when_no_other_is_left() -> None:
+    one, two = Fake("a"), Fake("b")
+    one.ready = 400
+    made = pool(one, two)
+    await made.probe_once()
+    assert {(await made.infer(REQUEST, FAR)).replica for _ in range(10)} == {"b"}
+    two.ready = 400
+    await made.probe_once()
+    assert {(await made.infer(REQUEST, FAR)).replica for _ in range(20)} == {"a", "b"}
+
+
+async def test_forward_counts_only_being_reached() -> None:
+    one = Fake("a")
+    made = pool(one)
+    for _ in range(5):
+        async with made.forward(Call("GET", "/x"), FAR) as streamed:
+            assert streamed.status == 500
+            assert made.states()[0].in_flight == 1
+    one.fails = Failure.TIMEOUT
+    for _ in range(5):
+        with pytest.raises(UpstreamError):
+            async with made.forward(Call("GET", "/x"), FAR):
+                pass
+    assert state(made) == ("closed", ())
+    one.fails = Failure.UNREACHABLE
+    for _ in range(2):
+        with pytest.raises(UpstreamError):
+            async with made.forward(Call("GET", "/x"), FAR):
+                pass
+    assert state(made) == ("open", ())
+    with pytest.raises(UpstreamError, match="no replica can be reached"):
+        async with made.forward(Call("GET", "/x"), FAR):
+            pass
+    with pytest.raises(UpstreamError, match="no replica can be reached"):
+        await made.exchange(Call("GET", "/x"), FAR)
+    assert made.states()[0].in_flight == 0
+
+
+async def test_a_body_that_fails_while_passing_through_ends_the_permit_once() -> None:
+    made = pool(Fake("a"))
+    with pytest.raises(RuntimeError):
+        async with made.forward(Call("GET", "/x"), FAR):
+            raise RuntimeError
+    assert made.states()[0].in_flight == 0
+
+
+async def test_each_asks_everyone() -> None:
+    one, two = Fake("a"), Fake("b")
+    two.fails = Failure.UNREACHABLE
+    replies = await pool(one, two).each(Call("POST", "/v2/repository/models/m/load"), FAR)
+    assert [url for url, _ in replies] == ["a", "b"]
+    assert isinstance(replies[0][1], Reply)
+    assert isinstance(replies[1][1], UpstreamError)
+
+
+async def test_run_probes_until_cancelled() -> None:
+    one = Fake("a")
+    one.ready = 503
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            raise asyncio.CancelledError
+
+    made = pool(one)
+    with pytest.raises(asyncio.CancelledError):
+        await made.run(2.0, sleep)
+    assert slept == [2.0, 2.0, 2.0]
+    assert not made.states()[0].ready
+    await made.close()
+    assert one.calls == -1
