@@ -319,11 +319,13 @@ async def test_a_stream_that_breaks_off_is_broken_and_silence_times_out() -> Non
         return
 
     for then, failure in ((leave, Failure.BROKEN), (hang, Failure.TIMEOUT)):
-        async with serving(partly(then), stream_idle_timeout=0.1) as replica:
-            async with replica.stream(Call("GET", "/"), Deadline(30.0), 0.0) as streamed:
-                assert await anext(streamed.chunks) == b"first"
-                with pytest.raises(UpstreamError) as caught:
-                    await anext(streamed.chunks)
+        async with (
+            serving(partly(then), stream_idle_timeout=0.1) as replica,
+            replica.stream(Call("GET", "/"), Deadline(30.0), 0.0) as streamed,
+        ):
+            assert await anext(streamed.chunks) == b"first"
+            with pytest.raises(UpstreamError) as caught:
+                await anext(streamed.chunks)
         assert caught.value.failure is failure
 
 
