@@ -68,6 +68,15 @@ class DemoFailed(RuntimeError):
     """The demo saw something other than what it is there to show; the message says what."""
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What the demo was asked to do, and when."""
+
+    keep: bool
+    digits_max: int | None
+    began: float
+
+
 @dataclass
 class Pass:
     """What one walk over the digits gave: a label for each, and what each request took at the client."""
@@ -99,13 +108,16 @@ class Measured:
     requests_again_at_triton: int
 
 
-def main(keep: bool) -> int:
-    """Run the demo and return an exit code. ``keep`` leaves Triton and the gateway running until Ctrl-C."""
+def main(keep: bool, digits_max: int | None = None) -> int:
+    """Run the demo and return an exit code.
+
+    ``keep`` leaves Triton and the gateway running until Ctrl-C; ``digits_max`` measures on fewer digits.
+    """
     console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
     began = time.monotonic()
     try:
         with _ending_on_sigterm(), ExitStack() as stack:
-            _run(stack, console, keep, began)
+            _run(stack, console, Asked(keep, digits_max, began))
     except (TritonMissing, TritonFailed, GatewayFailed, TrainingFailed, DemoFailed) as error:
         console.print(Text(f"\ntailrace demo: {error}", style="red"))
         return 1
@@ -115,7 +127,7 @@ def main(keep: bool) -> int:
     return 0
 
 
-def _run(stack: ExitStack, console: Console, keep: bool, began: float) -> None:
+def _run(stack: ExitStack, console: Console, asked: Asked) -> None:
     console.rule("Tailrace: a real Triton, two tiers of one task, and the gateway before them")
     environment = find_environment()
     with _step(console, "training both tiers on scikit-learn's digits (a few seconds, once)"):
@@ -134,12 +146,12 @@ def _run(stack: ExitStack, console: Console, keep: bool, began: float) -> None:
     _say(console, f"Triton at {triton.http_url}, Tailrace at {gateway.http_url}, metrics at {gateway.admin_url}")
 
     client = stack.enter_context(triton_http.InferenceServerClient(gateway.http_address))
-    seen = slice(0, len(digits.images) - UNSEEN)
+    seen = slice(0, min(len(digits.images) - UNSEEN, asked.digits_max or len(digits.images)))
     measured = measure(console, client, triton, digits.images[seen], digits.labels[seen])
     console.print(table(measured))
     _break_and_mend(console, triton, gateway, digits)
-    _farewell(console, triton, gateway, began, keep)
-    if keep:
+    _farewell(console, triton, gateway, asked)
+    if asked.keep:
         console.print("Both are running. Ctrl-C stops them.")
         signal.pause()
 
@@ -276,7 +288,7 @@ def _until_fresh(gateway: GatewayProcess, image: Images) -> Answer:
     end = time.monotonic() + RECOVERY_SECONDS_MAX
     while time.monotonic() < end:
         answer = ask(gateway, "digits_brief", image)
-        if answer[0] == http.client.OK:
+        if answer[0] == http.client.OK and "cache=stale" not in answer[1].get("Tailrace-Provenance", ""):
             return answer
         time.sleep(0.1)
     raise DemoFailed(f"no fresh answer within {RECOVERY_SECONDS_MAX:.0f} s of Triton's return")
@@ -358,8 +370,8 @@ def _countdown(console: Console, seconds: int) -> None:
             time.sleep(1)
 
 
-def _farewell(console: Console, triton: TritonServer, gateway: GatewayProcess, began: float, keep: bool) -> None:
-    console.rule(f"done in {time.monotonic() - began:.0f} s")
+def _farewell(console: Console, triton: TritonServer, gateway: GatewayProcess, asked: Asked) -> None:
+    console.rule(f"done in {time.monotonic() - asked.began:.0f} s")
     pixels = "'$(yes 8 | head -64 | paste -sd,)'"
     tensor = f'{{"name": "image", "datatype": "FP32", "shape": [1, 64], "data": [{pixels}]}}'
     commands: Sequence[str] = (
@@ -368,7 +380,7 @@ def _farewell(console: Console, triton: TritonServer, gateway: GatewayProcess, b
         f"curl -s {gateway.admin_url}/metrics | grep tailrace",
         f"{_command()} serve --upstream {triton.http_url}   # another gateway, which changes nothing",
     )
-    if keep:
+    if asked.keep:
         console.print("By hand:")
     else:
         console.print("By hand (these addresses end with this run):")

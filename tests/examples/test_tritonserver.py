@@ -171,3 +171,16 @@ def test_a_child_ends_with_its_parent(tmp_path):
     )
     group = int(done.stdout)
     assert await_empty(group, seconds=10.0)
+
+
+def test_tritons_own_cache_mixes_up_shapes_and_outputs(triton_factory):
+    """What two_outputs is for: equal bytes in another shape, and another output, get the first answer again."""
+    server = triton_factory("two_outputs", response_cache_bytes=1 << 20)
+    flat = np.arange(4, dtype=np.float32).reshape(1, 4)
+    first = infer(server, "two_outputs", "x", flat, outputs=["A"])
+    assert first.as_numpy("A").tolist() == [[1, 2, 3, 4]]
+    square = infer(server, "two_outputs", "x", flat.reshape(2, 2), outputs=["A"])
+    assert square.as_numpy("A").shape == (1, 4), "right would be (2, 2)"
+    other = infer(server, "two_outputs", "x", flat, outputs=["B"])
+    assert other.as_numpy("B") is None, "right would be x * 2"
+    assert [output["name"] for output in other.get_response()["outputs"]] == ["A"]
