@@ -25,4 +25,4 @@ def test_every_module_is_on_the_walk(module: str) -> None:
 
 
 def test_the_walk_names_only_what_is_there() -> None:
-    assert NAMED <= set(MODULES), f"ARCHITECTURE.md names {sorted(NAMED - set(MODULES))}, which do not exist"
+    assert set(MODULES) >= NAMED, f"ARCHITECTURE.md names {sorted(NAMED - set(MODULES))}, which do not exist"
