@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from cache.digest import Key
-from cache.entry import Entry, Freshness
+from cache.entry import Entry
 from cache.flight import Abandoned
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure, Remains, Step, next_step
@@ -123,12 +123,15 @@ class Pipeline:
     async def _answer(self, call: Call) -> Answer:
         route, now = call.route, self._ticker()
         quota = self._charge(route, call.caller, True, now)
+        seconds = call.deadline.remaining(now)
 
         key, choice = self._look_up(call, now)
         found = None
         if key is not None and route.cache is not None:
             found = route.cache.find(key, now)
             choice = recall(found, call.directives, route.recall_rules, route.epoch, now)
+        elif call.directives.only_if_cached:
+            choice = Recall(Action.REFUSE, "bypass", choice.reason)
         if choice.action is Action.REFUSE:
             raise Refused(not_cached())
         if found is not None and choice.action in (Action.SERVE, Action.REFRESH):
@@ -136,9 +139,11 @@ class Pipeline:
                 self._refresh(call, key, found.entry)
             return self._cached(call, key, found.entry, choice, quota)
 
-        quota = self._charge(route, call.caller, False, now) or quota
+        quota = _nearer(quota, self._charge(route, call.caller, False, now))
         try:
-            async with asyncio.timeout(call.deadline.remaining(self._ticker())):
+            if seconds <= 0.0:  # what cannot be answered in time must not put work on a model
+                raise TimeoutError
+            async with asyncio.timeout(seconds):
                 facts = await route.facts(call.deadline)
                 validate(call.request, facts, route.rules, route.config.limits.batch_max)
                 stateful = _stateful(facts)
@@ -151,7 +156,7 @@ class Pipeline:
         except UpstreamError as error:
             return self._descend(call, key, error, quota)
         except TimeoutError:
-            late = UpstreamError(Failure.TIMEOUT, f"no answer within {route.timeout:g} s")
+            late = UpstreamError(Failure.TIMEOUT, f"no answer within {seconds:.3g} s")
             return self._descend(call, key, late, quota)
         except Abandoned:
             gone = UpstreamError(Failure.OVERLOADED, "the gateway is stopping")
@@ -193,8 +198,18 @@ class Pipeline:
         if key is None or choice.action is Action.FETCH_ALONE:
             keep = key if not call.directives.no_store else None
             return await self._fill(call, keep, call.deadline, rows), True
-        deadline = Deadline.after(self._ticker(), call.route.timeout)
-        return await call.route.flights.join(key, lambda: self._fill(call, key, deadline, rows))
+        return await self._share(call, key, rows)
+
+    async def _share(self, call: Call, key: Key, rows: int | None) -> tuple[Filled, bool]:
+        """Join or begin the key's flight; it has the route's time, not that of the caller who began it.
+
+        A purge ends what may be joined: who asks after it gets no answer that was begun before it.
+        """
+        route = call.route
+        deadline = Deadline.after(self._ticker(), route.timeout)
+        shared = msgspec.structs.replace(call, request=_for_all(call.request))
+        ticket = 0 if route.cache is None else route.cache.ticket()
+        return await route.flights.join((key, ticket), lambda: self._fill(shared, key, deadline, rows))
 
     async def _fill(self, call: Call, key: Key | None, deadline: Deadline, rows: int | None) -> Filled:
         """One run of the cascade; its answer is stored under ``key``, unless it is a degraded one."""
@@ -221,12 +236,12 @@ class Pipeline:
         return route.steps[: route.steps.index(Step.STALE)]
 
     def _refresh(self, call: Call, key: Key, entry: Entry[Served]) -> None:
-        """Fetch behind the caller's back, at most ``refreshes_max`` at once for the route."""
+        """Fetch behind the caller's back: once for a key, at most ``refreshes_max`` at once for the route."""
         route = call.route
         assert route.config.cache is not None
-        if route.refreshes >= route.config.cache.refreshes_max:
+        if key in route.refreshing or route.refreshes >= route.config.cache.refreshes_max:
             return
-        route.refreshes += 1
+        route.refreshing.add(key)
         task = asyncio.create_task(self._refreshed(call, key, entry.value.batch))
         self._refreshing.add(task)
         task.add_done_callback(self._refreshing.discard)
@@ -234,25 +249,29 @@ class Pipeline:
     async def _refreshed(self, call: Call, key: Key, rows: int | None) -> None:
         route = call.route
         try:
-            deadline = Deadline.after(self._ticker(), route.timeout)
-            await route.flights.join(key, lambda: self._fill(call, key, deadline, rows))
+            await self._share(call, key, rows)
         except (UpstreamError, Rejected, Abandoned) as error:
             self._telemetry.refresh_failed(route.name, str(error))
+        except Exception as bug:  # nobody awaits this task: unseen otherwise
+            self._telemetry.refresh_failed(route.name, f"bug: {bug!r}")
+            raise
         finally:
-            route.refreshes -= 1
+            route.refreshing.discard(key)
 
     def _descend(self, call: Call, key: Key | None, error: UpstreamError, quota: Verdict | None) -> Answer:
         """The ladder's lower half: the tiers have failed; an old answer, or a 503 that says why."""
         route, now = call.route, self._ticker()
         found = None
         if key is not None and route.cache is not None and not call.directives.no_cache:
+            key = Key(key.digest, route.epoch)  # the epoch may have turned while the tiers were asked
             found = route.cache.find(key, now)
         remains = Remains(replica=False, tier=False, stale=found is not None, time=not call.deadline.expired(now))
         step = next_step(error.failure, remains, route.steps)
         self._telemetry.degraded(route.name, error.failure.value, step.value, str(error))
         if step is Step.STALE and found is not None:
-            if found.freshness is Freshness.FRESH:  # another caller's fill came through meanwhile
-                return self._cached(call, key, found.entry, Recall(Action.SERVE, "hit", "fresh"), quota)
+            again = recall(found, call.directives, route.recall_rules, route.epoch, now)
+            if again.state == "hit":  # another caller's fill came through meanwhile
+                return self._cached(call, key, found.entry, again, quota)
             choice = Recall(Action.SERVE, "stale", error.failure.value)
             return self._cached(call, key, found.entry, choice, quota, (Step.STALE.value,))
         assert step is Step.REFUSE, f"the pipeline has no step {step}"
@@ -297,6 +316,21 @@ class Pipeline:
         return Answer(served.response, provenance, quota, key, entry)
 
 
+def _nearer(first: Verdict | None, second: Verdict | None) -> Verdict | None:
+    """The quota with less left: the one worth telling of."""
+    if first is None or second is None:
+        return first or second
+    return first if first.remaining <= second.remaining else second
+
+
+def _for_all(request: InferRequest) -> InferRequest:
+    """A request as a flight sends it: the timeout of the caller who began it is not the others'."""
+    if "timeout" not in request.parameters:
+        return request
+    kept = {name: value for name, value in request.parameters.items() if name != "timeout"}
+    return msgspec.structs.replace(request, parameters=kept)
+
+
 def _uncacheable(call: Call) -> str:
     """Why a request is never cached, in one word; empty if it may be (DESIGN section 6)."""
     if call.route.cache is None:
@@ -317,13 +351,15 @@ def _stateful(facts: ModelFacts) -> str:
 
 def _of_entry(entry: Entry[Served], choice: Recall, now: float, steps: tuple[str, ...] = ()) -> Provenance:
     served = entry.value
+    # RFC 9211: a ttl that is not negative says fresh. An entry whose epoch has turned has time left all the same.
+    ttl_left = entry.ttl_left(now) if choice.state == "hit" else min(entry.ttl_left(now), -1.0)
     return Provenance(
         cache=choice.state,
         reason=choice.reason,
         tier=served.tier,
         version=served.response.version,
         age=entry.age(now),
-        ttl_left=entry.ttl_left(now),
+        ttl_left=ttl_left,
         rows=served.rows,
         rows_escalated=served.rows_escalated,
         steps=steps,

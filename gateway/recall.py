@@ -14,7 +14,7 @@ import msgspec
 
 from cache.entry import Freshness
 from cache.response import Found
-from gateway.codec.http import CacheDirectives
+from gateway.codec.http import NO_DIRECTIVES, CacheDirectives
 
 V = TypeVar("V")
 
@@ -52,10 +52,12 @@ def recall(found: Found[V] | None, directives: CacheDirectives, rules: RecallRul
     """Decide what ``found`` is good for. ``epoch`` is the route's present one.
 
     An entry of an earlier epoch is never served here, whatever the caller tolerates: its age may be
-    small but its model is gone. Only the ladder serves it, when nothing else is left.
+    small but its model is gone. Only the ladder serves it, when nothing else is left. A caller who says
+    anything of ages or storing gets no refresh behind its back: max-age without max-stale wants nothing
+    stale, no-store wants nothing kept.
     """
     if directives.no_cache:
-        return Recall(Action.FETCH_ALONE, "miss", "no-cache")
+        return _without_answer(directives, Action.FETCH_ALONE, "no-cache")
     fetch = Action.FETCH_ALONE if directives.no_store else Action.FETCH
     if found is None:
         return _without_answer(directives, fetch, "absent")
@@ -71,7 +73,7 @@ def recall(found: Found[V] | None, directives: CacheDirectives, rules: RecallRul
     staleness = -entry.ttl_left(now)
     if directives.max_stale is not None and staleness <= directives.max_stale and not too_old:
         return Recall(Action.SERVE, "stale", "max-stale")
-    if staleness <= rules.refresh and not too_old and not directives.only_if_cached:
+    if staleness <= rules.refresh and directives == NO_DIRECTIVES:
         return Recall(Action.REFRESH, "stale", "revalidating")
     return _without_answer(directives, fetch, "expired")
 

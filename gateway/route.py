@@ -37,6 +37,9 @@ from tiers.pool import Pool
 FLIGHTS_MAX: Final = 4096
 """Distinct fills of one route under way at once; beyond it callers fetch for themselves."""
 
+_QUOTA_NAME_SAFE: Final = " !$&'()*+,-.:;<=>@[]^_`{|}~"
+"""What a quota's name keeps as it is: RFC 9651 strings hold printable ASCII and nothing else."""
+
 ENTRY_OVERHEAD_BYTES: Final = 512
 """What an entry costs beyond its answer's size: key, bookkeeping of cache and policy."""
 
@@ -94,14 +97,19 @@ class Route:
         self.allowances = tuple(_allowances(name, config))
         self.cache = None if config.cache is None else _cache(config.cache)
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
-        self.flights: Flights[Key, Filled] = Flights(FLIGHTS_MAX)
-        self.refreshes = 0
+        self.flights: Flights[tuple[Key, int], Filled] = Flights(FLIGHTS_MAX)
+        self.refreshing: set[Key] = set()
         self.epoch = 0
 
     @property
     def last_pool(self) -> Pool:
         """Where the route's last tier lives: it answers for what the route itself does not have."""
         return self._homes[-1].pool
+
+    @property
+    def refreshes(self) -> int:
+        """Background refreshes under way, each of another key."""
+        return len(self.refreshing)
 
     def serves(self, backend: str, model: str) -> bool:
         """Whether a tier of this route is that model of that backend."""
@@ -189,8 +197,9 @@ def _tier(config: TierConfig, pool: Pool) -> Tier:
 
 
 def quota_of(name: str, config: QuotaConfig) -> Quota:
-    """A configured quota as the limiter knows it."""
-    return Quota(rate=float(config.rate), per=float(config.per), burst=config.burst_size, name=name)
+    """A configured quota as the limiter knows it; its name is told to callers, in printable ASCII."""
+    told = quote(name, safe=_QUOTA_NAME_SAFE)
+    return Quota(rate=float(config.rate), per=float(config.per), burst=config.burst_size, name=told)
 
 
 def _rules(config: RouteConfig) -> Mapping[str, TensorRule]:
@@ -209,7 +218,8 @@ def _allowances(name: str, config: RouteConfig) -> list[Allowance]:
         quota = quota_of(f"route:{name}", config.quota)
         found.append(Allowance(quota, config.quota.hits_count, per_caller=False))
     if config.caller_quota is not None:
-        quota = quota_of(f"caller:{name}", config.caller_quota)
+        # Not "caller:": that is a caller's own quota, and a caller may be called like a route.
+        quota = quota_of(f"route-caller:{name}", config.caller_quota)
         found.append(Allowance(quota, config.caller_quota.hits_count, per_caller=True))
     return found
 

@@ -236,6 +236,8 @@ class HttpDoor:
             sent = Outbound(request.method, target.raw, tuple(request.headers.items()), body)
             async with pool.forward(sent, deadline) as reply:
                 response.set_status(reply.status)
+                if target.loads and reply.status < 300:
+                    self._ports.loaded(target.loads)  # before the caller hears of it, and asks again
                 for name, value in reply.headers:
                     response.headers.add(name, value)
                 provenance = Provenance(cache="bypass", reason="passthrough")
@@ -250,8 +252,6 @@ class HttpDoor:
                 raise Broken(str(error)) from error
             detail = f"No replica answered {request.method} {target.raw}: {error}."
             raise Refused(unavailable(detail, max(1.0, error.retry_after))) from error
-        if target.loads and response.status < 300:
-            self._ports.loaded(target.loads)
         return response
 
     async def _parts(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
