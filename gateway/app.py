@@ -19,7 +19,7 @@ import structlog
 import uvloop
 from aiohttp import web
 
-from degrade.breaker import BreakerOptions
+from degrade.breaker import BreakerOptions, Change
 from gateway.admission.auth import Caller, Directory
 from gateway.admission.ratelimit import Limiter
 from gateway.config import ALLOW_ALL, Backend, Config, parse_address
@@ -155,8 +155,9 @@ class Gateway:
     def _is_up(self, backend: str) -> bool:
         return any(state.ready and state.breaker != "open" for state in self.homes[backend].pool.states())
 
-    def _breaker_changed(self, backend: str, replica: str, model: str, state: str) -> None:
-        _log.warning("breaker", backend=backend, replica=replica, model=model, state=state)
+    def _breaker_changed(self, backend: str, replica: str, model: str, change: Change) -> None:
+        words = {"before": change.before, "state": change.after, "reason": change.reason, "cause": change.cause}
+        _log.warning("breaker", backend=backend, replica=replica, model=model, **words)
 
     def _model_changed(self, backend: str, model: str) -> None:
         for route in self.routes.values():

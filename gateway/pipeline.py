@@ -278,13 +278,12 @@ class Pipeline:
         raise Refused(self._unavailable(route, error), quota)
 
     def _unavailable(self, route: Route, error: UpstreamError) -> Problem:
-        steps = tuple(step.value for step in route.steps)
         spread = self._chance.uniform(1.0, RETRY_SPREAD)
         retry_after = max(RETRY_AFTER_SECONDS, error.retry_after) * spread
         detail = f"Route {route.name} has no answer ({error.failure.value}: {error}), and no older one is kept."
         if error.failure is Failure.TIMEOUT:
-            return deadline_exceeded(detail, retry_after, steps)
-        return unavailable(detail, retry_after, steps)
+            return deadline_exceeded(detail, retry_after)
+        return unavailable(detail, retry_after)
 
     def _cached(
         self,

@@ -167,16 +167,14 @@ def quota(detail: str, retry_after: float) -> Problem:
     return Problem("quota", 429, "Too many requests", detail, retry_after=retry_after)
 
 
-def unavailable(detail: str, retry_after: float = 1.0, steps: tuple[str, ...] = ()) -> Problem:
-    """503: the end of the ladder; ``steps`` are the ladder's steps that were tried before."""
-    extras: Extras = {"steps": list(steps)} if steps else NO_EXTRAS
-    return Problem("unavailable", 503, "No answer available", detail, retry_after, extras)
+def unavailable(detail: str, retry_after: float = 1.0) -> Problem:
+    """503: the end of the ladder."""
+    return Problem("unavailable", 503, "No answer available", detail, retry_after)
 
 
-def deadline_exceeded(detail: str, retry_after: float = 1.0, steps: tuple[str, ...] = ()) -> Problem:
+def deadline_exceeded(detail: str, retry_after: float = 1.0) -> Problem:
     """503: the deadline ended before the ladder did; same status as its end, another slug."""
-    extras: Extras = {"steps": list(steps)} if steps else NO_EXTRAS
-    return Problem("deadline", 503, "Deadline exceeded", detail, retry_after, extras)
+    return Problem("deadline", 503, "Deadline exceeded", detail, retry_after)
 
 
 def not_cached(detail: str = "The request says only-if-cached, and no fresh answer is cached.") -> Problem:
