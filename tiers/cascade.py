@@ -40,7 +40,7 @@ class Accept(Struct, frozen=True):
 class Inferring(Protocol):
     """Whatever can answer a request; a Pool in life."""
 
-    async def infer(self, request: InferRequest, deadline: Deadline) -> Answered: ...
+    async def infer(self, request: InferRequest, deadline: Deadline, again: bool = True) -> Answered: ...
 
 
 class Tier(Struct, frozen=True):
@@ -55,16 +55,20 @@ class Tier(Struct, frozen=True):
 
 class CascadeOptions(Struct, frozen=True):
     """``rows``: the request's rows if the model batches, None when its answer is one whole.
-    ``order``: the route's ladder; a degraded answer of an earlier tier needs Step.TIER in it."""
+    ``order``: the route's ladder; a second replica is asked only with Step.REPLICA in it, and a degraded
+    answer of an earlier tier needs Step.TIER. Nobody's ladder (the default) retries and degrades nothing."""
 
     rows: int | None = None
-    order: tuple[Step, ...] = ()
+    order: tuple[Step, ...] = (Step.REPLICA,)
 
 
 class CascadeAnswer(Struct, frozen=True):
     """``tier`` and ``version`` are those of the largest tier used. ``rows`` is 1 for an answer that is one
     whole; ``rows_escalated`` counts the rows whose answer is not the first tier's. ``reason`` says why the
-    first tier was not asked at all ("classification", "sequence", "shared-memory"), else it is empty."""
+    first tier was not asked at all ("classification", "sequence", "shared-memory"), else it is empty.
+
+    ``steps`` tells all that failed on the way. ``degraded`` is narrower: rows remain that no tier accepted,
+    so the answer is not the one that health would give, and must not be kept."""
 
     response: InferResponse
     tier: str
@@ -144,6 +148,7 @@ async def run(
     reason = direct_reason(request)
     rows = None if reason else options.rows
     last = len(tiers) - 1
+    again = Step.REPLICA in options.order
     pending = tuple(range(1 if rows is None else rows))
     parts: list[_Part] = []
     steps: tuple[str, ...] = ()
@@ -152,7 +157,7 @@ async def run(
         rule = None if position == last else tier.accept
         asked = request if rows is None or len(pending) == rows else take_rows(request, pending)
         try:
-            answered = await tier.pool.infer(_addressed(asked, tier, rule), deadline)
+            answered = await tier.pool.infer(_addressed(asked, tier, rule), deadline, again)
             sure = _judged(rule, answered.response, len(pending), rows)
         except UpstreamError:
             if position == last and not (parts and Step.TIER in options.order):
@@ -171,7 +176,7 @@ async def run(
         rows=1 if rows is None else rows,
         rows_escalated=_escalated(parts),
         steps=steps,
-        degraded=bool(steps),
+        degraded=bool(pending),
         reason=reason,
     )
 

@@ -136,8 +136,8 @@ class Pool:
         for seat in self._seats:
             await seat.replica.close()
 
-    async def infer(self, request: InferRequest, deadline: Deadline) -> Answered:
-        """Ask one replica, and one more if the first failed in a way of its own.
+    async def infer(self, request: InferRequest, deadline: Deadline, again: bool = True) -> Answered:
+        """Ask one replica, and one more if the first failed in a way of its own and ``again`` allows it.
 
         Raises Rejected, or the UpstreamError of the last replica asked; UNREACHABLE or BROKEN, with the
         seconds until one is tried again in its message, when every breaker is open (see ``retry_after``).
@@ -151,7 +151,7 @@ class Pool:
             return Answered(await self._infer_at(seat, request, deadline), seat.replica.url)
         except UpstreamError as error:
             now = self._now()
-            if not try_again(error, request) or deadline.expired(now):
+            if not (again and try_again(error, request)) or deadline.expired(now):
                 raise
             other = self._pick([each for each in self._seats if each is not seat], key)
             if other is None or not self._budget.take(now):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from degrade.deadline import Deadline
-from degrade.ladder import Failure, Step
+from degrade.ladder import DEFAULT_ORDER, Failure, Step
 from tiers.cascade import Accept, CascadeAnswer, CascadeOptions, Tier, decide, run
 from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor, UpstreamError
 from tiers.pool import Answered
@@ -26,19 +26,21 @@ def tensor(name: str, values: object, datatype: str = "FP32") -> Tensor:
 class Model:
     """Answers p = [x, 1 - x] and who = its own number, per row; remembers what it was asked."""
 
-    def __init__(self, number: float, sure: bool = False, fails: Failure | None = None) -> None:
-        self.number, self.sure, self.fails = number, sure, fails
+    def __init__(self, number: float, fails: Failure | None = None, steps: tuple[str, ...] = ()) -> None:
+        self.number, self.fails, self.steps = number, fails, steps
         self.asked: list[InferRequest] = []
+        self.again: list[bool] = []
 
-    async def infer(self, request: InferRequest, deadline: Deadline) -> Answered:
+    async def infer(self, request: InferRequest, deadline: Deadline, again: bool = True) -> Answered:
         self.asked.append(request)
+        self.again.append(again)
         if self.fails:
             raise UpstreamError(self.fails, "down")
         x = np.frombuffer(request.inputs[0].data, dtype="<f4").reshape(request.inputs[0].shape)
         outputs = (tensor("p", np.concatenate([x, 1 - x], axis=-1)), tensor("who", np.full_like(x, self.number)))
         wanted = {output.name for output in request.outputs}
         kept = tuple(output for output in outputs if not wanted or output.name in wanted)
-        return Answered(InferResponse(request.model, "3", kept), "http://r")
+        return Answered(InferResponse(request.model, "3", kept), "http://r", self.steps)
 
 
 def cascade(*models: Model, accept: Accept | None = MARGIN) -> list[Tier]:
@@ -115,7 +117,7 @@ async def test_a_failing_fast_tier_hands_everything_on() -> None:
     large = Model(1)
     answer = await run(cascade(Model(0, fails=Failure.BROKEN), large), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2))
     assert who(answer) == [1, 1]
-    assert (answer.steps, answer.degraded, answer.rows_escalated) == (("tier",), True, 2)
+    assert (answer.steps, answer.degraded, answer.rows_escalated) == (("tier",), False, 2)
 
 
 async def test_a_fast_tier_that_answers_nonsense_hands_everything_on() -> None:
@@ -131,6 +133,25 @@ async def test_a_failing_large_tier_leaves_the_fast_answer_if_the_route_says_so(
     with pytest.raises(UpstreamError) as caught:
         await run(tiers, ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, (Step.STALE,)))
     assert caught.value.failure is Failure.TIMEOUT
+
+
+async def test_what_every_row_was_accepted_from_is_not_degraded_whatever_failed_before() -> None:
+    retried = Model(0, steps=("replica",))
+    answer = await run(cascade(retried, Model(1)), ask([1.0, 0.0]), DEADLINE, CascadeOptions(2, DEFAULT_ORDER))
+    assert (answer.steps, answer.degraded) == (("replica",), False)
+    models = [Model(0), Model(1, fails=Failure.BROKEN), Model(2)]
+    answer = await run(cascade(*models), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, DEFAULT_ORDER))
+    assert (who(answer), answer.steps, answer.degraded) == ([0, 2], ("tier",), False)
+
+
+@pytest.mark.parametrize(
+    ("order", "again"),
+    [(DEFAULT_ORDER, True), ((Step.REPLICA,), True), ((Step.TIER, Step.STALE), False), ((), False)],
+)
+async def test_a_ladder_without_replica_never_retries(order: tuple[Step, ...], again: bool) -> None:
+    fast, large = Model(0), Model(1)
+    await run(cascade(fast, large), ask([0.5]), DEADLINE, CascadeOptions(1, order))
+    assert (fast.again, large.again) == ([again], [again])
 
 
 async def test_all_tiers_failing_raises_the_last_ones_error() -> None:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 
+from degrade.breaker import BreakerOptions
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tiers.backends.triton_http import Call, TritonHttp, TritonOptions, end_to_end
 from tiers.inference import InferRequest, Rejected, RequestedOutput, Tensor, UpstreamError
+from tiers.pool import Pool, PoolOptions
 
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 REQUEST = InferRequest("m", (Tensor("x", "FP32", (1,), b"\0\0\x80\x3f"),), id="7")
@@ -303,6 +306,43 @@ async def test_streaming_stays_streaming_both_ways() -> None:
             assert await anext(streamed.chunks) == b"first"
             more.set()
             assert [piece async for piece in streamed.chunks] == [b"last"]
+
+
+class TooLarge(Exception):
+    """What a door may raise while it hands on a body."""
+
+
+@pytest.mark.parametrize("answered", [False, True], ids=["before-the-head", "after-the-head"])
+@pytest.mark.parametrize("fault", [TooLarge("7 bytes"), ConnectionResetError("left"), TimeoutError("slow")])
+async def test_what_the_callers_body_raises_comes_out_as_itself(fault: Exception, answered: bool) -> None:
+    head_is_there = asyncio.Event()
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"one\r\n")
+        if answered:
+            writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nfirst\r\n")
+        await reader.read(-1)
+
+    async def body() -> AsyncIterator[bytes]:
+        yield b"one"
+        if answered:
+            await head_is_there.wait()
+        raise fault
+
+    async with serving(handler) as replica:
+        made = Pool([replica], PoolOptions(BreakerOptions(consecutive_failures=1)), time.monotonic, random.Random(1))
+        call = Call("POST", "/v2/models/m/infer", (), body())
+
+        async def forward() -> None:
+            async with made.forward(call, Deadline.after(time.monotonic(), 30.0)) as streamed:
+                head_is_there.set()
+                async for _ in streamed.chunks:
+                    pass
+
+        with pytest.raises(type(fault)) as caught:
+            await forward()
+        assert caught.value is fault
+        assert made.states()[0].breaker == "closed"
 
 
 async def test_a_stream_that_breaks_off_is_broken_and_silence_times_out() -> None:

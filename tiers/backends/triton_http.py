@@ -83,6 +83,28 @@ class Streamed(Struct, frozen=True):
     chunks: AsyncIterator[bytes]
 
 
+class _Upload:
+    """A caller's body on its way up, which remembers how it failed: the HTTP client would make that look
+    like a fault of the connection, and so of the replica."""
+
+    __slots__ = ("_body", "fault", "response")
+
+    def __init__(self, body: AsyncIterable[bytes]) -> None:
+        self._body = body
+        self.fault: Exception | None = None
+        self.response: aiohttp.ClientResponse | None = None
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._body:
+                yield piece
+        except Exception as error:
+            self.fault = error
+            if self.response is not None:  # its reader would not hear of this, and wait for ever
+                self.response.close()
+            raise
+
+
 class _Trace:
     """Whether the request's connection had been used before (a replica may just have closed that one)."""
 
@@ -148,15 +170,25 @@ class TritonHttp:
         """Pass a request through: hop-by-hop fields go, everything else stays as it is, both ways.
 
         The deadline bounds the wait for the answer's head, ``stream_idle_timeout`` each wait for a piece.
-        Raises UpstreamError. Leaving the block early closes the connection, which cancels the work.
+        Raises UpstreamError, and whatever the caller's own body raises, as itself.
+        Leaving the block early closes the connection, which cancels the work.
         """
-        response = await self._open(self._session, call, deadline.remaining(now), _Trace())
+        upload = _Upload(call.body) if isinstance(call.body, AsyncIterable) else None
+        sent = call if upload is None else msgspec.structs.replace(call, body=upload)
         try:
-            yield Streamed(response.status, end_to_end(response.headers.items()), self._chunks(response))
-        finally:
-            if not response.content.at_eof():
-                response.close()
-            response.release()
+            response = await self._open(self._session, sent, deadline.remaining(now), _Trace())
+            if upload is not None:
+                upload.response = response
+            try:
+                yield Streamed(response.status, end_to_end(response.headers.items()), self._chunks(response))
+            finally:
+                if not response.content.at_eof():
+                    response.close()
+                response.release()
+        except UpstreamError:
+            if upload is not None and upload.fault is not None:
+                raise upload.fault from None
+            raise
 
     async def _buffered(self, call: Call, remaining: float, again: bool) -> Reply:
         if remaining <= 0.0:  # what cannot be answered in time must not put work on a model
