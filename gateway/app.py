@@ -84,6 +84,8 @@ class Gateway:
         admin = admin_app(self.routes, pools, self.telemetry, lambda: self._draining)
         runner = web.AppRunner(admin, access_log=None, shutdown_timeout=drain)
         admin_url = await self._listen(runner, server.admin)
+        # One look before anyone is told that we are ready: until then readiness would be a guess.
+        await asyncio.gather(*(home.pool.probe_once() for home in self.homes.values()))
         for name, home in self.homes.items():
             interval = float(self._config.backends[name].probe)
             self._tasks.append(asyncio.create_task(home.pool.run(interval, asyncio.sleep)))

@@ -43,6 +43,11 @@ from tiers.rows import batch_size
 RETRY_AFTER_SECONDS: Final = 1.0
 """When to come back after the ladder's end, if no breaker knows better."""
 
+LADDER_SHARE: Final = 0.05
+LADDER_SECONDS_MAX: Final = 0.1
+"""What the tiers leave of a deadline, so that a hanging one is still judged as such, and the ladder goes
+on (an earlier tier's answer, an old one) before the caller's own time is over: a share, and at most this."""
+
 RETRY_SPREAD: Final = 2.0
 """Retry-After is spread up to this factor, so that those who were refused do not return as one wave."""
 
@@ -213,7 +218,9 @@ class Pipeline:
 
     async def _fill(self, call: Call, key: Key | None, deadline: Deadline, rows: int | None) -> Filled:
         """One run of the cascade; its answer is stored under ``key``, unless it is a degraded one."""
-        route = call.route
+        route, now = call.route, self._ticker()
+        seconds = deadline.remaining(now)
+        deadline = Deadline.after(now, seconds - min(LADDER_SECONDS_MAX, seconds * LADDER_SHARE))
         ticket = 0 if route.cache is None else route.cache.ticket()
         options = CascadeOptions(rows, self._cascade_steps(call, key))
         answer = await cascade.run(route.tiers, call.request, deadline, options)
