@@ -29,7 +29,7 @@ CHANGE_BYTES_MAX: Final = 256 * 2**20
 
 
 class Broken(Exception):
-    """An upstream broke off in the middle of an answer whose head is already sent."""
+    """An answer whose head is already sent cannot be finished."""
 
 
 class Passing(msgspec.Struct, frozen=True):
@@ -68,7 +68,11 @@ class Passthrough:
 
     async def _forwarded(self, request: web.BaseRequest, passing: Passing, deadline: Deadline) -> web.StreamResponse:
         body = self._parts(request) if request.body_exists else None
-        call = Call(request.method, passing.target.raw, self._headers(request), body)
+        # Triton answers HEAD with a body, which no client can read: ask as GET, and keep the head
+        # (RFC 9110 section 9.3.2: it is the same head).
+        only_head = request.method == "HEAD"
+        method = "GET" if only_head else request.method
+        call = Call(method, passing.target.raw, self._headers(request), body)
         response = web.StreamResponse()
         try:
             async with passing.pool.forward(call, deadline) as reply:
@@ -77,10 +81,11 @@ class Passthrough:
                 response.headers.extend(reply.headers)
                 response.headers.extend(_provenance(passing))
                 await response.prepare(request)
-                async for part in reply.chunks:
-                    await response.write(part)
+                if not only_head:
+                    async for part in reply.chunks:
+                        await response.write(part)
                 await response.write_eof()
-        except UpstreamError as error:
+        except (UpstreamError, Refused) as error:  # Refused: the caller's body failed, after the answer began
             if response.prepared:
                 raise Broken(str(error)) from error
             raise
