@@ -352,8 +352,9 @@ async def test_callers_of_one_key_share_one_fill_also_when_the_first_leaves() ->
     house = House()
     house.upstream.gate = asyncio.Event()
     tasks = [asyncio.create_task(house.ask(id=str(index))) for index in range(200)]
-    await until(lambda: len(house.upstream.requests) == 1)
+    await until(lambda: house.route.flights.waiters == 200)
     tasks[0].cancel()
+    await until(lambda: house.route.flights.waiters == 199)
     house.upstream.gate.set()
     answers = await asyncio.gather(*tasks[1:])
     assert len(house.upstream.requests) == 1
@@ -424,6 +425,7 @@ async def test_a_stale_answer_in_the_window_is_served_at_once_and_refreshed_once
         told = (await house.ask()).provenance
         assert (told.cache, told.reason, told.steps) == ("stale", "revalidating", ())
     await until(lambda: len(house.upstream.requests) == 2)
+    assert house.route.flights.waiters == 1
     house.upstream.gate.set()
     await until(lambda: house.route.refreshes == 0)
     fresh = await house.ask()
