@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks import facts, report
-from benchmarks.peers.start import PeerFailed, triton
+from benchmarks.peers.start import NGINX_MODULES, PeerFailed, triton
 from benchmarks.rounds import Options, Run, measure_all, runs_in_all
 from benchmarks.scenarios import SCENARIOS, TITLES, Scenario, UnknownScenario, select
 from examples.gatewayprocess import GatewayFailed
@@ -62,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"  # where Debian keeps nginx
     absent = facts.missing(PROGRAMS, os.environ["PATH"])
+    if not (NGINX_MODULES / "ngx_http_lua_module.so").exists():
+        absent.append("nginx's Lua module")
     if absent:
         print(f"{', '.join(absent)} missing: `make bench` installs wrk and nginx from Debian.", file=sys.stderr)
         return 2

@@ -28,7 +28,7 @@ def machine() -> dict[str, str]:
         "placement": f"server {list(placed.server)}, wrk {list(placed.client)}, upstream {list(placed.upstream)}",
         "memory": f"{int(_first(r'MemTotal: *([0-9]+)', _text('/proc/meminfo'), '0')) / 2**20:.0f} GiB",
         "kernel": platform.release(),
-        "load before": "{:.2f}".format(os.getloadavg()[0]),
+        "load before": f"{os.getloadavg()[0]:.2f}",
     }
 
 

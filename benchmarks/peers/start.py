@@ -28,6 +28,8 @@ from examples.tritonserver import TritonEnvironment, TritonOptions, TritonServer
 
 HERE: Final = Path(__file__).parent
 ROOT: Final = HERE.parent.parent
+NGINX_MODULES: Final = Path("/usr/lib/nginx/modules")
+"""Where Debian keeps them; the peer "nginx-digest" needs two."""
 READY_SECONDS: Final = 20.0
 
 
@@ -121,6 +123,12 @@ def nginx_cache(name: str, upstream: Triton, body_bytes: int) -> Iterator[Peer]:
 
 
 @contextmanager
+def nginx_digest(name: str, upstream: Triton, body_bytes: int) -> Iterator[Peer]:
+    with _nginx(name, "nginx_digest.conf", upstream, body_bytes) as peer:
+        yield peer
+
+
+@contextmanager
 def aiohttp_dict(name: str, upstream: Triton, _: int) -> Iterator[Peer]:
     port = free_port()
     command = [sys.executable, str(HERE / "aiohttp_dict.py"), str(port), upstream.server.http_url]
@@ -132,6 +140,7 @@ START: Final[Mapping[str, Callable[..., object]]] = {
     "tailrace": tailrace,
     "tailrace-pass": tailrace_pass,
     "nginx-cache": nginx_cache,
+    "nginx-digest": nginx_digest,
     "nginx-proxy": nginx_proxy,
     "triton-cache": triton_cache,
     "triton": triton_direct,
@@ -176,6 +185,7 @@ def _nginx(name: str, template: str, upstream: Triton, body_bytes: int) -> Itera
                 "BODY_BUFFER": buffer,
                 "KEY_BUFFER": buffer,
                 "CACHE_BYTES": str(CACHE_BYTES_MAX),
+                "MODULES": str(NGINX_MODULES),
             },
         )
         path = Path(directory, "nginx.conf")
