@@ -58,12 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     if parsed.list:
-        print("\n".join(f"{s.name:18} {', '.join(TITLES[peer] for peer in s.peers)}" for s in scenarios))
+        print("\n".join(f"{s.name:18} {' | '.join(TITLES[peer] for peer in s.peers)}" for s in scenarios))
         return 0
-    os.environ["PATH"] = f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"  # where Debian keeps nginx
-    absent = facts.missing(PROGRAMS, os.environ["PATH"])
-    if not (NGINX_MODULES / "ngx_http_lua_module.so").exists():
-        absent.append("nginx's Lua module")
+    absent = _absent()
     if absent:
         print(f"{', '.join(absent)} missing: `make bench` installs wrk and nginx from Debian.", file=sys.stderr)
         return 2
@@ -79,6 +76,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     _write(made, parsed.results, console)
     return 1 if made.faults else 0
+
+
+def _absent() -> list[str]:
+    """What has to be installed first. Debian keeps nginx where only root looks."""
+    absent = facts.missing(PROGRAMS, f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+    if not (NGINX_MODULES / "ngx_http_lua_module.so").exists():
+        absent.append("nginx's Lua module")
+    return absent
 
 
 def _parser() -> argparse.ArgumentParser:
