@@ -162,6 +162,7 @@ class Gateway:
         _log.warning("breaker", backend=backend, replica=replica, model=model, **words)
 
     def _model_changed(self, backend: str, model: str) -> None:
+        self.homes[backend].pool.forget(model)
         for route in self.routes.values():
             if route.serves(backend, model):
                 route.turn()

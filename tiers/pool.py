@@ -218,6 +218,12 @@ class Pool:
             await self.probe_once()
             await sleep(interval)
 
+    def forget(self, model: str) -> None:
+        """The model is another one now: what its answers taught was about the one that is gone."""
+        for seat in self._seats:
+            for key in [key for key in seat.answers if key == model or key.startswith(f"{model}/")]:
+                del seat.answers[key]
+
     def states(self) -> tuple[ReplicaState, ...]:
         return tuple(
             ReplicaState(

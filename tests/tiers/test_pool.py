@@ -274,6 +274,21 @@ async def test_nobody_is_called_ready_before_the_first_probe_yet_all_are_asked()
     assert made.states()[0].ready
 
 
+async def test_a_model_that_changed_is_tried_at_once() -> None:
+    one = Fake("a")
+    made = pool(one)
+    one.fails = Failure.BROKEN
+    for version in ("", "", "2", "2"):
+        with pytest.raises(UpstreamError):
+            await made.infer(InferRequest("m", (), version=version), FAR)
+    assert state(made) == ("closed", ("m", "m/2"))
+    one.fails = None
+    made.forget("other")
+    assert state(made) == ("closed", ("m", "m/2"))
+    made.forget("m")
+    assert (await made.infer(REQUEST, FAR)).replica == "a"
+
+
 async def test_without_leave_nobody_else_is_asked() -> None:
     one, two = Fake("a"), Fake("b")
     one.fails = two.fails = Failure.UNREACHABLE
