@@ -17,6 +17,7 @@ from typing import Final
 from aiohttp import HttpVersion10, HttpVersion11, StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import SERVER_SOFTWARE
+from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
@@ -73,7 +74,7 @@ class _Connection(RequestHandler):
             bodies.append(self.latest)
         for body in bodies:
             if not body.is_eof():
-                body.set_exception(Refused(_unreadable(error.message)))
+                body.set_exception(Refused(_unreadable(error.exc, error.message)))
                 body.feed_eof()
                 self._messages.pop()
                 self.close()
@@ -91,9 +92,7 @@ class _Connection(RequestHandler):
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             response = problem_response(internal())
         else:
-            problem = _unreadable(message or str(exc))
-            if status != HTTPStatus.BAD_REQUEST:
-                problem = Problem("malformed", status, HTTPStatus(status).phrase, problem.detail)
+            problem = _unreadable(exc, message or str(exc))
             response = problem_response(problem)
         response.force_close()
         return response
@@ -147,7 +146,10 @@ def _request(
     return _Request(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
 
-def _unreadable(message: str) -> Problem:
+def _unreadable(error: BaseException | None, message: str) -> Problem:
+    if isinstance(error, LineTooLong):
+        detail = f"A line of the request's head is longer than server.header_bytes_max ({error.args[1]} bytes)."
+        return Problem("head-too-large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Request head too large", detail)
     said = " ".join((message or "unreadable request").split())
     return malformed(f"The request is not valid HTTP/1.1: {said}", "http")
 
