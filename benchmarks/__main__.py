@@ -45,6 +45,8 @@ examples
 
 reading it
   On a busy machine nothing here means much: look at the range beside each median.
+  With two cores, a Triton behind a server shares wrk's core; one that is asked directly, or is a peer
+  itself, has the server's core: so compare proxies with each other, and with Triton by CPU per request.
 """
 
 
