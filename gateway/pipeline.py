@@ -30,7 +30,7 @@ from gateway.admission.ratelimit import Limiter, Quota, Verdict
 from gateway.admission.validate import validate
 from gateway.codec.http import CacheDirectives
 from gateway.operate.telemetry import Telemetry
-from gateway.problem import Problem, Refused, deadline_exceeded, invalid, not_cached, unavailable
+from gateway.problem import Problem, Refused, deadline_exceeded, invalid, not_cached, not_found, unavailable
 from gateway.problem import quota as quota_problem
 from gateway.recall import Action, Recall, recall
 from gateway.route import Filled, Route, Served, Wire
@@ -144,6 +144,7 @@ class Pipeline:
                 self._refresh(call, key, found.entry)
             return self._cached(call, key, found.entry, choice, quota)
 
+        _check_version(call)
         quota = _nearer(quota, self._charge(route, call.caller, False, now))
         try:
             if seconds <= 0.0:  # what cannot be answered in time must not put work on a model
@@ -320,6 +321,14 @@ class Pipeline:
             collapsed=not led,
         )
         return Answer(served.response, provenance, quota, key, entry)
+
+
+def _check_version(call: Call) -> None:
+    """Raises Refused (404) for a version that the route's configuration rules out."""
+    asked = call.request.version
+    for tier in call.route.tiers:
+        if asked and tier.version not in ("", asked):
+            raise Refused(not_found(f"Route {call.route.name} serves version {tier.version} only, not {asked}."))
 
 
 def _nearer(first: Verdict | None, second: Verdict | None) -> Verdict | None:

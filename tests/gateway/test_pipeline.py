@@ -103,7 +103,7 @@ class House:
             TierConfig("gpu", f"m{index}", "", Accept("y", 0.5) if index < len(self.upstreams) - 1 else None)
             for index in range(len(self.upstreams))
         )
-        config = RouteConfig(tiers, **({"cache": CACHE} | route))  # type: ignore[arg-type]  # as written in each test
+        config = RouteConfig(**({"tiers": tiers, "cache": CACHE} | route))  # type: ignore[arg-type]  # as written in each test
         homes = [Home(upstream, upstream) for upstream in self.upstreams]  # type: ignore[arg-type]  # both seams
         self.route = Route("r", config, homes, 2**20)
         self.telemetry = Telemetry()
@@ -535,6 +535,25 @@ async def test_an_old_answer_comes_before_a_lesser_tier_if_the_route_says_so() -
     assert (await house.ask()).provenance.steps == ("stale",)
     house.clock.now += 200
     assert (await house.ask()).provenance.steps == ("tier",)
+
+
+async def test_a_version_that_is_asked_for_is_the_one_that_answers() -> None:
+    house = House()
+    await house.ask(version="3")
+    assert house.upstream.requests[0].version == "3"
+    assert (await house.ask()).provenance.cache == "miss"
+    assert house.upstream.requests[1].version == ""
+
+
+@pytest.mark.parametrize(("asked", "status"), [("", 200), ("2", 200), ("3", 404)])
+async def test_a_tier_of_one_version_answers_for_no_other(asked: str, status: int) -> None:
+    house = House(tiers=(TierConfig("gpu", "m", "2"),))
+    if status == 200:
+        await house.ask(version=asked)
+        assert house.upstream.requests[0].version == "2"
+    else:
+        assert (await house.refusal(version=asked)).problem.status == status
+        assert house.upstream.requests == []
 
 
 async def test_a_refused_request_reaches_no_model_but_a_hit_needs_no_proof() -> None:

@@ -193,6 +193,14 @@ def test_the_datatype_alone_is_refused_and_never_a_hit(base: Ask, ask: Callable[
     assert "FP32" in str(answer.document["error"])
 
 
+def test_a_version_that_is_not_there_is_refused_and_never_answered_by_another(
+    base: Ask, ask: Callable[[Ask], Answer]
+) -> None:
+    answer = ask(base._replace(version="99"))
+    assert answer.status in (400, 404), answer.body
+    assert "99" in str(answer.document["error"])
+
+
 def test_another_output_is_another_answer(base: Ask, ask: Callable[[Ask], Answer]) -> None:
     answer = ask(base._replace(outputs=("rows",)))
     assert answer.state == "fwd=miss"
