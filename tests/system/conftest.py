@@ -21,7 +21,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from examples.gatewayprocess import ConfigValue
+from examples.gatewayprocess import ConfigValue, GatewayProcess
 from examples.tritonserver import TritonEnvironment, TritonOptions, TritonServer
 
 CALLERS = 16
@@ -142,8 +142,8 @@ def loading(request: pytest.FixtureRequest) -> Callable[..., object]:
     """``async with loading(gateway, "route") as load:`` 16 callers ask until the block ends."""
 
     @asynccontextmanager
-    async def block(http_url: str, route: str) -> AsyncIterator[Load]:
-        load = Load(f"{http_url}/v2/models/{route}/infer")
+    async def block(gateway: GatewayProcess, route: str) -> AsyncIterator[Load]:
+        load = Load(f"{gateway.http_url}/v2/models/{route}/infer")
         async with aiohttp.ClientSession() as session:
             callers = [asyncio.create_task(load.call(session)) for _ in range(CALLERS)]
             try:
@@ -158,6 +158,8 @@ def loading(request: pytest.FixtureRequest) -> Callable[..., object]:
         request.config.stash[TABLES].append(f"{request.node.name[5:59]:<55}{cells} {slowest:>8.2f}")
         faults = [each for each in ended if isinstance(each, Exception)]
         assert not faults, faults
+        assert gateway.metric("tailrace_responses", status="500") == 0
+        assert "Traceback" not in gateway.log()
 
     return block
 
@@ -195,12 +197,28 @@ class Breakable:
         """Running, and every model loaded and well."""
         self.heal()
         self.server.resume()
-        if not self.server.running:
+        if not self._answers():
             self.server.restart()
         for model in os.listdir(self._repository):
             ready = self.server.request("GET", f"/v2/models/{model}/ready")[0] == 200
             if not (ready and self.server.stub_pids(model)):  # a model without its process is still "ready"
-                self.server.load(model)
+                self.reload(model)
+
+    def _answers(self) -> bool:
+        """A server in its countdown runs and refuses."""
+        try:
+            return self.server.running and self.server.request("GET", "/v2/health/live")[0] == 200
+        except OSError:
+            return False
+
+    def reload(self, model: str) -> None:
+        """Away and back: Triton does nothing about a load of what it has and that has not changed."""
+        self.server.unload(model)
+        end = time.monotonic() + 20.0
+        while self.server.request("GET", f"/v2/models/{model}/ready")[0] == 200:
+            assert time.monotonic() < end, f"{model} does not unload"
+            time.sleep(0.05)
+        self.server.load(model)
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +232,7 @@ def breakable_factory(
         repository = tmp_path_factory.mktemp("models")
         for model in models:
             shutil.copytree(MODEL, repository / model, ignore=shutil.ignore_patterns("__pycache__"))
-        options = TritonOptions((repository,), exit_timeout_seconds=8, environ={"PYTHONDONTWRITEBYTECODE": "1"})
+        options = TritonOptions((repository,), exit_timeout_seconds=5, environ={"PYTHONDONTWRITEBYTECODE": "1"})
         server = TritonServer(options, triton_environment)
         servers.append(server)
         server.start()

@@ -30,7 +30,7 @@ def broken(one: Any) -> Iterator[Any]:
 async def test_killed_and_restarted(broken: Any, gateway_factory: Any, configured: Any, loading: Any) -> None:
     server = broken.server
     gateway = gateway_factory(configured(server.http_url))
-    async with loading(gateway.http_url, "stamped") as load:
+    async with loading(gateway, "stamped") as load:
         await load.until(lambda: load.tally()["fresh"] >= 100 and load.tally()["hit"] >= 50)
         await asyncio.to_thread(server.kill)
         dead = time.time()
@@ -50,13 +50,13 @@ async def test_model_process_killed_while_triton_says_ready(
 ) -> None:
     server = broken.server
     gateway = gateway_factory(configured(server.http_url))
-    async with loading(gateway.http_url, "stamped") as load:
+    async with loading(gateway, "stamped") as load:
         await load.until(lambda: load.tally()["fresh"] >= 100 and load.tally()["hit"] >= 50)
         assert server.kill_stub("stamped") == 1
         assert server.request("GET", "/v2/health/ready")[0] == 200
         await load.until(lambda: load.tally()["stale"] >= 50 and load.tally()["refused"] >= 50)
         assert server.request("GET", "/v2/models/stamped/ready")[0] == 200
-        await asyncio.to_thread(server.load, "stamped")
+        await asyncio.to_thread(broken.reload, "stamped")
         await load.until_more("fresh", 200)
     load.judge()
 
@@ -64,13 +64,15 @@ async def test_model_process_killed_while_triton_says_ready(
 async def test_countdown_after_sigterm(broken: Any, gateway_factory: Any, configured: Any, loading: Any) -> None:
     server = broken.server
     gateway = gateway_factory(configured(server.http_url))
-    async with loading(gateway.http_url, "stamped") as load:
+    async with loading(gateway, "stamped") as load:
         await load.until(lambda: load.tally()["fresh"] >= 100 and load.tally()["hit"] >= 50)
         broken.tell("stamped", "hang")  # work under way holds the countdown up
         await asyncio.sleep(0.2)
         server.terminate()
         await load.until_more("stale", 50)
         await load.until_more("refused", 50)
+        with pytest.raises(ConnectionError):
+            server.request("GET", "/v2/health/live")
         assert server.running
         broken.heal()
         await asyncio.to_thread(server.restart)
@@ -81,7 +83,7 @@ async def test_countdown_after_sigterm(broken: Any, gateway_factory: Any, config
 async def test_frozen_and_continued(broken: Any, gateway_factory: Any, configured: Any, loading: Any) -> None:
     server = broken.server
     gateway = gateway_factory(configured(server.http_url))
-    async with loading(gateway.http_url, "stamped") as load:
+    async with loading(gateway, "stamped") as load:
         await load.until(lambda: load.tally()["fresh"] >= 100 and load.tally()["hit"] >= 50)
         server.pause()
         await load.until_more("stale", 50)
@@ -95,7 +97,7 @@ async def test_frozen_and_continued(broken: Any, gateway_factory: Any, configure
 async def test_large_tier(how: str, broken: Any, gateway_factory: Any, configured: Any, loading: Any) -> None:
     server = broken.server
     gateway = gateway_factory(configured(server.http_url))
-    async with loading(gateway.http_url, "cascade") as load:
+    async with loading(gateway, "cascade") as load:
         await load.until(lambda: load.tally()["fresh"] >= 100)
         if how == "is unloaded":
             await asyncio.to_thread(server.unload, "large")
@@ -110,7 +112,7 @@ async def test_large_tier(how: str, broken: Any, gateway_factory: Any, configure
 
 async def test_fast_tier_fails(broken: Any, gateway_factory: Any, configured: Any, loading: Any) -> None:
     gateway = gateway_factory(configured(broken.server.http_url))
-    async with loading(gateway.http_url, "cascade") as load:
+    async with loading(gateway, "cascade") as load:
         await load.until(lambda: load.tally()["fresh"] >= 50)
         broken.tell("fast", "fail")
         since = len(load.seen)
@@ -126,7 +128,7 @@ async def test_a_ladder_of_stale_alone_takes_no_tier(
     broken: Any, gateway_factory: Any, configured: Any, loading: Any
 ) -> None:
     gateway = gateway_factory(configured(broken.server.http_url, degrade=["stale"]))
-    async with loading(gateway.http_url, "cascade") as load:
+    async with loading(gateway, "cascade") as load:
         await load.until(lambda: load.tally()["fresh"] >= 100 and load.tally()["hit"] >= 50)
         broken.tell("large", "fail")
         await load.until_more("stale", 50)
@@ -134,6 +136,19 @@ async def test_a_ladder_of_stale_alone_takes_no_tier(
     load.judge()
     assert load.tally()["fast-only"] == 0
     assert load.steps()["tier"] == 0
+
+
+async def test_a_large_tier_that_was_never_there(broken: Any, gateway_factory: Any, configured: Any) -> None:
+    """The operator named a model that is not loaded: no fault of the caller's, so no 404."""
+    broken.server.unload("large")
+    gateway = gateway_factory(configured(broken.server.http_url))
+    body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [7, 8]}]}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{gateway.http_url}/v2/models/cascade/infer", json=body) as answer,
+    ):
+        assert answer.status == 503
+        assert "large" in (await answer.json(content_type=None))["error"]
 
 
 async def test_a_fast_only_answer_is_never_kept(broken: Any, gateway_factory: Any, configured: Any) -> None:

@@ -29,7 +29,7 @@ async def test_one_of_two_is_killed_and_comes_back(
 ) -> None:
     one, two = (each.server for each in pair)
     gateway = gateway_factory(configured(one.http_url, two.http_url))
-    async with loading(gateway.http_url, "stamped") as load:
+    async with loading(gateway, "stamped") as load:
         await load.until(lambda: load.tally()["fresh"] >= 200)
         assert one.statistics("stamped").requests > 0
         assert two.statistics("stamped").requests > 0
@@ -47,7 +47,7 @@ async def test_one_of_two_freezes(pair: tuple[Any, Any], gateway_factory: Any, c
     """A frozen replica costs those who wait for it their time; the probe takes it out of their way."""
     one, two = (each.server for each in pair)
     gateway = gateway_factory(configured(one.http_url, two.http_url))
-    async with loading(gateway.http_url, "stamped") as load:
+    async with loading(gateway, "stamped") as load:
         await load.until(lambda: load.tally()["fresh"] >= 100)
         one.pause()
         await load.until(lambda: gateway.metric("tailrace_replica_ready", replica=one.http_url) == 0)
@@ -63,7 +63,7 @@ async def test_a_model_that_fails_on_one_replica_leaves_rotation_there_alone(
 ) -> None:
     one, two = (each.server for each in pair)
     gateway = gateway_factory(configured(one.http_url, two.http_url))
-    async with loading(gateway.http_url, "stamped") as load, loading(gateway.http_url, "cascade") as other:
+    async with loading(gateway, "stamped") as load, loading(gateway, "cascade") as other:
         await load.until(lambda: load.tally()["fresh"] >= 50 and other.tally()["fresh"] >= 50)
         pair[0].tell("stamped", "fail")
         await load.until(lambda: gateway.metric("tailrace_replica_models_open", replica=one.http_url) == 1)
