@@ -19,7 +19,7 @@ BODY = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [2
 
 @pytest.fixture(scope="module")
 def one(breakable_factory: Callable[..., Any]) -> Any:
-    return breakable_factory("stamped", "fast", "large")
+    return breakable_factory("stamped")
 
 
 @pytest.fixture
