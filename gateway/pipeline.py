@@ -229,10 +229,10 @@ class Pipeline:
         served = Served(response, answer.tier, answer.rows, answer.rows_escalated, rows)
         self._telemetry.filled(route.name, answer)
         if key is None or route.cache is None or answer.degraded:
-            return Filled(served, answer.steps, None)
+            return Filled(served, answer.steps, answer.degraded, None)
         entry = route.entry(served, key.epoch, self._ticker())
         stored = route.cache.store(key, entry, ticket)
-        return Filled(served, answer.steps, entry if stored else None)
+        return Filled(served, answer.steps, False, entry if stored else None)
 
     def _cascade_steps(self, call: Call, key: Key | None) -> tuple[Step, ...]:
         """The ladder's steps that the tiers may take: those before ``stale``, if an old answer is there."""
@@ -319,6 +319,7 @@ class Pipeline:
             steps=filled.steps,
             stored=entry is not None,
             collapsed=not led,
+            degraded=filled.degraded,
         )
         return Answer(served.response, provenance, quota, key, entry)
 
@@ -378,6 +379,7 @@ def _of_entry(entry: Entry[Served], choice: Recall, now: float, steps: tuple[str
         rows=served.rows,
         rows_escalated=served.rows_escalated,
         steps=steps,
+        degraded=bool(steps),
     )
 
 

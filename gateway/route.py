@@ -139,13 +139,20 @@ class Route:
         return Entry(served, size, now, float(cache.ttl), float(cache.max_stale), epoch)
 
     async def facts(self, deadline: Deadline) -> ModelFacts:
-        """What the route accepts and answers. Raises UpstreamError while a tier's model is unknown."""
-        facts = []
+        """What the route accepts and answers, by the tiers whose models are known: a tier that has not been
+        seen since the start must not keep the others from answering. Raises UpstreamError if none is."""
+        facts: list[ModelFacts] = []
+        unknown: UpstreamError | None = None
         for tier, home in zip(self.config.tiers, self._homes, strict=True):
             try:
                 facts.append(await home.catalog.facts(tier.model, tier.version, deadline))
             except Rejected as error:  # the operator named this model, not the caller: no fault of the caller's
-                raise UpstreamError(Failure.BROKEN, f"a tier's model is not there: {error}") from error
+                unknown = UpstreamError(Failure.BROKEN, f"a tier's model is not there: {error}")
+            except UpstreamError as error:
+                unknown = error
+        if not facts:
+            assert unknown is not None
+            raise unknown
         return merged_facts(self.name, facts)
 
     async def ready(self, deadline: Deadline) -> bool:
@@ -167,6 +174,7 @@ class Filled(msgspec.Struct, frozen=True):
 
     served: Served
     steps: tuple[str, ...]
+    degraded: bool
     entry: Entry[Served] | None
 
 
