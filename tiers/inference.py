@@ -116,7 +116,8 @@ class Provenance(msgspec.Struct, frozen=True):
     equals the metric label. ``tier`` names the model whose answer this is ("cascade" rows may mix:
     then it is the largest tier used). ``steps`` are the ladder steps taken, in order; empty means
     nothing failed. ``degraded`` means the answer is not what health would give: an old one, or a fast
-    tier's that it was not sure of; another replica's answer is as good as the first's. ``age`` and ``ttl_left`` are in seconds, ``ttl_left`` negative once stale.
+    tier's that it was not sure of; another replica's answer is as good as the first's. ``age`` and
+    ``ttl_left`` are in seconds, ``ttl_left`` negative once stale.
     """
 
     cache: str = "miss"
