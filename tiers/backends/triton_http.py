@@ -220,6 +220,9 @@ class TritonHttp:
     ) -> aiohttp.ClientResponse:
         """Send and wait for the answer's head."""
         headers = [pair for pair in end_to_end(call.headers) if pair[0].lower() not in {"host", "expect"}]
+        # The client keeps fields of one name apart only if they are written alike.
+        written: dict[str, str] = {}
+        headers = [(written.setdefault(name.lower(), name), value) for name, value in headers]
         if not isinstance(call.body, AsyncIterable):
             headers = [pair for pair in headers if pair[0].lower() != "content-length"]
         try:
