@@ -86,14 +86,27 @@ def request_digest(
     return hasher.digest(length=DIGEST_BYTES)
 
 
-def wire_digest(verdict: bytes, body: bytes | memoryview) -> bytes:
-    """16 bytes that name one request as it came over the wire: the head's verdict, the exact body.
+class WireDigester:
+    """Digests of bodies under one head verdict, which is framed and hashed once for all of them.
 
     The body needs no length: it is the last field, and the verdict before it has one.
     """
-    hasher = blake3(_WIRE + _FIELD.pack(b"h", len(verdict)) + verdict)
-    hasher.update(body)
-    return hasher.digest(length=DIGEST_BYTES)
+
+    __slots__ = ("_begun",)
+
+    def __init__(self, verdict: bytes) -> None:
+        self._begun = blake3(_WIRE + _FIELD.pack(b"h", len(verdict)) + verdict)
+
+    def __call__(self, body: bytes | memoryview) -> bytes:
+        """The wire key of a request with exactly this body: 16 bytes."""
+        hasher = self._begun.copy()
+        hasher.update(body)
+        return hasher.digest(length=DIGEST_BYTES)
+
+
+def wire_digest(verdict: bytes, body: bytes | memoryview) -> bytes:
+    """The wire key of one request: everything that decides the answer's bytes, and the exact body."""
+    return WireDigester(verdict)(body)
 
 
 def _name_of(tensor: TensorView) -> str:

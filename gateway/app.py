@@ -13,7 +13,8 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
-from time import monotonic
+from time import monotonic, time
+from typing import Final
 
 import structlog
 import uvloop
@@ -22,7 +23,10 @@ from aiohttp import web
 from degrade.breaker import BreakerOptions, Change
 from gateway.admission.auth import Caller, Directory
 from gateway.admission.ratelimit import Limiter
-from gateway.config import ALLOW_ALL, Backend, Config, parse_address
+from gateway.config import ALLOW_ALL, Backend, Config, Server, parse_address
+from gateway.doors.edge import Clocks, EdgeLane, EdgeOptions, Times
+from gateway.doors.exchange import Exchange
+from gateway.doors.head import Heads
 from gateway.doors.http import HttpDoor, Ports, Readiness
 from gateway.doors.listener import Listener, ParserMissing, listen, require_strict_parser
 from gateway.operate.admin import admin_app
@@ -38,6 +42,9 @@ from tiers.pool import Pool, PoolOptions
 Sleep = Callable[[float], Awaitable[None]]
 Run = Callable[[float, Sleep], Awaitable[None]]
 
+SWEEP_SECONDS: Final = 0.5
+"""How often slow peers are looked for; how late they may be cut."""
+
 _log = structlog.get_logger("tailrace")
 
 
@@ -48,9 +55,13 @@ class Gateway:
         self._config = config
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._runners: list[web.BaseRunner] = []
+        self._lane: EdgeLane | None = None
+        self._listener: Listener | None = None
+        self._admin: web.AppRunner | None = None
+        self._server: asyncio.Server | None = None
+        self._admin_server: asyncio.Server | None = None
         self._chance = random.Random()
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(logs_requests=config.log.level == "debug")
         self.homes = {name: self._home(name, backend) for name, backend in config.backends.items()}
         self.routes = {
             name: Route(
@@ -69,24 +80,38 @@ class Gateway:
     async def start(self) -> tuple[str, str]:
         """Listen, probe and poll; returns the addresses of the HTTP door and the admin port."""
         server = self._config.server
+        directory = self._directory()
+        exchange = Exchange(self.pipeline, monotonic)
         ports = Ports(
             routes=self.routes,
             passthrough=self.homes[self._config.passthrough].pool,
-            pipeline=self.pipeline,
-            directory=self._directory(),
+            exchange=exchange,
+            directory=directory,
             telemetry=self.telemetry,
             readiness=self.readiness,
             loaded=self._loaded,
             ticker=monotonic,
         )
         door = HttpDoor(server, ports)
-        listener = Listener(door.handle, int(server.header_bytes_max), server.connections_max)
-        drain = float(server.drain)
-        http = await self._listen(web.ServerRunner(listener, shutdown_timeout=drain), server.http)
+        header_bytes_max = int(server.header_bytes_max)
+        self._listener = Listener(door.handle, header_bytes_max, server.connections_max, float(server.idle_timeout))
+        self._lane = EdgeLane(
+            Heads(self.routes, directory, header_bytes_max),
+            exchange,
+            self.telemetry,
+            self._listener.behind,
+            Clocks(monotonic, time),
+            _edge_options(server),
+        )
+        lane = self._lane if server.edge else self._listener
+        self._server, http = await listen(lane, parse_address(server.http))
         pools = {name: home.pool for name, home in self.homes.items()}
         admin = admin_app(self.routes, pools, self.telemetry, lambda: self._draining)
-        runner = web.AppRunner(admin, access_log=None, shutdown_timeout=drain)
-        admin_url = await self._listen(runner, server.admin)
+        self._admin = web.AppRunner(admin, access_log=None)
+        await self._admin.setup()
+        assert self._admin.server is not None
+        self._admin_server, admin_url = await listen(self._admin.server, parse_address(server.admin))
+        self._tasks.append(asyncio.create_task(_sweep(self._lane)))
         # One look before anyone is told that we are ready: until then readiness would be a guess.
         await asyncio.gather(*(home.pool.probe_once() for home in self.homes.values()))
         for name, home in self.homes.items():
@@ -111,8 +136,16 @@ class Gateway:
     async def stop(self) -> None:
         """Turn not ready, let requests in flight finish within ``server.drain``, and end everything."""
         self._draining = True
-        for runner in self._runners:  # the HTTP door first: its cleanup waits for requests in flight
-            await runner.cleanup()
+        if self._server is not None:
+            self._server.close()
+        if self._lane is not None:
+            await self._lane.drain(float(self._config.server.drain))
+        if self._listener is not None:
+            await self._listener.shutdown(float(self._config.server.drain))
+        if self._admin_server is not None:
+            self._admin_server.close()
+        if self._admin is not None:
+            await self._admin.cleanup()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -150,10 +183,6 @@ class Gateway:
             counts = caller.quota is not None and caller.quota.hits_count
             keys[caller.key_sha256] = Caller(name, caller.tenant, quota, counts)
         return Directory(keys, self._config.server.anonymous)
-
-    async def _listen(self, runner: web.ServerRunner | web.AppRunner, address: str) -> str:
-        self._runners.append(runner)
-        return await listen(runner, parse_address(address))
 
     # -- what the parts tell ----------------------------------------------------------------------
 
@@ -228,6 +257,23 @@ async def kept_up(run: Run, interval: float, sleep: Sleep) -> None:
         except Exception:
             _log.exception("background task failed")
         await sleep(interval)
+
+
+def _edge_options(server: Server) -> EdgeOptions:
+    times = Times(
+        head=float(server.head_timeout),
+        body=float(server.body_timeout),
+        idle=float(server.idle_timeout),
+        write=float(server.write_timeout),
+    )
+    header_bytes_max = int(server.header_bytes_max)
+    return EdgeOptions(header_bytes_max, server.connections_max, server.connections_per_address_max, times)
+
+
+async def _sweep(lane: EdgeLane) -> None:
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS)
+        lane.sweep(monotonic())
 
 
 def _complain(task: asyncio.Task[None]) -> None:

@@ -94,9 +94,7 @@ async def survey(config: Config, now: Ticker = time.monotonic) -> Survey:
     found: list[str] = []
     facts: dict[tuple[str, str, str], ModelFacts] = {}
     replicas = [(name, url) for name, backend in config.backends.items() for url in backend.http]
-    answers = await asyncio.gather(
-        *(_replica(config.backends[name], url, wanted[name], now) for name, url in replicas)
-    )
+    answers = await asyncio.gather(*(_replica(config.backends[name], url, wanted[name], now) for name, url in replicas))
     for (name, url), (problems, models) in zip(replicas, answers, strict=True):
         found += [f"backends.{name}: {url}: {problem}" for problem in problems]
         for (model, version), told in models.items():

@@ -87,6 +87,12 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     header_bytes_max: Size = _size("32KiB")
     drain: Seconds = _seconds("10s")
     connections_max: Positive = 4096
+    connections_per_address_max: Positive = 4096
+    head_timeout: Seconds = _seconds("10s")
+    body_timeout: Seconds = _seconds("30s")
+    idle_timeout: Seconds = _seconds("75s")
+    write_timeout: Seconds = _seconds("30s")
+    edge: bool = False
     quota_keys_max: Positive = 100_000
 
     def faults(self) -> Iterator[Fault]:
@@ -99,6 +105,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         yield from _above_zero(("body_bytes_max", self.body_bytes_max))
         yield from _above_zero(("passthrough_bytes_max", self.passthrough_bytes_max))
         yield from _above_zero(("passthrough_timeout", self.passthrough_timeout))
+        yield from _above_zero(("head_timeout", self.head_timeout), ("body_timeout", self.body_timeout))
+        yield from _above_zero(("idle_timeout", self.idle_timeout), ("write_timeout", self.write_timeout))
 
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -73,11 +73,16 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class WireAnswer(msgspec.Struct, frozen=True):
-    """A hit in the very bytes of the wire."""
+    """A fresh hit in the very bytes of the wire, found at ``now``."""
 
     wire: Wire
-    provenance: Provenance
+    entry: Entry[Served]
+    now: float
     quota: Verdict | None
+
+    @property
+    def provenance(self) -> Provenance:
+        return _of_entry(self.entry, Recall(Action.SERVE, "hit", "fresh"), self.now)
 
 
 class Pipeline:
@@ -110,9 +115,8 @@ class Pipeline:
             return None
         entry, ready = found
         quota = self._charge(route, caller, True, now)
-        provenance = _of_entry(entry, Recall(Action.SERVE, "hit", "fresh"), now)
-        self._telemetry.answered(route.name, provenance)
-        return WireAnswer(ready, provenance, quota)
+        self._telemetry.hit(route.name)
+        return WireAnswer(ready, entry, now, quota)
 
     def attach_wire(self, route: Route, answer: Answer, wire: bytes, ready: Wire) -> None:
         """Remember the wire form of an answer that is in the cache."""
@@ -181,6 +185,8 @@ class Pipeline:
 
     def _charge(self, route: Route, caller: Caller, hits: bool, now: float) -> Verdict | None:
         """Charge the quotas that hits use up (``hits``), or those they do not; all or none."""
+        if not route.allowances and caller.quota is None:
+            return None
         asked: list[tuple[tuple[str, str], Quota]] = [
             ((allowance.quota.name, caller.name if allowance.per_caller else ""), allowance.quota)
             for allowance in route.allowances

@@ -56,10 +56,12 @@ class Served(msgspec.Struct, frozen=True):
 
 
 class Wire(msgspec.Struct, frozen=True):
-    """An answer in a wire's own bytes, ready to send."""
+    """An answer in a wire's own bytes, ready to send. ``head`` is where its HTTP/1.1 response begins:
+    status line, ``headers`` and Content-Length; what changes from hit to hit follows it."""
 
     body: bytes
     headers: tuple[tuple[str, str], ...]
+    head: bytes = b""
 
 
 class Home(msgspec.Struct, frozen=True):

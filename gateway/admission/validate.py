@@ -38,9 +38,7 @@ class TensorRule(msgspec.Struct, frozen=True):
     element_bytes_max: int | None = None
 
 
-def validate(
-    request: InferRequest, facts: ModelFacts, rules: Mapping[str, TensorRule], batch_max: int | None
-) -> None:
+def validate(request: InferRequest, facts: ModelFacts, rules: Mapping[str, TensorRule], batch_max: int | None) -> None:
     """Raises Refused (400) unless the model can take this request and the route allows its values.
 
     ``batch_max`` is the route's own limit; the stricter of it and the model's holds. A model that does

@@ -123,9 +123,7 @@ def parse_json_length(value: str | None) -> int | None:
     if value is None:
         return None
     if not _DIGITS.fullmatch(value):
-        raise Refused(
-            malformed(f"{JSON_LENGTH_HEADER} must be a number of bytes, got {value[:32]!r}", "header-length")
-        )
+        raise Refused(malformed(f"{JSON_LENGTH_HEADER} must be a number of bytes, got {value[:32]!r}", "header-length"))
     return int(value)
 
 
@@ -151,15 +149,11 @@ def inflate(body: Buffer, encoding: str | None, bytes_max: int) -> Buffer:
     except zlib.error as error:
         raise Refused(malformed(f"the body is not valid {coding}: {error}", "encoding")) from error
     if len(inflated) > bytes_max:
-        raise Refused(
-            too_large(f"the body inflates to more than the {bytes_max} bytes that are allowed", bytes_max)
-        )
+        raise Refused(too_large(f"the body inflates to more than the {bytes_max} bytes that are allowed", bytes_max))
     if not stream.eof:
         raise Refused(malformed(f"the {coding} body is truncated", "encoding"))
     if stream.unused_data:
-        raise Refused(
-            malformed(f"the {coding} body is followed by {len(stream.unused_data)} more bytes", "encoding")
-        )
+        raise Refused(malformed(f"the {coding} body is followed by {len(stream.unused_data)} more bytes", "encoding"))
     return inflated
 
 
@@ -226,14 +220,19 @@ def parse_cache_control(value: str | None) -> CacheDirectives:
     )
 
 
-def provenance_headers(provenance: Provenance, duration_seconds: float) -> list[Field]:
-    """Cache-Status, Age (of a cached answer), Server-Timing and Tailrace-Provenance."""
+def provenance_headers(provenance: Provenance, duration_seconds: float | None = None) -> list[Field]:
+    """Cache-Status, Age (of a cached answer), Server-Timing and Tailrace-Provenance.
+
+    Without a duration Server-Timing names only the cache state: a hit by its bytes is not worth a clock.
+    """
     fields = [("Cache-Status", _cache_status(provenance))]
     if provenance.cache in ("hit", "stale"):
         fields.append(("Age", str(_whole(max(0.0, provenance.age)))))
-    milliseconds = max(0.0, duration_seconds) * 1000.0
-    timing = f"{milliseconds:.3f}" if math.isfinite(milliseconds) else "0"
-    fields.append(("Server-Timing", f"tailrace;dur={timing}, cache;desc={_item(provenance.cache)}"))
+    timing = f"cache;desc={_item(provenance.cache)}"
+    if duration_seconds is not None:
+        milliseconds = max(0.0, duration_seconds) * 1000.0
+        timing = f"tailrace;dur={milliseconds if math.isfinite(milliseconds) else 0:.3f}, {timing}"
+    fields.append(("Server-Timing", timing))
     fields.append(("Tailrace-Provenance", _provenance(provenance)))
     return fields
 

@@ -8,7 +8,7 @@ codec's; every decision about an answer is the pipeline's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from typing import Final
 
@@ -17,33 +17,27 @@ import structlog
 from aiohttp import web
 from multidict import CIMultiDict
 
-from cache.digest import wire_digest
 from degrade.deadline import Deadline, Ticker
 from gateway.admission.auth import Caller, Directory, Unauthenticated
-from gateway.admission.ratelimit import Verdict, ratelimit_policy_value, ratelimit_value
-from gateway.codec import http as codec
 from gateway.config import Server
+from gateway.doors.exchange import Exchange, Question, Reply, body_too_large, judge, recalled, refusal
 from gateway.doors.passthrough import Broken, Passing, Passthrough, ask_for_body
 from gateway.doors.path import Target, target_of
 from gateway.operate.telemetry import PASSTHROUGH, Telemetry
-from gateway.pipeline import Answer, Call, Pipeline
 from gateway.problem import (
     Problem,
     Refused,
     forbidden,
     internal,
-    malformed,
     method_not_allowed,
     not_found,
     timed_out,
-    too_large,
     unauthenticated,
     unavailable,
 )
-from gateway.route import Route, Wire
-from tiers.inference import InferRequest, Provenance, Rejected, UpstreamError
+from gateway.route import Route
+from tiers.inference import Rejected, UpstreamError
 from tiers.pool import Pool
-from tiers.v2 import WireForm
 
 _JSON: Final = {"Content-Type": "application/json"}
 _log = structlog.get_logger("tailrace")
@@ -56,20 +50,12 @@ class Readiness(msgspec.Struct, frozen=True):
     reason: str = ""
 
 
-class Head(msgspec.Struct, frozen=True):
-    """What a request's header fields say about its body and the answer wanted."""
-
-    body: codec.BodyHeaders
-    answer_coding: str | None
-    directives: codec.CacheDirectives
-
-
 class Ports(msgspec.Struct, frozen=True):
     """What the door is wired to; ``loaded`` is told of a model that a caller loaded or unloaded."""
 
     routes: Mapping[str, Route]
     passthrough: Pool
-    pipeline: Pipeline
+    exchange: Exchange
     directory: Directory
     telemetry: Telemetry
     readiness: Callable[[], Readiness]
@@ -96,7 +82,7 @@ class HttpDoor:
                 label = route.name
             response, state = await self._answer(request, target, route, began)
         except Refused as refused:
-            response = problem_response(refused.problem, _quota_headers(refused.verdict))
+            response = _response(refusal(refused))
             self._ports.telemetry.refused(label, refused.problem.slug)
         except (asyncio.CancelledError, ConnectionError):
             raise  # the caller has left: nobody to answer
@@ -125,7 +111,7 @@ class HttpDoor:
         if route is None:
             return await self._pass(request, target, began), "passthrough"
         if target.kind == "infer":
-            return await self._infer(request, target, route, caller, began)
+            return await self._infer(request, target, route, caller)
         if target.kind == "metadata":
             return await self._metadata(request, target, route), "gateway"
         if target.kind == "model-ready":
@@ -138,37 +124,23 @@ class HttpDoor:
     # -- infer ----------------------------------------------------------------------------------
 
     async def _infer(
-        self, request: web.BaseRequest, target: Target, route: Route, caller: Caller, began: float
+        self, request: web.BaseRequest, target: Target, route: Route, caller: Caller
     ) -> tuple[web.StreamResponse, str]:
-        if request.method != "POST":
-            raise Refused(method_not_allowed(request.method, ("POST",)))
-        if target.version and len(route.tiers) > 1:
-            detail = (
-                f"Route {route.name} has {len(route.tiers)} tiers, each with a version of its own; ask without one."
-            )
-            raise Refused(not_found(detail))
-        deadline = Deadline.after(self._ports.ticker(), route.timeout)
-        head = _head(request)
-        body = await self._body(request, route, deadline)
-        wire = None
-        if head.directives == codec.NO_DIRECTIVES and route.cache is not None:
-            wire = wire_digest(_verdict(route, caller, target, head), body)
-            hit = self._ports.pipeline.recall_wire(route, caller, wire)
-            if hit is not None:
-                return _wire_response(hit.wire, hit.provenance, hit.quota, began), hit.provenance.cache
-        decoded, form = codec.decode(body, route.name, target.version, head.body, route.body_limits)
-        deadline = _sooner(deadline, decoded, self._ports.ticker())
-        answer = await self._ports.pipeline.answer(Call(route, caller, decoded, head.directives, deadline))
-        ready = _wire_of(answer, form, decoded, head)
-        if wire is not None and not decoded.id:  # an id is as good as unique: its bytes will not come again
-            self._ports.pipeline.attach_wire(route, answer, wire, ready)
-        return _wire_response(ready, answer.provenance, answer.quota, began), answer.provenance.cache
+        began = self._ports.ticker()
+        question = judge(request.method, target, request.headers, route, caller)
+        body = await self._body(request, question, Deadline.after(began, route.timeout))
+        hit, wire = self._ports.exchange.recall(question, body)
+        if hit is not None:
+            reply = recalled(hit)
+        else:
+            reply = await self._ports.exchange.answer(question, body, wire, began)
+        return _response(reply), reply.state
 
-    async def _body(self, request: web.BaseRequest, route: Route, deadline: Deadline) -> bytes:
+    async def _body(self, request: web.BaseRequest, question: Question, deadline: Deadline) -> bytes:
         """The whole body, within the route's bound and the request's deadline."""
-        bytes_max = int(route.config.limits.body_bytes_max or self._server.body_bytes_max)
+        route, bytes_max = question.route, question.body_bytes_max
         if (request.content_length or 0) > bytes_max:
-            raise Refused(_body_too_large(route, bytes_max))
+            raise Refused(body_too_large(route, bytes_max))
         await ask_for_body(request)
         parts, size = [], 0
         try:
@@ -176,7 +148,7 @@ class HttpDoor:
                 async for part in request.content.iter_any():
                     size += len(part)
                     if size > bytes_max:
-                        raise Refused(_body_too_large(route, bytes_max))
+                        raise Refused(body_too_large(route, bytes_max))
                     parts.append(part)
         except TimeoutError:
             raise Refused(timed_out(f"The body did not arrive within {route.timeout:g} s.")) from None
@@ -239,68 +211,14 @@ class HttpDoor:
             raise Refused(unauthenticated(str(error))) from None
 
 
-def problem_response(problem: Problem, more: Sequence[tuple[str, str]] = ()) -> web.Response:
+def problem_response(problem: Problem) -> web.Response:
     """A problem document as a response."""
-    return web.Response(body=problem.body(), status=problem.status, headers=CIMultiDict([*problem.headers(), *more]))
+    return web.Response(body=problem.body(), status=problem.status, headers=CIMultiDict(problem.headers()))
 
 
 def _plain(document: object, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(document), status=status, headers=_JSON)
 
 
-def _head(request: web.BaseRequest) -> Head:
-    headers = request.headers
-    encodings = headers.getall("Content-Encoding", ())
-    lengths = headers.getall(codec.JSON_LENGTH_HEADER, ())
-    for name, values in (("Content-Encoding", encodings), (codec.JSON_LENGTH_HEADER, lengths)):
-        if len(values) > 1:
-            raise Refused(malformed(f"The header {name} is given {len(values)} times.", "duplicate-header"))
-    return Head(
-        codec.BodyHeaders(encodings[0] if encodings else None, lengths[0] if lengths else None),
-        codec.negotiate(", ".join(headers.getall("Accept-Encoding", ()))),
-        codec.parse_cache_control(", ".join(headers.getall("Cache-Control", ()))),
-    )
-
-
-def _body_too_large(route: Route, bytes_max: int) -> Problem:
-    key = f"routes.{route.name}.limits.body_bytes_max"
-    if route.config.limits.body_bytes_max is None:
-        key = "server.body_bytes_max"
-    return too_large(f"The body is larger than {key} ({bytes_max} bytes).", bytes_max)
-
-
-def _verdict(route: Route, caller: Caller, target: Target, head: Head) -> bytes:
-    """Everything outside the body that decides what bytes an answer has: the wire key's first half."""
-    cache = route.config.cache
-    tenant = "" if cache is None or cache.shared else caller.tenant
-    return msgspec.msgpack.encode((route.name, tenant, target.version, head.body, head.answer_coding))
-
-
-def _sooner(deadline: Deadline, request: InferRequest, now: float) -> Deadline:
-    """The request's own timeout (Triton's ``timeout`` parameter, microseconds) shortens the deadline."""
-    timeout = request.parameters.get("timeout")
-    if isinstance(timeout, int) and not isinstance(timeout, bool) and timeout > 0:
-        return deadline.sooner(Deadline.after(now, timeout / 1e6))
-    return deadline
-
-
-def _wire_of(answer: Answer, form: WireForm, request: InferRequest, head: Head) -> Wire:
-    parts, headers = codec.encode(answer.response, form, request.id, head.answer_coding)
-    return Wire(b"".join(parts), tuple(headers))
-
-
-def _quota_headers(verdict: Verdict | None) -> list[tuple[str, str]]:
-    """RateLimit and RateLimit-Policy of the quota that is nearest to its end."""
-    if verdict is None:
-        return []
-    return [
-        ("RateLimit", ratelimit_value(verdict)),
-        ("RateLimit-Policy", ratelimit_policy_value([verdict.quota])),
-    ]
-
-
-def _wire_response(wire: Wire, provenance: Provenance, quota: Verdict | None, began: float) -> web.Response:
-    headers = CIMultiDict(wire.headers)
-    headers.extend(codec.provenance_headers(provenance, perf_counter() - began))
-    headers.extend(_quota_headers(quota))
-    return web.Response(body=wire.body, headers=headers)
+def _response(reply: Reply) -> web.Response:
+    return web.Response(body=reply.body, status=reply.status, headers=CIMultiDict(reply.fields))

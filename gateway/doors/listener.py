@@ -22,6 +22,7 @@ from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.config import Address
+from gateway.doors.edge import EdgeConnection
 from gateway.doors.http import problem_response
 from gateway.problem import Problem, Refused, internal, malformed
 
@@ -31,6 +32,12 @@ _SILENT.disabled = True  # the door counts and logs requests itself
 SERVER_NAME: Final = "tailrace"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+BACKLOG: Final = 1024
+
+NEVER_IDLE_SECONDS: Final = 365 * 86400.0
+"""Behind the edge lane aiohttp closes no idle connection: it sees only some of the requests. The lane does."""
 
 
 class ParserMissing(Exception):
@@ -56,7 +63,10 @@ class _Request(web.BaseRequest):
 class _Connection(RequestHandler):
     """One connection. Its difference: what cannot be parsed gets a problem document, at any time."""
 
-    __slots__ = ("latest",)
+    __slots__ = ("edge", "latest")
+
+    edge: EdgeConnection | None
+    """The edge lane's connection that this one works for, if it does."""
 
     latest: StreamReader | None
     """The body of the request that was last begun to be answered."""
@@ -101,20 +111,34 @@ class _Connection(RequestHandler):
 class Listener(web.Server):
     """The server of one address. ``handler`` must not raise for anything but a caller who left."""
 
-    def __init__(self, handler: Handler, header_bytes_max: int, connections_max: int) -> None:
+    def __init__(
+        self, handler: Handler, header_bytes_max: int, connections_max: int, idle_seconds: float = 75.0
+    ) -> None:
         async def strict(request: web.BaseRequest) -> web.StreamResponse:
+            edge = _edge_of(request)
+            if edge is not None:
+                edge.foreign_began()
             problem = _unacceptable(request)
             if problem is None:
-                return await handler(request)
-            response = problem_response(problem)
-            response.force_close()  # where this request ends is not certain
+                response = await handler(request)
+            else:
+                response = problem_response(problem)
+                response.force_close()  # where this request ends is not certain
+            if edge is not None:
+                await response.prepare(request)
+                await response.write_eof()
+                edge.foreign_done()
             return response
 
         super().__init__(strict, request_factory=_request, handler_cancellation=True)
         self._header_bytes_max = header_bytes_max
         self._connections_max = connections_max
+        self._idle_seconds = idle_seconds
 
     def __call__(self) -> RequestHandler:
+        return self._connection(self._idle_seconds)
+
+    def _connection(self, idle_seconds: float) -> _Connection:
         connection = _Connection(
             self,
             loop=asyncio.get_running_loop(),
@@ -122,10 +146,17 @@ class Listener(web.Server):
             auto_decompress=False,  # the codec inflates, within a bound
             max_line_size=self._header_bytes_max,
             max_field_size=self._header_bytes_max,
-            keepalive_timeout=75.0,
+            keepalive_timeout=idle_seconds,
             lingering_time=2.0,
         )
         connection.latest = None
+        connection.edge = None
+        return connection
+
+    def behind(self, edge: EdgeConnection) -> RequestHandler:
+        """aiohttp's protocol for requests that the edge lane hands over."""
+        connection = self._connection(NEVER_IDLE_SECONDS)
+        connection.edge = edge
         return connection
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
@@ -144,6 +175,11 @@ def _request(
     assert isinstance(protocol, _Connection)
     protocol.latest = payload
     return _Request(message, payload, protocol, writer, task, asyncio.get_running_loop())
+
+
+def _edge_of(request: web.BaseRequest) -> EdgeConnection | None:
+    protocol = request.protocol
+    return protocol.edge if isinstance(protocol, _Connection) else None
 
 
 def _unreadable(error: BaseException | None, message: str) -> Problem:
@@ -166,16 +202,18 @@ def _unacceptable(request: web.BaseRequest) -> Problem | None:
     return None
 
 
-async def listen(runner: web.ServerRunner | web.AppRunner, address: Address) -> str:
-    """Bind one address and say where it is: ``http://HOST:PORT`` or ``unix:PATH``. Raises OSError."""
-    await runner.setup()
+async def listen(make: Callable[[], asyncio.Protocol], address: Address) -> tuple[asyncio.Server, str]:
+    """Listen on one address; the server, and where it is: ``http://HOST:PORT`` or ``unix:PATH``.
+
+    Raises OSError.
+    """
+    loop = asyncio.get_running_loop()
     if address.path:
-        await web.UnixSite(runner, address.path).start()
-        return f"unix:{address.path}"
+        return await loop.create_unix_server(make, address.path, backlog=BACKLOG), f"unix:{address.path}"
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     bound.bind((address.host, address.port))
-    await web.SockSite(runner, bound, backlog=1024).start()
+    server = await loop.create_server(make, sock=bound, backlog=BACKLOG)
     host = f"[{address.host}]" if family is socket.AF_INET6 else address.host
-    return f"http://{host}:{bound.getsockname()[1]}"
+    return server, f"http://{host}:{bound.getsockname()[1]}"

@@ -68,7 +68,8 @@ class Histogram:
 class Telemetry:
     """All counters of a process. Belongs to one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, logs_requests: bool = False) -> None:
+        self._logs_requests = logs_requests  # a log call that says nothing still costs more than a hit's counting
         self._answers: dict[Labels, int] = defaultdict(int)
         self._collapsed: dict[Labels, int] = defaultdict(int)
         self._refusals: dict[Labels, int] = defaultdict(int)
@@ -77,7 +78,7 @@ class Telemetry:
         self._fills: dict[Labels, int] = defaultdict(int)
         self._escalated: dict[Labels, int] = defaultdict(int)
         self._refresh_failures: dict[Labels, int] = defaultdict(int)
-        self._statuses: dict[Labels, int] = defaultdict(int)
+        self._statuses: dict[tuple[str, int], int] = defaultdict(int)
         self._seconds: dict[Labels, Histogram] = defaultdict(Histogram)
         self._gauges: list[Gauge] = []
         self._registry = CollectorRegistry()
@@ -90,6 +91,10 @@ class Telemetry:
         self._answers[route, provenance.cache, provenance.reason] += 1
         if provenance.collapsed:
             self._collapsed[(route,)] += 1
+
+    def hit(self, route: str) -> None:
+        """A request got a fresh answer, by its bytes."""
+        self._answers[route, "hit", "fresh"] += 1
 
     def refused(self, route: str, slug: str) -> None:
         """A request got a problem document."""
@@ -116,9 +121,10 @@ class Telemetry:
 
     def responded(self, route: str, status: int, state: str, seconds: float) -> None:
         """A door wrote an answer's last byte."""
-        self._statuses[route, str(status)] += 1
+        self._statuses[route, status] += 1
         self._seconds[route, state].observe(seconds)
-        _log.debug("request", route=route, status=status, state=state, milliseconds=round(seconds * 1e3, 3))
+        if self._logs_requests:
+            _log.debug("request", route=route, status=status, state=state, milliseconds=round(seconds * 1e3, 3))
 
     def watch(self, gauge: Gauge) -> None:
         """Read a number at each scrape."""
@@ -132,6 +138,7 @@ class Telemetry:
 
     def collect(self) -> Iterator[Metric]:
         """One scrape, as prometheus_client asks for it."""
+        statuses: dict[Labels, int] = {(name, str(status)): count for (name, status), count in self._statuses.items()}
         yield _counter(
             "tailrace_answers",
             "Answers by cache state and reason.",
@@ -155,7 +162,7 @@ class Telemetry:
             ("route",),
             self._refresh_failures,
         )
-        yield _counter("tailrace_responses", "HTTP responses by status.", ("route", "status"), self._statuses)
+        yield _counter("tailrace_responses", "HTTP responses by status.", ("route", "status"), statuses)
         seconds = HistogramMetricFamily(
             "tailrace_request_seconds",
             "From a request's head to its answer's last byte.",

@@ -20,17 +20,18 @@ SECONDS = 10.0
 @pytest.fixture
 async def serving():
     """``await serving(handler)`` -> a function that opens a connection to a listener with that handler."""
-    runners = []
+    started = []
 
     async def start(handler, connections_max=100):
-        runner = web.ServerRunner(Listener(handler, 8192, connections_max), shutdown_timeout=1.0)
-        runners.append(runner)
-        url = await listen(runner, Address("127.0.0.1", 0))
+        listener = Listener(handler, 8192, connections_max)
+        server, url = await listen(listener, Address("127.0.0.1", 0))
+        started.append((server, listener))
         return lambda: asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
 
     yield start
-    for runner in runners:
-        await runner.cleanup()
+    for server, listener in started:
+        server.close()
+        await listener.shutdown(1.0)
 
 
 async def echo(request):
@@ -222,24 +223,22 @@ async def test_connections_over_the_limit_are_cut_and_the_others_live(serving):
 
 
 async def test_addresses(serving, tmp_path):
-    runner = web.ServerRunner(Listener(echo, 8192, 10), shutdown_timeout=1.0)
     path = str(tmp_path / "socket")
-    assert await listen(runner, Address(path=path)) == f"unix:{path}"
+    server, where = await listen(Listener(echo, 8192, 10), Address(path=path))
+    assert where == f"unix:{path}"
     reader, writer = await asyncio.open_unix_connection(path)
     writer.write(POST + b"Connection: close\r\nContent-Length: 1\r\n\r\nu")
     assert parsed(await reader.read())[2] == b"u"
     writer.close()
-    await runner.cleanup()
+    server.close()
 
 
 async def test_an_address_in_use_is_an_oserror(serving):
     connect = await serving(echo)
     _, writer = await connect()
     host, port = writer.get_extra_info("peername")
-    runner = web.ServerRunner(Listener(echo, 8192, 10))
     with pytest.raises(OSError, match="in use"):
-        await listen(runner, Address(host, port))
-    await runner.cleanup()
+        await listen(Listener(echo, 8192, 10), Address(host, port))
     writer.close()
 
 

@@ -268,7 +268,7 @@ def test_a_hit_says_so_with_its_age_and_time_left(post: Caller, source: Source, 
     assert re.fullmatch(
         r'cache=hit, reason=fresh, tier="plain", version="1", age=\d+, rows=1, escalated=0', hit.provenance
     )
-    assert re.fullmatch(r"tailrace;dur=\d+\.\d+, cache;desc=hit", hit.headers["Server-Timing"])
+    assert hit.headers["Server-Timing"] == "cache;desc=hit"  # no duration: a hit by its bytes is not worth a clock
     assert source.asked["plain"] == asked
 
 

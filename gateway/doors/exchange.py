@@ -1,0 +1,156 @@
+"""From a judged head and a whole body to the bytes of an answer: what both lanes of the HTTP door share.
+
+Rule of this file: it joins codec and pipeline and knows no socket and no server library, so that a rule
+cannot hold on one lane only. A head is *judged* once: what it asks for and all of it that decides the
+answer's bytes. The same head need not be judged again.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from cache.digest import WireDigester
+from degrade.deadline import Deadline, Ticker
+from gateway.admission.auth import Caller
+from gateway.admission.ratelimit import Verdict, ratelimit_policy_value, ratelimit_value
+from gateway.codec import http as codec
+from gateway.doors.path import Target
+from gateway.pipeline import Answer, Call, Pipeline, WireAnswer
+from gateway.problem import Problem, Refused, malformed, method_not_allowed, not_found, too_large
+from gateway.route import Route, Wire
+from tiers.inference import InferRequest
+from tiers.v2 import WireForm
+
+Headers = CIMultiDict[str] | CIMultiDictProxy[str]
+Fields = list[tuple[str, str]]
+
+METHODS: Final = ("POST",)
+
+
+class Question(msgspec.Struct, frozen=True):
+    """An infer request's judged head. ``digester`` holds all but the body that decides the answer's
+    bytes; None where an answer must not be recognised by its bytes."""
+
+    route: Route
+    caller: Caller
+    version: str
+    body: codec.BodyHeaders
+    answer_coding: str | None
+    directives: codec.CacheDirectives
+    body_bytes_max: int
+    digester: WireDigester | None
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """An answer ready for any HTTP server. ``state`` is the word it is counted under."""
+
+    status: int
+    fields: Fields
+    body: bytes
+    state: str
+
+
+def judge(method: str, target: Target, headers: Headers, route: Route, caller: Caller) -> Question:
+    """What an infer request's head asks of a route. Raises Refused."""
+    if method not in METHODS:
+        raise Refused(method_not_allowed(method, METHODS))
+    if target.version and len(route.tiers) > 1:
+        detail = f"Route {route.name} has {len(route.tiers)} tiers, each with a version of its own; ask without one."
+        raise Refused(not_found(detail))
+    encoding = _single(headers, "Content-Encoding")
+    body = codec.BodyHeaders(encoding, _single(headers, codec.JSON_LENGTH_HEADER))
+    coding = codec.negotiate(", ".join(headers.getall("Accept-Encoding", ())))
+    directives = codec.parse_cache_control(", ".join(headers.getall("Cache-Control", ())))
+    digester = None
+    cache = route.config.cache
+    if cache is not None and directives == codec.NO_DIRECTIVES:
+        tenant = "" if cache.shared else caller.tenant
+        digester = WireDigester(msgspec.msgpack.encode((route.name, tenant, target.version, body, coding)))
+    return Question(route, caller, target.version, body, coding, directives, route.body_limits.bytes_max, digester)
+
+
+class Exchange:
+    """Answers questions through the pipeline."""
+
+    def __init__(self, pipeline: Pipeline, ticker: Ticker) -> None:
+        self._pipeline = pipeline
+        self._ticker = ticker
+
+    def recall(self, question: Question, body: bytes | memoryview) -> tuple[WireAnswer | None, bytes | None]:
+        """A hit by the exact bytes, if there is one, and the wire digest to remember an answer under.
+
+        Raises Refused when a quota that hits use up is spent.
+        """
+        if question.digester is None:
+            return None, None
+        wire = question.digester(body)
+        return self._pipeline.recall_wire(question.route, question.caller, wire), wire
+
+    async def answer(self, question: Question, body: bytes, wire: bytes | None, began: float) -> Reply:
+        """Answer what is not recalled, within the route's time from ``began``. Raises Refused."""
+        deadline = Deadline.after(began, question.route.timeout)
+        decoded, form = codec.decode(
+            body, question.route.name, question.version, question.body, question.route.body_limits
+        )
+        deadline = _sooner(deadline, decoded, self._ticker())
+        call = Call(question.route, question.caller, decoded, question.directives, deadline)
+        answer = await self._pipeline.answer(call)
+        ready = _wire_of(answer, form, decoded, question.answer_coding)
+        if wire is not None and not decoded.id:  # an id is as good as unique: its bytes will not come again
+            self._pipeline.attach_wire(question.route, answer, wire, ready)
+        provenance = codec.provenance_headers(answer.provenance, self._ticker() - began)
+        fields = [*ready.headers, *provenance, *quota_fields(answer.quota)]
+        return Reply(200, fields, ready.body, answer.provenance.cache)
+
+
+def recalled(hit: WireAnswer) -> Reply:
+    """A hit by its bytes as a reply."""
+    fields = [*hit.wire.headers, *codec.provenance_headers(hit.provenance), *quota_fields(hit.quota)]
+    return Reply(200, fields, hit.wire.body, "hit")
+
+
+def refusal(refused: Refused) -> Reply:
+    """A refusal as a reply."""
+    problem = refused.problem
+    return Reply(problem.status, [*problem.headers(), *quota_fields(refused.verdict)], problem.body(), "problem")
+
+
+def quota_fields(verdict: Verdict | None) -> Fields:
+    """RateLimit and RateLimit-Policy of the quota that is nearest to its end."""
+    if verdict is None:
+        return []
+    return [("RateLimit", ratelimit_value(verdict)), ("RateLimit-Policy", ratelimit_policy_value([verdict.quota]))]
+
+
+def body_too_large(route: Route, bytes_max: int) -> Problem:
+    """413, naming the key whose limit was crossed."""
+    key = f"routes.{route.name}.limits.body_bytes_max"
+    if route.config.limits.body_bytes_max is None:
+        key = "server.body_bytes_max"
+    return too_large(f"The body is larger than {key} ({bytes_max} bytes).", bytes_max)
+
+
+def _single(headers: Headers, name: str) -> str | None:
+    values = headers.getall(name, ())
+    if len(values) > 1:
+        raise Refused(malformed(f"The header {name} is given {len(values)} times.", "duplicate-header"))
+    return values[0] if values else None
+
+
+def _sooner(deadline: Deadline, request: InferRequest, now: float) -> Deadline:
+    """The request's own timeout (Triton's ``timeout`` parameter, microseconds) shortens the deadline."""
+    timeout = request.parameters.get("timeout")
+    if isinstance(timeout, int) and not isinstance(timeout, bool) and timeout > 0:
+        return deadline.sooner(Deadline.after(now, timeout / 1e6))
+    return deadline
+
+
+def _wire_of(answer: Answer, form: WireForm, request: InferRequest, coding: str | None) -> Wire:
+    parts, headers = codec.encode(answer.response, form, request.id, coding)
+    body = b"".join(parts)
+    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
+    head = f"HTTP/1.1 200 OK\r\n{lines}Content-Length: {len(body)}\r\n"
+    return Wire(body, tuple(headers), head.encode())

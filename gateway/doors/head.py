@@ -1,0 +1,135 @@
+"""The memory of request heads: judged once by the strict parser, known again by their exact bytes.
+
+Rule of this file: nothing is parsed by hand. A head that was never seen goes to the C parser (llhttp)
+whole and alone; what the parser made of it, and what the gateway thinks of that, is remembered under
+the very same bytes. A head that differs in one byte is another head. Bounded, and dropped as a whole
+when what was judged by may have changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+from aiohttp import HttpVersion11
+from aiohttp.base_protocol import BaseProtocol
+from aiohttp.http import HttpRequestParser
+from aiohttp.http_exceptions import HttpProcessingError
+from multidict import CIMultiDictProxy
+
+from gateway.admission.auth import Caller, Directory, Unauthenticated
+from gateway.doors.exchange import Question, judge
+from gateway.doors.path import target_of
+from gateway.problem import Refused
+from gateway.route import Route
+
+HEADS_MAX: Final = 4096
+"""Heads remembered: a client library makes a handful, one for each body length."""
+
+HEAD_BYTES_REMEMBERED_MAX: Final = 2048
+"""Longer heads are judged each time: 4096 of these are 8 MiB, and that is the memory's bound."""
+
+_ELSEWHERE: Final = frozenset({"transfer-encoding", "upgrade", "expect", "trailer"})
+
+
+class Lane(enum.Enum):
+    """Who answers a request, and what is known of its end."""
+
+    EDGE = "edge"
+    """This lane: an infer request of a route, its body's length known."""
+    AIOHTTP = "aiohttp"
+    """The other lane, for one request whose length is known; what follows is looked at again."""
+    AIOHTTP_FOR_GOOD = "aiohttp-for-good"
+    """The other lane from here on: only its parser knows where this request ends."""
+
+
+class Judgement(msgspec.Struct, frozen=True):
+    """What a head means. ``length`` is the body's, in bytes; ``question`` is there on the edge lane.
+    ``anonymous``: no credential was judged, so the caller is whoever is at the other end."""
+
+    lane: Lane
+    length: int = 0
+    question: Question | None = None
+    anonymous: bool = False
+
+
+_FOR_GOOD: Final = Judgement(Lane.AIOHTTP_FOR_GOOD)
+
+
+class Heads:
+    """Judges heads and remembers. ``header_bytes_max`` bounds a line of a head, as on the other lane."""
+
+    def __init__(self, routes: Mapping[str, Route], directory: Directory, header_bytes_max: int) -> None:
+        self._routes = routes
+        self._directory = directory
+        self._header_bytes_max = header_bytes_max
+        self._known: dict[bytes, Judgement] = {}
+        self.judged = 0
+        self.recall: Callable[[bytes], Judgement | None] = self._known.get
+        """The judgement of a head seen before, by its exact bytes up to and with the blank line."""
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def judge(self, head: bytes) -> Judgement:
+        """Parse and judge a whole head. Never raises: what cannot be judged is the other lane's."""
+        judgement = self._judge(head)
+        self.judged += 1
+        if len(head) <= HEAD_BYTES_REMEMBERED_MAX and judgement.lane is not Lane.AIOHTTP_FOR_GOOD:
+            if len(self._known) >= HEADS_MAX:
+                del self._known[next(iter(self._known))]  # the oldest: a flood of new heads ages out
+            self._known[head] = judgement
+        return judgement
+
+    def forget(self) -> None:
+        """Drop every judgement: routes or keys have changed."""
+        self._known.clear()
+
+    def _judge(self, head: bytes) -> Judgement:
+        loop = asyncio.get_running_loop()
+        parser = HttpRequestParser(
+            BaseProtocol(loop),
+            loop,
+            2**16,
+            max_line_size=self._header_bytes_max,
+            max_field_size=self._header_bytes_max,
+            auto_decompress=False,
+        )
+        try:
+            messages, upgraded, tail = parser.feed_data(head)
+        except HttpProcessingError:
+            return _FOR_GOOD  # the other lane says what is wrong, and closes
+        if len(messages) != 1 or upgraded or tail:
+            return _FOR_GOOD
+        message = messages[0][0]
+        headers = message.headers
+        lengths = headers.getall("Content-Length", ())
+        odd = any(name in headers for name in _ELSEWHERE) or message.chunked or message.upgrade
+        if odd or message.should_close or message.version != HttpVersion11 or len(lengths) > 1:
+            return _FOR_GOOD
+        if lengths and not (lengths[0].isascii() and lengths[0].isdigit()):
+            return _FOR_GOOD
+        length = int(lengths[0]) if lengths else 0
+        return self._of_request(message.method, message.path, headers, length)
+
+    def _of_request(self, method: str, raw: str, headers: CIMultiDictProxy[str], length: int) -> Judgement:
+        elsewhere = Judgement(Lane.AIOHTTP, length)
+        try:
+            target = target_of(method, raw)
+            route = self._routes.get(target.model)
+            if route is None or target.kind != "infer":
+                return elsewhere
+            caller = self._directory.identify(headers.get("Authorization"), headers.get("X-API-Key"), "")
+            question = judge(method, target, headers, route, caller)
+        except (Refused, Unauthenticated):
+            return elsewhere  # the other lane judges again and says what is wrong
+        if length > question.body_bytes_max:
+            return elsewhere
+        return Judgement(Lane.EDGE, length, question, anonymous=_is_anonymous(caller))
+
+
+def _is_anonymous(caller: Caller) -> bool:
+    return caller.name == "addr:"
