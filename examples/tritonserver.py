@@ -267,13 +267,16 @@ class TritonServer:
         self.start(ready_seconds)
 
     def pause(self) -> None:
-        """Freeze the server and its stubs: connections are accepted by the kernel, nothing is answered."""
+        """Freeze the server: connections are accepted by the kernel, nothing is answered.
+
+        Its stubs go on: Triton 2.51 may abort when a stub was frozen for more than a second.
+        """
         if self._child is not None:
-            self._child.signal_group(signal.SIGSTOP)
+            os.kill(self._child.pid, signal.SIGSTOP)
 
     def resume(self) -> None:
         if self._child is not None:
-            self._child.signal_group(signal.SIGCONT)
+            os.kill(self._child.pid, signal.SIGCONT)
 
     def stub_pids(self, model: str = "") -> list[int]:
         """Process ids of the python-backend stubs: of one model, or of all."""
