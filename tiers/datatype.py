@@ -21,7 +21,7 @@ from __future__ import annotations
 import math
 import re
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from itertools import chain
@@ -109,22 +109,21 @@ def to_json(data: bytes | memoryview, datatype: str) -> bytes:
     return msgspec.json.encode(values.tolist())
 
 
-def bytes_spans(data: bytes | memoryview) -> list[tuple[int, int]]:
-    """Where each element of a BYTES tensor begins and ends in ``data``; raises Misfit on an overrun."""
-    spans: list[tuple[int, int]] = []
-    at, end = 0, len(data)
+def bytes_spans(data: bytes | memoryview) -> Iterator[tuple[int, int]]:
+    """Where each element of a BYTES tensor begins and ends in ``data``; raises Misfit on an overrun.
+
+    One at a time: a list of them would cost a hostile tensor of empty elements forty times its bytes.
+    """
+    at, end, index = 0, len(data), 0
     while at < end:
         if end - at < 4:
-            raise Misfit("byte-count", f"element {len(spans)} has {end - at} of the 4 bytes of its length")
+            raise Misfit("byte-count", f"element {index} has {end - at} of the 4 bytes of its length")
         start = at + 4
         at = start + _LENGTH.unpack_from(data, at)[0]
         if at > end:
-            raise Misfit(
-                "byte-count",
-                f"element {len(spans)} says it has {at - start} bytes, only {end - start} are left",
-            )
-        spans.append((start, at))
-    return spans
+            raise Misfit("byte-count", f"element {index} says it has {at - start} bytes, only {end - start} are left")
+        yield start, at
+        index += 1
 
 
 def bytes_elements(data: bytes | memoryview) -> list[bytes]:

@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from itertools import islice
 from typing import Final, TypeVar
 
 import msgspec
@@ -65,6 +66,8 @@ class Limits(msgspec.Struct, frozen=True):
     outputs_max: int = 256
     parameters_max: int = 64  # of one object
     elements_max: int = 2**31 - 1  # of one tensor; Triton's own byte counts are 32 bit in places
+    bytes_elements_max: int = 2**18  # BYTES elements of all tensors: each is looked at one by one, about 0.2 us
+    members_max: int = 2**16  # of all JSON objects; 256 tensors with every parameter need a tenth of it
     json_bytes_max: int = 16 * 2**20  # a JSON number costs us about 16 times its bytes while parsing
     json_depth_max: int = 16
     name_bytes_max: int = 1024  # names, ids and string parameters
@@ -142,7 +145,7 @@ def decode_request(
     members = 1 + _present(message.id, message.parameters, message.outputs)
     members += sum(_members(tensor) for tensor in message.inputs) + _count(message.parameters)
     members += sum(1 + _present(output.parameters) + _count(output.parameters) for output in outputs)
-    _check_duplicate_members(header, members)
+    _check_duplicate_members(header, members, limits)
     _check_count("inputs", len(message.inputs), limits.inputs_max)
     _check_count("outputs", len(outputs), limits.outputs_max)
     inputs = _tensors(message.inputs, tail, "input", limits)
@@ -195,7 +198,7 @@ def decode_response(
     message = _parse(_RESPONSES, header)
     members = 2 + _present(message.id, message.parameters, message.model_version) + _count(message.parameters)
     members += sum(_members(tensor) for tensor in message.outputs)
-    _check_duplicate_members(header, members)
+    _check_duplicate_members(header, members, limits)
     _check_count("outputs", len(message.outputs), limits.outputs_max)
     return InferResponse(
         model=message.model_name,
@@ -285,14 +288,18 @@ def _parse(decoder: msgspec.json.Decoder[M], header: bytes) -> M:
         raise Malformed("json", f"not valid JSON: {error}") from error
 
 
-def _check_duplicate_members(header: bytes, members: int) -> None:
+def _check_duplicate_members(header: bytes, members: int, limits: Limits) -> None:
     """Refuse an object that names a member twice.
 
     Outside strings, JSON has as many colons as members. If that equals what was decoded, nothing was
     repeated (and nothing unknown was there); only otherwise is the JSON read again, pair by pair.
     """
-    if header.count(b":") == members or _STRING.sub(b"", header).count(b":") == members:
+    if header.count(b":") == members:
         return
+    colons = _STRING.sub(b"", header).count(b":")
+    if colons == members:
+        return
+    _check_count("members in the JSON", colons, limits.members_max)
     try:
         json.loads(header, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
@@ -300,11 +307,11 @@ def _check_duplicate_members(header: bytes, members: int) -> None:
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    members = dict(pairs)
-    if len(members) != len(pairs):
-        names = [name for name, _ in pairs]
-        name = next(name for name in names if names.count(name) > 1)
-        raise Malformed("duplicate", f"duplicate member {_shown(name)} in the JSON")
+    members: dict[str, object] = {}
+    for name, value in pairs:  # one look-up a member: a hostile object must not cost its square
+        if name in members:
+            raise Malformed("duplicate", f"duplicate member {_shown(name)} in the JSON")
+        members[name] = value
     return members
 
 
@@ -386,7 +393,7 @@ def _tensors(messages: list[_Tensor], tail: memoryview, kind: str, limits: Limit
     """Tensors in order; binary ones take their bytes from ``tail`` in that order, and must use it up."""
     tensors: list[Tensor] = []
     seen: set[str] = set()
-    at = 0
+    at = strings = 0
     for message in messages:
         name = _name(message.name, kind, limits)
         if name in seen:
@@ -406,6 +413,9 @@ def _tensors(messages: list[_Tensor], tail: memoryview, kind: str, limits: Limit
                     )
                 data = tail[at : at + size]
                 at += size
+                if message.datatype == "BYTES":
+                    strings += math.prod(shape)
+                    _check_count("BYTES elements", strings, limits.bytes_elements_max)
                 _check_bytes(data, message.datatype, shape, label)
             elif message.data is not msgspec.UNSET:
                 if SHARED_MEMORY_PARAMETER in parameters:
@@ -467,11 +477,11 @@ def _check_bytes(data: memoryview, datatype: str, shape: tuple[int, ...], label:
                 "byte-count",
                 f"{label}: {elements} BYTES elements need at least {4 * elements} bytes, got {len(data)}",
             )
-        count = len(bytes_spans(data))
+        # One more than the shape says is enough to know: the rest of a hostile tensor is not walked.
+        count = sum(1 for _ in islice(bytes_spans(data), elements + 1))
         if count != elements:
-            raise Malformed(
-                "byte-count", f"{label}: shape {_shape_shown(shape)} needs {elements} elements, got {count}"
-            )
+            got = "more" if count > elements else str(count)
+            raise Malformed("byte-count", f"{label}: shape {_shape_shown(shape)} needs {elements} elements, got {got}")
         return
     expected = elements * DATATYPE_BYTES[datatype]
     if len(data) != expected:

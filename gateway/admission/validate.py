@@ -144,16 +144,17 @@ def _check_values(tensor: Tensor, rule: TensorRule) -> None:
 
 
 def _check_elements(tensor: Tensor, bytes_max: int, label: str) -> None:
+    if len(tensor.data) <= bytes_max:
+        return  # no element is larger than all of them
     try:
-        spans = bytes_spans(tensor.data)
+        for index, (start, end) in enumerate(bytes_spans(tensor.data)):
+            if end - start > bytes_max:
+                raise _refuse(
+                    "element-bytes",
+                    f"{label}: element {index} has {end - start} bytes, at most {bytes_max} are allowed",
+                )
     except Misfit as misfit:
         raise _refuse("byte-count", f"{label}: {misfit}") from misfit
-    for index, (start, end) in enumerate(spans):
-        if end - start > bytes_max:
-            raise _refuse(
-                "element-bytes",
-                f"{label}: element {index} has {end - start} bytes, at most {bytes_max} are allowed",
-            )
 
 
 Numbers = npt.NDArray[np.floating | np.integer]
