@@ -269,10 +269,12 @@ class TritonServer:
     def pause(self) -> None:
         """Freeze the server: connections are accepted by the kernel, nothing is answered.
 
-        Its stubs go on: Triton 2.51 may abort when a stub was frozen for more than a second.
+        Its stubs go on: Triton 2.51 may abort when a stub was frozen for more than a second. Returns once
+        every thread has stopped: until then one of them may still answer.
         """
         if self._child is not None:
             os.kill(self._child.pid, signal.SIGSTOP)
+            os.waitid(os.P_PID, self._child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         if self._child is not None:
