@@ -87,16 +87,12 @@ class Connection(asyncio.Protocol):
         self._has_body = outgoing.answer_has_body
         self._keep = self._early = False
         self._interim = 0
-        body = outgoing.body
-        if body is None:
-            self._transport.write(outgoing.head)
-        elif not isinstance(body, bytes):
-            self._unsent = True
-            self._transport.write(outgoing.head)
-        elif len(body) <= _JOINED_BYTES_MAX:
-            self._transport.write(outgoing.head + body)
+        self._unsent = outgoing.upload is not None
+        written = (outgoing.head, *outgoing.parts)
+        if sum(map(len, written)) <= _JOINED_BYTES_MAX:
+            self._transport.write(b"".join(written))
         else:
-            self._transport.writelines((outgoing.head, body))
+            self._transport.writelines(written)
         return arrival
 
     async def upload(self, body: AsyncIterable[bytes], length: int | None, arrival: Arrival) -> None:

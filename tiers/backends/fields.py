@@ -47,13 +47,13 @@ def end_to_end(headers: Iterable[tuple[str, str]]) -> Headers:
 
 
 class Outgoing(Struct, frozen=True):
-    """One request, ready to write. ``head`` is whole, its empty line included.
-
-    ``length`` is what the head promises of a body that is an iterable; None: it goes in chunks.
-    """
+    """One request, ready to write. ``head`` is whole, its empty line included; the body follows as ``parts``, or
+    piece by piece as ``upload`` gives them. ``length`` is what the head promises of an upload; None: it goes in
+    chunks."""
 
     head: bytes
-    body: Body = None
+    parts: tuple[bytes | memoryview, ...] = ()
+    upload: AsyncIterable[bytes] | None = None
     length: int | None = None
     answer_has_body: bool = True
 
@@ -90,13 +90,15 @@ class RequestHeads:
         answer_has_body = method != "HEAD"
         if body is None:
             framing = b"\r\n" if method in _WITHOUT_BODY else b"Content-Length: 0\r\n\r\n"
-            return Outgoing(prefix.lines + framing, None, None, answer_has_body)
+            return Outgoing(prefix.lines + framing, (), None, None, answer_has_body)
         if isinstance(body, bytes):
-            return Outgoing(prefix.lines + b"Content-Length: %d\r\n\r\n" % len(body), body, None, answer_has_body)
+            head = prefix.lines + b"Content-Length: %d\r\n\r\n" % len(body)
+            return Outgoing(head, (body,), None, None, answer_has_body)
         if prefix.length is None:
-            return Outgoing(prefix.lines + b"Transfer-Encoding: chunked\r\n\r\n", body, None, answer_has_body)
+            head = prefix.lines + b"Transfer-Encoding: chunked\r\n\r\n"
+            return Outgoing(head, (), body, None, answer_has_body)
         head = prefix.lines + b"Content-Length: %d\r\n\r\n" % prefix.length
-        return Outgoing(head, body, prefix.length, answer_has_body)
+        return Outgoing(head, (), body, prefix.length, answer_has_body)
 
     def _prefix(self, method: str, target: str, headers: Headers) -> _Prefix:
         if method == "CONNECT":

@@ -131,11 +131,11 @@ class TritonHttp:
         """
         remaining = deadline.remaining(now)
         parts, json_length = encode_request(_with_timeout(request, remaining))
-        body = b"".join(parts)
+        size = sum(len(part) if isinstance(part, bytes) else part.nbytes for part in parts)
         head = self._infer_head(request.model, request.version)
-        lengths = b"Content-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n" % (len(body), json_length)
+        lengths = b"Content-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n" % (size, json_length)
         safe = not (request.in_sequence or request.in_shared_memory)
-        reply = await self._buffered(Outgoing(head + lengths, body), remaining, safe)
+        reply = await self._buffered(Outgoing(head + lengths, tuple(parts)), remaining, safe)
         return self._answer(request, reply)
 
     async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply:
@@ -157,7 +157,7 @@ class TritonHttp:
         """
         remaining = deadline.remaining(now)
         outgoing = self._outgoing(call)
-        again = call.method in _REPEATABLE and not _is_stream(outgoing.body)
+        again = call.method in _REPEATABLE and outgoing.upload is None
         until = self._until(remaining)
         connection = await self._connection(until, remaining)
         upload: asyncio.Task[None] | None = None
@@ -211,9 +211,9 @@ class TritonHttp:
 
     def _upload(self, connection: Connection, outgoing: Outgoing, arrival: Arrival) -> asyncio.Task[None] | None:
         """What sends a body that is an iterable, while its answer may already come."""
-        if outgoing.body is None or isinstance(outgoing.body, bytes):
+        if outgoing.upload is None:
             return None
-        return self._loop.create_task(connection.upload(outgoing.body, outgoing.length, arrival))
+        return self._loop.create_task(connection.upload(outgoing.upload, outgoing.length, arrival))
 
     async def _connection(self, until: float, remaining: float) -> Connection:
         try:
@@ -305,10 +305,6 @@ class TritonHttp:
         if fault:
             raise UpstreamError(Failure.BROKEN, f"{self.url} answered {fault}", 200)
         return response
-
-
-def _is_stream(body: Body) -> bool:
-    return body is not None and not isinstance(body, bytes)
 
 
 async def _end(upload: asyncio.Task[None]) -> None:
