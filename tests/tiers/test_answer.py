@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -130,7 +131,7 @@ def test_a_chunked_body_ends_where_it_ends(cuts: list[int], after: bytes) -> Non
     async def one() -> None:
         framed = FramedBody(asyncio.get_running_loop(), CHUNKED, True)
         whole, edges = b"", [0, *sorted(cuts), len(BODY)]
-        data = [BODY[start:end] for start, end in zip(edges, edges[1:], strict=False) if end > start]
+        data = [BODY[start:end] for start, end in pairwise(edges) if end > start]
         data[-1] += after
         for piece in data:
             assert not framed.ended
