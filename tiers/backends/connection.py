@@ -302,8 +302,6 @@ class Connection(asyncio.Protocol):
 
     def _finish(self, arrival: Arrival) -> None:
         self._arrival = self._framed = None
-        if self._unsent:
-            self._keep = False
         self._resume_reading()
         if not self._keep:
             self.abort()
