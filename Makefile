@@ -50,6 +50,18 @@ check: setup  ## Lint, types, import direction, container file
 	$(BIN)/lint-imports
 	$(BIN)/hadolint Dockerfile
 
+.PHONY: bench
+bench: setup triton  ## Tailrace beside nginx, Triton's own cache and aiohttp (options: BENCH='--scenario hit')
+	@PATH="$$PATH:/usr/sbin"; { command -v wrk && command -v nginx && test -e $(NGINX_LUA); } >/dev/null \
+		|| $(MAKE) --no-print-directory .benchtools
+	@$(BIN)/python -m benchmarks $(BENCH)
+
+# Debian starts nginx as a service where there is systemd; the harness does not use that one.
+NGINX_LUA := /usr/lib/nginx/modules/ngx_http_lua_module.so
+.PHONY: .benchtools
+.benchtools:
+	$(call quietly,wrk and nginx from Debian,$(call debian,wrk nginx libnginx-mod-http-lua))
+
 .PHONY: setup
 setup: $(VENV)/.stamp  ## The environment in .venv, from the locks (other targets do this themselves)
 

@@ -53,6 +53,11 @@ class Flights(Generic[K, V]):
         """Fills that somebody waits for."""
         return len(self._flights)
 
+    @property
+    def waiters(self) -> int:
+        """Callers who wait for them, those who began one included."""
+        return sum(flight.waiters for flight in self._flights.values())
+
     async def join(self, key: K, fill: Callable[[], Awaitable[V]]) -> tuple[V, bool]:
         """Wait for the key's fill, starting it if none is under way: (its value, whether we started it).
 

@@ -11,7 +11,7 @@ import asyncio
 import random
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic
 
@@ -34,6 +34,9 @@ from gateway.route import Home, Route, quota_of
 from tiers.backends.triton_http import TritonHttp, TritonOptions
 from tiers.catalog import Catalog, CatalogOptions
 from tiers.pool import Pool, PoolOptions
+
+Sleep = Callable[[float], Awaitable[None]]
+Run = Callable[[float, Sleep], Awaitable[None]]
 
 _log = structlog.get_logger("tailrace")
 
@@ -84,10 +87,12 @@ class Gateway:
         admin = admin_app(self.routes, pools, self.telemetry, lambda: self._draining)
         runner = web.AppRunner(admin, access_log=None, shutdown_timeout=drain)
         admin_url = await self._listen(runner, server.admin)
+        # One look before anyone is told that we are ready: until then readiness would be a guess.
+        await asyncio.gather(*(home.pool.probe_once() for home in self.homes.values()))
         for name, home in self.homes.items():
             interval = float(self._config.backends[name].probe)
-            self._tasks.append(asyncio.create_task(home.pool.run(interval, asyncio.sleep)))
-            self._tasks.append(asyncio.create_task(home.catalog.run(interval, asyncio.sleep)))
+            for run in (home.pool.run, home.catalog.run):
+                self._tasks.append(asyncio.create_task(kept_up(run, interval, asyncio.sleep)))
         for task in self._tasks:
             task.add_done_callback(_complain)
         return http, admin_url
@@ -160,6 +165,7 @@ class Gateway:
         _log.warning("breaker", backend=backend, replica=replica, model=model, **words)
 
     def _model_changed(self, backend: str, model: str) -> None:
+        self.homes[backend].pool.forget(model)
         for route in self.routes.values():
             if route.serves(backend, model):
                 route.turn()
@@ -209,6 +215,19 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
         print(f"tailrace: cannot listen: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+async def kept_up(run: Run, interval: float, sleep: Sleep) -> None:
+    """Run a background loop, and again ``interval`` seconds after a bug of ours has ended it.
+
+    Without the catalog's polls an old model's answers would go on as fresh, so a bug there must not be its end.
+    """
+    while True:
+        try:
+            await run(interval, sleep)
+        except Exception:
+            _log.exception("background task failed")
+        await sleep(interval)
 
 
 def _complain(task: asyncio.Task[None]) -> None:

@@ -30,7 +30,7 @@ from gateway.admission.ratelimit import Limiter, Quota, Verdict
 from gateway.admission.validate import validate
 from gateway.codec.http import CacheDirectives
 from gateway.operate.telemetry import Telemetry
-from gateway.problem import Problem, Refused, deadline_exceeded, invalid, not_cached, unavailable
+from gateway.problem import Problem, Refused, deadline_exceeded, invalid, not_cached, not_found, unavailable
 from gateway.problem import quota as quota_problem
 from gateway.recall import Action, Recall, recall
 from gateway.route import Filled, Route, Served, Wire
@@ -42,6 +42,11 @@ from tiers.rows import batch_size
 
 RETRY_AFTER_SECONDS: Final = 1.0
 """When to come back after the ladder's end, if no breaker knows better."""
+
+LADDER_SHARE: Final = 0.05
+LADDER_SECONDS_MAX: Final = 0.1
+"""What the tiers leave of a deadline, so that a hanging one is still judged as such, and the ladder goes
+on (an earlier tier's answer, an old one) before the caller's own time is over: a share, and at most this."""
 
 RETRY_SPREAD: Final = 2.0
 """Retry-After is spread up to this factor, so that those who were refused do not return as one wave."""
@@ -139,6 +144,7 @@ class Pipeline:
                 self._refresh(call, key, found.entry)
             return self._cached(call, key, found.entry, choice, quota)
 
+        _check_version(call)
         quota = _nearer(quota, self._charge(route, call.caller, False, now))
         try:
             if seconds <= 0.0:  # what cannot be answered in time must not put work on a model
@@ -213,7 +219,9 @@ class Pipeline:
 
     async def _fill(self, call: Call, key: Key | None, deadline: Deadline, rows: int | None) -> Filled:
         """One run of the cascade; its answer is stored under ``key``, unless it is a degraded one."""
-        route = call.route
+        route, now = call.route, self._ticker()
+        seconds = deadline.remaining(now)
+        deadline = Deadline.after(now, seconds - min(LADDER_SECONDS_MAX, seconds * LADDER_SHARE))
         ticket = 0 if route.cache is None else route.cache.ticket()
         options = CascadeOptions(rows, self._cascade_steps(call, key))
         answer = await cascade.run(route.tiers, call.request, deadline, options)
@@ -221,10 +229,10 @@ class Pipeline:
         served = Served(response, answer.tier, answer.rows, answer.rows_escalated, rows)
         self._telemetry.filled(route.name, answer)
         if key is None or route.cache is None or answer.degraded:
-            return Filled(served, answer.steps, None)
+            return Filled(served, answer.steps, answer.degraded, None)
         entry = route.entry(served, key.epoch, self._ticker())
         stored = route.cache.store(key, entry, ticket)
-        return Filled(served, answer.steps, entry if stored else None)
+        return Filled(served, answer.steps, False, entry if stored else None)
 
     def _cascade_steps(self, call: Call, key: Key | None) -> tuple[Step, ...]:
         """The ladder's steps that the tiers may take: those before ``stale``, if an old answer is there."""
@@ -311,8 +319,17 @@ class Pipeline:
             steps=filled.steps,
             stored=entry is not None,
             collapsed=not led,
+            degraded=filled.degraded,
         )
         return Answer(served.response, provenance, quota, key, entry)
+
+
+def _check_version(call: Call) -> None:
+    """Raises Refused (404) for a version that the route's configuration rules out."""
+    asked = call.request.version
+    for tier in call.route.tiers:
+        if asked and tier.version not in ("", asked):
+            raise Refused(not_found(f"Route {call.route.name} serves version {tier.version} only, not {asked}."))
 
 
 def _nearer(first: Verdict | None, second: Verdict | None) -> Verdict | None:
@@ -362,6 +379,7 @@ def _of_entry(entry: Entry[Served], choice: Recall, now: float, steps: tuple[str
         rows=served.rows,
         rows_escalated=served.rows_escalated,
         steps=steps,
+        degraded=bool(steps),
     )
 
 

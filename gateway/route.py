@@ -19,7 +19,7 @@ from cache.flight import Flights
 from cache.policy import POLICIES, Policy
 from cache.response import Held, ResponseCache
 from degrade.deadline import Deadline
-from degrade.ladder import Step
+from degrade.ladder import Failure, Step
 from gateway.admission.auth import Caller
 from gateway.admission.ratelimit import Quota
 from gateway.admission.validate import EVERY_INPUT, TensorRule
@@ -31,7 +31,7 @@ from tiers import v2
 from tiers.backends.triton_http import Call as Outbound
 from tiers.cascade import Accept, Tier
 from tiers.catalog import Catalog, ModelFacts, TensorFact
-from tiers.inference import SCHEDULING_PARAMETERS, InferRequest, InferResponse, UpstreamError
+from tiers.inference import SCHEDULING_PARAMETERS, InferRequest, InferResponse, Rejected, UpstreamError
 from tiers.pool import Pool
 
 FLIGHTS_MAX: Final = 4096
@@ -139,10 +139,20 @@ class Route:
         return Entry(served, size, now, float(cache.ttl), float(cache.max_stale), epoch)
 
     async def facts(self, deadline: Deadline) -> ModelFacts:
-        """What the route accepts and answers. Raises UpstreamError while a tier's model is unknown."""
-        facts = []
+        """What the route accepts and answers, by the tiers whose models are known: a tier that has not been
+        seen since the start must not keep the others from answering. Raises UpstreamError if none is."""
+        facts: list[ModelFacts] = []
+        unknown: UpstreamError | None = None
         for tier, home in zip(self.config.tiers, self._homes, strict=True):
-            facts.append(await home.catalog.facts(tier.model, tier.version, deadline))
+            try:
+                facts.append(await home.catalog.facts(tier.model, tier.version, deadline))
+            except Rejected as error:  # the operator named this model, not the caller: no fault of the caller's
+                unknown = UpstreamError(Failure.BROKEN, f"a tier's model is not there: {error}")
+            except UpstreamError as error:
+                unknown = error
+        if not facts:
+            assert unknown is not None
+            raise unknown
         return merged_facts(self.name, facts)
 
     async def ready(self, deadline: Deadline) -> bool:
@@ -164,6 +174,7 @@ class Filled(msgspec.Struct, frozen=True):
 
     served: Served
     steps: tuple[str, ...]
+    degraded: bool
     entry: Entry[Served] | None
 
 

@@ -51,10 +51,10 @@ class Seconds(float):
     def __str__(self) -> str:
         """The shortest exact way to write it: ``90s``, ``250ms``, ``0s``."""
         for unit in ("d", "h", "m", "s", "ms", "us"):
-            count = round(float(self) / SECONDS[unit], 9)
+            count = round(float(self) / SECONDS[unit], 6)  # a float's own error, not the writer's digits
             if count >= 1 and count == int(count):
                 return f"{int(count)}{unit}"
-        return f"{float(self):g}s"
+        return f"{float(self):.9f}".rstrip("0").rstrip(".") + "s"
 
 
 class Size(int):

@@ -182,11 +182,12 @@ async def run(
 
 
 def _addressed(request: InferRequest, tier: Tier, rule: Accept | None) -> InferRequest:
-    """The request as this tier gets it: its model, and the rule's output asked for beside the caller's."""
+    """The request as this tier gets it: its model, its version (or the caller's, if the tier takes any), and
+    the rule's output asked for beside the caller's."""
     outputs = request.outputs
     if rule is not None and outputs and all(output.name != rule.output for output in outputs):
         outputs = (*outputs, RequestedOutput(rule.output))
-    return msgspec.structs.replace(request, model=tier.model, version=tier.version, outputs=outputs)
+    return msgspec.structs.replace(request, model=tier.model, version=tier.version or request.version, outputs=outputs)
 
 
 def _judged(rule: Accept | None, response: InferResponse, count: int, rows: int | None) -> Sequence[bool]:

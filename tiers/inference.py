@@ -115,7 +115,9 @@ class Provenance(msgspec.Struct, frozen=True):
     ``cache`` is one of hit, stale, miss, bypass; ``reason`` is the one word that explains it and
     equals the metric label. ``tier`` names the model whose answer this is ("cascade" rows may mix:
     then it is the largest tier used). ``steps`` are the ladder steps taken, in order; empty means
-    nothing failed. ``age`` and ``ttl_left`` are in seconds, ``ttl_left`` negative once stale.
+    nothing failed. ``degraded`` means the answer is not what health would give: an old one, or a fast
+    tier's that it was not sure of; another replica's answer is as good as the first's. ``age`` and
+    ``ttl_left`` are in seconds, ``ttl_left`` negative once stale.
     """
 
     cache: str = "miss"
@@ -129,11 +131,7 @@ class Provenance(msgspec.Struct, frozen=True):
     steps: tuple[str, ...] = ()
     stored: bool = False
     collapsed: bool = False
-
-    @property
-    def degraded(self) -> bool:
-        """Whether something failed on the way and the answer is not what health would give."""
-        return bool(self.steps)
+    degraded: bool = False
 
 
 class UpstreamError(Exception):

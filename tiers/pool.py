@@ -64,7 +64,8 @@ class Answered(Struct, frozen=True):
 
 
 class ReplicaState(Struct, frozen=True):
-    """For metrics. ``breaker`` is closed, open or half_open; ``models_open`` names models that fail there."""
+    """For metrics and readiness. ``breaker`` is closed, open or half_open; ``ready`` is what the last probe
+    said, False before the first; ``models_open`` names models that fail there."""
 
     url: str
     breaker: str
@@ -76,13 +77,14 @@ class ReplicaState(Struct, frozen=True):
 class _Seat:
     """A replica and what is known of it."""
 
-    __slots__ = ("answers", "in_flight", "reach", "ready", "replica")
+    __slots__ = ("answers", "in_flight", "probed", "reach", "ready", "replica")
 
     def __init__(self, replica: Replica, reach: Breaker) -> None:
         self.replica = replica
         self.reach = reach
         self.answers: OrderedDict[str, Breaker] = OrderedDict()
         self.in_flight = 0
+        self.probed = False
         self.ready = True  # until a probe says otherwise: a pool must work before its first probe
 
 
@@ -216,13 +218,19 @@ class Pool:
             await self.probe_once()
             await sleep(interval)
 
+    def forget(self, model: str) -> None:
+        """The model is another one now: what its answers taught was about the one that is gone."""
+        for seat in self._seats:
+            for key in [key for key in seat.answers if key == model or key.startswith(f"{model}/")]:
+                del seat.answers[key]
+
     def states(self) -> tuple[ReplicaState, ...]:
         return tuple(
             ReplicaState(
                 seat.replica.url,
                 seat.reach.state,
                 seat.in_flight,
-                seat.ready,
+                seat.ready and seat.probed,
                 tuple(key for key, breaker in seat.answers.items() if breaker.state != "closed"),
             )
             for seat in self._seats
@@ -339,12 +347,12 @@ class Pool:
         try:
             reply = await seat.replica.exchange(call, Deadline.after(now, self._options.probe_timeout), now)
         except UpstreamError as error:
-            seat.ready = False
+            seat.probed, seat.ready = True, False
             permit = seat.reach.acquire(self._now())
             if permit is not None:
                 permit.failed(self._now(), f"probe-{error.failure.value}")
             return
-        was_ready, seat.ready = seat.ready, reply.status == 200
+        was_ready, seat.probed, seat.ready = seat.ready, True, reply.status == 200
         if not seat.ready:
             return
         if seat.reach.state != "closed":

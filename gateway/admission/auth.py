@@ -67,6 +67,11 @@ class Directory:
             self._callers[folded] = caller
         self._anonymous = anonymous
 
+    @property
+    def has_keys(self) -> bool:
+        """Whether any key is known here: without one, credentials are not for us."""
+        return bool(self._callers)
+
     def identify(self, authorization: str | None, api_key: str | None, peer: str) -> Caller:
         """The caller of a request with these `Authorization` and `X-API-Key` values.
 

@@ -8,13 +8,13 @@ codec's; every decision about an answer is the pipeline's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
 from typing import Final
 
 import msgspec
 import structlog
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 from multidict import CIMultiDict
 
 from cache.digest import wire_digest
@@ -23,6 +23,7 @@ from gateway.admission.auth import Caller, Directory, Unauthenticated
 from gateway.admission.ratelimit import Verdict, ratelimit_policy_value, ratelimit_value
 from gateway.codec import http as codec
 from gateway.config import Server
+from gateway.doors.passthrough import Broken, Passing, Passthrough, ask_for_body
 from gateway.doors.path import Target, target_of
 from gateway.operate.telemetry import PASSTHROUGH, Telemetry
 from gateway.pipeline import Answer, Call, Pipeline
@@ -40,7 +41,6 @@ from gateway.problem import (
     unavailable,
 )
 from gateway.route import Route, Wire
-from tiers.backends.triton_http import Call as Outbound
 from tiers.inference import InferRequest, Provenance, Rejected, UpstreamError
 from tiers.pool import Pool
 from tiers.v2 import WireForm
@@ -83,6 +83,7 @@ class HttpDoor:
     def __init__(self, server: Server, ports: Ports) -> None:
         self._server = server
         self._ports = ports
+        self._through = Passthrough(server, ports.ticker, ports.loaded, ports.directory.has_keys)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; whatever goes wrong becomes a problem document here."""
@@ -168,7 +169,7 @@ class HttpDoor:
         bytes_max = int(route.config.limits.body_bytes_max or self._server.body_bytes_max)
         if (request.content_length or 0) > bytes_max:
             raise Refused(_body_too_large(route, bytes_max))
-        await _continue(request)
+        await ask_for_body(request)
         parts, size = [], 0
         try:
             async with asyncio.timeout(deadline.remaining(self._ports.ticker())):
@@ -224,47 +225,8 @@ class HttpDoor:
     async def _pass(
         self, request: web.BaseRequest, target: Target, began: float, pool: Pool | None = None
     ) -> web.StreamResponse:
-        """Hand a request to a backend as it is, and its answer back as it comes, part by part."""
-        pool = self._ports.passthrough if pool is None else pool
-        if (request.content_length or 0) > self._server.passthrough_bytes_max:
-            raise Refused(self._passthrough_too_large())
-        await _continue(request)
-        body = self._parts(request) if request.body_exists else None
-        response = web.StreamResponse()
-        deadline = Deadline.after(self._ports.ticker(), float(self._server.passthrough_timeout))
-        try:
-            sent = Outbound(request.method, target.raw, tuple(request.headers.items()), body)
-            async with pool.forward(sent, deadline) as reply:
-                response.set_status(reply.status)
-                if target.loads and reply.status < 300:
-                    self._ports.loaded(target.loads)  # before the caller hears of it, and asks again
-                for name, value in reply.headers:
-                    response.headers.add(name, value)
-                provenance = Provenance(cache="bypass", reason="passthrough")
-                for name, value in codec.provenance_headers(provenance, perf_counter() - began):
-                    response.headers.add(name, value)
-                await response.prepare(request)
-                async for part in reply.chunks:
-                    await response.write(part)
-                await response.write_eof()
-        except UpstreamError as error:
-            if response.prepared:
-                raise Broken(str(error)) from error
-            detail = f"No replica answered {request.method} {target.raw}: {error}."
-            raise Refused(unavailable(detail, max(1.0, error.retry_after))) from error
-        return response
-
-    async def _parts(self, request: web.BaseRequest) -> AsyncIterator[bytes]:
-        size = 0
-        async for part in request.content.iter_any():
-            size += len(part)
-            if size > self._server.passthrough_bytes_max:
-                raise Refused(self._passthrough_too_large())
-            yield part
-
-    def _passthrough_too_large(self) -> Problem:
-        bytes_max = int(self._server.passthrough_bytes_max)
-        return too_large(f"The body is larger than server.passthrough_bytes_max ({bytes_max} bytes).", bytes_max)
+        passing = Passing(target, self._ports.passthrough if pool is None else pool, began)
+        return await self._through.answer(request, passing)
 
     def _caller(self, request: web.BaseRequest) -> Caller:
         try:
@@ -277,10 +239,6 @@ class HttpDoor:
             raise Refused(unauthenticated(str(error))) from None
 
 
-class Broken(Exception):
-    """An upstream broke off in the middle of an answer whose head is already sent."""
-
-
 def problem_response(problem: Problem, more: Sequence[tuple[str, str]] = ()) -> web.Response:
     """A problem document as a response."""
     return web.Response(body=problem.body(), status=problem.status, headers=CIMultiDict([*problem.headers(), *more]))
@@ -288,16 +246,6 @@ def problem_response(problem: Problem, more: Sequence[tuple[str, str]] = ()) -> 
 
 def _plain(document: object, status: int = 200) -> web.Response:
     return web.Response(body=msgspec.json.encode(document), status=status, headers=_JSON)
-
-
-async def _continue(request: web.BaseRequest) -> None:
-    """Ask for the body, if the caller waits to be asked (RFC 9110 section 10.1.1)."""
-    expected = request.headers.get("Expect")
-    if expected is None or request.version < HttpVersion11:
-        return
-    if expected.lower() != "100-continue":
-        raise Refused(Problem("expectation", 417, "Expectation failed", f"Expect: {expected} is not known here."))
-    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
 
 
 def _head(request: web.BaseRequest) -> Head:

@@ -14,16 +14,21 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import Final
 
-from aiohttp import web
-from aiohttp.http_parser import HttpRequestParser
-from aiohttp.web_protocol import RequestHandler
+from aiohttp import HttpVersion10, HttpVersion11, StreamReader, web
+from aiohttp.abc import AbstractStreamWriter
+from aiohttp.http import SERVER_SOFTWARE
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.config import Address
 from gateway.doors.http import problem_response
-from gateway.problem import Problem, internal, malformed
+from gateway.problem import Problem, Refused, internal, malformed
 
 _SILENT: Final = logging.getLogger("tailrace.access")
 _SILENT.disabled = True  # the door counts and logs requests itself
+
+SERVER_NAME: Final = "tailrace"
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
@@ -40,10 +45,40 @@ def require_strict_parser() -> None:
         )
 
 
-class _Connection(RequestHandler):
-    """One connection. Its only difference: what cannot be parsed gets a problem document."""
+class _Request(web.BaseRequest):
+    """A request. Its only difference: answers name this server, not the library and its version."""
 
-    __slots__ = ()
+    async def _prepare_hook(self, response: web.StreamResponse) -> None:
+        if response.headers.get("Server") == SERVER_SOFTWARE:
+            response.headers["Server"] = SERVER_NAME
+
+
+class _Connection(RequestHandler):
+    """One connection. Its difference: what cannot be parsed gets a problem document, at any time."""
+
+    __slots__ = ("latest",)
+
+    latest: StreamReader | None
+    """The body of the request that was last begun to be answered."""
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
+            self._fail_unfinished(self._messages[-1][0])
+
+    def _fail_unfinished(self, error: _ErrInfo) -> None:
+        """aiohttp forgets a body that stops being HTTP half-way, and its reader would wait for ever:
+        give the reader the problem as its answer, instead of the next request."""
+        bodies = [body for _, body in self._messages]
+        if self.latest is not None:
+            bodies.append(self.latest)
+        for body in bodies:
+            if not body.is_eof():
+                body.set_exception(Refused(_unreadable(error.exc, error.message)))
+                body.feed_eof()
+                self._messages.pop()
+                self.close()
+                return
 
     def handle_error(
         self,
@@ -57,10 +92,7 @@ class _Connection(RequestHandler):
         if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
             response = problem_response(internal())
         else:
-            said = " ".join((message or str(exc) or "unreadable request").split())
-            problem = malformed(f"The request is not valid HTTP/1.1: {said}", "http")
-            if status != HTTPStatus.BAD_REQUEST:
-                problem = Problem("malformed", status, HTTPStatus(status).phrase, problem.detail)
+            problem = _unreadable(exc, message or str(exc))
             response = problem_response(problem)
         response.force_close()
         return response
@@ -70,12 +102,20 @@ class Listener(web.Server):
     """The server of one address. ``handler`` must not raise for anything but a caller who left."""
 
     def __init__(self, handler: Handler, header_bytes_max: int, connections_max: int) -> None:
-        super().__init__(handler, handler_cancellation=True)
+        async def strict(request: web.BaseRequest) -> web.StreamResponse:
+            problem = _unacceptable(request)
+            if problem is None:
+                return await handler(request)
+            response = problem_response(problem)
+            response.force_close()  # where this request ends is not certain
+            return response
+
+        super().__init__(strict, request_factory=_request, handler_cancellation=True)
         self._header_bytes_max = header_bytes_max
         self._connections_max = connections_max
 
     def __call__(self) -> RequestHandler:
-        return _Connection(
+        connection = _Connection(
             self,
             loop=asyncio.get_running_loop(),
             access_log=_SILENT,
@@ -85,11 +125,45 @@ class Listener(web.Server):
             keepalive_timeout=75.0,
             lingering_time=2.0,
         )
+        connection.latest = None
+        return connection
 
     def connection_made(self, handler: RequestHandler, transport: asyncio.Transport) -> None:
         super().connection_made(handler, transport)
         if len(self.connections) > self._connections_max:
             transport.abort()  # over the limit: cheaper for both than an answer nobody reads
+
+
+def _request(
+    message: RawRequestMessage,
+    payload: StreamReader,
+    protocol: RequestHandler,
+    writer: AbstractStreamWriter,
+    task: asyncio.Task[None],
+) -> web.BaseRequest:
+    assert isinstance(protocol, _Connection)
+    protocol.latest = payload
+    return _Request(message, payload, protocol, writer, task, asyncio.get_running_loop())
+
+
+def _unreadable(error: BaseException | None, message: str) -> Problem:
+    if isinstance(error, LineTooLong):
+        detail = f"A line of the request's head is longer than server.header_bytes_max ({error.args[1]} bytes)."
+        return Problem("head-too-large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Request head too large", detail)
+    said = " ".join((message or "unreadable request").split())
+    return malformed(f"The request is not valid HTTP/1.1: {said}", "http")
+
+
+def _unacceptable(request: web.BaseRequest) -> Problem | None:
+    """What the parser lets through and we do not: other versions, other transfer codings (RFC 9112)."""
+    if request.version not in (HttpVersion10, HttpVersion11):
+        detail = f"HTTP/{request.version.major}.{request.version.minor} is not spoken here; use HTTP/1.1."
+        return Problem("http-version", HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "HTTP version not supported", detail)
+    codings = ", ".join(request.headers.getall("Transfer-Encoding", ())).lower()
+    if codings not in ("", "chunked"):
+        detail = f"Transfer-Encoding {codings[:64]!r} is not undone here; use chunked alone."
+        return Problem("transfer-coding", HTTPStatus.NOT_IMPLEMENTED, "Transfer coding not implemented", detail)
+    return None
 
 
 async def listen(runner: web.ServerRunner | web.AppRunner, address: Address) -> str:

@@ -25,7 +25,7 @@ _KINDS: Final[dict[str | None, Kind]] = {
     "ready": "model-ready",
     "stats": "stats",
 }
-_AMBIGUOUS: Final = re.compile(r"//|/\.{1,2}(?:/|$)|%2f|%5c|%00|\\|[\x00-\x20\x7f]", re.IGNORECASE)
+_AMBIGUOUS: Final = re.compile(r"//|/(?:\.|%2e){1,2}(?:/|$)|%2f|%5c|%00|\\|[\x00-\x20\x7f]", re.IGNORECASE)
 _READS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 
 # What each path changes, tried in order on the decoded, lower-cased path. They are wider than Triton's
@@ -56,7 +56,7 @@ class Target(msgspec.Struct, frozen=True):
         if version:
             path += f"/versions/{quote(version, safe='')}"
         if self.rest:
-            path += f"/{self.rest}"
+            path += f"/{quote(self.rest)}"
         _, mark, query = self.raw.partition("?")
         return path + mark + query
 

@@ -53,6 +53,7 @@ def gauges(routes: Mapping[str, Route], homes: Mapping[str, Home], is_draining: 
     )
     yield Gauge("tailrace_epoch", "Turns when a model behind changes.", route, of_routes(lambda each: each.epoch))
     yield Gauge("tailrace_flights", "Fills under way.", route, of_routes(lambda each: len(each.flights)))
+    yield Gauge("tailrace_waiters", "Callers who wait for fills.", route, of_routes(lambda each: each.flights.waiters))
     yield Gauge("tailrace_refreshes", "Background refreshes under way.", route, of_routes(lambda each: each.refreshes))
     yield Gauge(
         "tailrace_breaker_state",

@@ -207,7 +207,7 @@ def test_cache_status(provenance, expected):
 def test_provenance_is_a_structured_dictionary():
     provenance = Provenance(
         cache="stale", reason="unreachable", tier="large", version="3", age=12.9, ttl_left=-2.5, rows=8,
-        rows_escalated=2, steps=("replica", "stale"),
+        rows_escalated=2, steps=("replica", "stale"), degraded=True,
     )  # fmt: skip
     fields = dict(provenance_headers(provenance, 0.0012345))
     assert fields["Age"] == "12"
@@ -220,6 +220,9 @@ def test_provenance_is_a_structured_dictionary():
         "steps=(replica stale), degraded"
     )
     assert "Age" not in dict(provenance_headers(Provenance(), 0.0))
+    other_replica = dict(provenance_headers(Provenance(steps=("replica",)), 0.0))["Tailrace-Provenance"]
+    assert "steps=(replica)" in other_replica
+    assert "degraded" not in other_replica  # as good an answer as the first replica's
 
 
 @pytest.mark.parametrize("name", ["a\r\nX: y", 'q"uo\\te', "modèle", "x" * 9999, "\ud800", "\x7f\x00", "%41"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from gateway.config import ALLOW_ALL, Address, Config, ConfigError, load, parse_address
@@ -238,6 +238,7 @@ def test_sizes_are_written_as_they_are_read(size: int) -> None:
 
 
 @given(st.integers(0, 10**9), st.sampled_from(["us", "ms", "s", "m", "h", "d"]))
+@example(16018363, "us")
 def test_durations_are_written_as_they_are_read(number: int, unit: str) -> None:
     once = Seconds.parse(f"{number}{unit}")
     assert float(Seconds.parse(str(once))) == pytest.approx(float(once), rel=1e-9)

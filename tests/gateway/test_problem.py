@@ -20,7 +20,7 @@ EVERY = [
     problem.unsupported_media("u"),
     problem.unsupported_encoding("u"),
     problem.quota("q", 0.2),
-    problem.unavailable("u", 2.5, ("replica", "stale")),
+    problem.unavailable("u", 2.5),
     problem.deadline_exceeded("d"),
     problem.not_cached(),
     problem.internal(),

@@ -266,6 +266,37 @@ async def test_a_restart_clears_what_was_learnt_of_its_models() -> None:
     await made.infer(REQUEST, FAR)
 
 
+async def test_nobody_is_called_ready_before_the_first_probe_yet_all_are_asked() -> None:
+    made = pool(Fake("a"))
+    assert not made.states()[0].ready
+    assert (await made.infer(REQUEST, FAR)).replica == "a"
+    await made.probe_once()
+    assert made.states()[0].ready
+
+
+async def test_a_model_that_changed_is_tried_at_once() -> None:
+    one = Fake("a")
+    made = pool(one)
+    one.fails = Failure.BROKEN
+    for version in ("", "", "2", "2"):
+        with pytest.raises(UpstreamError):
+            await made.infer(InferRequest("m", (), version=version), FAR)
+    assert state(made) == ("closed", ("m", "m/2"))
+    one.fails = None
+    made.forget("other")
+    assert state(made) == ("closed", ("m", "m/2"))
+    made.forget("m")
+    assert (await made.infer(REQUEST, FAR)).replica == "a"
+
+
+async def test_without_leave_nobody_else_is_asked() -> None:
+    one, two = Fake("a"), Fake("b")
+    one.fails = two.fails = Failure.UNREACHABLE
+    with pytest.raises(UpstreamError):
+        await pool(one, two).infer(REQUEST, FAR, again=False)
+    assert one.calls + two.calls == 1
+
+
 async def test_unready_replicas_are_asked_only_when_no_other_is_left() -> None:
     one, two = Fake("a"), Fake("b")
     one.ready = 400

@@ -1,0 +1,1 @@
+"""What Tailrace costs and gains, measured beside real peers in one interleaved run."""

@@ -1,0 +1,151 @@
+"""Pass-through: a request goes to a backend as it came, its answer comes back as it is, part by part.
+
+Rule of this file: nothing is decoded, cached or judged here. What is bounded: the body, the wait for the
+answer's head, and (by the backend) each silence in it. A call that changes servers goes to every replica,
+or a load balancer in front would have changed one of them by chance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from time import perf_counter
+from typing import Final
+
+import msgspec
+from aiohttp import HttpVersion11, web
+
+from degrade.deadline import Deadline, Ticker
+from gateway.codec import http as codec
+from gateway.config import Server
+from gateway.doors.path import Target
+from gateway.problem import Problem, Refused, too_large, unavailable
+from tiers.backends.triton_http import Call, Reply
+from tiers.inference import Provenance, UpstreamError
+from tiers.pool import Pool
+
+CREDENTIALS: Final = frozenset({"authorization", "x-api-key"})
+CHANGE_BYTES_MAX: Final = 256 * 2**20
+"""A call to every replica is held in memory; loads may carry whole model files."""
+
+
+class Broken(Exception):
+    """An answer whose head is already sent cannot be finished."""
+
+
+class Passing(msgspec.Struct, frozen=True):
+    """One request on its way through: where to, and since when (``perf_counter`` seconds)."""
+
+    target: Target
+    pool: Pool
+    began: float
+
+
+class Passthrough:
+    """The way through. ``loaded`` is told of a model that was loaded or unloaded, before the caller hears
+    of it; ``keys_are_ours`` says that credentials were meant for us, and stay here."""
+
+    def __init__(self, server: Server, ticker: Ticker, loaded: Callable[[str], None], keys_are_ours: bool) -> None:
+        self._loaded = loaded
+        self._bytes_max = int(server.passthrough_bytes_max)
+        self._timeout = float(server.passthrough_timeout)
+        self._ticker = ticker
+        self._withheld = CREDENTIALS if keys_are_ours else frozenset()
+
+    async def answer(self, request: web.BaseRequest, passing: Passing) -> web.StreamResponse:
+        """Send the request on and stream the answer back. Raises Refused, or Broken once it has begun."""
+        if (request.content_length or 0) > self._bytes_max:
+            raise Refused(self._too_large(self._bytes_max))
+        await ask_for_body(request)
+        deadline = Deadline.after(self._ticker(), self._timeout)
+        try:
+            if passing.target.changes is not None and len(passing.pool.replicas) > 1:
+                return await self._everywhere(request, passing, deadline)
+            return await self._forwarded(request, passing, deadline)
+        except UpstreamError as error:
+            self._tell(passing.target)  # it may have happened all the same
+            detail = f"No replica answered {request.method} {passing.target.raw}: {error}."
+            raise Refused(unavailable(detail, max(1.0, error.retry_after))) from error
+
+    async def _forwarded(self, request: web.BaseRequest, passing: Passing, deadline: Deadline) -> web.StreamResponse:
+        body = self._parts(request) if request.body_exists else None
+        # Triton answers HEAD with a body, which no client can read: ask as GET, and keep the head
+        # (RFC 9110 section 9.3.2: it is the same head).
+        only_head = request.method == "HEAD"
+        method = "GET" if only_head else request.method
+        call = Call(method, passing.target.raw, self._headers(request), body)
+        response = web.StreamResponse()
+        try:
+            async with passing.pool.forward(call, deadline) as reply:
+                self._tell(passing.target)
+                response.set_status(reply.status)
+                response.headers.extend(reply.headers)
+                response.headers.extend(_provenance(passing))
+                await response.prepare(request)
+                if not only_head:
+                    async for part in reply.chunks:
+                        await response.write(part)
+                await response.write_eof()
+        except (UpstreamError, Refused) as error:  # Refused: the caller's body failed, after the answer began
+            if response.prepared:
+                raise Broken(str(error)) from error
+            raise
+        return response
+
+    async def _everywhere(self, request: web.BaseRequest, passing: Passing, deadline: Deadline) -> web.Response:
+        """The same call at every replica: the first failure is the answer, or else the last success."""
+        body = b"".join([part async for part in self._parts(request, CHANGE_BYTES_MAX)])
+        call = Call(request.method, passing.target.raw, self._headers(request), body or None)
+        chosen: Reply | None = None
+        failed: UpstreamError | None = None
+        outcomes = await passing.pool.each(call, deadline)
+        self._tell(passing.target)
+        for _, outcome in outcomes:
+            if isinstance(outcome, UpstreamError):
+                failed = failed or outcome
+            elif chosen is None or chosen.status < 400:
+                chosen = outcome
+        if failed is not None and (chosen is None or chosen.status < 400):
+            raise failed
+        assert chosen is not None, "a pool has a replica"
+        response = web.Response(body=chosen.body, status=chosen.status)
+        for name, value in (*chosen.headers, *_provenance(passing)):
+            if name.lower() not in ("content-length", "content-type"):
+                response.headers.add(name, value)
+            elif name.lower() == "content-type":
+                response.headers[name] = value
+        return response
+
+    def _tell(self, target: Target) -> None:
+        if target.loads:
+            self._loaded(target.loads)
+
+    def _headers(self, request: web.BaseRequest) -> tuple[tuple[str, str], ...]:
+        return tuple(pair for pair in request.headers.items() if pair[0].lower() not in self._withheld)
+
+    async def _parts(self, request: web.BaseRequest, bytes_max: int | None = None) -> AsyncIterator[bytes]:
+        bytes_max = self._bytes_max if bytes_max is None else min(bytes_max, self._bytes_max)
+        size = 0
+        async for part in request.content.iter_any():
+            size += len(part)
+            if size > bytes_max:
+                raise Refused(self._too_large(bytes_max))
+            yield part
+
+    def _too_large(self, bytes_max: int) -> Problem:
+        where = "server.passthrough_bytes_max" if bytes_max == self._bytes_max else "what all replicas can be sent"
+        return too_large(f"The body is larger than {where} ({bytes_max} bytes).", bytes_max)
+
+
+async def ask_for_body(request: web.BaseRequest) -> None:
+    """Answer ``Expect: 100-continue``, if the caller waits to be asked (RFC 9110 section 10.1.1)."""
+    expected = request.headers.get("Expect")
+    if expected is None or request.version < HttpVersion11:
+        return
+    if expected.lower() != "100-continue":
+        raise Refused(Problem("expectation", 417, "Expectation failed", f"Expect: {expected[:64]} is not known here."))
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def _provenance(passing: Passing) -> list[tuple[str, str]]:
+    provenance = Provenance(cache="bypass", reason="passthrough")
+    return codec.provenance_headers(provenance, perf_counter() - passing.began)

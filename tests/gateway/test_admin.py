@@ -1,0 +1,130 @@
+"""The admin port: metrics that parse, a status that is true, a purge that says what it dropped."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+from aiohttp import ClientSession, web
+from prometheus_client.parser import text_string_to_metric_families
+
+from cache.digest import Key
+from gateway.config import CacheConfig, TierConfig
+from gateway.config import Route as RouteConfig
+from gateway.operate.admin import admin_app
+from gateway.operate.gauges import gauges
+from gateway.operate.telemetry import Telemetry
+from gateway.route import Home, Route, Served
+from gateway.units import Seconds
+from tiers.inference import InferResponse, Tensor
+from tiers.pool import ReplicaState
+
+
+class Pool:
+    def states(self) -> tuple[ReplicaState, ...]:
+        return (ReplicaState("http://u", "open", 3, False, ("m",)),)
+
+
+def route(name: str, cache: CacheConfig | None) -> Route:
+    home = Home(Pool(), None)  # type: ignore[arg-type]  # nobody is asked anything here
+    return Route(name, RouteConfig((TierConfig("gpu", "m"),), cache), [home], 1000)
+
+
+def fill(kept: Route, count: int) -> None:
+    assert kept.cache is not None
+    for index in range(count):
+        response = InferResponse("m", "1", (Tensor("y", "FP32", (1,), b"1234"),))
+        entry = kept.entry(Served(response, "m", 1, 0, 1), 0, 0.0)
+        assert kept.cache.store(Key(bytes([index] * 16), 0), entry, kept.cache.ticket())
+
+
+@pytest.fixture
+def routes() -> dict[str, Route]:
+    cache = CacheConfig(ttl=Seconds(10))
+    made = {"a": route("a", cache), "b": route("b", cache), "bare": route("bare", None)}
+    fill(made["a"], 3)
+    fill(made["b"], 2)
+    return made
+
+
+@pytest.fixture
+async def admin(routes: dict[str, Route]) -> AsyncIterator[ClientSession]:
+    telemetry, pool = Telemetry(), Pool()
+    homes = {"gpu": Home(pool, None)}  # type: ignore[arg-type]
+    for gauge in gauges(routes, homes, lambda: False):
+        telemetry.watch(gauge)
+    runner = web.AppRunner(admin_app(routes, {"gpu": pool}, telemetry, lambda: True))  # type: ignore[dict-item]
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    host, port = runner.addresses[0][:2]
+    async with ClientSession(f"http://{host}:{port}") as session:
+        yield session
+    await runner.cleanup()
+
+
+async def test_the_index_names_the_paths(admin: ClientSession) -> None:
+    async with admin.get("/") as answer:
+        assert "/purge?route=NAME" in await answer.text()
+
+
+async def test_the_metrics_parse_and_tell_of_caches_and_replicas(admin: ClientSession) -> None:
+    async with admin.get("/metrics") as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
+        text = await answer.text()
+    samples = {
+        (sample.name, *sample.labels.values()): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+    assert samples["tailrace_cache_entries", "a"] == 3
+    assert ("tailrace_cache_entries", "bare") not in samples
+    assert samples["tailrace_breaker_state", "gpu", "http://u"] == 2
+    assert samples["tailrace_replica_ready", "gpu", "http://u"] == 0
+    assert samples["tailrace_replica_in_flight", "gpu", "http://u"] == 3
+    assert samples["tailrace_replica_models_open", "gpu", "http://u"] == 1
+
+
+async def test_the_status_is_true(admin: ClientSession, routes: dict[str, Route]) -> None:
+    routes["a"].turn()
+    async with admin.get("/status") as answer:
+        status = await answer.json()
+    assert status["draining"] is True
+    assert status["routes"]["a"]["epoch"] == 1
+    assert status["routes"]["a"]["cache"]["entries"] == 3
+    assert status["routes"]["bare"]["cache"] is None
+    assert status["backends"]["gpu"][0]["models_open"] == ["m"]
+
+
+async def test_one_route_is_purged_or_all(admin: ClientSession, routes: dict[str, Route]) -> None:
+    assert routes["a"].cache is not None
+    ticket = routes["a"].cache.ticket()
+    async with admin.post("/purge", params={"route": "a"}) as answer:
+        assert await answer.json() == {"purged": {"a": 3}}
+    assert routes["a"].cache.ticket() != ticket
+    async with admin.post("/purge?all") as answer:
+        assert await answer.json() == {"purged": {"a": 0, "b": 2}}
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "word"),
+    [
+        ("", 400, "either"),
+        ("?route=a&all", 400, "either"),
+        ("?route=a&route=b", 400, "either"),
+        ("?everything", 400, "either"),
+        ("?route=zzz", 404, "a, b, bare"),
+    ],
+)
+async def test_an_unclear_purge_drops_nothing(
+    admin: ClientSession, routes: dict[str, Route], query: str, status: int, word: str
+) -> None:
+    async with admin.post(f"/purge{query}") as answer:
+        assert answer.status == status
+        assert word in (await answer.json(content_type=None))["error"]
+    assert [kept.cache.entries for kept in routes.values() if kept.cache is not None] == [3, 2]
+
+
+async def test_a_purge_is_never_a_get(admin: ClientSession) -> None:
+    async with admin.get("/purge?all") as answer:
+        assert answer.status == 405

@@ -1,0 +1,389 @@
+"""The HTTP door before an upstream that records raw bytes: what goes through, what stays, what is refused."""
+
+import asyncio
+import contextlib
+import json
+
+import pytest
+
+from gateway.app import Gateway
+from gateway.config import load
+
+SECONDS = 10.0
+POST = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\n"
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+LISTENERS = {"TAILRACE_SERVER__HTTP": '"127.0.0.1:0"', "TAILRACE_SERVER__ADMIN": '"127.0.0.1:0"'}
+
+
+class Upstream:
+    """A server that keeps every request's raw head and body, and answers ``reply``, or as ``script`` does.
+
+    Health probes are answered and not kept.
+    """
+
+    def __init__(self):
+        self.heads, self.bodies = [], []
+        self.reply = OK
+        self.script = None
+        self.url = ""
+
+    async def serve(self, reader, writer):
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                if head.startswith(b"GET /v2/health/"):
+                    writer.write(OK)
+                    continue
+                self.heads.append(head)
+                if self.script is not None:
+                    await self.script(reader, writer)
+                    continue
+                self.bodies.append(await whole(head, reader))
+                writer.write(self.reply)
+        writer.close()
+
+    def fields(self, index=-1):
+        """Header fields of a request, as they came, without Host."""
+        lines = self.heads[index].decode().split("\r\n")[1:-2]
+        return [line for line in lines if not line.startswith("Host: ")]
+
+
+async def chunk(reader):
+    size = int(await reader.readuntil(b"\r\n"), 16)
+    return (await reader.readexactly(size + 2))[:-2]
+
+
+async def whole(head, reader):
+    """A message's body by its framing."""
+    lowered = head.lower()
+    if b"transfer-encoding: chunked" in lowered:
+        parts = []
+        while part := await chunk(reader):
+            parts.append(part)
+        return b"".join(parts)
+    _, found, rest = lowered.partition(b"content-length: ")
+    return await reader.readexactly(int(rest.split(b"\r\n")[0])) if found else b""
+
+
+class Door:
+    """A running gateway in this loop, and raw connections to it."""
+
+    def __init__(self, gateway, url):
+        self.gateway, self.port = gateway, int(url.rpartition(":")[2])
+        self.writers = []
+
+    async def connect(self):
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        self.writers.append(writer)
+        return reader, writer
+
+    async def ask(self, message):
+        """(status, header lines, body) of one request on a connection of its own."""
+        reader, writer = await self.connect()
+        writer.write(message)
+        return await answer(reader, message.startswith(b"HEAD"))
+
+    def replica(self):
+        (state,) = self.gateway.homes["upstream"].pool.states()
+        return state
+
+
+async def answer(reader, only_head=False):
+    async with asyncio.timeout(SECONDS):
+        head = await reader.readuntil(b"\r\n\r\n")
+        body = b"" if only_head else await whole(head, reader)
+    first, *lines = head.decode().split("\r\n")[:-2]
+    return int(first.split()[1]), lines, body
+
+
+def problem(got, status):
+    """The document of an answer that must be a problem."""
+    assert got[0] == status, got
+    assert "Content-Type: application/problem+json" in got[1]
+    document = json.loads(got[2])
+    assert document["error"] == document["detail"]
+    return document
+
+
+@pytest.fixture
+async def upstream():
+    found = Upstream()
+    server = await asyncio.start_server(found.serve, "127.0.0.1", 0)
+    found.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    yield found
+    server.close()
+
+
+@pytest.fixture
+async def open_door(upstream):
+    """``await open_door(KEY=value)`` -> a gateway before the upstream; keys are environment overrides."""
+    doors = []
+
+    async def start(url=None, **overrides):
+        environ = LISTENERS | {"TAILRACE_SERVER__DRAIN": "1s"}
+        gateway = Gateway(load(None, environ | overrides, [url or upstream.url]))
+        http, _ = await gateway.start()
+        doors.append(Door(gateway, http))
+        return doors[-1]
+
+    yield start
+    for door in doors:
+        for writer in door.writers:
+            writer.close()
+        await door.gateway.stop()
+
+
+async def test_a_request_goes_out_as_it_came_without_what_was_for_us_alone(upstream, open_door):
+    door = await open_door()
+    kept = ["X-One: 1", "X-One: 2", "Accept-Encoding: gzip", "Cookie: a=b", "Authorization: Bearer t", "Via: 1.0 x"]
+    dropped = ["Connection: keep-alive, X-Hop", "X-Hop: 1", "Keep-Alive: 5", "TE: trailers", "Upgrade: h2c"]
+    dropped += ["Proxy-Authorization: p", "Proxy-Connection: close", "Trailer: X"]
+    lines = "\r\n".join([*kept, *dropped, "Content-Length: 3"]).replace("X-One: 2", "x-one: 2").encode()
+    assert (await door.ask(POST + lines + b"\r\n\r\nabc"))[0] == 200
+    assert upstream.heads[0].startswith(b"POST /v2/models/m/infer HTTP/1.1\r\n")
+    assert upstream.fields() == [*kept, "Content-Length: 3"]
+    assert upstream.bodies == [b"abc"]
+
+
+async def test_an_answer_comes_back_as_it_is_without_what_was_for_us_alone(upstream, open_door):
+    kept = ["Content-Type: x/y", "Set-Cookie: a=1", "Set-Cookie: b=2", "Content-Encoding: gzip", "Server: t"]
+    dropped = ["Connection: X-Hop", "X-Hop: 1", "Keep-Alive: timeout=5", "Proxy-Authenticate: Basic", "Upgrade: h2c"]
+    upstream.reply = (
+        b"HTTP/1.1 418 Teapot\r\nContent-Length: 3\r\n" + "\r\n".join([*kept, *dropped, "", "abc"]).encode()
+    )
+    status, lines, body = await (await open_door()).ask(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (status, body) == (418, b"abc")
+    names = ("Cache-Status", "Server-Timing", "Tailrace-Provenance", "Date", "Content-Length")
+    assert [line for line in lines if not line.startswith(names)] == kept
+
+
+async def test_the_server_names_itself_and_not_its_library(open_door):
+    door = await open_door()
+    for path in (b"/v2/health/live", b"/v2/models/m", b"//", b"/v2"):
+        assert "Server: tailrace" in (await door.ask(b"GET " + path + b" HTTP/1.1\r\nHost: h\r\n\r\n"))[1]
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ("/v2/models/a%20b/infer?x=%2f&y", "/v2/models/a%20b/infer?x=%2f&y"),
+        ("/v2/models/%6D", "/v2/models/%6D"),
+        ("http://h/v2/models/m?a=1", "/v2/models/m?a=1"),
+        ("/any'thing;(x)!$&*+,=:@~", "/any'thing;(x)!$&*+,=:@~"),
+    ],
+)
+async def test_targets_go_out_byte_by_byte(upstream, open_door, asked, sent):
+    assert (await (await open_door()).ask(f"GET {asked} HTTP/1.1\r\nHost: h\r\n\r\n".encode()))[0] == 200
+    assert upstream.heads[0].split(b" ")[1].decode() == sent
+
+
+@pytest.mark.parametrize("target", ["//h/v2", "/v2/models/../x", "/v2/models/m%2Finfer", "*", "http://h//v2"])
+async def test_ambiguous_targets_reach_nobody(upstream, open_door, target):
+    got = await (await open_door()).ask(f"OPTIONS {target} HTTP/1.1\r\nHost: h\r\n\r\n".encode())
+    assert problem(got, 400)["reason"] == "target"
+    assert upstream.heads == []
+
+
+async def test_an_upload_arrives_while_it_is_sent(upstream, open_door):
+    arrived = asyncio.Queue()
+
+    async def script(reader, writer):
+        while part := await chunk(reader):
+            arrived.put_nowait(part)
+        writer.write(OK)
+
+    upstream.script = script
+    reader, writer = await (await open_door()).connect()
+    writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+    async with asyncio.timeout(SECONDS):
+        for text in (b"one", b"two", b"six"):  # each is sent only when the one before has arrived
+            writer.write(b"3\r\n" + text + b"\r\n")
+            assert await arrived.get() == text
+    writer.write(b"0\r\n\r\n")
+    assert (await answer(reader))[0] == 200
+
+
+async def test_an_answer_is_passed_on_while_it_comes(upstream, open_door):
+    received = asyncio.Event()
+
+    async def script(reader, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for text in (b"data: 1\n\n", b"data: 2\n\n"):
+            writer.write(b"9\r\n" + text + b"\r\n")
+            await received.wait()  # the next piece comes only when the caller has this one
+            received.clear()
+        writer.write(b"0\r\n\r\n")
+
+    upstream.script = script
+    reader, writer = await (await open_door()).connect()
+    writer.write(b"GET /v2/models/m/generate_stream HTTP/1.1\r\nHost: h\r\n\r\n")
+    async with asyncio.timeout(SECONDS):
+        await reader.readuntil(b"\r\n\r\n")
+        for text in (b"data: 1\n\n", b"data: 2\n\n"):
+            assert await chunk(reader) == text
+            received.set()
+        assert await chunk(reader) == b""
+
+
+async def test_the_body_is_asked_for_when_the_caller_waits_to_be_asked(upstream, open_door):
+    reader, writer = await (await open_door()).connect()
+    writer.write(POST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
+    async with asyncio.timeout(SECONDS):
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"abc")
+    assert (await answer(reader))[0] == 200
+    assert (upstream.fields(), upstream.bodies) == (["Content-Length: 3"], [b"abc"])
+
+
+async def test_a_body_that_will_be_refused_is_not_asked_for(upstream, open_door):
+    door = await open_door(TAILRACE_SERVER__PASSTHROUGH_BYTES_MAX="1KiB")
+    problem(await door.ask(POST + b"Expect: 100-continue\r\nContent-Length: 1025\r\n\r\n"), 413)
+    problem(await door.ask(POST + b"Expect: 200-ok\r\nContent-Length: 3\r\n\r\n"), 417)
+    assert upstream.heads == []
+
+
+async def test_a_chunked_body_over_the_limit_is_413_and_not_the_replicas_fault(upstream, open_door):
+    door = await open_door(TAILRACE_SERVER__PASSTHROUGH_BYTES_MAX="1KiB")
+    for _ in range(7):  # more than open a breaker
+        message = POST + b"Transfer-Encoding: chunked\r\n\r\n401\r\n" + b"a" * 1025 + b"\r\n0\r\n\r\n"
+        assert problem(await door.ask(message), 413)["bytes_max"] == 1024
+        assert door.replica().breaker == "closed"
+    assert (await door.ask(POST + b"Content-Length: 1024\r\n\r\n" + b"a" * 1024))[0] == 200
+    assert upstream.bodies[-1] == b"a" * 1024
+
+
+async def begun_upload(upstream, door):
+    """A connection whose upload has begun to arrive upstream."""
+    arrived, gone = asyncio.Event(), asyncio.Event()
+
+    async def script(reader, writer):
+        assert await chunk(reader) == b"hello"
+        arrived.set()
+        assert await reader.read() == b""  # the gateway gives the connection up
+        gone.set()
+
+    upstream.script = script
+    reader, writer = await door.connect()
+    writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+    async with asyncio.timeout(SECONDS):
+        await arrived.wait()
+    return reader, writer, gone
+
+
+async def test_a_caller_who_breaks_off_an_upload_is_not_the_replicas_fault(upstream, open_door):
+    door = await open_door()
+    for _ in range(7):
+        _, writer, gone = await begun_upload(upstream, door)
+        writer.transport.abort()
+        async with asyncio.timeout(SECONDS):
+            await gone.wait()
+        assert door.replica().breaker == "closed"
+    upstream.script = None
+    assert (await door.ask(POST + b"Content-Length: 0\r\n\r\n"))[0] == 200
+    assert door.replica().in_flight == 0
+
+
+async def test_an_upload_that_stops_being_http_is_400_and_not_the_replicas_fault(upstream, open_door):
+    door = await open_door()
+    for _ in range(7):
+        reader, writer, gone = await begun_upload(upstream, door)
+        writer.write(b"ZZ\r\n\r\n")
+        assert "chunk size" in problem(await answer(reader), 400)["detail"]
+        async with asyncio.timeout(SECONDS):
+            await gone.wait()
+            assert await reader.read() == b""
+        assert door.replica().breaker == "closed"
+
+
+async def test_half_an_answer_never_passes_for_a_whole_one(upstream, open_door):
+    async def script(reader, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+        writer.close()
+
+    upstream.script = script
+    reader, writer = await (await open_door()).connect()
+    writer.write(b"GET /x HTTP/1.1\r\nHost: h\r\n\r\n")
+    received = b""
+    async with asyncio.timeout(SECONDS):
+        with contextlib.suppress(ConnectionResetError):
+            while part := await reader.read(65536):
+                received += part
+    assert b"0\r\n\r\n" not in received
+
+
+async def test_an_answer_that_comes_before_the_upload_has_ended(upstream, open_door):
+    async def script(reader, writer):
+        await chunk(reader)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\nContent-Length: 2\r\nConnection: close\r\n\r\nno")
+        writer.close()
+
+    upstream.script = script
+    reader, writer = await (await open_door()).connect()
+    writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
+    status, _, body = await answer(reader)
+    assert (status, body) == (400, b"no")
+
+
+async def test_head_is_asked_as_get_and_the_connection_goes_on(upstream, open_door):
+    reader, writer = await (await open_door()).connect()
+    for _ in range(2):
+        writer.write(b"HEAD /v2 HTTP/1.1\r\nHost: h\r\n\r\n")
+        status, lines, _ = await answer(reader, only_head=True)
+        assert status == 200
+        assert "Content-Length: 2" in lines
+    writer.write(b"GET /v2 HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (await answer(reader))[2] == b"ok"
+    assert [head.split(b" ")[0] for head in upstream.heads] == [b"GET"] * 3
+
+
+@pytest.mark.parametrize(
+    "reply", [b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nab"]
+)
+async def test_an_upstream_that_answers_nonsense_is_a_503(upstream, open_door, reply):
+    upstream.reply = reply
+    got = await (await open_door()).ask(b"GET /v2 HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert problem(got, 503)["retry_after"] >= 1
+
+
+async def test_an_upstream_that_is_not_there_is_a_503_and_not_ready(open_door, unused_port):
+    door = await open_door(f"http://127.0.0.1:{unused_port}")
+    problem(await door.ask(POST + b"Content-Length: 0\r\n\r\n"), 503)
+    assert (await door.ask(b"GET /v2/health/live HTTP/1.1\r\nHost: h\r\n\r\n"))[2] == b'{"live":true}'
+    await door.gateway.homes["upstream"].pool.probe_once()
+    status, _, body = await door.ask(b"GET /v2/health/ready HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (status, json.loads(body)["ready"]) == (503, False)
+
+
+@pytest.fixture
+async def unused_port():
+    """A port that is bound and refuses connections."""
+    server = await asyncio.start_server(lambda reader, writer: None, "127.0.0.1", 0, start_serving=False)
+    port = server.sockets[0].getsockname()[1]
+    server.close()
+    return port
+
+
+@pytest.mark.parametrize(
+    ("path", "switch"),
+    [
+        ("/v2/repository/models/m/load", "repository"),
+        ("/v2/logging", "logging"),
+        ("/v2/trace/setting", "trace"),
+        ("/v2/systemsharedmemory/region/r/register", "shared_memory"),
+    ],
+)
+async def test_each_switch_allows_its_own_paths_only(upstream, open_door, path, switch):
+    message = f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{{}}".encode()
+    others = {"repository", "logging", "trace", "shared_memory"} - {switch}
+    closed = await open_door(TAILRACE_SERVER__ALLOW=json.dumps(sorted(others)))
+    document = problem(await closed.ask(message), 403)
+    assert document["config_key"] == f'"{switch}" in server.allow'
+    assert upstream.heads == []
+    assert (await (await open_door(TAILRACE_SERVER__ALLOW=json.dumps([switch]))).ask(message))[0] == 200
+
+
+async def test_a_body_that_does_not_come_in_time_is_408(upstream, open_door):
+    route = '{ tiers = [{ backend = "upstream", model = "m" }], timeout = "50ms" }'
+    door = await open_door(TAILRACE_ROUTES__M=route)
+    assert "50" in problem(await door.ask(POST + b"Content-Length: 3\r\n\r\nab"), 408)["detail"].replace("0.05", "50")
+    assert not [head for head in upstream.heads if b"/infer" in head]

@@ -1,0 +1,191 @@
+"""A route's own decisions: what is in its key, its quotas' names, its merged facts, its readiness."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+import pytest
+
+from degrade.deadline import Deadline
+from degrade.ladder import Failure
+from gateway.admission.auth import Caller
+from gateway.config import Accept, CacheConfig, InputRule, Limits, QuotaConfig, TierConfig
+from gateway.config import Route as RouteConfig
+from gateway.route import Home, Route, Served, merged_facts, quota_of
+from gateway.units import Seconds, Size
+from tiers.backends.triton_http import Call, Reply
+from tiers.catalog import ModelFacts, TensorFact
+from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor, UpstreamError
+
+LAST: Final = TierConfig("gpu", "large")
+FAST: Final = TierConfig("gpu", "small", "2", Accept("p", 0.5))
+
+
+class Fake:
+    """A home's pool and catalog."""
+
+    def __init__(self, status: int | None = 200, waits: float = 0.0) -> None:
+        self.status, self.waits = status, waits
+        self.asked: list[str] = []
+
+    async def exchange(self, call: Call, deadline: Deadline) -> Reply:
+        self.asked.append(call.target)
+        if self.status is None:
+            raise UpstreamError(Failure.UNREACHABLE, "told to")
+        return Reply(self.status, (), b"")
+
+    def retry_after(self, model: str, version: str = "") -> float:
+        return self.waits
+
+
+def route(name: str = "r", fakes: tuple[Fake, ...] = (), **changes: object) -> Route:
+    fields: dict[str, object] = {"tiers": (LAST,), "cache": CacheConfig(ttl=Seconds(10))}
+    config = RouteConfig(**(fields | changes))  # type: ignore[arg-type]  # as written in each test
+    homes = [Home(fake, fake) for fake in fakes or (Fake(),) * len(config.tiers)]  # type: ignore[arg-type]
+    return Route(name, config, homes, 1000)
+
+
+BASE = InferRequest(
+    "r",
+    (Tensor("a", "FP32", (1, 4), b"0123456789abcdef"), Tensor("b", "INT32", (1,), b"1234")),
+    (RequestedOutput("y"), RequestedOutput("z")),
+    parameters={"k": 1},
+)
+ALICE, BOB = Caller("alice", "t1"), Caller("bob", "t2")
+
+
+def with_input(**changes: object) -> InferRequest:
+    first = msgspec.structs.replace(BASE.inputs[0], **changes)
+    return msgspec.structs.replace(BASE, inputs=(first, BASE.inputs[1]))
+
+
+def replaced(**changes: object) -> InferRequest:
+    return msgspec.structs.replace(BASE, **changes)
+
+
+DIFFERENT = {
+    "input's name": with_input(name="c"),
+    "datatype": with_input(datatype="INT32"),
+    "shape": with_input(shape=(2, 2)),
+    "rank": with_input(shape=(4,)),
+    "bytes": with_input(data=b"0123456789abcdeF"),
+    "input left out": replaced(inputs=BASE.inputs[:1]),
+    "bytes of two inputs exchanged": replaced(
+        inputs=(with_input(data=b"1234", shape=(1,)).inputs[0], Tensor("b", "INT32", (1, 4), b"0123456789abcdef"))
+    ),
+    "parameter's value": replaced(parameters={"k": 2}),
+    "parameter's type": replaced(parameters={"k": True}),
+    "parameter's name": replaced(parameters={"j": 1}),
+    "one parameter more": replaced(parameters={"k": 1, "j": 1}),
+    "output left out": replaced(outputs=BASE.outputs[:1]),
+    "another output": replaced(outputs=(RequestedOutput("y"), RequestedOutput("w"))),
+    "outputs' order": replaced(outputs=BASE.outputs[::-1]),
+    "all outputs": replaced(outputs=()),
+    "output's parameter": replaced(outputs=(RequestedOutput("y", {"classification": 3}), BASE.outputs[1])),
+    "version": replaced(version="2"),
+}
+SAME = {
+    "request id": replaced(id="42"),
+    "priority": replaced(parameters={"k": 1, "priority": 3}),
+    "timeout": replaced(parameters={"timeout": 5, "k": 1}),
+    "inputs' order": replaced(inputs=BASE.inputs[::-1]),
+    "a view of the bytes": with_input(data=memoryview(b"..0123456789abcdef")[2:]),
+}
+
+
+@pytest.mark.parametrize("change", DIFFERENT)
+def test_what_changes_an_answer_changes_the_key(change: str) -> None:
+    assert route().digest(ALICE, DIFFERENT[change]) != route().digest(ALICE, BASE)
+
+
+@pytest.mark.parametrize("change", SAME)
+def test_what_does_not_change_an_answer_does_not_change_the_key(change: str) -> None:
+    assert route().digest(ALICE, SAME[change]) == route().digest(ALICE, BASE)
+
+
+def test_all_changes_have_different_keys() -> None:
+    digests = {route().digest(ALICE, request) for request in DIFFERENT.values()}
+    assert len(digests) == len(DIFFERENT)
+
+
+def test_routes_and_tenants_are_part_of_the_key_unless_the_route_shares() -> None:
+    assert route("other").digest(ALICE, BASE) != route().digest(ALICE, BASE)
+    assert route().digest(BOB, BASE) != route().digest(ALICE, BASE)
+    assert route().digest(Caller("alice's other key", "t1"), BASE) == route().digest(ALICE, BASE)
+    shared = route(cache=CacheConfig(ttl=Seconds(10), shared=True))
+    assert shared.digest(BOB, BASE) == shared.digest(ALICE, BASE)
+
+
+def test_an_entry_has_the_routes_life_and_costs_more_than_its_bytes() -> None:
+    response = InferResponse("r", "1", (Tensor("y", "FP32", (1,), b"1234"),))
+    made = route(cache=CacheConfig(ttl=Seconds(10), max_stale=Seconds(7)))
+    entry = made.entry(Served(response, "large", 1, 0, 1), 3, 50.0)
+    assert (entry.ttl, entry.max_stale, entry.epoch, entry.stored_at) == (10.0, 7.0, 3, 50.0)
+    assert entry.size > response.size > 4
+
+
+def test_quota_names_can_be_told_to_anyone() -> None:
+    assert quota_of("route:größe\n", QuotaConfig(rate=1)).name == "route:gr%C3%B6%C3%9Fe%0A"
+    assert quota_of("route:digits v2", QuotaConfig(rate=1)).name == "route:digits v2"
+
+
+def test_quotas_of_route_caller_and_callers_route_have_names_of_their_own() -> None:
+    made = route("x", quota=QuotaConfig(rate=1), caller_quota=QuotaConfig(rate=2, hits_count=True))
+    assert [(each.quota.name, each.per_caller, each.hits_count) for each in made.allowances] == [
+        ("route:x", False, False),
+        ("route-caller:x", True, True),
+    ]
+
+
+def test_rules_of_inputs_stand_beside_one_for_the_rest() -> None:
+    rules = route(limits=Limits(element_bytes_max=Size(9)), inputs={"x": InputRule(max=2.0)}).rules
+    assert (rules["x"].maximum, rules["x"].finite, rules["x"].element_bytes_max) == (2.0, True, 9)
+    assert (rules["*"].finite, rules["*"].element_bytes_max) == (False, 9)
+
+
+def test_the_body_bound_is_the_routes_or_the_servers() -> None:
+    assert route().body_limits.bytes_max == 1000
+    assert route(limits=Limits(body_bytes_max=Size(7))).body_limits.bytes_max == 7
+
+
+def facts(**changes: object) -> ModelFacts:
+    y, z = TensorFact("y", "FP32", (-1, 2)), TensorFact("z", "FP32", (-1, 2))
+    base = ModelFacts("m", ("1",), (TensorFact("x", "FP32", (-1, 4)),), (y, z), 8, False, False)
+    return msgspec.structs.replace(base, **changes)
+
+
+def test_a_routes_facts_are_what_all_tiers_can_do() -> None:
+    first, last = facts(), facts(max_batch=4, versions=("3",), decoupled=True, outputs=facts().outputs[1:])
+    merged = merged_facts("r", [first, last])
+    assert (merged.name, merged.versions, merged.max_batch) == ("r", ("3",), 4)
+    assert [output.name for output in merged.outputs] == ["z"]
+    assert (merged.sequence, merged.decoupled) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("fakes", "ready"),
+    [
+        ((Fake(200), Fake(200)), True),
+        ((Fake(400), Fake(200)), True),
+        ((Fake(None), Fake(200)), True),
+        ((Fake(200), Fake(None)), True),
+        ((Fake(400), Fake(None)), False),
+        ((Fake(200, waits=3.0), Fake(400)), False),
+    ],
+)
+async def test_a_route_is_ready_with_one_tier_whose_answers_do_not_say_otherwise(
+    fakes: tuple[Fake, ...], ready: bool
+) -> None:
+    made = route(fakes=fakes, tiers=(FAST, LAST))
+    assert await made.ready(Deadline(9.0)) is ready
+    assert fakes[0].asked[-1] == "/v2/models/small/versions/2/ready"
+
+
+def test_a_route_knows_the_models_behind_it_and_turns() -> None:
+    made = route(tiers=(FAST, LAST))
+    assert made.serves("gpu", "small")
+    assert made.serves("gpu", "large")
+    assert not made.serves("cpu", "small")
+    made.turn()
+    assert (made.epoch, made.refreshes) == (1, 0)

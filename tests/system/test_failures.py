@@ -1,0 +1,167 @@
+"""One Triton fails in every way it can, under load: each answer is fresh, labelled, or a 503 in time.
+
+And when it is well again, fresh answers return to a gateway that nobody has touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import aiohttp
+import pytest
+
+
+@pytest.fixture(scope="module")
+def one(breakable_factory: Callable[..., Any]) -> Any:
+    return breakable_factory("stamped", "fast", "large")
+
+
+@pytest.fixture
+def broken(one: Any) -> Iterator[Any]:
+    """The module's Triton, well at the beginning of each test."""
+    one.restore()
+    yield one
+    one.heal()
+
+
+async def test_killed_and_restarted(broken: Any, gateway_factory: Any, configured: Any, loading: Any) -> None:
+    server = broken.server
+    gateway = gateway_factory(configured(server.http_url))
+    async with loading(gateway, "stamped") as load:
+        await load.until(lambda: load.tally()["fresh"] >= 100 and load.tally()["hit"] >= 50)
+        await asyncio.to_thread(server.kill)
+        dead = time.time()
+        await load.until(lambda: load.tally()["stale"] >= 100 and load.tally()["refused"] >= 100)
+        alive = time.time()
+        await asyncio.to_thread(server.start)
+        await load.until_more("fresh", 100)
+        since = len(load.seen)
+        await load.until(lambda: len(load.seen) >= since + 200)
+        assert load.tally(since)["stale"] + load.tally(since)["refused"] == 0
+    load.judge()
+    assert not [each.said for each in load.seen if dead < each.sent < alive and each.outcome == "fresh"]
+
+
+async def test_model_process_killed_while_triton_says_ready(
+    broken: Any, gateway_factory: Any, configured: Any, loading: Any
+) -> None:
+    server = broken.server
+    gateway = gateway_factory(configured(server.http_url))
+    async with loading(gateway, "stamped") as load:
+        await load.until(lambda: load.tally()["fresh"] >= 100 and load.tally()["hit"] >= 50)
+        assert server.kill_stub("stamped") == 1
+        assert server.request("GET", "/v2/health/ready")[0] == 200
+        await load.until(lambda: load.tally()["stale"] >= 50 and load.tally()["refused"] >= 50)
+        assert server.request("GET", "/v2/models/stamped/ready")[0] == 200
+        await asyncio.to_thread(broken.reload, "stamped")
+        await load.until_more("fresh", 200)
+    load.judge()
+
+
+async def test_countdown_after_sigterm(broken: Any, gateway_factory: Any, configured: Any, loading: Any) -> None:
+    server = broken.server
+    gateway = gateway_factory(configured(server.http_url))
+    async with loading(gateway, "stamped") as load:
+        await load.until(lambda: load.tally()["fresh"] >= 100 and load.tally()["hit"] >= 50)
+        broken.tell("stamped", "hang")  # work under way holds the countdown up
+        await asyncio.sleep(0.2)
+        server.terminate()
+        await load.until_more("stale", 50)
+        await load.until_more("refused", 50)
+        with pytest.raises(ConnectionError):
+            server.request("GET", "/v2/health/live")
+        assert server.running
+        broken.heal()
+        await asyncio.to_thread(server.restart)
+        await load.until_more("fresh", 100)
+    load.judge()
+
+
+async def test_frozen_and_continued(broken: Any, gateway_factory: Any, configured: Any, loading: Any) -> None:
+    server = broken.server
+    gateway = gateway_factory(configured(server.http_url))
+    async with loading(gateway, "stamped") as load:
+        await load.until(lambda: load.tally()["fresh"] >= 100 and load.tally()["hit"] >= 50)
+        server.pause()
+        await load.until_more("stale", 50)
+        await load.until_more("refused", 50)
+        server.resume()
+        await load.until_more("fresh", 100)
+    load.judge()
+
+
+@pytest.mark.parametrize("how", ["fails", "hangs", "is unloaded"])
+async def test_large_tier(how: str, broken: Any, gateway_factory: Any, configured: Any, loading: Any) -> None:
+    server = broken.server
+    gateway = gateway_factory(configured(server.http_url))
+    async with loading(gateway, "cascade") as load:
+        await load.until(lambda: load.tally()["fresh"] >= 100)
+        if how == "is unloaded":
+            await asyncio.to_thread(server.unload, "large")
+        else:
+            broken.tell("large", how.removesuffix("s"))
+        await load.until_more("fast-only", 50)
+        await asyncio.to_thread(broken.restore)
+        await load.until_more("fresh", 100)
+    load.judge()
+    assert load.tally()["refused"] == 0
+
+
+async def test_fast_tier_fails(broken: Any, gateway_factory: Any, configured: Any, loading: Any) -> None:
+    gateway = gateway_factory(configured(broken.server.http_url))
+    async with loading(gateway, "cascade") as load:
+        await load.until(lambda: load.tally()["fresh"] >= 50)
+        broken.tell("fast", "fail")
+        since = len(load.seen)
+        await load.until(lambda: load.steps(since)["tier"] >= 50)
+        broken.heal()
+        await load.until_more("fresh", 50)
+    load.judge()
+    assert load.tally()["refused"] + load.tally()["stale"] + load.tally()["fast-only"] == 0
+    assert any("stored" in each.said for each in load.seen if each.steps == ("tier",))
+
+
+async def test_a_ladder_of_stale_alone_takes_no_tier(
+    broken: Any, gateway_factory: Any, configured: Any, loading: Any
+) -> None:
+    gateway = gateway_factory(configured(broken.server.http_url, degrade=["stale"]))
+    async with loading(gateway, "cascade") as load:
+        await load.until(lambda: load.tally()["fresh"] >= 100 and load.tally()["hit"] >= 50)
+        broken.tell("large", "fail")
+        await load.until_more("stale", 50)
+        await load.until_more("refused", 50)
+    load.judge()
+    assert load.tally()["fast-only"] == 0
+    assert load.steps()["tier"] == 0
+
+
+async def test_a_large_tier_that_was_never_there(broken: Any, gateway_factory: Any, configured: Any) -> None:
+    """The operator named a model that is not loaded: no fault of the caller's, so no 404, and the fast tier
+    answers what it can, labelled."""
+    broken.server.unload("large")
+    gateway = gateway_factory(configured(broken.server.http_url))
+    body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [7, 8]}]}
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{gateway.http_url}/v2/models/cascade/infer", json=body) as answer,
+    ):
+        assert answer.status == 200
+        assert answer.headers["Tailrace-Provenance"].endswith("steps=(tier), degraded")
+        assert "stored" not in answer.headers["Cache-Status"]
+
+
+async def test_a_fast_only_answer_is_never_kept(broken: Any, gateway_factory: Any, configured: Any) -> None:
+    gateway = gateway_factory(configured(broken.server.http_url))
+    body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [7, 8]}]}
+    url = f"{gateway.http_url}/v2/models/cascade/infer"
+    broken.tell("large", "fail")
+    async with aiohttp.ClientSession() as session:
+        for _ in range(3):
+            async with session.post(url, json=body) as answer:
+                assert answer.status == 200
+                assert "cache=miss" in answer.headers["Tailrace-Provenance"]
+                assert "degraded" in answer.headers["Tailrace-Provenance"]
+                assert "stored" not in answer.headers["Cache-Status"]
