@@ -141,7 +141,7 @@ async def test_a_request_goes_out_as_it_came_without_what_was_for_us_alone(upstr
     lines = "\r\n".join([*kept, *dropped, "Content-Length: 3"]).replace("X-One: 2", "x-one: 2").encode()
     assert (await door.ask(POST + lines + b"\r\n\r\nabc"))[0] == 200
     assert upstream.heads[0].startswith(b"POST /v2/models/m/infer HTTP/1.1\r\n")
-    assert upstream.fields() == [*kept, "Content-Length: 3"]
+    assert upstream.fields() == [line.replace("X-One: 2", "x-one: 2") for line in kept] + ["Content-Length: 3"]
     assert upstream.bodies == [b"abc"]
 
 

@@ -1,9 +1,8 @@
-"""One Triton over HTTP: the only place where the HTTP client's exceptions and Triton's statuses are known.
+"""One Triton over HTTP: the only place where faults of connections and Triton's statuses are given a meaning.
 
 Rule of this file: whatever happens on the wire leaves here as an answer, UpstreamError or Rejected.
-Requests carry nothing the caller did not ask for (no default User-Agent or Accept, no cookies,
-no proxies from the environment), bodies are never decompressed, and a target goes out byte for byte
-as given. It must not choose a replica, count failures or know a route.
+Requests carry nothing the caller did not ask for, bodies are never decompressed, and a target goes out byte
+for byte as given. It must not choose a replica, count failures or know a route.
 """
 
 from __future__ import annotations
@@ -11,31 +10,42 @@ from __future__ import annotations
 import asyncio
 import math
 import re
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
-import aiohttp
 import msgspec
 from msgspec import Struct
-from yarl import URL
 
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
+from tiers.backends.answer import AnswerHead
+from tiers.backends.arrival import Arrival, ConnectionFault, Fault
+from tiers.backends.connection import Connection, ConnectionBounds
+from tiers.backends.connections import Address, Connections, ConnectionsOptions
+from tiers.backends.fields import Body, Headers, IllFormed, Outgoing, RequestHeads, end_to_end
 from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
 from tiers.v2 import Limits, Malformed, decode_response, encode_request
 
-Headers = tuple[tuple[str, str], ...]
-Body = bytes | AsyncIterable[bytes] | None
+__all__ = [
+    "HEADER_LENGTH",
+    "Body",
+    "Call",
+    "Headers",
+    "Reply",
+    "Streamed",
+    "TritonHttp",
+    "TritonOptions",
+    "end_to_end",
+    "refusal",
+]
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 _MICROSECONDS: Final = 1_000_000
 _MESSAGE_CHARS_MAX: Final = 500  # of an upstream's error text: enough for a person, too little for a flood
-_AUTOMATIC: Final = ("User-Agent", "Accept", "Accept-Encoding", "Content-Type")
-_HOP_BY_HOP: Final = frozenset(
-    {"connection", "keep-alive", "proxy-connection", "te", "trailer", "transfer-encoding", "upgrade"}
-)
+_REPEATABLE: Final = frozenset({"GET", "HEAD"})
+_INFER_HEADS_MAX: Final = 1024
 _ABSENT: Final = re.compile(
     r"unknown model|not ready|not at ready state|no available version|is not available|is unloading",
     re.IGNORECASE,
@@ -47,13 +57,20 @@ class TritonOptions(Struct, frozen=True):
     """Bounds of one replica's client. Times in seconds."""
 
     connections_max: int = 256
-    """Connections to the replica; further calls wait for one within their own deadline."""
+    """Connections to the replica; further calls wait for one within their own deadline, in order."""
+    waiting_max: int = 10_000
+    """Calls that may wait for a connection; more are refused as an overload."""
     connect_timeout: float = 1.0
     """A Triton that is there accepts at once; waiting longer only delays the next replica."""
     keepalive_timeout: float = 60.0
     """Shorter than the 75 s after which Triton closes an idle connection, so it seldom closes first."""
     stream_idle_timeout: float = 300.0
-    """How long a passed-through answer may be silent between two pieces."""
+    """How long a passed-through answer may be silent between two pieces, and how long a call without a
+    deadline may take."""
+    header_bytes_max: int = 64 * 1024
+    """Of an answer's head."""
+    stream_bytes_max: int = 256 * 1024
+    """Of a passed-through answer that may wait here for the caller to take it."""
     answer_bytes_max: int = 256 * 1024 * 1024
     limits: Limits = Limits()
 
@@ -83,63 +100,28 @@ class Streamed(Struct, frozen=True):
     chunks: AsyncIterator[bytes]
 
 
-class _Upload:
-    """A caller's body on its way up, which remembers how it failed: the HTTP client would make that look
-    like a fault of the connection, and so of the replica."""
-
-    __slots__ = ("_body", "fault", "response")
-
-    def __init__(self, body: AsyncIterable[bytes]) -> None:
-        self._body = body
-        self.fault: Exception | None = None
-        self.response: aiohttp.ClientResponse | None = None
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for piece in self._body:
-                yield piece
-        except Exception as error:
-            self.fault = error
-            if self.response is not None:  # its reader would not hear of this, and wait for ever
-                self.response.close()
-            raise
-
-
-class _Trace:
-    """Whether the request's connection had been used before (a replica may just have closed that one)."""
-
-    __slots__ = ("reused",)
-
-    def __init__(self) -> None:
-        self.reused = False
-
-
-def end_to_end(headers: Iterable[tuple[str, str]]) -> Headers:
-    """The headers without the hop-by-hop ones: RFC 9110 section 7.6.1, and any Proxy-* field."""
-    pairs = tuple(headers)
-    named = {
-        token.strip().lower() for name, value in pairs if name.lower() == "connection" for token in value.split(",")
-    }
-    return tuple(
-        (name, value)
-        for name, value in pairs
-        if name.lower() not in _HOP_BY_HOP and name.lower() not in named and not name.lower().startswith("proxy-")
-    )
-
-
 class TritonHttp:
     """One replica. Make it inside a running event loop and close it there."""
 
     def __init__(self, url: str, options: TritonOptions) -> None:
+        """``url`` is http://HOST:PORT or https://HOST:PORT; ValueError if it is not."""
         self.url = url.rstrip("/")
         self._options = options
-        self._session = _session(options, fresh=False)
-        # A request that died on a kept connection is sent again on one that cannot be an old one.
-        self._fresh = _session(options, fresh=True)
+        self._loop = asyncio.get_running_loop()
+        address, authority = _address(self.url)
+        self._request_heads = RequestHeads(authority)
+        self._infer_heads: dict[tuple[str, str], bytes] = {}
+        self._authority = authority.encode()
+        self._connections = Connections(
+            address,
+            ConnectionsOptions(
+                options.connections_max, options.waiting_max, options.connect_timeout, options.keepalive_timeout
+            ),
+            ConnectionBounds(options.header_bytes_max, options.answer_bytes_max, options.stream_bytes_max),
+        )
 
     async def close(self) -> None:
-        await self._session.close()
-        await self._fresh.close()
+        await self._connections.close()
 
     async def infer(self, request: InferRequest, deadline: Deadline, now: float) -> InferResponse:
         """Ask the model. Raises Rejected (4xx) or UpstreamError.
@@ -149,132 +131,164 @@ class TritonHttp:
         """
         remaining = deadline.remaining(now)
         parts, json_length = encode_request(_with_timeout(request, remaining))
-        target = f"/v2/models/{quote(request.model, safe='')}"
-        if request.version:
-            target += f"/versions/{quote(request.version, safe='')}"
-        headers = (("Content-Type", "application/octet-stream"), (HEADER_LENGTH, str(json_length)))
-        call = Call("POST", target + "/infer", headers, b"".join(parts))
+        size = sum(len(part) if isinstance(part, bytes) else part.nbytes for part in parts)
+        head = self._infer_head(request.model, request.version)
+        lengths = b"Content-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n" % (size, json_length)
         safe = not (request.in_sequence or request.in_shared_memory)
-        reply = await self._buffered(call, remaining, safe)
+        reply = await self._buffered(Outgoing(head + lengths, tuple(parts)), remaining, safe)
         return self._answer(request, reply)
 
     async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply:
-        """A small call with its whole answer, whatever its status. Raises UpstreamError.
+        """A small call with its whole answer, whatever its status. Raises UpstreamError, and Rejected for
+        what cannot be written as an HTTP request.
 
         Only GET and HEAD are sent again after a kept connection closes without an answer.
         """
-        return await self._buffered(call, deadline.remaining(now), call.method in {"GET", "HEAD"})
+        return await self._buffered(self._outgoing(call), deadline.remaining(now), call.method in _REPEATABLE)
 
     @asynccontextmanager
     async def stream(self, call: Call, deadline: Deadline, now: float) -> AsyncIterator[Streamed]:
         """Pass a request through: hop-by-hop fields go, everything else stays as it is, both ways.
 
         The deadline bounds the wait for the answer's head, ``stream_idle_timeout`` each wait for a piece.
-        Raises UpstreamError, and whatever the caller's own body raises, as itself.
-        Leaving the block early closes the connection, which cancels the work.
+        Raises UpstreamError, Rejected for what cannot be written as an HTTP request, and whatever the
+        caller's own body raises, as itself. Leaving the block early closes the connection, which cancels
+        the work. GET and HEAD are sent again after a kept connection closes without an answer.
         """
-        upload = _Upload(call.body) if isinstance(call.body, AsyncIterable) else None
-        sent = call if upload is None else msgspec.structs.replace(call, body=upload)
+        remaining = deadline.remaining(now)
+        outgoing = self._outgoing(call)
+        again = call.method in _REPEATABLE and outgoing.upload is None
+        until = self._until(remaining)
+        connection = await self._connection(until, remaining)
+        upload: asyncio.Task[None] | None = None
         try:
-            response = await self._open(self._session, sent, deadline.remaining(now), _Trace())
+            while True:
+                arrival = connection.send(outgoing, whole=False)
+                upload = self._upload(connection, outgoing, arrival)
+                try:
+                    head = await arrival.beginning(until)
+                    break
+                except ConnectionFault as fault:
+                    if not (again and _died_of_age(connection, fault)):
+                        raise self._error(fault, None, remaining) from fault
+                again = False
+                connection = await self._renewed(connection, until, remaining)
+            yield Streamed(head.status, head.headers, self._chunks(connection, arrival, head))
+        except IllFormed as error:
+            raise Rejected(400, f"cannot be sent: {error}") from error
+        finally:
+            self._connections.release(connection)
             if upload is not None:
-                upload.response = response
-            try:
-                yield Streamed(response.status, end_to_end(response.headers.items()), self._chunks(response))
-            finally:
-                if not response.content.at_eof():
-                    response.close()
-                response.release()
-        except UpstreamError:
-            if upload is not None and upload.fault is not None:
-                raise upload.fault from None
-            raise
+                await _end(upload)
 
-    async def _buffered(self, call: Call, remaining: float, again: bool) -> Reply:
+    async def _buffered(self, outgoing: Outgoing, remaining: float, again: bool) -> Reply:
+        until = self._until(remaining)
+        connection = self._connections.take()
+        if connection is None:
+            connection = await self._connection(until, remaining)
+        arrival: Arrival | None = None
+        upload: asyncio.Task[None] | None = None
+        try:
+            arrival = connection.send(outgoing, whole=True)
+            upload = self._upload(connection, outgoing, arrival)
+            try:
+                head, body = await arrival.all(until)
+            except ConnectionFault as fault:
+                if upload is not None or not (again and _died_of_age(connection, fault)):
+                    raise
+                connection = await self._renewed(connection, until, remaining)
+                arrival = connection.send(outgoing, whole=True)
+                head, body = await arrival.all(until)
+        except ConnectionFault as fault:
+            raise self._error(fault, arrival.head if arrival is not None else None, remaining) from fault
+        except IllFormed as error:
+            raise Rejected(400, f"cannot be sent: {error}") from error
+        finally:
+            self._connections.release(connection)
+            if upload is not None:
+                await _end(upload)
+        return Reply(head.status, head.headers, body)
+
+    def _upload(self, connection: Connection, outgoing: Outgoing, arrival: Arrival) -> asyncio.Task[None] | None:
+        """What sends a body that is an iterable, while its answer may already come."""
+        if outgoing.upload is None:
+            return None
+        return self._loop.create_task(connection.upload(outgoing.upload, outgoing.length, arrival))
+
+    async def _connection(self, until: float, remaining: float) -> Connection:
+        try:
+            return await self._connections.acquire(until)
+        except ConnectionFault as fault:
+            raise self._error(fault, None, remaining) from fault
+
+    async def _renewed(self, connection: Connection, until: float, remaining: float) -> Connection:
+        try:
+            return await self._connections.renew(connection, until)
+        except ConnectionFault as fault:
+            raise self._error(fault, None, remaining) from fault
+
+    async def _chunks(self, connection: Connection, arrival: Arrival, head: AnswerHead) -> AsyncIterator[bytes]:
+        try:
+            while piece := await connection.more(arrival, self._options.stream_idle_timeout):
+                yield piece
+        except ConnectionFault as fault:
+            if fault.fault is Fault.SILENT:
+                message = f"{self.url} fell silent in its answer"
+                raise UpstreamError(Failure.TIMEOUT, message, head.status) from fault
+            raise self._error(fault, head, math.inf) from fault
+
+    def _infer_head(self, model: str, version: str) -> bytes:
+        """The head of a request to infer, up to the two lengths."""
+        head = self._infer_heads.get((model, version))
+        if head is None:
+            target = f"/v2/models/{quote(model, safe='')}"
+            if version:
+                target += f"/versions/{quote(version, safe='')}"
+            head = b"POST %b/infer HTTP/1.1\r\nHost: %b\r\nContent-Type: application/octet-stream\r\n" % (
+                target.encode(),
+                self._authority,
+            )
+            if len(self._infer_heads) >= _INFER_HEADS_MAX:
+                self._infer_heads.clear()
+            self._infer_heads[model, version] = head
+        return head
+
+    def _outgoing(self, call: Call) -> Outgoing:
+        try:
+            return self._request_heads.outgoing(call.method, call.target, call.headers, call.body)
+        except IllFormed as error:
+            raise Rejected(400, f"cannot be sent: {error}") from error
+
+    def _seconds(self, remaining: float) -> float:
+        return self._options.stream_idle_timeout if math.isinf(remaining) else remaining
+
+    def _until(self, remaining: float) -> float:
         if remaining <= 0.0:  # what cannot be answered in time must not put work on a model
             raise self._timed_out(remaining)
-        try:
-            async with asyncio.timeout(_bound(remaining)):
-                trace = _Trace()
-                try:
-                    return await self._whole(self._session, call, trace)
-                except UpstreamError as error:
-                    if not (again and trace.reused and error.before_answer):
-                        raise
-                return await self._whole(self._fresh, call, trace)
-        except TimeoutError as error:
-            raise self._timed_out(remaining) from error
+        return self._loop.time() + self._seconds(remaining)
 
-    async def _whole(self, session: aiohttp.ClientSession, call: Call, trace: _Trace) -> Reply:
-        response = await self._open(session, call, None, trace)
-        try:
-            body = await self._body(response)
-        finally:
-            if not response.content.at_eof():
-                response.close()
-            response.release()
-        return Reply(response.status, end_to_end(response.headers.items()), body)
+    def _error(self, fault: ConnectionFault, head: AnswerHead | None, remaining: float) -> UpstreamError:
+        """What a connection's fault means for a replica."""
+        status = None if head is None else head.status
+        if fault.fault is Fault.REFUSED:
+            message = f"{self.url} does not accept connections: {fault.detail}"
+            return UpstreamError(Failure.UNREACHABLE, message, before_answer=True)
+        if fault.fault is Fault.CLOSED:
+            message = f"{self.url} closed the connection before any answer"
+            return UpstreamError(Failure.UNREACHABLE, message, before_answer=True)
+        if fault.fault is Fault.CROWDED:
+            message = f"{self.url} has no connection left: {fault.detail}"
+            return UpstreamError(Failure.OVERLOADED, message, before_answer=True)
+        if fault.fault is Fault.SILENT:
+            return self._timed_out(remaining)
+        if fault.fault is Fault.OVERSIZED:
+            return UpstreamError(Failure.BROKEN, self._oversized(), status)
+        if fault.fault is Fault.NONSENSE:
+            return UpstreamError(Failure.BROKEN, f"{self.url} answered nonsense: {fault.detail}", status)
+        return UpstreamError(Failure.BROKEN, f"{self.url} broke off its answer", status)
 
-    async def _open(
-        self, session: aiohttp.ClientSession, call: Call, remaining: float | None, trace: _Trace
-    ) -> aiohttp.ClientResponse:
-        """Send and wait for the answer's head."""
-        headers = [pair for pair in end_to_end(call.headers) if pair[0].lower() not in {"host", "expect"}]
-        # The client keeps fields of one name apart only if they are written alike.
-        written: dict[str, str] = {}
-        headers = [(written.setdefault(name.lower(), name), value) for name, value in headers]
-        if not isinstance(call.body, AsyncIterable):
-            headers = [pair for pair in headers if pair[0].lower() != "content-length"]
-        try:
-            async with asyncio.timeout(None if remaining is None else _bound(remaining)):
-                return await session.request(
-                    call.method,
-                    URL(self.url + call.target, encoded=True),
-                    data=call.body,
-                    headers=headers,
-                    allow_redirects=False,
-                    trace_request_ctx=trace,
-                )
-        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-            raise UpstreamError(
-                Failure.UNREACHABLE, f"{self.url} does not accept connections: {error}", before_answer=True
-            ) from error
-        except aiohttp.ClientResponseError as error:  # bytes that are not HTTP
-            raise UpstreamError(Failure.BROKEN, f"{self.url} answered nonsense: {error.message}") from error
-        except TimeoutError as error:
-            if remaining is None:
-                raise
-            raise self._timed_out(remaining) from error
-        except (aiohttp.ClientError, OSError) as error:
-            raise UpstreamError(
-                Failure.UNREACHABLE, f"{self.url} closed the connection before any answer", before_answer=True
-            ) from error
-
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
-        bytes_max = self._options.answer_bytes_max
-        if (response.content_length or 0) > bytes_max:
-            raise UpstreamError(Failure.BROKEN, f"{self.url} answers with more than {bytes_max} bytes", response.status)
-        pieces: list[bytes] = []
-        size = 0
-        async for piece in self._chunks(response):
-            size += len(piece)
-            if size > bytes_max:
-                raise UpstreamError(
-                    Failure.BROKEN, f"{self.url} answers with more than {bytes_max} bytes", response.status
-                )
-            pieces.append(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
-
-    async def _chunks(self, response: aiohttp.ClientResponse) -> AsyncIterator[bytes]:
-        try:
-            async for piece in response.content.iter_any():
-                yield piece
-        except aiohttp.SocketTimeoutError as error:
-            raise UpstreamError(Failure.TIMEOUT, f"{self.url} fell silent in its answer", response.status) from error
-        except (aiohttp.ClientError, OSError) as error:
-            if isinstance(error, TimeoutError):  # the deadline around us, not the socket
-                raise
-            raise UpstreamError(Failure.BROKEN, f"{self.url} broke off its answer", response.status) from error
+    def _oversized(self) -> str:
+        return f"{self.url} answers with more than {self._options.answer_bytes_max} bytes"
 
     def _timed_out(self, remaining: float) -> UpstreamError:
         return UpstreamError(Failure.TIMEOUT, f"{self.url} did not answer within {remaining:.3g} s")
@@ -293,8 +307,29 @@ class TritonHttp:
         return response
 
 
-def _bound(remaining: float) -> float | None:
-    return None if math.isinf(remaining) else remaining
+async def _end(upload: asyncio.Task[None]) -> None:
+    """Its connection is closed or its answer whole: nothing is waiting for it, and what it raised was told."""
+    upload.cancel()
+    await asyncio.wait((upload,))
+    if not upload.cancelled():
+        upload.exception()
+
+
+def _died_of_age(connection: Connection, fault: ConnectionFault) -> bool:
+    """Whether a kept connection was closed before any byte of an answer: that is how old ones end."""
+    return fault.fault is Fault.CLOSED and connection.requests > 1
+
+
+def _address(url: str) -> tuple[Address, str]:
+    """Where ``url`` leads, and its Host field (RFC 9110 section 7.2)."""
+    parts = urlsplit(url)
+    host, secure = parts.hostname, parts.scheme == "https"
+    if parts.scheme not in {"http", "https"} or not host or parts.username is not None or parts.path or parts.query:
+        raise ValueError(f"{url!r} is not http://HOST:PORT")
+    default = 443 if secure else 80
+    port = parts.port or default
+    shown = f"[{host}]" if ":" in host else host
+    return Address(host, port, secure), shown if port == default else f"{shown}:{port}"
 
 
 def refusal(url: str, request: InferRequest, reply: Reply) -> UpstreamError | Rejected:
@@ -350,35 +385,3 @@ def _with_timeout(request: InferRequest, remaining: float) -> InferRequest:
     if isinstance(own, int) and 0 < own < microseconds:
         return request
     return msgspec.structs.replace(request, parameters={**request.parameters, "timeout": microseconds})
-
-
-def _session(options: TritonOptions, *, fresh: bool) -> aiohttp.ClientSession:
-    connector = (
-        aiohttp.TCPConnector(limit=options.connections_max, force_close=True)
-        if fresh
-        else aiohttp.TCPConnector(limit=options.connections_max, keepalive_timeout=options.keepalive_timeout)
-    )
-    return aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        auto_decompress=False,
-        trust_env=False,
-        skip_auto_headers=_AUTOMATIC,
-        timeout=aiohttp.ClientTimeout(
-            total=None, sock_connect=options.connect_timeout, sock_read=options.stream_idle_timeout
-        ),
-        trace_configs=[_reuse_trace()],
-    )
-
-
-def _reuse_trace() -> aiohttp.TraceConfig:
-    async def reused(
-        session: aiohttp.ClientSession, context: object, params: aiohttp.TraceConnectionReuseconnParams
-    ) -> None:
-        trace = getattr(context, "trace_request_ctx", None)
-        if isinstance(trace, _Trace):
-            trace.reused = True
-
-    config = aiohttp.TraceConfig()
-    config.on_connection_reuseconn.append(reused)
-    return config
