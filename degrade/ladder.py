@@ -30,6 +30,8 @@ class Failure(enum.Enum):
     """No answer within the time it was given."""
     OVERLOADED = "overloaded"
     """Upstream said 429 or 503, every breaker is open, or our own queue is full."""
+    LATE = "late"
+    """The request's time was over before anyone was asked: it says nothing of them."""
 
 
 class Step(enum.Enum):
@@ -76,6 +78,7 @@ TABLE: Final[Mapping[Failure, frozenset[Step]]] = MappingProxyType(
         # One full replica says nothing of the next one; the retry budget keeps this from feeding an
         # overload that is everywhere.
         Failure.OVERLOADED: _FROM_MEMORY | {Step.REPLICA, Step.TIER},
+        Failure.LATE: _FROM_MEMORY,
     }
 )
 """Failure -> the steps that make sense after it. A failure that is not here is a bug (KeyError)."""

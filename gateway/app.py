@@ -61,7 +61,7 @@ class Gateway:
         self._server: asyncio.Server | None = None
         self._admin_server: asyncio.Server | None = None
         self._chance = random.Random()
-        self.telemetry = Telemetry(logs_requests=config.log.level == "debug")
+        self.telemetry = Telemetry(monotonic, logs_requests=config.log.level == "debug")
         self.homes = {name: self._home(name, backend) for name, backend in config.backends.items()}
         self.routes = {
             name: Route(

@@ -1,15 +1,16 @@
 """A request's life, in the order it is lived. Read this file first.
 
-    bytes -> door -> codec -> [ who? quota? -> cache -> shape? -> cascade -> failure? ladder
+    bytes -> door -> codec -> [ cache -> quota? -> shape? -> cascade -> failure? ladder
           -> store -> count ] -> codec -> bytes
 
 Rule of this file: it is the one place that knows the order between the brackets, for every door.
 Each stage decides (a pure function that returns a value and a one-word reason) and this file does.
 Stages never call each other. It knows no wire format and no socket.
 
-Validation comes after the look-up: an entry is found only by the digest of tensors that were valid
-when it was made, in the same epoch, so a hit has nothing left to prove. The quotas that hits do not
-use up are charged after the look-up too, before any work is done for the request.
+Quotas come after the look-up, because what it finds decides which of them the request uses up: they
+are charged together, all or none, before any work is done for it. So does validation: an entry is found
+only by the digest of tensors that were valid when it was made, in the same epoch, so a hit has nothing
+left to prove.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import msgspec
 from cache.digest import Key
 from cache.entry import Entry
 from cache.flight import Abandoned
+from cache.response import Found
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure, Remains, Step, next_step
 from gateway.admission.auth import Caller
@@ -32,7 +34,7 @@ from gateway.codec.http import CacheDirectives
 from gateway.operate.telemetry import Telemetry
 from gateway.problem import Problem, Refused, deadline_exceeded, invalid, not_cached, not_found, unavailable
 from gateway.problem import quota as quota_problem
-from gateway.recall import Action, Recall, recall
+from gateway.recall import Action, Recall, recall, tolerates
 from gateway.route import Filled, Route, Served, Wire
 from tiers import cascade
 from tiers.cascade import CascadeOptions
@@ -114,9 +116,16 @@ class Pipeline:
         if found is None:
             return None
         entry, ready = found
-        quota = self._charge(route, caller, True, now)
+        quota = self._charge(route, caller, False, now)
         self._telemetry.hit(route.name)
         return WireAnswer(ready, entry, now, quota)
+
+    def charge(self, route: Route | None, caller: Caller) -> Verdict | None:
+        """Charge a request that goes by the pipeline: every quota of the caller and of the route, or none.
+
+        The quota with least left, None if there is none. Raises Refused (429).
+        """
+        return self._charge(route, caller, True, self._ticker())
 
     def attach_wire(self, route: Route, answer: Answer, wire: bytes, ready: Wire) -> None:
         """Remember the wire form of an answer that is in the cache."""
@@ -131,16 +140,15 @@ class Pipeline:
 
     async def _answer(self, call: Call) -> Answer:
         route, now = call.route, self._ticker()
-        quota = self._charge(route, call.caller, True, now)
-        seconds = call.deadline.remaining(now)
-
-        key, choice = self._look_up(call, now)
+        key, choice = self._look_up(call)
         found = None
         if key is not None and route.cache is not None:
             found = route.cache.find(key, now)
             choice = recall(found, call.directives, route.recall_rules, route.epoch, now)
         elif call.directives.only_if_cached:
             choice = Recall(Action.REFUSE, "bypass", choice.reason)
+        works = choice.action in (Action.FETCH, Action.FETCH_ALONE)
+        quota = self._charge(route, call.caller, works, now)
         if choice.action is Action.REFUSE:
             raise Refused(not_cached())
         if found is not None and choice.action in (Action.SERVE, Action.REFRESH):
@@ -149,10 +157,11 @@ class Pipeline:
             return self._cached(call, key, found.entry, choice, quota)
 
         _check_version(call)
-        quota = _nearer(quota, self._charge(route, call.caller, False, now))
+        seconds = call.deadline.remaining(now)
+        if seconds <= 0.0:  # what cannot be answered in time must not put work on a model
+            late = UpstreamError(Failure.LATE, "its time was over before a tier was asked")
+            return self._descend(call, key, late, quota)
         try:
-            if seconds <= 0.0:  # what cannot be answered in time must not put work on a model
-                raise TimeoutError
             async with asyncio.timeout(seconds):
                 facts = await route.facts(call.deadline)
                 validate(call.request, facts, route.rules, route.config.limits.batch_max)
@@ -175,7 +184,7 @@ class Pipeline:
 
     # -- decide ---------------------------------------------------------------------------------
 
-    def _look_up(self, call: Call, now: float) -> tuple[Key | None, Recall]:
+    def _look_up(self, call: Call) -> tuple[Key | None, Recall]:
         """The request's key, or None and why it is never cached."""
         reason = _uncacheable(call)
         if reason:
@@ -183,16 +192,18 @@ class Pipeline:
         key = Key(call.route.digest(call.caller, call.request), call.route.epoch)
         return key, Recall(Action.FETCH, "miss", "absent")
 
-    def _charge(self, route: Route, caller: Caller, hits: bool, now: float) -> Verdict | None:
-        """Charge the quotas that hits use up (``hits``), or those they do not; all or none."""
-        if not route.allowances and caller.quota is None:
+    def _charge(self, route: Route | None, caller: Caller, works: bool, now: float) -> Verdict | None:
+        """Charge every quota that the request uses up, all or none: those that hits use up, and if the
+        request puts work on a server (``works``) the others too."""
+        allowances = () if route is None else route.allowances
+        if not allowances and caller.quota is None:
             return None
         asked: list[tuple[tuple[str, str], Quota]] = [
             ((allowance.quota.name, caller.name if allowance.per_caller else ""), allowance.quota)
-            for allowance in route.allowances
-            if allowance.hits_count is hits
+            for allowance in allowances
+            if works or allowance.hits_count
         ]
-        if caller.quota is not None and caller.hits_count is hits:
+        if caller.quota is not None and (works or caller.hits_count):
             asked.append(((caller.quota.name, caller.name), caller.quota))
         if not asked:
             return None
@@ -243,9 +254,7 @@ class Pipeline:
     def _cascade_steps(self, call: Call, key: Key | None) -> tuple[Step, ...]:
         """The ladder's steps that the tiers may take: those before ``stale``, if an old answer is there."""
         route = call.route
-        if Step.STALE not in route.steps or key is None or route.cache is None or call.directives.no_cache:
-            return route.steps
-        if route.cache.find(key, self._ticker()) is None:
+        if Step.STALE not in route.steps or self._older(call, key, self._ticker()) is None:
             return route.steps
         return route.steps[: route.steps.index(Step.STALE)]
 
@@ -275,10 +284,9 @@ class Pipeline:
     def _descend(self, call: Call, key: Key | None, error: UpstreamError, quota: Verdict | None) -> Answer:
         """The ladder's lower half: the tiers have failed; an old answer, or a 503 that says why."""
         route, now = call.route, self._ticker()
-        found = None
-        if key is not None and route.cache is not None and not call.directives.no_cache:
+        if key is not None:
             key = Key(key.digest, route.epoch)  # the epoch may have turned while the tiers were asked
-            found = route.cache.find(key, now)
+        found = self._older(call, key, now)
         remains = Remains(replica=False, tier=False, stale=found is not None, time=not call.deadline.expired(now))
         step = next_step(error.failure, remains, route.steps)
         self._telemetry.degraded(route.name, error.failure.value, step.value, str(error))
@@ -291,11 +299,18 @@ class Pipeline:
         assert step is Step.REFUSE, f"the pipeline has no step {step}"
         raise Refused(self._unavailable(route, error), quota)
 
+    def _older(self, call: Call, key: Key | None, now: float) -> Found[Served] | None:
+        """What is kept for the ladder, if there is something and the caller would have it."""
+        if key is None or call.route.cache is None:
+            return None
+        found = call.route.cache.find(key, now)
+        return found if found is not None and tolerates(found, call.directives, now) else None
+
     def _unavailable(self, route: Route, error: UpstreamError) -> Problem:
         spread = self._chance.uniform(1.0, RETRY_SPREAD)
         retry_after = max(RETRY_AFTER_SECONDS, error.retry_after) * spread
         detail = f"Route {route.name} has no answer ({error.failure.value}: {error}), and no older one is kept."
-        if error.failure is Failure.TIMEOUT:
+        if error.failure in (Failure.TIMEOUT, Failure.LATE):
             return deadline_exceeded(detail, retry_after)
         return unavailable(detail, retry_after)
 
@@ -336,13 +351,6 @@ def _check_version(call: Call) -> None:
     for tier in call.route.tiers:
         if asked and tier.version not in ("", asked):
             raise Refused(not_found(f"Route {call.route.name} serves version {tier.version} only, not {asked}."))
-
-
-def _nearer(first: Verdict | None, second: Verdict | None) -> Verdict | None:
-    """The quota with less left: the one worth telling of."""
-    if first is None or second is None:
-        return first or second
-    return first if first.remaining <= second.remaining else second
 
 
 def _for_all(request: InferRequest) -> InferRequest:

@@ -78,6 +78,24 @@ def recall(found: Found[V] | None, directives: CacheDirectives, rules: RecallRul
     return _without_answer(directives, fetch, "expired")
 
 
+def tolerates(found: Found[V], directives: CacheDirectives, now: float) -> bool:
+    """Whether the caller would have ``found`` when the tiers give nothing, however stale it is.
+
+    Who says nothing leaves it to the route. ``max-stale`` bounds the staleness; ``max-age`` bounds the age,
+    and alone it wants nothing stale (RFC 9111 sections 5.2.1.1 and 5.2.1.2).
+    """
+    if directives.no_cache:
+        return False
+    entry = found.entry
+    if directives.max_age is not None and entry.age(now) > directives.max_age:
+        return False
+    if found.freshness is Freshness.FRESH:
+        return True
+    if directives.max_stale is None:
+        return directives.max_age is None
+    return -entry.ttl_left(now) <= directives.max_stale
+
+
 def _without_answer(directives: CacheDirectives, fetch: Action, reason: str) -> Recall:
     if directives.only_if_cached:
         return Recall(Action.REFUSE, "miss", "only-if-cached")

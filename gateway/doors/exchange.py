@@ -89,6 +89,10 @@ class Exchange:
         wire = question.digester(body)
         return self._pipeline.recall_wire(question.route, question.caller, wire), wire
 
+    def charge(self, route: Route | None, caller: Caller) -> Verdict | None:
+        """Charge a request that is passed through: every quota of caller and route, or none. Raises Refused."""
+        return self._pipeline.charge(route, caller)
+
     async def answer(self, question: Question, body: bytes, wire: bytes | None, began: float) -> Reply:
         """Answer what is not recalled, within the route's time from ``began``. Raises Refused."""
         deadline = Deadline.after(began, question.route.timeout)

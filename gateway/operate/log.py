@@ -1,13 +1,43 @@
-"""Structured logs on standard error: one event a line, as text for people or JSON for machines."""
+"""Structured logs on standard error: one event a line, as text for people or JSON for machines.
+
+Rule of this file: how things are logged, never what. An outage must not write a line for each request.
+"""
 
 from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Hashable
+from typing import Final
 
 import structlog
 
+from degrade.deadline import Ticker
 from gateway.config import Log
+
+SELDOM_SECONDS: Final = 10.0
+"""Between two lines about the same thing: soon enough for who watches, few enough for who stores."""
+
+
+class Seldom:
+    """When to tell of what happens again and again: at once, then every ``SELDOM_SECONDS`` at most.
+
+    A thing is told of by what it is called; the names are the caller's to keep few.
+    """
+
+    def __init__(self, ticker: Ticker) -> None:
+        self._ticker = ticker
+        self._told: dict[Hashable, tuple[float, int]] = {}  # when last, and how often since
+
+    def times(self, name: Hashable) -> int:
+        """It has happened: how often since it was last told of, this time included, or 0 not to tell now."""
+        now = self._ticker()
+        told = self._told.get(name)
+        if told is None or now - told[0] >= SELDOM_SECONDS:
+            self._told[name] = (now, 0)
+            return 1 if told is None else told[1] + 1
+        self._told[name] = (told[0], told[1] + 1)
+        return 0
 
 
 def set_up(config: Log) -> None:

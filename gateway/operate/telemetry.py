@@ -19,6 +19,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import generate_latest
 
+from degrade.deadline import Ticker
+from gateway.operate.log import Seldom
 from tiers.cascade import CascadeAnswer
 from tiers.inference import Provenance
 
@@ -68,7 +70,8 @@ class Histogram:
 class Telemetry:
     """All counters of a process. Belongs to one event loop."""
 
-    def __init__(self, logs_requests: bool = False) -> None:
+    def __init__(self, ticker: Ticker, logs_requests: bool = False) -> None:
+        self._seldom = Seldom(ticker)
         self._logs_requests = logs_requests  # a log call that says nothing still costs more than a hit's counting
         self._answers: dict[Labels, int] = defaultdict(int)
         self._collapsed: dict[Labels, int] = defaultdict(int)
@@ -103,7 +106,7 @@ class Telemetry:
     def degraded(self, route: str, failure: str, step: str, message: str) -> None:
         """The tiers failed and the ladder took a step."""
         self._degraded[route, failure, step] += 1
-        _log.info("ladder", route=route, failure=failure, step=step, message=message)
+        self._tell("ladder", route=route, failure=failure, step=step, message=message)
 
     def filled(self, route: str, answer: CascadeAnswer) -> None:
         """The tiers gave an answer: one fill, whoever waited for it."""
@@ -112,12 +115,12 @@ class Telemetry:
         self._escalated[(route,)] += answer.rows_escalated
         for step in answer.steps:
             self._degraded[route, "partial", step] += 1
-            _log.info("ladder", route=route, failure="partial", step=step, tier=answer.tier)
+            self._tell("ladder", route=route, failure="partial", step=step, message=answer.tier)
 
     def refresh_failed(self, route: str, message: str) -> None:
         """A background refresh brought nothing; its entry stays stale."""
         self._refresh_failures[(route,)] += 1
-        _log.info("refresh failed", route=route, message=message)
+        self._tell("refresh failed", route=route, failure="", step="", message=message)
 
     def responded(self, route: str, status: int, state: str, seconds: float) -> None:
         """A door wrote an answer's last byte."""
@@ -129,6 +132,12 @@ class Telemetry:
     def watch(self, gauge: Gauge) -> None:
         """Read a number at each scrape."""
         self._gauges.append(gauge)
+
+    def _tell(self, event: str, *, route: str, failure: str, step: str, message: str) -> None:
+        """Log what every request of an outage may do: seldom at info, with how often it was; each at debug."""
+        times = self._seldom.times((event, route, failure, step))
+        write = _log.info if times else _log.debug
+        write(event, route=route, failure=failure, step=step, message=message, times=times or 1)
 
     # -- exposing -------------------------------------------------------------------------------
 

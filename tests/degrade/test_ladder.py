@@ -21,9 +21,9 @@ ORDERS = st.lists(st.sampled_from(Step), max_size=8)
 
 def expected(failure: Failure, remains: Remains) -> Step:
     """The default order, written out by hand rather than read from the table."""
-    if remains.time and remains.replica and failure is not Failure.TIMEOUT:
+    if remains.time and remains.replica and failure not in (Failure.TIMEOUT, Failure.LATE):
         return Step.REPLICA
-    if remains.time and remains.tier:
+    if remains.time and remains.tier and failure is not Failure.LATE:
         return Step.TIER
     if remains.stale:
         return Step.STALE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from time import monotonic
 
 import pytest
 from aiohttp import ClientSession, web
@@ -49,7 +50,7 @@ def routes() -> dict[str, Route]:
 
 @pytest.fixture
 async def admin(routes: dict[str, Route]) -> AsyncIterator[ClientSession]:
-    telemetry, pool = Telemetry(), Pool()
+    telemetry, pool = Telemetry(monotonic), Pool()
     homes = {"gpu": Home(pool, None)}  # type: ignore[arg-type]
     for gauge in gauges(routes, homes, lambda: False):
         telemetry.watch(gauge)

@@ -106,7 +106,7 @@ class House:
         config = RouteConfig(**({"tiers": tiers, "cache": CACHE} | route))  # type: ignore[arg-type]  # as written in each test
         homes = [Home(upstream, upstream) for upstream in self.upstreams]  # type: ignore[arg-type]  # both seams
         self.route = Route("r", config, homes, 2**20)
-        self.telemetry = Telemetry()
+        self.telemetry = Telemetry(self.clock)
         self.pipeline = Pipeline(Limiter(100), self.telemetry, self.clock, random.Random(7))
 
     def call(
@@ -188,12 +188,50 @@ async def test_each_failure_ends_in_a_labelled_stale_answer_or_a_503(failure: Fa
     assert stale.ttl_left is not None
     assert stale.ttl_left < 0
     refused = await house.refusal(b"\0" * 8)
-    slug = "deadline" if failure is Failure.TIMEOUT else "unavailable"
+    slug = "deadline" if failure in (Failure.TIMEOUT, Failure.LATE) else "unavailable"
     assert (refused.problem.slug, refused.problem.status) == (slug, 503)
     assert refused.problem.retry_after is not None
     assert 8.0 <= refused.problem.retry_after <= 16.0
     assert house.counter("tailrace_degraded_total", failure=failure.value, step="stale") == 1
     assert house.counter("tailrace_degraded_total", failure=failure.value, step="refuse") == 1
+
+
+async def test_time_that_was_over_before_a_tier_was_asked_is_not_the_tiers_fault() -> None:
+    house = House()
+    refused = await house.refusal(seconds=0.0)
+    assert (refused.problem.slug, refused.problem.status) == ("deadline", 503)
+    assert "before a tier was asked" in refused.problem.detail
+    assert house.upstream.requests == []
+    assert house.counter("tailrace_degraded_total", failure="timeout") == 0
+    assert house.counter("tailrace_degraded_total", failure="late", step="refuse") == 1
+    await house.ask()
+    house.clock.now += 11
+    late = (await house.ask(seconds=0.0)).provenance
+    assert (late.cache, late.reason, late.steps) == ("stale", "late", ("stale",))
+
+
+@pytest.mark.parametrize(
+    ("directives", "status"),
+    [
+        (CacheDirectives(max_stale=5.0), "stale"),
+        (CacheDirectives(max_stale=0.5), "503"),
+        (CacheDirectives(max_stale=math.inf, max_age=5.0), "503"),
+        (CacheDirectives(max_stale=5.0, max_age=30.0), "stale"),
+        (CacheDirectives(max_age=30.0), "503"),
+        (CacheDirectives(), "stale"),
+    ],
+)
+async def test_the_ladder_gives_nothing_staler_than_the_caller_will_have(
+    directives: CacheDirectives, status: str
+) -> None:
+    house = House(cache=CacheConfig(ttl=Seconds(10), max_stale=Seconds(100), refresh=Seconds(0)))
+    await house.ask()
+    house.clock.now += 11
+    house.fail()
+    if status == "stale":
+        assert (await house.ask(SURE, directives)).provenance.cache == "stale"
+    else:
+        assert (await house.refusal(SURE, directives)).problem.status == 503
 
 
 async def test_without_the_stale_step_an_old_answer_is_not_given() -> None:
@@ -212,13 +250,13 @@ async def test_no_cache_during_a_failure_is_a_503_whatever_is_kept() -> None:
     assert (await house.ask()).provenance.cache == "hit"
 
 
-async def test_an_answer_too_old_for_the_caller_is_labelled_though_it_is_fresh() -> None:
+async def test_an_answer_older_than_the_caller_will_have_is_not_given_though_it_is_fresh() -> None:
     house = House()
     await house.ask()
     house.clock.now += 5
     house.fail()
-    told = (await house.ask(SURE, CacheDirectives(max_age=2.0))).provenance
-    assert (told.cache, told.steps) == ("stale", ("stale",))
+    assert (await house.refusal(SURE, CacheDirectives(max_age=2.0))).problem.status == 503
+    assert (await house.ask(SURE, CacheDirectives(max_age=6.0))).provenance.cache == "hit"
 
 
 async def test_an_entry_of_a_turned_epoch_is_never_a_hit_and_its_ttl_does_not_say_fresh() -> None:
@@ -621,6 +659,25 @@ async def test_the_quota_told_of_is_the_one_with_less_left() -> None:
     assert (verdict.quota.name, verdict.remaining) == ("route-caller:r", 1)
 
 
+@pytest.mark.parametrize("hits_count", [False, True])
+async def test_a_request_that_one_quota_refuses_uses_up_no_other(hits_count: bool) -> None:
+    small = QuotaConfig(rate=1, per=Seconds(60), hits_count=not hits_count)
+    house = House(quota=QuotaConfig(rate=10, per=Seconds(600), hits_count=hits_count), caller_quota=small)
+    first, second = Caller("a", ""), Caller("b", "")
+    await house.ask(b"\0" * 8, caller=first)
+    for index in range(20):
+        refused = await house.refusal(bytes([index + 1]) * 8, caller=first)
+        assert refused.verdict is not None
+        assert refused.verdict.quota.name == "route-caller:r"
+    assert (await house.ask(b"\x50" * 8, caller=second)).provenance.cache == "miss"
+    verdict = house.pipeline.charge(house.route, Caller("c", ""))
+    assert verdict is not None
+    assert verdict.remaining == 0
+    assert house.pipeline.charge(None, Caller("c", "")) is None
+    with pytest.raises(Refused):
+        house.pipeline.charge(house.route, Caller("c", ""))
+
+
 async def test_a_refused_quota_is_not_a_model_call() -> None:
     house = House(quota=limited(False))
     for index in range(2):
@@ -758,7 +815,16 @@ class AnyOrder(RuleBasedStateMachine):
             return "504"
         if self.source.failure is None:
             return "miss"
-        return "503" if kept is None or directives.no_cache else "stale:degraded"
+        if kept is None or directives.no_cache:
+            return "503"
+        age = now - kept.stored_at
+        fresh = age <= 10 and kept.generation == self.source.generation
+        if directives.max_stale is not None:
+            tolerated = age - 10 <= directives.max_stale
+        else:
+            tolerated = fresh or directives.max_age is None
+        young = directives.max_age is None or age <= directives.max_age
+        return "stale:degraded" if young and tolerated else "503"
 
 
 TestAnyOrder = AnyOrder.TestCase

@@ -9,7 +9,7 @@ import pytest
 from cache.entry import Entry, Freshness
 from cache.response import Found
 from gateway.codec.http import CacheDirectives
-from gateway.recall import Action, Recall, RecallRules, recall
+from gateway.recall import Action, Recall, RecallRules, recall, tolerates
 
 TTL, MAX_STALE, REFRESH, EPOCH = 10.0, 100.0, 20.0, 7
 
@@ -160,3 +160,25 @@ def test_a_hit_is_fresh_and_of_this_epoch_and_nothing_else_is_called_one(asked: 
         assert was.entry.epoch == EPOCH
     if ASKED[asked].no_store:
         assert decided.action in (Action.SERVE, Action.FETCH_ALONE)
+
+
+TOLERABLE: dict[str, tuple[str, ...]] = {
+    "plain": ("fresh", "just-fresh", *OLD, *TURNED),
+    "no-cache": (),
+    "no-store": ("fresh", "just-fresh", *OLD, *TURNED),
+    "max-age=2": (),
+    "max-stale": ("fresh", "just-fresh", *OLD, *TURNED),
+    "max-stale=20": ("fresh", "just-fresh", "in-window"),
+}
+
+
+@pytest.mark.parametrize("asked", TOLERABLE)
+@pytest.mark.parametrize("entry", [name for name in FOUND if name != "nothing"])
+def test_what_a_caller_would_have_of_the_ladder(asked: str, entry: str) -> None:
+    was = found(entry)
+    assert was is not None
+    if entry in TURNED and asked == "max-stale=20":
+        expected = -was.entry.ttl_left(0.0) <= 20.0
+    else:
+        expected = entry in TOLERABLE[asked]
+    assert tolerates(was, ASKED[asked], 0.0) is expected

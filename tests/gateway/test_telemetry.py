@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from time import monotonic
+
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -27,11 +29,11 @@ def one(telemetry: Telemetry, name: str, **labels: str) -> float:
 
 
 def test_an_empty_exposition_parses() -> None:
-    assert scraped(Telemetry()) == {}
+    assert scraped(Telemetry(monotonic)) == {}
 
 
 def test_answers_are_counted_by_the_words_of_the_decision() -> None:
-    telemetry = Telemetry()
+    telemetry = Telemetry(monotonic)
     for cache, reason, collapsed in (("miss", "absent", False), ("miss", "absent", True), ("hit", "fresh", False)):
         telemetry.answered("r", Provenance(cache=cache, reason=reason, collapsed=collapsed))
     assert one(telemetry, "tailrace_answers_total", route="r", cache="miss", reason="absent") == 2
@@ -40,7 +42,7 @@ def test_answers_are_counted_by_the_words_of_the_decision() -> None:
 
 
 def test_fills_count_rows_by_tier_and_steps() -> None:
-    telemetry = Telemetry()
+    telemetry = Telemetry(monotonic)
     answer = CascadeAnswer(InferResponse("m", "1", ()), "large", "1", 8, 3, ("replica", "tier"), degraded=True)
     telemetry.filled("r", answer)
     telemetry.filled("r", answer)
@@ -51,7 +53,7 @@ def test_fills_count_rows_by_tier_and_steps() -> None:
 
 
 def test_refusals_ladder_steps_and_failed_refreshes_are_counted() -> None:
-    telemetry = Telemetry()
+    telemetry = Telemetry(monotonic)
     telemetry.refused("r", "quota")
     telemetry.degraded("r", "timeout", "stale", "told to")
     telemetry.refresh_failed("r", "told to")
@@ -62,7 +64,7 @@ def test_refusals_ladder_steps_and_failed_refreshes_are_counted() -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, 0.0001, 0.00011, 0.3, 10.0, 10.1])
 def test_a_latency_is_in_every_bucket_that_is_not_below_it(seconds: float) -> None:
-    telemetry = Telemetry()
+    telemetry = Telemetry(monotonic)
     telemetry.responded("r", 200, "hit", seconds)
     for bound in LATENCY_BUCKETS_SECONDS:
         expected = 1.0 if seconds <= bound else 0.0
@@ -75,14 +77,14 @@ def test_a_latency_is_in_every_bucket_that_is_not_below_it(seconds: float) -> No
 
 
 def test_label_values_of_any_kind_survive_the_format() -> None:
-    telemetry = Telemetry()
+    telemetry = Telemetry(monotonic)
     name = 'a"b\\c\nd é'
     telemetry.refused(name, "quota")
     assert one(telemetry, "tailrace_refusals_total", route=name, problem="quota") == 1
 
 
 def test_watched_numbers_are_read_at_each_scrape() -> None:
-    telemetry, value = Telemetry(), [1.0]
+    telemetry, value = Telemetry(monotonic), [1.0]
     telemetry.watch(Gauge("tailrace_thing", "A thing.", ("route",), lambda: [(("r",), value[0])]))
     telemetry.watch(Gauge("tailrace_count", "A count.", (), lambda: [((), 5.0)], counter=True))
     assert one(telemetry, "tailrace_thing", route="r") == 1.0
@@ -92,7 +94,7 @@ def test_watched_numbers_are_read_at_each_scrape() -> None:
 
 
 def test_every_gauge_of_an_empty_gateway_parses_and_has_a_name_of_its_own() -> None:
-    telemetry = Telemetry()
+    telemetry = Telemetry(monotonic)
     made = list(gauges({}, {}, lambda: True))
     for gauge in made:
         telemetry.watch(gauge)
