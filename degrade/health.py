@@ -1,4 +1,4 @@
-"""How something has fared lately: outcomes of real calls in a sliding window, and probe results.
+"""How something has fared lately: outcomes of real calls in a sliding window.
 
 Rule of this file: it counts and says; it decides nothing and knows neither what was called nor why
 it failed. Memory is fixed: a ring of buckets, however many outcomes come.
@@ -59,33 +59,3 @@ class Outcomes:
             self._ok[index] = self._failed[index] = 0
         self._head = max(self._head, tick)
         return self._head % buckets
-
-
-class Probes:
-    """Up or down by probes: ``rise`` good ones in a row bring it up, ``fall`` bad ones down.
-
-    It begins as ``up`` says (down by default: nothing is trusted before its first answer).
-    """
-
-    def __init__(self, rise: int = 2, fall: int = 3, up: bool = False) -> None:
-        if rise < 1 or fall < 1:
-            raise ValueError("rise and fall count probes: at least 1")
-        self._rise = rise
-        self._fall = fall
-        self._up = up
-        self._against = 0
-
-    @property
-    def up(self) -> bool:
-        return self._up
-
-    def add(self, ok: bool) -> bool:
-        """Counts one probe result; whether it is up now."""
-        if ok == self._up:
-            self._against = 0
-            return self._up
-        self._against += 1
-        if self._against >= (self._rise if ok else self._fall):
-            self._up = ok
-            self._against = 0
-        return self._up

@@ -45,16 +45,6 @@ class Step(enum.Enum):
     REFUSE = "refuse"
 
 
-DEFAULT_ORDER: Final[tuple[Step, ...]] = (
-    Step.REPLICA,
-    Step.TIER,
-    Step.STALE,
-    Step.SNAPSHOT,
-    Step.DEFAULT,
-)
-"""The order of a route that names none. `REFUSE` is implied at the end of every order."""
-
-
 class Remains(msgspec.Struct, frozen=True):
     """What is still possible for this request. ``time`` is False once its deadline is over."""
 

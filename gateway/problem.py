@@ -152,11 +152,6 @@ def too_large(detail: str, bytes_max: int | None = None) -> Problem:
     return Problem("too-large", 413, "Content too large", detail, extras=extras)
 
 
-def unsupported_media(detail: str) -> Problem:
-    """415 for a Content-Type this door does not read."""
-    return Problem("unsupported-media", 415, "Unsupported media type", detail)
-
-
 def unsupported_encoding(detail: str) -> Problem:
     """415 for a Content-Encoding this door does not undo (RFC 9110 section 15.5.16)."""
     return Problem("unsupported-encoding", 415, "Unsupported content encoding", detail)

@@ -1,4 +1,4 @@
-"""Outcome windows beside a model that remembers everything, and probe thresholds by table."""
+"""Outcome windows beside a model that remembers everything."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from degrade.health import Outcomes, Probes
+from degrade.health import Outcomes
 
 EVENTS = st.lists(st.tuples(st.booleans(), st.integers(0, 30)), max_size=60)
 
@@ -35,28 +35,6 @@ def test_an_earlier_time_counts_as_the_latest() -> None:
     assert outcomes.counts(3.0) == (1, 1)
 
 
-@pytest.mark.parametrize(
-    ("results", "up"),
-    [
-        ([], False),
-        ([True], False),
-        ([True, True], True),
-        ([True, False, True], False),
-        ([True, True, False, False], True),
-        ([True, True, False, False, True, False, False], True),
-        ([True, True, False, False, False], False),
-        ([True, True, False, False, False, True], False),
-    ],
-)
-def test_probes_rise_and_fall(results: list[bool], up: bool) -> None:
-    probes = Probes(rise=2, fall=3)
-    for result in results:
-        assert probes.add(result) == probes.up
-    assert probes.up is up
-
-
 def test_bounds_are_checked() -> None:
     with pytest.raises(ValueError, match="window"):
         Outcomes(window=0.0)
-    with pytest.raises(ValueError, match="rise"):
-        Probes(rise=0)

@@ -17,7 +17,6 @@ EVERY = [
     problem.not_found("n"),
     problem.method_not_allowed("PUT", ("GET", "POST")),
     problem.too_large("t", 5),
-    problem.unsupported_media("u"),
     problem.unsupported_encoding("u"),
     problem.quota("q", 0.2),
     problem.unavailable("u", 2.5),

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from degrade.deadline import Deadline
-from degrade.ladder import DEFAULT_ORDER, Failure, Step
+from degrade.ladder import Failure, Step
 from tiers.cascade import Accept, CascadeAnswer, CascadeOptions, Tier, decide, run
 from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor, UpstreamError
 from tiers.pool import Answered
 
 DEADLINE = Deadline(100.0)
 MARGIN = Accept("p", "margin", 0.5)
+WHOLE_ORDER = (Step.REPLICA, Step.TIER, Step.STALE, Step.SNAPSHOT, Step.DEFAULT)
 
 
 def tensor(name: str, values: object, datatype: str = "FP32") -> Tensor:
@@ -137,16 +138,16 @@ async def test_a_failing_large_tier_leaves_the_fast_answer_if_the_route_says_so(
 
 async def test_what_every_row_was_accepted_from_is_not_degraded_whatever_failed_before() -> None:
     retried = Model(0, steps=("replica",))
-    answer = await run(cascade(retried, Model(1)), ask([1.0, 0.0]), DEADLINE, CascadeOptions(2, DEFAULT_ORDER))
+    answer = await run(cascade(retried, Model(1)), ask([1.0, 0.0]), DEADLINE, CascadeOptions(2, WHOLE_ORDER))
     assert (answer.steps, answer.degraded) == (("replica",), False)
     models = [Model(0), Model(1, fails=Failure.BROKEN), Model(2)]
-    answer = await run(cascade(*models), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, DEFAULT_ORDER))
+    answer = await run(cascade(*models), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, WHOLE_ORDER))
     assert (who(answer), answer.steps, answer.degraded) == ([0, 2], ("tier",), False)
 
 
 @pytest.mark.parametrize(
     ("order", "again"),
-    [(DEFAULT_ORDER, True), ((Step.REPLICA,), True), ((Step.TIER, Step.STALE), False), ((), False)],
+    [(WHOLE_ORDER, True), ((Step.REPLICA,), True), ((Step.TIER, Step.STALE), False), ((), False)],
 )
 async def test_a_ladder_without_replica_never_retries(order: tuple[Step, ...], again: bool) -> None:
     fast, large = Model(0), Model(1)
