@@ -17,18 +17,18 @@ from typing import Final
 from urllib.parse import quote
 
 import msgspec
-from aiohttp import http_parser
 
 from degrade.deadline import Deadline, Ticker
 from gateway.config import Backend, Config, Route, TierConfig
+from gateway.doors.listener import ParserMissing, require_strict_parser
 from tiers.backends.triton_http import Call, TritonHttp, TritonOptions
 from tiers.catalog import Catalog, CatalogOptions, ModelFacts
+from tiers.datatype import FLOATS
 from tiers.inference import Rejected, UpstreamError
 
 SPARE_FILES: Final = 64
 """Open files beside connections: listeners, logs, the interpreter's own."""
 ANSWER_SECONDS_MAX: Final = 5.0
-FLOATS: Final = frozenset({"FP16", "BF16", "FP32", "FP64"})
 NOT_NUMBERS: Final = frozenset({"BYTES", "BOOL"})
 
 
@@ -68,11 +68,10 @@ def raise_open_files(config: Config) -> None:
 
 def environment_faults(config: Config, files_hard_limit: int) -> Iterator[str]:
     """What is wrong with this process. The soft limit on files is not asked: serving lifts it."""
-    if http_parser.HttpRequestParser is http_parser.HttpRequestParserPy:
-        yield (
-            "aiohttp: its C parser is not loaded, and the Python one is slower and more lenient; "
-            "install a wheel built for this Python, and unset AIOHTTP_NO_EXTENSIONS"
-        )
+    try:
+        require_strict_parser()
+    except ParserMissing as missing:
+        yield str(missing)
     if importlib.util.find_spec("uvloop") is None:
         yield "uvloop: is not installed"
     needed = open_files_needed(config)

@@ -7,14 +7,13 @@ whatever the content type is, and reads only that member). No socket, no clock, 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
-from gateway.admission.ratelimit import Verdict
+from gateway.admission.ratelimit import Verdict, retry_after_value
 
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:tailrace:problem:"
@@ -53,7 +52,7 @@ class Problem(msgspec.Struct, frozen=True):
             "error": detail or self.title,
         }
         if self.retry_after is not None:
-            document["retry_after"] = retry_after_seconds(self.retry_after)
+            document["retry_after"] = int(retry_after_value(self.retry_after))
         for name, value in self.extras.items():
             if name in _RESERVED:
                 continue
@@ -69,7 +68,7 @@ class Problem(msgspec.Struct, frozen=True):
         """Header fields that belong to this problem: its media type, and when to come back."""
         fields = [("Content-Type", MEDIA_TYPE), ("Cache-Control", "no-store")]
         if self.retry_after is not None:
-            fields.append(("Retry-After", str(retry_after_seconds(self.retry_after))))
+            fields.append(("Retry-After", retry_after_value(self.retry_after)))
         if self.status == 401:
             fields.append(("WWW-Authenticate", "Bearer"))  # RFC 9110 section 15.5.2: a 401 must carry one
         if self.status == 415 and self.slug == "unsupported-encoding":
@@ -90,13 +89,6 @@ class Refused(Exception):
         super().__init__(problem.detail)
         self.problem = problem
         self.verdict = verdict
-
-
-def retry_after_seconds(seconds: float) -> int:
-    """``Retry-After`` counts whole seconds (RFC 9110 section 10.2.3): round up, and never say 0 or less."""
-    if not math.isfinite(seconds):
-        return 3600
-    return max(1, math.ceil(seconds))
 
 
 def _clean(text: str) -> str:

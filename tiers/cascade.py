@@ -10,7 +10,7 @@ The threshold is a number given to it; what that number promises is calibrated e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 
 from degrade.deadline import Deadline
 from degrade.ladder import Failure, Step
+from tiers.datatype import FLOATS, numbers
 from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor, UpstreamError
 from tiers.pool import Answered
 from tiers.rows import merge_rows, take_rows
 
-_FLOAT_TYPES: Final[Mapping[str, str]] = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
 _MARGIN_CLASSES_MIN: Final = 2
 
 
@@ -220,14 +220,10 @@ def _escalated(parts: Sequence[_Part]) -> int:
 
 def _floats(rule: Accept, response: InferResponse, tensor: Tensor) -> NDArray[np.float64]:
     """The tensor's values as float64, flat."""
+    if tensor.datatype not in FLOATS:
+        raise _broken(rule, response, f"is {tensor.datatype}, not floating point")
     try:
-        if tensor.datatype == "BF16":  # the upper half of an FP32
-            raw = np.frombuffer(tensor.data, dtype="<u2").astype(np.uint32) << 16
-            values = raw.view(np.float32).astype(np.float64)
-        elif tensor.datatype in _FLOAT_TYPES:
-            values = np.frombuffer(tensor.data, dtype=_FLOAT_TYPES[tensor.datatype]).astype(np.float64)
-        else:
-            raise _broken(rule, response, f"is {tensor.datatype}, not floating point")
+        values = numbers(tensor.data, tensor.datatype).astype(np.float64)
     except ValueError as error:
         raise _broken(rule, response, "has bytes that are not whole elements") from error
     if values.size != tensor.elements:

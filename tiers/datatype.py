@@ -53,6 +53,11 @@ DTYPES: Final = MappingProxyType(
 BINARY_ONLY: Final = frozenset({"FP16", "BF16"})
 """Datatypes that Triton neither reads nor writes as JSON."""
 
+FLOATS: Final = frozenset({"FP16", "BF16", "FP32", "FP64"})
+"""The floating point datatypes."""
+
+_JSON_FLOATS: Final = FLOATS - BINARY_ONLY
+
 _LENGTH: Final = struct.Struct("<I")
 _OPENING: Final = re.compile(rb"(?:[ \t\r\n]*\[)+")
 _ESCAPED: Final = re.compile(rb'[\x00-\x1f"\\]')
@@ -63,6 +68,7 @@ _ESCAPES: Final = MappingProxyType(
 )
 
 Element = bool | int | float | str
+Numbers = npt.NDArray[np.floating | np.integer]
 
 
 class Misfit(Exception):
@@ -84,7 +90,7 @@ def from_json(raw: bytes | memoryview, datatype: str, shape: tuple[int, ...]) ->
         return _pack_bytes(flat)
     if datatype == "BOOL":
         return np.array(flat, dtype=np.bool_).tobytes()
-    if datatype in ("FP32", "FP64"):
+    if datatype in _JSON_FLOATS:
         return _pack_floats(flat, datatype)
     return _pack_integers(flat, datatype)
 
@@ -103,7 +109,7 @@ def to_json(data: bytes | memoryview, datatype: str) -> bytes:
     if datatype == "BOOL":
         return msgspec.json.encode((np.frombuffer(data, dtype=np.uint8) != 0).tolist())
     values = np.frombuffer(data, dtype=DTYPES[datatype])
-    if datatype in ("FP32", "FP64"):
+    if datatype in _JSON_FLOATS:
         with np.errstate(invalid="ignore"):  # a signalling NaN is still a NaN
             return _print_floats(values.astype(np.float64))
     return msgspec.json.encode(values.tolist())
@@ -126,6 +132,18 @@ def bytes_spans(data: bytes | memoryview) -> Iterator[tuple[int, int]]:
         index += 1
 
 
+def numbers(data: bytes | memoryview, datatype: str) -> Numbers:
+    """A tensor's elements as numpy numbers, flat; BF16 is widened to FP32, whose upper half it is.
+
+    A view where the datatype is numpy's own. Raises ValueError for bytes that are no whole elements, and
+    KeyError for BYTES, which are no numbers.
+    """
+    if datatype == "BF16":
+        halves = np.frombuffer(data, dtype="<u2").astype(np.uint32)
+        return (halves << np.uint32(16)).view(np.float32)
+    return np.frombuffer(data, dtype=DTYPES[datatype])
+
+
 def bytes_elements(data: bytes | memoryview) -> list[bytes]:
     """The elements of a BYTES tensor; raises Misfit on an overrun."""
     view = memoryview(data)
@@ -139,7 +157,7 @@ def _decoder(datatype: str, nesting: int) -> msgspec.json.Decoder[list[object]]:
         element: object = str
     elif datatype == "BOOL":
         element = bool
-    elif datatype in ("FP32", "FP64"):
+    elif datatype in _JSON_FLOATS:
         element = float
     else:
         element = int

@@ -8,8 +8,8 @@ walking their lengths. It must not know models, tiers or why rows are taken.
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Sequence
+from itertools import islice, pairwise
 from typing import Final
 
 import msgspec
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from degrade.ladder import Failure
+from tiers.datatype import Misfit, bytes_spans
 from tiers.inference import (
     DATATYPE_BYTES,
     SHARED_MEMORY_PARAMETER,
@@ -27,8 +28,6 @@ from tiers.inference import (
     UpstreamError,
 )
 
-_LENGTH: Final = struct.Struct("<I")
-_LENGTH_BYTES: Final = 4
 _NO_ROWS: Final = b""
 
 
@@ -144,20 +143,17 @@ def _block(tensor: Tensor) -> NDArray[np.uint8]:
 
 
 def _spans(tensor: Tensor) -> list[tuple[int, int]]:
-    """Where each row of a BYTES tensor starts and ends."""
+    """Where each row of a BYTES tensor begins (with its first element's length) and ends."""
     rows, per_row = tensor.shape[0], math.prod(tensor.shape[1:])
-    data, total = tensor.data, len(tensor.data)
-    spans: list[tuple[int, int]] = []
-    offset = 0
-    for _ in range(rows):
-        start = offset
-        for _ in range(per_row):
-            if offset + _LENGTH_BYTES > total:
-                raise _Uneven(f"{tensor.name!r} ends before its shape's elements do")
-            offset += _LENGTH_BYTES + int(_LENGTH.unpack_from(data, offset)[0])
-        if offset > total:
-            raise _Uneven(f"{tensor.name!r} has an element longer than its bytes")
-        spans.append((start, offset))
-    if offset != total:
-        raise _Uneven(f"{tensor.name!r} has {total - offset} bytes after its last element")
-    return spans
+    try:
+        # One more than the shape says is enough to know; the rest of a hostile tensor is not walked.
+        ends = [end for _, end in islice(bytes_spans(tensor.data), rows * per_row + 1)]
+    except Misfit as misfit:
+        raise _Uneven(f"{tensor.name!r}: {misfit}") from misfit
+    if len(ends) != rows * per_row:
+        got = "more" if len(ends) > rows * per_row else str(len(ends))
+        raise _Uneven(f"{tensor.name!r} holds {got} elements where its shape needs {rows * per_row}")
+    if not per_row:
+        return [(0, 0)] * rows
+    bounds = [0, *ends[per_row - 1 :: per_row]]
+    return list(pairwise(bounds))

@@ -17,13 +17,12 @@ import numpy.typing as npt
 
 from gateway.problem import Refused, invalid
 from tiers.catalog import ModelFacts, TensorFact
-from tiers.datatype import DTYPES, Misfit, bytes_spans
+from tiers.datatype import FLOATS, Misfit, Numbers, bytes_spans, numbers
 from tiers.inference import InferRequest, Tensor
 
 EVERY_INPUT: Final = "*"
 """The name in ``rules`` that stands for every input without a rule of its own."""
 
-_FLOATS: Final = frozenset({"FP16", "BF16", "FP32", "FP64"})
 _SHOWN_MAX: Final = 64
 _NAMES_SHOWN_MAX: Final = 8
 
@@ -129,10 +128,10 @@ def _check_values(tensor: Tensor, rule: TensorRule) -> None:
             _check_elements(tensor, rule.element_bytes_max, label)
         return
     bounded = rule.minimum is not None or rule.maximum is not None
-    if tensor.datatype == "BOOL" or not (bounded or (rule.finite and tensor.datatype in _FLOATS)):
+    if tensor.datatype == "BOOL" or not (bounded or (rule.finite and tensor.datatype in FLOATS)):
         return
-    values = _numbers(tensor)
-    if rule.finite and tensor.datatype in _FLOATS:
+    values = numbers(tensor.data, tensor.datatype)
+    if rule.finite and tensor.datatype in FLOATS:
         finite = np.isfinite(values)
         if not finite.all():
             index = int(np.flatnonzero(~finite)[0])
@@ -155,17 +154,6 @@ def _check_elements(tensor: Tensor, bytes_max: int, label: str) -> None:
                 )
     except Misfit as misfit:
         raise _refuse("byte-count", f"{label}: {misfit}") from misfit
-
-
-Numbers = npt.NDArray[np.floating | np.integer]
-
-
-def _numbers(tensor: Tensor) -> Numbers:
-    """The values as numpy numbers, flat; BF16 widens to FP32 by its definition (its upper half)."""
-    if tensor.datatype == "BF16":
-        halves = np.frombuffer(tensor.data, dtype="<u2").astype(np.uint32)
-        return (halves << np.uint32(16)).view(np.float32)
-    return np.frombuffer(tensor.data, dtype=DTYPES[tensor.datatype])
 
 
 def _check_bound(values: Numbers, beyond: npt.NDArray[np.bool_], sentence: str) -> None:

@@ -7,10 +7,12 @@ from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
-from aiohttp import http_parser, web
+from aiohttp import web
+from aiohttp.http_parser import HttpRequestParserPy
 
 from gateway.check import environment_faults, faults, open_files_needed, raise_open_files, route_faults
 from gateway.config import Accept, Backend, CacheConfig, Config, InputRule, Limits, Route, TierConfig
+from gateway.doors import listener
 from gateway.units import Seconds, Size
 from tiers.catalog import ModelFacts, TensorFact
 
@@ -107,7 +109,7 @@ def test_this_environment_is_well_but_few_files_are_told() -> None:
 
 
 def test_the_python_parser_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_parser, "HttpRequestParser", http_parser.HttpRequestParserPy)
+    monkeypatch.setattr(listener, "HttpRequestParser", HttpRequestParserPy)
     (line,) = environment_faults(Config(), resource.RLIM_INFINITY)
     assert "C parser" in line
 

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from gateway import problem
-from gateway.problem import Problem, Refused, retry_after_seconds
+from gateway.problem import Problem, Refused
 
 EVERY = [
     problem.malformed("m", "json"),
@@ -63,11 +63,11 @@ def test_any_text_makes_a_body_and_members_cannot_be_overridden():
     assert document["n"] == 1
 
 
-@pytest.mark.parametrize(
-    ("seconds", "whole"), [(0, 1), (-5, 1), (1.01, 2), (math.inf, 3600), (math.nan, 3600)]
-)
-def test_retry_after_is_a_whole_number_of_seconds(seconds, whole):
-    assert retry_after_seconds(seconds) == whole
+@pytest.mark.parametrize(("seconds", "whole"), [(0, 1), (-5, 1), (1.01, 2), (1e9, 86_400), (math.inf, 86_400)])
+def test_retry_after_is_a_whole_number_of_seconds_and_the_document_says_the_same(seconds, whole):
+    spent = problem.quota("q", seconds)
+    assert dict(spent.headers())["Retry-After"] == str(whole)
+    assert json.loads(spent.body())["retry_after"] == whole
 
 
 def test_tritonclient_raises_the_error_member():
