@@ -17,7 +17,8 @@ from collections.abc import Mapping, Sequence
 from importlib import metadata
 from typing import Final, Protocol, cast
 
-from gateway.config import Config, ConfigError, load
+from gateway.config import Config
+from gateway.sources import ConfigError, load
 
 WELL: Final = 0
 UNFIT: Final = 1

@@ -1,17 +1,17 @@
-"""What an operator may say: every key of ``tailrace.toml``, its default, and the rules between keys.
+"""What an operator may say: every key of ``tailrace.toml``, its default, and the rules within a section.
 
-Rule of this file: it reads and judges configuration, and opens nothing but that one file. Whether
-the world agrees (backends reachable, models ready) is ``gateway/check.py``'s question. Each key's
-reason is written once for people, in ``tailrace.example.toml``; a test holds the two together.
+Rule of this file: values, and what may be wrong with one of them. Where a configuration comes from is
+``gateway/sources.py``'s, the rules between sections are ``gateway/consistency.py``'s, and whether the
+world agrees is ``gateway/check.py``'s question. Each key's reason is written once for people, in
+``tailrace.example.toml``; a test holds the two together.
 """
 
 from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
@@ -19,40 +19,13 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, field
 
-from gateway.schema import Fault, Reader
+from gateway.schema import Fault
 from gateway.units import Seconds, Size
 
 Positive = Annotated[int, Meta(ge=1)]
 Switch = Literal["repository", "logging", "trace", "shared_memory"]
 DegradeStep = Literal["replica", "tier", "stale"]
 ALLOW_ALL: Final[tuple[Switch, ...]] = ("repository", "logging", "trace", "shared_memory")
-UPSTREAM: Final = "upstream"
-"""The name of the backend that ``--upstream`` makes."""
-
-PREFIX: Final = "TAILRACE_"
-NOT_CONFIGURATION: Final = frozenset({"TAILRACE_TRITON_ENV"})
-"""Variables with our prefix that other programs read: where the demo and the tests find a Triton."""
-LATER: Final[Mapping[str, str]] = {
-    "grpc": "is not in this version yet: only the HTTP door exists so far",
-    "rpc": "is not in this version yet: only the HTTP door exists so far",
-    "tables": "is not in this version yet: routes cannot join feature tables so far",
-    "rows": "is not in this version yet: whole requests are cached, not single rows",
-    "snapshot": "is not in this version yet: there are no snapshots so far",
-    "default": "is not in this version yet: routes cannot declare a default answer so far",
-}
-
-# Kubernetes puts these into every container beside a Service called "tailrace"; they are not ours.
-_SERVICE_LINK: Final = re.compile(
-    r"TAILRACE_(?:[A-Z0-9]+_)*(?:SERVICE_HOST|SERVICE_PORT(?:_[A-Z0-9_]+)?|PORT(?:_\d+_[A-Z]+(?:_[A-Z]+)?)?)"
-)
-
-
-class ConfigError(Exception):
-    """The configuration cannot be used. ``faults`` has one line per fault, each with its key's path."""
-
-    def __init__(self, faults: tuple[str, ...]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = faults
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -309,32 +282,6 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.server.passthrough or next(iter(self.backends))
 
 
-def load(path: str | None, environ: Mapping[str, str], upstreams: Sequence[str] = ()) -> Config:
-    """The configuration of ``path`` (None: no file), then ``environ``, then ``--upstream`` URLs.
-
-    Upstreams become one backend called "upstream". With no file they are all there is, and every
-    path that changes a server is allowed: whoever runs that wants a transparent proxy.
-    Raises ConfigError with every fault there is.
-    """
-    raw = _file(path) if path is not None else {}
-    if upstreams:
-        backends = raw.setdefault("backends", {})
-        if isinstance(backends, dict):
-            backends[UPSTREAM] = {"http": list(upstreams)}
-        if path is None:
-            raw["server"] = {"allow": list(ALLOW_ALL)}
-    reader = Reader(LATER)
-    _override(raw, environ, reader)
-    config = reader.read(raw, Config)
-    if config is not None:
-        named = raw.get("backends")
-        for where, message in _between(config, named if isinstance(named, dict) else {}):
-            reader.fault(where, message)
-    if config is None or reader.faults:
-        raise ConfigError(tuple(reader.faults))
-    return _with_plain_urls(config)
-
-
 def parse_address(written: str) -> Address:
     """``HOST:PORT``, ``[V6]:PORT`` or ``unix:PATH``; raises ValueError with the reason."""
     if written.startswith("unix:"):
@@ -352,84 +299,6 @@ def parse_address(written: str) -> Address:
     if not host:
         raise ValueError(f"{written!r} has no host; 0.0.0.0 means every interface")
     return Address(host=host, port=int(port))
-
-
-def _file(path: str) -> dict[str, object]:
-    try:
-        with open(path, "rb") as file:
-            return tomllib.load(file)
-    except OSError as error:
-        raise ConfigError((f"{path}: cannot be read: {error.strerror}",)) from None
-    except UnicodeDecodeError:
-        raise ConfigError((f"{path}: is not UTF-8 text",)) from None
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError((f"{path}: is not TOML: {error}",)) from None
-
-
-def _override(raw: dict[str, object], environ: Mapping[str, str], reader: Reader) -> None:
-    """Lay ``TAILRACE_SECTION__KEY`` variables over the file; names match without regard to case."""
-    for name in sorted(environ):
-        if not name.startswith(PREFIX) or name in NOT_CONFIGURATION or _SERVICE_LINK.fullmatch(name):
-            continue
-        keys = name.removeprefix(PREFIX).split("__")
-        if len(keys) < 2 or not all(keys):
-            reader.fault(name, "is not TAILRACE_SECTION__KEY, such as TAILRACE_SERVER__HTTP")
-            continue
-        table: object = raw
-        for key in keys[:-1]:
-            if not isinstance(table, dict):
-                break
-            table = table.setdefault(_existing(table, key), {})
-        if isinstance(table, dict):
-            table[_existing(table, keys[-1])] = _toml_value(environ[name])
-        else:
-            reader.fault(name, "goes through a key that is no table")
-
-
-def _existing(table: Mapping[str, object], key: str) -> str:
-    return next((known for known in table if known.lower() == key.lower()), key.lower())
-
-
-def _toml_value(written: str) -> object:
-    """``4`` is a number and ``[1, 2]`` a list; what is no TOML value (``250ms``) is a string."""
-    try:
-        parsed = tomllib.loads(f"value = {written}")
-    except tomllib.TOMLDecodeError:
-        return written
-    return parsed["value"] if len(parsed) == 1 else written
-
-
-def _between(config: Config, backends: Mapping[str, object]) -> Iterator[Fault]:
-    """The rules between sections. ``backends`` are all names written, also of those with faults."""
-    if not backends:
-        yield "backends", "there is none: give --upstream URL, or write a [backends.NAME] section"
-    known = ", ".join(backends) or "none"
-    chosen = config.server.passthrough
-    if chosen is not None and chosen not in backends:
-        yield "server.passthrough", f"no backend is called {chosen!r}; there is {known}"
-    for name, route in config.routes.items():
-        if not name or not re.fullmatch(r"[^\s/?#%\x00-\x1f]+", name):
-            yield f"routes.{name!r}", "a route's name is part of a URL: no spaces, slashes, ?, # or %"
-        for index, tier in enumerate(route.tiers):
-            if backends and tier.backend not in backends:
-                where = f"routes.{name}.tiers[{index}].backend"
-                yield where, f"no backend is called {tier.backend!r}; there is {known}"
-    owners: dict[str, str] = {}
-    for name, caller in config.callers.items():
-        owner = owners.setdefault(caller.key_sha256, name)
-        if owner != name:
-            yield f"callers.{name}.key_sha256", f"is the key of caller {owner} too"
-    if not config.server.anonymous and not config.callers:
-        yield "server.anonymous", "is false and there are no callers: nobody could call"
-
-
-def _with_plain_urls(config: Config) -> Config:
-    """Replica URLs without the trailing slash, so that paths can be joined to them."""
-    backends = {
-        name: msgspec.structs.replace(backend, http=tuple(url.rstrip("/") for url in backend.http))
-        for name, backend in config.backends.items()
-    }
-    return msgspec.structs.replace(config, backends=backends)
 
 
 def _address_faults(key: str, written: str) -> Iterator[Fault]:

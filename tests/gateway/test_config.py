@@ -14,8 +14,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.config import ALLOW_ALL, Address, Config, ConfigError, load, parse_address
+from gateway.config import ALLOW_ALL, Address, Config, parse_address
 from gateway.schema import default_of, json_schema, plain
+from gateway.sources import ConfigError, load
 from gateway.units import Seconds, Size
 
 EXAMPLE = Path(__file__).parents[2] / "tailrace.example.toml"

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gateway.app import Gateway
-from gateway.config import load
+from gateway.sources import load
 
 SECONDS = 10.0
 POST = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\n"
