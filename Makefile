@@ -94,7 +94,7 @@ $(TRITON)/.stamp: $(VENV)/.stamp requirements/triton.lock
 
 .PHONY: .libpython
 .libpython:
-	$(call quietly,libpython$(PYTHON_SERIES) from Debian,$(call debian,libpython$(PYTHON_SERIES)))
+	$(call quietly,the shared library of Python from Debian,$(call debian,libpython$(PYTHON_SERIES)))
 
 # No host name and no path of a machine gets into a lock.
 COMPILE = $(BIN)/uv pip compile --system-certs --quiet --upgrade --python-version 3.11 --generate-hashes \
