@@ -19,7 +19,8 @@ define quietly
 endef
 
 # $(call debian,PACKAGE): from the lists at hand, or else from fresh ones.
-debian = { command -v apt-get >/dev/null || { echo "please install $(1)"; false; }; } && \
+debian = { command -v apt-get && { test "$$(id -u)" = 0 || command -v sudo; }; } >/dev/null \
+	|| { echo "please have these packages installed, and run make again: $(1)"; false; } && \
 	{ $(APT) install -y $(1) || { $(APT) update && $(APT) install -y $(1); }; }
 
 # $(call locked,ENVIRONMENT,LOCK): exactly what the lock says. uv is fast but does not read pip's
