@@ -22,10 +22,34 @@ from msgspec import Meta, field
 from gateway.schema import Fault
 from gateway.units import Seconds, Size
 
-Positive = Annotated[int, Meta(ge=1)]
+COUNT_MAX: Final = 2**31 - 1
+"""No count needs more, and beyond it libraries below us overflow."""
+Positive = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
 Switch = Literal["repository", "logging", "trace", "shared_memory"]
 DegradeStep = Literal["replica", "tier", "stale"]
 ALLOW_ALL: Final[tuple[Switch, ...]] = ("repository", "logging", "trace", "shared_memory")
+
+AGE_MAX: Final = Seconds.parse("3650d")
+"""The longest life of an answer and the longest window of a quota: ten years are for ever to both."""
+WAIT_MIN: Final = Seconds.parse("10ms")
+"""The shortest wait for a peer: a healthy one on a busy machine is easily some milliseconds late."""
+WAIT_MAX: Final = Seconds.parse("1d")
+"""The longest wait for anyone: what waits longer holds its connection for nobody."""
+DEADLINE_MIN: Final = Seconds.parse("1ms")
+"""The shortest deadline of a request: the event loop's timers count whole milliseconds."""
+PROBE_MIN: Final = Seconds.parse("100ms")
+PROBE_MAX: Final = Seconds.parse("1h")
+"""A round of probes asks each replica three things of every model that routes name: oftener, and it is
+load; more seldom, and a changed model's old answers go on as fresh for longer than that."""
+OUTCOMES_MIN: Final = Seconds.parse("100ms")
+"""The shortest window of a breaker: it slides in tenths, each of which must be able to hold an outcome."""
+SIZE_MAX: Final = Size.parse("1TiB")
+"""The largest size of anything: more than a machine's memory is a slip of the unit."""
+HEADER_BYTES_MIN: Final = Size.parse("1KiB")
+HEADER_BYTES_MAX: Final = Size.parse("1MiB")
+"""A request's head is held in memory before anyone knows whose it is: no head needs more."""
+RATE_MAX: Final = 10**9
+"""Requests a second of a quota: it counts in whole nanoseconds."""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -73,13 +97,18 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         yield from _address_faults("admin", self.admin)
         if self.http == self.admin and not self.http.endswith(":0"):
             yield "admin", f"is the same address as server.http ({self.http})"
-        if self.header_bytes_max < 1024:
-            yield "header_bytes_max", "must be at least 1KiB, or no request head fits"
-        yield from _above_zero(("body_bytes_max", self.body_bytes_max))
-        yield from _above_zero(("passthrough_bytes_max", self.passthrough_bytes_max))
-        yield from _above_zero(("passthrough_timeout", self.passthrough_timeout))
-        yield from _above_zero(("head_timeout", self.head_timeout), ("body_timeout", self.body_timeout))
-        yield from _above_zero(("idle_timeout", self.idle_timeout), ("write_timeout", self.write_timeout))
+        yield from _within(HEADER_BYTES_MIN, HEADER_BYTES_MAX, header_bytes_max=self.header_bytes_max)
+        yield from _sizes(body_bytes_max=self.body_bytes_max, passthrough_bytes_max=self.passthrough_bytes_max)
+        yield from _within(Seconds(0), WAIT_MAX, drain=self.drain)
+        yield from _within(
+            WAIT_MIN,
+            WAIT_MAX,
+            passthrough_timeout=self.passthrough_timeout,
+            head_timeout=self.head_timeout,
+            body_timeout=self.body_timeout,
+            idle_timeout=self.idle_timeout,
+            write_timeout=self.write_timeout,
+        )
 
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -98,7 +127,16 @@ class QuotaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     hits_count: bool = False
 
     def faults(self) -> Iterator[Fault]:
-        yield from _above_zero(("per", self.per))
+        if self.per <= 0:
+            yield "per", "must be more than 0"
+            return
+        yield from _within(Seconds(0), AGE_MAX, per=self.per)
+        if self.rate > RATE_MAX * self.per:
+            most = f"{RATE_MAX * self.per:.0f} in {self.per}"
+            yield "rate", f"is more than quotas can count ({most}); lower it, or leave the quota out for no bound"
+        earned_back = self.burst_size * self.per / self.rate
+        if self.burst is not None and earned_back > AGE_MAX:
+            yield "burst", f"takes longer to be earned back than {AGE_MAX}; lower it, or raise rate"
 
     @property
     def burst_size(self) -> int:
@@ -129,7 +167,8 @@ class BreakerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     open_max: Seconds = _seconds("30s")
 
     def faults(self) -> Iterator[Fault]:
-        yield from _above_zero(("window", self.window), ("open", self.open))
+        yield from _within(OUTCOMES_MIN, WAIT_MAX, window=self.window)
+        yield from _within(WAIT_MIN, WAIT_MAX, open=self.open, open_max=self.open_max)
         if self.open_max < self.open:
             yield "open_max", f"is shorter than open ({self.open_max} < {self.open})"
 
@@ -153,7 +192,8 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for url, times in Counter(self.http).items():
             if times > 1:
                 yield "http", f"names {url} {times} times"
-        yield from _above_zero(("connect_timeout", self.connect_timeout), ("probe", self.probe))
+        yield from _within(WAIT_MIN, WAIT_MAX, connect_timeout=self.connect_timeout)
+        yield from _within(PROBE_MIN, PROBE_MAX, probe=self.probe)
 
 
 class Accept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -199,10 +239,10 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def faults(self) -> Iterator[Fault]:
         if self.ttl <= 0:
             yield "ttl", "is 0: nothing would ever be a hit; to cache nothing, leave out `cache`"
+        yield from _within(Seconds(0), AGE_MAX, ttl=self.ttl, max_stale=self.max_stale)
         if self.refresh > self.max_stale:
             yield "refresh", f"is longer than max_stale ({self.refresh} > {self.max_stale})"
-        if self.bytes_max < 2**20:
-            yield "bytes_max", "must be at least 1MiB"
+        yield from _within(Size.parse("1MiB"), SIZE_MAX, bytes_max=self.bytes_max)
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -215,10 +255,9 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     json_depth_max: Annotated[int, Meta(ge=4, le=200)] = 16
 
     def faults(self) -> Iterator[Fault]:
+        yield from _sizes(element_bytes_max=self.element_bytes_max, json_bytes_max=self.json_bytes_max)
         if self.body_bytes_max is not None:
-            yield from _above_zero(("body_bytes_max", self.body_bytes_max))
-        yield from _above_zero(("element_bytes_max", self.element_bytes_max))
-        yield from _above_zero(("json_bytes_max", self.json_bytes_max))
+            yield from _sizes(body_bytes_max=self.body_bytes_max)
 
 
 class InputRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -264,7 +303,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for step, times in Counter(self.degrade).items():
             if times > 1:
                 yield "degrade", f"names {step} {times} times"
-        yield from _above_zero(("timeout", self.timeout))
+        yield from _within(DEADLINE_MIN, WAIT_MAX, timeout=self.timeout)
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -321,7 +360,13 @@ def _url_fault(url: str) -> str | None:
     return None
 
 
-def _above_zero(*named: tuple[str, float]) -> Iterator[Fault]:
-    for name, value in named:
-        if value <= 0:
-            yield name, "must be more than 0"
+def _sizes(**named: Size) -> Iterator[Fault]:
+    return _within(Size(1), SIZE_MAX, **named)
+
+
+def _within(least: Seconds | Size, most: Seconds | Size, **named: Seconds | Size) -> Iterator[Fault]:
+    for name, value in named.items():
+        if value < least:
+            yield name, f"is {value}; it must be at least {least}"
+        elif value > most:
+            yield name, f"is {value}; it must be at most {most}"

@@ -8,26 +8,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Final
+from urllib.parse import quote
 
-from gateway.config import Config
+from gateway.config import Config, Route
+from gateway.doors.path import target_of
+from gateway.problem import Refused
 from gateway.schema import Fault
 
+Written = Mapping[str, object]
+"""The document as it was written, tables of tables, without any default."""
 
-def between(config: Config, backends: Mapping[str, object]) -> Iterator[Fault]:
-    """The rules between sections. ``backends`` are all names written, also of those with faults."""
-    if not backends:
-        yield "backends", "there is none: give --upstream URL, or write a [backends.NAME] section"
-    known = ", ".join(backends) or "none"
-    chosen = config.server.passthrough
-    if chosen is not None and chosen not in backends:
-        yield "server.passthrough", f"no backend is called {chosen!r}; there is {known}"
+_NAME: Final = re.compile(r"[^\s/?#%\x00-\x1f]+")
+
+
+def between(config: Config, written: Written) -> Iterator[Fault]:
+    """Everything wrong between sections. ``written`` tells what is the operator's own word and what a
+    default, and names also the backends that have faults of their own."""
+    yield from _backend_faults(config, written)
     for name, route in config.routes.items():
-        if not name or not re.fullmatch(r"[^\s/?#%\x00-\x1f]+", name):
-            yield f"routes.{name!r}", "a route's name is part of a URL: no spaces, slashes, ?, # or %"
-        for index, tier in enumerate(route.tiers):
-            if backends and tier.backend not in backends:
-                where = f"routes.{name}.tiers[{index}].backend"
-                yield where, f"no backend is called {tier.backend!r}; there is {known}"
+        yield from _name_faults(name)
+        yield from _route_faults(config, written, name, route)
     owners: dict[str, str] = {}
     for name, caller in config.callers.items():
         owner = owners.setdefault(caller.key_sha256, name)
@@ -35,3 +36,60 @@ def between(config: Config, backends: Mapping[str, object]) -> Iterator[Fault]:
             yield f"callers.{name}.key_sha256", f"is the key of caller {owner} too"
     if not config.server.anonymous and not config.callers:
         yield "server.anonymous", "is false and there are no callers: nobody could call"
+
+
+def reachable(name: str) -> bool:
+    """Whether the path of a route's name leads to that route, for what is asked of it and about it."""
+    try:
+        path = f"/v2/models/{quote(name, safe='')}"
+        infer, about = target_of("POST", f"{path}/infer"), target_of("GET", path)
+    except (Refused, UnicodeEncodeError):
+        return False
+    plain = infer.changes is None and infer.kind == "infer" and about.kind == "metadata"
+    return plain and infer.model == about.model == name
+
+
+def said(written: Written, *keys: str) -> object:
+    """What the operator wrote for this key; None if nothing."""
+    value: object = written
+    for key in keys:
+        value = value.get(key) if isinstance(value, Mapping) else None
+    return value
+
+
+def _backend_faults(config: Config, written: Written) -> Iterator[Fault]:
+    named = written.get("backends")
+    backends = list(named) if isinstance(named, Mapping) else []
+    if not backends:
+        yield "backends", "there is none: give --upstream URL, or write a [backends.NAME] section"
+    known = ", ".join(backends) or "none"
+    chosen = config.server.passthrough
+    if chosen is not None and chosen not in backends:
+        yield "server.passthrough", f"no backend is called {chosen!r}; there is {known}"
+    for name, route in config.routes.items():
+        for index, tier in enumerate(route.tiers):
+            if backends and tier.backend not in backends:
+                where = f"routes.{name}.tiers[{index}].backend"
+                yield where, f"no backend is called {tier.backend!r}; there is {known}"
+
+
+def _name_faults(name: str) -> Iterator[Fault]:
+    if not _NAME.fullmatch(name):
+        yield f"routes.{name!r}", "a route's name is part of a URL: no spaces, slashes, ?, # or %"
+    elif not reachable(name):
+        yield f"routes.{name!r}", "no request can reach a route of this name: its path means something else"
+
+
+def _route_faults(config: Config, written: Written, name: str, route: Route) -> Iterator[Fault]:
+    path = f"routes.{name}"
+    steps = said(written, "routes", name, "degrade")
+    if isinstance(steps, list) and "stale" in steps and said(written, "routes", name, "cache") is None:
+        yield f"{path}.degrade", f'names "stale", and nothing keeps old answers: write {path}.cache, or take it out'
+    bytes_max = config.server.body_bytes_max if route.limits.body_bytes_max is None else route.limits.body_bytes_max
+    of = "server.body_bytes_max" if route.limits.body_bytes_max is None else f"{path}.limits.body_bytes_max"
+    json_bytes_max = route.limits.json_bytes_max
+    if json_bytes_max > bytes_max and said(written, "routes", name, "limits", "json_bytes_max"):
+        yield (
+            f"{path}.limits.json_bytes_max",
+            f"is {json_bytes_max}, and no body may have more than {bytes_max}; lower it, or raise {of}",
+        )

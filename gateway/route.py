@@ -90,9 +90,10 @@ class Route:
         self.steps = tuple(Step(step) for step in config.degrade)
         self.timeout = float(config.timeout)
         limits = config.limits
+        bytes_max = int(limits.body_bytes_max or body_bytes_max)
+        json_bytes_max = min(int(limits.json_bytes_max), bytes_max)  # a default may be more than the body's bound
         self.body_limits = BodyLimits(
-            int(limits.body_bytes_max or body_bytes_max),
-            v2.Limits(json_bytes_max=int(limits.json_bytes_max), json_depth_max=limits.json_depth_max),
+            bytes_max, v2.Limits(json_bytes_max=json_bytes_max, json_depth_max=limits.json_depth_max)
         )
         self._homes = tuple(homes)
         self.rules = _rules(config)

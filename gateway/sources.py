@@ -64,8 +64,7 @@ def load(path: str | None, environ: Mapping[str, str], upstreams: Sequence[str] 
     _override(raw, environ, reader)
     config = reader.read(raw, Config)
     if config is not None:
-        named = raw.get("backends")
-        for where, message in between(config, named if isinstance(named, dict) else {}):
+        for where, message in between(config, raw):
             reader.fault(where, message)
     if config is None or reader.faults:
         raise ConfigError(tuple(reader.faults))

@@ -100,20 +100,61 @@ FAULTS = [
         "[backends.x]\nhttp = ['http://a']\nbreaker = { open_max = '0.5s' }",
         "backends.x.breaker.open_max: is shorter than open (500ms < 1s)",
     ),
+    ("[server]\nconnections_max = 3000000000", "server.connections_max: Expected int <= 2147483647"),
+    ("[server]\nheader_bytes_max = '1023B'", "server.header_bytes_max: is 1023B; it must be at least 1KiB"),
+    ("[server]\nheader_bytes_max = '9999TiB'", "server.header_bytes_max: is 9999TiB; it must be at most 1MiB"),
+    ("[server]\nbody_bytes_max = '0B'", "server.body_bytes_max: is 0B; it must be at least 1B"),
+    ("[server]\nbody_bytes_max = '2TiB'", "server.body_bytes_max: is 2TiB; it must be at most 1TiB"),
+    ("[server]\ndrain = '9999d'", "server.drain: is 9999d; it must be at most 1d"),
+    ("[server]\nhead_timeout = '9ms'", "server.head_timeout: is 9ms; it must be at least 10ms"),
+    ("[server]\nidle_timeout = '2d'", "server.idle_timeout: is 2d; it must be at most 1d"),
+    ("[backends.x]\nhttp = ['http://a']\nprobe = '1us'", "backends.x.probe: is 1us; it must be at least 100ms"),
+    ("[backends.x]\nhttp = ['http://a']\nprobe = '2h'", "backends.x.probe: is 2h; it must be at most 1h"),
+    (
+        "[backends.x]\nhttp = ['http://a']\nconnect_timeout = '1us'",
+        "backends.x.connect_timeout: is 1us; it must be at least 10ms",
+    ),
+    (
+        "[backends.x]\nhttp = ['http://a']\nbreaker = { window = '1us' }",
+        "backends.x.breaker.window: is 1us; it must be at least 100ms",
+    ),
     ("[routes.r]", "routes.r.tiers: is required"),
     ("[routes.r]\ntiers = []", "routes.r.tiers: needs at least one"),
     ("[routes.'a/b']\ntiers = [{ backend = 'gpu', model = 'm' }]", "routes.'a/b': a route's name"),
     ("[routes.r]\ntiers = [{ backend = 'cpu', model = 'm' }]", "routes.r.tiers[0].backend: no backend is"),
 ]
 ROUTE_FAULTS = [
+    ("degrade = ['stale']", "routes.r.degrade: names \"stale\", and nothing keeps old answers: write routes.r.cache"),
+    ("degrade = ['tier', 'stale', 'replica']", "routes.r.degrade: names \"stale\", and nothing keeps"),
+    (
+        "limits = { body_bytes_max = '1MiB', json_bytes_max = '2MiB' }",
+        "routes.r.limits.json_bytes_max: is 2MiB, and no body may have more than 1MiB; lower it, or raise routes.r.",
+    ),
+    (
+        "limits = { json_bytes_max = '65MiB' }",
+        "routes.r.limits.json_bytes_max: is 65MiB, and no body may have more than 64MiB; lower it, or raise server.",
+    ),
+    ("limits = { json_bytes_max = '0B' }", "routes.r.limits.json_bytes_max: is 0B; it must be at least 1B"),
+    ("limits = { batch_max = 10000000000 }", "routes.r.limits.batch_max: Expected int <= 2147483647"),
+    ("timeout = '900us'", "routes.r.timeout: is 900us; it must be at least 1ms"),
+    ("timeout = '2d'", "routes.r.timeout: is 2d; it must be at most 1d"),
+    ("cache = { ttl = '3651d' }", "routes.r.cache.ttl: is 3651d; it must be at most 3650d"),
+    ("cache = { ttl = '1s', max_stale = '99999d' }", "routes.r.cache.max_stale: is 99999d; it must be at most"),
+    ("cache = { ttl = '1s', bytes_max = '2TiB' }", "routes.r.cache.bytes_max: is 2TiB; it must be at most 1TiB"),
+    ("quota = { rate = 1, per = '0s' }", "routes.r.quota.per: must be more than 0"),
+    ("quota = { rate = 1, per = '4000d' }", "routes.r.quota.per: is 4000d; it must be at most 3650d"),
+    ("quota = { rate = 1001, per = '1us' }", "routes.r.quota.rate: is more than quotas can count (1000 in 1us)"),
+    ("quota = { rate = 2000000000 }", "routes.r.quota.rate: is more than quotas can count (1000000000 in 1s)"),
+    ("quota = { rate = 1, burst = 2000000000 }", "routes.r.quota.burst: takes longer to be earned back than 3650d"),
+    ("caller_quota = { rate = 1, burst = " + "9" * 400 + " }", "routes.r.caller_quota.burst: "),
     ("cache = { ttl = '0s' }", "routes.r.cache.ttl: is 0"),
     ("cache = { max_stale = '1h' }", "routes.r.cache.ttl: is required"),
     ("cache = { ttl = '1m', refresh = '1m' }", "routes.r.cache.refresh: is longer than max_stale (1m > 0s)"),
     ("cache = { ttl = '1m', rows = true }", "routes.r.cache.rows: is not in this version yet"),
     ("cache = { ttl = '1m', policy = 'lfu' }", "routes.r.cache.policy: 'lfu' is not one of s3fifo, sieve, lru"),
     ("degrade = ['snapshot']", "routes.r.degrade[0]: 'snapshot' is not in this version yet"),
-    ("degrade = ['stale', 'stale']", "routes.r.degrade: names stale 2 times"),
-    ("timeout = '0s'", "routes.r.timeout: must be more than 0"),
+    ("degrade = ['tier', 'tier']", "routes.r.degrade: names tier 2 times"),
+    ("timeout = '0s'", "routes.r.timeout: is 0s; it must be at least 1ms"),
     ("quota = { rate = 0 }", "routes.r.quota.rate: Expected int >= 1"),
     ("inputs.x = { min = 2.0, max = 1.0 }", "routes.r.inputs.x.min: is above max"),
     ("limits = { json_depth_max = 1000 }", "routes.r.limits.json_depth_max: Expected int <= 200"),
@@ -131,6 +172,29 @@ def test_a_fault_of_a_route_is_the_only_one(write: Write, text: str, fault: str)
     route = f"[routes.r]\ntiers = [{{ backend = 'gpu', model = 'm' }}]\n{text}\n"
     (line,) = faults_of(write(route + MINIMAL))
     assert line.startswith(fault)
+
+
+UNREACHABLE = ["..", ".", "a\\b", "stats", "trace", "a\x7fb", "a\x00b", "a b", "", "%2e%2e", "a%2fb"]
+
+
+@pytest.mark.parametrize("name", UNREACHABLE)
+def test_a_route_that_no_request_could_reach_is_refused(write: Write, name: str) -> None:
+    written = f"[routes.{json.dumps(name)}]\ntiers = [{{ backend = 'gpu', model = 'm' }}]\n"
+    (line,) = faults_of(write(written + MINIMAL))
+    assert line.startswith(f"routes.{name!r}: ")
+
+
+@pytest.mark.parametrize("name", ["...", "a.b", "versions", "infer", "ready", "Stats", "größe", "a:b", "a+b", "~"])
+def test_a_route_that_requests_can_reach_is_not(write: Write, name: str) -> None:
+    written = f"[routes.{json.dumps(name)}]\ntiers = [{{ backend = 'gpu', model = 'm' }}]\n"
+    assert name in load(write(written + MINIMAL), {}).routes
+
+
+def test_defaults_never_contradict_what_was_written(write: Write) -> None:
+    bare = "[routes.r]\ntiers = [{ backend = 'gpu', model = 'm' }]\nlimits = { body_bytes_max = '1KiB' }\n"
+    route = load(write(bare + MINIMAL), {}).routes["r"]
+    assert "stale" in route.degrade
+    assert route.limits.json_bytes_max > 1024
 
 
 def test_tiers_need_accept_except_the_last(write: Write) -> None:
