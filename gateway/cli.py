@@ -18,7 +18,7 @@ from importlib import metadata
 from typing import Final, Protocol, cast
 
 from gateway.config import Config
-from gateway.sources import ConfigError, load
+from gateway.sources import ConfigError, read
 
 WELL: Final = 0
 UNFIT: Final = 1
@@ -122,7 +122,10 @@ def _config(chosen: argparse.Namespace) -> Config:
     # A TOML string, so that no address can be taken for a number.
     listeners = {"TAILRACE_SERVER__HTTP": chosen.http, "TAILRACE_SERVER__ADMIN": chosen.admin}
     given = {name: json.dumps(address) for name, address in listeners.items() if address is not None}
-    return load(chosen.config, {**environ, **given}, chosen.upstream)
+    loaded = read(chosen.config, {**environ, **given}, chosen.upstream)
+    for warning in loaded.warnings:
+        print(f"tailrace: warning: {warning}", file=sys.stderr)
+    return loaded.config
 
 
 def _announce(line: str) -> None:
@@ -183,7 +186,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="URL",
             action="append",
             default=[],
-            help="a Triton's HTTP address; again for each replica",
+            help="a Triton's HTTP address, for every model without a route; again for each replica",
         )
         command.add_argument("--http", metavar="ADDR", help="where to answer (default: 127.0.0.1:8080)")
         command.add_argument("--admin", metavar="ADDR", help="where metrics are (default: 127.0.0.1:9090)")

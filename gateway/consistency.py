@@ -38,6 +38,17 @@ def between(config: Config, written: Written) -> Iterator[Fault]:
         yield "server.anonymous", "is false and there are no callers: nobody could call"
 
 
+def doubts(config: Config, written: Written) -> Iterator[str]:
+    """What is no fault, but hardly what the operator means."""
+    for name, route in config.routes.items():
+        steps, cache = said(written, "routes", name, "degrade"), route.cache
+        if isinstance(steps, list) and "stale" in steps and cache is not None and cache.max_stale <= 0:
+            yield (
+                f'routes.{name}.degrade: names "stale", and routes.{name}.cache.max_stale is 0s: only answers from '
+                "before a model's change, within their ttl, can be served then; set max_stale to keep others longer"
+            )
+
+
 def reachable(name: str) -> bool:
     """Whether the path of a route's name leads to that route, for what is asked of it and about it."""
     try:

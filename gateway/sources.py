@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 import msgspec
 
 from gateway.config import ALLOW_ALL, Config
-from gateway.consistency import between
+from gateway.consistency import between, doubts, said
 from gateway.schema import Reader
 
 UPSTREAM: Final = "upstream"
 """The name of the backend that ``--upstream`` makes."""
 
 PREFIX: Final = "TAILRACE_"
+FORM: Final = "TAILRACE_SECTION__KEY, such as TAILRACE_SERVER__HTTP"
 NOT_CONFIGURATION: Final = frozenset({"TAILRACE_TRITON_ENV"})
 """Variables with our prefix that other programs read: where the demo and the tests find a Triton."""
 LATER: Final[Mapping[str, str]] = {
@@ -46,29 +47,60 @@ class ConfigError(Exception):
         self.faults = faults
 
 
-def load(path: str | None, environ: Mapping[str, str], upstreams: Sequence[str] = ()) -> Config:
-    """The configuration of ``path`` (None: no file), then ``environ``, then ``--upstream`` URLs.
+class Loaded(msgspec.Struct, frozen=True):
+    """A configuration that can be used, and what its operator should know all the same."""
 
-    Upstreams become one backend called "upstream". With no file they are all there is, and every
-    path that changes a server is allowed: whoever runs that wants a transparent proxy.
-    Raises ConfigError with every fault there is.
+    config: Config
+    warnings: tuple[str, ...] = ()
+
+
+def load(path: str | None, environ: Mapping[str, str], upstreams: Sequence[str] = ()) -> Config:
+    """What ``read`` reads, for those who have nobody to warn."""
+    return read(path, environ, upstreams).config
+
+
+def read(path: str | None, environ: Mapping[str, str], upstreams: Sequence[str] = ()) -> Loaded:
+    """The configuration of ``path`` (None: no file) under ``environ`` and ``--upstream`` URLs.
+
+    Upstreams become one backend called "upstream", which serves every model without a route. With no file
+    they are all there is, and every path that changes a server is allowed: whoever runs that wants a
+    transparent proxy. Raises ConfigError with every fault there is.
     """
     raw = _file(path) if path is not None else {}
+    if upstreams and path is None:
+        raw["server"] = {"allow": list(ALLOW_ALL)}
     if upstreams:
-        backends = raw.setdefault("backends", {})
-        if isinstance(backends, dict):
-            backends[UPSTREAM] = {"http": list(upstreams)}
-        if path is None:
-            raw["server"] = {"allow": list(ALLOW_ALL)}
+        _enter(raw, "backends", UPSTREAM, "http", value=list(upstreams))
     reader = Reader(LATER)
     _override(raw, environ, reader)
+    if upstreams and said(raw, "server", "passthrough") is None:
+        _enter(raw, "server", "passthrough", value=UPSTREAM)
     config = reader.read(raw, Config)
     if config is not None:
         for where, message in between(config, raw):
             reader.fault(where, message)
+        if upstreams and not _asks(config, UPSTREAM):
+            chosen = f"server.passthrough is {config.passthrough!r} and no route names backend {UPSTREAM!r}"
+            reader.fault("--upstream", f"nothing would ever be asked of it: {chosen}; leave one of the two out")
     if config is None or reader.faults:
         raise ConfigError(tuple(reader.faults))
-    return _with_plain_urls(config)
+    return Loaded(_with_plain_urls(config), (*_strangers(environ), *doubts(config, raw)))
+
+
+def _enter(raw: dict[str, object], *keys: str, value: object) -> None:
+    """Write a key; where the file has something else than a table on the way, reading it will tell."""
+    table = raw
+    for key in keys[:-1]:
+        inner = table.setdefault(key, {})
+        if not isinstance(inner, dict):
+            return
+        table = inner
+    table[keys[-1]] = value
+
+
+def _asks(config: Config, backend: str) -> bool:
+    tiers = (tier for route in config.routes.values() for tier in route.tiers)
+    return config.passthrough == backend or any(tier.backend == backend for tier in tiers)
 
 
 def _file(path: str) -> dict[str, object]:
@@ -86,11 +118,11 @@ def _file(path: str) -> dict[str, object]:
 def _override(raw: dict[str, object], environ: Mapping[str, str], reader: Reader) -> None:
     """Lay ``TAILRACE_SECTION__KEY`` variables over the file; names match without regard to case."""
     for name in sorted(environ):
-        if not name.startswith(PREFIX) or name in NOT_CONFIGURATION or _SERVICE_LINK.fullmatch(name):
-            continue
         keys = name.removeprefix(PREFIX).split("__")
-        if len(keys) < 2 or not all(keys):
-            reader.fault(name, "is not TAILRACE_SECTION__KEY, such as TAILRACE_SERVER__HTTP")
+        if not name.startswith(PREFIX) or len(keys) < 2 or _SERVICE_LINK.fullmatch(name):
+            continue
+        if not all(keys):
+            reader.fault(name, f"is not {FORM}")
             continue
         table: object = raw
         for key in keys[:-1]:
@@ -101,6 +133,15 @@ def _override(raw: dict[str, object], environ: Mapping[str, str], reader: Reader
             table[_existing(table, keys[-1])] = _toml_value(environ[name])
         else:
             reader.fault(name, "goes through a key that is no table")
+
+
+def _strangers(environ: Mapping[str, str]) -> Iterator[str]:
+    """Variables with our prefix that cannot be a key: most likely another program's, so no fault; but
+    whoever meant a key must learn that it has no effect. Values are never told: they may be secrets."""
+    for name in sorted(environ):
+        ours = name.startswith(PREFIX) and name not in NOT_CONFIGURATION and not _SERVICE_LINK.fullmatch(name)
+        if ours and "__" not in name:
+            yield f"{name}: names no key and has no effect; keys are {FORM}"
 
 
 def _existing(table: Mapping[str, object], key: str) -> str:

@@ -76,6 +76,16 @@ def test_check_offline(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, out) == (cli.WELL, "all well: 1 backend (not asked), 0 routes\n")
 
 
+def test_warnings_are_told_and_stop_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TAILRACE_API_KEY", "hunter2")
+    code, _, err = run(capsys, "check", "--offline", "--upstream", "http://127.0.0.1:8000")
+    assert code == cli.WELL
+    assert err.startswith("tailrace: warning: TAILRACE_API_KEY: names no key")
+    assert "hunter2" not in err
+
+
 def test_check_of_a_dead_backend_exits_1(capsys: pytest.CaptureFixture[str], unused_tcp_port: int) -> None:
     url = f"http://127.0.0.1:{unused_tcp_port}"
     code, _, err = run(capsys, "check", "--upstream", url)

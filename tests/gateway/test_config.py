@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from gateway.config import ALLOW_ALL, Address, Config, parse_address
 from gateway.schema import default_of, json_schema, plain
-from gateway.sources import ConfigError, load
+from gateway.sources import ConfigError, load, read
 from gateway.units import Seconds, Size
 
 EXAMPLE = Path(__file__).parents[2] / "tailrace.example.toml"
@@ -63,10 +63,32 @@ def test_upstreams_alone_make_a_transparent_proxy() -> None:
     assert config.routes == {}
 
 
-def test_upstreams_beside_a_file_allow_nothing_more(write: Write) -> None:
+def test_upstreams_beside_a_file_get_what_has_no_route_and_allow_nothing_more(write: Write) -> None:
     config = load(write(MINIMAL), {}, ["http://a:8000"])
     assert list(config.backends) == ["gpu", "upstream"]
+    assert config.passthrough == "upstream"
     assert config.server.allow == ()
+
+
+def test_upstreams_keep_what_the_file_says_of_them(write: Write) -> None:
+    text = '[backends.upstream]\nhttp = ["http://old:1"]\nprobe = "7s"\n'
+    backend = load(write(text + MINIMAL), {}, ["http://a:8000"]).backends["upstream"]
+    assert (backend.http, backend.probe) == (("http://a:8000",), 7.0)
+
+
+def test_upstreams_that_nothing_would_be_asked_of_are_refused(write: Write) -> None:
+    elsewhere = '[server]\npassthrough = "gpu"\n'
+    (line,) = faults_of(write(elsewhere + MINIMAL), {}, "http://a:8000")
+    assert line.startswith("--upstream: nothing would ever be asked of it: server.passthrough is 'gpu'")
+    (line,) = faults_of(write(MINIMAL), {"TAILRACE_SERVER__PASSTHROUGH": "gpu"}, "http://a:8000")
+    assert line.startswith("--upstream: ")
+    tier = '[routes.r]\ntiers = [{ backend = "upstream", model = "m" }]\n'
+    assert load(write(elsewhere + tier + MINIMAL), {}, ["http://a:8000"]).passthrough == "gpu"
+
+
+@pytest.mark.parametrize("text", ["backends = 1", "server = 1"])
+def test_upstreams_beside_a_file_that_is_wrong(write: Write, text: str) -> None:
+    assert faults_of(write(text), {}, "http://a:8000")
 
 
 FAULTS = [
@@ -240,9 +262,17 @@ def test_the_environment_overrides_the_file(write: Write) -> None:
     assert config.routes["Digits"].timeout == 3.0
 
 
-@pytest.mark.parametrize("name", ["TAILRACE_HTTP", "TAILRACE_SERVER__HTP", "TAILRACE_SERVER__", "TAILRACE_"])
-def test_an_unknown_variable_is_refused(name: str) -> None:
+@pytest.mark.parametrize("name", ["TAILRACE_SERVER__HTP", "TAILRACE_SERVER__", "TAILRACE___HTTP", "TAILRACE_A__B__C"])
+def test_a_variable_in_the_form_of_a_key_must_be_one(name: str) -> None:
     assert faults_of(None, {name: "x"}, "http://a:1")
+
+
+@pytest.mark.parametrize("name", ["TAILRACE_API_KEY", "TAILRACE_HTTP", "TAILRACE_SERVER_HTTP", "TAILRACE_"])
+def test_any_other_variable_with_our_prefix_is_told_and_its_value_is_not(name: str) -> None:
+    (warning,) = read(None, {name: "hunter2"}, ["http://a:1"]).warnings
+    assert warning.startswith(f"{name}: names no key")
+    assert "TAILRACE_SECTION__KEY" in warning
+    assert "hunter2" not in warning
 
 
 @pytest.mark.parametrize(
@@ -257,7 +287,21 @@ def test_an_unknown_variable_is_refused(name: str) -> None:
     ],
 )
 def test_variables_that_others_set_are_left_alone(name: str) -> None:
-    assert load(None, {name: "tcp://10.0.0.1:1"}, ["http://a:1"])
+    assert read(None, {name: "tcp://10.0.0.1:1"}, ["http://a:1"]).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("route", "told"),
+    [
+        ("degrade = ['stale']\ncache = { ttl = '1m' }", True),
+        ("degrade = ['stale']\ncache = { ttl = '1m', max_stale = '1m' }", False),
+        ("degrade = ['tier']\ncache = { ttl = '1m' }", False),
+        ("cache = { ttl = '1m' }", False),
+    ],
+)
+def test_a_stale_step_with_hardly_anything_to_serve_is_told(write: Write, route: str, told: bool) -> None:
+    warnings = read(write(f"[routes.r]\ntiers = [{{ backend = 'gpu', model = 'm' }}]\n{route}\n{MINIMAL}"), {}).warnings
+    assert [line.partition(":")[0] for line in warnings] == ["routes.r.degrade"] * told
 
 
 @pytest.mark.parametrize(
