@@ -51,8 +51,10 @@ _log = structlog.get_logger("tailrace")
 class Gateway:
     """All parts of one running gateway. Make it inside the event loop that it is to live in."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, shared: bool = False) -> None:
+        """``shared``: other workers listen on the same port."""
         self._config = config
+        self._shared = shared
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
         self._lane: EdgeLane | None = None
@@ -104,7 +106,7 @@ class Gateway:
             _edge_options(server),
         )
         lane = self._lane if server.edge else self._listener
-        self._server, http = await listen(lane, parse_address(server.http))
+        self._server, http = await listen(lane, parse_address(server.http), self._shared)
         pools = {name: home.pool for name, home in self.homes.items()}
         admin = admin_app(self.routes, pools, self.telemetry, lambda: self._draining)
         self._admin = web.AppRunner(admin, access_log=None)
@@ -205,12 +207,14 @@ class Gateway:
         self._model_changed(self._config.passthrough, model)
 
 
-async def run(config: Config, announce: Callable[[str], None], stopping: asyncio.Event) -> None:
+async def run(
+    config: Config, announce: Callable[[str], None], stopping: asyncio.Event, shared: bool = False
+) -> None:
     """Run a gateway until ``stopping`` is set; ``announce`` gets one line when it is ready.
 
     Raises OSError when an address cannot be listened on.
     """
-    gateway = Gateway(config)
+    gateway = Gateway(config, shared)
     try:
         http, admin = await gateway.start()
         announce(f"tailrace ready http={http} admin={admin}")
@@ -220,9 +224,12 @@ async def run(config: Config, announce: Callable[[str], None], stopping: asyncio
         await gateway.stop()
 
 
-def serve(config: Config, announce: Callable[[str], None]) -> int:
-    """Run a gateway until SIGTERM or SIGINT; returns the process's exit code."""
-    set_up(config.log)
+def serve(config: Config, announce: Callable[[str], None], worker: int | None = None) -> int:
+    """Run a gateway until SIGTERM or SIGINT; returns the process's exit code.
+
+    ``worker``: the number of a supervisor's worker, which ends when its standard input does.
+    """
+    set_up(config.log, worker)
     try:
         require_strict_parser()
     except ParserMissing as error:
@@ -236,7 +243,13 @@ def serve(config: Config, announce: Callable[[str], None]) -> int:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stopping.set)
-        await run(config, announce, stopping)
+        if worker is not None:
+            loop.add_reader(sys.stdin.fileno(), stopping.set)  # nobody writes there: readable means its end
+        try:
+            await run(config, announce, stopping, shared=worker is not None)
+        finally:
+            if worker is not None:
+                loop.remove_reader(sys.stdin.fileno())
 
     try:
         uvloop.run(main())

@@ -52,9 +52,10 @@ class _Demo(Protocol):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    chosen = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    chosen = _parser().parse_args(given)
     try:
-        return _run(chosen)
+        return _run(chosen, given)
     except ConfigError as error:
         return _report(error.faults, MISUSED)
     except BrokenPipeError:
@@ -67,10 +68,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _run(chosen: argparse.Namespace) -> int:
+def _run(chosen: argparse.Namespace, given: Sequence[str]) -> int:
     match chosen.command:
         case "serve":
-            return _serve(chosen)
+            return _serve(chosen, given)
         case "check":
             return _check(chosen)
         case "schema":
@@ -79,13 +80,17 @@ def _run(chosen: argparse.Namespace) -> int:
             return _demo(chosen.keep)
 
 
-def _serve(chosen: argparse.Namespace) -> int:
+def _serve(chosen: argparse.Namespace, given: Sequence[str]) -> int:
     config = _config(chosen)
+    if config.server.workers > 1 and chosen.worker is None:
+        from gateway import supervisor
+
+        return supervisor.supervise(config, given, _announce)
     from gateway import app
     from gateway.check import raise_open_files
 
     raise_open_files(config)
-    return app.serve(config, _announce)
+    return app.serve(config, _announce, chosen.worker)
 
 
 def _check(chosen: argparse.Namespace) -> int:
@@ -122,8 +127,10 @@ def _config(chosen: argparse.Namespace) -> Config:
     # A TOML string, so that no address can be taken for a number.
     listeners = {"TAILRACE_SERVER__HTTP": chosen.http, "TAILRACE_SERVER__ADMIN": chosen.admin}
     given = {name: json.dumps(address) for name, address in listeners.items() if address is not None}
+    if chosen.workers is not None:
+        given["TAILRACE_SERVER__WORKERS"] = str(chosen.workers)
     loaded = read(chosen.config, {**environ, **given}, chosen.upstream)
-    for warning in loaded.warnings:
+    for warning in loaded.warnings if chosen.worker is None else ():  # by the first process alone
         print(f"tailrace: warning: {warning}", file=sys.stderr)
     return loaded.config
 
@@ -190,6 +197,11 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--http", metavar="ADDR", help="where to answer (default: 127.0.0.1:8080)")
         command.add_argument("--admin", metavar="ADDR", help="where metrics are (default: 127.0.0.1:9090)")
+    check.set_defaults(workers=None, worker=None)
+    serve.add_argument(
+        "--workers", metavar="N", type=int, help="processes that answer on the same port (default: server.workers, 1)"
+    )
+    serve.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # which of a supervisor's workers this one is
     commands.add_parser("schema", help="print the JSON Schema of tailrace.toml")
     demo = commands.add_parser(
         "demo",

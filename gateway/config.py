@@ -90,6 +90,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_timeout: Seconds = _seconds("75s")
     write_timeout: Seconds = _seconds("30s")
     edge: bool = False
+    workers: Annotated[int, Meta(ge=1, le=256)] = 1
     quota_keys_max: Positive = 100_000
 
     def faults(self) -> Iterator[Fault]:
@@ -97,6 +98,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         yield from _address_faults("admin", self.admin)
         if self.http == self.admin and not self.http.endswith(":0"):
             yield "admin", f"is the same address as server.http ({self.http})"
+        if self.workers > 1 and self.http.startswith("unix:"):
+            yield "workers", "is more than 1, and a unix socket cannot be shared; listen on HOST:PORT"
         yield from _within(HEADER_BYTES_MIN, HEADER_BYTES_MAX, header_bytes_max=self.header_bytes_max)
         yield from _sizes(body_bytes_max=self.body_bytes_max, passthrough_bytes_max=self.passthrough_bytes_max)
         yield from _within(Seconds(0), WAIT_MAX, drain=self.drain)

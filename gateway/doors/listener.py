@@ -202,10 +202,12 @@ def _unacceptable(request: web.BaseRequest) -> Problem | None:
     return None
 
 
-async def listen(make: Callable[[], asyncio.Protocol], address: Address) -> tuple[asyncio.Server, str]:
+async def listen(
+    make: Callable[[], asyncio.Protocol], address: Address, shared: bool = False
+) -> tuple[asyncio.Server, str]:
     """Listen on one address; the server, and where it is: ``http://HOST:PORT`` or ``unix:PATH``.
 
-    Raises OSError.
+    ``shared``: others may listen on it too, and the kernel shares the connections. Raises OSError.
     """
     loop = asyncio.get_running_loop()
     if address.path:
@@ -213,6 +215,8 @@ async def listen(make: Callable[[], asyncio.Protocol], address: Address) -> tupl
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if shared:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     bound.bind((address.host, address.port))
     server = await loop.create_server(make, sock=bound, backlog=BACKLOG)
     host = f"[{address.host}]" if family is socket.AF_INET6 else address.host

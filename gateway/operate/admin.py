@@ -6,6 +6,7 @@ on loopback unless told otherwise, for whoever reaches it can purge.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 
 import msgspec
@@ -40,6 +41,7 @@ def admin_app(
 
     async def status(_: web.Request) -> web.Response:
         document = {
+            "pid": os.getpid(),
             "draining": is_draining(),
             "routes": {name: _route_status(route) for name, route in routes.items()},
             "backends": {name: [msgspec.to_builtins(state) for state in pool.states()] for name, pool in pools.items()},

@@ -40,8 +40,11 @@ class Seldom:
         return 0
 
 
-def set_up(config: Log) -> None:
-    """Configure structlog for the whole process; called once, by the composition root."""
+def set_up(config: Log, worker: int | None = None) -> None:
+    """Configure structlog for the whole process; called once, by the composition root.
+
+    ``worker``: this process's number among those of a supervisor, told with each event.
+    """
     render: structlog.typing.Processor
     if config.format == "json":
         render = structlog.processors.JSONRenderer()
@@ -49,6 +52,7 @@ def set_up(config: Log) -> None:
         render = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
     structlog.configure(
         processors=[
+            *([] if worker is None else [_of_worker(worker)]),
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
@@ -58,3 +62,11 @@ def set_up(config: Log) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _of_worker(worker: int) -> structlog.typing.Processor:
+    def add(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
+        event["worker"] = worker
+        return event
+
+    return add

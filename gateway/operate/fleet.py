@@ -1,0 +1,195 @@
+"""The admin port of several workers: their numbers added up, their states side by side, their caches purged together.
+
+Rule of this file: it asks each worker's own admin port (a unix socket) and puts the answers together; it
+starts and stops nothing. A worker that does not answer is told of, never left out in silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, TypeVar
+
+import msgspec
+from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, web
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
+from prometheus_client.parser import text_string_to_metric_families
+
+from gateway.problem import Problem
+
+ANSWER_SECONDS_MAX: Final = 5.0
+"""What a worker may take to answer its admin port: longer, and it hangs."""
+
+_SUMMED: Final = frozenset({"counter", "histogram"})
+_SUFFIXES: Final = ("_total", "_bucket", "_count", "_sum")
+
+Sample = tuple[str, tuple[tuple[str, str], ...]]
+"""A sample's name and its labels, in the worker's order."""
+
+Told = tuple[int, bytes]
+"""A worker's HTTP status and body."""
+
+T = TypeVar("T")
+
+
+class Totals:
+    """Counters of all workers, also of those that have ended: a sum must not fall when a worker does."""
+
+    def __init__(self) -> None:
+        self._latest: dict[int, dict[Sample, float]] = {}
+        self._departed: dict[Sample, float] = {}
+
+    def departed(self, worker: int) -> None:
+        """A worker's process has ended; what it counted last stays counted."""
+        for sample, value in self._latest.pop(worker, {}).items():
+            self._departed[sample] = self._departed.get(sample, 0.0) + value
+
+    def families(self, told: Mapping[int, str]) -> list[Metric]:
+        """One scrape from the workers' own, each in Prometheus' text format 0.0.4, by worker.
+
+        Counters and histograms are summed; every other metric keeps its worker as a label.
+        """
+        kinds: dict[str, Metric] = {}
+        sums: dict[str, dict[Sample, float]] = {}
+        for worker, text in told.items():
+            latest: dict[Sample, float] = {}
+            for family in text_string_to_metric_families(text):
+                kept = kinds.setdefault(family.name, Metric(family.name, family.documentation, family.type))
+                for sample in family.samples:
+                    if family.type not in _SUMMED:
+                        kept.add_sample(sample.name, {**sample.labels, "worker": str(worker)}, sample.value)
+                        continue
+                    key = sample.name, tuple(sample.labels.items())
+                    latest[key] = sample.value
+                    summed = sums.setdefault(family.name, {})
+                    summed[key] = summed.get(key, 0.0) + sample.value
+            self._latest[worker] = latest
+        for key, value in self._missing(told):
+            family_name = next((key[0].removesuffix(end) for end in _SUFFIXES if key[0].endswith(end)), key[0])
+            if family_name in kinds:
+                summed = sums.setdefault(family_name, {})
+                summed[key] = summed.get(key, 0.0) + value
+        for name, samples in sums.items():
+            for (sample_name, labels), value in samples.items():
+                kinds[name].add_sample(sample_name, dict(labels), value)
+        return list(kinds.values())
+
+    def _missing(self, told: Mapping[int, str]) -> Iterable[tuple[Sample, float]]:
+        """What ended workers counted, and what those counted last that do not answer now."""
+        yield from self._departed.items()
+        for worker, latest in self._latest.items():
+            if worker not in told:
+                yield from latest.items()
+
+
+class Fleet:
+    """The workers as their admin ports show them. ``sockets``: paths, by the worker's number."""
+
+    def __init__(self, sockets: Sequence[str]) -> None:
+        self._sockets = tuple(sockets)
+        self._totals = Totals()
+        self._restarts = 0
+
+    def departed(self, worker: int) -> None:
+        """A worker's process has ended and another will take its place."""
+        self._totals.departed(worker)
+        self._restarts += 1
+
+    async def exposition(self) -> bytes:
+        """Everything, in Prometheus' text format 0.0.4."""
+        answers = await self._ask("GET", "/metrics")
+        told = {worker: body.decode() for worker, (status, body) in answers.items() if status == web.HTTPOk.status_code}
+        registry = CollectorRegistry()
+        registry.register(_Collected([*self._totals.families(told), *self._own(told)]))
+        return generate_latest(registry)
+
+    async def status(self) -> bytes:
+        """Each worker's status as JSON, or null for one that does not answer."""
+        answers = await self._ask("GET", "/status")
+        workers = [msgspec.Raw(answers[each][1]) if each in answers else None for each in range(len(self._sockets))]
+        return msgspec.json.encode({"workers": workers})
+
+    async def purge(self, query: str) -> Told:
+        """Purge at every worker; entries dropped are added up. 503 unless every worker did it."""
+        answers = await self._ask("POST", f"/purge?{query}")
+        refused = next((answer for answer in answers.values() if answer[0] >= web.HTTPBadRequest.status_code), None)
+        if refused is not None:
+            return refused
+        silent = [str(worker) for worker in range(len(self._sockets)) if worker not in answers]
+        if silent:
+            detail = f"Workers {', '.join(silent)} did not answer, and may hold old answers; purge again."
+            problem = Problem("worker-silent", 503, "Not purged everywhere", detail, retry_after=1.0)
+            return problem.status, problem.body()
+        dropped: dict[str, int] = {}
+        for _, body in answers.values():
+            for route, entries in msgspec.json.decode(body, type=dict[str, dict[str, int]])["purged"].items():
+                dropped[route] = dropped.get(route, 0) + entries
+        return web.HTTPOk.status_code, msgspec.json.encode({"purged": dropped})
+
+    def _own(self, told: Mapping[int, str]) -> Iterable[Metric]:
+        up = GaugeMetricFamily("tailrace_worker_up", "1 for a worker that answers.", labels=("worker",))
+        for worker in range(len(self._sockets)):
+            up.add_metric((str(worker),), float(worker in told))
+        yield up
+        restarts = CounterMetricFamily("tailrace_worker_restarts", "Workers that ended and were started again.")
+        restarts.add_metric((), self._restarts)
+        yield restarts
+
+    async def _ask(self, method: str, target: str) -> dict[int, Told]:
+        """What each worker answers; those that do not are not there."""
+
+        async def one(worker: int, path: str) -> tuple[int, Told] | None:
+            try:
+                async with (
+                    ClientSession(connector=UnixConnector(path), timeout=ClientTimeout(ANSWER_SECONDS_MAX)) as session,
+                    session.request(method, f"http://worker{target}") as answer,
+                ):
+                    return worker, (answer.status, await answer.read())
+            except (ClientError, OSError, TimeoutError):
+                return None
+
+        answers = await asyncio.gather(*(one(worker, path) for worker, path in enumerate(self._sockets)))
+        return dict(answer for answer in answers if answer is not None)
+
+
+def fleet_app(fleet: Fleet) -> web.Application:
+    """The admin port's paths, as of a single process."""
+
+    async def index(_: web.Request) -> web.Response:
+        return web.Response(
+            text="Tailrace admin port, for all workers\n\n"
+            "GET  /metrics            Prometheus metrics: counters added up, gauges by worker\n"
+            "GET  /status             each worker's routes, caches and replicas as JSON\n"
+            "POST /purge?route=NAME   drop a route's cached answers, at every worker\n"
+            "POST /purge?all          drop every cached answer\n"
+        )
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(body=await fleet.exposition(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+
+    async def status(_: web.Request) -> web.Response:
+        return web.Response(body=await fleet.status(), content_type="application/json")
+
+    async def purge(request: web.Request) -> web.Response:
+        code, body = await fleet.purge(request.query_string)
+        kind = "application/json" if code == web.HTTPOk.status_code else "application/problem+json"
+        return web.Response(body=body, status=code, content_type=kind)
+
+    app = web.Application()
+    app.router.add_get("/", index)
+    app.router.add_get("/metrics", metrics)
+    app.router.add_get("/status", status)
+    app.router.add_post("/purge", purge)
+    return app
+
+
+class _Collected:
+    """Families that are there already, as a registry wants them."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families

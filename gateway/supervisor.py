@@ -1,0 +1,229 @@
+"""Several workers behind one port: started together, watched, started again, ended together.
+
+Rule of this file: it knows processes and sockets, and no request. A worker is the ordinary gateway in a
+process of its own, started by the same command line with its number; the kernel shares new connections
+among those that listen (SO_REUSEPORT). What a worker keeps (cache, quotas, breakers) is its own.
+
+A worker ends when its standard input does: so none outlives a supervisor that was killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Final
+
+import structlog
+from aiohttp import web
+
+from gateway.config import Address, Config, parse_address
+from gateway.operate.fleet import Fleet, fleet_app
+from gateway.operate.log import set_up
+
+READY_SECONDS_MAX: Final = 60.0
+STEADY_SECONDS: Final = 60.0
+"""A worker that lived so long had no trouble starting: its next start waits for nothing."""
+BACKOFF_SECONDS: Final = 0.5
+BACKOFF_SECONDS_MAX: Final = 30.0
+PATIENCE_SECONDS: Final = 5.0
+"""Beyond ``server.drain``, before a worker that does not end is killed."""
+READY: Final = b"tailrace ready "
+
+_log = structlog.get_logger("tailrace")
+
+
+class WorkerFailed(Exception):
+    """A worker ended before it was ever ready; ``code`` is its exit code. It has said why itself."""
+
+    def __init__(self, worker: int, code: int) -> None:
+        super().__init__(f"worker {worker} ended with {code} before it was ready")
+        self.code = code
+
+
+def backoff(failures: int) -> float:
+    """Seconds to wait before the next start, after so many short lives in a row."""
+    if failures == 0:
+        return 0.0
+    return float(min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16)))
+
+
+class Supervisor:
+    """The workers of one gateway. ``command`` starts one, but for its number and addresses."""
+
+    def __init__(self, config: Config, command: Sequence[str]) -> None:
+        self._config = config
+        self._command = tuple(command)
+        self._stopping = asyncio.Event()
+        self._processes: dict[int, asyncio.subprocess.Process] = {}
+
+    def stop(self) -> None:
+        """Let ``run`` end: every worker drains and ends."""
+        self._stopping.set()
+
+    async def run(self, announce: Callable[[str], None]) -> None:
+        """Run all workers until `stop`; ``announce`` gets one line when all of them are ready.
+
+        Raises OSError when an address cannot be listened on, WorkerFailed when a first start fails.
+        """
+        server = self._config.server
+        directory = Path(tempfile.mkdtemp(prefix="tailrace-"))
+        reserved, http = _reserve(parse_address(server.http))
+        runner: web.AppRunner | None = None
+        keepers: list[asyncio.Task[None]] = []
+        try:
+            sockets = [str(directory / f"worker-{worker}.sock") for worker in range(server.workers)]
+            fleet = Fleet(sockets)
+            runner = web.AppRunner(fleet_app(fleet), access_log=None)
+            await runner.setup()
+            admin = await _serve_admin(runner, parse_address(server.admin))
+            ready = [asyncio.Event() for _ in sockets]
+            for worker, path in enumerate(sockets):
+                arguments = ("--worker", str(worker), "--http", http, "--admin", f"unix:{path}")
+                keepers.append(asyncio.create_task(self._keep(worker, arguments, ready[worker], fleet)))
+            await self._all_ready(ready, keepers)
+            if not self._stopping.is_set():
+                announce(f"tailrace ready http=http://{http} admin={admin} workers={server.workers}")
+            await self._stopping.wait()
+        finally:
+            self._stopping.set()
+            await self._end(keepers, float(server.drain) + PATIENCE_SECONDS)
+            if runner is not None:
+                await runner.cleanup()
+            reserved.close()
+            shutil.rmtree(directory, ignore_errors=True)
+
+    async def _all_ready(self, ready: Sequence[asyncio.Event], keepers: Sequence[asyncio.Task[None]]) -> None:
+        """Wait until every worker is ready, or one has failed, or we are to stop."""
+
+        async def everyone() -> None:
+            for event in ready:
+                await event.wait()
+
+        async def stopped() -> None:
+            await self._stopping.wait()
+
+        waiting = [asyncio.create_task(everyone()), asyncio.create_task(stopped())]
+        try:
+            await asyncio.wait((*waiting, *keepers), return_when=asyncio.FIRST_COMPLETED)
+            for keeper in keepers:
+                if keeper.done():
+                    keeper.result()
+        finally:
+            for each in waiting:
+                each.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+
+    async def _keep(self, worker: int, arguments: Sequence[str], ready: asyncio.Event, fleet: Fleet) -> None:
+        """Start a worker, and again whenever it ends, until we are to stop."""
+        failures = 0
+        while not self._stopping.is_set():
+            began = monotonic()
+            process = await asyncio.create_subprocess_exec(
+                *self._command, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+            )
+            self._processes[worker] = process
+            try:
+                await self._watched(process, ready)
+                code = await process.wait()
+            finally:
+                del self._processes[worker]
+            if self._stopping.is_set():
+                return
+            if not ready.is_set():
+                raise WorkerFailed(worker, code)
+            fleet.departed(worker)
+            failures = 0 if monotonic() - began >= STEADY_SECONDS else failures + 1
+            pause = backoff(failures)
+            _log.error("worker ended", worker=worker, code=code, again_in_seconds=pause)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), pause)
+
+    async def _watched(self, process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
+        """Wait for the ready line, or the process's end; one that says nothing for too long is killed."""
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(READY_SECONDS_MAX):
+                while line := await process.stdout.readline():
+                    if line.startswith(READY):
+                        ready.set()
+                        return
+        except TimeoutError:
+            _log.error("worker is not ready", seconds=READY_SECONDS_MAX, pid=process.pid)
+            process.kill()
+
+    async def _end(self, keepers: Sequence[asyncio.Task[None]], seconds: float) -> None:
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        if keepers:
+            await asyncio.wait(keepers, timeout=seconds)
+        for process in self._processes.values():
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+        await asyncio.gather(*keepers, return_exceptions=True)
+
+
+def supervise(config: Config, arguments: Sequence[str], announce: Callable[[str], None]) -> int:
+    """Run ``server.workers`` workers until SIGTERM or SIGINT; returns the process's exit code.
+
+    ``arguments`` are those of this process's own command line.
+    """
+    set_up(config.log)
+    _warn_of_what_is_kept_apart(config)
+    # -P: what lies in the current directory is not ours to import.
+    supervisor = Supervisor(config, (sys.executable, "-P", "-m", "gateway.cli", *arguments))
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, supervisor.stop)
+        await supervisor.run(announce)
+
+    try:
+        asyncio.run(main())
+    except WorkerFailed as failed:
+        print(f"tailrace: {failed}", file=sys.stderr)
+        return failed.code if failed.code > 0 else 1
+    except OSError as error:
+        print(f"tailrace: cannot listen: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _warn_of_what_is_kept_apart(config: Config) -> None:
+    quotas = any(route.quota or route.caller_quota for route in config.routes.values())
+    if quotas or any(caller.quota for caller in config.callers.values()):
+        _log.warning("each worker counts quotas for itself", workers=config.server.workers)
+
+
+def _reserve(address: Address) -> tuple[socket.socket, str]:
+    """Bind without listening: holds the port for the workers, also while none is there. Raises OSError."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.bind((address.host, address.port))
+    except BaseException:
+        bound.close()
+        raise
+    host = f"[{address.host}]" if family is socket.AF_INET6 else address.host
+    return bound, f"{host}:{bound.getsockname()[1]}"
+
+
+async def _serve_admin(runner: web.AppRunner, address: Address) -> str:
+    if address.path:
+        await web.UnixSite(runner, address.path).start()
+        return f"unix:{address.path}"
+    site = web.TCPSite(runner, address.host, address.port)
+    await site.start()
+    host = f"[{address.host}]" if ":" in address.host else address.host
+    return f"http://{host}:{runner.addresses[0][1]}"

@@ -1,0 +1,81 @@
+"""The numbers of several workers as one: sums never fall, and what cannot be summed keeps its worker."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.operate.fleet import Totals
+from gateway.operate.telemetry import Telemetry
+
+Labels = Mapping[str, str]
+
+
+def text(hits: int, entries: int, seconds: tuple[float, ...] = ()) -> str:
+    """A worker's scrape."""
+    telemetry = Telemetry(lambda: 0.0)
+    for _ in range(hits):
+        telemetry.hit("r")
+    for each in seconds:
+        telemetry.responded("r", 200, "hit", each)
+    gauge = "# HELP tailrace_cache_entries Kept.\n# TYPE tailrace_cache_entries gauge\ntailrace_cache_entries"
+    return f"{telemetry.exposition().decode()}{gauge} {entries}\n"
+
+
+def value(totals: Totals, told: Mapping[int, str], name: str, **labels: str) -> float:
+    return sum(
+        sample.value
+        for family in totals.families(told)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+def test_counters_and_histograms_are_summed_and_gauges_keep_their_worker() -> None:
+    told = {0: text(3, 10, (0.001, 0.2)), 1: text(4, 20, (0.2,))}
+    totals = Totals()
+    assert value(totals, told, "tailrace_answers_total", cache="hit") == 7
+    assert value(totals, told, "tailrace_request_seconds_count") == 3
+    assert value(totals, told, "tailrace_request_seconds_bucket", le="0.1") == 1
+    assert value(totals, told, "tailrace_request_seconds_bucket", le="+Inf") == 3
+    assert value(totals, told, "tailrace_cache_entries", worker="0") == 10
+    assert value(totals, told, "tailrace_cache_entries", worker="1") == 20
+
+
+def test_a_workers_end_takes_nothing_from_the_sums() -> None:
+    totals = Totals()
+    assert value(totals, {0: text(3, 0), 1: text(4, 0)}, "tailrace_answers_total") == 7
+    totals.departed(1)
+    assert value(totals, {0: text(3, 0)}, "tailrace_answers_total") == 7
+    assert value(totals, {0: text(3, 0), 1: text(2, 0)}, "tailrace_answers_total") == 9
+
+
+def test_a_worker_that_does_not_answer_counts_with_what_it_said_last() -> None:
+    totals = Totals()
+    assert value(totals, {0: text(3, 0), 1: text(4, 0)}, "tailrace_answers_total") == 7
+    assert value(totals, {0: text(5, 0)}, "tailrace_answers_total") == 9
+    assert value(totals, {0: text(5, 0), 1: text(6, 0)}, "tailrace_answers_total") == 11
+
+
+@given(st.lists(st.tuples(st.sampled_from(["count", "end", "silent"]), st.integers(0, 2)), max_size=20))
+def test_whatever_workers_do_the_sum_never_falls_and_is_right_when_all_answer(steps: list[tuple[str, int]]) -> None:
+    totals, live, ended, before = Totals(), [0, 0, 0], 0, 0.0
+    for step, worker in steps:
+        told = {each: text(count, 0) for each, count in enumerate(live)}
+        if step == "count":
+            live[worker] += 1
+        elif step == "end":
+            value(totals, told, "tailrace_answers_total")
+            totals.departed(worker)
+            ended, live[worker] = ended + live[worker], 0
+        else:
+            del told[worker]
+        if step != "silent":
+            told = {each: text(count, 0) for each, count in enumerate(live)}
+        now = value(totals, told, "tailrace_answers_total")
+        assert now >= before
+        if step != "silent":
+            assert now == ended + sum(live)
+        before = now
