@@ -13,6 +13,7 @@ without salt and stretching protects those, and would not protect a password.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -53,6 +54,24 @@ def key_digest(key: str) -> str:
     return hashlib.sha256(key.encode("ascii")).hexdigest()
 
 
+def anonymous_name(peer: str) -> str:
+    """What a caller without a key is called: ``addr:`` and where it comes from.
+
+    IPv6 addresses count by their /64, IPv4 by the whole address, also one that is mapped into IPv6. A host on
+    IPv6 has a /64 to itself (RFC 6177, RFC 8981) and could take a new address, and with it a new quota, for
+    each request. What is no address (``local``, for a unix socket) stands for itself.
+    """
+    if ":" not in peer:
+        return f"addr:{peer}"
+    try:
+        address = ipaddress.IPv6Address(peer.partition("%")[0])
+    except ValueError:
+        return f"addr:{peer}"
+    if address.ipv4_mapped is not None:
+        return f"addr:{address.ipv4_mapped}"
+    return f"addr:{ipaddress.IPv6Network((address.packed, 64), strict=False)}"
+
+
 class Directory:
     """The callers by the SHA-256 (64 hex digits) of their keys. Immutable once made."""
 
@@ -75,12 +94,12 @@ class Directory:
     def identify(self, authorization: str | None, api_key: str | None, peer: str) -> Caller:
         """The caller of a request with these `Authorization` and `X-API-Key` values.
 
-        With neither, where anonymous callers are allowed: ``addr:<peer>`` with no tenant. A key
+        With neither, where anonymous callers are allowed: ``anonymous_name(peer)`` with no tenant. A key
         that is presented must be right, also there: a typing error must not become another quota
         and another tenant. Raises `Unauthenticated`.
         """
         if not self._callers:  # no keys of ours: a credential here is meant for somebody behind us
-            return Caller(name=f"addr:{peer}", tenant="")
+            return Caller(name=anonymous_name(peer), tenant="")
         presented = None if authorization is None else _bearer(authorization)
         if api_key is not None:
             key = _bounded(api_key.strip(" \t"))
@@ -89,7 +108,7 @@ class Directory:
             presented = key
         if presented is None:
             if self._anonymous:
-                return Caller(name=f"addr:{peer}", tenant="")
+                return Caller(name=anonymous_name(peer), tenant="")
             raise Unauthenticated("missing", "a key is needed: Authorization: Bearer <key>, or X-API-Key")
         caller = self._callers.get(key_digest(presented))
         if caller is None:

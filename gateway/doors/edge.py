@@ -26,6 +26,7 @@ import structlog
 from aiohttp.web_protocol import RequestHandler
 
 from degrade.deadline import Ticker
+from gateway.admission.auth import anonymous_name
 from gateway.codec.http import provenance_headers
 from gateway.doors.exchange import Exchange, Fields, Question, Reply, quota_fields, recalled, refusal
 from gateway.doors.head import Heads, Judgement, Lane
@@ -177,7 +178,7 @@ class EdgeConnection(asyncio.Protocol):
         lane = self._lane
         self._transport = cast(asyncio.Transport, transport)
         name = transport.get_extra_info("peername")
-        self._peer = name[0] if isinstance(name, tuple) else "local"
+        self._peer = anonymous_name(name[0] if isinstance(name, tuple) else "local")
         lane.connections.add(self)
         lane.addresses[self._peer] = lane.addresses.get(self._peer, 0) + 1
         self.limit = lane.ticker() + lane.options.times.idle
@@ -311,7 +312,7 @@ class EdgeConnection(asyncio.Protocol):
         assert question is not None
         if judgement.anonymous:
             if self._own is None or self._own[0] is not judgement:
-                caller = msgspec.structs.replace(question.caller, name=f"addr:{self._peer}")
+                caller = msgspec.structs.replace(question.caller, name=self._peer)
                 self._own = judgement, msgspec.structs.replace(question, caller=caller)
             question = self._own[1]
         try:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admission.auth import KEY_BYTES_MAX, Caller, Directory, Unauthenticated, key_digest
+from gateway.admission.auth import KEY_BYTES_MAX, Caller, Directory, Unauthenticated, anonymous_name, key_digest
 
 ALICE = Caller("alice", "red")
 BOB = Caller("bob", "blue")
@@ -64,6 +64,28 @@ def test_a_wrong_key_is_refused_also_where_anonymous_callers_are_not(
         Directory(KEYS, anonymous).identify(authorization, api_key, "10.0.0.1")
     assert refused.value.reason == reason
     assert "alice-key" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("peer", "name"),
+    [
+        ("10.0.0.1", "addr:10.0.0.1"),
+        ("::ffff:10.0.0.1", "addr:10.0.0.1"),
+        ("::FFFF:a00:1", "addr:10.0.0.1"),
+        ("2001:db8:0:7::1", "addr:2001:db8:0:7::/64"),
+        ("2001:db8:0:7:ffff:ffff:ffff:ffff", "addr:2001:db8:0:7::/64"),
+        ("2001:db8:0:8::1", "addr:2001:db8:0:8::/64"),
+        ("fe80::1%eth0", "addr:fe80::/64"),
+        ("::1", "addr:::/64"),
+        ("local", "addr:local"),
+        ("", "addr:"),
+        ("a:b", "addr:a:b"),
+    ],
+)
+def test_anonymous_callers_are_told_apart_by_what_they_cannot_choose(peer: str, name: str) -> None:
+    assert anonymous_name(peer) == name
+    assert Directory(KEYS, True).identify(None, None, peer) == Directory({}, True).identify("x", None, peer)
+    assert Directory(KEYS, True).identify(None, None, peer).name == name
 
 
 def test_no_key_at_all() -> None:
