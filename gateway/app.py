@@ -18,7 +18,6 @@ from typing import Final
 
 import structlog
 import uvloop
-from aiohttp import web
 
 from degrade.breaker import BreakerOptions, Change
 from gateway.admission.auth import Caller, Directory
@@ -28,8 +27,15 @@ from gateway.doors.edge import Clocks, EdgeLane, EdgeOptions, Times
 from gateway.doors.exchange import Exchange
 from gateway.doors.head import Heads
 from gateway.doors.http import HttpDoor, Ports, Readiness
-from gateway.doors.listener import Listener, ParserMissing, listen, require_strict_parser
-from gateway.operate.admin import admin_app
+from gateway.doors.listener import (
+    ADMIN_CONNECTIONS_MAX,
+    ADMIN_DRAIN_SECONDS,
+    Listener,
+    ParserMissing,
+    listen,
+    require_strict_parser,
+)
+from gateway.operate.admin import admin_port
 from gateway.operate.gauges import gauges
 from gateway.operate.log import set_up
 from gateway.operate.telemetry import Telemetry
@@ -59,7 +65,7 @@ class Gateway:
         self._tasks: list[asyncio.Task[None]] = []
         self._lane: EdgeLane | None = None
         self._listener: Listener | None = None
-        self._admin: web.AppRunner | None = None
+        self._admin: Listener | None = None
         self._server: asyncio.Server | None = None
         self._admin_server: asyncio.Server | None = None
         self._chance = random.Random()
@@ -108,11 +114,9 @@ class Gateway:
         lane = self._lane if server.edge else self._listener
         self._server, http = await listen(lane, parse_address(server.http), self._shared)
         pools = {name: home.pool for name, home in self.homes.items()}
-        admin = admin_app(self.routes, pools, self.telemetry, lambda: self._draining)
-        self._admin = web.AppRunner(admin, access_log=None)
-        await self._admin.setup()
-        assert self._admin.server is not None
-        self._admin_server, admin_url = await listen(self._admin.server, parse_address(server.admin))
+        admin = admin_port(self.routes, pools, self.telemetry, lambda: self._draining)
+        self._admin = Listener(admin.handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
+        self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
         self._tasks.append(asyncio.create_task(_sweep(self._lane)))
         # One look before anyone is told that we are ready: until then readiness would be a guess.
         await asyncio.gather(*(home.pool.probe_once() for home in self.homes.values()))
@@ -147,7 +151,7 @@ class Gateway:
         if self._admin_server is not None:
             self._admin_server.close()
         if self._admin is not None:
-            await self._admin.cleanup()
+            await self._admin.shutdown(ADMIN_DRAIN_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -22,10 +22,10 @@ from time import monotonic
 from typing import Final
 
 import structlog
-from aiohttp import web
 
 from gateway.config import Address, Config, parse_address
-from gateway.operate.fleet import Fleet, fleet_app
+from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ADMIN_DRAIN_SECONDS, Listener, listen
+from gateway.operate.fleet import Fleet, fleet_port
 from gateway.operate.log import set_up
 
 READY_SECONDS_MAX: Final = 60.0
@@ -76,14 +76,14 @@ class Supervisor:
         server = self._config.server
         directory = Path(tempfile.mkdtemp(prefix="tailrace-"))
         reserved, http = _reserve(parse_address(server.http))
-        runner: web.AppRunner | None = None
         keepers: list[asyncio.Task[None]] = []
+        listener: Listener | None = None
+        listening: asyncio.Server | None = None
         try:
             sockets = [str(directory / f"worker-{worker}.sock") for worker in range(server.workers)]
             fleet = Fleet(sockets)
-            runner = web.AppRunner(fleet_app(fleet), access_log=None)
-            await runner.setup()
-            admin = await _serve_admin(runner, parse_address(server.admin))
+            listener = Listener(fleet_port(fleet).handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
+            listening, admin = await listen(listener, parse_address(server.admin))
             ready = [asyncio.Event() for _ in sockets]
             for worker, path in enumerate(sockets):
                 arguments = ("--worker", str(worker), "--http", http, "--admin", f"unix:{path}")
@@ -95,8 +95,10 @@ class Supervisor:
         finally:
             self._stopping.set()
             await self._end(keepers, float(server.drain) + PATIENCE_SECONDS)
-            if runner is not None:
-                await runner.cleanup()
+            if listening is not None:
+                listening.close()
+            if listener is not None:
+                await listener.shutdown(ADMIN_DRAIN_SECONDS)
             reserved.close()
             shutil.rmtree(directory, ignore_errors=True)
 
@@ -217,13 +219,3 @@ def _reserve(address: Address) -> tuple[socket.socket, str]:
         raise
     host = f"[{address.host}]" if family is socket.AF_INET6 else address.host
     return bound, f"{host}:{bound.getsockname()[1]}"
-
-
-async def _serve_admin(runner: web.AppRunner, address: Address) -> str:
-    if address.path:
-        await web.UnixSite(runner, address.path).start()
-        return f"unix:{address.path}"
-    site = web.TCPSite(runner, address.host, address.port)
-    await site.start()
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    return f"http://{host}:{runner.addresses[0][1]}"

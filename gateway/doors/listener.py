@@ -36,6 +36,12 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 BACKLOG: Final = 1024
 
+ADMIN_CONNECTIONS_MAX: Final = 64
+"""Callers of an admin port at once: scrapers and people, each of whom may hold a few connections."""
+
+ADMIN_DRAIN_SECONDS: Final = 1.0
+"""How long a scrape under way may take to end once all else has ended."""
+
 NEVER_IDLE_SECONDS: Final = 365 * 86400.0
 """Behind the edge lane aiohttp closes no idle connection: it sees only some of the requests. The lane does."""
 

@@ -7,27 +7,52 @@ on loopback unless told otherwise, for whoever reaches it can purge.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Final
 
 import msgspec
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
+from gateway.doors.http import problem_response
 from gateway.operate.telemetry import Telemetry
-from gateway.problem import Problem, malformed, not_found
+from gateway.problem import malformed, method_not_allowed, not_found
 from gateway.route import Route
 from tiers.pool import Pool
 
+Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
+_READS: Final = ("GET", "HEAD")
 
-def admin_app(
+
+class AdminPort:
+    """The handler of an admin port's listener: what is answered to reads (GET, HEAD) and to POST, by path."""
+
+    def __init__(self, reads: Mapping[str, Answer], writes: Mapping[str, Answer]) -> None:
+        self._reads = reads
+        self._writes = writes
+
+    async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        """Answer one request; a path or a method that is not there gets a problem document."""
+        path, method = request.path, request.method
+        if method in _READS and path in self._reads:
+            return await self._reads[path](request)
+        if method == "POST" and path in self._writes:
+            return await self._writes[path](request)
+        allowed = (*(_READS if path in self._reads else ()), *(("POST",) if path in self._writes else ()))
+        if allowed:
+            return problem_response(method_not_allowed(method, allowed))
+        return problem_response(not_found(f"There is no {path} here; / says what there is."))
+
+
+def admin_port(
     routes: Mapping[str, Route],
     pools: Mapping[str, Pool],
     telemetry: Telemetry,
     is_draining: Callable[[], bool],
-) -> web.Application:
+) -> AdminPort:
     """The admin port's paths: ``/metrics``, ``/status``, ``/purge`` and a plain index."""
 
-    async def index(_: web.Request) -> web.Response:
+    async def index(_: web.BaseRequest) -> web.Response:
         return web.Response(
             text="Tailrace admin port\n\n"
             "GET  /metrics            Prometheus metrics\n"
@@ -36,10 +61,10 @@ def admin_app(
             "POST /purge?all          drop every cached answer\n"
         )
 
-    async def metrics(_: web.Request) -> web.Response:
+    async def metrics(_: web.BaseRequest) -> web.Response:
         return web.Response(body=telemetry.exposition(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
-    async def status(_: web.Request) -> web.Response:
+    async def status(_: web.BaseRequest) -> web.Response:
         document = {
             "pid": os.getpid(),
             "draining": is_draining(),
@@ -48,25 +73,20 @@ def admin_app(
         }
         return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
-    async def purge(request: web.Request) -> web.Response:
+    async def purge(request: web.BaseRequest) -> web.Response:
         if set(request.query) - {"route", "all"} or len(request.query) != 1:
-            return _problem(malformed("Say either ?route=NAME or ?all.", "query"))
+            return problem_response(malformed("Say either ?route=NAME or ?all.", "query"))
         chosen = list(routes.values())
         if "route" in request.query:
             name = request.query["route"]
             if name not in routes:
                 known = ", ".join(routes) or "none"
-                return _problem(not_found(f"There is no route {name}; the routes are: {known}."))
+                return problem_response(not_found(f"There is no route {name}; the routes are: {known}."))
             chosen = [routes[name]]
         dropped = {route.name: route.cache.purge() for route in chosen if route.cache is not None}
         return web.Response(body=msgspec.json.encode({"purged": dropped}), content_type="application/json")
 
-    app = web.Application()
-    app.router.add_get("/", index)
-    app.router.add_get("/metrics", metrics)
-    app.router.add_get("/status", status)
-    app.router.add_post("/purge", purge)
-    return app
+    return AdminPort({"/": index, "/metrics": metrics, "/status": status}, {"/purge": purge})
 
 
 def _route_status(route: Route) -> dict[str, object]:
@@ -84,7 +104,3 @@ def _route_status(route: Route) -> dict[str, object]:
             "evictions": cache.evictions,
         },
     }
-
-
-def _problem(problem: Problem) -> web.Response:
-    return web.Response(body=problem.body(), status=problem.status, headers=dict(problem.headers()))

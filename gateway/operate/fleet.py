@@ -17,6 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from gateway.operate.admin import AdminPort
 from gateway.problem import Problem
 
 ANSWER_SECONDS_MAX: Final = 5.0
@@ -154,10 +155,10 @@ class Fleet:
         return dict(answer for answer in answers if answer is not None)
 
 
-def fleet_app(fleet: Fleet) -> web.Application:
+def fleet_port(fleet: Fleet) -> AdminPort:
     """The admin port's paths, as of a single process."""
 
-    async def index(_: web.Request) -> web.Response:
+    async def index(_: web.BaseRequest) -> web.Response:
         return web.Response(
             text="Tailrace admin port, for all workers\n\n"
             "GET  /metrics            Prometheus metrics: counters added up, gauges by worker\n"
@@ -166,23 +167,18 @@ def fleet_app(fleet: Fleet) -> web.Application:
             "POST /purge?all          drop every cached answer\n"
         )
 
-    async def metrics(_: web.Request) -> web.Response:
+    async def metrics(_: web.BaseRequest) -> web.Response:
         return web.Response(body=await fleet.exposition(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
-    async def status(_: web.Request) -> web.Response:
+    async def status(_: web.BaseRequest) -> web.Response:
         return web.Response(body=await fleet.status(), content_type="application/json")
 
-    async def purge(request: web.Request) -> web.Response:
+    async def purge(request: web.BaseRequest) -> web.Response:
         code, body = await fleet.purge(request.query_string)
         kind = "application/json" if code == web.HTTPOk.status_code else "application/problem+json"
         return web.Response(body=body, status=code, content_type=kind)
 
-    app = web.Application()
-    app.router.add_get("/", index)
-    app.router.add_get("/metrics", metrics)
-    app.router.add_get("/status", status)
-    app.router.add_post("/purge", purge)
-    return app
+    return AdminPort({"/": index, "/metrics": metrics, "/status": status}, {"/purge": purge})
 
 
 class _Collected:

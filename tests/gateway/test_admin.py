@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from time import monotonic
 
 import pytest
-from aiohttp import ClientSession, web
+from aiohttp import ClientSession
 from prometheus_client.parser import text_string_to_metric_families
 
 from cache.digest import Key
-from gateway.config import CacheConfig, TierConfig
+from gateway.config import Address, CacheConfig, TierConfig
 from gateway.config import Route as RouteConfig
-from gateway.operate.admin import admin_app
+from gateway.doors.listener import Listener, listen
+from gateway.operate.admin import admin_port
 from gateway.operate.gauges import gauges
 from gateway.operate.telemetry import Telemetry
 from gateway.route import Home, Route, Served
@@ -54,14 +55,13 @@ async def admin(routes: dict[str, Route]) -> AsyncIterator[ClientSession]:
     homes = {"gpu": Home(pool, None)}  # type: ignore[arg-type]
     for gauge in gauges(routes, homes, lambda: False):
         telemetry.watch(gauge)
-    runner = web.AppRunner(admin_app(routes, {"gpu": pool}, telemetry, lambda: True))  # type: ignore[dict-item]
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    host, port = runner.addresses[0][:2]
-    async with ClientSession(f"http://{host}:{port}") as session:
+    made = admin_port(routes, {"gpu": pool}, telemetry, lambda: True)  # type: ignore[dict-item]
+    listener = Listener(made.handle, 8192, 10)
+    server, url = await listen(listener, Address("127.0.0.1"))
+    async with ClientSession(url) as session:
         yield session
-    await runner.cleanup()
+    server.close()
+    await listener.shutdown(1.0)
 
 
 async def test_the_index_names_the_paths(admin: ClientSession) -> None:
@@ -129,3 +129,23 @@ async def test_an_unclear_purge_drops_nothing(
 async def test_a_purge_is_never_a_get(admin: ClientSession) -> None:
     async with admin.get("/purge?all") as answer:
         assert answer.status == 405
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/", 200),
+        ("HEAD", "/metrics", 200),
+        ("GET", "/nothing", 404),
+        ("POST", "/status", 405),
+        ("DELETE", "/purge", 405),
+        ("GET", "/" + "x" * 9000, 431),
+    ],
+)
+async def test_answers_name_this_server_and_not_a_library(
+    admin: ClientSession, method: str, path: str, status: int
+) -> None:
+    async with admin.request(method, path) as answer:
+        assert (answer.status, answer.headers["Server"]) == (status, "tailrace")
+        if status >= 400:
+            assert answer.headers["Content-Type"] == "application/problem+json"
