@@ -141,16 +141,18 @@ class Route:
         size = served.response.size + ENTRY_OVERHEAD_BYTES
         return Entry(served, size, now, float(cache.ttl), float(cache.max_stale), epoch)
 
-    async def facts(self, deadline: Deadline) -> ModelFacts:
+    async def facts(self, deadline: Deadline, version: str = "") -> ModelFacts:
         """What the route accepts and answers, by the tiers whose models are known: a tier that has not been
-        seen since the start must not keep the others from answering. Raises UpstreamError if none is."""
+        seen since the start must not keep the others from answering. ``version``: the one a caller asks for,
+        of tiers that are not bound to one.
+
+        Raises UpstreamError if no tier is known, and Rejected(404) if one lacks the version asked for.
+        """
         facts: list[ModelFacts] = []
         unknown: UpstreamError | None = None
         for tier, home in zip(self.config.tiers, self._homes, strict=True):
             try:
-                facts.append(await home.catalog.facts(tier.model, tier.version, deadline))
-            except Rejected as error:  # the operator named this model, not the caller: no fault of the caller's
-                unknown = UpstreamError(Failure.BROKEN, f"a tier's model is not there: {error}")
+                facts.append(await _told(tier, home.catalog, version, deadline))
             except UpstreamError as error:
                 unknown = error
         if not facts:
@@ -179,6 +181,17 @@ class Filled(msgspec.Struct, frozen=True):
     steps: tuple[str, ...]
     degraded: bool
     entry: Entry[Served] | None
+
+
+async def _told(tier: TierConfig, catalog: Catalog, version: str, deadline: Deadline) -> ModelFacts:
+    """What a tier's model says of itself, in the version that will answer."""
+    try:
+        told = await catalog.facts(tier.model, tier.version, deadline)
+    except Rejected as error:  # the operator named this model, not the caller: no fault of the caller's
+        raise UpstreamError(Failure.BROKEN, f"a tier's model is not there: {error}") from error
+    if not version or tier.version:
+        return told
+    return await catalog.facts(tier.model, version, deadline)
 
 
 def merged_facts(name: str, facts: Sequence[ModelFacts]) -> ModelFacts:

@@ -65,6 +65,8 @@ class Asked(Protocol):
 class CatalogOptions(Struct, frozen=True):
     models_max: int = 1024
     """Models remembered; the least recently asked for goes first."""
+    versions_max: int = 16
+    """Versions of one model remembered beside the model itself; the first learnt goes first."""
     load_timeout: float = 5.0
     """Seconds for learning one model's facts, whoever waits for them."""
     loads_max: int = 64
@@ -147,12 +149,14 @@ def changed(before: Sight, after: Sight) -> bool:
 
 
 class _Known:
-    """A model's facts and the last look at it on each replica (by position)."""
+    """A model's facts, those of versions that were asked for by number, and the last look at the model on
+    each replica (by position)."""
 
-    __slots__ = ("facts", "sights")
+    __slots__ = ("facts", "of_version", "sights")
 
     def __init__(self, facts: ModelFacts) -> None:
         self.facts = facts
+        self.of_version: dict[str, ModelFacts] = {}
         self.sights: dict[int, Sight] = {}
 
 
@@ -172,7 +176,7 @@ class Catalog:
         self._now = now
         self._on_change = on_change
         self._known: OrderedDict[str, _Known] = OrderedDict()
-        self._loads: Flights[str, ModelFacts] = Flights(options.loads_max)
+        self._loads: Flights[tuple[str, str], ModelFacts] = Flights(options.loads_max)
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -188,7 +192,8 @@ class Catalog:
         return known.facts if known else None
 
     async def facts(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
-        """The model's facts, asked for once and then remembered. ``version`` empty: any.
+        """The model's facts, asked for once and then remembered. ``version`` empty: of the one that answers
+        who names none. Versions may differ, where Triton completes each one's configuration from its files.
 
         Raises Rejected(404) if no replica has the model or it lacks the version,
         UpstreamError if nobody could say.
@@ -198,10 +203,12 @@ class Catalog:
             self._known.move_to_end(model)
             facts = known.facts
         else:
-            facts = await self._learn(model, deadline)
-        if version and version not in facts.versions:
-            raise Rejected(404, f"Request for unknown model: {model!r} version {version} is not found")
-        return facts
+            facts = await self._learn(model, "", deadline)
+        if not version or facts.versions == (version,):
+            return facts
+        if known is not None and version in known.of_version:
+            return known.of_version[version]
+        return await self._learn(model, version, deadline)
 
     async def poll_once(self, deadline: Deadline) -> tuple[str, ...]:
         """Look at every remembered model on every replica; the models that changed, each told once.
@@ -231,6 +238,7 @@ class Catalog:
                 fresh = fresh or facts
             known.facts = fresh or known.facts
             if differs:
+                known.of_version.clear()
                 turned.append(model)
         for model in turned:
             self._on_change(model)
@@ -242,23 +250,26 @@ class Catalog:
             await self.poll_once(Deadline.after(self._now(), self._options.load_timeout))
             await sleep(interval)
 
-    async def _learn(self, model: str, deadline: Deadline) -> ModelFacts:
+    async def _learn(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
         remaining = deadline.remaining(self._now())
         try:
             async with asyncio.timeout(None if math.isinf(remaining) else remaining):
-                facts, _ = await self._loads.join(model, lambda: self._load(model))
+                facts, _ = await self._loads.join((model, version), lambda: self._load(model, version))
         except TimeoutError as error:
             raise UpstreamError(Failure.TIMEOUT, f"no facts about model {model!r} in {remaining:.3g} s") from error
         except Abandoned as error:
             raise UpstreamError(Failure.UNREACHABLE, "the catalog is closed") from error
         return facts
 
-    async def _load(self, model: str) -> ModelFacts:
+    async def _load(self, model: str, version: str) -> ModelFacts:
+        """From the first replica that knows. A model is kept with the look at it, a version with its model."""
         deadline = Deadline.after(self._now(), self._options.load_timeout)
         unknown: Rejected | None = None
         failed: UpstreamError | None = None
         for position, replica in enumerate(self._replicas):
             try:
+                if version:
+                    return self._keep(model, version, await self._describe(replica, model, version, deadline))
                 sight, facts = await self._see(replica, model, deadline)
             except Rejected as error:
                 unknown = error
@@ -277,6 +288,17 @@ class Catalog:
         assert unknown is not None
         raise unknown
 
+    def _keep(self, model: str, version: str, facts: ModelFacts) -> ModelFacts:
+        known = self._known.get(model)
+        if known is None:  # forgotten meanwhile, for others
+            return facts
+        others = tuple(each for each in known.facts.versions if each != version)
+        facts = msgspec.structs.replace(facts, versions=(*others, version))
+        known.of_version[version] = facts
+        if len(known.of_version) > self._options.versions_max:
+            del known.of_version[next(iter(known.of_version))]
+        return facts
+
     async def _look(
         self, position: int, models: Sequence[str], deadline: Deadline
     ) -> dict[str, tuple[Sight, ModelFacts | None]]:
@@ -293,7 +315,7 @@ class Catalog:
         return seen
 
     async def _see(self, replica: Asked, model: str, deadline: Deadline) -> tuple[Sight, ModelFacts]:
-        path = f"/v2/models/{quote(model, safe='')}"
+        path = _path(model, "")
         metadata_body = await self._get(replica, path, deadline)
         config_body = await self._get(replica, path + "/config", deadline)
         stats_body = await self._get(replica, path + "/stats", deadline)
@@ -307,6 +329,12 @@ class Catalog:
             {each.version: _totals(each) for each in stats.model_stats},
         )
         return sight, read_facts(metadata, config)
+
+    async def _describe(self, replica: Asked, model: str, version: str, deadline: Deadline) -> ModelFacts:
+        path = _path(model, version)
+        metadata = _decoded(await self._get(replica, path, deadline), _Metadata, replica, path)
+        config = _decoded(await self._get(replica, path + "/config", deadline), _Config, replica, path)
+        return read_facts(metadata, config)
 
     async def _get(self, replica: Asked, path: str, deadline: Deadline) -> bytes:
         reply = await replica.exchange(Call("GET", path), deadline, self._now())
@@ -337,6 +365,11 @@ def read_facts(metadata: _Metadata, config: _Config) -> ModelFacts:
         sequence=config.sequence_batching is not None,
         decoupled=config.model_transaction_policy is not None and config.model_transaction_policy.decoupled,
     )
+
+
+def _path(model: str, version: str) -> str:
+    path = f"/v2/models/{quote(model, safe='')}"
+    return f"{path}/versions/{quote(version, safe='')}" if version else path
 
 
 def _totals(stats: _VersionStats) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from gateway.route import Home, Route, Served, merged_facts, quota_of
 from gateway.units import Seconds, Size
 from tiers.backends.triton_http import Call, Reply
 from tiers.catalog import ModelFacts, TensorFact
-from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor, UpstreamError
+from tiers.inference import InferRequest, InferResponse, Rejected, RequestedOutput, Tensor, UpstreamError
 
 LAST: Final = TierConfig("gpu", "large")
 FAST: Final = TierConfig("gpu", "small", "2", Accept("p", 0.5))
@@ -153,6 +153,51 @@ def facts(**changes: object) -> ModelFacts:
     y, z = TensorFact("y", "FP32", (-1, 2)), TensorFact("z", "FP32", (-1, 2))
     base = ModelFacts("m", ("1",), (TensorFact("x", "FP32", (-1, 4)),), (y, z), 8, False, False)
     return msgspec.structs.replace(base, **changes)
+
+
+class Versions:
+    """A home's catalog; version 2 has wider inputs, version 3 cannot be asked about, others are not there."""
+
+    def __init__(self, known: bool = True) -> None:
+        self.known = known
+
+    async def facts(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
+        if not self.known or version == "3":
+            raise UpstreamError(Failure.UNREACHABLE, "told to")
+        if version not in ("", "1", "2"):
+            raise Rejected(404, "not found")
+        return facts(inputs=(TensorFact("x", "FP32", (-1, 5 if version == "2" else 4)),))
+
+
+@pytest.mark.parametrize(
+    ("tiers", "asked", "width"),
+    [
+        ((LAST,), "", 4),
+        ((LAST,), "1", 4),
+        ((LAST,), "2", 5),
+        ((FAST, LAST), "", 5),
+        ((FAST, LAST), "2", 5),
+    ],
+)
+async def test_a_version_that_is_asked_for_is_judged_by_its_own_facts(
+    tiers: tuple[TierConfig, ...], asked: str, width: int
+) -> None:
+    made = route(fakes=(Versions(),) * len(tiers), tiers=tiers)  # type: ignore[arg-type]
+    assert (await made.facts(Deadline(9.0), asked)).inputs[0].shape == (-1, width)
+
+
+async def test_a_version_that_is_not_there_is_the_callers_fault_and_a_model_that_is_not_is_the_operators() -> None:
+    with pytest.raises(Rejected):
+        await route(fakes=(Versions(),)).facts(Deadline(9.0), "9")  # type: ignore[arg-type]
+    with pytest.raises(UpstreamError):
+        await route(fakes=(Versions(),), tiers=(TierConfig("gpu", "m", "9"),)).facts(Deadline(9.0))  # type: ignore[arg-type]
+
+
+async def test_a_tier_that_cannot_be_asked_about_a_version_leaves_it_to_the_others() -> None:
+    made = route(fakes=(Versions(known=False), Versions()), tiers=(FAST, LAST))  # type: ignore[arg-type]
+    assert (await made.facts(Deadline(9.0), "2")).inputs[0].shape == (-1, 5)
+    with pytest.raises(UpstreamError):
+        await route(fakes=(Versions(),)).facts(Deadline(9.0), "3")  # type: ignore[arg-type]
 
 
 def test_a_routes_facts_are_what_all_tiers_can_do() -> None:

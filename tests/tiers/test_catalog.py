@@ -22,6 +22,7 @@ class Triton:
     def __init__(self, url: str = "a") -> None:
         self.url = url
         self.versions = ["1"]
+        self.widths: dict[str, int] = {}
         self.config: dict[str, object] = {
             "max_batch_size": 8,
             "input": [{"name": "x"}, {"name": "o", "optional": True}],
@@ -41,6 +42,9 @@ class Triton:
             return self.raw
         if not self.loaded:
             return Reply(404, (), b'{"error":"Request for unknown model: \'m\' is not found"}')
+        asked = call.target.partition("/versions/")[2].partition("/")[0]
+        if asked and asked not in self.versions:
+            return Reply(400, (), b'{"error":"Request for unknown model: \'m\' version is not found"}')
         if call.target.endswith("/config"):
             return Reply(200, (), json.dumps(self.config).encode())
         if call.target.endswith("/stats"):
@@ -50,9 +54,11 @@ class Triton:
                 for version in self.versions
             ]
             return Reply(200, (), json.dumps({"model_stats": stats}).encode())
-        inputs = [{"name": name, "datatype": "FP32", "shape": [-1, 4]} for name in ("x", "o")]
+        width = self.widths.get(asked, 4)
+        inputs = [{"name": name, "datatype": "FP32", "shape": [-1, width]} for name in ("x", "o")]
         outputs = [{"name": "y", "datatype": "BYTES", "shape": [-1, 1]}]
-        body = {"name": "m", "versions": self.versions, "platform": "python", "inputs": inputs, "outputs": outputs}
+        versions = [asked] if asked else self.versions
+        body = {"name": "m", "versions": versions, "platform": "python", "inputs": inputs, "outputs": outputs}
         return Reply(200, (), json.dumps(body).encode())
 
 
@@ -172,6 +178,46 @@ async def test_new_facts_replace_old_ones() -> None:
     triton.versions = ["2"]
     await made.poll_once(FAR)
     assert (await made.facts("m", "2", FAR)).versions == ("2",)
+
+
+async def test_a_version_is_described_by_itself_once_and_again_after_a_change() -> None:
+    triton = Triton()
+    triton.versions, triton.widths = ["1", "2"], {"1": 3}
+    made, _ = catalog(triton)
+    assert (await made.facts("m", "", FAR)).inputs[0].shape == (-1, 4)
+    facts = await made.facts("m", "1", FAR)
+    assert facts.inputs[0].shape == (-1, 3)
+    assert set(facts.versions) == {"1", "2"}
+    calls = triton.calls
+    assert await made.facts("m", "1", FAR) is facts
+    assert triton.calls == calls
+    triton.widths["1"] = 5
+    await made.poll_once(FAR)
+    assert await made.facts("m", "1", FAR) is facts
+    triton.config = {"max_batch_size": 4}
+    await made.poll_once(FAR)
+    assert (await made.facts("m", "1", FAR)).inputs[0].shape == (-1, 5)
+
+
+async def test_a_version_that_came_after_the_last_poll_is_asked_for() -> None:
+    triton = Triton()
+    made, _ = catalog(triton)
+    await made.facts("m", "", FAR)
+    triton.versions = ["1", "2"]
+    assert (await made.facts("m", "2", FAR)).versions == ("1", "2")
+
+
+async def test_versions_of_a_model_are_bounded() -> None:
+    triton = Triton()
+    triton.versions = [str(number) for number in range(CatalogOptions().versions_max + 2)]
+    made, _ = catalog(triton)
+    for version in triton.versions:
+        await made.facts("m", version, FAR)
+    calls = triton.calls
+    await made.facts("m", triton.versions[-1], FAR)
+    assert triton.calls == calls
+    await made.facts("m", triton.versions[0], FAR)
+    assert triton.calls == calls + 2
 
 
 async def test_while_everything_is_down_facts_stay_and_a_restart_is_told() -> None:
