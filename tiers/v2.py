@@ -21,7 +21,7 @@ import json
 import math
 import re
 from itertools import islice
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -389,46 +389,79 @@ def _wanted(
     return tuple(wanted), WireForm(binary=frozenset(binary), json=names - binary)
 
 
+class _Outline(NamedTuple):
+    """A tensor of which all is known but whether its elements are what the outline says."""
+
+    message: _Tensor
+    label: str
+    shape: tuple[int, ...]
+    parameters: Parameters
+    data: memoryview | None
+    """Binary data; None for a tensor that has none."""
+
+
 def _tensors(messages: list[_Tensor], tail: memoryview, kind: str, limits: Limits) -> tuple[Tensor, ...]:
-    """Tensors in order; binary ones take their bytes from ``tail`` in that order, and must use it up."""
-    tensors: list[Tensor] = []
+    """Tensors in order; binary ones take their bytes from ``tail`` in that order, and must use it up.
+
+    What is cheap to know is known of all of them before the elements of any are looked at.
+    """
+    outlines: list[_Outline] = []
     seen: set[str] = set()
     at = strings = 0
     for message in messages:
-        name = _name(message.name, kind, limits)
-        if name in seen:
-            raise Malformed("duplicate", f"duplicate {kind} {_shown(name)}")
-        seen.add(name)
-        label = f"{kind} {_shown(name)}"
-        shape = _shape(message, label, limits)
-        parameters = _parameters(message.parameters, label, limits)
-        data: bytes | memoryview = b""
-        try:
-            if _BINARY_SIZE in parameters:
-                size = _binary_size(message, parameters, label)
-                if size > len(tail) - at:
-                    raise Malformed(
-                        "byte-count",
-                        f"{label}: {_BINARY_SIZE} is {size}, the body has only {len(tail) - at} bytes left",
-                    )
-                data = tail[at : at + size]
-                at += size
-                if message.datatype == "BYTES":
-                    strings += math.prod(shape)
-                    _check_count("BYTES elements", strings, limits.bytes_elements_max)
-                _check_bytes(data, message.datatype, shape, label)
-            elif message.data is not msgspec.UNSET:
-                if SHARED_MEMORY_PARAMETER in parameters:
-                    raise Malformed("data", f"{label} has both data and {SHARED_MEMORY_PARAMETER}")
-                data = _json_data(message.data, message.datatype, shape, label)
-            elif SHARED_MEMORY_PARAMETER not in parameters:
-                raise Malformed("data", f"{label} has neither data nor {_BINARY_SIZE}")
-        except Misfit as misfit:
-            raise Malformed(misfit.reason, f"{label}: {misfit}") from misfit
-        tensors.append(Tensor(name, message.datatype, shape, data, _without(parameters, _BINARY_SIZE)))
+        outline = _outline(message, tail[at:], kind, limits)
+        if message.name in seen:
+            raise Malformed("duplicate", f"duplicate {kind} {_shown(message.name)}")
+        seen.add(message.name)
+        if outline.data is not None:
+            at += len(outline.data)
+            strings += math.prod(outline.shape) if message.datatype == "BYTES" else 0
+            _check_count("BYTES elements", strings, limits.bytes_elements_max)
+        outlines.append(outline)
     if at != len(tail):
         raise Malformed("byte-count", f"{len(tail) - at} bytes are left over after the last {kind}'s data")
-    return tuple(tensors)
+    return tuple(_tensor(outline) for outline in outlines)
+
+
+def _outline(message: _Tensor, tail: memoryview, kind: str, limits: Limits) -> _Outline:
+    label = f"{kind} {_shown(_name(message.name, kind, limits))}"
+    shape = _shape(message, label, limits)
+    parameters = _parameters(message.parameters, label, limits)
+    has_data, shared = message.data is not msgspec.UNSET, SHARED_MEMORY_PARAMETER in parameters
+    data: memoryview | None = None
+    if _BINARY_SIZE in parameters:
+        size = _binary_size(message, parameters, label)
+        if size > len(tail):
+            raise Malformed(
+                "byte-count", f"{label}: {_BINARY_SIZE} is {size}, the body has only {len(tail)} bytes left"
+            )
+        data = tail[:size]
+        _check_size(data, message.datatype, shape, label)
+    elif has_data and shared:
+        raise Malformed("data", f"{label} has both data and {SHARED_MEMORY_PARAMETER}")
+    elif has_data and message.datatype in BINARY_ONLY:
+        raise Malformed(
+            "datatype",
+            f"receiving {message.datatype} data via JSON is not supported. "
+            f"Please use the binary data format for {label}",
+        )
+    elif not has_data and not shared:
+        raise Malformed("data", f"{label} has neither data nor {_BINARY_SIZE}")
+    return _Outline(message, label, shape, parameters, data)
+
+
+def _tensor(outline: _Outline) -> Tensor:
+    """The tensor of an outline, its elements looked at (BYTES) or read (JSON)."""
+    message, shape = outline.message, outline.shape
+    data: bytes | memoryview = b"" if outline.data is None else outline.data
+    try:
+        if outline.data is not None and message.datatype == "BYTES":
+            _check_elements(outline.data, shape, outline.label)
+        elif message.data is not msgspec.UNSET:
+            data = from_json(memoryview(message.data), message.datatype, shape)
+    except Misfit as misfit:
+        raise Malformed(misfit.reason, f"{outline.label}: {misfit}") from misfit
+    return Tensor(message.name, message.datatype, shape, data, _without(outline.parameters, _BINARY_SIZE))
 
 
 def _shape(message: _Tensor, label: str, limits: Limits) -> tuple[int, ...]:
@@ -469,19 +502,14 @@ def _binary_size(message: _Tensor, parameters: Parameters, label: str) -> int:
     return size
 
 
-def _check_bytes(data: memoryview, datatype: str, shape: tuple[int, ...], label: str) -> None:
+def _check_size(data: memoryview, datatype: str, shape: tuple[int, ...], label: str) -> None:
     elements = math.prod(shape)
     if datatype == "BYTES":
-        if len(data) < 4 * elements:  # cheaper than walking, and bounds the walk's surprise
+        if len(data) < 4 * elements:
             raise Malformed(
                 "byte-count",
                 f"{label}: {elements} BYTES elements need at least {4 * elements} bytes, got {len(data)}",
             )
-        # One more than the shape says is enough to know: the rest of a hostile tensor is not walked.
-        count = sum(1 for _ in islice(bytes_spans(data), elements + 1))
-        if count != elements:
-            got = "more" if count > elements else str(count)
-            raise Malformed("byte-count", f"{label}: shape {_shape_shown(shape)} needs {elements} elements, got {got}")
         return
     expected = elements * DATATYPE_BYTES[datatype]
     if len(data) != expected:
@@ -492,14 +520,14 @@ def _check_bytes(data: memoryview, datatype: str, shape: tuple[int, ...], label:
         )
 
 
-def _json_data(raw: msgspec.Raw, datatype: str, shape: tuple[int, ...], label: str) -> bytes:
-    if datatype in BINARY_ONLY:
-        raise Malformed(
-            "datatype",
-            f"receiving {datatype} data via JSON is not supported. "
-            f"Please use the binary data format for {label}",
-        )
-    return from_json(memoryview(raw), datatype, shape)
+def _check_elements(data: memoryview, shape: tuple[int, ...], label: str) -> None:
+    """Whether the BYTES elements are as many as the shape says; raises Misfit where one overruns."""
+    elements = math.prod(shape)
+    # One more than the shape says is enough to know: the rest of a hostile tensor is not walked.
+    count = sum(1 for _ in islice(bytes_spans(data), elements + 1))
+    if count != elements:
+        got = "more" if count > elements else str(count)
+        raise Malformed("byte-count", f"{label}: shape {_shape_shown(shape)} needs {elements} elements, got {got}")
 
 
 def _binary_member(tensor: Tensor, blobs: list[bytes | memoryview]) -> dict[str, object]:

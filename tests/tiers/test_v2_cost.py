@@ -69,6 +69,31 @@ def test_too_many_strings_are_refused_before_any_is_looked_at(monkeypatch: pytes
         v2.decode_request(body, length, "m", "", LIMITS)
 
 
+X = {"name": "x", "datatype": "FP32", "shape": [1], "data": [1.0]}
+WORDS = {"name": "w", "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 5}}
+
+
+@pytest.mark.parametrize(
+    ("last", "tail", "told"),
+    [
+        ({"datatype": "FP33"}, b"", "invalid datatype"),
+        ({"shape": [-1]}, b"", "negative dimension"),
+        ({"name": "w"}, b"", "duplicate input"),
+        ({"name": ""}, b"", "empty name"),
+        ({"data": None, "parameters": {"binary_data_size": 4}}, b"", "has both data"),
+        ({}, b"?", "left over"),
+    ],
+)
+def test_nothing_is_walked_while_anything_cheap_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, last: dict[str, object], tail: bytes, told: str
+) -> None:
+    for name in ("bytes_spans", "from_json"):
+        monkeypatch.setattr(v2, name, lambda *_: pytest.fail("elements were looked at"))
+    head = json.dumps({"inputs": [WORDS, X, X | {"name": "z"} | last]}).encode()
+    with pytest.raises(v2.Malformed, match=told):
+        v2.decode_request(head + b"\1\0\0\0a" + tail, len(head), "m", "", LIMITS)
+
+
 def test_counting_strings_keeps_none_of_them() -> None:
     body, length = _strings([LIMITS.bytes_elements_max], 4 * LIMITS.bytes_elements_max)
     tracemalloc.start()
