@@ -27,12 +27,12 @@ from gateway.codec.http import BodyLimits
 from gateway.config import CacheConfig, QuotaConfig, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.recall import RecallRules
-from tiers import v2
 from tiers.backends.triton_http import Call as Outbound
 from tiers.cascade import Accept, Tier
 from tiers.catalog import Catalog, ModelFacts, TensorFact
 from tiers.inference import SCHEDULING_PARAMETERS, InferRequest, InferResponse, Rejected, UpstreamError
 from tiers.pool import Pool
+from tiers.v2.message import Limits
 
 FLIGHTS_MAX: Final = 4096
 """Distinct fills of one route under way at once; beyond it callers fetch for themselves."""
@@ -93,7 +93,7 @@ class Route:
         bytes_max = int(limits.body_bytes_max or body_bytes_max)
         json_bytes_max = min(int(limits.json_bytes_max), bytes_max)  # a default may be more than the body's bound
         self.body_limits = BodyLimits(
-            bytes_max, v2.Limits(json_bytes_max=json_bytes_max, json_depth_max=limits.json_depth_max)
+            bytes_max, Limits(json_bytes_max=json_bytes_max, json_depth_max=limits.json_depth_max)
         )
         self._homes = tuple(homes)
         self.rules = _rules(config)

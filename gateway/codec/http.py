@@ -20,8 +20,10 @@ from typing import Final
 import msgspec
 
 from gateway.problem import Problem, Refused, malformed, too_large, unsupported_encoding
-from tiers import v2
 from tiers.inference import InferRequest, InferResponse, Provenance
+from tiers.v2.message import DEFAULT_LIMITS, Limits, Malformed
+from tiers.v2.request import WireForm, decode_request
+from tiers.v2.response import encode_response
 
 JSON_LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 CACHE_NAME: Final = "tailrace"
@@ -66,7 +68,7 @@ class BodyLimits(msgspec.Struct, frozen=True):
     """``bytes_max`` bounds the body both as sent and inflated; ``message`` what the message may hold."""
 
     bytes_max: int = 64 * 2**20
-    message: v2.Limits = v2.DEFAULT_LIMITS
+    message: Limits = DEFAULT_LIMITS
 
 
 class CacheDirectives(msgspec.Struct, frozen=True):
@@ -84,7 +86,7 @@ NO_DIRECTIVES: Final = CacheDirectives()
 
 def decode(
     body: Buffer, model: str, version: str, headers: BodyHeaders, limits: BodyLimits
-) -> tuple[InferRequest, v2.WireForm]:
+) -> tuple[InferRequest, WireForm]:
     """One infer request from its body as sent. Raises Refused: 400, 413 or 415.
 
     The tensors may be slices of ``body``: keep it unchanged while the request lives.
@@ -92,21 +94,21 @@ def decode(
     json_length = parse_json_length(headers.json_length)
     inflated = inflate(body, headers.content_encoding, limits.bytes_max)
     try:
-        return v2.decode_request(inflated, json_length, model, version, limits.message)
-    except v2.Malformed as fault:
+        return decode_request(inflated, json_length, model, version, limits.message)
+    except Malformed as fault:
         raise Refused(_problem(fault)) from fault
 
 
 def encode(
-    response: InferResponse, form: v2.WireForm, request_id: str, encoding: str | None = None
+    response: InferResponse, form: WireForm, request_id: str, encoding: str | None = None
 ) -> tuple[list[Buffer], list[Field]]:
     """Body parts of an answer and the header fields that describe them (no Content-Length).
 
     ``encoding`` is what ``negotiate`` chose. Raises Refused when an output cannot take the form asked for.
     """
     try:
-        parts, json_length = v2.encode_response(response, form, request_id)
-    except v2.Malformed as fault:
+        parts, json_length = encode_response(response, form, request_id)
+    except Malformed as fault:
         raise Refused(_problem(fault)) from fault
     if json_length is None:
         fields = [("Content-Type", "application/json")]
@@ -237,7 +239,7 @@ def provenance_headers(provenance: Provenance, duration_seconds: float | None = 
     return fields
 
 
-def _problem(fault: v2.Malformed) -> Problem:
+def _problem(fault: Malformed) -> Problem:
     return too_large(str(fault)) if fault.status == 413 else malformed(str(fault), fault.reason)
 
 

@@ -22,7 +22,7 @@ from gateway.pipeline import Answer, Call, Pipeline, WireAnswer
 from gateway.problem import Problem, Refused, malformed, method_not_allowed, not_found, too_large
 from gateway.route import Route, Wire
 from tiers.inference import InferRequest
-from tiers.v2 import WireForm
+from tiers.v2.request import WireForm
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 Fields = list[tuple[str, str]]

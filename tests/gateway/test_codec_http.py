@@ -27,7 +27,7 @@ from gateway.codec.http import (
 from gateway.problem import Refused
 from tiers.catalog import ModelFacts, TensorFact
 from tiers.inference import InferResponse, Provenance, Tensor
-from tiers.v2 import WireForm
+from tiers.v2.request import WireForm
 
 TABLE = runpy.run_path(str(Path(__file__).parents[1] / "cases" / "malformed.py"))
 LIMITS = BodyLimits(bytes_max=TABLE["LIMITS"]["bytes_max"])

@@ -12,15 +12,9 @@ from hypothesis import strategies as st
 
 from tiers.datatype import DTYPES, bytes_elements, from_json, to_json
 from tiers.inference import DATATYPE_BYTES, InferRequest, InferResponse, RequestedOutput, Tensor
-from tiers.v2 import (
-    Limits,
-    Malformed,
-    WireForm,
-    decode_request,
-    decode_response,
-    encode_request,
-    encode_response,
-)
+from tiers.v2.message import Limits, Malformed
+from tiers.v2.request import WireForm, decode_request, encode_request
+from tiers.v2.response import decode_response, encode_response
 
 JSON_DATATYPES = sorted(set(DATATYPE_BYTES) - {"FP16", "BF16"})
 

@@ -26,7 +26,9 @@ from tiers.backends.connection import Connection, ConnectionBounds
 from tiers.backends.connections import Address, Connections, ConnectionsOptions
 from tiers.backends.fields import Body, Headers, IllFormed, Outgoing, RequestHeads, end_to_end
 from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
-from tiers.v2 import Limits, Malformed, decode_response, encode_request
+from tiers.v2.message import Limits, Malformed
+from tiers.v2.request import encode_request
+from tiers.v2.response import decode_response
 
 __all__ = [
     "HEADER_LENGTH",

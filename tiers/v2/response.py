@@ -1,0 +1,83 @@
+"""Answers: a model's bytes to an ``InferResponse``, and that to the bytes of the form the caller wants.
+
+Rule of this file: as ``request.py``'s. Answers have Triton's own layout, member for member; see
+``tiers/datatype.py`` for how numbers print and for the one known difference.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from tiers.datatype import Misfit, to_json
+from tiers.inference import InferResponse
+from tiers.v2.members import WireParameters, counted, parameters_of, present, text
+from tiers.v2.message import DEFAULT_LIMITS, Limits, Malformed, check_count, check_duplicates, parsed, split
+from tiers.v2.request import WireForm
+from tiers.v2.tensors import TensorMember, binary_member, members_of, tensors_of
+
+
+class _Response(msgspec.Struct):
+    outputs: list[TensorMember]
+    model_name: str
+    model_version: str | msgspec.UnsetType = msgspec.UNSET
+    id: str | msgspec.UnsetType = msgspec.UNSET
+    parameters: WireParameters = msgspec.UNSET
+
+
+_RESPONSES: Final = msgspec.json.Decoder(_Response)
+
+
+def decode_response(
+    body: bytes | memoryview, json_length: int | None, limits: Limits = DEFAULT_LIMITS
+) -> InferResponse:
+    """A model's answer, in either form; raises Malformed. Binary outputs are slices of ``body``.
+
+    NaN literals, which Triton writes in JSON, are refused here too: we always ask for binary.
+    """
+    header, tail = split(body, json_length, limits)
+    message = parsed(_RESPONSES, header)
+    members = 2 + present(message.id, message.parameters, message.model_version) + counted(message.parameters)
+    members += sum(members_of(tensor) for tensor in message.outputs)
+    check_duplicates(header, members, limits)
+    check_count("outputs", len(message.outputs), limits.outputs_max)
+    return InferResponse(
+        model=message.model_name,
+        version=text(message.model_version, "model_version", limits),
+        outputs=tensors_of(message.outputs, tail, "output", limits),
+        id=text(message.id, "id", limits),
+        parameters=parameters_of(message.parameters, "the response", limits),
+    )
+
+
+def encode_response(
+    response: InferResponse, form: WireForm, request_id: str
+) -> tuple[list[bytes | memoryview], int | None]:
+    """Body parts and the length of the JSON part; None when the body is nothing but JSON.
+
+    Raises Malformed for an FP16 or BF16 output that was asked for as JSON (Triton answers 400 too).
+    ``request_id`` is the caller's own: a cached answer must not carry another caller's id.
+    """
+    blobs: list[bytes | memoryview] = []
+    outputs: list[dict[str, object]] = []
+    for tensor in response.outputs:
+        if tensor.in_shared_memory or form.is_binary(tensor.name):
+            outputs.append(binary_member(tensor, blobs))
+            continue
+        member: dict[str, object] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if tensor.parameters:
+            member["parameters"] = dict(tensor.parameters)
+        try:
+            member["data"] = msgspec.Raw(to_json(tensor.data, tensor.datatype))
+        except Misfit as misfit:
+            raise Malformed(misfit.reason, f"{misfit} {tensor.name}") from misfit
+        outputs.append(member)
+    message: dict[str, object] = {"id": request_id} if request_id else {}
+    message["model_name"] = response.model
+    message["model_version"] = response.version
+    if response.parameters:
+        message["parameters"] = dict(response.parameters)
+    message["outputs"] = outputs
+    header = msgspec.json.encode(message)
+    return [header, *blobs], (len(header) if blobs else None)
