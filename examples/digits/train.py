@@ -2,7 +2,8 @@
 
 Run inside the Triton environment, which has numpy and scikit-learn: ``python train.py DIRECTORY``.
 Rule of this file: a fixed seed, nothing but the training part is looked at, and it imports nothing of
-ours, because it runs under another Python environment than the gateway.
+ours, because it runs under another Python environment than the gateway. What the tiers are was chosen by
+``choose.py``, which sees the training part alone too, so held-out accuracies are free of that choice.
 """
 
 from __future__ import annotations
@@ -27,15 +28,12 @@ HELD_OUT = 0.4
 TREES = 150
 SIDE = 8
 COST_CALLS = 30
+STRENGTH = 0.5
 
 
 def main(directory: Path) -> None:
     """Write weights into the models under ``directory``; ``held_out.npz`` and ``facts.json`` beside them."""
-    images, labels = load_digits(return_X_y=True)
-    images = images.astype(numpy.float32)
-    train_images, test_images, train_labels, test_labels = train_test_split(
-        images, labels, test_size=HELD_OUT, random_state=SEED, stratify=labels
-    )
+    train_images, test_images, train_labels, test_labels = split()
     models = directory / "models"
     weights, bias = small(train_images, train_labels)
     numpy.savez(models / "digits_small" / "1" / "weights.npz", weights=weights, bias=bias)
@@ -53,20 +51,35 @@ def main(directory: Path) -> None:
     (directory / "facts.json").write_text(json.dumps(facts))
 
 
-def small(images, labels):
+def split():
+    """Images [n, 64] with pixels 0 to 16, those trained on and those held out, and the labels of both."""
+    images, labels = load_digits(return_X_y=True)
+    return train_test_split(
+        images.astype(numpy.float32), labels, test_size=HELD_OUT, random_state=SEED, stratify=labels
+    )
+
+
+def small(images, labels, strength=STRENGTH):
     """Logistic regression; the scaling of pixels is folded into weights [64, 10] and bias [10]."""
     scaler = StandardScaler().fit(images)
-    fitted = LogisticRegression(C=0.2, max_iter=500).fit(scaler.transform(images), labels)
+    fitted = LogisticRegression(C=strength, max_iter=500).fit(scaler.transform(images), labels)
     weights = (fitted.coef_ / scaler.scale_).T
     return weights, fitted.intercept_ - scaler.mean_ @ weights
 
 
 def large(images, labels):
     """The members of the large tier, trained on the images and on copies shifted by one pixel."""
-    many, repeated = shifted(images), numpy.tile(labels, 5)
-    support = CalibratedClassifierCV(SVC(C=10, gamma=0.001), cv=5, ensemble=False).fit(images, labels)
-    trees = ExtraTreesClassifier(TREES, random_state=SEED).fit(many, repeated)
-    return [support, trees]
+    return [support(images, labels), trees(shifted(images), numpy.tile(labels, 5))]
+
+
+def support(images, labels):
+    """A support vector machine that gives probabilities."""
+    return CalibratedClassifierCV(SVC(C=10, gamma=0.001), cv=5, ensemble=False).fit(images, labels)
+
+
+def trees(images, labels):
+    """Extremely randomised trees."""
+    return ExtraTreesClassifier(TREES, random_state=SEED).fit(images, labels)
 
 
 def shifted(images):
