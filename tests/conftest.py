@@ -1,6 +1,6 @@
 """The fixtures that put a real Triton and a real gateway under a test.
 
-Rule of this file: what a fixture starts, it stops; a test never waits by sleeping; without Triton the
+Rule of this file: what a fixture starts, it stops; no fixed sleep decides a test; without Triton the
 tests that need one fail with the sentence that says how to get it, they are not skipped.
 """
 

@@ -66,8 +66,8 @@ async def test_countdown_after_sigterm(broken: Any, gateway_factory: Any, config
     gateway = gateway_factory(configured(server.http_url))
     async with loading(gateway, "stamped") as load:
         await load.until(lambda: load.tally()["fresh"] >= 100 and load.tally()["hit"] >= 50)
-        broken.tell("stamped", "hang")  # work under way holds the countdown up
-        await asyncio.sleep(0.2)
+        broken.tell("stamped", "hang")
+        await load.until_more("refused", 1)  # so the model hangs, and work under way holds the countdown up
         server.terminate()
         await load.until_more("stale", 50)
         await load.until_more("refused", 50)

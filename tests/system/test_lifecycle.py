@@ -88,7 +88,10 @@ async def test_sigterm_lets_requests_in_flight_finish(broken: Any, gateway_facto
             assert time.monotonic() < end, "the requests did not arrive"
             await asyncio.sleep(0.02)
         process.signal(signal.SIGTERM)
-        await asyncio.sleep(0.3)
+        end = time.monotonic() + 10.0
+        while gateway.metric("tailrace_draining") == 0.0:
+            assert time.monotonic() < end, "it does not drain"
+            await asyncio.sleep(0.02)
         assert process.running
         status, _ = await ask(session, gateway.http_url, 200)
         assert status in (0, 503)
