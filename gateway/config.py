@@ -222,7 +222,7 @@ class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     accept: Accept | None = None
 
     def faults(self) -> Iterator[Fault]:
-        if not self.model or "/" in self.model:
+        if self.model in ("", ".", "..") or "/" in self.model:
             yield "model", "must be a model's name, without a slash"
         if self.version and not (self.version.isascii() and self.version.isdigit()):
             yield "version", 'must be a version number in quotes, such as "2", or "" for the newest'

@@ -88,7 +88,7 @@ def _name_faults(name: str) -> Iterator[Fault]:
     if not _NAME.fullmatch(name):
         yield f"routes.{name!r}", "a route's name is part of a URL: no spaces, slashes, ?, # or %"
     elif not reachable(name):
-        yield f"routes.{name!r}", "no request can reach a route of this name: its path means something else"
+        yield f"routes.{name!r}", "no request can reach it, for its path means something else; give it another name"
 
 
 def _route_faults(config: Config, written: Written, name: str, route: Route) -> Iterator[Fault]:

@@ -143,6 +143,7 @@ FAULTS = [
     ("[routes.r]", "routes.r.tiers: is required"),
     ("[routes.r]\ntiers = []", "routes.r.tiers: needs at least one"),
     ("[routes.'a/b']\ntiers = [{ backend = 'gpu', model = 'm' }]", "routes.'a/b': a route's name"),
+    ("[routes.r]\ntiers = [{ backend = 'gpu', model = '..' }]", "routes.r.tiers[0].model: must be a model's name"),
     ("[routes.r]\ntiers = [{ backend = 'cpu', model = 'm' }]", "routes.r.tiers[0].backend: no backend is"),
 ]
 ROUTE_FAULTS = [
