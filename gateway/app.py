@@ -102,17 +102,16 @@ class Gateway:
         )
         door = HttpDoor(server, ports)
         header_bytes_max = int(server.header_bytes_max)
-        self._listener = Listener(door.handle, header_bytes_max, server.connections_max, float(server.idle_timeout))
+        self._listener = Listener(door.handle, header_bytes_max, server.connections_max)
         self._lane = EdgeLane(
-            Heads(self.routes, directory, header_bytes_max),
+            Heads(self.routes if server.edge else {}, directory, header_bytes_max),
             exchange,
             self.telemetry,
             self._listener.behind,
             Clocks(monotonic, time),
             _edge_options(server),
         )
-        lane = self._lane if server.edge else self._listener
-        self._server, http = await listen(lane, parse_address(server.http), self._shared)
+        self._server, http = await listen(self._lane, parse_address(server.http), self._shared)
         pools = {name: home.pool for name, home in self.homes.items()}
         admin = admin_port(self.routes, pools, self.telemetry, lambda: self._draining)
         self._admin = Listener(admin.handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)

@@ -89,7 +89,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body_timeout: Seconds = _seconds("30s")
     idle_timeout: Seconds = _seconds("75s")
     write_timeout: Seconds = _seconds("30s")
-    edge: bool = False
+    edge: bool = True
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     quota_keys_max: Positive = 100_000
 

@@ -60,7 +60,8 @@ _FOR_GOOD: Final = Judgement(Lane.AIOHTTP_FOR_GOOD)
 
 
 class Heads:
-    """Judges heads and remembers. ``header_bytes_max`` bounds a line of a head, as on the other lane."""
+    """Judges heads and remembers. ``routes`` are those whose requests this lane may answer; what has none
+    here is the other lane's. ``header_bytes_max`` bounds a line of a head, as on the other lane."""
 
     def __init__(self, routes: Mapping[str, Route], directory: Directory, header_bytes_max: int) -> None:
         self._routes = routes

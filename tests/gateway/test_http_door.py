@@ -114,13 +114,13 @@ async def upstream():
     server.close()
 
 
-@pytest.fixture
-async def open_door(upstream):
+@pytest.fixture(params=["true", "false"], ids=["edge", "aiohttp"])
+async def open_door(request, upstream):
     """``await open_door(KEY=value)`` -> a gateway before the upstream; keys are environment overrides."""
     doors = []
 
     async def start(url=None, **overrides):
-        environ = LISTENERS | {"TAILRACE_SERVER__DRAIN": "1s"}
+        environ = LISTENERS | {"TAILRACE_SERVER__DRAIN": "1s", "TAILRACE_SERVER__EDGE": request.param}
         gateway = Gateway(load(None, environ | overrides, [url or upstream.url]))
         http, _ = await gateway.start()
         doors.append(Door(gateway, http))
