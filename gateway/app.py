@@ -165,7 +165,11 @@ class Gateway:
 
     def _home(self, name: str, backend: Backend) -> Home:
         connect_timeout = float(backend.connect_timeout)
-        options = TritonOptions(connections_max=backend.connections_max, connect_timeout=connect_timeout)
+        options = TritonOptions(
+            connections_max=backend.connections_max,
+            passthrough_connections_max=backend.passthrough_connections_max,
+            connect_timeout=connect_timeout,
+        )
         replicas = [TritonHttp(url, options) for url in backend.http]
         breaker = backend.breaker
         pool_options = PoolOptions(

@@ -181,6 +181,7 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     http: tuple[str, ...]
     connections_max: Positive = 64
+    passthrough_connections_max: Positive = 64
     connect_timeout: Seconds = _seconds("1s")
     probe: Seconds = _seconds("1s")
     breaker: BreakerConfig = field(default_factory=BreakerConfig)

@@ -285,6 +285,8 @@ class Pool:
             raise
         except UpstreamError as error:
             failure = error.failure
+            # No connection of ours was free, so the replica was not asked at all.
+            judged = not (failure is Failure.OVERLOADED and error.before_answer)
             raise
         except BaseException:  # cancelled, or our own bug: says nothing of the replica
             judged = False
@@ -347,6 +349,8 @@ class Pool:
         try:
             reply = await seat.replica.exchange(call, Deadline.after(now, self._options.probe_timeout), now)
         except UpstreamError as error:
+            if error.failure is Failure.OVERLOADED and error.before_answer:
+                return  # it was not asked
             seat.probed, seat.ready = True, False
             permit = seat.reach.acquire(self._now())
             if permit is not None:

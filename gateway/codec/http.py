@@ -116,7 +116,8 @@ def encode(
         fields = [("Content-Type", "application/octet-stream"), (JSON_LENGTH_HEADER, str(json_length))]
     if encoding is not None:
         parts = [deflate_body(parts, encoding)]
-        fields += [("Content-Encoding", encoding), ("Vary", "Accept-Encoding")]
+        fields.append(("Content-Encoding", encoding))
+    fields.append(("Vary", "Accept-Encoding"))  # also where that made no difference (RFC 9110 section 12.5.5)
     return parts, fields
 
 

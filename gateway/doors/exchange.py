@@ -7,6 +7,7 @@ answer's bytes. The same head need not be judged again.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 import msgspec
@@ -28,6 +29,9 @@ Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 Fields = list[tuple[str, str]]
 
 METHODS: Final = ("POST",)
+
+VERSION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
+"""As Triton's repositories name them: anything else is no version of any model."""
 
 
 class Question(msgspec.Struct, frozen=True):
@@ -57,6 +61,8 @@ def judge(method: str, target: Target, headers: Headers, route: Route, caller: C
     """What an infer request's head asks of a route. Raises Refused."""
     if method not in METHODS:
         raise Refused(method_not_allowed(method, METHODS))
+    if target.version and not VERSION.fullmatch(target.version):
+        raise Refused(not_found(f"Route {route.name} has no version {target.version}: versions are numbers."))
     if target.version and len(route.tiers) > 1:
         detail = f"Route {route.name} has {len(route.tiers)} tiers, each with a version of its own; ask without one."
         raise Refused(not_found(detail))
@@ -131,10 +137,14 @@ def quota_fields(verdict: Verdict | None) -> Fields:
 
 def body_too_large(route: Route, bytes_max: int) -> Problem:
     """413, naming the key whose limit was crossed."""
-    key = f"routes.{route.name}.limits.body_bytes_max"
+    return too_large(f"The body is larger than {body_limit_key(route)} ({bytes_max} bytes).", bytes_max)
+
+
+def body_limit_key(route: Route) -> str:
+    """Where the bound on a route's bodies is written."""
     if route.config.limits.body_bytes_max is None:
-        key = "server.body_bytes_max"
-    return too_large(f"The body is larger than {key} ({bytes_max} bytes).", bytes_max)
+        return "server.body_bytes_max"
+    return f"routes.{route.name}.limits.body_bytes_max"
 
 
 def _single(headers: Headers, name: str) -> str | None:

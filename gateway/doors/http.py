@@ -20,7 +20,16 @@ from multidict import CIMultiDict
 from degrade.deadline import Deadline, Ticker
 from gateway.admission.auth import Caller, Directory, Unauthenticated
 from gateway.config import Server
-from gateway.doors.exchange import Exchange, Question, Reply, body_too_large, judge, recalled, refusal
+from gateway.doors.exchange import (
+    Exchange,
+    Question,
+    Reply,
+    body_limit_key,
+    body_too_large,
+    judge,
+    recalled,
+    refusal,
+)
 from gateway.doors.passthrough import Broken, Passing, Passthrough, ask_for_body
 from gateway.doors.path import Target, target_of
 from gateway.operate.telemetry import PASSTHROUGH, Telemetry
@@ -101,25 +110,43 @@ class HttpDoor:
         self, request: web.BaseRequest, target: Target, route: Route | None, began: float
     ) -> tuple[web.StreamResponse, str]:
         if target.kind == "live":
+            _only_read(request.method)
             return _plain({"live": True}), "gateway"
         if target.kind == "ready":
+            _only_read(request.method)
             return self._ready(), "gateway"
         caller = self._caller(request)
         if target.changes is not None and target.changes not in self._server.allow:
             detail = f"{request.method} {target.raw} would change the server behind this gateway."
             raise Refused(forbidden(detail, f'"{target.changes}" in server.allow'))
         if route is None:
-            return await self._pass(request, target, began), "passthrough"
+            works = request.method == "POST" and target.model
+            quota = self._ports.exchange.charge(None, caller) if works else None
+            passing = Passing(target, self._ports.passthrough, began, quota)
+            return await self._through.answer(request, passing), "passthrough"
         if target.kind == "infer":
             return await self._infer(request, target, route, caller)
         if target.kind == "metadata":
             return await self._metadata(request, target, route), "gateway"
         if target.kind == "model-ready":
+            _only_read(request.method)
             return await self._model_ready(route), "gateway"
         # What a route does not have itself (config, statistics, generate, trace) is its last tier's.
         tier = route.config.tiers[-1]
         rewritten = msgspec.structs.replace(target, raw=target.of_model(tier.model, target.version or tier.version))
-        return await self._pass(request, rewritten, began, route.last_pool), "passthrough"
+        passing = Passing(rewritten, route.last_pool, began)
+        if request.method == "POST" and target.changes is None:
+            passing = self._bounded(target, route, caller, passing)
+        return await self._through.answer(request, passing), "passthrough"
+
+    def _bounded(self, target: Target, route: Route, caller: Caller, passing: Passing) -> Passing:
+        """What passes through a route and puts work on its model keeps to the route's limits (``generate``)."""
+        if route.config.inputs:
+            detail = f"{target.rest} cannot be held to what route {route.name} declares of its inputs; use infer."
+            raise Refused(forbidden(detail))
+        quota = self._ports.exchange.charge(route, caller)
+        bytes_max = route.body_limits.bytes_max
+        return msgspec.structs.replace(passing, quota=quota, bytes_max=bytes_max, limit=body_limit_key(route))
 
     # -- infer ----------------------------------------------------------------------------------
 
@@ -170,8 +197,7 @@ class HttpDoor:
         return _plain({"name": route.name, "ready": False, "error": "no tier of the route is ready"}, 503)
 
     async def _metadata(self, request: web.BaseRequest, target: Target, route: Route) -> web.Response:
-        if request.method not in ("GET", "HEAD"):
-            raise Refused(method_not_allowed(request.method, ("GET", "HEAD")))
+        _only_read(request.method)
         try:
             facts = await route.facts(Deadline.after(self._ports.ticker(), route.timeout))
         except (UpstreamError, Rejected) as error:
@@ -192,14 +218,6 @@ class HttpDoor:
             }
         )
 
-    # -- pass-through -----------------------------------------------------------------------------
-
-    async def _pass(
-        self, request: web.BaseRequest, target: Target, began: float, pool: Pool | None = None
-    ) -> web.StreamResponse:
-        passing = Passing(target, self._ports.passthrough if pool is None else pool, began)
-        return await self._through.answer(request, passing)
-
     def _caller(self, request: web.BaseRequest) -> Caller:
         try:
             return self._ports.directory.identify(
@@ -209,6 +227,12 @@ class HttpDoor:
             )
         except Unauthenticated as error:
             raise Refused(unauthenticated(str(error))) from None
+
+
+def _only_read(method: str) -> None:
+    """Raises Refused (405) for a method that could change something."""
+    if method not in ("GET", "HEAD"):
+        raise Refused(method_not_allowed(method, ("GET", "HEAD")))
 
 
 def problem_response(problem: Problem) -> web.Response:

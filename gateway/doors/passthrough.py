@@ -1,12 +1,14 @@
 """Pass-through: a request goes to a backend as it came, its answer comes back as it is, part by part.
 
-Rule of this file: nothing is decoded, cached or judged here. What is bounded: the body, the wait for the
-answer's head, and (by the backend) each silence in it. A call that changes servers goes to every replica,
-or a load balancer in front would have changed one of them by chance.
+Rule of this file: nothing is decoded, cached or judged here. What is bounded: the body and each silence in
+it, the wait for the answer's head, and (by the backend) each silence in the answer; how long a caller may
+take to read it is the connection's to bound. A call that changes servers goes to every replica, or a load
+balancer in front would have changed one of them by chance.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from time import perf_counter
 from typing import Final
@@ -15,10 +17,13 @@ import msgspec
 from aiohttp import HttpVersion11, web
 
 from degrade.deadline import Deadline, Ticker
+from degrade.ladder import Failure
+from gateway.admission.ratelimit import Verdict
 from gateway.codec import http as codec
 from gateway.config import Server
+from gateway.doors.exchange import quota_fields
 from gateway.doors.path import Target
-from gateway.problem import Problem, Refused, too_large, unavailable
+from gateway.problem import Problem, Refused, timed_out, too_large, unavailable
 from tiers.backends.triton_http import Call, Reply
 from tiers.inference import Provenance, UpstreamError
 from tiers.pool import Pool
@@ -27,17 +32,24 @@ CREDENTIALS: Final = frozenset({"authorization", "x-api-key"})
 CHANGE_BYTES_MAX: Final = 256 * 2**20
 """A call to every replica is held in memory; loads may carry whole model files."""
 
+CHANGES_MAX: Final = 4
+"""Such calls under way at once: they are rare, and may be large."""
+
 
 class Broken(Exception):
     """An answer whose head is already sent cannot be finished."""
 
 
 class Passing(msgspec.Struct, frozen=True):
-    """One request on its way through: where to, and since when (``perf_counter`` seconds)."""
+    """One request on its way through: where to, since when (``perf_counter`` seconds), which quota it used
+    up. ``bytes_max`` is a route's bound on the body, and ``limit`` what that is called; None: the server's."""
 
     target: Target
     pool: Pool
     began: float
+    quota: Verdict | None = None
+    bytes_max: int | None = None
+    limit: str = "server.passthrough_bytes_max"
 
 
 class Passthrough:
@@ -48,13 +60,15 @@ class Passthrough:
         self._loaded = loaded
         self._bytes_max = int(server.passthrough_bytes_max)
         self._timeout = float(server.passthrough_timeout)
+        self._silence = float(server.body_timeout)
+        self._changes = asyncio.Semaphore(CHANGES_MAX)
         self._ticker = ticker
         self._withheld = CREDENTIALS if keys_are_ours else frozenset()
 
     async def answer(self, request: web.BaseRequest, passing: Passing) -> web.StreamResponse:
         """Send the request on and stream the answer back. Raises Refused, or Broken once it has begun."""
-        if (request.content_length or 0) > self._bytes_max:
-            raise Refused(self._too_large(self._bytes_max))
+        if (request.content_length or 0) > self._bound(passing):
+            raise Refused(self._too_large(passing))
         await ask_for_body(request)
         deadline = Deadline.after(self._ticker(), self._timeout)
         try:
@@ -67,7 +81,7 @@ class Passthrough:
             raise Refused(unavailable(detail, max(1.0, error.retry_after))) from error
 
     async def _forwarded(self, request: web.BaseRequest, passing: Passing, deadline: Deadline) -> web.StreamResponse:
-        body = self._parts(request) if request.body_exists else None
+        body = self._parts(request, passing) if request.body_exists else None
         # Triton answers HEAD with a body, which no client can read: ask as GET, and keep the head
         # (RFC 9110 section 9.3.2: it is the same head).
         only_head = request.method == "HEAD"
@@ -93,11 +107,19 @@ class Passthrough:
 
     async def _everywhere(self, request: web.BaseRequest, passing: Passing, deadline: Deadline) -> web.Response:
         """The same call at every replica: the first failure is the answer, or else the last success."""
-        body = b"".join([part async for part in self._parts(request, CHANGE_BYTES_MAX)])
-        call = Call(request.method, passing.target.raw, self._headers(request), body or None)
         chosen: Reply | None = None
         failed: UpstreamError | None = None
-        outcomes = await passing.pool.each(call, deadline)
+        bounded = msgspec.structs.replace(
+            passing, bytes_max=min(CHANGE_BYTES_MAX, self._bytes_max), limit="what all replicas can be sent"
+        )
+        try:
+            async with asyncio.timeout(deadline.remaining(self._ticker())), self._changes:
+                body = b"".join([part async for part in self._parts(request, bounded)])
+                call = Call(request.method, passing.target.raw, self._headers(request), body or None)
+                outcomes = await passing.pool.each(call, deadline)
+        except TimeoutError:
+            detail = f"no end within server.passthrough_timeout ({self._timeout:g} s)"
+            raise UpstreamError(Failure.TIMEOUT, detail) from None
         self._tell(passing.target)
         for _, outcome in outcomes:
             if isinstance(outcome, UpstreamError):
@@ -122,18 +144,28 @@ class Passthrough:
     def _headers(self, request: web.BaseRequest) -> tuple[tuple[str, str], ...]:
         return tuple(pair for pair in request.headers.items() if pair[0].lower() not in self._withheld)
 
-    async def _parts(self, request: web.BaseRequest, bytes_max: int | None = None) -> AsyncIterator[bytes]:
-        bytes_max = self._bytes_max if bytes_max is None else min(bytes_max, self._bytes_max)
-        size = 0
-        async for part in request.content.iter_any():
+    async def _parts(self, request: web.BaseRequest, passing: Passing) -> AsyncIterator[bytes]:
+        bytes_max, size = self._bound(passing), 0
+        while True:
+            try:
+                async with asyncio.timeout(self._silence):
+                    part = await request.content.readany()
+            except TimeoutError:
+                detail = f"Nothing of the body came within server.body_timeout ({self._silence:g} s)."
+                raise Refused(timed_out(detail)) from None
+            if not part:
+                return
             size += len(part)
             if size > bytes_max:
-                raise Refused(self._too_large(bytes_max))
+                raise Refused(self._too_large(passing))
             yield part
 
-    def _too_large(self, bytes_max: int) -> Problem:
-        where = "server.passthrough_bytes_max" if bytes_max == self._bytes_max else "what all replicas can be sent"
-        return too_large(f"The body is larger than {where} ({bytes_max} bytes).", bytes_max)
+    def _bound(self, passing: Passing) -> int:
+        return self._bytes_max if passing.bytes_max is None else passing.bytes_max
+
+    def _too_large(self, passing: Passing) -> Problem:
+        bytes_max = self._bound(passing)
+        return too_large(f"The body is larger than {passing.limit} ({bytes_max} bytes).", bytes_max)
 
 
 async def ask_for_body(request: web.BaseRequest) -> None:
@@ -148,4 +180,5 @@ async def ask_for_body(request: web.BaseRequest) -> None:
 
 def _provenance(passing: Passing) -> list[tuple[str, str]]:
     provenance = Provenance(cache="bypass", reason="passthrough")
-    return codec.provenance_headers(provenance, perf_counter() - passing.began)
+    told = codec.provenance_headers(provenance, perf_counter() - passing.began)
+    return [*told, *quota_fields(passing.quota)]

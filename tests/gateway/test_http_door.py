@@ -387,3 +387,130 @@ async def test_a_body_that_does_not_come_in_time_is_408(upstream, open_door):
     door = await open_door(TAILRACE_ROUTES__M=route)
     assert "50" in problem(await door.ask(POST + b"Content-Length: 3\r\n\r\nab"), 408)["detail"].replace("0.05", "50")
     assert not [head for head in upstream.heads if b"/infer" in head]
+
+
+# -- peers who take their time ----------------------------------------------------------------------
+
+ROUTE_R = {"TAILRACE_ROUTES__R": '{ tiers = [{ backend = "upstream", model = "m" }] }'}
+BACKEND = "TAILRACE_BACKENDS__UPSTREAM__"
+
+
+@pytest.mark.parametrize("begun", [b"P", b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nX", b"GET /v2 HTTP/1.1\r\n"])
+async def test_a_head_that_does_not_come_in_time_is_408_and_the_connection_ends(open_door, begun):
+    door = await open_door(TAILRACE_SERVER__HEAD_TIMEOUT="100ms", **ROUTE_R)
+    reader, writer = await door.connect()
+    writer.write(begun)
+    assert "head did not arrive within 0.1 s" in problem(await answer(reader), 408)["detail"]
+    async with asyncio.timeout(SECONDS):
+        assert await reader.read() == b""
+
+
+@pytest.mark.parametrize("lines", [b"Content-Length: 9\r\n\r\nab", b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n"])
+async def test_an_upload_that_falls_silent_is_408_and_not_the_replicas_fault(upstream, open_door, lines):
+    door = await open_door(TAILRACE_SERVER__BODY_TIMEOUT="100ms")
+    assert "server.body_timeout" in problem(await door.ask(POST + lines), 408)["detail"]
+    assert door.replica().breaker == "closed"
+    assert door.replica().in_flight == 0
+
+
+async def test_a_caller_who_does_not_read_its_answer_is_cut_and_the_work_ends(upstream, open_door):
+    gone = asyncio.Event()
+
+    async def script(reader, writer):
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        with contextlib.suppress(ConnectionError):
+            while True:
+                writer.write(b"10000\r\n" + bytes(0x10000) + b"\r\n")
+                await writer.drain()
+        gone.set()
+
+    upstream.script = script
+    door = await open_door(TAILRACE_SERVER__WRITE_TIMEOUT="100ms")
+    reader, writer = await door.connect()
+    reader._transport.pause_reading()
+    writer.write(b"GET /v2/models/m/slow HTTP/1.1\r\nHost: h\r\n\r\n")
+    async with asyncio.timeout(SECONDS):
+        await gone.wait()
+    assert door.replica().in_flight == 0
+    assert door.replica().breaker == "closed"
+
+
+async def test_slow_uploads_take_no_connection_from_routes_and_probes(upstream, open_door):
+    settings = {BACKEND + "PASSTHROUGH_CONNECTIONS_MAX": "2", BACKEND + "CONNECTIONS_MAX": "2"}
+    door = await open_door(**settings, **ROUTE_R)
+    slow = [await begun_upload(upstream, door) for _ in range(2)]
+    upstream.script = None
+    waiting = asyncio.create_task(door.ask(POST + b"Content-Length: 1\r\n\r\nx"))
+    pool = door.gateway.homes["upstream"].pool
+    await pool.probe_once()
+    assert (door.replica().ready, door.replica().breaker) == (True, "closed")
+    body = b'{"inputs": [{"name": "x", "shape": [1], "datatype": "INT32", "data": [1]}]}'
+    message = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body)
+    before = len(upstream.heads)
+    await door.ask(message + body)
+    assert len(upstream.heads) > before, "the route could not ask its model"
+    assert not waiting.done()
+    for _, writer, gone in slow:
+        writer.transport.abort()
+        async with asyncio.timeout(SECONDS):
+            await gone.wait()
+    assert (await waiting)[0] == 200
+
+
+# -- what passes through is limited too ---------------------------------------------------------------
+
+KEY = b"X-API-Key: k\r\n"
+CALLER = {
+    "TAILRACE_CALLERS__A": '{ key_sha256 = "8254c329a92850f6d539dd376f4816ee2764517da5e0235514af433164480d7a", '
+    'quota = { rate = 2, per = "1h" } }'
+}
+
+
+async def test_a_callers_quota_holds_for_what_passes_through(upstream, open_door):
+    door = await open_door(**CALLER)
+    for left in (1, 0):
+        status, lines, _ = await door.ask(POST + KEY + b"Content-Length: 0\r\n\r\n")
+        assert status == 200
+        assert any(line.startswith(f'RateLimit: "caller:a";r={left};') for line in lines)
+    problem(await door.ask(POST + KEY + b"Content-Length: 0\r\n\r\n"), 429)
+    assert (await door.ask(b"GET /v2/models/m/config HTTP/1.1\r\nHost: h\r\n" + KEY + b"\r\n"))[0] == 200
+    assert len(upstream.heads) == 3
+
+
+@pytest.mark.parametrize("path", [b"generate", b"generate_stream"])
+async def test_generate_of_a_route_keeps_to_its_quota_and_its_body_limit(upstream, open_door, path):
+    route = (
+        '{ tiers = [{ backend = "upstream", model = "m" }], limits = { body_bytes_max = "1KiB" }, '
+        'quota = { rate = 2, per = "1h" } }'
+    )
+    door = await open_door(TAILRACE_ROUTES__R=route)
+    post = b"POST /v2/models/r/" + path + b" HTTP/1.1\r\nHost: h\r\n"
+    assert (await door.ask(post + b"Content-Length: 0\r\n\r\n"))[0] == 200
+    assert upstream.heads[-1].startswith(b"POST /v2/models/m/" + path + b" ")
+    too_large = problem(await door.ask(post + b"Content-Length: 1025\r\n\r\n"), 413)
+    assert "routes.r.limits.body_bytes_max" in too_large["detail"]
+    problem(await door.ask(post + b"Content-Length: 0\r\n\r\n"), 429)
+
+
+async def test_generate_of_a_route_with_declared_inputs_is_refused(upstream, open_door):
+    door = await open_door(
+        TAILRACE_ROUTES__R='{ tiers = [{ backend = "upstream", model = "m" }], inputs = { x = { max = 1.0 } } }'
+    )
+    got = await door.ask(b"POST /v2/models/r/generate HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n")
+    assert "use infer" in problem(got, 403)["detail"]
+    assert not [head for head in upstream.heads if b"generate" in head]
+
+
+@pytest.mark.parametrize("version", ["01", "x", "-1", "1e3", "99999999999999999999"])
+async def test_what_is_no_version_is_404_on_a_route(upstream, open_door, version):
+    door = await open_door(**ROUTE_R)
+    path = f"POST /v2/models/r/versions/{version}/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{{}}"
+    assert "versions are numbers" in problem(await door.ask(path.encode()), 404)["detail"]
+
+
+@pytest.mark.parametrize("path", ["/v2/health/live", "/v2/health/ready", "/v2/models/r/ready", "/v2/models/r"])
+async def test_what_can_only_be_read_is_405_for_other_methods(open_door, path):
+    door = await open_door(**ROUTE_R)
+    got = await door.ask(f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n".encode())
+    problem(got, 405)
+    assert "Allow: GET, HEAD" in got[1]

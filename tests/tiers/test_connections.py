@@ -95,6 +95,15 @@ async def test_waiters_are_served_in_order_and_nobody_overtakes() -> None:
         assert (pool.waiting, pool.open, pool.idle) == (0, 2, 2)
 
 
+async def test_a_waiter_leaves_when_it_may_wait_no_longer() -> None:
+    async with pooled(connections_max=1, wait_seconds_max=0.02) as (pool, _):
+        held = await pool.acquire(LONG)
+        with pytest.raises(ConnectionFault) as late:
+            await pool.acquire(LONG)
+        assert late.value.fault is Fault.CROWDED
+        pool.release(held)
+
+
 async def test_a_waiter_leaves_at_its_own_deadline_and_too_many_are_refused() -> None:
     async with pooled(connections_max=1, waiting_max=1) as (pool, _):
         held = await pool.acquire(LONG)
@@ -104,7 +113,8 @@ async def test_a_waiter_leaves_at_its_own_deadline_and_too_many_are_refused() ->
             await pool.acquire(LONG)
         with pytest.raises(ConnectionFault) as late:
             await waiting
-        assert (crowded.value.fault, late.value.fault) == (Fault.CROWDED, Fault.SILENT)
+        assert (crowded.value.fault, late.value.fault) == (Fault.CROWDED, Fault.CROWDED)
+        assert str(late.value) == "all 1 (connections_max) stayed in use"
         pool.release(held)
         assert (pool.waiting, pool.idle) == (0, 1)
 

@@ -8,6 +8,7 @@ is used next, so that a pool that has become too large shrinks by itself. It mus
 from __future__ import annotations
 
 import asyncio
+import math
 import ssl
 from typing import Final
 
@@ -21,11 +22,14 @@ _SLOT: Final = None  # what a waiter gets when it is its turn to open a connecti
 
 
 class ConnectionsOptions(Struct, frozen=True):
-    """Times in seconds."""
+    """Times in seconds. ``limit`` is what the operator calls ``connections_max``: told to who finds none left."""
 
     connections_max: int = 256
     waiting_max: int = 10_000
     """Callers who may wait for a connection: more than that will not be served in time anyway."""
+    wait_seconds_max: float = math.inf
+    """How long each of them may, within its own deadline."""
+    limit: str = "connections_max"
     connect_timeout: float = 1.0
     keepalive_timeout: float = 60.0
 
@@ -171,9 +175,10 @@ class Connections:
     async def _turn(self, until: float) -> Connection | None:
         """Wait in line for a connection, or for the slot to open one (already counted as opening)."""
         if len(self._waiting) >= self._options.waiting_max:
-            raise ConnectionFault(Fault.CROWDED, f"{len(self._waiting)} wait for a connection already")
+            raise ConnectionFault(Fault.CROWDED, f"{len(self._waiting)} callers wait for one already")
         waiter: asyncio.Future[Connection | None] = self._loop.create_future()
         self._waiting[waiter] = None
+        until = min(until, self._loop.time() + self._options.wait_seconds_max)
         timer = self._loop.call_at(until, self._expire, waiter)
         try:
             return await waiter
@@ -188,7 +193,8 @@ class Connections:
     def _expire(self, waiter: asyncio.Future[Connection | None]) -> None:
         self._waiting.pop(waiter, None)
         if not waiter.done():
-            waiter.set_exception(ConnectionFault(Fault.SILENT))
+            detail = f"all {self._options.connections_max} ({self._options.limit}) stayed in use"
+            waiter.set_exception(ConnectionFault(Fault.CROWDED, detail))
 
     def _give_back(self, granted: Connection | None) -> None:
         if granted is _SLOT:

@@ -48,6 +48,8 @@ _MICROSECONDS: Final = 1_000_000
 _MESSAGE_CHARS_MAX: Final = 500  # of an upstream's error text: enough for a person, too little for a flood
 _REPEATABLE: Final = frozenset({"GET", "HEAD"})
 _INFER_HEADS_MAX: Final = 1024
+ASKING_CONNECTIONS_MAX: Final = 8
+"""For probes, polls and metadata: small calls that come one after the other; two of each, and room for callers."""
 _ABSENT: Final = re.compile(
     r"unknown model|not ready|not at ready state|no available version|is not available|is unloading",
     re.IGNORECASE,
@@ -59,7 +61,12 @@ class TritonOptions(Struct, frozen=True):
     """Bounds of one replica's client. Times in seconds."""
 
     connections_max: int = 256
-    """Connections to the replica; further calls wait for one within their own deadline, in order."""
+    """Connections for inference; further calls wait for one within their own deadline, in order."""
+    passthrough_connections_max: int = 256
+    """Connections for all that is streamed or changes the server: apart, so that slow callers there take
+    none from inference, and neither of them any from probes."""
+    passthrough_wait: float = 10.0
+    """How long such a call may wait for one: its own deadline may be minutes."""
     waiting_max: int = 10_000
     """Calls that may wait for a connection; more are refused as an overload."""
     connect_timeout: float = 1.0
@@ -114,16 +121,27 @@ class TritonHttp:
         self._request_heads = RequestHeads(authority)
         self._infer_heads: dict[tuple[str, str], bytes] = {}
         self._authority = authority.encode()
-        self._connections = Connections(
-            address,
-            ConnectionsOptions(
-                options.connections_max, options.waiting_max, options.connect_timeout, options.keepalive_timeout
-            ),
-            ConnectionBounds(options.header_bytes_max, options.answer_bytes_max, options.stream_bytes_max),
+        bounds = ConnectionBounds(options.header_bytes_max, options.answer_bytes_max, options.stream_bytes_max)
+
+        def connections(limit: str, connections_max: int, wait: float = math.inf) -> Connections:
+            times = options.connect_timeout, options.keepalive_timeout
+            shared = ConnectionsOptions(connections_max, options.waiting_max, wait, limit, *times)
+            return Connections(address, shared, bounds)
+
+        self._inferring = connections("connections_max", options.connections_max)
+        self._passing = connections(
+            "passthrough_connections_max", options.passthrough_connections_max, options.passthrough_wait
         )
+        self._asking = connections("for probes and polls", ASKING_CONNECTIONS_MAX)
+
+    @property
+    def connections(self) -> tuple[Connections, Connections, Connections]:
+        """Those for inference, for what is passed through, and for probes and polls."""
+        return self._inferring, self._passing, self._asking
 
     async def close(self) -> None:
-        await self._connections.close()
+        for connections in self.connections:
+            await connections.close()
 
     async def infer(self, request: InferRequest, deadline: Deadline, now: float) -> InferResponse:
         """Ask the model. Raises Rejected (4xx) or UpstreamError.
@@ -137,16 +155,20 @@ class TritonHttp:
         head = self._infer_head(request.model, request.version)
         lengths = b"Content-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n" % (size, json_length)
         safe = not (request.in_sequence or request.in_shared_memory)
-        reply = await self._buffered(Outgoing(head + lengths, tuple(parts)), remaining, safe)
+        outgoing = Outgoing(head + lengths, tuple(parts))
+        reply = await self._buffered(self._inferring, outgoing, remaining, safe)
         return self._answer(request, reply)
 
     async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply:
         """A small call with its whole answer, whatever its status. Raises UpstreamError, and Rejected for
         what cannot be written as an HTTP request.
 
-        Only GET and HEAD are sent again after a kept connection closes without an answer.
+        Only GET and HEAD are sent again after a kept connection closes without an answer. What is more than
+        a question shares the connections of what is passed through.
         """
-        return await self._buffered(self._outgoing(call), deadline.remaining(now), call.method in _REPEATABLE)
+        asks = call.method in _REPEATABLE and call.body is None
+        connections = self._asking if asks else self._passing
+        return await self._buffered(connections, self._outgoing(call), deadline.remaining(now), asks)
 
     @asynccontextmanager
     async def stream(self, call: Call, deadline: Deadline, now: float) -> AsyncIterator[Streamed]:
@@ -161,7 +183,8 @@ class TritonHttp:
         outgoing = self._outgoing(call)
         again = call.method in _REPEATABLE and outgoing.upload is None
         until = self._until(remaining)
-        connection = await self._connection(until, remaining)
+        connections = self._passing
+        connection = await self._connection(connections, until, remaining)
         upload: asyncio.Task[None] | None = None
         try:
             while True:
@@ -174,20 +197,22 @@ class TritonHttp:
                     if not (again and _died_of_age(connection, fault)):
                         raise self._error(fault, None, remaining) from fault
                 again = False
-                connection = await self._renewed(connection, until, remaining)
+                connection = await self._renewed(connections, connection, until, remaining)
             yield Streamed(head.status, head.headers, self._chunks(connection, arrival, head))
         except IllFormed as error:
             raise Rejected(400, f"cannot be sent: {error}") from error
         finally:
-            self._connections.release(connection)
+            connections.release(connection)
             if upload is not None:
                 await _end(upload)
 
-    async def _buffered(self, outgoing: Outgoing, remaining: float, again: bool) -> Reply:
+    async def _buffered(
+        self, connections: Connections, outgoing: Outgoing, remaining: float, again: bool
+    ) -> Reply:
         until = self._until(remaining)
-        connection = self._connections.take()
+        connection = connections.take()
         if connection is None:
-            connection = await self._connection(until, remaining)
+            connection = await self._connection(connections, until, remaining)
         arrival: Arrival | None = None
         upload: asyncio.Task[None] | None = None
         try:
@@ -198,7 +223,7 @@ class TritonHttp:
             except ConnectionFault as fault:
                 if upload is not None or not (again and _died_of_age(connection, fault)):
                     raise
-                connection = await self._renewed(connection, until, remaining)
+                connection = await self._renewed(connections, connection, until, remaining)
                 arrival = connection.send(outgoing, whole=True)
                 head, body = await arrival.all(until)
         except ConnectionFault as fault:
@@ -206,7 +231,7 @@ class TritonHttp:
         except IllFormed as error:
             raise Rejected(400, f"cannot be sent: {error}") from error
         finally:
-            self._connections.release(connection)
+            connections.release(connection)
             if upload is not None:
                 await _end(upload)
         return Reply(head.status, head.headers, body)
@@ -217,15 +242,17 @@ class TritonHttp:
             return None
         return self._loop.create_task(connection.upload(outgoing.upload, outgoing.length, arrival))
 
-    async def _connection(self, until: float, remaining: float) -> Connection:
+    async def _connection(self, connections: Connections, until: float, remaining: float) -> Connection:
         try:
-            return await self._connections.acquire(until)
+            return await connections.acquire(until)
         except ConnectionFault as fault:
             raise self._error(fault, None, remaining) from fault
 
-    async def _renewed(self, connection: Connection, until: float, remaining: float) -> Connection:
+    async def _renewed(
+        self, connections: Connections, connection: Connection, until: float, remaining: float
+    ) -> Connection:
         try:
-            return await self._connections.renew(connection, until)
+            return await connections.renew(connection, until)
         except ConnectionFault as fault:
             raise self._error(fault, None, remaining) from fault
 
@@ -279,7 +306,7 @@ class TritonHttp:
             message = f"{self.url} closed the connection before any answer"
             return UpstreamError(Failure.UNREACHABLE, message, before_answer=True)
         if fault.fault is Fault.CROWDED:
-            message = f"{self.url} has no connection left: {fault.detail}"
+            message = f"no connection to {self.url} was free: {fault.detail}"
             return UpstreamError(Failure.OVERLOADED, message, before_answer=True)
         if fault.fault is Fault.SILENT:
             return self._timed_out(remaining)
