@@ -163,7 +163,7 @@ class Pipeline:
             return self._descend(call, key, late, quota)
         try:
             async with asyncio.timeout(seconds):
-                facts = await route.facts(call.deadline)
+                facts = await route.facts(call.deadline, call.request.version)
                 validate(call.request, facts, route.rules, route.config.limits.batch_max)
                 stateful = _stateful(facts)
                 if stateful:

@@ -198,12 +198,15 @@ class HttpDoor:
 
     async def _metadata(self, request: web.BaseRequest, target: Target, route: Route) -> web.Response:
         _only_read(request.method)
+        no_version = Refused(not_found(f"Route {route.name} has no version {target.version}."))
         try:
-            facts = await route.facts(Deadline.after(self._ports.ticker(), route.timeout))
-        except (UpstreamError, Rejected) as error:
+            facts = await route.facts(Deadline.after(self._ports.ticker(), route.timeout), target.version)
+        except Rejected as error:
+            raise no_version from error
+        except UpstreamError as error:
             raise Refused(unavailable(f"Route {route.name} cannot describe itself: {error}.")) from error
         if target.version and target.version not in facts.versions:
-            raise Refused(not_found(f"Route {route.name} has no version {target.version}."))
+            raise no_version
         shapes = [
             [{"name": fact.name, "datatype": fact.datatype, "shape": fact.shape} for fact in side]
             for side in (facts.inputs, facts.outputs)

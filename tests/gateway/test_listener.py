@@ -5,7 +5,7 @@ import contextlib
 import json
 
 import pytest
-from aiohttp import web
+from aiohttp import web, web_protocol
 
 from gateway.config import Address
 from gateway.doors.listener import Listener, ParserMissing, listen, require_strict_parser
@@ -251,3 +251,14 @@ def test_the_parser_must_be_the_strict_one(monkeypatch):
     monkeypatch.setattr("gateway.doors.listener.HttpRequestParser", Loose)
     with pytest.raises(ParserMissing, match="C parser"):
         require_strict_parser()
+
+
+@pytest.mark.parametrize(
+    ("owner", "name"),
+    [(web_protocol, "_ErrInfo"), (web_protocol.RequestHandler, "_messages"), (web.BaseRequest, "_prepare_hook")],
+)
+def test_what_we_use_of_aiohttps_inside_is_still_there(owner, name):
+    where = "docs/decisions/0007-what-we-use-of-aiohttps-inside.md"
+    assert hasattr(owner, name), f"aiohttp has moved {owner.__name__}.{name}: see {where}"
+    if name == "_ErrInfo":
+        assert {"exc", "message"} <= set(web_protocol._ErrInfo.__annotations__), f"its fields have changed: see {where}"

@@ -35,4 +35,8 @@ def test_a_route_bound_to_a_version_takes_what_that_version_takes(
     assert post(f"{models}/new/infer", 4) == (200, "2")
     assert post(f"{models}/any/infer", 4) == (200, "2")
     assert post(f"{models}/any/infer", 3)[0] == 400
+    assert post(f"{models}/any/versions/1/infer", 3) == (200, "1")
     assert post(f"{models}/any/versions/9/infer", 4)[0] == 404
+    for version, width in (("1", 3), ("2", 4)):
+        with urllib.request.urlopen(f"{models}/any/versions/{version}", timeout=20) as answer:
+            assert json.load(answer)["inputs"][0]["shape"] == [-1, width]
