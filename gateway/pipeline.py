@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -35,7 +36,7 @@ from gateway.operate.telemetry import Telemetry
 from gateway.problem import Problem, Refused, deadline_exceeded, invalid, not_cached, not_found, unavailable
 from gateway.problem import quota as quota_problem
 from gateway.recall import Action, Recall, recall, tolerates
-from gateway.route import Filled, Route, Served, Wire
+from gateway.route import Allowance, Filled, Route, Served, Wire
 from tiers import cascade
 from tiers.cascade import CascadeOptions
 from tiers.catalog import ModelFacts
@@ -198,13 +199,7 @@ class Pipeline:
         allowances = () if route is None else route.allowances
         if not allowances and caller.quota is None:
             return None
-        asked: list[tuple[tuple[str, str], Quota]] = [
-            ((allowance.quota.name, caller.name if allowance.per_caller else ""), allowance.quota)
-            for allowance in allowances
-            if works or allowance.hits_count
-        ]
-        if caller.quota is not None and (works or caller.hits_count):
-            asked.append(((caller.quota.name, caller.name), caller.quota))
+        asked = _asked(allowances, caller, works)
         if not asked:
             return None
         verdict = self._limiter.check_all(asked, now)
@@ -343,6 +338,22 @@ class Pipeline:
             degraded=filled.degraded,
         )
         return Answer(served.response, provenance, quota, key, entry)
+
+
+def _asked(
+    allowances: Sequence[Allowance], caller: Caller, works: bool
+) -> tuple[tuple[str, Quota], ...]:
+    """The quotas that a request uses up, each with whose it is: its caller's or, "", everyone's."""
+    asked = tuple(
+        [
+            (caller.name if allowance.per_caller else "", allowance.quota)
+            for allowance in allowances
+            if works or allowance.hits_count
+        ]
+    )
+    if caller.quota is not None and (works or caller.hits_count):
+        return (*asked, (caller.name, caller.quota))
+    return asked
 
 
 def _check_version(call: Call) -> None:

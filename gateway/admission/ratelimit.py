@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Final
 
 import msgspec
@@ -44,20 +44,25 @@ class Quota(msgspec.Struct, frozen=True):
     per: float
     burst: int
     name: str
+    interval_ns: int = 0
+    """The emission interval T in nanoseconds, rounded up (so never too generous); always computed."""
+    label: str = ""
+    """The name as `RateLimit` has it (an RFC 9651 string); always computed."""
+    policy: str = ""
+    """The value of `RateLimit-Policy`; always computed."""
 
     def __post_init__(self) -> None:
         if not (0.0 < self.rate < math.inf and 0.0 < self.per < math.inf and self.burst >= 1):
             raise ValueError("a quota needs rate and per above 0 and finite, and a burst of at least 1")
         if not self.name or not all(_PRINTABLE_MIN <= char <= _PRINTABLE_MAX for char in self.name):
             raise ValueError("a quota's name is printable ASCII and not empty")
-
-    @property
-    def interval_ns(self) -> int:
-        """The emission interval T in nanoseconds, rounded up (so never too generous)."""
         # Round first: 1 / 3 * 3 style dust must not add a nanosecond to an exact interval.
         exact = self.per * _NANOSECONDS / self.rate
         nearest = round(exact)
-        return max(1, nearest if math.isclose(exact, nearest, rel_tol=1e-12) else math.ceil(exact))
+        interval = max(1, nearest if math.isclose(exact, nearest, rel_tol=1e-12) else math.ceil(exact))
+        msgspec.structs.force_setattr(self, "interval_ns", interval)
+        msgspec.structs.force_setattr(self, "label", _string(self.name))
+        msgspec.structs.force_setattr(self, "policy", _policy(self))
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -124,6 +129,8 @@ class Limiter:
         """
         if not pairs:
             raise ValueError("check_all needs at least one quota")
+        if len(pairs) == 1:
+            return self.check(*pairs[0], now)
         now_ns = _whole(now)
         planned: dict[_Cell, int] = {}
         verdicts: list[Verdict] = []
@@ -180,19 +187,13 @@ def _judge(quota: Quota, time: int, now_ns: int, cost: int) -> tuple[Verdict, in
     interval = quota.interval_ns
     capacity = quota.burst * interval
     # A cell written under a larger quota of the same name owes no more than this one can ask.
-    before = min(max(time, now_ns), now_ns + capacity)
+    latest = now_ns + capacity
+    before = now_ns if time < now_ns else time if time < latest else latest
     after = before + cost * interval
-    allowed = after <= now_ns + capacity
-    settled = after if allowed else before
-    wait = 0.0 if allowed else (after - now_ns - capacity) / _NANOSECONDS
-    verdict = Verdict(
-        allowed=allowed,
-        remaining=(now_ns + capacity - settled) // interval,
-        reset=(settled - now_ns) / _NANOSECONDS,
-        retry_after=math.inf if cost > quota.burst else wait,
-        quota=quota,
-    )
-    return verdict, settled
+    if after <= latest:
+        return Verdict(True, (latest - after) // interval, (after - now_ns) / _NANOSECONDS, 0.0, quota), after
+    wait = math.inf if cost > quota.burst else (after - latest) / _NANOSECONDS
+    return Verdict(False, (latest - before) // interval, (before - now_ns) / _NANOSECONDS, wait, quota), before
 
 
 def retry_after_value(seconds: float) -> str:
@@ -207,24 +208,20 @@ def ratelimit_value(verdict: Verdict) -> str:
     whole burst is back.
     """
     until = str(_ceiling(verdict.reset)) if verdict.allowed else retry_after_value(verdict.retry_after)
-    return f"{_string(verdict.quota.name)};r={verdict.remaining};t={until}"
+    return f"{verdict.quota.label};r={verdict.remaining};t={until}"
 
 
-def ratelimit_policy_value(quotas: Iterable[Quota]) -> str:
-    """`RateLimit-Policy` of the same draft: a list of ``"name";q=requests;w=seconds``.
+def _policy(quota: Quota) -> str:
+    """`RateLimit-Policy` of the same draft: ``"name";q=requests;w=seconds``.
 
     Both are whole numbers there, so a window under a second is told as the whole seconds above it,
     and a rate under one request a window as one request in a longer window.
     """
-    return ", ".join(_policy(quota) for quota in quotas)
-
-
-def _policy(quota: Quota) -> str:
     window = max(1, math.ceil(quota.per))
     requests = math.floor(quota.rate * window / quota.per)
     if requests < 1:
         requests, window = 1, math.ceil(quota.per / quota.rate)
-    return f"{_string(quota.name)};q={requests};w={window}"
+    return f"{quota.label};q={requests};w={window}"
 
 
 def _ceiling(seconds: float) -> int:

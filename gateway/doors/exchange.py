@@ -16,7 +16,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from cache.digest import WireDigester
 from degrade.deadline import Deadline, Ticker
 from gateway.admission.auth import Caller
-from gateway.admission.ratelimit import Verdict, ratelimit_policy_value, ratelimit_value
+from gateway.admission.ratelimit import Verdict, ratelimit_value
 from gateway.codec import http as codec
 from gateway.doors.path import Target
 from gateway.pipeline import Answer, Call, Pipeline, WireAnswer
@@ -132,7 +132,7 @@ def quota_fields(verdict: Verdict | None) -> Fields:
     """RateLimit and RateLimit-Policy of the quota that is nearest to its end."""
     if verdict is None:
         return []
-    return [("RateLimit", ratelimit_value(verdict)), ("RateLimit-Policy", ratelimit_policy_value([verdict.quota]))]
+    return [("RateLimit", ratelimit_value(verdict)), ("RateLimit-Policy", verdict.quota.policy)]
 
 
 def body_too_large(route: Route, bytes_max: int) -> Problem:

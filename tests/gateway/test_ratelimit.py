@@ -14,7 +14,6 @@ from gateway.admission.ratelimit import (
     Limiter,
     Quota,
     Verdict,
-    ratelimit_policy_value,
     ratelimit_value,
     retry_after_value,
 )
@@ -192,12 +191,7 @@ def test_ratelimit(allowed: bool, remaining: int, reset: float, retry_after: flo
     ],
 )
 def test_ratelimit_policy(rate: float, per: float, name: str, value: str) -> None:
-    assert ratelimit_policy_value([Quota(rate, per, 1, name)]) == value
-
-
-def test_policies_are_one_list() -> None:
-    quotas = [Quota(50.0, 60.0, 5, "permin"), Quota(1000.0, 3600.0, 5, "perhr")]
-    assert ratelimit_policy_value(quotas) == '"permin";q=50;w=60, "perhr";q=1000;w=3600'
+    assert Quota(rate, per, 1, name).policy == value
 
 
 @pytest.mark.parametrize(
