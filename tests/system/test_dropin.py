@@ -318,6 +318,29 @@ def test_the_bare_form_may_change_the_server(triton_factory, gateway_factory):
             client.load_model("nobody")
 
 
+def test_a_change_goes_to_every_replica_and_one_that_is_not_there_is_told(
+    model_repository, triton_factory, gateway_factory
+):
+    """A load balancer would change one of them by chance."""
+    repository = model_repository("echo_fp32")
+    servers = [triton_factory(repositories=(repository,)) for _ in range(2)]
+    urls = [server.http_url for server in servers]
+    gateway = gateway_factory({"server": {"allow": ["repository"]}, "backends": {"b": {"http": urls}}})
+
+    def ready():
+        return [server.request("GET", "/v2/models/echo_fp32/ready")[0] == 200 for server in servers]
+
+    with triton_http.InferenceServerClient(gateway.http_address) as client:
+        client.unload_model("echo_fp32")
+        assert ready() == [False, False]
+        client.load_model("echo_fp32")
+        assert ready() == [True, True]
+        servers[1].kill()
+        with pytest.raises(InferenceServerException, match="does not accept connections"):
+            client.unload_model("echo_fp32")
+        assert servers[0].request("GET", "/v2/models/echo_fp32/ready")[0] != 200
+
+
 def in_shared_memory(client):
     """One inference whose tensors are never on the wire."""
     values = RANDOM.standard_normal((1, 8), np.float32)
