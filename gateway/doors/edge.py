@@ -245,7 +245,6 @@ class EdgeConnection(asyncio.Protocol):
             if self._state in (_State.IDLE, _State.HEAD):
                 data, self._buffer = self._buffer, b""
                 before = len(data)
-                self._state = _State.IDLE
                 self._advance(data)
                 if self._state is _State.HEAD and len(self._buffer) == before:
                     return  # still no whole head

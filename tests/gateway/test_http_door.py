@@ -405,6 +405,17 @@ async def test_a_head_that_does_not_come_in_time_is_408_and_the_connection_ends(
         assert await reader.read() == b""
 
 
+async def test_a_head_that_comes_byte_by_byte_has_no_more_time_than_any_other(open_door):
+    door = await open_door(TAILRACE_SERVER__HEAD_TIMEOUT="200ms", **ROUTE_R)
+    reader, writer = await door.connect()
+    writer.write(b"POST /v2/models/r/infer HTTP/1.1\r\nX: ")
+    got = asyncio.create_task(answer(reader))
+    while not got.done():  # `answer` bounds it
+        writer.write(b"x")
+        await asyncio.wait((got,), timeout=0.02)
+    assert "head did not arrive within 0.2 s" in problem(await got, 408)["detail"]
+
+
 @pytest.mark.parametrize("lines", [b"Content-Length: 9\r\n\r\nab", b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n"])
 async def test_an_upload_that_falls_silent_is_408_and_not_the_replicas_fault(upstream, open_door, lines):
     door = await open_door(TAILRACE_SERVER__BODY_TIMEOUT="100ms")
