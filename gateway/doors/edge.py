@@ -189,7 +189,7 @@ class EdgeConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         state = self._state
-        if state is _State.IDLE and not self._paused:
+        if state is _State.IDLE and not self._paused and not self._buffer:  # what waits there comes first
             self._advance(data)
         elif state is _State.FOR_GOOD:
             self._handler_for_sure().data_received(data)
