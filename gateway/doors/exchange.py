@@ -151,6 +151,8 @@ def _single(headers: Headers, name: str) -> str | None:
     values = headers.getall(name, ())
     if len(values) > 1:
         raise Refused(malformed(f"The header {name} is given {len(values)} times.", "duplicate-header"))
+    if values and not values[0].isascii():  # bytes above 127 are surrogates here, which nothing can encode
+        raise Refused(malformed(f"The header {name} holds bytes that are not ASCII.", "header"))
     return values[0] if values else None
 
 

@@ -525,3 +525,21 @@ async def test_what_can_only_be_read_is_405_for_other_methods(open_door, path):
     got = await door.ask(f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n".encode())
     problem(got, 405)
     assert "Allow: GET, HEAD" in got[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        (b"Content-Encoding: g\xffip", 400),
+        (b"Inference-Header-Content-Length: \xff", 400),
+        (b"Accept-Encoding: \xff", 400),
+        (b"Cache-Control: \xff", 400),
+        (b"X-API-Key: \xff", 401),
+        (b"Authorization: Bearer \xff", 401),
+        (b"Authorization: \xff\xfe", 401),
+    ],
+)
+async def test_bytes_that_are_no_text_in_a_field_are_the_callers_fault(open_door, line, status):
+    door = await open_door(**ROUTE_R, **CALLER)
+    message = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\n" + line + b"\r\nContent-Length: 2\r\n\r\n{}"
+    problem(await door.ask(message), status)
