@@ -191,6 +191,8 @@ class EdgeConnection(asyncio.Protocol):
         state = self._state
         if state is _State.IDLE and not self._paused and not self._buffer:  # what waits there comes first
             self._advance(data)
+            if self._state is _State.IDLE and self._buffer:  # a hit, and a next request behind it
+                self._pump()
         elif state is _State.FOR_GOOD:
             self._handler_for_sure().data_received(data)
         elif state is _State.BODY and len(data) <= self._left:

@@ -214,6 +214,17 @@ LAST = b"GET /v2/health/live HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n"
 """So that a stream that is understood to its end need not wait for a limit."""
 
 
+KNOWN = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY % 1), BODY % 1)
+
+
+@pytest.mark.parametrize("lane", range(len(LANES)), ids=LANES)
+def test_requests_behind_a_hit_are_answered(house: House, lane: int) -> None:
+    assert statuses(house.runner.run(house.talk(lane, [KNOWN + LAST]))) == [200, 200]
+    assert statuses(house.runner.run(house.talk(lane, [3 * KNOWN + LAST]))) == [200] * 4
+    cut = len(KNOWN) + 9
+    assert statuses(house.runner.run(house.talk(lane, [(2 * KNOWN)[:cut], (2 * KNOWN)[cut:] + LAST]))) == [200] * 3
+
+
 @st.composite
 def streams(draw: st.DrawFn) -> list[bytes]:
     """Up to four requests on one connection, cut anywhere."""
@@ -241,5 +252,7 @@ def test_any_stream_gets_the_same_answers_on_both_lanes(house: House, batch: lis
         cache = gateway.routes["r"].cache
         assert cache is not None
         cache.purge()
+    for lane in range(len(LANES)):  # so that some are hits
+        assert statuses(house.runner.run(house.talk(lane, [KNOWN + LAST]))) == [200, 200]
     edge, other = house.runner.run(everything())
     assert edge == other, [b"".join(pieces) for pieces, one, two in zip(batch, edge, other, strict=True) if one != two]
