@@ -191,8 +191,7 @@ class EdgeConnection(asyncio.Protocol):
         state = self._state
         if state is _State.IDLE and not self._paused and not self._buffer:  # what waits there comes first
             self._advance(data)
-            if self._state is _State.IDLE and self._buffer:  # a hit, and a next request behind it
-                self._pump()
+            self._carry_on()
         elif state is _State.FOR_GOOD:
             self._handler_for_sure().data_received(data)
         elif state is _State.BODY and len(data) <= self._left:
@@ -240,6 +239,11 @@ class EdgeConnection(asyncio.Protocol):
         self._pump()
 
     # -- in order, one request at a time ----------------------------------------------------------
+
+    def _carry_on(self) -> None:
+        """After a hit: the next request may have come with it."""
+        if self._state is _State.IDLE and self._buffer:
+            self._pump()
 
     def _pump(self) -> None:
         """Look at what is buffered, as far as the state allows."""

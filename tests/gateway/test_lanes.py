@@ -18,6 +18,7 @@ from gateway.app import Gateway
 from gateway.sources import load
 
 SECONDS = 20.0
+RESET = b"(reset)"
 CONNECTIONS = 64
 MOMENT = "400ms"
 LANES = ("true", "false")
@@ -120,13 +121,15 @@ class House:
         """All that comes back on one connection until the gateway ends it."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.ports[lane])
         received = b""
-        with contextlib.suppress(ConnectionError):
+        try:
             async with asyncio.timeout(SECONDS):
                 for piece in pieces:
                     writer.write(piece)
                     await asyncio.sleep(0)
                 while data := await reader.read(2**16):
                     received += data
+        except ConnectionError:  # closed while pieces were on the way: TCP may lose what was said before
+            received += RESET
         writer.close()
         return received
 
@@ -136,6 +139,15 @@ def house() -> Iterator[House]:
     made = House()
     yield made
     made.close()
+
+
+def alike(one: bytes, other: bytes) -> bool:
+    """Whether two lanes said the same, as far as both could be heard."""
+    heard, also = statuses(one), statuses(other)
+    if one.endswith(RESET) or other.endswith(RESET):
+        both = min(len(heard), len(also))
+        return heard[:both] == also[:both]
+    return heard == also
 
 
 def statuses(received: bytes) -> list[int]:
@@ -164,7 +176,7 @@ def test_nothing_hidden_is_ever_acted_on_and_both_lanes_say_the_same(house: Hous
 
     told = house.runner.run(everything())
     for (name, _), (edge, other) in zip(cases, told, strict=True):
-        assert statuses(edge) == statuses(other), (name, edge[:300], other[:300])
+        assert alike(edge, other), (name, edge[:300], other[:300])
         assert len([status for status in statuses(edge) if status >= 200]) <= 1, (name, edge)
         assert 500 not in statuses(edge), (name, edge)
     assert not [head for head in house.upstream.heads if b"smuggled" in head]
@@ -242,10 +254,10 @@ def streams(draw: st.DrawFn) -> list[bytes]:
 )
 @given(batch=st.lists(streams(), min_size=16, max_size=16))
 def test_any_stream_gets_the_same_answers_on_both_lanes(house: House, batch: list[list[bytes]]) -> None:
-    async def one(lane: int) -> list[list[int]]:
-        return [statuses(each) for each in await asyncio.gather(*(house.talk(lane, pieces) for pieces in batch))]
+    async def one(lane: int) -> list[bytes]:
+        return await asyncio.gather(*(house.talk(lane, pieces) for pieces in batch))
 
-    async def everything() -> list[list[list[int]]]:
+    async def everything() -> list[list[bytes]]:
         return await asyncio.gather(*(one(lane) for lane in range(len(LANES))))
 
     for gateway in house.gateways:
@@ -255,4 +267,5 @@ def test_any_stream_gets_the_same_answers_on_both_lanes(house: House, batch: lis
     for lane in range(len(LANES)):  # so that some are hits
         assert statuses(house.runner.run(house.talk(lane, [KNOWN + LAST]))) == [200, 200]
     edge, other = house.runner.run(everything())
-    assert edge == other, [b"".join(pieces) for pieces, one, two in zip(batch, edge, other, strict=True) if one != two]
+    different = [each for each in zip(edge, other, batch, strict=True) if not alike(each[0], each[1])]
+    assert not different, different
