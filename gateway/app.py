@@ -23,10 +23,12 @@ from degrade.breaker import BreakerOptions, Change
 from gateway.admission.auth import Caller, Directory
 from gateway.admission.ratelimit import Limiter
 from gateway.config import ALLOW_ALL, Backend, Config, Server, parse_address
-from gateway.doors.edge import Clocks, EdgeLane, EdgeOptions, Times
+from gateway.doors.buffered import Buffered
+from gateway.doors.edge import EdgeConnection
 from gateway.doors.exchange import Exchange
 from gateway.doors.head import Heads
 from gateway.doors.http import HttpDoor, Ports, Readiness
+from gateway.doors.lane import Clocks, Desk, EdgeLane, EdgeOptions, Times
 from gateway.doors.listener import (
     ADMIN_CONNECTIONS_MAX,
     ADMIN_DRAIN_SECONDS,
@@ -36,7 +38,7 @@ from gateway.doors.listener import (
     require_strict_parser,
 )
 from gateway.operate.admin import admin_port
-from gateway.operate.gauges import gauges
+from gateway.operate.gauges import gauges, lane_gauges
 from gateway.operate.log import set_up
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
@@ -90,6 +92,7 @@ class Gateway:
         server = self._config.server
         directory = self._directory()
         exchange = Exchange(self.pipeline, monotonic)
+        buffered = Buffered(int(server.buffered_bytes_max))
         ports = Ports(
             routes=self.routes,
             passthrough=self.homes[self._config.passthrough].pool,
@@ -99,19 +102,17 @@ class Gateway:
             readiness=self.readiness,
             loaded=self._loaded,
             ticker=monotonic,
+            buffered=buffered,
         )
         door = HttpDoor(server, ports)
         header_bytes_max = int(server.header_bytes_max)
         self._listener = Listener(door.handle, header_bytes_max, server.connections_max)
-        self._lane = EdgeLane(
-            Heads(self.routes if server.edge else {}, directory, header_bytes_max),
-            exchange,
-            self.telemetry,
-            self._listener.behind,
-            Clocks(monotonic, time),
-            _edge_options(server),
-        )
-        self._server, http = await listen(self._lane, parse_address(server.http), self._shared)
+        heads = Heads(self.routes if server.edge else {}, directory, header_bytes_max)
+        desk = Desk(heads, exchange, self.telemetry, buffered, self._listener.behind)
+        self._lane = EdgeLane(desk, Clocks(monotonic, time), _edge_options(server))
+        for gauge in lane_gauges(self._lane):
+            self.telemetry.watch(gauge)
+        self._server, http = await listen(partial(EdgeConnection, self._lane), parse_address(server.http), self._shared)
         pools = {name: home.pool for name, home in self.homes.items()}
         admin = admin_port(self.routes, pools, self.telemetry, lambda: self._draining)
         self._admin = Listener(admin.handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)

@@ -79,6 +79,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     allow: tuple[Switch, ...] = ()
     anonymous: bool = True
     body_bytes_max: Size = _size("64MiB")
+    buffered_bytes_max: Size = _size("1GiB")
     passthrough_bytes_max: Size = _size("2GiB")
     passthrough_timeout: Seconds = _seconds("5m")
     header_bytes_max: Size = _size("32KiB")
@@ -101,7 +102,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.workers > 1 and self.http.startswith("unix:"):
             yield "workers", "is more than 1, and a unix socket cannot be shared; listen on HOST:PORT"
         yield from _within(HEADER_BYTES_MIN, HEADER_BYTES_MAX, header_bytes_max=self.header_bytes_max)
-        yield from _sizes(body_bytes_max=self.body_bytes_max, passthrough_bytes_max=self.passthrough_bytes_max)
+        yield from _sizes(body_bytes_max=self.body_bytes_max, buffered_bytes_max=self.buffered_bytes_max)
+        yield from _sizes(passthrough_bytes_max=self.passthrough_bytes_max)
         yield from _within(Seconds(0), WAIT_MAX, drain=self.drain)
         yield from _within(
             WAIT_MIN,

@@ -98,6 +98,9 @@ def _route_faults(config: Config, written: Written, name: str, route: Route) -> 
         yield f"{path}.degrade", f'names "stale", and nothing keeps old answers: write {path}.cache, or take it out'
     bytes_max = config.server.body_bytes_max if route.limits.body_bytes_max is None else route.limits.body_bytes_max
     of = "server.body_bytes_max" if route.limits.body_bytes_max is None else f"{path}.limits.body_bytes_max"
+    if bytes_max > config.server.buffered_bytes_max:
+        most = config.server.buffered_bytes_max
+        yield of, f"is {bytes_max}, and server.buffered_bytes_max, for all requests together, is {most}"
     json_bytes_max = route.limits.json_bytes_max
     if json_bytes_max > bytes_max and said(written, "routes", name, "limits", "json_bytes_max"):
         yield (

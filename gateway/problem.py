@@ -144,6 +144,12 @@ def too_large(detail: str, bytes_max: int | None = None) -> Problem:
     return Problem("too-large", 413, "Content too large", detail, extras=extras)
 
 
+def head_too_large(bytes_max: int) -> Problem:
+    """431: ``bytes_max`` is the bound on a request's head, and so on a line of it."""
+    detail = f"The request's head, or a line of it, is longer than server.header_bytes_max ({bytes_max} bytes)."
+    return Problem("head-too-large", 431, "Request head too large", detail)
+
+
 def unsupported_encoding(detail: str) -> Problem:
     """415 for a Content-Encoding this door does not undo (RFC 9110 section 15.5.16)."""
     return Problem("unsupported-encoding", 415, "Unsupported content encoding", detail)

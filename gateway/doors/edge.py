@@ -6,18 +6,14 @@ their requests. All that is not a plain infer request of a route is handed to ai
 callbacks, byte for byte and never more than one request's bytes, so that what follows is looked at here
 again. Where only a parser knows a request's end (chunked, upgrades), the connection stays with aiohttp.
 
-How long a peer may take is bounded in every state; a coarse sweep cuts those who exceed it, so that a
-hit costs no timer.
+How long a peer may take is bounded in every state (``lane.py`` has the table), and so is what it can make
+us hold: a head by ``header_bytes_max``, a body by its route, all of them together by ``buffered.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import enum
 import math
-from collections.abc import Callable
-from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final, cast
 
@@ -25,205 +21,90 @@ import msgspec
 import structlog
 from aiohttp.web_protocol import RequestHandler
 
-from degrade.deadline import Ticker
 from gateway.admission.auth import anonymous_name
-from gateway.codec.http import provenance_headers
-from gateway.doors.exchange import Exchange, Fields, Question, Reply, quota_fields, recalled, refusal
-from gateway.doors.head import Heads, Judgement, Lane
-from gateway.operate.telemetry import Telemetry
+from gateway.doors.exchange import Question, Reply, recalled, refusal
+from gateway.doors.handover import OURS, LentTransport
+from gateway.doors.head import Judgement, Lane
+from gateway.doors.lane import EdgeLane, State
+from gateway.operate.telemetry import PASSTHROUGH
 from gateway.pipeline import WireAnswer
-from gateway.problem import Refused, internal, timed_out
+from gateway.problem import Problem, Refused, head_too_large, internal, timed_out
 
 _END: Final = b"\r\n\r\n"
-_STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
+_NEWLINE: Final = b"\n"
+_CARRIAGE_RETURN: Final = 13
+
 COPIED_BYTES_MAX: Final = 64 * 1024
 """Bodies up to this go out in one write with their head: copying them is cheaper than a second call."""
 
-STORIES_MAX: Final = 8192
-"""Provenance texts remembered; each is about 250 bytes."""
-
-Story = tuple[str, str, int, int, int, int]
-"""All that a fresh hit's provenance tells: tier, version, rows, rows escalated, age and ttl left in seconds."""
-
 _log = structlog.get_logger("tailrace")
-
-
-class Times(msgspec.Struct, frozen=True):
-    """Seconds a peer may take: for a head once begun, for a body, between requests, to read its answer."""
-
-    head: float = 10.0
-    body: float = 30.0
-    idle: float = 75.0
-    write: float = 30.0
-
-
-class EdgeOptions(msgspec.Struct, frozen=True):
-    """Bounds of the lane."""
-
-    header_bytes_max: int
-    connections_max: int
-    connections_per_address_max: int
-    times: Times = Times()
-    pipelined_bytes_max: int = 256 * 1024
-    """What may arrive behind a request in work before reading is paused."""
-
-
-class _State(enum.Enum):
-    IDLE = 0  # between requests, nothing read of the next
-    HEAD = 1  # a head has begun
-    BODY = 2  # a body of ours is being gathered
-    BUSY = 3  # an answer is being made
-    THEIRS = 4  # aiohttp has a request; the rest of its body goes there
-    FOR_GOOD = 5  # everything goes to aiohttp
-    CLOSED = 6
-
-
-class Clocks(msgspec.Struct, frozen=True):
-    """``ticker``: monotonic seconds; ``wall``: seconds of the civil clock, for Date."""
-
-    ticker: Ticker
-    wall: Ticker
-
-
-class EdgeLane:
-    """What the connections of a listener share. ``foreign`` makes aiohttp's protocol for one connection."""
-
-    def __init__(
-        self,
-        heads: Heads,
-        exchange: Exchange,
-        telemetry: Telemetry,
-        foreign: Callable[[EdgeConnection], RequestHandler],
-        clocks: Clocks,
-        options: EdgeOptions,
-    ) -> None:
-        self.heads = heads
-        self.exchange = exchange
-        self.telemetry = telemetry
-        self.ticker = clocks.ticker
-        self.wall = clocks.wall
-        self.options = options
-        self.connections: set[EdgeConnection] = set()
-        self.draining = False
-        self.foreign = foreign
-        self.addresses: dict[str, int] = {}
-        self.cut = 0
-        self.stories: dict[Story, bytes] = {}
-        self.ending = _ending(self.wall())
-        self._ended = asyncio.Event()
-
-    def __call__(self) -> EdgeConnection:
-        return EdgeConnection(self)
-
-    def tell(self, story: Story, hit: WireAnswer) -> bytes:
-        """The header lines of a hit's provenance, remembered: most hits of a second tell the same."""
-        if len(self.stories) >= STORIES_MAX:
-            self.stories.clear()
-        told = self.stories[story] = _lines(provenance_headers(hit.provenance))
-        return told
-
-    def ended(self, connection: EdgeConnection) -> None:
-        """A connection is gone."""
-        self.connections.discard(connection)
-        self._ended.set()
-
-    def sweep(self, now: float) -> None:
-        """Cut every connection whose peer has taken longer than it may, and set the date."""
-        self.ending = _ending(self.wall())
-        for connection in [each for each in self.connections if each.limit < now]:
-            connection.expire()
-
-    async def drain(self, seconds: float) -> None:
-        """End idle connections now, busy ones with their answer, all of them after ``seconds``."""
-        self.draining = True
-        for connection in list(self.connections):
-            connection.finish()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self.connections:
-                    self._ended.clear()
-                    await self._ended.wait()
-        for connection in list(self.connections):
-            connection.abort()
 
 
 class EdgeConnection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_answered", "_asked", "_buffer", "_handler", "_lane", "_left", "_own", "_parts", "_paused", "_pausing",
-        "_peer", "_state", "_task", "_transport", "limit",
+        "_answered", "_asked", "_buffer", "_handler", "_held", "_lane", "_left", "_own", "_parts", "_paused",
+        "_peer", "_size", "_state", "_stopped", "_task", "_transport", "limit",
     )  # fmt: skip
 
     def __init__(self, lane: EdgeLane) -> None:
         self._lane = lane
-        self._answered = False
-        self._own: tuple[Judgement, Question] | None = None  # the last question, asked by this peer
         self._transport: asyncio.Transport | None = None
-        self._handler: RequestHandler | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._state = _State.IDLE
-        self._buffer = b""  # read, and not yet looked at
-        self._parts: list[bytes] = []
-        self._left = 0
-        self._asked: Judgement | None = None
-        self._paused = False  # the peer does not read: nothing more is begun
-        self._pausing = False  # we do not read
         self._peer = ""
+        self._state = State.IDLE
+        self._paused = False  # the peer does not read: nothing more is begun
+        self._stopped = 0  # who has stopped our reading
+        self._buffer = b""  # read, and not yet looked at
+        self._parts: list[bytes] | None = None  # of the body that is being gathered
+        self._left = 0  # bytes of a body still to come, ours or theirs
+        self._size = 0  # bytes held of the body that is gathered or in work
+        self._held = 0  # bytes that the lane counts as held here
+        self._asked: Judgement | None = None
+        self._own: tuple[Judgement, Question] | None = None  # the last question, asked by this peer
+        self._task: asyncio.Task[None] | None = None
+        self._handler: RequestHandler | None = None  # aiohttp's, once it was needed
+        self._answered = False  # it has written its answer
         self.limit = math.inf
 
     # -- the transport's callbacks ----------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        lane = self._lane
         self._transport = cast(asyncio.Transport, transport)
         name = transport.get_extra_info("peername")
         self._peer = anonymous_name(name[0] if isinstance(name, tuple) else "local")
-        lane.connections.add(self)
-        lane.addresses[self._peer] = lane.addresses.get(self._peer, 0) + 1
-        self.limit = lane.ticker() + lane.options.times.idle
-        over = len(lane.connections) > lane.options.connections_max
-        if over or lane.addresses[self._peer] > lane.options.connections_per_address_max:
-            lane.cut += 1
+        self._turn(State.IDLE)
+        if not self._lane.admit(self, self._peer):
             self.abort()  # cheaper for both than an answer nobody reads
 
     def data_received(self, data: bytes) -> None:
         state = self._state
-        if state is _State.IDLE and not self._paused and not self._buffer:  # what waits there comes first
-            self._advance(data)
-            self._carry_on()
-        elif state is _State.FOR_GOOD:
-            self._handler_for_sure().data_received(data)
-        elif state is _State.BODY and len(data) <= self._left:
-            self._parts.append(data)
-            self._left -= len(data)
-            if self._left == 0:
-                self._gathered()
-        elif state is _State.THEIRS and self._left:
-            self._to_theirs(data)
+        if state is State.IDLE and not self._paused and not self._buffer:
+            seen = self._begin(data, 0)
+            if seen != len(data):
+                self._buffer = data[seen:]
+                self._pump()
+        elif state is State.BODY:
+            seen = self._gather(data, 0)
+            if seen != len(data):
+                self._buffer = data[seen:]
+                self._pump()
         else:
-            self._buffer += data
+            self._buffer = self._buffer + data if self._buffer else data
             self._pump()
-            if len(self._buffer) > self._lane.options.pipelined_bytes_max and self._state is not _State.BODY:
-                self._pause_reading()
 
     def eof_received(self) -> bool:
         return False  # a peer that sends no more is done: close, as aiohttp does
 
     def connection_lost(self, error: Exception | None) -> None:
-        lane = self._lane
-        self._state = _State.CLOSED
-        lane.ended(self)
-        left = lane.addresses.get(self._peer, 1) - 1
-        if left > 0:
-            lane.addresses[self._peer] = left
-        else:
-            lane.addresses.pop(self._peer, None)
+        self._state = State.CLOSED
+        self._lane.ended(self, self._peer)
         if self._task is not None:
             self._task.cancel()  # the caller has left; others may still wait for the same flight
         if self._handler is not None:
             self._handler.connection_lost(error)
-        self._buffer, self._parts = b"", []
+        self._buffer, self._parts, self._size = b"", None, 0
+        self._recount()
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -235,79 +116,110 @@ class EdgeConnection(asyncio.Protocol):
         self._paused = False
         if self._handler is not None:
             self._handler.resume_writing()
-        self._restart_limit()
+        # A peer that was slow to read while its next head or body was on the way: that one's time starts again.
+        self._turn(self._state)
         self._pump()
 
     # -- in order, one request at a time ----------------------------------------------------------
 
-    def _carry_on(self) -> None:
-        """After a hit: the next request may have come with it."""
-        if self._state is _State.IDLE and self._buffer:
-            self._pump()
+    def _turn(self, state: State) -> None:
+        """Enter a state; a peer that does not read stays within the time that it has for that."""
+        self._state = state
+        if self._paused:
+            return
+        seconds = self._lane.waits[state]
+        if state is State.BODY and self._asked is not None and self._asked.question is not None:
+            seconds = min(seconds, self._asked.question.route.timeout)  # for the whole request
+        self.limit = self._lane.ticker() + seconds
 
     def _pump(self) -> None:
         """Look at what is buffered, as far as the state allows."""
-        while self._buffer and not self._paused:
-            if self._state in (_State.IDLE, _State.HEAD):
-                data, self._buffer = self._buffer, b""
-                before = len(data)
-                self._advance(data)
-                if self._state is _State.HEAD and len(self._buffer) == before:
-                    return  # still no whole head
-            elif self._state is _State.BODY:
-                data, self._buffer = self._buffer[: self._left], self._buffer[self._left :]
-                self._parts.append(data)
-                self._left -= len(data)
-                if self._left == 0:
-                    self._gathered()
-            elif self._state is _State.THEIRS and self._left:
-                data, self._buffer = self._buffer, b""
-                self._to_theirs(data)
-            elif self._state is _State.FOR_GOOD:
-                data, self._buffer = self._buffer, b""
-                self._handler_for_sure().data_received(data)
+        data, seen = self._buffer, 0
+        self._buffer = b""
+        while seen < len(data):
+            state = self._state
+            if state is State.BODY:
+                seen = self._gather(data, seen)
+            elif state is State.THEIRS and self._left:
+                seen = self._lend(data, seen)
+            elif state in (State.STARTING, State.FOR_GOOD, State.RESTING):
+                seen = self._lend_for_good(data, seen)
+            elif state is State.IDLE and not self._paused:
+                seen = self._begin(data, seen)
+            elif state is State.HEAD and not self._paused:
+                before, seen = seen, self._begin(data, seen)
+                if seen == before:
+                    break  # still no whole head
+            elif state in (State.CLOSING, State.CLOSED):
+                seen = len(data)
             else:
-                return
-        if self._pausing and len(self._buffer) <= self._lane.options.pipelined_bytes_max:
-            self._resume_reading()
+                break
+        self._buffer = data[seen:] if seen else data
+        self._recount()
+        options = self._lane.options
+        waits = self._state in (State.IDLE, State.HEAD, State.BODY) and not self._paused
+        if waits or not self._buffer:
+            self.resume(OURS)
+        elif len(self._buffer) > options.pipelined_bytes_max or self._lane.buffered.full:
+            self.pause(OURS)
 
-    def _advance(self, data: bytes) -> None:
-        """Begin a request: ``data`` starts at its first byte."""
+    def _begin(self, data: bytes, start: int) -> int:
+        """Begin the request at ``data[start:]``: up to where it is seen; ``start`` while its head is not whole."""
         lane = self._lane
-        end = data.find(_END) + 4
+        end = data.find(_END, start) + 4
         if end == 3:
-            if len(data) > 2 * lane.options.header_bytes_max or data[0] in b"\r\n":
-                self._hand_over(data)  # too long, or not the start of a head: the strict parser's words
-                return
-            self._buffer = data
-            if self._state is not _State.HEAD:
-                self._state = _State.HEAD
-                self.limit = lane.ticker() + lane.options.times.head
-            return
-        head = data[:end]
-        judgement = lane.heads.recall(head) or lane.heads.judge(head)
+            return self._await_head(data, start)
+        head = data[start:end]
+        judgement = lane.heads.recall(head)
+        if judgement is None:
+            if len(head) > lane.options.header_bytes_max:
+                self._refuse(head_too_large(lane.options.header_bytes_max))
+                return len(data)
+            judgement = lane.heads.judge(head)
         if judgement.lane is not Lane.EDGE:
-            self._foreign(judgement, data, end)
-            return
-        length = judgement.length
+            return self._begin_foreign(judgement, data, start, end)
+        stop = end + judgement.length
+        if stop <= len(data):
+            self._ask(judgement, data[end:stop])
+            return stop
         self._asked = judgement
-        have = len(data) - end
-        if have == length:
-            self._ask(judgement, data[end:])
-        elif have > length:
-            self._buffer = data[end + length :] + self._buffer
-            self._ask(judgement, data[end : end + length])
-        else:
-            self._state = _State.BODY
-            self._parts = [data[end:]]
-            self._left = length - have
-            self.limit = lane.ticker() + self._body_seconds()
+        self._parts, self._left = [], judgement.length
+        self._turn(State.BODY)
+        return self._gather(data, end)
 
-    def _gathered(self) -> None:
-        body, self._parts = b"".join(self._parts), []
-        judgement = self._asked
-        assert judgement is not None
-        self._ask(judgement, body)
+    def _await_head(self, data: bytes, start: int) -> int:
+        """A head that is not whole: wait, unless it can be none, which the strict parser has words for."""
+        newline = data.find(_NEWLINE, start)
+        is_method = ord("A") <= data[start] <= ord("Z")
+        if not is_method or (newline > start and data[newline - 1] != _CARRIAGE_RETURN):
+            return self._lend_for_good(data, start)
+        if len(data) - start > self._lane.options.header_bytes_max:
+            self._refuse(head_too_large(self._lane.options.header_bytes_max))
+            return len(data)
+        if self._state is not State.HEAD:
+            self._turn(State.HEAD)
+        return start
+
+    def _gather(self, data: bytes, start: int) -> int:
+        """Take of the body what is there of it; ask, if that is all."""
+        assert self._parts is not None
+        assert self._asked is not None
+        part = data[start : start + self._left]
+        self._parts.append(part)
+        self._left -= len(part)
+        self._size += len(part)
+        self._recount()
+        if self._lane.buffered.full:
+            self._parts, self._size = None, 0
+            self._refuse(self._lane.buffered.refusal(), self._asked.question)
+            return len(data)
+        if self._left == 0:
+            body, self._parts = b"".join(self._parts), None
+            self._ask(self._asked, body)
+            if self._state is not State.BUSY:
+                self._size = 0
+                self._recount()
+        return start + len(part)
 
     def _ask(self, judgement: Judgement, body: bytes) -> None:
         """A whole request of ours: answer it now if it is known by its bytes, else in a task."""
@@ -322,15 +234,20 @@ class EdgeConnection(asyncio.Protocol):
             question = self._own[1]
         try:
             hit, wire = lane.exchange.recall(question, body)
+            if hit is not None:
+                self._write_hit(hit, question, began)
+                return
+            self._size = len(body)
+            self._recount()
+            if lane.buffered.full:
+                raise Refused(lane.buffered.refusal())
         except Refused as refused:
+            self._size = 0
+            self._recount()
             lane.telemetry.refused(question.route.name, refused.problem.slug)
             self._write(refusal(refused), question, began)
             return
-        if hit is not None:
-            self._write_hit(hit, question, began)
-            return
-        self._state = _State.BUSY
-        self.limit = math.inf  # ours to bound: the route's deadline does
+        self._turn(State.BUSY)
         self._task = asyncio.get_running_loop().create_task(self._answer(question, body, wire, began))
 
     async def _answer(self, question: Question, body: bytes, wire: bytes | None, began: float) -> None:
@@ -345,7 +262,8 @@ class EdgeConnection(asyncio.Protocol):
             _log.exception("bug", route=question.route.name)
             reply = refusal(Refused(internal()))
         self._task = None
-        if self._state is _State.BUSY:
+        if self._state is State.BUSY:
+            self._size = 0
             self._write(reply, question, began)
             self._pump()
 
@@ -357,102 +275,97 @@ class EdgeConnection(asyncio.Protocol):
         if transport is None or lane.draining:
             self._write(recalled(hit), question, began)
             return
-        entry, wire = hit.entry, hit.wire
-        served = entry.value
-        age = hit.now - entry.stored_at
-        story = (
-            served.tier,
-            served.response.version,
-            served.rows,
-            served.rows_escalated,
-            int(age),
-            int(entry.ttl - age),
-        )
-        told = lane.stories.get(story) or lane.tell(story, hit)
-        quota = _lines(quota_fields(hit.quota)) if hit.quota is not None else b""
-        self._state = _State.IDLE
+        head, body = lane.answers.of_hit(hit), hit.wire.body
         now = lane.ticker()
-        self.limit = now + lane.options.times.idle
-        if len(wire.body) <= COPIED_BYTES_MAX:
-            transport.write(b"".join((wire.head, told, quota, lane.ending, wire.body)))
+        self._state = State.IDLE
+        if not self._paused:
+            self.limit = now + lane.idle_seconds
+        if len(body) <= COPIED_BYTES_MAX:
+            transport.write(b"".join((*head, body)))
         else:
-            transport.writelines((b"".join((wire.head, told, quota, lane.ending)), wire.body))
-        lane.telemetry.responded(question.route.name, 200, "hit", now - began)
+            transport.writelines((b"".join(head), body))
+        lane.telemetry.responded(question.route.name, HTTPStatus.OK, "hit", now - began)
 
     def _write(self, reply: Reply, question: Question, began: float) -> None:
         lane = self._lane
         transport = self._transport
         if transport is None or transport.is_closing():
+            self._turn(State.CLOSING)
             return
-        head = _head(reply, b"Connection: close\r\n" + lane.ending if lane.draining else lane.ending)
-        self._state = _State.IDLE
-        now = lane.ticker()
-        self.limit = now + lane.options.times.idle
+        head = lane.answers.head(reply, closes=lane.draining)
+        self._turn(State.IDLE)
         if len(reply.body) <= COPIED_BYTES_MAX:
             transport.write(head + reply.body)
         else:
             transport.writelines((head, reply.body))
-        lane.telemetry.responded(question.route.name, reply.status, reply.state, now - began)
+        lane.telemetry.responded(question.route.name, reply.status, reply.state, lane.ticker() - began)
         if lane.draining:
-            transport.close()
+            self.close()
+
+    def _refuse(self, problem: Problem, question: Question | None = None) -> None:
+        """Answer what is not read to its end, and end: our side now, theirs when they have read that."""
+        transport, telemetry = self._transport, self._lane.telemetry
+        if transport is None or transport.is_closing():
+            return
+        label = PASSTHROUGH if question is None else question.route.name
+        reply = refusal(Refused(problem))
+        transport.write(self._lane.answers.head(reply, closes=True) + reply.body)
+        telemetry.refused(label, problem.slug)
+        telemetry.responded(label, reply.status, reply.state, 0.0)
+        self.hang_up()
 
     # -- the other lane -----------------------------------------------------------------------------
 
-    def _foreign(self, judgement: Judgement, data: bytes, end: int) -> None:
+    def _begin_foreign(self, judgement: Judgement, data: bytes, start: int, end: int) -> int:
         """Give aiohttp exactly one request's bytes, or everything if its end is not known here."""
         if judgement.lane is Lane.AIOHTTP_FOR_GOOD:
-            self._hand_over(data)
-            return
-        whole = end + judgement.length
-        self._state = _State.THEIRS
+            return self._lend_for_good(data, start)
         self._answered = False
-        self._left = whole - min(whole, len(data))
-        self._buffer = data[whole:] + self._buffer
-        self.limit = math.inf  # the door bounds the body and the answer
-        self._handler_for_sure().data_received(data[:whole])
+        self._left = end - start + judgement.length
+        self._turn(State.THEIRS)
+        return self._lend(data, start)
 
-    def _to_theirs(self, data: bytes) -> None:
-        taken, rest = data[: self._left], data[self._left :]
-        self._left -= len(taken)
-        self._buffer = rest + self._buffer
-        self._handler_for_sure().data_received(taken)
-        if self._answered and self._left == 0:
-            self._theirs_done()
+    def _lend(self, data: bytes, start: int) -> int:
+        part = data[start : start + self._left]
+        self._left -= len(part)
+        self._foreign().data_received(part)
+        if self._answered and self._left == 0 and self._state is State.THEIRS:
+            self._foreign_ended()
+        return start + len(part)
 
-    def _hand_over(self, data: bytes) -> None:
-        self._state = _State.FOR_GOOD
-        data, self._buffer = data + self._buffer, b""
-        self.limit = self._lane.ticker() + self._lane.options.times.head
-        self._handler_for_sure().data_received(data)
+    def _lend_for_good(self, data: bytes, start: int) -> int:
+        if self._state is not State.FOR_GOOD and self._state is not State.STARTING:
+            self._turn(State.STARTING)
+        self._foreign().data_received(data[start:])
+        return len(data)
 
-    def _handler_for_sure(self) -> RequestHandler:
+    def _foreign(self) -> RequestHandler:
         if self._handler is None:
             assert self._transport is not None
             self._handler = self._lane.foreign(self)
-            self._handler.connection_made(self._transport)
+            self._handler.connection_made(LentTransport(self._transport, self))
         return self._handler
 
     def foreign_began(self) -> None:
         """aiohttp has a request's head: from here on the door bounds what happens."""
-        self.limit = math.inf
+        if self._state in (State.STARTING, State.RESTING):
+            self._turn(State.FOR_GOOD)
 
     def foreign_done(self) -> None:
         """aiohttp has written an answer's last byte."""
-        if self._state is _State.CLOSED:
+        if self._state in (State.CLOSING, State.CLOSED):
             return
         if self._lane.draining:
             self.close()
-            return
-        if self._state is _State.FOR_GOOD:
-            self.limit = self._lane.ticker() + self._lane.options.times.idle
-            return
-        self._answered = True
-        if self._state is _State.THEIRS and self._left == 0:
-            self._theirs_done()
+        elif self._state is not State.THEIRS:
+            self._turn(State.RESTING)
+        else:
+            self._answered = True
+            if self._left == 0:
+                self._foreign_ended()
 
-    def _theirs_done(self) -> None:
-        self._state = _State.IDLE
-        self.limit = self._lane.ticker() + self._lane.options.times.idle
+    def _foreign_ended(self) -> None:
+        self._turn(State.IDLE)
         if self._buffer:
             asyncio.get_running_loop().call_soon(self._pump)  # aiohttp is still in the middle of its turn
 
@@ -460,74 +373,66 @@ class EdgeConnection(asyncio.Protocol):
 
     def expire(self) -> None:
         """The peer took too long: say so where a request had begun, and close."""
-        self._lane.cut += 1
-        transport = self._transport
-        if self._state in (_State.HEAD, _State.BODY) and transport is not None and not self._paused:
-            told = f"The head did not arrive within {self._lane.options.times.head:g} s."
-            if self._state is _State.BODY:
-                told = f"The body did not arrive within {self._body_seconds():g} s."
-            reply = refusal(Refused(timed_out(told)))
-            transport.write(_head(reply, b"Connection: close\r\n\r\n") + reply.body)
-            self.close()
-            self.limit = self._lane.ticker() + self._lane.options.times.write
+        lane, state = self._lane, self._state
+        lane.cuts["write" if self._paused else state.value] += 1
+        if state in (State.HEAD, State.STARTING) and not self._paused:
+            self._refuse(timed_out(f"The head did not arrive within {lane.options.times.head:g} s."))
+        elif state is State.BODY and not self._paused:
+            assert self._asked is not None
+            assert self._asked.question is not None
+            seconds = min(lane.options.times.body, self._asked.question.route.timeout)
+            self._refuse(timed_out(f"The body did not arrive within {seconds:g} s."), self._asked.question)
         else:
             self.abort()
 
-    def _body_seconds(self) -> float:
-        """A body's time is the route's for the whole request, within the lane's bound."""
-        assert self._asked is not None
-        assert self._asked.question is not None
-        return min(self._lane.options.times.body, self._asked.question.route.timeout)
-
     def finish(self) -> None:
         """Draining: nothing new is begun."""
-        if self._state in (_State.IDLE, _State.HEAD) or (self._state is _State.FOR_GOOD and self.limit != math.inf):
+        if self._state in (State.IDLE, State.HEAD, State.STARTING, State.RESTING):
             self.close()
 
     def close(self) -> None:
-        """Close when what is written has been sent."""
+        """Close when what is written has been sent, which may take as long as reading an answer."""
+        self._turn(State.CLOSING)
         if self._transport is not None:
             self._transport.close()
 
+    def hang_up(self) -> None:
+        """Say that nothing more comes, and wait for them to close: to close at once, while bytes of theirs are
+        unread, could take the last answer away from them (RFC 9112 section 9.6)."""
+        transport = self._transport
+        if self._state is State.CLOSED or transport is None or transport.is_closing():
+            return
+        if not transport.can_write_eof():
+            self.close()
+            return
+        self._turn(State.CLOSING)
+        self._buffer = b""
+        self.resume(self._stopped)
+        transport.write_eof()
+
     def abort(self) -> None:
         """Close now."""
-        self.limit = math.inf
+        self._state, self.limit = State.CLOSING, math.inf
         if self._transport is not None:
             self._transport.abort()
 
-    def _pause_reading(self) -> None:
-        if not self._pausing and self._transport is not None:
-            self._pausing = True
-            self._transport.pause_reading()
+    def pause(self, who: int) -> None:
+        """Read no more, for one of those who share the connection."""
+        transport = self._transport
+        if not self._stopped and transport is not None and not transport.is_closing():
+            transport.pause_reading()
+        self._stopped |= who
 
-    def _resume_reading(self) -> None:
-        self._pausing = False
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.resume_reading()
+    def resume(self, who: int) -> None:
+        """Read again, if nobody else has it stopped."""
+        transport = self._transport
+        if self._stopped == who and transport is not None and not transport.is_closing():
+            transport.resume_reading()
+        self._stopped &= ~who
 
-    def _restart_limit(self) -> None:
-        """After a peer has read its answer: the time for what comes next."""
-        times = self._lane.options.times
-        now = self._lane.ticker()
-        # A peer that was slow to read while its next body was on the way: the body's time starts again.
-        waits = {_State.IDLE: times.idle, _State.HEAD: times.head, _State.BODY: times.body}
-        self.limit = now + waits[self._state] if self._state in waits else math.inf
-
-
-def _head(reply: Reply, ending: bytes) -> bytes:
-    return b"%b%bContent-Length: %d\r\n%b" % (
-        _STATUS_LINES[reply.status],
-        _lines(reply.fields),
-        len(reply.body),
-        ending,
-    )
-
-
-def _lines(fields: Fields) -> bytes:
-    """Header lines; values are printable by construction, of the codec or of the problem."""
-    return "".join([f"{name}: {value}\r\n" for name, value in fields]).encode("latin-1", "replace")
-
-
-def _ending(seconds: float) -> bytes:
-    """The last lines of every head (RFC 9110 section 6.6.1), for a time of the civil clock."""
-    return f"Date: {formatdate(seconds, usegmt=True)}\r\nServer: tailrace\r\n\r\n".encode()
+    def _recount(self) -> None:
+        """Tell the lane how many bytes of requests are held here."""
+        held = self._size + len(self._buffer)
+        if held != self._held:
+            self._lane.buffered.add(held - self._held)
+            self._held = held

@@ -2,8 +2,12 @@
 
 Rule of this file: nothing is parsed by hand. A head that was never seen goes to the C parser (llhttp)
 whole and alone; what the parser made of it, and what the gateway thinks of that, is remembered under
-the very same bytes. A head that differs in one byte is another head. Bounded, and dropped as a whole
-when what was judged by may have changed.
+the very same bytes. A head that differs in one byte is another head. Bounded.
+
+A judgement holds only what cannot change in a process's life: which route and which caller, both made from
+the configuration at the start. Epochs, entries, quotas and what is left of them are looked up in the route
+for every request, so that a purge, a changed model or a spent quota holds for the next request of a head
+that is remembered; no judgement need be dropped for them.
 """
 
 from __future__ import annotations
@@ -84,10 +88,6 @@ class Heads:
                 del self._known[next(iter(self._known))]  # the oldest: a flood of new heads ages out
             self._known[head] = judgement
         return judgement
-
-    def forget(self) -> None:
-        """Drop every judgement: routes or keys have changed."""
-        self._known.clear()
 
     def _judge(self, head: bytes) -> Judgement:
         loop = asyncio.get_running_loop()

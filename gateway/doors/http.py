@@ -20,6 +20,7 @@ from multidict import CIMultiDict
 from degrade.deadline import Deadline, Ticker
 from gateway.admission.auth import Caller, Directory, Unauthenticated
 from gateway.config import Server
+from gateway.doors.buffered import Buffered, Held
 from gateway.doors.exchange import (
     Exchange,
     Question,
@@ -70,6 +71,7 @@ class Ports(msgspec.Struct, frozen=True):
     readiness: Callable[[], Readiness]
     loaded: Callable[[str], None]
     ticker: Ticker
+    buffered: Buffered
 
 
 class HttpDoor:
@@ -155,30 +157,33 @@ class HttpDoor:
     ) -> tuple[web.StreamResponse, str]:
         began = self._ports.ticker()
         question = judge(request.method, target, request.headers, route, caller)
-        body = await self._body(request, question, Deadline.after(began, route.timeout))
-        hit, wire = self._ports.exchange.recall(question, body)
-        if hit is not None:
-            reply = recalled(hit)
-        else:
-            reply = await self._ports.exchange.answer(question, body, wire, began)
+        with Held(self._ports.buffered) as held:
+            body = await self._body(request, question, held)
+            hit, wire = self._ports.exchange.recall(question, body)
+            if hit is not None:
+                reply = recalled(hit)
+            else:
+                reply = await self._ports.exchange.answer(question, body, wire, began)
         return _response(reply), reply.state
 
-    async def _body(self, request: web.BaseRequest, question: Question, deadline: Deadline) -> bytes:
-        """The whole body, within the route's bound and the request's deadline."""
+    async def _body(self, request: web.BaseRequest, question: Question, held: Held) -> bytes:
+        """The whole body, within the route's bounds, the server's bound on a body's time, and that of all bodies."""
         route, bytes_max = question.route, question.body_bytes_max
         if (request.content_length or 0) > bytes_max:
             raise Refused(body_too_large(route, bytes_max))
         await ask_for_body(request)
         parts, size = [], 0
+        seconds = min(float(self._server.body_timeout), route.timeout)
         try:
-            async with asyncio.timeout(deadline.remaining(self._ports.ticker())):
+            async with asyncio.timeout(seconds):
                 async for part in request.content.iter_any():
                     size += len(part)
                     if size > bytes_max:
                         raise Refused(body_too_large(route, bytes_max))
+                    held.add(len(part))
                     parts.append(part)
         except TimeoutError:
-            raise Refused(timed_out(f"The body did not arrive within {route.timeout:g} s.")) from None
+            raise Refused(timed_out(f"The body did not arrive within {seconds:g} s.")) from None
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     # -- what the gateway says of itself and of its routes ----------------------------------------

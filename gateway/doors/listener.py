@@ -22,9 +22,9 @@ from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.config import Address
-from gateway.doors.edge import EdgeConnection
+from gateway.doors.handover import Owner
 from gateway.doors.http import problem_response
-from gateway.problem import Problem, Refused, internal, malformed
+from gateway.problem import Problem, Refused, head_too_large, internal, malformed
 
 _SILENT: Final = logging.getLogger("tailrace.access")
 _SILENT.disabled = True  # the door counts and logs requests itself
@@ -71,7 +71,7 @@ class _Connection(RequestHandler):
 
     __slots__ = ("edge", "latest")
 
-    edge: EdgeConnection | None
+    edge: Owner | None
     """The edge lane's connection that this one works for, if it does."""
 
     latest: StreamReader | None
@@ -159,7 +159,7 @@ class Listener(web.Server):
         connection.edge = None
         return connection
 
-    def behind(self, edge: EdgeConnection) -> RequestHandler:
+    def behind(self, edge: Owner) -> RequestHandler:
         """aiohttp's protocol for requests that the edge lane hands over."""
         connection = self._connection(NEVER_IDLE_SECONDS)
         connection.edge = edge
@@ -183,15 +183,14 @@ def _request(
     return _Request(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
 
-def _edge_of(request: web.BaseRequest) -> EdgeConnection | None:
+def _edge_of(request: web.BaseRequest) -> Owner | None:
     protocol = request.protocol
     return protocol.edge if isinstance(protocol, _Connection) else None
 
 
 def _unreadable(error: BaseException | None, message: str) -> Problem:
     if isinstance(error, LineTooLong):
-        detail = f"A line of the request's head is longer than server.header_bytes_max ({error.args[1]} bytes)."
-        return Problem("head-too-large", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "Request head too large", detail)
+        return head_too_large(int(error.args[1]))
     said = " ".join((message or "unreadable request").split())
     return malformed(f"The request is not valid HTTP/1.1: {said}", "http")
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from cache.response import ResponseCache
+from gateway.doors.lane import EdgeLane
 from gateway.operate.telemetry import Gauge, Labels
 from gateway.route import Home, Route, Served, Wire
 from tiers.pool import ReplicaState
@@ -75,3 +76,31 @@ def gauges(routes: Mapping[str, Route], homes: Mapping[str, Home], is_draining: 
         of_replicas(lambda state: len(state.models_open)),
     )
     yield Gauge("tailrace_draining", "1 while the gateway stops.", (), lambda: iter([((), float(is_draining()))]))
+
+
+def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:
+    """What the HTTP door's connections hold."""
+
+    def one(read: Callable[[], float]) -> Callable[[], Samples]:
+        return lambda: iter([((), read())])
+
+    buffered, heads = lane.buffered, lane.heads
+    yield Gauge("tailrace_connections", "Callers' connections.", (), one(lambda: len(lane.connections)))
+    yield Gauge(
+        "tailrace_connections_cut",
+        "Connections cut, by what their peer took too long for, or the limit they were over.",
+        ("reason",),
+        lambda: (((reason,), float(count)) for reason, count in lane.cuts.items()),
+        counter=True,
+    )
+    yield Gauge("tailrace_heads", "Request heads remembered.", (), one(lambda: len(heads)))
+    yield Gauge("tailrace_heads_judged", "Request heads parsed.", (), one(lambda: heads.judged), counter=True)
+    yield Gauge("tailrace_buffered_bytes", "Bytes of requests held.", (), one(lambda: buffered.bytes))
+    yield Gauge("tailrace_buffered_bytes_max", "The bound on them.", (), one(lambda: buffered.bytes_max))
+    yield Gauge(
+        "tailrace_buffered_refusals",
+        "Requests refused because no more could be held.",
+        (),
+        one(lambda: buffered.refused),
+        counter=True,
+    )

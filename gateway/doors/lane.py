@@ -1,0 +1,170 @@
+"""What the connections of a listener share: the book of who is there, the bounds, and the way to an end.
+
+Rule of this file: it counts connections and knows how long each state of one may last; what a connection
+does in a state is ``edge.py``'s. One coarse sweep cuts all who take too long, so that a hit costs no timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import msgspec
+from aiohttp.web_protocol import RequestHandler
+
+from degrade.deadline import Ticker
+from gateway.doors.answers import Answers
+from gateway.doors.buffered import Buffered
+from gateway.doors.exchange import Exchange
+from gateway.doors.handover import Owner
+from gateway.doors.head import Heads
+from gateway.operate.telemetry import Telemetry
+
+
+class State(enum.Enum):
+    """What a connection is in the middle of."""
+
+    IDLE = "idle"  # between requests, nothing read of the next
+    HEAD = "head"  # a head has begun
+    BODY = "body"  # a body of ours is being gathered
+    BUSY = "busy"  # an answer of ours is being made
+    THEIRS = "theirs"  # aiohttp has one request; the rest of its body goes there
+    STARTING = "starting"  # aiohttp has the connection for good, and a head has begun
+    FOR_GOOD = "for-good"  # the same, and a request is in work
+    RESTING = "resting"  # the same, and the next request has not begun
+    CLOSING = "closing"  # the last answer is written; what comes is dropped
+    CLOSED = "closed"
+
+
+class Times(msgspec.Struct, frozen=True):
+    """Seconds a peer may take: for a head once begun, for a body, between requests, to read its answer."""
+
+    head: float = 10.0
+    body: float = 30.0
+    idle: float = 75.0
+    write: float = 30.0
+
+    def waits(self) -> Mapping[State, float]:
+        """How long each state may last; for ever where a deadline of the door's own bounds it."""
+        return {
+            State.IDLE: self.idle,
+            State.HEAD: self.head,
+            State.BODY: self.body,
+            State.BUSY: math.inf,
+            State.THEIRS: math.inf,
+            State.STARTING: self.head,
+            State.FOR_GOOD: math.inf,
+            State.RESTING: self.idle,
+            State.CLOSING: self.write,
+            State.CLOSED: math.inf,
+        }
+
+
+class EdgeOptions(msgspec.Struct, frozen=True):
+    """Bounds of the lane."""
+
+    header_bytes_max: int
+    connections_max: int
+    connections_per_address_max: int
+    times: Times = Times()
+    pipelined_bytes_max: int = 256 * 1024
+    """What may arrive behind a request in work before reading is paused."""
+
+
+class Clocks(msgspec.Struct, frozen=True):
+    """``ticker``: monotonic seconds; ``wall``: seconds of the civil clock, for Date."""
+
+    ticker: Ticker
+    wall: Ticker
+
+
+class Peer(Protocol):
+    """A connection, as its lane sees it. ``limit``: when its peer has taken too long, in ticker's seconds."""
+
+    limit: float
+
+    def expire(self) -> None:
+        """Its limit is over."""
+
+    def finish(self) -> None:
+        """Begin nothing new, and end."""
+
+    def abort(self) -> None:
+        """End now."""
+
+
+class Desk(msgspec.Struct, frozen=True):
+    """Who answers what arrives on a lane. ``foreign`` makes aiohttp's protocol for one connection."""
+
+    heads: Heads
+    exchange: Exchange
+    telemetry: Telemetry
+    buffered: Buffered
+    foreign: Callable[[Owner], RequestHandler]
+
+
+class EdgeLane:
+    """What the connections of a listener share."""
+
+    def __init__(self, desk: Desk, clocks: Clocks, options: EdgeOptions) -> None:
+        self.heads = desk.heads
+        self.exchange = desk.exchange
+        self.telemetry = desk.telemetry
+        self.buffered = desk.buffered
+        self.foreign = desk.foreign
+        self.ticker = clocks.ticker
+        self.options = options
+        self.waits = options.times.waits()
+        self.idle_seconds = options.times.idle
+        self.answers = Answers(clocks.wall())
+        self.connections: set[Peer] = set()
+        self.cuts: Counter[str] = Counter()
+        """Connections cut, by the reason: full, address, or the state in which the peer took too long."""
+        self.draining = False
+        self._wall = clocks.wall
+        self._addresses: Counter[str] = Counter()
+        self._ended = asyncio.Event()
+
+    def admit(self, connection: Peer, address: str) -> bool:
+        """Write a new connection into the book; whether it may stay. Either way it must be ``ended`` later."""
+        self.connections.add(connection)
+        self._addresses[address] += 1
+        if len(self.connections) > self.options.connections_max:
+            self.cuts["full"] += 1
+            return False
+        if self._addresses[address] > self.options.connections_per_address_max:
+            self.cuts["address"] += 1
+            return False
+        return True
+
+    def ended(self, connection: Peer, address: str) -> None:
+        """A connection is gone."""
+        self.connections.discard(connection)
+        self._addresses[address] -= 1
+        if self._addresses[address] <= 0:
+            del self._addresses[address]
+        self._ended.set()
+
+    def sweep(self, now: float) -> None:
+        """Cut every connection whose peer has taken longer than it may, and set the date."""
+        self.answers.set_date(self._wall())
+        for connection in [each for each in self.connections if each.limit < now]:
+            connection.expire()
+
+    async def drain(self, seconds: float) -> None:
+        """End idle connections now, busy ones with their answer, all of them after ``seconds``."""
+        self.draining = True
+        for connection in list(self.connections):
+            connection.finish()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.connections:
+                    self._ended.clear()
+                    await self._ended.wait()
+        for connection in list(self.connections):
+            connection.abort()
