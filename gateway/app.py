@@ -71,6 +71,7 @@ class Gateway:
         self._server: asyncio.Server | None = None
         self._admin_server: asyncio.Server | None = None
         self._chance = random.Random()
+        self.buffered = Buffered(int(config.server.buffered_bytes_max))
         self.telemetry = Telemetry(monotonic, logs_requests=config.log.level == "debug")
         self.homes = {name: self._home(name, backend) for name, backend in config.backends.items()}
         self.routes = {
@@ -92,7 +93,6 @@ class Gateway:
         server = self._config.server
         directory = self._directory()
         exchange = Exchange(self.pipeline, monotonic)
-        buffered = Buffered(int(server.buffered_bytes_max))
         ports = Ports(
             routes=self.routes,
             passthrough=self.homes[self._config.passthrough].pool,
@@ -102,13 +102,13 @@ class Gateway:
             readiness=self.readiness,
             loaded=self._loaded,
             ticker=monotonic,
-            buffered=buffered,
+            buffered=self.buffered,
         )
         door = HttpDoor(server, ports)
         header_bytes_max = int(server.header_bytes_max)
         self._listener = Listener(door.handle, header_bytes_max, server.connections_max)
         heads = Heads(self.routes if server.edge else {}, directory, header_bytes_max)
-        desk = Desk(heads, exchange, self.telemetry, buffered, self._listener.behind)
+        desk = Desk(heads, exchange, self.telemetry, self.buffered, self._listener.behind)
         self._lane = EdgeLane(desk, Clocks(monotonic, time), _edge_options(server))
         for gauge in lane_gauges(self._lane):
             self.telemetry.watch(gauge)

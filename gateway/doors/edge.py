@@ -103,8 +103,7 @@ class EdgeConnection(asyncio.Protocol):
             self._task.cancel()  # the caller has left; others may still wait for the same flight
         if self._handler is not None:
             self._handler.connection_lost(error)
-        self._buffer, self._parts, self._size = b"", None, 0
-        self._recount()
+        self._let_go()
 
     def pause_writing(self) -> None:
         self._paused = True
@@ -210,7 +209,6 @@ class EdgeConnection(asyncio.Protocol):
         self._size += len(part)
         self._recount()
         if self._lane.buffered.full:
-            self._parts, self._size = None, 0
             self._refuse(self._lane.buffered.refusal(), self._asked.question)
             return len(data)
         if self._left == 0:
@@ -406,7 +404,7 @@ class EdgeConnection(asyncio.Protocol):
             self.close()
             return
         self._turn(State.CLOSING)
-        self._buffer = b""
+        self._let_go()
         self.resume(self._stopped)
         transport.write_eof()
 
@@ -429,6 +427,11 @@ class EdgeConnection(asyncio.Protocol):
         if self._stopped == who and transport is not None and not transport.is_closing():
             transport.resume_reading()
         self._stopped &= ~who
+
+    def _let_go(self) -> None:
+        """Hold nothing more."""
+        self._buffer, self._parts, self._size = b"", None, 0
+        self._recount()
 
     def _recount(self) -> None:
         """Tell the lane how many bytes of requests are held here."""

@@ -96,6 +96,13 @@ async def answer(reader, only_head=False):
     return int(first.split()[1]), lines, body
 
 
+async def until(true):
+    """Let the gateway, which lives in this loop, go on until ``true()``."""
+    async with asyncio.timeout(SECONDS):
+        while not true():  # noqa: ASYNC110 - what is waited for has no event
+            await asyncio.sleep(0)
+
+
 def problem(got, status):
     """The document of an answer that must be a problem."""
     assert got[0] == status, got
@@ -414,6 +421,38 @@ async def test_a_head_that_comes_byte_by_byte_has_no_more_time_than_any_other(op
         writer.write(b"x")
         await asyncio.wait((got,), timeout=0.02)
     assert "head did not arrive within 0.2 s" in problem(await got, 408)["detail"]
+
+
+async def test_a_body_of_a_route_has_the_servers_time_for_bodies(open_door):
+    door = await open_door(TAILRACE_SERVER__BODY_TIMEOUT="100ms", **ROUTE_R)
+    for lines in (b"Content-Length: 9\r\n\r\nab", b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n"):
+        message = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\n" + lines
+        assert "body did not arrive within 0.1 s" in problem(await door.ask(message), 408)["detail"]
+
+
+async def test_bodies_beyond_what_all_may_hold_are_refused_and_then_taken_again(upstream, open_door):
+    bounds = {"TAILRACE_SERVER__BUFFERED_BYTES_MAX": "3KiB", "TAILRACE_SERVER__BODY_BYTES_MAX": "2KiB"}
+    door = await open_door(**bounds, **ROUTE_R)
+    message = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 2000\r\n\r\n"
+    holding = [await door.connect() for _ in range(2)]
+    for _, writer in holding:
+        writer.write(message + bytes(1400))
+    await until(lambda: door.gateway.buffered.bytes == 2800)
+    refused = await door.ask(message + bytes(1999))
+    assert "server.buffered_bytes_max" in problem(refused, 503)["detail"]
+    assert [line for line in refused[1] if line.startswith("Retry-After: ")]
+    for _, writer in holding:
+        writer.transport.abort()
+    await until(lambda: door.gateway.buffered.bytes == 0)
+    problem(await door.ask(message + bytes(2000)), 400)
+
+
+@pytest.mark.parametrize("form", ["one line", "many lines"])
+async def test_a_head_over_its_bound_is_431(open_door, form):
+    door = await open_door(TAILRACE_SERVER__HEADER_BYTES_MAX="4KiB", **ROUTE_R)
+    fields = b"X: %b\r\n" % (b"x" * 4100) if form == "one line" else b"X: xxxxxxxx\r\n" * 400
+    message = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\n%b\r\n" % fields
+    assert "server.header_bytes_max (4096 bytes)" in problem(await door.ask(message), 431)["detail"]
 
 
 @pytest.mark.parametrize("lines", [b"Content-Length: 9\r\n\r\nab", b"Transfer-Encoding: chunked\r\n\r\n2\r\nab\r\n"])
