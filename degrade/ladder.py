@@ -23,9 +23,13 @@ class Failure(enum.Enum):
     """How an attempt failed. The value is the metric label and the log field."""
 
     UNREACHABLE = "unreachable"
-    """Connection refused or reset before any byte of an answer."""
+    """No connection could be made."""
+    DROPPED = "dropped"
+    """It took the request and closed the connection without a byte of an answer: its end, or the request's doing."""
     BROKEN = "broken"
-    """A 5xx, or an answer that makes no sense."""
+    """A model that is not there or has died, or an answer that makes no sense."""
+    RAISED = "raised"
+    """The model is there and answered with an error (5xx): its own fault, or that of this input."""
     TIMEOUT = "timeout"
     """No answer within the time it was given."""
     OVERLOADED = "overloaded"
@@ -61,7 +65,10 @@ _FROM_MEMORY: Final = frozenset({Step.STALE, Step.SNAPSHOT, Step.DEFAULT})
 TABLE: Final[Mapping[Failure, frozenset[Step]]] = MappingProxyType(
     {
         Failure.UNREACHABLE: _FROM_MEMORY | {Step.REPLICA, Step.TIER},
+        Failure.DROPPED: _FROM_MEMORY | {Step.REPLICA, Step.TIER},
         Failure.BROKEN: _FROM_MEMORY | {Step.REPLICA, Step.TIER},
+        # Another replica's answer tells whose fault it was.
+        Failure.RAISED: _FROM_MEMORY | {Step.REPLICA, Step.TIER},
         # The same work on a like machine would only double the wait (and the load); another tier is
         # other work, and it gets what is left of the deadline.
         Failure.TIMEOUT: _FROM_MEMORY | {Step.TIER},

@@ -33,14 +33,23 @@ from gateway.admission.ratelimit import Limiter, Quota, Verdict
 from gateway.admission.validate import validate
 from gateway.codec.http import CacheDirectives
 from gateway.operate.telemetry import Telemetry
-from gateway.problem import Problem, Refused, deadline_exceeded, invalid, not_cached, not_found, unavailable
+from gateway.problem import (
+    Problem,
+    Refused,
+    deadline_exceeded,
+    invalid,
+    model_failed,
+    not_cached,
+    not_found,
+    unavailable,
+)
 from gateway.problem import quota as quota_problem
 from gateway.recall import Action, Recall, recall, tolerates
 from gateway.route import Allowance, Filled, Route, Served, Wire
 from tiers import cascade
 from tiers.cascade import CascadeOptions
 from tiers.catalog import ModelFacts
-from tiers.inference import InferRequest, InferResponse, Provenance, Rejected, UpstreamError
+from tiers.inference import SCHEDULING_PARAMETERS, InferRequest, InferResponse, Provenance, Rejected, UpstreamError
 from tiers.rows import batch_size
 
 RETRY_AFTER_SECONDS: Final = 1.0
@@ -307,6 +316,8 @@ class Pipeline:
         detail = f"Route {route.name} has no answer ({error.failure.value}: {error}), and no older one is kept."
         if error.failure in (Failure.TIMEOUT, Failure.LATE):
             return deadline_exceeded(detail, retry_after)
+        if error.failure is Failure.RAISED:
+            return model_failed(detail)
         return unavailable(detail, retry_after)
 
     def _cached(
@@ -365,10 +376,10 @@ def _check_version(call: Call) -> None:
 
 
 def _for_all(request: InferRequest) -> InferRequest:
-    """A request as a flight sends it: the timeout of the caller who began it is not the others'."""
-    if "timeout" not in request.parameters:
+    """A request as a flight sends it: the timeout and the priority of the caller who began it are not the others'."""
+    if SCHEDULING_PARAMETERS.isdisjoint(request.parameters):
         return request
-    kept = {name: value for name, value in request.parameters.items() if name != "timeout"}
+    kept = {name: value for name, value in request.parameters.items() if name not in SCHEDULING_PARAMETERS}
     return msgspec.structs.replace(request, parameters=kept)
 
 

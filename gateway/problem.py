@@ -165,6 +165,12 @@ def unavailable(detail: str, retry_after: float = 1.0) -> Problem:
     return Problem("unavailable", 503, "No answer available", detail, retry_after)
 
 
+def model_failed(detail: str) -> Problem:
+    """503: the model answered this request with an error. The same again would most likely be of no use, so there
+    is no Retry-After."""
+    return Problem("model-failed", 503, "Model failed on this request", detail)
+
+
 def deadline_exceeded(detail: str, retry_after: float = 1.0) -> Problem:
     """503: the deadline ended before the ladder did; same status as its end, another slug."""
     return Problem("deadline", 503, "Deadline exceeded", detail, retry_after)

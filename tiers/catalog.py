@@ -113,6 +113,7 @@ class _Inference(Struct):
 
 class _VersionStats(Struct):
     version: str = ""
+    last_inference: int = 0
     inference_count: int = 0
     execution_count: int = 0
     inference_stats: _Inference = msgspec.field(default_factory=_Inference)
@@ -124,13 +125,18 @@ class _Stats(Struct):
 
 class Sight(Struct, frozen=True):
     """One look at a model on one replica. ``work`` maps a version to its totals, which only ever grow
-    while a model stays loaded: (successes, nanoseconds, inferences, executions)."""
+    while a model stays loaded: (successes, nanoseconds, inferences, executions). ``last`` maps a version to
+    when it last executed, in Triton's milliseconds since 1970; Triton counts that execution in the same breath."""
 
     versions: frozenset[str]
     config_digest: bytes
     work: dict[str, tuple[int, ...]]
+    last: dict[str, int] = {}  # a version that is not in it has never executed
     gone: bool = False
     lost: bool = False  # the replica could not be reached after this look
+
+    def executions(self, version: str) -> int:
+        return self.work[version][-1] if version in self.work else 0
 
 
 def changed(before: Sight, after: Sight) -> bool:
@@ -141,6 +147,9 @@ def changed(before: Sight, after: Sight) -> bool:
         return True
     if before.lost and not any(map(any, after.work.values())):
         return True  # away, and back without any work done: as good as certainly a new process
+    for version, moment in after.last.items():
+        if moment != before.last.get(version, 0) and after.executions(version) <= before.executions(version):
+            return True  # it has worked since, and its count does not tell: it began again from nothing
     return any(
         new < old
         for version, totals in before.work.items()
@@ -310,7 +319,7 @@ class Catalog:
             except Rejected:
                 seen[model] = (Sight(frozenset(), b"", {}, gone=True), None)
             except UpstreamError as error:
-                if error.failure in {Failure.UNREACHABLE, Failure.TIMEOUT}:
+                if error.failure in {Failure.UNREACHABLE, Failure.DROPPED, Failure.TIMEOUT}:
                     break  # the rest would only wait too
         return seen
 
@@ -327,6 +336,7 @@ class Catalog:
             # Not adversarial and off the hot path: the replica's own bytes, only ever compared with its own.
             hashlib.blake2b(config_body, digest_size=16).digest(),
             {each.version: _totals(each) for each in stats.model_stats},
+            {each.version: each.last_inference for each in stats.model_stats},
         )
         return sight, read_facts(metadata, config)
 

@@ -90,6 +90,12 @@ class InferRequest(msgspec.Struct, frozen=True):
         )
 
     @property
+    def regions(self) -> Mapping[str, str]:
+        """Outputs that go to shared memory, and where: their answers have no bytes."""
+        asked = ((output.name, output.parameters.get(SHARED_MEMORY_PARAMETER)) for output in self.outputs)
+        return {name: region for name, region in asked if isinstance(region, str)}
+
+    @property
     def in_sequence(self) -> bool:
         return not SEQUENCE_PARAMETERS.isdisjoint(self.parameters)
 

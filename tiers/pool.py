@@ -15,7 +15,7 @@ import random as chance
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
-from typing import Protocol
+from typing import Final, Protocol
 
 from msgspec import Struct
 
@@ -28,6 +28,9 @@ from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
 
 OnChange = Callable[[str, str, Change], None]
 """Called with (replica URL, model or "" for the replica itself, what changed about its breaker)."""
+
+
+_AGAIN: Final = frozenset({Failure.UNREACHABLE, Failure.DROPPED, Failure.BROKEN, Failure.RAISED})
 
 
 class Replica(Protocol):
@@ -108,7 +111,7 @@ def try_again(error: UpstreamError, request: InferRequest) -> bool:
     """Whether another replica may be asked: it is only for failures that are this replica's own, and
     for requests that may run twice. Never after a timeout or an overload: it would add to the load."""
     safe = not (request.in_sequence or request.in_shared_memory)
-    return safe and error.failure in {Failure.UNREACHABLE, Failure.BROKEN}
+    return safe and error.failure in _AGAIN
 
 
 class Pool:
@@ -158,7 +161,10 @@ class Pool:
             other = self._pick([each for each in self._seats if each is not seat], key)
             if other is None or not self._budget.take(now):
                 raise
+            raised = error.failure is Failure.RAISED
         response = await self._infer_at(other, request, deadline)
+        if raised:
+            self._blame(seat, key)
         return Answered(response, other.replica.url, (Step.REPLICA.value,))
 
     async def exchange(self, call: Call, deadline: Deadline) -> Reply:
@@ -306,9 +312,13 @@ class Pool:
         return _Permits(reach, answers)
 
     def _settle(self, permits: _Permits, failure: Failure | None, judged: bool, had: float) -> None:
-        """End both permits. Unjudged (cancelled) says nothing; an overload is load, not illness."""
+        """End both permits. Unjudged (cancelled) says nothing; an overload is load, not illness.
+
+        Nor does what one request can bring about, or anybody could take a model away from everybody: an error
+        that a model raises (see ``_blame``), a connection that Triton closes on what it cannot read.
+        """
         now = self._now()
-        if not judged or failure is Failure.TIMEOUT:
+        if not judged or failure in (Failure.TIMEOUT, Failure.DROPPED):
             permits.reach.ignored(now)  # a silent replica is for the probe and the model's breaker to judge
         elif failure is Failure.UNREACHABLE:
             permits.reach.failed(now, failure.value)
@@ -324,6 +334,13 @@ class Pool:
             permits.answers.failed(now, failure.value)
         else:
             permits.answers.ignored(now)
+
+    def _blame(self, seat: _Seat, key: str) -> None:
+        """Another replica answered what the model raised an error on here: it was not the input's fault."""
+        now = self._now()
+        permit = self._answers(seat, key).acquire(now)
+        if permit is not None:
+            permit.failed(now, Failure.RAISED.value)
 
     def _answers(self, seat: _Seat, key: str) -> Breaker:
         breaker = seat.answers.get(key)

@@ -10,7 +10,7 @@ import pytest
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tiers.backends.triton_http import Call, Reply
-from tiers.catalog import Catalog, CatalogOptions, TensorFact
+from tiers.catalog import Catalog, CatalogOptions, Sight, TensorFact, changed
 from tiers.inference import Rejected, UpstreamError
 
 FAR = Deadline(1e9)
@@ -263,3 +263,23 @@ async def test_run_polls_until_cancelled() -> None:
     with pytest.raises(asyncio.CancelledError):
         await made.run(1.0, sleep)
     assert triton.calls == 6
+
+
+def sight(executions: int, last: int) -> Sight:
+    return Sight(frozenset({"1"}), b"", {"1": (executions, executions * 1000, executions, executions)}, {"1": last})
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "differs"),
+    [
+        (sight(0, 0), sight(0, 0), False),
+        (sight(0, 0), sight(1, 500), False),
+        (sight(1, 500), sight(1, 500), False),
+        (sight(1, 500), sight(2, 700), False),
+        (sight(2, 500), sight(1, 700), True),
+        (sight(1, 500), sight(1, 700), True),
+        (sight(1, 500), sight(0, 0), True),
+    ],
+)
+def test_work_that_its_count_does_not_tell_is_another_models(before: Sight, after: Sight, differs: bool) -> None:
+    assert changed(before, after) is differs

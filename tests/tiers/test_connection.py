@@ -350,7 +350,7 @@ async def test_only_a_kept_connection_that_gave_no_byte_is_tried_again(method: s
             return
         with pytest.raises(UpstreamError) as caught:
             await ask(replica, call)
-        assert caught.value.failure is (Failure.BROKEN if cut else Failure.UNREACHABLE)
+        assert caught.value.failure is (Failure.BROKEN if cut else Failure.DROPPED)
         assert server.accepted == 1
 
 

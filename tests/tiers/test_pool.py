@@ -369,3 +369,50 @@ async def test_run_probes_until_cancelled() -> None:
     assert not made.states()[0].ready
     await made.close()
     assert one.calls == -1
+
+
+# -- what one request can bring about says nothing of a replica ---------------------------------------
+
+
+@pytest.mark.parametrize("failure", [Failure.RAISED, Failure.DROPPED])
+async def test_what_one_request_can_bring_about_opens_nothing(failure: Failure) -> None:
+    one, two = Fake("a"), Fake("b")
+    one.fails = two.fails = failure
+    made = pool(one, two)
+    for _ in range(20):
+        with pytest.raises(UpstreamError) as caught:
+            await made.infer(REQUEST, FAR)
+        assert caught.value.failure is failure
+    one.fails = two.fails = None
+    await made.infer(REQUEST, FAR)
+    assert state(made, 0) == state(made, 1) == ("closed", ())
+
+
+async def test_a_request_that_is_dropped_on_its_way_through_opens_nothing() -> None:
+    one = Fake("a")
+    one.fails = Failure.DROPPED
+    made = pool(one)
+    for _ in range(20):
+        with pytest.raises(UpstreamError):
+            async with made.forward(Call("GET", "/v2"), FAR):
+                pass
+    assert state(made) == ("closed", ())
+
+
+async def test_a_model_that_raises_here_and_answers_elsewhere_leaves_rotation_here() -> None:
+    one, two = Fake("a"), Fake("b")
+    one.fails = Failure.RAISED
+    made = pool(one, two)
+    answers = [await made.infer(REQUEST, FAR) for _ in range(20)]
+    assert {answer.replica for answer in answers} == {"b"}
+    assert one.calls == 2  # then its breaker for the model was open
+    assert (state(made, 0), state(made, 1)) == (("closed", ("m",)), ("closed", ()))
+
+
+async def test_probes_that_are_dropped_do_open() -> None:
+    one = Fake("a")
+    one.fails = Failure.DROPPED
+    made = pool(one)
+    for _ in range(2):
+        await made.probe_once()
+    assert state(made) == ("open", ())

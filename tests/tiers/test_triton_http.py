@@ -125,10 +125,17 @@ async def test_the_callers_own_sooner_timeout_stays(own: int, sent: int) -> None
     assert f'"timeout":{sent}'.encode() in header
 
 
+FAILED_TO_PROCESS = b'{"error":"Failed to process the request(s) for model \'m_0\', message: %b"}'
+
+
 @pytest.mark.parametrize(
     ("answer", "failure"),
     [
-        (http(500, b'{"error":"stub died"}'), Failure.BROKEN),
+        (http(500, b'{"error":"Stub process \'m_0\' is not healthy."}'), Failure.BROKEN),
+        (http(500, FAILED_TO_PROCESS % b"Stub process 'm_0' is not healthy."), Failure.BROKEN),
+        (http(500, FAILED_TO_PROCESS % b"KeyError: x"), Failure.RAISED),
+        (http(500, b'{"error":"told to"}'), Failure.RAISED),
+        (http(500, b"<html>"), Failure.BROKEN),
         (http(502, b"<html>"), Failure.BROKEN),
         (http(503, b'{"error":"queue full"}'), Failure.OVERLOADED),
         (http(429, b""), Failure.OVERLOADED),
@@ -145,7 +152,7 @@ async def test_the_callers_own_sooner_timeout_stays(own: int, sent: int) -> None
         (GOOD[:-2], Failure.BROKEN),
         (GOOD.replace(b'"m"', b'"n"'), Failure.BROKEN),
         (b"SSH-2.0-OpenSSH_9.2\r\n", Failure.BROKEN),
-        (b"", Failure.UNREACHABLE),
+        (b"", Failure.DROPPED),
     ],
 )
 async def test_what_goes_wrong_is_mapped(answer: bytes, failure: Failure) -> None:
@@ -153,7 +160,7 @@ async def test_what_goes_wrong_is_mapped(answer: bytes, failure: Failure) -> Non
         with pytest.raises(UpstreamError) as caught:
             await infer(replica)
     assert caught.value.failure is failure
-    assert caught.value.before_answer is (failure is Failure.UNREACHABLE)
+    assert caught.value.before_answer is (failure is Failure.DROPPED)
     assert replica.url in str(caught.value)
 
 
@@ -247,7 +254,22 @@ async def test_a_kept_connection_that_was_closed_is_retried_on_a_fresh_one() -> 
         sequence = InferRequest("m", REQUEST.inputs, parameters={"sequence_id": 1})
         with pytest.raises(UpstreamError) as caught:
             await infer(replica, sequence)
-    assert caught.value.failure is Failure.UNREACHABLE
+    assert caught.value.failure is Failure.DROPPED
+
+
+async def test_a_model_that_does_not_answer_this_way_at_all_is_no_failure_of_a_replica() -> None:
+    words = b'{"error":"Inference request to decoupled model must be streamed"}'
+    async with serving(answering(http(501, words))) as replica:
+        with pytest.raises(Rejected) as caught:
+            await infer(replica)
+    assert (caught.value.status, str(caught.value)) == (501, "Inference request to decoupled model must be streamed")
+
+
+async def test_callers_are_not_told_where_in_a_models_files_it_was() -> None:
+    words = FAILED_TO_PROCESS % b"KeyError: x\\n\\nAt:\\n  /models/m/1/model.py(7): execute\\n"
+    async with serving(answering(http(500, words))) as replica:
+        with pytest.raises(UpstreamError, match=r"KeyError: x$"):
+            await infer(replica)
 
 
 async def test_pass_through_is_verbatim() -> None:

@@ -212,6 +212,54 @@ def test_shared_memory_tensors_keep_their_parameters_and_carry_no_bytes():
     assert not form.is_binary("y")
 
 
+def test_an_output_that_went_to_shared_memory_is_answered_as_triton_does():
+    header = b'{"model_name":"m","model_version":"1","outputs":[{"name":"y","datatype":"FP32","shape":[1,2]}]}'
+    with pytest.raises(Malformed, match="neither data nor"):
+        decode_response(header, None)
+    response = decode_response(header, None, regions={"y": "r"})
+    assert response.outputs[0].in_shared_memory
+    assert encode_response(response, WireForm(), "") == ([header], None)
+
+
+COUNTS = [0, 1, 2**63, 2**64 - 1]
+NO_COUNTS = [1.0, -1, "x", "1", True]
+RESERVED = [
+    *((("parameters", name), COUNTS, NO_COUNTS) for name in ("priority", "timeout")),
+    (("parameters", "sequence_id"), [*COUNTS, "x", "1"], [1.0, -1, True]),
+    *((("parameters", name), [True, False], [0, 1, 1.0, "true"]) for name in ("sequence_start", "sequence_end")),
+    (("outputs", "classification"), COUNTS, NO_COUNTS),
+    *(
+        ((place, name), COUNTS, NO_COUNTS)
+        for place in ("inputs", "outputs")
+        for name in ("shared_memory_offset", "shared_memory_byte_size")
+    ),
+    *(((place, "shared_memory_region"), ["r"], [5, True, 1.5]) for place in ("inputs", "outputs")),
+]
+"""What Triton 2.51 took and what it answered 500 to."""
+
+
+@pytest.mark.parametrize(("where", "taken", "refused"), RESERVED, ids=[" ".join(each[0]) for each in RESERVED])
+def test_parameters_of_tritons_own_are_what_triton_takes(where, taken, refused):
+    place, name = where
+
+    def decoded(value):
+        message = {"inputs": [], "outputs": [{"name": "y"}]}
+        if place == "parameters":
+            message["parameters"] = {name: value}
+        elif place == "outputs":
+            message["outputs"][0]["parameters"] = {name: value}
+        else:
+            here = {"parameters": {"shared_memory_region": "r", name: value}}
+            message["inputs"] = [{"name": "x", "datatype": "FP32", "shape": [1]} | here]
+        return decode_request(json.dumps(message).encode(), None, "m", "")
+
+    for value in taken:
+        decoded(value)
+    for value in [*refused, None]:
+        with pytest.raises(Malformed, match=name):
+            decoded(value)
+
+
 def fp32(*values):
     return struct.pack(f"<{len(values)}f", *values)
 

@@ -54,6 +54,12 @@ _ABSENT: Final = re.compile(
     r"unknown model|not ready|not at ready state|no available version|is not available|is unloading",
     re.IGNORECASE,
 )
+_DEAD: Final = re.compile(r"not healthy|stub process|model is not ready", re.IGNORECASE)
+"""How Triton says that a model's process is gone, which it says with the same status as a model's own error."""
+
+_TRACEBACK: Final = re.compile(r"\n+At:\n")
+"""What the python backend puts before the stack trace of a model's exception."""
+
 _UNKNOWN_VERSION: Final = re.compile(r" version \d+ is not found")
 
 
@@ -304,7 +310,7 @@ class TritonHttp:
             return UpstreamError(Failure.UNREACHABLE, message, before_answer=True)
         if fault.fault is Fault.CLOSED:
             message = f"{self.url} closed the connection before any answer"
-            return UpstreamError(Failure.UNREACHABLE, message, before_answer=True)
+            return UpstreamError(Failure.DROPPED, message, before_answer=True)
         if fault.fault is Fault.CROWDED:
             message = f"no connection to {self.url} was free: {fault.detail}"
             return UpstreamError(Failure.OVERLOADED, message, before_answer=True)
@@ -327,7 +333,7 @@ class TritonHttp:
             raise refusal(self.url, request, reply)
         try:
             length = next((int(value) for name, value in reply.headers if name.lower() == HEADER_LENGTH.lower()), None)
-            response = decode_response(reply.body, length, self._options.limits)
+            response = decode_response(reply.body, length, self._options.limits, request.regions)
         except (Malformed, ValueError) as error:
             raise UpstreamError(Failure.BROKEN, f"{self.url} answered what is no inference: {error}", 200) from error
         fault = _fault(request, response)
@@ -365,7 +371,9 @@ def refusal(url: str, request: InferRequest, reply: Reply) -> UpstreamError | Re
     """What a status other than 200 means.
 
     The caller's model is known to exist, so a replica that says it does not is restarting or reloading:
-    BROKEN, not the caller's fault. A version the model never had is the caller's fault.
+    BROKEN, not the caller's fault. A version the model never had is the caller's fault. An error that the model
+    answers is RAISED: one input may be to blame. That its process is dead is not the input's doing. 501 is how
+    Triton says that a model does not answer this way at all (a decoupled one): no other try will change that.
     """
     message = _message(reply)
     status = reply.status
@@ -378,7 +386,11 @@ def refusal(url: str, request: InferRequest, reply: Reply) -> UpstreamError | Re
             return UpstreamError(Failure.BROKEN, f"{url} does not have the model ready: {message}", status)
     if 400 <= status < 500:
         return Rejected(status, message)
-    return UpstreamError(Failure.BROKEN, f"{url} failed with {status}: {message}", status)
+    if status == 501:
+        return Rejected(status, message)
+    raised = status == 500 and _error_member(reply) and not _DEAD.search(message)
+    failure = Failure.RAISED if raised else Failure.BROKEN
+    return UpstreamError(failure, f"{url} failed with {status}: {message}", status)
 
 
 def _error_member(reply: Reply) -> str:
@@ -391,6 +403,7 @@ def _error_member(reply: Reply) -> str:
 
 def _message(reply: Reply) -> str:
     text = _error_member(reply) or reply.body[:_MESSAGE_CHARS_MAX].decode("utf-8", "replace").strip()
+    text = _TRACEBACK.split(text, maxsplit=1)[0]  # where in the model's files it was is not the callers' business
     return text[:_MESSAGE_CHARS_MAX] or f"status {reply.status}"
 
 

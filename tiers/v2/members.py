@@ -15,7 +15,7 @@ from tiers.v2.message import Limits, Malformed, check_count, shown
 OVERFLOW: Final = 2**63
 """The first number that a signed 64 bit integer does not hold."""
 
-WireParameters = dict[str, Parameter] | msgspec.UnsetType
+WireParameters = dict[str, Parameter | None] | msgspec.UnsetType
 
 
 def present(*values: object) -> int:
@@ -49,13 +49,19 @@ def parameters_of(value: WireParameters, owner: str, limits: Limits) -> Paramete
     if value is msgspec.UNSET or not value:
         return NO_PARAMETERS
     check_count(f"parameters in {owner}", len(value), limits.parameters_max)
+    held: dict[str, Parameter] = {}
     for name, item in value.items():
         text(name, f"the name of a parameter in {owner}", limits)
+        if "\0" in name:
+            raise Malformed("parameters", f"the name of a parameter in {owner} holds a NUL: {shown(name)}")
+        if item is None:
+            raise Malformed("parameters", f"parameter {shown(name)} in {owner} is null")
+        held[name] = item
         if isinstance(item, str):
             text(item, f"parameter {shown(name)} in {owner}", limits)
         elif isinstance(item, int) and not -OVERFLOW <= item < 2 * OVERFLOW:
             raise Malformed("parameters", f"parameter {shown(name)} in {owner} does not fit 64 bits")
-    return value
+    return held
 
 
 def without(parameters: Parameters, *names: str) -> Parameters:

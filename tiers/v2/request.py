@@ -16,6 +16,7 @@ import msgspec
 from tiers.inference import SHARED_MEMORY_PARAMETER, InferRequest, RequestedOutput
 from tiers.v2.members import WireParameters, counted, named, parameters_of, present, text, without
 from tiers.v2.message import DEFAULT_LIMITS, Limits, Malformed, check_count, check_duplicates, parsed, shown, split
+from tiers.v2.reserved import OF_INPUTS, OF_OUTPUTS, OF_REQUESTS, check_reserved
 from tiers.v2.tensors import TensorMember, binary_member, members_of, tensors_of
 
 _BINARY_DATA: Final = "binary_data"
@@ -72,7 +73,10 @@ def decode_request(
     check_count("inputs", len(message.inputs), limits.inputs_max)
     check_count("outputs", len(outputs), limits.outputs_max)
     inputs = tensors_of(message.inputs, tail, "input", limits)
+    for tensor in inputs:
+        check_reserved(tensor.parameters, OF_INPUTS, f"input {shown(tensor.name)}")
     parameters = parameters_of(message.parameters, "the request", limits)
+    check_reserved(parameters, OF_REQUESTS, "the request")
     binary_all = parameters.get(_BINARY_OUTPUT, False)
     if not isinstance(binary_all, bool):
         raise Malformed("parameters", f"parameter {_BINARY_OUTPUT!r} must be true or false")
@@ -120,6 +124,7 @@ def _wanted(
     for output in outputs:
         name = named(output.name, "output", limits)
         parameters = parameters_of(output.parameters, f"output {shown(name)}", limits)
+        check_reserved(parameters, OF_OUTPUTS, f"output {shown(name)}")
         flag = parameters.get(_BINARY_DATA, False)
         if not isinstance(flag, bool):
             raise Malformed("parameters", f"output {shown(name)}: {_BINARY_DATA!r} must be true or false")

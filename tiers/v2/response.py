@@ -6,16 +6,20 @@ Rule of this file: as ``request.py``'s. Answers have Triton's own layout, member
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
 from tiers.datatype import Misfit, to_json
-from tiers.inference import InferResponse
+from tiers.inference import SHARED_MEMORY_PARAMETER, InferResponse
 from tiers.v2.members import WireParameters, counted, parameters_of, present, text
 from tiers.v2.message import DEFAULT_LIMITS, Limits, Malformed, check_count, check_duplicates, parsed, split
 from tiers.v2.request import WireForm
-from tiers.v2.tensors import TensorMember, binary_member, members_of, tensors_of
+from tiers.v2.tensors import BINARY_SIZE, TensorMember, binary_member, members_of, tensors_of
+
+NO_REGIONS: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 class _Response(msgspec.Struct):
@@ -30,11 +34,15 @@ _RESPONSES: Final = msgspec.json.Decoder(_Response)
 
 
 def decode_response(
-    body: bytes | memoryview, json_length: int | None, limits: Limits = DEFAULT_LIMITS
+    body: bytes | memoryview,
+    json_length: int | None,
+    limits: Limits = DEFAULT_LIMITS,
+    regions: Mapping[str, str] = NO_REGIONS,
 ) -> InferResponse:
     """A model's answer, in either form; raises Malformed. Binary outputs are slices of ``body``.
 
-    NaN literals, which Triton writes in JSON, are refused here too: we always ask for binary.
+    NaN literals, which Triton writes in JSON, are refused here too: we always ask for binary. ``regions``: the
+    outputs that went to shared memory instead, which Triton answers with neither data nor a word of where they are.
     """
     header, tail = split(body, json_length, limits)
     message = parsed(_RESPONSES, header)
@@ -42,6 +50,10 @@ def decode_response(
     members += sum(members_of(tensor) for tensor in message.outputs)
     check_duplicates(header, members, limits)
     check_count("outputs", len(message.outputs), limits.outputs_max)
+    for member in message.outputs:
+        given = {} if member.parameters is msgspec.UNSET else member.parameters
+        if member.name in regions and member.data is msgspec.UNSET and BINARY_SIZE not in given:
+            member.parameters = {**given, SHARED_MEMORY_PARAMETER: regions[member.name]}
     return InferResponse(
         model=message.model_name,
         version=text(message.model_version, "model_version", limits),
@@ -62,10 +74,13 @@ def encode_response(
     blobs: list[bytes | memoryview] = []
     outputs: list[dict[str, object]] = []
     for tensor in response.outputs:
-        if tensor.in_shared_memory or form.is_binary(tensor.name):
+        if not tensor.in_shared_memory and form.is_binary(tensor.name):
             outputs.append(binary_member(tensor, blobs))
             continue
         member: dict[str, object] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
+        if tensor.in_shared_memory:  # the caller knows where: it has said so itself
+            outputs.append(member)
+            continue
         if tensor.parameters:
             member["parameters"] = dict(tensor.parameters)
         try:
