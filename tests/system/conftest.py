@@ -114,7 +114,8 @@ class Load:
 def _judged(answer: aiohttp.ClientResponse, document: dict, row: Sequence[float], sent: float, label: str) -> str:
     if answer.status == 503:
         is_problem = answer.content_type == "application/problem+json" and document.get("error")
-        return "refused" if is_problem and int(answer.headers.get("Retry-After", "0")) >= 1 else "error"
+        again = int(answer.headers.get("Retry-After", "0")) >= 1 or document["type"].endswith(":model-failed")
+        return "refused" if is_problem and again else "error"
     if answer.status != 200:
         return "error"
     outputs = {output["name"]: output["data"] for output in document["outputs"]}

@@ -346,7 +346,7 @@ def test_while_the_backend_fails_an_answer_is_fresh_then_labelled_then_gone(
             assert re.fullmatch(r"tailrace; hit; ttl=-\d+; detail=raised", answer.cache_status), answer.cache_status
             assert answer.provenance.endswith("steps=(stale), degraded")
     problem = json.loads(seen[-1].body)
-    assert problem["type"] == "urn:tailrace:problem:unavailable"
+    assert problem["type"] == "urn:tailrace:problem:model-failed"
     assert int(seen[-1].headers["Retry-After"]) >= 1
     source.failing.clear()
     until(lambda: post("mortal", content).state == "miss")
