@@ -15,12 +15,12 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from cache.digest import WireDigester
 from degrade.deadline import Deadline, Ticker
-from gateway.admission.auth import Caller
+from gateway.admission.auth import Caller, Directory, Unauthenticated
 from gateway.admission.ratelimit import Verdict, ratelimit_value
 from gateway.codec import http as codec
 from gateway.doors.path import Target
 from gateway.pipeline import Answer, Call, Pipeline, WireAnswer
-from gateway.problem import Problem, Refused, malformed, method_not_allowed, not_found, too_large
+from gateway.problem import Problem, Refused, malformed, method_not_allowed, not_found, too_large, unauthenticated
 from gateway.route import Route, Wire
 from tiers.inference import InferRequest
 from tiers.v2.request import WireForm
@@ -29,6 +29,8 @@ Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 Fields = list[tuple[str, str]]
 
 METHODS: Final = ("POST",)
+
+CREDENTIALS: Final = ("Authorization", "X-API-Key")
 
 VERSION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 """As Triton's repositories name them: anything else is no version of any model."""
@@ -76,6 +78,24 @@ def judge(method: str, target: Target, headers: Headers, route: Route, caller: C
         tenant = "" if cache.shared else caller.tenant
         digester = WireDigester(msgspec.msgpack.encode((route.name, tenant, target.version, body, coding)))
     return Question(route, caller, target.version, body, coding, directives, route.body_limits.bytes_max, digester)
+
+
+def identify(directory: Directory, headers: Headers, peer: str) -> Caller:
+    """Who sent a head: the same on both lanes. ``peer``: its address, for who shows no key.
+
+    Raises Refused: 401 for a key that is none of ours, 400 for more than one. Which of two is meant is a
+    guess, and a proxy in front that adds its own must not be overruled by what its client wrote.
+    """
+    if directory.has_keys:
+        for name in CREDENTIALS:
+            if len(headers.getall(name, ())) > 1:
+                raise Refused(malformed(f"The header {name} is given more than once.", "duplicate-header"))
+    try:
+        return directory.identify(headers.get("Authorization"), headers.get("X-API-Key"), peer)
+    except Unauthenticated as error:
+        if error.reason == "conflict":
+            raise Refused(malformed(f"{error}.", "conflict")) from None
+        raise Refused(unauthenticated(str(error))) from None
 
 
 class Exchange:

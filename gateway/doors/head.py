@@ -24,8 +24,8 @@ from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 
-from gateway.admission.auth import Caller, Directory, Unauthenticated
-from gateway.doors.exchange import Question, judge
+from gateway.admission.auth import Caller, Directory
+from gateway.doors.exchange import Question, identify, judge
 from gateway.doors.path import target_of
 from gateway.problem import Refused
 from gateway.route import Route
@@ -123,9 +123,9 @@ class Heads:
             route = self._routes.get(target.model)
             if route is None or target.kind != "infer":
                 return elsewhere
-            caller = self._directory.identify(headers.get("Authorization"), headers.get("X-API-Key"), "")
+            caller = identify(self._directory, headers, "")
             question = judge(method, target, headers, route, caller)
-        except (Refused, Unauthenticated):
+        except Refused:
             return elsewhere  # the other lane judges again and says what is wrong
         if length > question.body_bytes_max:
             return elsewhere

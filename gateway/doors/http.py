@@ -18,7 +18,7 @@ from aiohttp import web
 from multidict import CIMultiDict
 
 from degrade.deadline import Deadline, Ticker
-from gateway.admission.auth import Caller, Directory, Unauthenticated
+from gateway.admission.auth import Caller, Directory
 from gateway.config import Server
 from gateway.doors.buffered import Buffered, Held
 from gateway.doors.exchange import (
@@ -27,6 +27,7 @@ from gateway.doors.exchange import (
     Reply,
     body_limit_key,
     body_too_large,
+    identify,
     judge,
     recalled,
     refusal,
@@ -42,7 +43,6 @@ from gateway.problem import (
     method_not_allowed,
     not_found,
     timed_out,
-    unauthenticated,
     unavailable,
 )
 from gateway.route import Route
@@ -117,7 +117,7 @@ class HttpDoor:
         if target.kind == "ready":
             _only_read(request.method)
             return self._ready(), "gateway"
-        caller = self._caller(request)
+        caller = identify(self._ports.directory, request.headers, request.remote or "local")
         if target.changes is not None and target.changes not in self._server.allow:
             detail = f"{request.method} {target.raw} would change the server behind this gateway."
             raise Refused(forbidden(detail, f'"{target.changes}" in server.allow'))
@@ -225,16 +225,6 @@ class HttpDoor:
                 "outputs": shapes[1],
             }
         )
-
-    def _caller(self, request: web.BaseRequest) -> Caller:
-        try:
-            return self._ports.directory.identify(
-                request.headers.get("Authorization"),
-                request.headers.get("X-API-Key"),
-                request.remote or "local",
-            )
-        except Unauthenticated as error:
-            raise Refused(unauthenticated(str(error))) from None
 
 
 def _only_read(method: str) -> None:
