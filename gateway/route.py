@@ -160,16 +160,25 @@ class Route:
             raise unknown
         return merged_facts(self.name, facts)
 
-    async def ready(self, deadline: Deadline) -> bool:
-        """Whether some tier's model says it is ready and its answers do not say otherwise."""
+    def versions(self, facts: ModelFacts) -> tuple[str, ...]:
+        """Those that a caller may ask for: a bound tier's alone, and none of several tiers'."""
+        if len(self.tiers) > 1:
+            return ()
+        bound = self.config.tiers[0].version
+        return (bound,) if bound else facts.versions
+
+    async def ready(self, deadline: Deadline, asked: str = "") -> bool:
+        """Whether some tier's model says it is ready and its answers do not say otherwise. ``asked``: the
+        version that a caller means, of a tier that is not bound to one."""
         for tier, home in zip(self.config.tiers, self._homes, strict=True):
             path = f"/v2/models/{quote(tier.model, safe='')}"
-            path += f"/versions/{quote(tier.version, safe='')}/ready" if tier.version else "/ready"
+            version = tier.version or asked
+            path += f"/versions/{quote(version, safe='')}/ready" if version else "/ready"
             try:
                 reply = await home.pool.exchange(Outbound("GET", path), deadline)
             except UpstreamError:
                 continue
-            if reply.status == HTTPStatus.OK and home.pool.retry_after(tier.model, tier.version) == 0.0:
+            if reply.status == HTTPStatus.OK and home.pool.retry_after(tier.model, version) == 0.0:
                 return True
         return False
 

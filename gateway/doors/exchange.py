@@ -63,11 +63,7 @@ def judge(method: str, target: Target, headers: Headers, route: Route, caller: C
     """What an infer request's head asks of a route. Raises Refused."""
     if method not in METHODS:
         raise Refused(method_not_allowed(method, METHODS))
-    if target.version and not VERSION.fullmatch(target.version):
-        raise Refused(not_found(f"Route {route.name} has no version {target.version}: versions are numbers."))
-    if target.version and len(route.tiers) > 1:
-        detail = f"Route {route.name} has {len(route.tiers)} tiers, each with a version of its own; ask without one."
-        raise Refused(not_found(detail))
+    check_version(route, target.version)
     encoding = _single(headers, "Content-Encoding")
     body = codec.BodyHeaders(encoding, _single(headers, codec.JSON_LENGTH_HEADER))
     coding = codec.negotiate(", ".join(headers.getall("Accept-Encoding", ())))
@@ -96,6 +92,18 @@ def identify(directory: Directory, headers: Headers, peer: str) -> Caller:
         if error.reason == "conflict":
             raise Refused(malformed(f"{error}.", "conflict")) from None
         raise Refused(unauthenticated(str(error))) from None
+
+
+def check_version(route: Route, version: str) -> None:
+    """Whatever is asked of a version: raises Refused (404) for one that the route's configuration rules out."""
+    if version and not VERSION.fullmatch(version):
+        raise Refused(not_found(f"Route {route.name} has no version {version}: versions are numbers."))
+    if version and len(route.tiers) > 1:
+        detail = f"Route {route.name} has {len(route.tiers)} tiers, each with a version of its own; ask without one."
+        raise Refused(not_found(detail))
+    bound = route.tiers[0].version
+    if version and bound not in ("", version):
+        raise Refused(not_found(f"Route {route.name} serves version {bound} only, not {version}."))
 
 
 class Exchange:

@@ -27,6 +27,7 @@ from gateway.doors.exchange import (
     Reply,
     body_limit_key,
     body_too_large,
+    check_version,
     identify,
     judge,
     recalled,
@@ -128,11 +129,12 @@ class HttpDoor:
             return await self._through.answer(request, passing), "passthrough"
         if target.kind == "infer":
             return await self._infer(request, target, route, caller)
+        check_version(route, target.version)
         if target.kind == "metadata":
             return await self._metadata(request, target, route), "gateway"
         if target.kind == "model-ready":
             _only_read(request.method)
-            return await self._model_ready(route), "gateway"
+            return await self._model_ready(target, route), "gateway"
         # What a route does not have itself (config, statistics, generate, trace) is its last tier's.
         tier = route.config.tiers[-1]
         rewritten = msgspec.structs.replace(target, raw=target.of_model(tier.model, target.version or tier.version))
@@ -195,8 +197,8 @@ class HttpDoor:
             document["error"] = f"not ready: {readiness.reason}"
         return _plain(document, 200 if readiness.ready else 503)
 
-    async def _model_ready(self, route: Route) -> web.Response:
-        ready = await route.ready(Deadline.after(self._ports.ticker(), route.timeout))
+    async def _model_ready(self, target: Target, route: Route) -> web.Response:
+        ready = await route.ready(Deadline.after(self._ports.ticker(), route.timeout), target.version)
         if ready:
             return _plain({"name": route.name, "ready": True})
         return _plain({"name": route.name, "ready": False, "error": "no tier of the route is ready"}, 503)
@@ -219,7 +221,7 @@ class HttpDoor:
         return _plain(
             {
                 "name": route.name,
-                "versions": facts.versions,
+                "versions": route.versions(facts),
                 "platform": "tailrace",
                 "inputs": shapes[0],
                 "outputs": shapes[1],
