@@ -52,6 +52,10 @@ RATE_MAX: Final = 10**9
 """Requests a second of a quota: it counts in whole nanoseconds."""
 
 
+VERSION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
+"""As Triton's repositories name versions: "01" is none of any model."""
+
+
 class Address(msgspec.Struct, frozen=True):
     """Where to listen: ``path`` for a unix socket, otherwise ``host`` and ``port`` (0: a free one)."""
 
@@ -195,7 +199,7 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reason = _url_fault(url)
             if reason:
                 yield f"http[{index}]", reason
-        for url, times in Counter(self.http).items():
+        for url, times in Counter(_replica(url) for url in self.http).items():
             if times > 1:
                 yield "http", f"names {url} {times} times"
         yield from _within(WAIT_MIN, WAIT_MAX, connect_timeout=self.connect_timeout)
@@ -227,7 +231,7 @@ class TierConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def faults(self) -> Iterator[Fault]:
         if self.model in ("", ".", "..") or "/" in self.model:
             yield "model", "must be a model's name, without a slash"
-        if self.version and not (self.version.isascii() and self.version.isdigit()):
+        if self.version and not VERSION.fullmatch(self.version):
             yield "version", 'must be a version number in quotes, such as "2", or "" for the newest'
 
 
@@ -364,6 +368,12 @@ def _url_fault(url: str) -> str | None:
     if parts.username is not None or parts.query or parts.fragment or parts.path not in ("", "/"):
         return f"{url!r} must be only http://HOST:PORT, without user, path or query"
     return None
+
+
+def _replica(url: str) -> str:
+    """The one spelling of a replica's address: the same server under two of them would be its own spare."""
+    scheme, _, host = url.rstrip("/").lower().partition("://")
+    return f"{scheme}://{host.removesuffix(':80' if scheme == 'http' else ':443')}"
 
 
 def _sizes(**named: Size) -> Iterator[Fault]:

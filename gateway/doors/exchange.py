@@ -7,7 +7,6 @@ answer's bytes. The same head need not be judged again.
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 import msgspec
@@ -18,6 +17,7 @@ from degrade.deadline import Deadline, Ticker
 from gateway.admission.auth import Caller, Directory, Unauthenticated
 from gateway.admission.ratelimit import Verdict, ratelimit_value
 from gateway.codec import http as codec
+from gateway.config import VERSION
 from gateway.doors.path import Target
 from gateway.pipeline import Answer, Call, Pipeline, WireAnswer
 from gateway.problem import Problem, Refused, malformed, method_not_allowed, not_found, too_large, unauthenticated
@@ -31,9 +31,6 @@ Fields = list[tuple[str, str]]
 METHODS: Final = ("POST",)
 
 CREDENTIALS: Final = ("Authorization", "X-API-Key")
-
-VERSION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
-"""As Triton's repositories name them: anything else is no version of any model."""
 
 
 class Question(msgspec.Struct, frozen=True):
