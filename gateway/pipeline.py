@@ -301,7 +301,8 @@ class Pipeline:
             choice = Recall(Action.SERVE, "stale", error.failure.value)
             return self._cached(call, key, found.entry, choice, quota, (Step.STALE.value,))
         assert step is Step.REFUSE, f"the pipeline has no step {step}"
-        raise Refused(self._unavailable(route, error), quota)
+        tried = Provenance(cache="bypass" if key is None else "miss", reason=error.failure.value, degraded=True)
+        raise Refused(self._unavailable(route, error), quota, tried)
 
     def _older(self, call: Call, key: Key | None, now: float) -> Found[Served] | None:
         """What is kept for the ladder, if there is something and the caller would have it."""

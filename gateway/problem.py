@@ -14,6 +14,7 @@ from typing import Final
 import msgspec
 
 from gateway.admission.ratelimit import Verdict, retry_after_value
+from tiers.inference import Provenance
 
 MEDIA_TYPE: Final = "application/problem+json"
 TYPE_PREFIX: Final = "urn:tailrace:problem:"
@@ -83,12 +84,16 @@ class Refused(Exception):
     """A request that goes no further; ``problem`` says why. Raised by codecs and admission.
 
     ``verdict`` is that of the quotas it was charged to, for the wire to tell; None if it met none.
+    ``provenance`` says how far it came; None: it was refused before anything was looked up or asked.
     """
 
-    def __init__(self, problem: Problem, verdict: Verdict | None = None) -> None:
+    def __init__(
+        self, problem: Problem, verdict: Verdict | None = None, provenance: Provenance | None = None
+    ) -> None:
         super().__init__(problem.detail)
         self.problem = problem
         self.verdict = verdict
+        self.provenance = provenance
 
 
 def _clean(text: str) -> str:

@@ -118,7 +118,7 @@ class InferResponse(msgspec.Struct, frozen=True):
 class Provenance(msgspec.Struct, frozen=True):
     """What an answer was made of; every door writes it on the wire (DESIGN section 7).
 
-    ``cache`` is one of hit, stale, miss, bypass; ``reason`` is the one word that explains it and
+    ``cache`` is one of hit, stale, miss, bypass, none (refused before); ``reason`` is the one word that explains it and
     equals the metric label. ``tier`` names the model whose answer this is ("cascade" rows may mix:
     then it is the largest tier used). ``steps`` are the ladder steps taken, in order; empty means
     nothing failed. ``degraded`` means the answer is not what health would give: an old one, or a fast

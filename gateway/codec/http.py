@@ -284,6 +284,8 @@ def _cache_status(provenance: Provenance) -> str:
         if provenance.ttl_left is not None:
             members.append(f"ttl={_whole(provenance.ttl_left)}")
         told = "" if provenance.cache == "hit" else reason
+    elif provenance.cache == "none":
+        told = reason
     else:
         forwarded = "bypass" if provenance.cache == "bypass" else _FORWARDED.get(reason, "miss")
         members.append(f"fwd={forwarded}")

@@ -22,7 +22,7 @@ from gateway.doors.path import Target
 from gateway.pipeline import Answer, Call, Pipeline, WireAnswer
 from gateway.problem import Problem, Refused, malformed, method_not_allowed, not_found, too_large, unauthenticated
 from gateway.route import Route, Wire
-from tiers.inference import InferRequest
+from tiers.inference import InferRequest, Provenance
 from tiers.v2.request import WireForm
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
@@ -150,7 +150,9 @@ def recalled(hit: WireAnswer) -> Reply:
 def refusal(refused: Refused) -> Reply:
     """A refusal as a reply."""
     problem = refused.problem
-    return Reply(problem.status, [*problem.headers(), *quota_fields(refused.verdict)], problem.body(), "problem")
+    provenance = refused.provenance or Provenance(cache="none", reason=problem.slug)
+    fields = [*problem.headers(), *codec.provenance_headers(provenance), *quota_fields(refused.verdict)]
+    return Reply(problem.status, fields, problem.body(), "problem")
 
 
 def quota_fields(verdict: Verdict | None) -> Fields:
