@@ -35,6 +35,7 @@ from gateway.doors.listener import (
     Listener,
     ParserMissing,
     listen,
+    named,
     require_strict_parser,
 )
 from gateway.operate.admin import admin_port
@@ -112,11 +113,14 @@ class Gateway:
         self._lane = EdgeLane(desk, Clocks(monotonic, time), _edge_options(server))
         for gauge in lane_gauges(self._lane):
             self.telemetry.watch(gauge)
-        self._server, http = await listen(partial(EdgeConnection, self._lane), parse_address(server.http), self._shared)
+        make = partial(EdgeConnection, self._lane)
+        with named("server.http", server.http):
+            self._server, http = await listen(make, parse_address(server.http), self._shared)
         pools = {name: home.pool for name, home in self.homes.items()}
         admin = admin_port(self.routes, pools, self.telemetry, lambda: self._draining)
         self._admin = Listener(admin.handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
-        self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
+        with named("server.admin", server.admin):
+            self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
         self._tasks.append(asyncio.create_task(_sweep(self._lane)))
         # One look before anyone is told that we are ready: until then readiness would be a guess.
         await asyncio.gather(*(home.pool.probe_once() for home in self.homes.values()))

@@ -24,7 +24,7 @@ from typing import Final
 import structlog
 
 from gateway.config import Address, Config, parse_address
-from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ADMIN_DRAIN_SECONDS, Listener, listen
+from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ADMIN_DRAIN_SECONDS, Listener, listen, named
 from gateway.operate.fleet import Fleet, fleet_port
 from gateway.operate.log import set_up
 
@@ -75,7 +75,8 @@ class Supervisor:
         """
         server = self._config.server
         directory = Path(tempfile.mkdtemp(prefix="tailrace-"))
-        reserved, http = _reserve(parse_address(server.http))
+        with named("server.http", server.http):
+            reserved, http = _reserve(parse_address(server.http))
         keepers: list[asyncio.Task[None]] = []
         listener: Listener | None = None
         listening: asyncio.Server | None = None
@@ -83,7 +84,8 @@ class Supervisor:
             sockets = [str(directory / f"worker-{worker}.sock") for worker in range(server.workers)]
             fleet = Fleet(sockets)
             listener = Listener(fleet_port(fleet).handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
-            listening, admin = await listen(listener, parse_address(server.admin))
+            with named("server.admin", server.admin):
+                listening, admin = await listen(listener, parse_address(server.admin))
             ready = [asyncio.Event() for _ in sockets]
             for worker, path in enumerate(sockets):
                 arguments = ("--worker", str(worker), "--http", http, "--admin", f"unix:{path}")

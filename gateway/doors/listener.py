@@ -8,9 +8,10 @@ request ends are how requests are smuggled.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from http import HTTPStatus
 from typing import Final
 
@@ -222,7 +223,20 @@ async def listen(
     bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if shared:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    bound.bind((address.host, address.port))
+    try:
+        bound.bind((address.host, address.port))
+    except BaseException:
+        bound.close()
+        raise
     server = await loop.create_server(make, sock=bound, backlog=BACKLOG)
     host = f"[{address.host}]" if family is socket.AF_INET6 else address.host
     return server, f"http://{host}:{bound.getsockname()[1]}"
+
+
+@contextlib.contextmanager
+def named(key: str, written: str) -> Iterator[None]:
+    """Says in an OSError which key's address it was that could not be listened on."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{key} {written}: {error.strerror or error}") from error
