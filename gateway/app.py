@@ -60,8 +60,9 @@ _log = structlog.get_logger("tailrace")
 class Gateway:
     """All parts of one running gateway. Make it inside the event loop that it is to live in."""
 
-    def __init__(self, config: Config, shared: bool = False) -> None:
-        """``shared``: other workers listen on the same port."""
+    def __init__(self, config: Config, shared: bool = False, sleep: Sleep = asyncio.sleep) -> None:
+        """``shared``: other workers listen on the same port. ``sleep``: how the notice of draining passes."""
+        self._sleep = sleep
         self._config = config
         self._shared = shared
         self._draining = False
@@ -144,9 +145,13 @@ class Gateway:
         return Readiness(True)
 
     async def stop(self) -> None:
-        """Turn not ready, let requests in flight finish within ``server.drain``, and end everything."""
+        """Turn not ready, serve on for ``server.drain_notice`` so that balancers can see it, let requests in
+        flight finish within ``server.drain``, and end everything."""
         self._draining = True
         if self._server is not None:
+            notice = float(self._config.server.drain_notice)
+            if notice > 0:
+                await self._sleep(notice)
             self._server.close()
         if self._lane is not None:
             await self._lane.drain(float(self._config.server.drain))

@@ -88,6 +88,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     passthrough_timeout: Seconds = _seconds("5m")
     header_bytes_max: Size = _size("32KiB")
     drain: Seconds = _seconds("10s")
+    drain_notice: Seconds = _seconds("0s")
     connections_max: Positive = 4096
     connections_per_address_max: Positive = 4096
     head_timeout: Seconds = _seconds("10s")
@@ -108,7 +109,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         yield from _within(HEADER_BYTES_MIN, HEADER_BYTES_MAX, header_bytes_max=self.header_bytes_max)
         yield from _sizes(body_bytes_max=self.body_bytes_max, buffered_bytes_max=self.buffered_bytes_max)
         yield from _sizes(passthrough_bytes_max=self.passthrough_bytes_max)
-        yield from _within(Seconds(0), WAIT_MAX, drain=self.drain)
+        yield from _within(Seconds(0), WAIT_MAX, drain=self.drain, drain_notice=self.drain_notice)
         yield from _within(
             WAIT_MIN,
             WAIT_MAX,

@@ -34,7 +34,7 @@ STEADY_SECONDS: Final = 60.0
 BACKOFF_SECONDS: Final = 0.5
 BACKOFF_SECONDS_MAX: Final = 30.0
 PATIENCE_SECONDS: Final = 5.0
-"""Beyond ``server.drain``, before a worker that does not end is killed."""
+"""Beyond ``server.drain_notice`` and ``server.drain``, before a worker that does not end is killed."""
 READY: Final = b"tailrace ready "
 
 _log = structlog.get_logger("tailrace")
@@ -96,7 +96,7 @@ class Supervisor:
             await self._stopping.wait()
         finally:
             self._stopping.set()
-            await self._end(keepers, float(server.drain) + PATIENCE_SECONDS)
+            await self._end(keepers, float(server.drain_notice) + float(server.drain) + PATIENCE_SECONDS)
             if listening is not None:
                 listening.close()
             if listener is not None:
