@@ -37,6 +37,9 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 BACKLOG: Final = 1024
 
+UNREAD_METHOD: Final = "UNKNOWN"
+"""aiohttp's name for the method of a request that its parser refused."""
+
 ADMIN_CONNECTIONS_MAX: Final = 64
 """Callers of an admin port at once: scrapers and people, each of whom may hold a few connections."""
 
@@ -96,6 +99,11 @@ class _Connection(RequestHandler):
                 self._messages.pop()
                 self.close()
                 return
+
+    def log_exception(self, *arguments: object, **named: object) -> None:
+        error = named.get("exc_info")
+        if not isinstance(error, Refused):  # that one is the caller's fault, met while its body is thrown away
+            super().log_exception(*arguments, **named)
 
     def handle_error(
         self,
@@ -181,6 +189,8 @@ def _request(
 ) -> web.BaseRequest:
     assert isinstance(protocol, _Connection)
     protocol.latest = payload
+    if message.method == UNREAD_METHOD and message.version == HttpVersion10:
+        message = message._replace(version=HttpVersion11)  # of what it cannot read aiohttp makes up a request
     return _Request(message, payload, protocol, writer, task, asyncio.get_running_loop())
 
 

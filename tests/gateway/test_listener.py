@@ -262,3 +262,27 @@ def test_what_we_use_of_aiohttps_inside_is_still_there(owner, name):
     assert hasattr(owner, name), f"aiohttp has moved {owner.__name__}.{name}: see {where}"
     if name == "_ErrInfo":
         assert {"exc", "message"} <= set(web_protocol._ErrInfo.__annotations__), f"its fields have changed: see {where}"
+
+
+async def test_a_refusal_of_the_parser_is_an_answer_in_http_1_1(serving):
+    connect = await serving(echo)
+    assert (await answers(connect, b"GET / HTTP/1.1\r\nbad header\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_a_body_that_turns_bad_after_its_answer_is_no_failure_of_ours(serving, caplog):
+    begun = asyncio.Event()
+
+    async def answered(request):
+        begun.set()
+        return web.Response(body=b"early")
+
+    connect = await serving(answered)
+    reader, writer = await connect()
+    writer.write(CHUNKED)
+    async with asyncio.timeout(SECONDS):
+        await begun.wait()
+        await reader.readuntil(b"early")
+        writer.write(b"zz\r\n")
+        await reader.read()
+    writer.close()
+    assert "Unhandled exception" not in caplog.text
