@@ -25,7 +25,7 @@ from gateway.doors.exchange import quota_fields
 from gateway.doors.path import Target
 from gateway.problem import Problem, Refused, timed_out, too_large, unavailable
 from tiers.backends.triton_http import Call, Reply
-from tiers.inference import Provenance, UpstreamError
+from tiers.inference import Provenance, Rejected, UpstreamError
 from tiers.pool import Pool
 
 CREDENTIALS: Final = frozenset({"authorization", "x-api-key"})
@@ -75,6 +75,10 @@ class Passthrough:
             if passing.target.changes is not None and len(passing.pool.replicas) > 1:
                 return await self._everywhere(request, passing, deadline)
             return await self._forwarded(request, passing, deadline)
+        except Rejected as error:
+            if error.status != 431:
+                raise
+            raise Refused(Problem("head-too-large", 431, "Request head too large", str(error))) from error
         except UpstreamError as error:
             self._tell(passing.target)  # it may have happened all the same
             detail = f"No replica answered {request.method} {passing.target.raw}: {error}."

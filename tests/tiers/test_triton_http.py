@@ -425,3 +425,13 @@ def test_end_to_end() -> None:
         ("Transfer-Encoding", "x"),
     )
     assert end_to_end((*pairs, ("A", "1"))) == (("A", "1"),)
+
+
+async def test_a_line_that_triton_cannot_read_is_refused_before_it_is_sent() -> None:
+    seen: list[tuple[bytes, bytes]] = []
+    async with serving(answering(http(200, b""), seen=seen)) as replica:
+        for call in (Call("GET", "/v2", (("X-Big", "a" * 8000),)), Call("GET", "/v2?" + "a" * 8000)):
+            with pytest.raises(Rejected, match="longer than 8000 bytes") as caught:
+                await replica.exchange(call, Deadline(9e9), 0.0)
+            assert caught.value.status == 431
+    assert not seen

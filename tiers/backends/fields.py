@@ -28,9 +28,16 @@ _VALUE: Final = re.compile(rb"[\t\x20-\x7e\x80-\xff]*")
 _TARGET: Final = re.compile(rb"/[\x21-\x7e\x80-\xff]*")
 _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 
+LINE_BYTES_MAX: Final = 8000
+"""Of one line of a head. Triton closes the connection, without a word, on one of more than about 8 KB."""
+
 
 class IllFormed(ValueError):
     """What was asked for cannot be written as one HTTP request."""
+
+
+class LineTooLong(IllFormed):
+    """A line of the head is longer than ``LINE_BYTES_MAX``."""
 
 
 def end_to_end(headers: Iterable[tuple[str, str]]) -> Headers:
@@ -112,6 +119,11 @@ class RequestHeads:
                 lengths.add(value)
             elif lowered not in {"host", "expect"}:
                 lines.append(_checked(name, _TOKEN, "field name") + b": " + _checked(value, _VALUE, f"field {name!r}"))
+        for longest in lines:
+            if len(longest) > LINE_BYTES_MAX:
+                # Its name only: the rest may be a credential.
+                name = "request line" if longest is line else "field " + longest.partition(b":")[0][:64].decode("ascii")
+                raise LineTooLong(f"the {name} is longer than {LINE_BYTES_MAX} bytes")
         if len(lengths) > 1:
             raise IllFormed("Content-Length is given twice, differently")
         length = next(iter(lengths), None)

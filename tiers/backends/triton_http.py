@@ -24,7 +24,7 @@ from tiers.backends.answer import AnswerHead
 from tiers.backends.arrival import Arrival, ConnectionFault, Fault
 from tiers.backends.connection import Connection, ConnectionBounds
 from tiers.backends.connections import Address, Connections, ConnectionsOptions
-from tiers.backends.fields import Body, Headers, IllFormed, Outgoing, RequestHeads, end_to_end
+from tiers.backends.fields import Body, Headers, IllFormed, LineTooLong, Outgoing, RequestHeads, end_to_end
 from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
 from tiers.v2.message import Limits, Malformed
 from tiers.v2.request import encode_request
@@ -291,6 +291,8 @@ class TritonHttp:
     def _outgoing(self, call: Call) -> Outgoing:
         try:
             return self._request_heads.outgoing(call.method, call.target, call.headers, call.body)
+        except LineTooLong as error:
+            raise Rejected(431, f"cannot be sent: {error}") from error
         except IllFormed as error:
             raise Rejected(400, f"cannot be sent: {error}") from error
 
