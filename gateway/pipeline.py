@@ -245,7 +245,7 @@ class Pipeline:
         deadline = Deadline.after(now, seconds - min(LADDER_SECONDS_MAX, seconds * LADDER_SHARE))
         ticket = 0 if route.cache is None else route.cache.ticket()
         options = CascadeOptions(rows, self._cascade_steps(call, key))
-        answer = await cascade.run(route.tiers, call.request, deadline, options)
+        answer = await cascade.run(route.tiers, call.request, deadline, options, self._ticker)
         response = msgspec.structs.replace(answer.response, model=route.name)
         served = Served(response, answer.tier, answer.rows, answer.rows_escalated, rows)
         self._telemetry.filled(route.name, answer)

@@ -79,6 +79,11 @@ class Allowance(msgspec.Struct, frozen=True):
     per_caller: bool
 
 
+DECENT_SECONDS_MAX: Final = 1.0
+"""A silence of half the route's own time, and of this at most, speaks against a tier's model. What a caller's
+shorter ``timeout`` leaves does not: it would be the caller's judgement of a model that others wait for."""
+
+
 class Route:
     """One route. ``epoch`` grows by one whenever a model behind it may have changed."""
 
@@ -86,7 +91,8 @@ class Route:
         assert len(homes) == len(config.tiers)
         self.name = name
         self.config = config
-        self.tiers = tuple(_tier(tier, home.pool) for tier, home in zip(config.tiers, homes, strict=True))
+        pairs = zip(config.tiers, homes, strict=True)
+        self.tiers = tuple(_tier(tier, home.pool, float(config.timeout)) for tier, home in pairs)
         self.steps = tuple(Step(step) for step in config.degrade)
         self.timeout = float(config.timeout)
         limits = config.limits
@@ -226,10 +232,10 @@ def merged_facts(name: str, facts: Sequence[ModelFacts]) -> ModelFacts:
     )
 
 
-def _tier(config: TierConfig, pool: Pool) -> Tier:
+def _tier(config: TierConfig, pool: Pool, timeout: float) -> Tier:
     accept = config.accept
     rule = None if accept is None else Accept(accept.output, accept.rule, accept.at_least)
-    return Tier(config.model, config.version, rule, pool)
+    return Tier(config.model, config.version, rule, pool, min(DECENT_SECONDS_MAX, timeout / 2))
 
 
 def quota_of(name: str, config: QuotaConfig) -> Quota:

@@ -10,6 +10,7 @@ The threshold is a number given to it; what that number promises is calibrated e
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from typing import Final, Literal, Protocol
 
@@ -18,7 +19,7 @@ import numpy as np
 from msgspec import Struct
 from numpy.typing import NDArray
 
-from degrade.deadline import Deadline
+from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure, Step
 from tiers.datatype import FLOATS, numbers
 from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor, UpstreamError
@@ -26,6 +27,10 @@ from tiers.pool import Answered
 from tiers.rows import merge_rows, take_rows
 
 _MARGIN_CLASSES_MIN: Final = 2
+
+TIER_SHARE: Final = 2 / 3
+"""What a tier may use of the time that is left while there is another behind it. A cheap model that needs more
+than this of a whole deadline is not well; and a third of it must be enough for the next one's usual answer."""
 
 
 class Accept(Struct, frozen=True):
@@ -40,17 +45,21 @@ class Accept(Struct, frozen=True):
 class Inferring(Protocol):
     """Whatever can answer a request; a Pool in life."""
 
-    async def infer(self, request: InferRequest, deadline: Deadline, again: bool = True) -> Answered: ...
+    async def infer(
+        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float | None = None
+    ) -> Answered: ...
 
 
 class Tier(Struct, frozen=True):
     """One step of a cascade. ``accept`` None: every row of this tier is accepted (the last tier's rule
-    is never looked at). ``version`` empty: whatever Triton's version policy serves."""
+    is never looked at). ``version`` empty: whatever Triton's version policy serves. ``decent``: seconds of
+    silence that speak against the tier's model, if the caller gave them; None: the pool's own."""
 
     model: str
     version: str
     accept: Accept | None
     pool: Inferring
+    decent: float | None = None
 
 
 class CascadeOptions(Struct, frozen=True):
@@ -136,9 +145,13 @@ def decide(rule: Accept, response: InferResponse, rows: int | None) -> NDArray[n
 
 
 async def run(
-    tiers: Sequence[Tier], request: InferRequest, deadline: Deadline, options: CascadeOptions
+    tiers: Sequence[Tier], request: InferRequest, deadline: Deadline, options: CascadeOptions, ticker: Ticker
 ) -> CascadeAnswer:
     """Ask the tiers in order until every row is accepted; the answer's outputs are the caller's.
+
+    A tier with another behind it has ``TIER_SHARE`` of the time that is left, so that one that hangs does not
+    keep the next, which may be well, from answering. If that one fails too, the first whose time was cut short
+    is asked once more, for all that is left: nobody else can answer now.
 
     An output that only some of the tiers have is in the answer only when those tiers gave all of it.
     Raises Rejected as a tier does, and UpstreamError when the last tier fails and the route
@@ -152,16 +165,25 @@ async def run(
     pending = tuple(range(1 if rows is None else rows))
     parts: list[_Part] = []
     steps: tuple[str, ...] = ()
-    for position in range(last if reason else 0, len(tiers)):
+    ahead = deque(range(last if reason else 0, len(tiers)))
+    cut: int | None = None
+    while ahead:
+        position = ahead.popleft()
         tier = tiers[position]
         rule = None if position == last else tier.accept
         asked = request if rows is None or len(pending) == rows else take_rows(request, pending)
         try:
-            answered = await tier.pool.infer(_addressed(asked, tier, rule), deadline, again)
+            until = _share(deadline, ticker()) if ahead else deadline
+            answered = await tier.pool.infer(_addressed(asked, tier, rule), until, again, tier.decent)
             sure = _judged(rule, answered.response, len(pending), rows)
-        except UpstreamError:
-            if position == last and not (parts and Step.TIER in options.order):
-                raise
+        except UpstreamError as error:
+            if ahead:
+                cut = position if cut is None and error.failure is Failure.TIMEOUT else cut
+            elif not (parts and Step.TIER in options.order):
+                if cut is None or Step.TIER not in options.order or deadline.expired(ticker()):
+                    raise
+                ahead.append(cut)
+                cut = None
             steps = (*steps, Step.TIER.value)
             continue
         steps += answered.steps
@@ -179,6 +201,10 @@ async def run(
         degraded=bool(pending),
         reason=reason,
     )
+
+
+def _share(deadline: Deadline, now: float) -> Deadline:
+    return Deadline.after(now, TIER_SHARE * deadline.remaining(now))
 
 
 def _addressed(request: InferRequest, tier: Tier, rule: Accept | None) -> InferRequest:

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from typing import Final, Protocol
+from zlib import crc32
 
 from msgspec import Struct
 
@@ -141,19 +142,27 @@ class Pool:
         for seat in self._seats:
             await seat.replica.close()
 
-    async def infer(self, request: InferRequest, deadline: Deadline, again: bool = True) -> Answered:
+    async def infer(
+        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float | None = None
+    ) -> Answered:
         """Ask one replica, and one more if the first failed in a way of its own and ``again`` allows it.
+
+        Requests of one sequence go to one replica, for only there is its state; a sequence that begins while that
+        one is out of rotation begins at another. ``decent``: seconds of silence that speak against the model
+        there; None: ``timeout_counts_after``.
 
         Raises Rejected, or the UpstreamError of the last replica asked; UNREACHABLE or BROKEN, with the
         seconds until one is tried again in its message, when every breaker is open (see ``retry_after``).
         """
         self._budget.request(self._now())
         key = _key(request)
-        seat = self._pick(self._seats, key)
+        decent = self._options.timeout_counts_after if decent is None else decent
+        sequence = request.parameters.get("sequence_id")
+        seat = self._pick(self._seats, key) if sequence is None else self._home(str(sequence), key)
         if seat is None:
             raise self._none_left(request, key)
         try:
-            return Answered(await self._infer_at(seat, request, deadline), seat.replica.url)
+            return Answered(await self._infer_at(seat, request, deadline, decent), seat.replica.url)
         except UpstreamError as error:
             now = self._now()
             if not (again and try_again(error, request)) or deadline.expired(now):
@@ -162,7 +171,7 @@ class Pool:
             if other is None or not self._budget.take(now):
                 raise
             raised = error.failure is Failure.RAISED
-        response = await self._infer_at(other, request, deadline)
+        response = await self._infer_at(other, request, deadline, decent)
         if raised:
             self._blame(seat, key)
         return Answered(response, other.replica.url, (Step.REPLICA.value,))
@@ -171,7 +180,7 @@ class Pool:
         """A small call at one replica, for example a model's metadata. Raises UpstreamError."""
         seat = self._seat_for_call()
         now = self._now()
-        with self._judged(seat, "", deadline.remaining(now)):
+        with self._judged(seat, "", True):
             return await seat.replica.exchange(call, deadline, now)
 
     async def each(self, call: Call, deadline: Deadline) -> tuple[tuple[str, Reply | UpstreamError], ...]:
@@ -263,6 +272,15 @@ class Pool:
             return None
         return candidates[choose([seat.in_flight for seat in candidates], self._random)]
 
+    def _home(self, sequence: str, key: str) -> _Seat | None:
+        """Where a sequence lives: the first in an order of its own of the replicas whose breakers allow the model.
+
+        D. Thaler, C. Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM ToN 6(1), 1998.
+        """
+        now = self._now()
+        allowed = [seat for seat in self._seats if seat.reach.allows(now) and self._answers_allow(seat, key, now)]
+        return max(allowed, key=lambda seat: crc32(f"{seat.replica.url} {sequence}".encode()), default=None)
+
     def _answers_allow(self, seat: _Seat, key: str, now: float) -> bool:
         breaker = seat.answers.get(key)
         return breaker is None or breaker.allows(now)
@@ -273,14 +291,16 @@ class Pool:
             raise self._none_reached()
         return seat
 
-    async def _infer_at(self, seat: _Seat, request: InferRequest, deadline: Deadline) -> InferResponse:
+    async def _infer_at(
+        self, seat: _Seat, request: InferRequest, deadline: Deadline, decent: float
+    ) -> InferResponse:
         now = self._now()
-        with self._judged(seat, _key(request), deadline.remaining(now)):
+        with self._judged(seat, _key(request), deadline.remaining(now) >= decent):
             return await seat.replica.infer(request, deadline, now)
 
     @contextmanager
-    def _judged(self, seat: _Seat, key: str, had: float) -> Iterator[None]:
-        """Count a call in flight, and end its permits as the block ends. ``had``: seconds it was given."""
+    def _judged(self, seat: _Seat, key: str, had_time: bool) -> Iterator[None]:
+        """Count a call in flight, and end its permits as the block ends. ``had_time``: silence would be a fault."""
         permits = self._acquire(seat, key, self._now())
         seat.in_flight += 1
         failure: Failure | None = None
@@ -299,7 +319,7 @@ class Pool:
             raise
         finally:
             seat.in_flight -= 1
-            self._settle(permits, failure, judged, had)
+            self._settle(permits, failure, judged, had_time)
 
     def _acquire(self, seat: _Seat, key: str, now: float) -> _Permits:
         """Both permits; they were allowed in this same turn of the loop, so they are there."""
@@ -311,7 +331,7 @@ class Pool:
         assert answers is not None, "picked a replica whose model's breaker refuses"
         return _Permits(reach, answers)
 
-    def _settle(self, permits: _Permits, failure: Failure | None, judged: bool, had: float) -> None:
+    def _settle(self, permits: _Permits, failure: Failure | None, judged: bool, had_time: bool) -> None:
         """End both permits. Unjudged (cancelled) says nothing; an overload is load, not illness.
 
         Nor does what one request can bring about, or anybody could take a model away from everybody: an error
@@ -326,7 +346,7 @@ class Pool:
             permits.reach.succeeded(now)
         if permits.answers is None:
             return
-        timed_out = failure is Failure.TIMEOUT and had >= self._options.timeout_counts_after
+        timed_out = failure is Failure.TIMEOUT and had_time
         if judged and failure is None:
             permits.answers.succeeded(now)
         elif judged and (failure is Failure.BROKEN or timed_out):

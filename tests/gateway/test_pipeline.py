@@ -71,7 +71,9 @@ class Upstream:
         self.payload = SURE
         self.steps: tuple[str, ...] = ()
 
-    async def infer(self, request: InferRequest, deadline: Deadline, again: bool = True) -> Answered:
+    async def infer(
+        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float | None = None
+    ) -> Answered:
         self.requests.append(request)
         payload, failure = self.payload, self.failure
         if self.gate is not None:
@@ -711,7 +713,9 @@ class Generations(Upstream):
         super().__init__()
         self.generation = 0
 
-    async def infer(self, request: InferRequest, deadline: Deadline, again: bool = True) -> Answered:
+    async def infer(
+        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float | None = None
+    ) -> Answered:
         self.payload = bytes(request.inputs[0].data) + bytes([self.generation] * 4)
         return await super().infer(request, deadline, again)
 

@@ -81,13 +81,14 @@ def test_an_input_that_a_model_fails_on_does_not_shut_the_model(
 
 
 @pytest.mark.parametrize("bare", [False, True], ids=["routes", "bare upstream"])
-def test_a_request_that_triton_closes_on_does_not_take_the_replica_away(
+def test_a_request_that_triton_cannot_read_does_not_take_the_replica_away(
     bare: bool, triton: TritonServer, gateway: GatewayProcess, gateway_factory: Callable[..., GatewayProcess]
 ) -> None:
     if bare:
         gateway = gateway_factory(None, ["--upstream", triton.http_url])
     for _ in range(TIMES):
-        assert ask(f"{gateway.http_url}/v2", headers={"X-Fat": "x" * 9000})[0] == 503
+        assert ask(f"{gateway.http_url}/v2", headers={"X-Fat": "x" * 9000})[0] == 431
+        assert ask(f"{gateway.http_url}/v2/models/{'m' * 20_000}")[0] == 431
         assert ask(f"{gateway.http_url}/v2", method="M-SEARCH")[0] == 503
     assert ask(f"{gateway.http_url}/v2/health/ready")[0] == 200
     assert ask(f"{gateway.http_url}/v2")[0] == 200

@@ -31,8 +31,12 @@ class Model:
         self.number, self.fails, self.steps = number, fails, steps
         self.asked: list[InferRequest] = []
         self.again: list[bool] = []
+        self.deadlines: list[Deadline] = []
 
-    async def infer(self, request: InferRequest, deadline: Deadline, again: bool = True) -> Answered:
+    async def infer(
+        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float | None = None
+    ) -> Answered:
+        self.deadlines.append(deadline)
         self.asked.append(request)
         self.again.append(again)
         if self.fails:
@@ -48,6 +52,12 @@ def cascade(*models: Model, accept: Accept | None = MARGIN) -> list[Tier]:
     return [Tier(f"m{index}", "", accept, model) for index, model in enumerate(models)]
 
 
+async def go(
+    tiers: Sequence[Tier], request: InferRequest, deadline: Deadline, options: CascadeOptions
+) -> CascadeAnswer:
+    return await run(tiers, request, deadline, options, lambda: 40.0)
+
+
 def ask(rows: Sequence[float], *outputs: str) -> InferRequest:
     return InferRequest("route", (tensor("x", [[x] for x in rows]),), tuple(RequestedOutput(name) for name in outputs))
 
@@ -59,7 +69,7 @@ def who(answer: CascadeAnswer) -> list[float]:
 
 async def test_unsure_rows_go_on_as_one_smaller_batch_in_order() -> None:
     fast, large = Model(0), Model(1)
-    answer = await run(cascade(fast, large), ask([1.0, 0.5, 0.0, 0.6]), DEADLINE, CascadeOptions(4))
+    answer = await go(cascade(fast, large), ask([1.0, 0.5, 0.0, 0.6]), DEADLINE, CascadeOptions(4))
     assert who(answer) == [0, 1, 0, 1]
     assert np.frombuffer(large.asked[0].inputs[0].data, dtype="<f4").tolist() == pytest.approx([0.5, 0.6])
     assert (answer.tier, answer.version, answer.rows, answer.rows_escalated) == ("m1", "3", 4, 2)
@@ -70,27 +80,27 @@ async def test_any_number_of_tiers() -> None:
     models = [Model(0), Model(1), Model(2)]
     tiers = cascade(*models)
     tiers[1] = Tier("m1", "", Accept("p", "max", 0.6), models[1])
-    answer = await run(tiers, ask([0.5, 1.0, 0.6]), DEADLINE, CascadeOptions(3))
+    answer = await go(tiers, ask([0.5, 1.0, 0.6]), DEADLINE, CascadeOptions(3))
     assert who(answer) == [2, 0, 1]
     assert answer.rows_escalated == 2
 
 
 async def test_all_sure_asks_the_first_only() -> None:
     fast, large = Model(0), Model(1)
-    answer = await run(cascade(fast, large), ask([1.0, 0.0]), DEADLINE, CascadeOptions(2))
+    answer = await go(cascade(fast, large), ask([1.0, 0.0]), DEADLINE, CascadeOptions(2))
     assert (answer.tier, answer.rows_escalated, large.asked) == ("m0", 0, [])
 
 
 @pytest.mark.parametrize(("x", "tier", "escalated"), [(1.0, "m0", 0), (0.5, "m1", 1)])
 async def test_a_model_without_batching_is_one_decision(x: float, tier: str, escalated: int) -> None:
     request = InferRequest("route", (tensor("x", [x]),))
-    answer = await run(cascade(Model(0), Model(1)), request, DEADLINE, CascadeOptions(None))
+    answer = await go(cascade(Model(0), Model(1)), request, DEADLINE, CascadeOptions(None))
     assert (answer.tier, answer.rows, answer.rows_escalated) == (tier, 1, escalated)
 
 
 async def test_the_rules_output_is_asked_for_and_stripped() -> None:
     fast, large = Model(0), Model(1)
-    answer = await run(cascade(fast, large), ask([1.0, 0.5], "who"), DEADLINE, CascadeOptions(2))
+    answer = await go(cascade(fast, large), ask([1.0, 0.5], "who"), DEADLINE, CascadeOptions(2))
     assert [output.name for output in fast.asked[0].outputs] == ["who", "p"]
     assert [output.name for output in large.asked[0].outputs] == ["who"]
     assert [output.name for output in answer.response.outputs] == ["who"]
@@ -110,38 +120,38 @@ async def test_the_rules_output_is_asked_for_and_stripped() -> None:
 )
 async def test_what_cannot_be_judged_goes_straight_to_the_last(request_: InferRequest, reason: str) -> None:
     fast, large = Model(0), Model(1)
-    answer = await run(cascade(fast, large), request_, DEADLINE, CascadeOptions(1))
+    answer = await go(cascade(fast, large), request_, DEADLINE, CascadeOptions(1))
     assert (answer.reason, answer.tier, fast.asked, answer.degraded) == (reason, "m1", [], False)
 
 
 async def test_a_failing_fast_tier_hands_everything_on() -> None:
     large = Model(1)
-    answer = await run(cascade(Model(0, fails=Failure.BROKEN), large), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2))
+    answer = await go(cascade(Model(0, fails=Failure.BROKEN), large), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2))
     assert who(answer) == [1, 1]
     assert (answer.steps, answer.degraded, answer.rows_escalated) == (("tier",), False, 2)
 
 
 async def test_a_fast_tier_that_answers_nonsense_hands_everything_on() -> None:
-    answer = await run(cascade(Model(0), Model(1)), ask([1.0, math.nan]), DEADLINE, CascadeOptions(2))
+    answer = await go(cascade(Model(0), Model(1)), ask([1.0, math.nan]), DEADLINE, CascadeOptions(2))
     assert (who(answer), answer.steps) == ([1, 1], ("tier",))
 
 
 async def test_a_failing_large_tier_leaves_the_fast_answer_if_the_route_says_so() -> None:
     tiers = cascade(Model(0), Model(1, fails=Failure.TIMEOUT))
-    answer = await run(tiers, ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, (Step.TIER,)))
+    answer = await go(tiers, ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, (Step.TIER,)))
     assert (who(answer), answer.steps, answer.tier, answer.degraded) == ([0, 0], ("tier",), "m0", True)
     assert answer.rows_escalated == 0
     with pytest.raises(UpstreamError) as caught:
-        await run(tiers, ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, (Step.STALE,)))
+        await go(tiers, ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, (Step.STALE,)))
     assert caught.value.failure is Failure.TIMEOUT
 
 
 async def test_what_every_row_was_accepted_from_is_not_degraded_whatever_failed_before() -> None:
     retried = Model(0, steps=("replica",))
-    answer = await run(cascade(retried, Model(1)), ask([1.0, 0.0]), DEADLINE, CascadeOptions(2, WHOLE_ORDER))
+    answer = await go(cascade(retried, Model(1)), ask([1.0, 0.0]), DEADLINE, CascadeOptions(2, WHOLE_ORDER))
     assert (answer.steps, answer.degraded) == (("replica",), False)
     models = [Model(0), Model(1, fails=Failure.BROKEN), Model(2)]
-    answer = await run(cascade(*models), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, WHOLE_ORDER))
+    answer = await go(cascade(*models), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, WHOLE_ORDER))
     assert (who(answer), answer.steps, answer.degraded) == ([0, 2], ("tier",), False)
 
 
@@ -151,14 +161,14 @@ async def test_what_every_row_was_accepted_from_is_not_degraded_whatever_failed_
 )
 async def test_a_ladder_without_replica_never_retries(order: tuple[Step, ...], again: bool) -> None:
     fast, large = Model(0), Model(1)
-    await run(cascade(fast, large), ask([0.5]), DEADLINE, CascadeOptions(1, order))
+    await go(cascade(fast, large), ask([0.5]), DEADLINE, CascadeOptions(1, order))
     assert (fast.again, large.again) == ([again], [again])
 
 
 async def test_all_tiers_failing_raises_the_last_ones_error() -> None:
     tiers = cascade(Model(0, fails=Failure.BROKEN), Model(1, fails=Failure.UNREACHABLE))
     with pytest.raises(UpstreamError) as caught:
-        await run(tiers, ask([1.0]), DEADLINE, CascadeOptions(1, (Step.TIER,)))
+        await go(tiers, ask([1.0]), DEADLINE, CascadeOptions(1, (Step.TIER,)))
     assert caught.value.failure is Failure.UNREACHABLE
 
 
@@ -208,3 +218,33 @@ def test_what_cannot_be_decided_is_broken(output: Tensor, rows: int) -> None:
     with pytest.raises(UpstreamError) as caught:
         decide(MARGIN, response(output), rows)
     assert caught.value.failure is Failure.BROKEN
+
+
+async def test_a_tier_leaves_time_for_the_next() -> None:
+    models = Model(0, fails=Failure.TIMEOUT), Model(1, fails=Failure.TIMEOUT), Model(2)
+    await go(cascade(*models), ask([1.0]), DEADLINE, CascadeOptions(1, WHOLE_ORDER))
+    assert [model.deadlines for model in models] == [[Deadline(80.0)], [Deadline(80.0)], [DEADLINE]]
+
+
+async def test_what_was_cut_short_has_the_rest_when_all_others_fail() -> None:
+    class Once(Model):
+        """Silent the first time."""
+
+        async def infer(
+            self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float | None = None
+        ) -> Answered:
+            self.fails = None if self.asked else Failure.TIMEOUT
+            return await super().infer(request, deadline, again, decent)
+
+    fast, large = Once(0), Model(1, fails=Failure.BROKEN)
+    answer = await go(cascade(fast, large), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, WHOLE_ORDER))
+    assert fast.deadlines == [Deadline(80.0), DEADLINE]
+    assert (answer.tier, answer.steps, answer.degraded, who(answer)) == ("m0", ("tier", "tier"), True, [0.0, 0.0])
+    fast, large = Once(0), Model(1, fails=Failure.BROKEN)
+    with pytest.raises(UpstreamError) as caught:
+        await go(cascade(fast, large), ask([1.0]), DEADLINE, CascadeOptions(1, (Step.STALE,)))
+    assert caught.value.failure is Failure.BROKEN
+    fast = Model(0, fails=Failure.TIMEOUT)
+    with pytest.raises(UpstreamError) as caught:
+        await go(cascade(fast, large), ask([1.0]), DEADLINE, CascadeOptions(1, WHOLE_ORDER))
+    assert (caught.value.failure, len(fast.asked)) == (Failure.TIMEOUT, 2)

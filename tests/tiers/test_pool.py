@@ -416,3 +416,38 @@ async def test_probes_that_are_dropped_do_open() -> None:
     for _ in range(2):
         await made.probe_once()
     assert state(made) == ("open", ())
+
+
+@pytest.mark.parametrize(("decent", "opened"), [(0.1, ("m",)), (0.3, ())])
+async def test_how_long_is_decent_is_the_routes_to_say(decent: float, opened: tuple[str, ...]) -> None:
+    one = Fake("a")
+    one.fails = Failure.TIMEOUT
+    made = pool(one)
+    for _ in range(2):
+        with pytest.raises(UpstreamError):
+            await made.infer(REQUEST, Deadline(100.2), decent=decent)
+    assert state(made) == ("closed", opened)
+
+
+async def test_a_sequence_stays_on_its_replica_and_sequences_are_spread() -> None:
+    made = pool(Fake("a"), Fake("b"), Fake("c"))
+
+    async def replicas(sequence: int | str) -> set[str]:
+        request = InferRequest("m", (), parameters={"sequence_id": sequence})
+        return {(await made.infer(request, FAR)).replica for _ in range(10)}
+
+    homes = [await replicas(sequence) for sequence in range(30)]
+    assert all(len(home) == 1 for home in homes)
+    assert set().union(*homes) == {"a", "b", "c"}
+
+
+async def test_a_sequence_begins_elsewhere_while_its_replica_is_out_of_rotation() -> None:
+    one, two = Fake("a"), Fake("b")
+    made = pool(one, two)
+    home = (await made.infer(SEQUENCE, FAR)).replica
+    here, other = (one, two) if home == "a" else (two, one)
+    here.fails = Failure.UNREACHABLE
+    for _ in range(2):
+        with pytest.raises(UpstreamError):
+            await made.infer(SEQUENCE, FAR)
+    assert (await made.infer(SEQUENCE, FAR)).replica == other.url
