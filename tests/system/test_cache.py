@@ -52,7 +52,7 @@ class Answer(NamedTuple):
     def state(self) -> str:
         """hit, stale or miss as Tailrace-Provenance says, or the status of a problem."""
         found = re.search(r"cache=(\w+)", self.provenance)
-        return found[1] if found else str(self.status)
+        return found[1] if found and self.status == 200 else str(self.status)
 
     @property
     def values(self) -> list[float]:
