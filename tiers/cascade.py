@@ -28,9 +28,9 @@ from tiers.rows import merge_rows, take_rows
 
 _MARGIN_CLASSES_MIN: Final = 2
 
-TIER_SHARE: Final = 2 / 3
+TIER_SHARE: Final = 0.85
 """What a tier may use of the time that is left while there is another behind it. A cheap model that needs more
-than this of a whole deadline is not well; and a third of it must be enough for the next one's usual answer."""
+than this of a whole deadline is not well; and a seventh of it must be enough for the next one's usual answer."""
 
 
 class Accept(Struct, frozen=True):

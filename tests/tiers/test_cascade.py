@@ -223,7 +223,7 @@ def test_what_cannot_be_decided_is_broken(output: Tensor, rows: int) -> None:
 async def test_a_tier_leaves_time_for_the_next() -> None:
     models = Model(0, fails=Failure.TIMEOUT), Model(1, fails=Failure.TIMEOUT), Model(2)
     await go(cascade(*models), ask([1.0]), DEADLINE, CascadeOptions(1, WHOLE_ORDER))
-    assert [model.deadlines for model in models] == [[Deadline(80.0)], [Deadline(80.0)], [DEADLINE]]
+    assert [model.deadlines for model in models] == [[Deadline(91.0)], [Deadline(91.0)], [DEADLINE]]
 
 
 async def test_what_was_cut_short_has_the_rest_when_all_others_fail() -> None:
@@ -238,7 +238,7 @@ async def test_what_was_cut_short_has_the_rest_when_all_others_fail() -> None:
 
     fast, large = Once(0), Model(1, fails=Failure.BROKEN)
     answer = await go(cascade(fast, large), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, WHOLE_ORDER))
-    assert fast.deadlines == [Deadline(80.0), DEADLINE]
+    assert fast.deadlines == [Deadline(91.0), DEADLINE]
     assert (answer.tier, answer.steps, answer.degraded, who(answer)) == ("m0", ("tier", "tier"), True, [0.0, 0.0])
     fast, large = Once(0), Model(1, fails=Failure.BROKEN)
     with pytest.raises(UpstreamError) as caught:
