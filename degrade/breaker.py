@@ -13,6 +13,7 @@ States after failsafe-go; permits after Netflix' concurrency-limits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Protocol
 
@@ -163,11 +164,12 @@ class _HalfOpen:
 class Permit:
     """Leave to make one call. End it exactly once; ending it twice is a bug (AssertionError)."""
 
-    __slots__ = ("_breaker", "_ended", "_state")
+    __slots__ = ("_began", "_breaker", "_ended", "_state")
 
-    def __init__(self, breaker: Breaker, state: _State) -> None:
+    def __init__(self, breaker: Breaker, state: _State, began: float) -> None:
         self._breaker = breaker
         self._state = state
+        self._began = began
         self._ended = False
 
     def succeeded(self, now: float) -> None:
@@ -177,6 +179,12 @@ class Permit:
     def failed(self, now: float, reason: str) -> None:
         """The call failed in a way that speaks against what was called; ``reason`` is one word."""
         self._end(False, now, reason)
+
+    def silent(self, now: float, reason: str) -> None:
+        """No answer came in time. A failure, unless another call was answered since this one began: then it was
+        this call, or its connection, and not what was called. Many calls that fell silent together are no proof."""
+        answered = self._breaker._answered_at > self._began
+        self._end(None if answered else False, now, "" if answered else reason)
 
     def ignored(self, now: float) -> None:
         """The call says nothing: cancelled by its caller, or refused as the caller's own fault."""
@@ -195,6 +203,7 @@ class Breaker:
     def __init__(self, options: BreakerOptions, on_change: Callable[[Change], None] | None = None) -> None:
         self._on_change = on_change
         self._state: _State = _Closed(options)
+        self._answered_at = -math.inf
 
     @property
     def state(self) -> str:
@@ -214,13 +223,15 @@ class Breaker:
             self._turn(turn, now, "")
             # The new state counts this call too; a state that lets calls begin never turns twice.
             self._state.begin(now)
-        return Permit(self, self._state)
+        return Permit(self, self._state, now)
 
     def retry_after(self, now: float) -> float:
         """Seconds until a call may be allowed again; 0 when one is allowed now."""
         return self._state.retry_after(now)
 
     def _ended(self, state: _State, ok: bool | None, now: float, cause: str) -> None:
+        if ok:
+            self._answered_at = now
         if state is not self._state:
             return
         turn = state.end(ok, now)

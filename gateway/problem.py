@@ -149,10 +149,16 @@ def too_large(detail: str, bytes_max: int | None = None) -> Problem:
     return Problem("too-large", 413, "Content too large", detail, extras=extras)
 
 
-def head_too_large(bytes_max: int) -> Problem:
-    """431: ``bytes_max`` is the bound on a request's head, and so on a line of it."""
-    detail = f"The request's head, or a line of it, is longer than server.header_bytes_max ({bytes_max} bytes)."
+def head_too_large(detail: str) -> Problem:
+    """431 (RFC 6585 section 5)."""
     return Problem("head-too-large", 431, "Request head too large", detail)
+
+
+def head_over(bytes_max: int) -> Problem:
+    """431: ``bytes_max`` is the bound on a request's head, and so on a line of it."""
+    return head_too_large(
+        f"The request's head, or a line of it, is longer than server.header_bytes_max ({bytes_max} bytes)."
+    )
 
 
 def unsupported_encoding(detail: str) -> Problem:

@@ -31,7 +31,7 @@ from tiers.backends.triton_http import Call as Outbound
 from tiers.cascade import Accept, Tier
 from tiers.catalog import Catalog, ModelFacts, TensorFact
 from tiers.inference import SCHEDULING_PARAMETERS, InferRequest, InferResponse, Rejected, UpstreamError
-from tiers.pool import Pool
+from tiers.pool import DECENT_SECONDS, Pool
 from tiers.v2.message import Limits
 
 FLIGHTS_MAX: Final = 4096
@@ -77,11 +77,6 @@ class Allowance(msgspec.Struct, frozen=True):
     quota: Quota
     hits_count: bool
     per_caller: bool
-
-
-DECENT_SECONDS_MAX: Final = 1.0
-"""A silence of half the route's own time, and of this at most, speaks against a tier's model. What a caller's
-shorter ``timeout`` leaves does not: it would be the caller's judgement of a model that others wait for."""
 
 
 class Route:
@@ -235,7 +230,9 @@ def merged_facts(name: str, facts: Sequence[ModelFacts]) -> ModelFacts:
 def _tier(config: TierConfig, pool: Pool, timeout: float) -> Tier:
     accept = config.accept
     rule = None if accept is None else Accept(accept.output, accept.rule, accept.at_least)
-    return Tier(config.model, config.version, rule, pool, min(DECENT_SECONDS_MAX, timeout / 2))
+    # Half of the route's own time, where that is short. What a caller's shorter one leaves is no evidence: it would
+    # be one caller's judgement of a model that others wait for.
+    return Tier(config.model, config.version, rule, pool, min(DECENT_SECONDS, timeout / 2))
 
 
 def quota_of(name: str, config: QuotaConfig) -> Quota:

@@ -23,7 +23,7 @@ from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure, Step
 from tiers.datatype import FLOATS, numbers
 from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor, UpstreamError
-from tiers.pool import Answered
+from tiers.pool import DECENT_SECONDS, Answered
 from tiers.rows import merge_rows, take_rows
 
 _MARGIN_CLASSES_MIN: Final = 2
@@ -46,20 +46,20 @@ class Inferring(Protocol):
     """Whatever can answer a request; a Pool in life."""
 
     async def infer(
-        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float | None = None
+        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
     ) -> Answered: ...
 
 
 class Tier(Struct, frozen=True):
     """One step of a cascade. ``accept`` None: every row of this tier is accepted (the last tier's rule
     is never looked at). ``version`` empty: whatever Triton's version policy serves. ``decent``: seconds of
-    silence that speak against the tier's model, if the caller gave them; None: the pool's own."""
+    silence that speak against the tier's model."""
 
     model: str
     version: str
     accept: Accept | None
     pool: Inferring
-    decent: float | None = None
+    decent: float = DECENT_SECONDS
 
 
 class CascadeOptions(Struct, frozen=True):

@@ -31,6 +31,9 @@ OnChange = Callable[[str, str, Change], None]
 """Called with (replica URL, model or "" for the replica itself, what changed about its breaker)."""
 
 
+DECENT_SECONDS: Final = 1.0
+"""A silence of this speaks against a model; a shorter one of the caller, unless the caller's route says otherwise."""
+
 _AGAIN: Final = frozenset({Failure.UNREACHABLE, Failure.DROPPED, Failure.BROKEN, Failure.RAISED})
 
 
@@ -53,8 +56,6 @@ class PoolOptions(Struct, frozen=True):
     """Retries as a share of requests: more of them would double the load of a backend that is failing."""
     retry_floor_per_second: float = 10.0
     probe_timeout: float = 1.0
-    timeout_counts_after: float = 1.0
-    """A timeout speaks against the replica only if it had this long; else of the caller."""
     models_max: int = 1024
     """Answer breakers kept per replica; the least recently used goes first."""
 
@@ -143,20 +144,19 @@ class Pool:
             await seat.replica.close()
 
     async def infer(
-        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float | None = None
+        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
     ) -> Answered:
         """Ask one replica, and one more if the first failed in a way of its own and ``again`` allows it.
 
         Requests of one sequence go to one replica, for only there is its state; a sequence that begins while that
         one is out of rotation begins at another. ``decent``: seconds of silence that speak against the model
-        there; None: ``timeout_counts_after``.
+        there.
 
         Raises Rejected, or the UpstreamError of the last replica asked; UNREACHABLE or BROKEN, with the
         seconds until one is tried again in its message, when every breaker is open (see ``retry_after``).
         """
         self._budget.request(self._now())
         key = _key(request)
-        decent = self._options.timeout_counts_after if decent is None else decent
         sequence = request.parameters.get("sequence_id")
         seat = self._pick(self._seats, key) if sequence is None else self._home(str(sequence), key)
         if seat is None:
@@ -265,8 +265,7 @@ class Pool:
 
         Not ready is no veto: one broken model makes a strict Triton unready for all the others.
         """
-        now = self._now()
-        allowed = [seat for seat in seats if seat.reach.allows(now) and self._answers_allow(seat, key, now)]
+        allowed = self._allowed(seats, key)
         candidates = [seat for seat in allowed if seat.ready] or allowed
         if not candidates:
             return None
@@ -277,13 +276,18 @@ class Pool:
 
         D. Thaler, C. Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM ToN 6(1), 1998.
         """
-        now = self._now()
-        allowed = [seat for seat in self._seats if seat.reach.allows(now) and self._answers_allow(seat, key, now)]
+        allowed = self._allowed(self._seats, key)
         return max(allowed, key=lambda seat: crc32(f"{seat.replica.url} {sequence}".encode()), default=None)
 
-    def _answers_allow(self, seat: _Seat, key: str, now: float) -> bool:
-        breaker = seat.answers.get(key)
-        return breaker is None or breaker.allows(now)
+    def _allowed(self, seats: Sequence[_Seat], key: str) -> list[_Seat]:
+        """Those whose breakers allow the model."""
+        now = self._now()
+
+        def answers(seat: _Seat) -> bool:
+            breaker = seat.answers.get(key)
+            return breaker is None or breaker.allows(now)
+
+        return [seat for seat in seats if seat.reach.allows(now) and answers(seat)]
 
     def _seat_for_call(self) -> _Seat:
         seat = self._pick(self._seats, "")
@@ -346,12 +350,12 @@ class Pool:
             permits.reach.succeeded(now)
         if permits.answers is None:
             return
-        timed_out = failure is Failure.TIMEOUT and had_time
         if judged and failure is None:
             permits.answers.succeeded(now)
-        elif judged and (failure is Failure.BROKEN or timed_out):
-            assert failure is not None
+        elif judged and failure is Failure.BROKEN:
             permits.answers.failed(now, failure.value)
+        elif judged and failure is Failure.TIMEOUT and had_time:
+            permits.answers.silent(now, failure.value)
         else:
             permits.answers.ignored(now)
 

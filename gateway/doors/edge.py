@@ -28,7 +28,7 @@ from gateway.doors.head import Judgement, Lane
 from gateway.doors.lane import EdgeLane, State
 from gateway.operate.telemetry import PASSTHROUGH
 from gateway.pipeline import WireAnswer
-from gateway.problem import Problem, Refused, head_too_large, internal, timed_out
+from gateway.problem import Problem, Refused, head_over, internal, timed_out
 
 _END: Final = b"\r\n\r\n"
 _NEWLINE: Final = b"\n"
@@ -172,7 +172,7 @@ class EdgeConnection(asyncio.Protocol):
         judgement = lane.heads.recall(head)
         if judgement is None:
             if len(head) > lane.options.header_bytes_max:
-                self._refuse(head_too_large(lane.options.header_bytes_max))
+                self._refuse(head_over(lane.options.header_bytes_max))
                 return len(data)
             judgement = lane.heads.judge(head)
         if judgement.lane is not Lane.EDGE:
@@ -193,7 +193,7 @@ class EdgeConnection(asyncio.Protocol):
         if not is_method or (newline > start and data[newline - 1] != _CARRIAGE_RETURN):
             return self._lend_for_good(data, start)
         if len(data) - start > self._lane.options.header_bytes_max:
-            self._refuse(head_too_large(self._lane.options.header_bytes_max))
+            self._refuse(head_over(self._lane.options.header_bytes_max))
             return len(data)
         if self._state is not State.HEAD:
             self._turn(State.HEAD)

@@ -25,7 +25,7 @@ from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from gateway.config import Address
 from gateway.doors.handover import Owner
 from gateway.doors.http import problem_response
-from gateway.problem import Problem, Refused, head_too_large, internal, malformed
+from gateway.problem import Problem, Refused, head_over, internal, malformed
 
 _SILENT: Final = logging.getLogger("tailrace.access")
 _SILENT.disabled = True  # the door counts and logs requests itself
@@ -201,7 +201,7 @@ def _edge_of(request: web.BaseRequest) -> Owner | None:
 
 def _unreadable(error: BaseException | None, message: str) -> Problem:
     if isinstance(error, LineTooLong):
-        return head_too_large(int(error.args[1]))
+        return head_over(int(error.args[1]))
     said = " ".join((message or "unreadable request").split())
     return malformed(f"The request is not valid HTTP/1.1: {said}", "http")
 

@@ -23,7 +23,7 @@ from gateway.codec import http as codec
 from gateway.config import Server
 from gateway.doors.exchange import quota_fields
 from gateway.doors.path import Target
-from gateway.problem import Problem, Refused, timed_out, too_large, unavailable
+from gateway.problem import Problem, Refused, head_too_large, timed_out, too_large, unavailable
 from tiers.backends.triton_http import Call, Reply
 from tiers.inference import Provenance, Rejected, UpstreamError
 from tiers.pool import Pool
@@ -78,7 +78,7 @@ class Passthrough:
         except Rejected as error:
             if error.status != 431:
                 raise
-            raise Refused(Problem("head-too-large", 431, "Request head too large", str(error))) from error
+            raise Refused(head_too_large(str(error))) from error
         except UpstreamError as error:
             self._tell(passing.target)  # it may have happened all the same
             detail = f"No replica answered {request.method} {passing.target.raw}: {error}."

@@ -226,3 +226,20 @@ def test_options_are_checked() -> None:
     for wrong in ({"trials": 0}, {"failure_ratio": 0.0}, {"open_seconds": 31.0}):
         with pytest.raises(ValueError, match=r"at least|above"):
             BreakerOptions(**wrong)
+
+
+def test_calls_that_fell_silent_together_are_no_proof_if_another_was_answered_meanwhile() -> None:
+    breaker = Breaker(BreakerOptions(consecutive_failures=2))
+    early = [breaker.acquire(0.0) for _ in range(5)]
+    other = breaker.acquire(1.0)
+    assert other is not None
+    other.succeeded(2.0)
+    for permit in early:
+        assert permit is not None
+        permit.silent(3.0, "timeout")
+    assert breaker.state == "closed"
+    for began in (3.0, 4.0):
+        permit = breaker.acquire(began)
+        assert permit is not None
+        permit.silent(began + 1.0, "timeout")
+    assert breaker.state == "open"

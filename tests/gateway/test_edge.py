@@ -123,14 +123,21 @@ class Scene:
         self.exchange = Answering()
         self.theirs = Theirs()
         nothing: Any = self.exchange
-        foreign: Any = lambda _: self.theirs  # noqa: E731
         heads = Known({}, Directory({}, True), 8192)
-        desk = Desk(heads, nothing, Telemetry(self.time), Buffered(BUFFERED_BYTES_MAX), foreign)
+        desk = Desk(heads, nothing, Telemetry(self.time), Buffered(BUFFERED_BYTES_MAX), self.foreign)
         options = EdgeOptions(8192, 10, 10, TIMES, PIPELINED_BYTES_MAX)
         self.lane = EdgeLane(desk, Clocks(self.time, self.time), options)
 
     def time(self) -> float:
         return self.now
+
+    def foreign(self, _: object) -> Any:
+        return self.theirs
+
+    def fill(self) -> None:
+        """Let other connections hold all that may be held."""
+        for _ in range(5):
+            self.connect()[0].data_received(OURS_HEAD + bytes(40))
 
     def connect(self) -> tuple[EdgeConnection, Transport]:
         connection, transport = EdgeConnection(self.lane), Transport()
@@ -313,8 +320,7 @@ async def test_every_byte_of_a_body_is_counted_until_its_answer_and_then_none(sc
 
 
 async def test_a_body_beyond_what_all_may_hold_is_503_and_the_others_go_on(scene: Scene) -> None:
-    for _ in range(5):
-        scene.connect()[0].data_received(OURS_HEAD + bytes(40))
+    scene.fill()
     connection, transport = scene.connect()
     connection.data_received(OURS_HEAD + bytes(39))
     assert transport.written.startswith(b"HTTP/1.1 503 ")
@@ -325,8 +331,7 @@ async def test_a_body_beyond_what_all_may_hold_is_503_and_the_others_go_on(scene
 
 
 async def test_a_whole_body_beyond_what_all_may_hold_is_503_and_the_connection_stays(scene: Scene) -> None:
-    for _ in range(5):
-        scene.connect()[0].data_received(OURS_HEAD + bytes(40))
+    scene.fill()
     connection, transport = scene.connect()
     connection.data_received(OURS_HEAD + bytes(40))
     assert transport.written.startswith(b"HTTP/1.1 503 ")

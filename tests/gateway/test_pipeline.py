@@ -36,7 +36,7 @@ from tiers.inference import (
     Tensor,
     UpstreamError,
 )
-from tiers.pool import Answered
+from tiers.pool import DECENT_SECONDS, Answered
 
 FACTS = ModelFacts(
     "m", ("1",), (TensorFact("x", "FP32", (-1, -1)),), (TensorFact("y", "FP32", (-1, -1)),), 8, False, False
@@ -72,7 +72,7 @@ class Upstream:
         self.steps: tuple[str, ...] = ()
 
     async def infer(
-        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float | None = None
+        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
     ) -> Answered:
         self.requests.append(request)
         payload, failure = self.payload, self.failure
@@ -714,7 +714,7 @@ class Generations(Upstream):
         self.generation = 0
 
     async def infer(
-        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float | None = None
+        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
     ) -> Answered:
         self.payload = bytes(request.inputs[0].data) + bytes([self.generation] * 4)
         return await super().infer(request, deadline, again)

@@ -12,7 +12,7 @@ from degrade.deadline import Deadline
 from degrade.ladder import Failure, Step
 from tiers.cascade import Accept, CascadeAnswer, CascadeOptions, Tier, decide, run
 from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor, UpstreamError
-from tiers.pool import Answered
+from tiers.pool import DECENT_SECONDS, Answered
 
 DEADLINE = Deadline(100.0)
 MARGIN = Accept("p", "margin", 0.5)
@@ -34,7 +34,7 @@ class Model:
         self.deadlines: list[Deadline] = []
 
     async def infer(
-        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float | None = None
+        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
     ) -> Answered:
         self.deadlines.append(deadline)
         self.asked.append(request)
@@ -231,7 +231,7 @@ async def test_what_was_cut_short_has_the_rest_when_all_others_fail() -> None:
         """Silent the first time."""
 
         async def infer(
-            self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float | None = None
+            self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
         ) -> Answered:
             self.fails = None if self.asked else Failure.TIMEOUT
             return await super().infer(request, deadline, again, decent)

@@ -119,11 +119,11 @@ class RequestHeads:
                 lengths.add(value)
             elif lowered not in {"host", "expect"}:
                 lines.append(_checked(name, _TOKEN, "field name") + b": " + _checked(value, _VALUE, f"field {name!r}"))
-        for longest in lines:
-            if len(longest) > LINE_BYTES_MAX:
+        for each in lines:
+            if len(each) > LINE_BYTES_MAX:
                 # Its name only: the rest may be a credential.
-                name = "request line" if longest is line else "field " + longest.partition(b":")[0][:64].decode("ascii")
-                raise LineTooLong(f"the {name} is longer than {LINE_BYTES_MAX} bytes")
+                what = "request line" if each is line else "field " + each.partition(b":")[0][:64].decode("ascii")
+                raise LineTooLong(f"the {what} is longer than {LINE_BYTES_MAX} bytes")
         if len(lengths) > 1:
             raise IllFormed("Content-Length is given twice, differently")
         length = next(iter(lengths), None)

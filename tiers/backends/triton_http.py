@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Final
@@ -25,6 +24,7 @@ from tiers.backends.arrival import Arrival, ConnectionFault, Fault
 from tiers.backends.connection import Connection, ConnectionBounds
 from tiers.backends.connections import Address, Connections, ConnectionsOptions
 from tiers.backends.fields import Body, Headers, IllFormed, LineTooLong, Outgoing, RequestHeads, end_to_end
+from tiers.backends.refusal import refusal
 from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
 from tiers.v2.message import Limits, Malformed
 from tiers.v2.request import encode_request
@@ -40,27 +40,14 @@ __all__ = [
     "TritonHttp",
     "TritonOptions",
     "end_to_end",
-    "refusal",
 ]
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 _MICROSECONDS: Final = 1_000_000
-_MESSAGE_CHARS_MAX: Final = 500  # of an upstream's error text: enough for a person, too little for a flood
 _REPEATABLE: Final = frozenset({"GET", "HEAD"})
 _INFER_HEADS_MAX: Final = 1024
 ASKING_CONNECTIONS_MAX: Final = 8
 """For probes, polls and metadata: small calls that come one after the other; two of each, and room for callers."""
-_ABSENT: Final = re.compile(
-    r"unknown model|not ready|not at ready state|no available version|is not available|is unloading",
-    re.IGNORECASE,
-)
-_DEAD: Final = re.compile(r"not healthy|stub process|model is not ready", re.IGNORECASE)
-"""How Triton says that a model's process is gone, which it says with the same status as a model's own error."""
-
-_TRACEBACK: Final = re.compile(r"\n+At:\n")
-"""What the python backend puts before the stack trace of a model's exception."""
-
-_UNKNOWN_VERSION: Final = re.compile(r" version \d+ is not found")
 
 
 class TritonOptions(Struct, frozen=True):
@@ -332,7 +319,7 @@ class TritonHttp:
 
     def _answer(self, request: InferRequest, reply: Reply) -> InferResponse:
         if reply.status != 200:
-            raise refusal(self.url, request, reply)
+            raise refusal(self.url, request, reply.status, reply.body)
         try:
             length = next((int(value) for name, value in reply.headers if name.lower() == HEADER_LENGTH.lower()), None)
             response = decode_response(reply.body, length, self._options.limits, request.regions)
@@ -367,46 +354,6 @@ def _address(url: str) -> tuple[Address, str]:
     port = parts.port or default
     shown = f"[{host}]" if ":" in host else host
     return Address(host, port, secure), shown if port == default else f"{shown}:{port}"
-
-
-def refusal(url: str, request: InferRequest, reply: Reply) -> UpstreamError | Rejected:
-    """What a status other than 200 means.
-
-    The caller's model is known to exist, so a replica that says it does not is restarting or reloading:
-    BROKEN, not the caller's fault. A version the model never had is the caller's fault. An error that the model
-    answers is RAISED: one input may be to blame. That its process is dead is not the input's doing. 501 is how
-    Triton says that a model does not answer this way at all (a decoupled one): no other try will change that.
-    """
-    message = _message(reply)
-    status = reply.status
-    if status in {429, 503}:
-        return UpstreamError(Failure.OVERLOADED, f"{url} is overloaded: {message}", status)
-    if status in {400, 404}:
-        wrong_version = request.version and _UNKNOWN_VERSION.search(message)
-        foreign = status == 404 and not _error_member(reply)
-        if not wrong_version and (foreign or _ABSENT.search(message)):
-            return UpstreamError(Failure.BROKEN, f"{url} does not have the model ready: {message}", status)
-    if 400 <= status < 500:
-        return Rejected(status, message)
-    if status == 501:
-        return Rejected(status, message)
-    raised = status == 500 and _error_member(reply) and not _DEAD.search(message)
-    failure = Failure.RAISED if raised else Failure.BROKEN
-    return UpstreamError(failure, f"{url} failed with {status}: {message}", status)
-
-
-def _error_member(reply: Reply) -> str:
-    try:
-        error = msgspec.json.decode(reply.body, type=dict[str, object]).get("error")
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return ""
-    return error if isinstance(error, str) else ""
-
-
-def _message(reply: Reply) -> str:
-    text = _error_member(reply) or reply.body[:_MESSAGE_CHARS_MAX].decode("utf-8", "replace").strip()
-    text = _TRACEBACK.split(text, maxsplit=1)[0]  # where in the model's files it was is not the callers' business
-    return text[:_MESSAGE_CHARS_MAX] or f"status {reply.status}"
 
 
 def _fault(request: InferRequest, response: InferResponse) -> str:
