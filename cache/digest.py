@@ -25,6 +25,8 @@ DIGEST_BYTES: Final = 16
 _REQUEST: Final = b"tailrace request 1\n"
 _WIRE: Final = b"tailrace wire 1\n"
 
+Parameters = Mapping[str, bool | int | float | str]
+
 _FIELD: Final = struct.Struct("<cQ")
 _REAL: Final = struct.Struct("<d")
 
@@ -34,6 +36,19 @@ class Key(msgspec.Struct, frozen=True, gc=False):
 
     digest: bytes
     epoch: int
+
+
+class OutlineView(Protocol):
+    """What a digest reads of a tensor beside its data; ``size`` is the data's, in bytes."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def datatype(self) -> str: ...
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def size(self) -> int: ...
 
 
 class TensorView(Protocol):
@@ -49,41 +64,72 @@ class TensorView(Protocol):
     def data(self) -> bytes | memoryview: ...
 
 
+class RequestDigester:
+    """Digests of requests that differ in nothing but their data: the rest is framed and its beginning hashed once."""
+
+    __slots__ = ("_begun", "_steps")
+
+    def __init__(
+        self,
+        *,
+        route: str,
+        tenant: str,
+        version: str,
+        inputs: Sequence[OutlineView],
+        parameters: Parameters,
+        outputs: Sequence[tuple[str, Parameters]],
+    ) -> None:
+        """Raises TypeError for a parameter that is no bool, int, float or str."""
+        pieces = [_REQUEST, _text(b"r", route), _text(b"t", tenant), _text(b"v", version), _count(b"I", len(inputs))]
+        begun: list[bytes] = []  # what comes before each tensor's data
+        order = sorted(range(len(inputs)), key=lambda index: inputs[index].name)
+        for index in order:
+            tensor = inputs[index]
+            shape = ",".join(map(str, tensor.shape))
+            head = (_text(b"n", tensor.name), _text(b"d", tensor.datatype), _text(b"s", shape))
+            begun.append(b"".join((*pieces, *head, _FIELD.pack(b"b", tensor.size))))
+            pieces = []
+        pieces += (_parameters(parameters), _count(b"O", len(outputs)))
+        for name, asked in outputs:
+            pieces += (_text(b"o", name), _parameters(asked))
+        begun.append(b"".join(pieces))
+        self._begun = blake3(begun[0])
+        self._steps = tuple((index, inputs[index].size, after) for index, after in zip(order, begun[1:], strict=True))
+
+    def __call__(self, data: Sequence[bytes | memoryview]) -> bytes:
+        """The digest with the inputs' data, in the inputs' order: 16 bytes."""
+        hasher = self._begun.copy()
+        for index, size, after in self._steps:
+            part = data[index]
+            assert len(part) == size, "data of another size than was framed"
+            hasher.update(part)
+            hasher.update(after)
+        return hasher.digest(length=DIGEST_BYTES)
+
+
 def request_digest(
     *,
     route: str,
     tenant: str,
     version: str,
     inputs: Sequence[TensorView],
-    parameters: Mapping[str, bool | int | float | str],
-    outputs: Sequence[tuple[str, Mapping[str, bool | int | float | str]]],
+    parameters: Parameters,
+    outputs: Sequence[tuple[str, Parameters]],
 ) -> bytes:
     """16 bytes that name one request. Raises TypeError for a parameter of any other type.
 
     The order of inputs and of parameters does not matter, that of outputs does (answers keep it).
     Parameters are told apart by type as well as value: 1, 1.0, True and "1" are four requests.
     """
-    hasher = blake3(b"".join((_REQUEST, _text(b"r", route), _text(b"t", tenant), _text(b"v", version))))
-    hasher.update(_count(b"I", len(inputs)))
-    for tensor in sorted(inputs, key=_name_of):
-        data = tensor.data
-        if isinstance(data, memoryview) and data.format != "B":
-            data = data.cast("B")  # so that its length is in bytes, and the hash takes it
-        shape = ",".join(map(str, tensor.shape))
-        head = (
-            _text(b"n", tensor.name),
-            _text(b"d", tensor.datatype),
-            _text(b"s", shape),
-            _FIELD.pack(b"b", len(data)),
-        )
-        hasher.update(b"".join(head))
-        hasher.update(data)
-    tail = [_parameters(parameters), _count(b"O", len(outputs))]
-    for name, asked in outputs:
-        tail.append(_text(b"o", name))
-        tail.append(_parameters(asked))
-    hasher.update(b"".join(tail))
-    return hasher.digest(length=DIGEST_BYTES)
+    data = [_in_bytes(tensor.data) for tensor in inputs]
+    outlines = [
+        _Outline(tensor.name, tensor.datatype, tensor.shape, len(part))
+        for tensor, part in zip(inputs, data, strict=True)
+    ]
+    digester = RequestDigester(
+        route=route, tenant=tenant, version=version, inputs=outlines, parameters=parameters, outputs=outputs
+    )
+    return digester(data)
 
 
 class WireDigester:
@@ -109,8 +155,16 @@ def wire_digest(verdict: bytes, body: bytes | memoryview) -> bytes:
     return WireDigester(verdict)(body)
 
 
-def _name_of(tensor: TensorView) -> str:
-    return tensor.name
+class _Outline(msgspec.Struct, frozen=True, gc=False):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: int
+
+
+def _in_bytes(data: bytes | memoryview) -> bytes | memoryview:
+    """Data whose length is in bytes, and which the hash takes."""
+    return data.cast("B") if isinstance(data, memoryview) and data.format != "B" else data
 
 
 def _field(tag: bytes, data: bytes) -> bytes:
@@ -126,7 +180,7 @@ def _text(tag: bytes, text: str) -> bytes:
     return _field(tag, text.encode("utf-8", "surrogatepass"))
 
 
-def _parameters(parameters: Mapping[str, bool | int | float | str]) -> bytes:
+def _parameters(parameters: Parameters) -> bytes:
     parts = [_count(b"P", len(parameters))]
     for name in sorted(parameters):
         parts.append(_text(b"p", name))

@@ -381,7 +381,7 @@ def _for_all(request: InferRequest) -> InferRequest:
     if SCHEDULING_PARAMETERS.isdisjoint(request.parameters):
         return request
     kept = {name: value for name, value in request.parameters.items() if name not in SCHEDULING_PARAMETERS}
-    return msgspec.structs.replace(request, parameters=kept)
+    return msgspec.structs.replace(request, parameters=kept, form=None)
 
 
 def _uncacheable(call: Call) -> str:

@@ -32,6 +32,7 @@ from tiers.cascade import Accept, Tier
 from tiers.catalog import Catalog, ModelFacts, TensorFact
 from tiers.inference import SCHEDULING_PARAMETERS, InferRequest, InferResponse, Rejected, UpstreamError
 from tiers.pool import DECENT_SECONDS, Pool
+from tiers.v2.forms import RequestForms
 from tiers.v2.message import Limits
 
 FLIGHTS_MAX: Final = 4096
@@ -93,9 +94,8 @@ class Route:
         limits = config.limits
         bytes_max = int(limits.body_bytes_max or body_bytes_max)
         json_bytes_max = min(int(limits.json_bytes_max), bytes_max)  # a default may be more than the body's bound
-        self.body_limits = BodyLimits(
-            bytes_max, Limits(json_bytes_max=json_bytes_max, json_depth_max=limits.json_depth_max)
-        )
+        message = Limits(json_bytes_max=json_bytes_max, json_depth_max=limits.json_depth_max)
+        self.body_limits = BodyLimits(bytes_max, message, RequestForms(message))
         self._homes = tuple(homes)
         self.rules = _rules(config)
         self.allowances = tuple(_allowances(name, config))

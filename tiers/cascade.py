@@ -210,10 +210,11 @@ def _share(deadline: Deadline, now: float) -> Deadline:
 def _addressed(request: InferRequest, tier: Tier, rule: Accept | None) -> InferRequest:
     """The request as this tier gets it: its model, its version (or the caller's, if the tier takes any), and
     the rule's output asked for beside the caller's."""
-    outputs = request.outputs
+    outputs, form = request.outputs, request.form
     if rule is not None and outputs and all(output.name != rule.output for output in outputs):
-        outputs = (*outputs, RequestedOutput(rule.output))
-    return msgspec.structs.replace(request, model=tier.model, version=tier.version or request.version, outputs=outputs)
+        outputs, form = (*outputs, RequestedOutput(rule.output)), None
+    version = tier.version or request.version
+    return InferRequest(tier.model, request.inputs, outputs, version, request.id, request.parameters, form)
 
 
 def _judged(rule: Accept | None, response: InferResponse, count: int, rows: int | None) -> Sequence[bool]:

@@ -20,6 +20,8 @@ Parameter = bool | int | float | str
 Parameters = Mapping[str, Parameter]
 NO_PARAMETERS: Final[Parameters] = MappingProxyType({})
 
+NO_REGIONS: Final[Mapping[str, str]] = MappingProxyType({})
+
 DATATYPE_BYTES: Final[Mapping[str, int]] = MappingProxyType(
     {
         "BOOL": 1,
@@ -73,8 +75,33 @@ class RequestedOutput(msgspec.Struct, frozen=True):
     parameters: Parameters = NO_PARAMETERS
 
 
+class Outline(msgspec.Struct, frozen=True):
+    """All of a tensor but its data, of which it has the ``size`` in bytes."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    size: int
+    parameters: Parameters = NO_PARAMETERS
+
+
+class Form(msgspec.Struct, frozen=True, eq=False):
+    """What requests, or answers, that differ only in their data have in common: one object for all of them,
+    known by its identity, so that what follows from it need be found out only once.
+
+    ``outputs`` are a request's. Nothing of it is in shared memory or part of a sequence.
+    """
+
+    tensors: tuple[Outline, ...]
+    parameters: Parameters
+    outputs: tuple[RequestedOutput, ...] = ()
+
+
 class InferRequest(msgspec.Struct, frozen=True):
-    """A request as every door understands it. ``outputs`` empty means: all the model has."""
+    """A request as every door understands it. ``outputs`` empty means: all the model has.
+
+    ``form`` is there if others like it came before. Whoever changes inputs, outputs or parameters drops it.
+    """
 
     model: str
     inputs: tuple[Tensor, ...]
@@ -82,9 +109,12 @@ class InferRequest(msgspec.Struct, frozen=True):
     version: str = ""
     id: str = ""
     parameters: Parameters = NO_PARAMETERS
+    form: Form | None = None
 
     @property
     def in_shared_memory(self) -> bool:
+        if self.form is not None:
+            return False
         return any(tensor.in_shared_memory for tensor in self.inputs) or any(
             SHARED_MEMORY_PARAMETER in output.parameters for output in self.outputs
         )
@@ -92,12 +122,14 @@ class InferRequest(msgspec.Struct, frozen=True):
     @property
     def regions(self) -> Mapping[str, str]:
         """Outputs that go to shared memory, and where: their answers have no bytes."""
+        if self.form is not None:
+            return NO_REGIONS
         asked = ((output.name, output.parameters.get(SHARED_MEMORY_PARAMETER)) for output in self.outputs)
         return {name: region for name, region in asked if isinstance(region, str)}
 
     @property
     def in_sequence(self) -> bool:
-        return not SEQUENCE_PARAMETERS.isdisjoint(self.parameters)
+        return self.form is None and not SEQUENCE_PARAMETERS.isdisjoint(self.parameters)
 
 
 class InferResponse(msgspec.Struct, frozen=True):

@@ -58,7 +58,7 @@ def take_rows(request: InferRequest, indices: Sequence[int]) -> InferRequest:
         inputs = tuple(_take(tensor, indices) for tensor in request.inputs)
     except _Uneven as error:
         raise Rejected(400, f"input {error}") from error
-    return msgspec.structs.replace(request, inputs=inputs)
+    return msgspec.structs.replace(request, inputs=inputs, form=None)
 
 
 def merge_rows(rows: int, parts: Sequence[tuple[InferResponse, Sequence[int]]]) -> InferResponse:

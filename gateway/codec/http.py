@@ -21,6 +21,7 @@ import msgspec
 
 from gateway.problem import Problem, Refused, malformed, too_large, unsupported_encoding
 from tiers.inference import InferRequest, InferResponse, Provenance
+from tiers.v2.forms import RequestForms
 from tiers.v2.message import DEFAULT_LIMITS, Limits, Malformed
 from tiers.v2.request import WireForm, decode_request
 from tiers.v2.response import encode_response
@@ -65,10 +66,12 @@ class BodyHeaders(msgspec.Struct, frozen=True):
 
 
 class BodyLimits(msgspec.Struct, frozen=True):
-    """``bytes_max`` bounds the body both as sent and inflated; ``message`` what the message may hold."""
+    """``bytes_max`` bounds the body both as sent and inflated; ``message`` what the message may hold.
+    ``forms`` remembers what messages within these bounds say."""
 
     bytes_max: int = 64 * 2**20
     message: Limits = DEFAULT_LIMITS
+    forms: RequestForms | None = None
 
 
 class CacheDirectives(msgspec.Struct, frozen=True):
@@ -94,6 +97,8 @@ def decode(
     json_length = parse_json_length(headers.json_length)
     inflated = inflate(body, headers.content_encoding, limits.bytes_max)
     try:
+        if limits.forms is not None:
+            return limits.forms.decode(inflated, json_length, model, version)
         return decode_request(inflated, json_length, model, version, limits.message)
     except Malformed as fault:
         raise Refused(_problem(fault)) from fault

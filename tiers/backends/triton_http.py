@@ -14,7 +14,6 @@ from contextlib import asynccontextmanager
 from typing import Final
 from urllib.parse import quote, urlsplit
 
-import msgspec
 from msgspec import Struct
 
 from degrade.deadline import Deadline
@@ -26,9 +25,8 @@ from tiers.backends.connections import Address, Connections, ConnectionsOptions
 from tiers.backends.fields import Body, Headers, IllFormed, LineTooLong, Outgoing, RequestHeads, end_to_end
 from tiers.backends.refusal import refusal
 from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
+from tiers.v2.forms import RequestWriter, ResponseForms
 from tiers.v2.message import Limits, Malformed
-from tiers.v2.request import encode_request
-from tiers.v2.response import decode_response
 
 __all__ = [
     "HEADER_LENGTH",
@@ -114,6 +112,8 @@ class TritonHttp:
         self._request_heads = RequestHeads(authority)
         self._infer_heads: dict[tuple[str, str], bytes] = {}
         self._authority = authority.encode()
+        self._writer = RequestWriter()
+        self._forms = ResponseForms(options.limits)
         bounds = ConnectionBounds(options.header_bytes_max, options.answer_bytes_max, options.stream_bytes_max)
 
         def connections(limit: str, connections_max: int, wait: float = math.inf) -> Connections:
@@ -143,7 +143,7 @@ class TritonHttp:
         connection: Triton closes idle connections, and that says nothing about its health.
         """
         remaining = deadline.remaining(now)
-        parts, json_length = encode_request(_with_timeout(request, remaining))
+        parts, json_length = self._writer.encode(request, _timeout(request, remaining))
         size = sum(len(part) if isinstance(part, bytes) else part.nbytes for part in parts)
         head = self._infer_head(request.model, request.version)
         lengths = b"Content-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n" % (size, json_length)
@@ -322,7 +322,7 @@ class TritonHttp:
             raise refusal(self.url, request, reply.status, reply.body)
         try:
             length = next((int(value) for name, value in reply.headers if name.lower() == HEADER_LENGTH.lower()), None)
-            response = decode_response(reply.body, length, self._options.limits, request.regions)
+            response = self._forms.decode(reply.body, length, request.regions)
         except (Malformed, ValueError) as error:
             raise UpstreamError(Failure.BROKEN, f"{self.url} answered what is no inference: {error}", 200) from error
         fault = _fault(request, response)
@@ -367,12 +367,11 @@ def _fault(request: InferRequest, response: InferResponse) -> str:
     return f"without output {missing[0]!r}" if missing else ""
 
 
-def _with_timeout(request: InferRequest, remaining: float) -> InferRequest:
-    """The remaining time as Triton's ``timeout`` parameter (microseconds), unless the caller's is sooner."""
+def _timeout(request: InferRequest, remaining: float) -> int | None:
+    """The remaining time for Triton's ``timeout`` parameter (microseconds); None where the caller's own, which is
+    sooner, stays or there is no deadline."""
     if math.isinf(remaining):
-        return request
+        return None
     microseconds = max(1, int(remaining * _MICROSECONDS))
     own = request.parameters.get("timeout")
-    if isinstance(own, int) and 0 < own < microseconds:
-        return request
-    return msgspec.structs.replace(request, parameters={**request.parameters, "timeout": microseconds})
+    return None if isinstance(own, int) and 0 < own < microseconds else microseconds

@@ -13,11 +13,11 @@ from typing import Final
 
 import msgspec
 
-from tiers.inference import SHARED_MEMORY_PARAMETER, InferRequest, RequestedOutput
+from tiers.inference import SHARED_MEMORY_PARAMETER, InferRequest, Parameters, RequestedOutput
 from tiers.v2.members import WireParameters, counted, named, parameters_of, present, text, without
 from tiers.v2.message import DEFAULT_LIMITS, Limits, Malformed, check_count, check_duplicates, parsed, shown, split
 from tiers.v2.reserved import OF_INPUTS, OF_OUTPUTS, OF_REQUESTS, check_reserved
-from tiers.v2.tensors import TensorMember, binary_member, members_of, tensors_of
+from tiers.v2.tensors import TensorMember, binary_member, blobs_of, members_of, tensors_of
 
 _BINARY_DATA: Final = "binary_data"
 _BINARY_OUTPUT: Final = "binary_data_output"
@@ -97,21 +97,30 @@ def encode_request(request: InferRequest) -> tuple[list[bytes | memoryview], int
 
     Only shared-memory tensors carry no bytes: their parameters name the region.
     """
-    blobs: list[bytes | memoryview] = []
-    inputs: list[dict[str, object]] = []
-    for tensor in request.inputs:
-        inputs.append(binary_member(tensor, blobs))
-    message: dict[str, object] = {"id": request.id} if request.id else {}
-    parameters = dict(request.parameters)
+    header = encode_header(request, request.parameters, encode_members(request))
+    return [header, *blobs_of(request.inputs)], len(header)
+
+
+def encode_header(request: InferRequest, parameters: Parameters, members: bytes) -> bytes:
+    """The JSON part of a request with these parameters instead of its own, ``members`` being `encode_members`."""
     if not request.outputs:
-        parameters[_BINARY_OUTPUT] = True
+        parameters = {**parameters, _BINARY_OUTPUT: True}
+    if request.id:
+        front: dict[str, object] = {"id": request.id}
+        if parameters:
+            front["parameters"] = dict(parameters)
+        return msgspec.json.encode(front)[:-1] + b"," + members
     if parameters:
-        message["parameters"] = parameters
-    message["inputs"] = inputs
+        return b'{"parameters":%b,%b' % (msgspec.json.encode(dict(parameters)), members)
+    return b"{" + members
+
+
+def encode_members(request: InferRequest) -> bytes:
+    """The JSON part's last members, up to its end: the inputs, and the outputs if any are asked for by name."""
+    message: dict[str, object] = {"inputs": [binary_member(tensor) for tensor in request.inputs]}
     if request.outputs:
         message["outputs"] = [_output_member(output) for output in request.outputs]
-    header = msgspec.json.encode(message)
-    return [header, *blobs], len(header)
+    return msgspec.json.encode(message)[1:]
 
 
 def _wanted(

@@ -7,19 +7,16 @@ Rule of this file: as ``request.py``'s. Answers have Triton's own layout, member
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
 from tiers.datatype import Misfit, to_json
-from tiers.inference import SHARED_MEMORY_PARAMETER, InferResponse
+from tiers.inference import NO_REGIONS, SHARED_MEMORY_PARAMETER, InferResponse, Tensor
 from tiers.v2.members import WireParameters, counted, parameters_of, present, text
 from tiers.v2.message import DEFAULT_LIMITS, Limits, Malformed, check_count, check_duplicates, parsed, split
 from tiers.v2.request import WireForm
-from tiers.v2.tensors import BINARY_SIZE, TensorMember, binary_member, members_of, tensors_of
-
-NO_REGIONS: Final[Mapping[str, str]] = MappingProxyType({})
+from tiers.v2.tensors import BINARY_SIZE, TensorMember, binary_member, blobs_of, members_of, tensors_of
 
 
 class _Response(msgspec.Struct):
@@ -71,11 +68,12 @@ def encode_response(
     Raises Malformed for an FP16 or BF16 output that was asked for as JSON (Triton answers 400 too).
     ``request_id`` is the caller's own: a cached answer must not carry another caller's id.
     """
-    blobs: list[bytes | memoryview] = []
+    binary: list[Tensor] = []
     outputs: list[dict[str, object]] = []
     for tensor in response.outputs:
         if not tensor.in_shared_memory and form.is_binary(tensor.name):
-            outputs.append(binary_member(tensor, blobs))
+            outputs.append(binary_member(tensor))
+            binary.append(tensor)
             continue
         member: dict[str, object] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
         if tensor.in_shared_memory:  # the caller knows where: it has said so itself
@@ -95,4 +93,5 @@ def encode_response(
         message["parameters"] = dict(response.parameters)
     message["outputs"] = outputs
     header = msgspec.json.encode(message)
+    blobs = blobs_of(binary)
     return [header, *blobs], (len(header) if blobs else None)

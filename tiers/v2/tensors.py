@@ -9,13 +9,14 @@ only, in both directions, as in Triton.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import islice
 from typing import Final, NamedTuple
 
 import msgspec
 
 from tiers.datatype import BINARY_ONLY, Misfit, bytes_spans, from_json
-from tiers.inference import DATATYPE_BYTES, SHARED_MEMORY_PARAMETER, Parameters, Tensor
+from tiers.inference import DATATYPE_BYTES, SHARED_MEMORY_PARAMETER, Outline, Parameters, Tensor
 from tiers.v2.members import OVERFLOW, WireParameters, counted, named, parameters_of, present, without
 from tiers.v2.message import Limits, Malformed, check_count, shown
 
@@ -60,6 +61,29 @@ def tensors_of(messages: list[TensorMember], tail: memoryview, kind: str, limits
     return tuple(_tensor(outline) for outline in outlines)
 
 
+def outlines_of(tensors: Sequence[Tensor]) -> tuple[Outline, ...] | None:
+    """The outlines of tensors that `tensors_of` gave, if all of them had their data behind the JSON."""
+    if not all(isinstance(tensor.data, memoryview) for tensor in tensors):
+        return None
+    return tuple([Outline(each.name, each.datatype, each.shape, len(each.data), each.parameters) for each in tensors])
+
+
+def tensors_like(outlines: tuple[Outline, ...], tail: memoryview, kind: str) -> tuple[Tensor, ...]:
+    """What `tensors_of` gives for the messages whose outlines these are; ``tail`` has just as many bytes as they.
+
+    Raises Malformed for BYTES elements that do not fit, which is all that the data can be guilty of.
+    """
+    tensors: list[Tensor] = []
+    at = 0
+    for outline in outlines:
+        data = tail[at : at + outline.size]
+        at += outline.size
+        if outline.datatype == "BYTES":
+            _check_elements(data, outline.shape, f"{kind} {shown(outline.name)}")
+        tensors.append(Tensor(outline.name, outline.datatype, outline.shape, data, outline.parameters))
+    return tuple(tensors)
+
+
 class _Outline(NamedTuple):
     """A tensor of which all is known but whether its elements are what the outline says."""
 
@@ -102,13 +126,13 @@ def _tensor(outline: _Outline) -> Tensor:
     """The tensor of an outline, its elements looked at (BYTES) or read (JSON)."""
     message, shape = outline.message, outline.shape
     data: bytes | memoryview = b"" if outline.data is None else outline.data
-    try:
-        if outline.data is not None and message.datatype == "BYTES":
-            _check_elements(outline.data, shape, outline.label)
-        elif message.data is not msgspec.UNSET:
+    if outline.data is not None and message.datatype == "BYTES":
+        _check_elements(outline.data, shape, outline.label)
+    elif message.data is not msgspec.UNSET:
+        try:
             data = from_json(memoryview(message.data), message.datatype, shape)
-    except Misfit as misfit:
-        raise Malformed(misfit.reason, f"{outline.label}: {misfit}") from misfit
+        except Misfit as misfit:
+            raise Malformed(misfit.reason, f"{outline.label}: {misfit}") from misfit
     return Tensor(message.name, message.datatype, shape, data, without(outline.parameters, BINARY_SIZE))
 
 
@@ -169,22 +193,28 @@ def _check_size(data: memoryview, datatype: str, shape: tuple[int, ...], label: 
 
 
 def _check_elements(data: memoryview, shape: tuple[int, ...], label: str) -> None:
-    """Whether the BYTES elements are as many as the shape says; raises Misfit where one overruns."""
+    """Whether the BYTES elements are as many as the shape says, and none overruns; raises Malformed."""
     elements = math.prod(shape)
-    # One more than the shape says is enough to know: the rest of a hostile tensor is not walked.
-    count = sum(1 for _ in islice(bytes_spans(data), elements + 1))
+    try:
+        # One more than the shape says is enough to know: the rest of a hostile tensor is not walked.
+        count = sum(1 for _ in islice(bytes_spans(data), elements + 1))
+    except Misfit as misfit:
+        raise Malformed(misfit.reason, f"{label}: {misfit}") from misfit
     if count != elements:
         got = "more" if count > elements else str(count)
         raise Malformed("byte-count", f"{label}: shape {_shape_shown(shape)} needs {elements} elements, got {got}")
 
 
-def binary_member(tensor: Tensor, blobs: list[bytes | memoryview]) -> dict[str, object]:
-    """What the JSON says of a tensor whose bytes are added to ``blobs``, unless shared memory holds them."""
+def binary_member(tensor: Tensor) -> dict[str, object]:
+    """What the JSON says of a tensor whose bytes come after it, unless shared memory holds them."""
     member: dict[str, object] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
     parameters = dict(tensor.parameters)
     if not tensor.in_shared_memory:
         parameters[BINARY_SIZE] = len(tensor.data)
-        if len(tensor.data):
-            blobs.append(tensor.data)
     member["parameters"] = parameters
     return member
+
+
+def blobs_of(tensors: Sequence[Tensor]) -> list[bytes | memoryview]:
+    """The bytes of tensors that the JSON has as `binary_member`."""
+    return [tensor.data for tensor in tensors if len(tensor.data) and not tensor.in_shared_memory]
