@@ -16,11 +16,12 @@ V = TypeVar("V")
 
 
 class Memo(Generic[K, V]):
-    """At most ``entries_max`` values, whose sizes together are at most ``bytes_max``."""
+    """At most ``entries_max`` values, whose sizes together are at most ``bytes_max``; values that are put without a
+    size are bounded in number alone."""
 
     __slots__ = ("_bytes_max", "_bytes_used", "_entries_max", "_held", "_sizes", "get")
 
-    def __init__(self, entries_max: int, bytes_max: int) -> None:
+    def __init__(self, entries_max: int, bytes_max: int = 1) -> None:
         assert entries_max > 0
         assert bytes_max > 0
         self._entries_max = entries_max

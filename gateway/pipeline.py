@@ -30,7 +30,6 @@ from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure, Remains, Step, next_step
 from gateway.admission.auth import Caller
 from gateway.admission.ratelimit import Limiter, Quota, Verdict
-from gateway.admission.validate import validate
 from gateway.codec.http import CacheDirectives
 from gateway.operate.telemetry import Telemetry
 from gateway.problem import (
@@ -173,8 +172,10 @@ class Pipeline:
             return self._descend(call, key, late, quota)
         try:
             async with asyncio.timeout(seconds):
-                facts = await route.facts(call.deadline, call.request.version)
-                validate(call.request, facts, route.rules, route.config.limits.batch_max)
+                facts = route.known_facts(call.request.version)
+                if facts is None:
+                    facts = await route.facts(call.deadline, call.request.version)
+                route.validator.check(call.request, facts)
                 stateful = _stateful(facts)
                 if stateful:
                     key, choice = None, Recall(Action.FETCH_ALONE, "bypass", stateful)

@@ -8,21 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from operator import is_
 from typing import Final
 from urllib.parse import quote
 
 import msgspec
 
-from cache.digest import Key, request_digest
+from cache.digest import Key, RequestDigester, request_digest
 from cache.entry import Entry
 from cache.flight import Flights
+from cache.memo import Memo
 from cache.policy import POLICIES, Policy
 from cache.response import Held, ResponseCache
 from degrade.deadline import Deadline
 from degrade.ladder import Failure, Step
 from gateway.admission.auth import Caller
 from gateway.admission.ratelimit import Quota
-from gateway.admission.validate import EVERY_INPUT, TensorRule
+from gateway.admission.validate import EVERY_INPUT, TensorRule, Validator
 from gateway.codec.http import BodyLimits
 from gateway.config import CacheConfig, QuotaConfig, TierConfig
 from gateway.config import Route as RouteConfig
@@ -30,13 +32,24 @@ from gateway.recall import RecallRules
 from tiers.backends.triton_http import Call as Outbound
 from tiers.cascade import Accept, Tier
 from tiers.catalog import Catalog, ModelFacts, TensorFact
-from tiers.inference import SCHEDULING_PARAMETERS, InferRequest, InferResponse, Rejected, UpstreamError
+from tiers.inference import (
+    SCHEDULING_PARAMETERS,
+    Form,
+    InferRequest,
+    InferResponse,
+    Parameters,
+    Rejected,
+    UpstreamError,
+)
 from tiers.pool import DECENT_SECONDS, Pool
-from tiers.v2.forms import RequestForms
+from tiers.v2.forms import FORMS_MAX, RequestForms
 from tiers.v2.message import Limits
 
 FLIGHTS_MAX: Final = 4096
 """Distinct fills of one route under way at once; beyond it callers fetch for themselves."""
+
+VERSIONS_MAX: Final = 16
+"""Versions of a route's model whose facts are remembered as merged."""
 
 _QUOTA_NAME_SAFE: Final = " !$&'()*+,-.:;<=>@[]^_`{|}~"
 """What a quota's name keeps as it is: RFC 9651 strings hold printable ASCII and nothing else."""
@@ -98,6 +111,9 @@ class Route:
         self.body_limits = BodyLimits(bytes_max, message, RequestForms(message))
         self._homes = tuple(homes)
         self.rules = _rules(config)
+        self.validator = Validator(self.rules, config.limits.batch_max)
+        self._digesters: Memo[tuple[Form, str, str], RequestDigester] = Memo(FORMS_MAX)
+        self._merged: Memo[str, tuple[tuple[ModelFacts, ...], ModelFacts]] = Memo(VERSIONS_MAX)
         self.allowances = tuple(_allowances(name, config))
         self.cache = None if config.cache is None else _cache(config.cache)
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
@@ -126,14 +142,30 @@ class Route:
     def digest(self, caller: Caller, request: InferRequest) -> bytes:
         """What makes two requests the same one (DESIGN section 6), but for the epoch."""
         assert self.config.cache is not None
-        return request_digest(
-            route=self.name,
-            tenant="" if self.config.cache.shared else caller.tenant,
-            version=request.version,
-            inputs=request.inputs,
-            parameters={name: value for name, value in request.parameters.items() if name not in SCHEDULING_PARAMETERS},
-            outputs=[(output.name, output.parameters) for output in request.outputs],
-        )
+        tenant = "" if self.config.cache.shared else caller.tenant
+        form = request.form
+        if form is None:
+            return request_digest(
+                route=self.name,
+                tenant=tenant,
+                version=request.version,
+                inputs=request.inputs,
+                parameters=_semantic(request),
+                outputs=_asked(request),
+            )
+        key = form, tenant, request.version
+        digester = self._digesters.get(key)
+        if digester is None:
+            digester = RequestDigester(
+                route=self.name,
+                tenant=tenant,
+                version=request.version,
+                inputs=form.tensors,
+                parameters=_semantic(request),
+                outputs=_asked(request),
+            )
+            self._digesters.put(key, digester)
+        return digester([tensor.data for tensor in request.inputs])
 
     def entry(self, served: Served, epoch: int, now: float) -> Entry[Served]:
         """An entry for an answer that was made in ``epoch``."""
@@ -141,6 +173,16 @@ class Route:
         assert cache is not None
         size = served.response.size + ENTRY_OVERHEAD_BYTES
         return Entry(served, size, now, float(cache.ttl), float(cache.max_stale), epoch)
+
+    def known_facts(self, version: str = "") -> ModelFacts | None:
+        """What `facts` would say, if every tier's model is known."""
+        told = []
+        for tier, home in zip(self.config.tiers, self._homes, strict=True):
+            known = home.catalog.recall(tier.model, tier.version or version)
+            if known is None:
+                return None
+            told.append(known)
+        return self._merge(version, told)
 
     async def facts(self, deadline: Deadline, version: str = "") -> ModelFacts:
         """What the route accepts and answers, by the tiers whose models are known: a tier that has not been
@@ -159,7 +201,16 @@ class Route:
         if not facts:
             assert unknown is not None
             raise unknown
-        return merged_facts(self.name, facts)
+        return self._merge(version, facts)
+
+    def _merge(self, version: str, told: Sequence[ModelFacts]) -> ModelFacts:
+        """The tiers' facts as the route's: one object as long as they are the same."""
+        held = self._merged.get(version)
+        if held is not None and len(held[0]) == len(told) and all(map(is_, held[0], told)):
+            return held[1]
+        merged = merged_facts(self.name, told)
+        self._merged.put(version, (tuple(told), merged))
+        return merged
 
     def versions(self, facts: ModelFacts) -> tuple[str, ...]:
         """Those that a caller may ask for: a bound tier's alone, and none of several tiers'."""
@@ -182,6 +233,17 @@ class Route:
             if reply.status == HTTPStatus.OK and home.pool.retry_after(tier.model, version) == 0.0:
                 return True
         return False
+
+
+def _semantic(request: InferRequest) -> Parameters:
+    """The parameters that say what to compute."""
+    if SCHEDULING_PARAMETERS.isdisjoint(request.parameters):
+        return request.parameters
+    return {name: value for name, value in request.parameters.items() if name not in SCHEDULING_PARAMETERS}
+
+
+def _asked(request: InferRequest) -> list[tuple[str, Parameters]]:
+    return [(output.name, output.parameters) for output in request.outputs]
 
 
 class Filled(msgspec.Struct, frozen=True):

@@ -207,17 +207,24 @@ class Catalog:
         Raises Rejected(404) if no replica has the model or it lacks the version,
         UpstreamError if nobody could say.
         """
+        found = self.recall(model, version)
+        if found is not None:
+            return found
         known = self._known.get(model)
-        if known is not None:
-            self._known.move_to_end(model)
-            facts = known.facts
-        else:
-            facts = await self._learn(model, "", deadline)
+        facts = await self._learn(model, "", deadline) if known is None else known.facts
         if not version or facts.versions == (version,):
             return facts
-        if known is not None and version in known.of_version:
-            return known.of_version[version]
         return await self._learn(model, version, deadline)
+
+    def recall(self, model: str, version: str) -> ModelFacts | None:
+        """What `facts` would give without asking anyone; counts as a use."""
+        known = self._known.get(model)
+        if known is None:
+            return None
+        self._known.move_to_end(model)
+        if not version or known.facts.versions == (version,):
+            return known.facts
+        return known.of_version.get(version)
 
     async def poll_once(self, deadline: Deadline) -> tuple[str, ...]:
         """Look at every remembered model on every replica; the models that changed, each told once.

@@ -1,9 +1,9 @@
 """Can what this request asks be true? The model's own facts and the route's declared bounds decide.
 
-Rule of this file: decide only. A request is fine (None) or ``Refused`` with a sentence that names the
-tensor, what was expected and what came. It knows no socket, no cache, no tier; the bytes were already
-counted against shape and datatype by the codec, so here they are only looked at, vectorised. Of a
-shared-memory tensor only the metadata can be checked.
+Rule of this file: decide only, and remember what need not be decided again. A request is fine (None) or
+``Refused`` with a sentence that names the tensor, what was expected and what came. It knows no socket, no
+cache, no tier; the bytes were already counted against shape and datatype by the codec, so here they are only
+looked at, vectorised. Of a shared-memory tensor only the metadata can be checked.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
+from cache.memo import Memo
 from gateway.problem import Refused, invalid
 from tiers.catalog import ModelFacts, TensorFact
 from tiers.datatype import FLOATS, Misfit, Numbers, bytes_spans, numbers
-from tiers.inference import InferRequest, Tensor
+from tiers.inference import Form, InferRequest, Tensor
+from tiers.v2.forms import FORMS_MAX
 
 EVERY_INPUT: Final = "*"
 """The name in ``rules`` that stands for every input without a rule of its own."""
@@ -37,13 +39,59 @@ class TensorRule(msgspec.Struct, frozen=True):
     element_bytes_max: int | None = None
 
 
-def validate(request: InferRequest, facts: ModelFacts, rules: Mapping[str, TensorRule], batch_max: int | None) -> None:
+Rules = Mapping[str, TensorRule]
+
+
+def validate(request: InferRequest, facts: ModelFacts, rules: Rules, batch_max: int | None) -> None:
     """Raises Refused (400) unless the model can take this request and the route allows its values.
 
     ``batch_max`` is the route's own limit; the stricter of it and the model's holds. A model that does
     not batch (``facts.max_batch`` 0) has no batch dimension to limit. Values of an input are looked at
     only if ``rules`` names it (or ``*``): Triton itself lets NaN pass.
     """
+    Validator(rules, batch_max).check(request, facts)
+
+
+class Validator:
+    """`validate` with one route's rules, which remembers the forms that fit a model's facts: names, datatypes and
+    shapes of a form are judged once, values always."""
+
+    def __init__(self, rules: Rules, batch_max: int | None) -> None:
+        self._rules = rules
+        self._batch_max = batch_max
+        self._fitting: Memo[Form, _Fitting] = Memo(FORMS_MAX)
+
+    def check(self, request: InferRequest, facts: ModelFacts) -> None:
+        """Raises Refused (400), as `validate` does."""
+        form = request.form
+        known = None if form is None else self._fitting.get(form)
+        if known is None or known.facts is not facts:
+            _check_outlines(request, facts, self._batch_max)
+            known = _Fitting(facts, self._looks(request))
+            if form is not None:
+                self._fitting.put(form, known)
+        for index, rule in known.looks:
+            _check_values(request.inputs[index], rule)
+
+    def _looks(self, request: InferRequest) -> tuple[tuple[int, TensorRule], ...]:
+        """The inputs, by position, whose values have to be looked at, and the rule for each."""
+        looks = []
+        for index, tensor in enumerate(request.inputs):
+            rule = self._rules.get(tensor.name, self._rules.get(EVERY_INPUT))
+            if rule is not None and not tensor.in_shared_memory and _looks(tensor.datatype, rule):
+                looks.append((index, rule))
+        return tuple(looks)
+
+
+class _Fitting(msgspec.Struct, frozen=True, eq=False):
+    """A form that fits ``facts``, and what is to be looked at in every request of it."""
+
+    facts: ModelFacts
+    looks: tuple[tuple[int, TensorRule], ...]
+
+
+def _check_outlines(request: InferRequest, facts: ModelFacts, batch_max: int | None) -> None:
+    """All that is wrong with a request whatever its values."""
     _check_names(request, facts)
     known = {fact.name: fact for fact in facts.inputs}
     for tensor in request.inputs:
@@ -51,10 +99,6 @@ def validate(request: InferRequest, facts: ModelFacts, rules: Mapping[str, Tenso
     if facts.max_batch > 0:
         limit = facts.max_batch if batch_max is None else min(facts.max_batch, batch_max)
         _check_batch(request, limit)
-    for tensor in request.inputs:
-        rule = rules.get(tensor.name, rules.get(EVERY_INPUT))
-        if rule is not None and not tensor.in_shared_memory:
-            _check_values(tensor, rule)
 
 
 def _check_names(request: InferRequest, facts: ModelFacts) -> None:
@@ -121,14 +165,19 @@ def _check_batch(request: InferRequest, batch_max: int) -> None:
             )
 
 
+def _looks(datatype: str, rule: TensorRule) -> bool:
+    """Whether a rule says anything of the values of a datatype."""
+    if datatype == "BYTES":
+        return rule.element_bytes_max is not None
+    bounded = rule.minimum is not None or rule.maximum is not None
+    return datatype != "BOOL" and (bounded or (rule.finite and datatype in FLOATS))
+
+
 def _check_values(tensor: Tensor, rule: TensorRule) -> None:
     label = f"input {_shown(tensor.name)}"
     if tensor.datatype == "BYTES":
-        if rule.element_bytes_max is not None:
-            _check_elements(tensor, rule.element_bytes_max, label)
-        return
-    bounded = rule.minimum is not None or rule.maximum is not None
-    if tensor.datatype == "BOOL" or not (bounded or (rule.finite and tensor.datatype in FLOATS)):
+        assert rule.element_bytes_max is not None
+        _check_elements(tensor, rule.element_bytes_max, label)
         return
     values = numbers(tensor.data, tensor.datatype)
     if rule.finite and tensor.datatype in FLOATS:

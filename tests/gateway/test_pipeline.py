@@ -88,6 +88,9 @@ class Upstream:
         outputs = (Tensor("y", "FP32", (1, 2), payload),)
         return Answered(InferResponse(request.model, "1", outputs), "http://u", self.steps)
 
+    def recall(self, model: str, version: str) -> ModelFacts | None:
+        return self.known if self.facts_failure is None else None
+
     async def facts(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
         if self.facts_failure is not None:
             raise self.facts_failure
