@@ -2,9 +2,8 @@
 
 Rule of this file: the fill runs in a task of its own, so nobody's leaving harms those who stay. A
 flight is known by its key only while its fill runs and somebody waits: when the last waiter leaves the
-fill is cancelled and the key forgotten in the same step, and whoever comes next starts anew. It knows
-neither what is fetched nor for how long; deadlines belong to the callers (each bounds its own wait) and
-to the fill.
+fill is cancelled and the key forgotten in the same step, and whoever comes next starts anew. It does not
+know what is fetched; how long each caller waits is the caller's to say, and how long a fill may take the fill's.
 
 An exception reaches every waiter as the same object: exceptions cannot be copied in general, and
 callers tell them apart by class and attributes. ``Task.result`` restores the traceback for each waiter,
@@ -14,6 +13,7 @@ so it does not grow with their number; callers must not change such an exception
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
@@ -33,7 +33,13 @@ class _Flight(Generic[V]):
 
     def __init__(self, task: asyncio.Task[V]) -> None:
         self.task = task
-        self.waiters = 0
+        self.waiters: set[asyncio.Future[None]] = set()
+
+    def land(self) -> None:
+        """Wake who waits."""
+        for waiter in self.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 class Flights(Generic[K, V]):
@@ -56,32 +62,27 @@ class Flights(Generic[K, V]):
     @property
     def waiters(self) -> int:
         """Callers who wait for them, those who began one included."""
-        return sum(flight.waiters for flight in self._flights.values())
+        return sum(len(flight.waiters) for flight in self._flights.values())
 
-    async def join(self, key: K, fill: Callable[[], Awaitable[V]]) -> tuple[V, bool]:
+    async def join(self, key: K, fill: Callable[[], Awaitable[V]], seconds: float = math.inf) -> tuple[V, bool]:
         """Wait for the key's fill, starting it if none is under way: (its value, whether we started it).
 
-        Raises what the fill raised, or Abandoned. With ``flights_max`` tasks under way the caller runs
-        a fill of its own, uncollapsed: slower is better than refused.
+        Raises what the fill raised, Abandoned, or TimeoutError after ``seconds``; with none nothing is started.
+        With ``flights_max`` tasks under way the caller runs a fill of its own, uncollapsed: slower is better than
+        refused.
         """
         if self._closed:
             raise Abandoned("flights are closed")
+        if seconds <= 0.0:
+            raise TimeoutError
         flight = self._flights.get(key)
         led = flight is None or flight.task.done()  # done: landed, its callback comes this turn
         if flight is None or led:
             if len(self._tasks) >= self._flights_max:
-                return await fill(), True
+                async with asyncio.timeout(None if math.isinf(seconds) else seconds):
+                    return await fill(), True
             flight = self._start(key, fill)
-        flight.waiters += 1
-        try:
-            # Not the task itself, nor a shield: wait() leaves the task alone when we are cancelled,
-            # and never mistakes the task's cancellation for ours.
-            await asyncio.wait((flight.task,))
-        finally:
-            flight.waiters -= 1
-            if flight.waiters == 0:
-                self._forget(key, flight)
-                flight.task.cancel()  # without effect on one that is done
+        await self._wait(key, flight, seconds)
         if flight.task.cancelled():
             raise Abandoned("the fill was cancelled")
         return flight.task.result(), led
@@ -98,6 +99,23 @@ class Flights(Generic[K, V]):
         if tasks:
             await asyncio.wait(tasks)
 
+    async def _wait(self, key: K, flight: _Flight[V], seconds: float) -> None:
+        """Wait until a flight has landed; the last to leave before that cancels it."""
+        # A future of our own, not the task: that one must not be cancelled with us, nor its end taken for ours.
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        timer = None if math.isinf(seconds) else loop.call_later(seconds, _expire, waiter)
+        flight.waiters.add(waiter)
+        try:
+            await waiter
+        finally:
+            if timer is not None:
+                timer.cancel()
+            flight.waiters.discard(waiter)
+            if not flight.waiters:
+                self._forget(key, flight)
+                flight.task.cancel()  # without effect on one that is done
+
     def _start(self, key: K, fill: Callable[[], Awaitable[V]]) -> _Flight[V]:
         async def run() -> V:
             return await fill()
@@ -109,8 +127,8 @@ class Flights(Generic[K, V]):
             self._forget(key, flight)
             if not task.cancelled():
                 task.exception()  # observed: nobody may be left to hear it
+            flight.land()
 
-        # Added before any waiter's callback, so the key is forgotten before a waiter runs on.
         flight.task.add_done_callback(landed)
         self._tasks.add(flight.task)
         self._flights[key] = flight
@@ -119,3 +137,8 @@ class Flights(Generic[K, V]):
     def _forget(self, key: K, flight: _Flight[V]) -> None:
         if self._flights.get(key) is flight:
             del self._flights[key]
+
+
+def _expire(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_exception(TimeoutError())

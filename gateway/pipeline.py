@@ -26,7 +26,7 @@ from cache.digest import Key
 from cache.entry import Entry
 from cache.flight import Abandoned
 from cache.response import Found
-from degrade.deadline import Deadline, Ticker
+from degrade.deadline import Deadline, Ticker, bounded
 from degrade.ladder import Failure, Remains, Step, next_step
 from gateway.admission.auth import Caller
 from gateway.admission.ratelimit import Limiter, Quota, Verdict
@@ -171,16 +171,15 @@ class Pipeline:
             late = UpstreamError(Failure.LATE, "its time was over before a tier was asked")
             return self._descend(call, key, late, quota)
         try:
-            async with asyncio.timeout(seconds):
-                facts = route.known_facts(call.request.version)
-                if facts is None:
-                    facts = await route.facts(call.deadline, call.request.version)
-                route.validator.check(call.request, facts)
-                stateful = _stateful(facts)
-                if stateful:
-                    key, choice = None, Recall(Action.FETCH_ALONE, "bypass", stateful)
-                rows = batch_size(call.request) if facts.max_batch > 0 else None
-                filled, led = await self._fetch(call, key, choice, rows)
+            facts = route.known_facts(call.request.version)
+            if facts is None:
+                facts = await bounded(route.facts(call.deadline, call.request.version), call.deadline, now)
+            route.validator.check(call.request, facts)
+            stateful = _stateful(facts)
+            if stateful:
+                key, choice = None, Recall(Action.FETCH_ALONE, "bypass", stateful)
+            rows = batch_size(call.request) if facts.max_batch > 0 else None
+            filled, led = await self._fetch(call, key, choice, rows)
         except Rejected as rejected:
             raise Refused(_of_model(rejected)) from rejected
         except UpstreamError as error:
@@ -225,7 +224,7 @@ class Pipeline:
         """Ask the tiers, alone or in a flight. A flight outlives the caller who began it."""
         if key is None or choice.action is Action.FETCH_ALONE:
             keep = key if not call.directives.no_store else None
-            return await self._fill(call, keep, call.deadline, rows), True
+            return await bounded(self._fill(call, keep, call.deadline, rows), call.deadline, self._ticker()), True
         return await self._share(call, key, rows)
 
     async def _share(self, call: Call, key: Key, rows: int | None) -> tuple[Filled, bool]:
@@ -233,11 +232,12 @@ class Pipeline:
 
         A purge ends what may be joined: who asks after it gets no answer that was begun before it.
         """
-        route = call.route
-        deadline = Deadline.after(self._ticker(), route.timeout)
-        shared = msgspec.structs.replace(call, request=_for_all(call.request))
+        route, now = call.route, self._ticker()
+        deadline = Deadline.after(now, route.timeout)
+        shared = Call(route, call.caller, _for_all(call.request), call.directives, call.deadline)
         ticket = 0 if route.cache is None else route.cache.ticket()
-        return await route.flights.join((key, ticket), lambda: self._fill(shared, key, deadline, rows))
+        seconds = call.deadline.remaining(now)
+        return await route.flights.join((key, ticket), lambda: self._fill(shared, key, deadline, rows), seconds)
 
     async def _fill(self, call: Call, key: Key | None, deadline: Deadline, rows: int | None) -> Filled:
         """One run of the cascade; its answer is stored under ``key``, unless it is a degraded one."""
@@ -247,7 +247,7 @@ class Pipeline:
         ticket = 0 if route.cache is None else route.cache.ticket()
         options = CascadeOptions(rows, self._cascade_steps(call, key))
         answer = await cascade.run(route.tiers, call.request, deadline, options, self._ticker)
-        response = msgspec.structs.replace(answer.response, model=route.name)
+        response = _named(answer.response, route.name)
         served = Served(response, answer.tier, answer.rows, answer.rows_escalated, rows)
         self._telemetry.filled(route.name, answer)
         if key is None or route.cache is None or answer.degraded:
@@ -383,6 +383,11 @@ def _for_all(request: InferRequest) -> InferRequest:
         return request
     kept = {name: value for name, value in request.parameters.items() if name not in SCHEDULING_PARAMETERS}
     return msgspec.structs.replace(request, parameters=kept, form=None)
+
+
+def _named(response: InferResponse, name: str) -> InferResponse:
+    """An answer under the route's name instead of the tier's."""
+    return response if response.model == name else msgspec.structs.replace(response, model=name)
 
 
 def _uncacheable(call: Call) -> str:

@@ -162,6 +162,8 @@ async def run(
     rows = None if reason else options.rows
     last = len(tiers) - 1
     again = Step.REPLICA in options.order
+    if last == 0:  # nothing to share time with, to judge or to merge
+        return await _alone(tiers[0], request, deadline, (again, rows, reason))
     pending = tuple(range(1 if rows is None else rows))
     parts: list[_Part] = []
     steps: tuple[str, ...] = ()
@@ -203,6 +205,17 @@ async def run(
     )
 
 
+async def _alone(
+    tier: Tier, request: InferRequest, deadline: Deadline, how: tuple[bool, int | None, str]
+) -> CascadeAnswer:
+    """A cascade of one tier."""
+    again, rows, reason = how
+    answered = await tier.pool.infer(_addressed(request, tier, None), deadline, again, tier.decent)
+    response = _wanted(request, answered.response)
+    count = 1 if rows is None else rows
+    return CascadeAnswer(response, tier.model, response.version, count, 0, answered.steps, False, reason)
+
+
 def _share(deadline: Deadline, now: float) -> Deadline:
     return Deadline.after(now, TIER_SHARE * deadline.remaining(now))
 
@@ -226,17 +239,21 @@ def _judged(rule: Accept | None, response: InferResponse, count: int, rows: int 
 
 def _merged(request: InferRequest, parts: Sequence[_Part], rows: int | None) -> InferResponse:
     """One answer, with the rule's output stripped if the caller named outputs without it."""
-    wanted = {output.name for output in request.outputs}
-    trimmed = [
-        msgspec.structs.replace(
-            part.response,
-            outputs=tuple(output for output in part.response.outputs if not wanted or output.name in wanted),
-        )
-        for part in parts
-    ]
+    trimmed = [_wanted(request, part.response) for part in parts]
     if rows is None or len(parts[-1].indices) == rows:
         return trimmed[-1]
     return merge_rows(rows, [(answer, part.indices) for answer, part in zip(trimmed, parts, strict=True)])
+
+
+def _wanted(request: InferRequest, response: InferResponse) -> InferResponse:
+    """The answer with no outputs but those that the caller named, if any."""
+    if not request.outputs:
+        return response
+    wanted = {output.name for output in request.outputs}
+    outputs = tuple([output for output in response.outputs if output.name in wanted])
+    if len(outputs) == len(response.outputs):
+        return response
+    return msgspec.structs.replace(response, outputs=outputs)
 
 
 def _escalated(parts: Sequence[_Part]) -> int:

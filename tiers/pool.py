@@ -13,8 +13,8 @@ from __future__ import annotations
 import asyncio
 import random as chance
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Final, Protocol
 from zlib import crc32
 
@@ -98,6 +98,40 @@ class _Permits(Struct, frozen=True):
 
     reach: Permit
     answers: Permit | None
+
+
+class _Judged:
+    """One call at a replica: in flight until the block ends, and judged by how it ends."""
+
+    __slots__ = ("_had_time", "_permits", "_seat", "_settle")
+
+    def __init__(
+        self,
+        settle: Callable[[_Permits, Failure | None, bool, bool], None],
+        seat: _Seat,
+        permits: _Permits,
+        had_time: bool,
+    ) -> None:
+        self._settle = settle
+        self._seat = seat
+        self._permits = permits
+        self._had_time = had_time
+        seat.in_flight += 1
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._seat.in_flight -= 1
+        failure: Failure | None = None
+        judged = True
+        if isinstance(error, UpstreamError):
+            failure = error.failure
+            # No connection of ours was free, so the replica was not asked at all.
+            judged = not (failure is Failure.OVERLOADED and error.before_answer)
+        elif error is not None:  # cancelled, or our own bug: says nothing of the replica
+            judged = isinstance(error, Rejected)  # the model answered: it is well
+        self._settle(self._permits, failure, judged, self._had_time)
 
 
 def choose(loads: Sequence[int], random: chance.Random) -> int:
@@ -266,6 +300,8 @@ class Pool:
         Not ready is no veto: one broken model makes a strict Triton unready for all the others.
         """
         allowed = self._allowed(seats, key)
+        if len(allowed) == 1:
+            return allowed[0]
         candidates = [seat for seat in allowed if seat.ready] or allowed
         if not candidates:
             return None
@@ -282,12 +318,12 @@ class Pool:
     def _allowed(self, seats: Sequence[_Seat], key: str) -> list[_Seat]:
         """Those whose breakers allow the model."""
         now = self._now()
-
-        def answers(seat: _Seat) -> bool:
-            breaker = seat.answers.get(key)
-            return breaker is None or breaker.allows(now)
-
-        return [seat for seat in seats if seat.reach.allows(now) and answers(seat)]
+        allowed = []
+        for seat in seats:
+            answers = seat.answers.get(key)
+            if seat.reach.allows(now) and (answers is None or answers.allows(now)):
+                allowed.append(seat)
+        return allowed
 
     def _seat_for_call(self) -> _Seat:
         seat = self._pick(self._seats, "")
@@ -302,28 +338,9 @@ class Pool:
         with self._judged(seat, _key(request), deadline.remaining(now) >= decent):
             return await seat.replica.infer(request, deadline, now)
 
-    @contextmanager
-    def _judged(self, seat: _Seat, key: str, had_time: bool) -> Iterator[None]:
+    def _judged(self, seat: _Seat, key: str, had_time: bool) -> _Judged:
         """Count a call in flight, and end its permits as the block ends. ``had_time``: silence would be a fault."""
-        permits = self._acquire(seat, key, self._now())
-        seat.in_flight += 1
-        failure: Failure | None = None
-        judged = True
-        try:
-            yield
-        except Rejected:  # the model answered: it is well
-            raise
-        except UpstreamError as error:
-            failure = error.failure
-            # No connection of ours was free, so the replica was not asked at all.
-            judged = not (failure is Failure.OVERLOADED and error.before_answer)
-            raise
-        except BaseException:  # cancelled, or our own bug: says nothing of the replica
-            judged = False
-            raise
-        finally:
-            seat.in_flight -= 1
-            self._settle(permits, failure, judged, had_time)
+        return _Judged(self._settle, seat, self._acquire(seat, key, self._now()), had_time)
 
     def _acquire(self, seat: _Seat, key: str, now: float) -> _Permits:
         """Both permits; they were allowed in this same turn of the loop, so they are there."""

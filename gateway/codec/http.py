@@ -15,6 +15,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -42,6 +43,9 @@ _DIRECTIVE: Final = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+)(?:=(?:\"((?:[^\"
 _TEXT_MAX: Final = 128  # characters of a model's name or a reason in one header member
 _INTEGER_MAX: Final = 999_999_999_999_999  # RFC 9651 section 3.3.1
 _SECONDS_MAX: Final = 2**31  # RFC 9111 section 1.2.2: what a delta-seconds too large becomes
+
+TOLD_MAX: Final = 1024
+"""Provenances whose text is remembered; each is about 500 bytes."""
 
 _FORWARDED: Final = {
     "request": "request",
@@ -233,16 +237,40 @@ def provenance_headers(provenance: Provenance, duration_seconds: float | None = 
 
     Without a duration Server-Timing names only the cache state: a hit by its bytes is not worth a clock.
     """
-    fields = [("Cache-Status", _cache_status(provenance))]
-    if provenance.cache in ("hit", "stale"):
+    cached = provenance.cache in ("hit", "stale")
+    ttl_left = provenance.ttl_left
+    status, timing, story = _told(
+        Provenance(
+            provenance.cache,
+            provenance.reason,
+            provenance.tier,
+            provenance.version,
+            _whole(provenance.age) if cached else 0,
+            None if ttl_left is None else _whole(ttl_left),
+            provenance.rows,
+            provenance.rows_escalated,
+            provenance.steps,
+            provenance.stored,
+            provenance.collapsed,
+            provenance.degraded,
+        )
+    )
+    fields = [("Cache-Status", status)]
+    if cached:
         fields.append(("Age", str(_whole(max(0.0, provenance.age)))))
-    timing = f"cache;desc={_item(provenance.cache)}"
     if duration_seconds is not None:
         milliseconds = max(0.0, duration_seconds) * 1000.0
         timing = f"tailrace;dur={milliseconds if math.isfinite(milliseconds) else 0:.3f}, {timing}"
     fields.append(("Server-Timing", timing))
-    fields.append(("Tailrace-Provenance", _provenance(provenance)))
+    fields.append(("Tailrace-Provenance", story))
     return fields
+
+
+@lru_cache(maxsize=TOLD_MAX)
+def _told(provenance: Provenance) -> tuple[str, str, str]:
+    """Cache-Status, the end of Server-Timing and Tailrace-Provenance of one whose seconds are whole: most answers of
+    a second tell the same."""
+    return _cache_status(provenance), f"cache;desc={_item(provenance.cache)}", _provenance(provenance)
 
 
 def _problem(fault: Malformed) -> Problem:

@@ -376,3 +376,43 @@ async def test_cancel_everywhere(flights: Flights[str, str], who: str, step: int
     await turns(10)
     assert starts == ends <= 1
     assert len(flights) == 0
+
+
+async def test_a_waiter_waits_only_so_long_and_the_others_stay(flights: Flights[str, str]) -> None:
+    fill = Fill()
+    stayer = join(flights, fill)
+    await fill.started.wait()
+    with pytest.raises(TimeoutError):
+        await flights.join("k", fill, 0.001)
+    assert (flights.waiters, fill.cancels) == (1, 0)
+    fill.release.set()
+    assert await stayer == ("answer", True)
+
+
+async def test_a_fill_whose_only_waiter_had_no_more_time_is_cancelled(flights: Flights[str, str]) -> None:
+    fill = Fill()
+    with pytest.raises(TimeoutError):
+        await flights.join("k", fill, 0.001)
+    await turns()
+    assert (fill.starts, fill.cancels, len(flights)) == (1, 1, 0)
+
+
+async def test_who_has_no_time_starts_nothing(flights: Flights[str, str]) -> None:
+    fill = Fill()
+    with pytest.raises(TimeoutError):
+        await flights.join("k", fill, 0.0)
+    await turns()
+    assert (fill.starts, len(flights)) == (0, 0)
+
+
+async def test_a_fill_of_ones_own_takes_only_so_long_too(complaints: list[object]) -> None:
+    flights: Flights[str, str] = Flights(flights_max=1)
+    one, two = Fill("one"), Fill("two")
+    first = join(flights, one, "1")
+    await one.started.wait()
+    with pytest.raises(TimeoutError):
+        await flights.join("2", two, 0.001)
+    assert two.cancels == 1
+    one.release.set()
+    assert await first == ("one", True)
+    assert complaints == []
