@@ -126,9 +126,12 @@ class ResponseCache(Generic[V, W]):
         held = self._policy.peek(key.digest)
         if held is None or held.entry is not entry or self._wires_per_entry_max < 1:
             return False
-        wires = tuple(other for other in held.wires if other != wire)
-        kept = wires[max(0, len(wires) + 1 - self._wires_per_entry_max) :]
-        charged = entry.size + size + sum(self._wires[other].size for other in kept)
+        kept: tuple[bytes, ...] = ()
+        charged = entry.size + size
+        if held.wires:
+            wires = tuple([other for other in held.wires if other != wire])
+            kept = wires[max(0, len(wires) + 1 - self._wires_per_entry_max) :]
+            charged += sum([self._wires[other].size for other in kept])
         if charged > self._policy.bytes_max:
             return False
         known = self._wires.get(wire)

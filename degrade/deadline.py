@@ -19,7 +19,7 @@ Ticker = Callable[[], float]
 Result = TypeVar("Result")
 
 
-class Deadline(msgspec.Struct, frozen=True):
+class Deadline(msgspec.Struct, frozen=True, gc=False):
     """``at`` is in a `Ticker`'s seconds; infinity means no deadline."""
 
     at: float

@@ -58,7 +58,7 @@ ENTRY_OVERHEAD_BYTES: Final = 512
 """What an entry costs beyond its answer's size: key, bookkeeping of cache and policy."""
 
 
-class Served(msgspec.Struct, frozen=True):
+class Served(msgspec.Struct, frozen=True, gc=False):
     """An answer of the tiers and where it came from: what the cache keeps. ``batch`` is None when the
     model does not batch and the answer is one whole."""
 

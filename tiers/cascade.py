@@ -253,7 +253,7 @@ def _wanted(request: InferRequest, response: InferResponse) -> InferResponse:
     outputs = tuple([output for output in response.outputs if output.name in wanted])
     if len(outputs) == len(response.outputs):
         return response
-    return msgspec.structs.replace(response, outputs=outputs)
+    return msgspec.structs.replace(response, outputs=outputs, form=None)
 
 
 def _escalated(parts: Sequence[_Part]) -> int:

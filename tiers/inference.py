@@ -3,6 +3,9 @@
 Rule of this file: a tensor's bytes are KServe v2 *binary* form whatever door they came through
 (row-major, little-endian; BYTES elements each behind a 4-byte little-endian length), so equal
 tensors are equal bytes and meet in one cache entry. No codec, no socket, no clock in here.
+
+They are untracked by the garbage collector: a cache holds many, a request makes several, and none can be part of a
+cycle, for they are immutable and hold nothing but values.
 """
 
 from __future__ import annotations
@@ -48,7 +51,7 @@ SCHEDULING_PARAMETERS: Final = frozenset({"priority", "timeout"})
 """Parameters that say when to run, never what to compute; they are not part of a request's key."""
 
 
-class Tensor(msgspec.Struct, frozen=True):
+class Tensor(msgspec.Struct, frozen=True, gc=False):
     """One named tensor. ``data`` is empty when ``parameters`` name a shared-memory region."""
 
     name: str
@@ -67,7 +70,7 @@ class Tensor(msgspec.Struct, frozen=True):
         return SHARED_MEMORY_PARAMETER in self.parameters
 
 
-class RequestedOutput(msgspec.Struct, frozen=True):
+class RequestedOutput(msgspec.Struct, frozen=True, gc=False):
     """An output the caller asked for; ``parameters`` holds only what changes the answer
     (``classification``, shared memory), never the wire form (``binary_data``)."""
 
@@ -75,7 +78,7 @@ class RequestedOutput(msgspec.Struct, frozen=True):
     parameters: Parameters = NO_PARAMETERS
 
 
-class Outline(msgspec.Struct, frozen=True):
+class Outline(msgspec.Struct, frozen=True, gc=False):
     """All of a tensor but its data, of which it has the ``size`` in bytes."""
 
     name: str
@@ -97,7 +100,7 @@ class Form(msgspec.Struct, frozen=True, eq=False):
     outputs: tuple[RequestedOutput, ...] = ()
 
 
-class InferRequest(msgspec.Struct, frozen=True):
+class InferRequest(msgspec.Struct, frozen=True, gc=False):
     """A request as every door understands it. ``outputs`` empty means: all the model has.
 
     ``form`` is there if others like it came before. Whoever changes inputs, outputs or parameters drops it.
@@ -132,14 +135,18 @@ class InferRequest(msgspec.Struct, frozen=True):
         return self.form is None and not SEQUENCE_PARAMETERS.isdisjoint(self.parameters)
 
 
-class InferResponse(msgspec.Struct, frozen=True):
-    """A model's answer; immutable, so that one entry can be handed to any number of callers."""
+class InferResponse(msgspec.Struct, frozen=True, gc=False):
+    """A model's answer; immutable, so that one entry can be handed to any number of callers.
+
+    ``form`` is there if others like it came before. Whoever changes outputs or parameters drops it.
+    """
 
     model: str
     version: str
     outputs: tuple[Tensor, ...]
     id: str = ""
     parameters: Parameters = NO_PARAMETERS
+    form: Form | None = None
 
     @property
     def size(self) -> int:
@@ -147,7 +154,7 @@ class InferResponse(msgspec.Struct, frozen=True):
         return 256 + sum(len(tensor.data) + 256 for tensor in self.outputs)
 
 
-class Provenance(msgspec.Struct, frozen=True):
+class Provenance(msgspec.Struct, frozen=True, gc=False):
     """What an answer was made of; every door writes it on the wire (DESIGN section 7).
 
     ``cache`` is one of hit, stale, miss, bypass, none (refused before); ``reason`` is the one word that explains it and

@@ -83,7 +83,7 @@ def merge_rows(rows: int, parts: Sequence[tuple[InferResponse, Sequence[int]]]) 
         )
     except _Uneven as error:
         raise UpstreamError(Failure.BROKEN, f"partial answers do not merge: output {error}") from error
-    return msgspec.structs.replace(last, outputs=outputs)
+    return msgspec.structs.replace(last, outputs=outputs, form=None)
 
 
 def _take(tensor: Tensor, indices: Sequence[int]) -> Tensor:

@@ -22,6 +22,9 @@ VALUES = st.one_of(st.booleans(), st.integers(-2, 2), st.sampled_from([0.5, 1.0]
 PARAMETERS = st.dictionaries(st.sampled_from(["a", "b", "priority", "timeout", "sequence_id"]), VALUES, max_size=2)
 
 
+WIRE_FORMS = st.builds(WireForm, st.booleans(), st.frozensets(NAMES, max_size=2), st.frozensets(NAMES, max_size=1))
+
+
 @st.composite
 def tensors(draw):
     datatype = draw(st.sampled_from(["FP32", "INT8", "BYTES", "BF16"]))
@@ -75,6 +78,14 @@ def outcome_of(decode, *arguments):
         return fault.reason, str(fault), fault.status
 
 
+def written(answer, wire_form, own):
+    try:
+        parts, length = encode_response(answer, wire_form, own)
+    except Malformed as fault:
+        return fault.reason, str(fault), fault.status
+    return [bytes(part) for part in parts], length
+
+
 def without_form(request):
     return msgspec.structs.replace(request, form=None)
 
@@ -97,8 +108,13 @@ def test_a_request_is_what_it_would_be_without_a_memory(sets):
 
 
 @settings(max_examples=80)
-@given(st.lists(st.lists(tensors(), max_size=3), min_size=1, max_size=3), PARAMETERS, st.sampled_from(["", "id"]))
-def test_an_answer_is_what_it_would_be_without_a_memory(sets, parameters, name):
+@given(
+    st.lists(st.lists(tensors(), max_size=3), min_size=1, max_size=3),
+    PARAMETERS,
+    st.sampled_from(["", "id"]),
+    st.lists(WIRE_FORMS, max_size=2),
+)
+def test_an_answer_is_what_it_would_be_without_a_memory(sets, parameters, name, wire_forms):
     forms = ResponseForms(LIMITS)
     for outputs in (*sets, *sets, *sets):
         response = InferResponse("m", "1", tuple(outputs), "", parameters)
@@ -107,6 +123,11 @@ def test_an_answer_is_what_it_would_be_without_a_memory(sets, parameters, name):
         for shown in (body, body + b"\0", body[:-1]):
             expected = outcome_of(lambda *a: (decode_response(*a, LIMITS), None), shown, length)
             assert outcome_of(lambda *a: (forms.decode(*a), None), shown, length) == expected
+            if len(expected) > 3:
+                answer = forms.decode(shown, length)
+                for wanted in wire_forms:
+                    for own in ("", "caller"):
+                        assert written(answer, wanted, own) == written(without_form(answer), wanted, own)
 
 
 def binary(values=2, **members):

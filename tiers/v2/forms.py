@@ -98,7 +98,7 @@ class ResponseForms:
         known = self._known.get(header)
         if known is not None and len(body) - json_length == known.tail_bytes:
             outputs = tensors_like(known.form.tensors, memoryview(body)[json_length:], "output")
-            return InferResponse(known.model, known.version, outputs, "", known.form.parameters)
+            return InferResponse(known.model, known.version, outputs, "", known.form.parameters, known.form)
         response = decode_response(body, json_length, self._limits)
         tensors = outlines_of(response.outputs)
         if tensors is not None and not response.id:

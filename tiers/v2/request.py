@@ -117,7 +117,8 @@ def encode_header(request: InferRequest, parameters: Parameters, members: bytes)
 
 def encode_members(request: InferRequest) -> bytes:
     """The JSON part's last members, up to its end: the inputs, and the outputs if any are asked for by name."""
-    message: dict[str, object] = {"inputs": [binary_member(tensor) for tensor in request.inputs]}
+    inputs = [binary_member(each, None if each.in_shared_memory else len(each.data)) for each in request.inputs]
+    message: dict[str, object] = {"inputs": inputs}
     if request.outputs:
         message["outputs"] = [_output_member(output) for output in request.outputs]
     return msgspec.json.encode(message)[1:]

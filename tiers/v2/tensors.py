@@ -205,12 +205,12 @@ def _check_elements(data: memoryview, shape: tuple[int, ...], label: str) -> Non
         raise Malformed("byte-count", f"{label}: shape {_shape_shown(shape)} needs {elements} elements, got {got}")
 
 
-def binary_member(tensor: Tensor) -> dict[str, object]:
-    """What the JSON says of a tensor whose bytes come after it, unless shared memory holds them."""
+def binary_member(tensor: Tensor | Outline, size: int | None) -> dict[str, object]:
+    """What the JSON says of a tensor whose ``size`` bytes come after it; None: shared memory holds them."""
     member: dict[str, object] = {"name": tensor.name, "datatype": tensor.datatype, "shape": tensor.shape}
     parameters = dict(tensor.parameters)
-    if not tensor.in_shared_memory:
-        parameters[BINARY_SIZE] = len(tensor.data)
+    if size is not None:
+        parameters[BINARY_SIZE] = size
     member["parameters"] = parameters
     return member
 
