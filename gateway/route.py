@@ -69,7 +69,7 @@ class Served(msgspec.Struct, frozen=True, gc=False):
     batch: int | None
 
 
-class Wire(msgspec.Struct, frozen=True):
+class Wire(msgspec.Struct, frozen=True, gc=False):
     """An answer in a wire's own bytes, ready to send. ``head`` is where its HTTP/1.1 response begins:
     status line, ``headers`` and Content-Length; what changes from hit to hit follows it."""
 

@@ -158,12 +158,12 @@ async def run(
     does not allow (or nobody has) an earlier tier's answer.
     """
     assert tiers, "a cascade needs at least one tier"
+    if len(tiers) == 1:
+        return await _alone(tiers[0], request, deadline, options)
     reason = direct_reason(request)
     rows = None if reason else options.rows
     last = len(tiers) - 1
     again = Step.REPLICA in options.order
-    if last == 0:  # nothing to share time with, to judge or to merge
-        return await _alone(tiers[0], request, deadline, (again, rows, reason))
     pending = tuple(range(1 if rows is None else rows))
     parts: list[_Part] = []
     steps: tuple[str, ...] = ()
@@ -205,15 +205,14 @@ async def run(
     )
 
 
-async def _alone(
-    tier: Tier, request: InferRequest, deadline: Deadline, how: tuple[bool, int | None, str]
-) -> CascadeAnswer:
-    """A cascade of one tier."""
-    again, rows, reason = how
+async def _alone(tier: Tier, request: InferRequest, deadline: Deadline, options: CascadeOptions) -> CascadeAnswer:
+    """`run` of one tier: nobody to share its time with, nothing to judge or to merge."""
+    reason = direct_reason(request)
+    again = Step.REPLICA in options.order
     answered = await tier.pool.infer(_addressed(request, tier, None), deadline, again, tier.decent)
     response = _wanted(request, answered.response)
-    count = 1 if rows is None else rows
-    return CascadeAnswer(response, tier.model, response.version, count, 0, answered.steps, False, reason)
+    rows = 1 if reason or options.rows is None else options.rows
+    return CascadeAnswer(response, tier.model, response.version, rows, 0, answered.steps, False, reason)
 
 
 def _share(deadline: Deadline, now: float) -> Deadline:
