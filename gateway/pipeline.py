@@ -64,6 +64,13 @@ RETRY_SPREAD: Final = 2.0
 """Retry-After is spread up to this factor, so that those who were refused do not return as one wave."""
 
 
+WIRE_OVERHEAD_BYTES: Final = 256
+"""What a ready wire form costs beyond its body: its key and bookkeeping."""
+
+Dues = tuple[tuple[str, Quota], ...]
+"""Quotas that a request uses up, each with whose it is: a caller's name, or "" for everyone's."""
+
+
 class Call(msgspec.Struct, frozen=True):
     """One request as a door hands it over."""
 
@@ -94,7 +101,7 @@ class WireAnswer(msgspec.Struct, frozen=True):
 
     @property
     def provenance(self) -> Provenance:
-        return _of_entry(self.entry, Recall(Action.SERVE, "hit", "fresh"), self.now)
+        return hit_provenance(self.entry, self.now)
 
 
 class Pipeline:
@@ -113,22 +120,19 @@ class Pipeline:
         self._telemetry.answered(call.route.name, answer.provenance)
         return answer
 
-    def recall_wire(self, route: Route, caller: Caller, wire: bytes) -> WireAnswer | None:
-        """A fresh hit by the exact bytes of a request without Cache-Control, or None.
+    def recall_wire(self, route: Route, hit_dues: Dues, wire: bytes, now: float) -> WireAnswer | None:
+        """A fresh hit by the exact bytes of a request without Cache-Control, or None; ``hit_dues`` are the
+        quotas that it uses up (see ``dues``).
 
-        The shortest way through the house: same quotas, same freshness, same counters as ``answer``.
-        Raises Refused when a quota that hits use up is spent.
+        The shortest way through the house: same quotas and same freshness as ``answer``; who asks counts it.
+        Raises Refused when a quota is spent.
         """
         if route.cache is None:
             return None
-        now = self._ticker()
         found = route.cache.find_wire(wire, route.epoch, now)
         if found is None:
             return None
-        entry, ready = found
-        quota = self._charge(route, caller, False, now)
-        self._telemetry.hit(route.name)
-        return WireAnswer(ready, entry, now, quota)
+        return WireAnswer(found[1], found[0], now, self._pay(hit_dues, now) if hit_dues else None)
 
     def charge(self, route: Route | None, caller: Caller) -> Verdict | None:
         """Charge a request that goes by the pipeline: every quota of the caller and of the route, or none.
@@ -140,7 +144,7 @@ class Pipeline:
     def attach_wire(self, route: Route, answer: Answer, wire: bytes, ready: Wire) -> None:
         """Remember the wire form of an answer that is in the cache."""
         if route.cache is not None and answer.key is not None and answer.entry is not None:
-            route.cache.attach(answer.key, answer.entry, wire, ready, len(ready.body) + 256)
+            route.cache.attach(answer.key, answer.entry, wire, ready, len(ready.body) + WIRE_OVERHEAD_BYTES)
 
     async def close(self) -> None:
         """Give up refreshes under way."""
@@ -205,12 +209,11 @@ class Pipeline:
     def _charge(self, route: Route | None, caller: Caller, works: bool, now: float) -> Verdict | None:
         """Charge every quota that the request uses up, all or none: those that hits use up, and if the
         request puts work on a server (``works``) the others too."""
-        allowances = () if route is None else route.allowances
-        if not allowances and caller.quota is None:
-            return None
-        asked = _asked(allowances, caller, works)
-        if not asked:
-            return None
+        owed = dues(() if route is None else route.allowances, caller, works)
+        return self._pay(owed, now) if owed else None
+
+    def _pay(self, asked: Dues, now: float) -> Verdict:
+        """Charge all of them, or none. Raises Refused (429)."""
         verdict = self._limiter.check_all(asked, now)
         if not verdict.allowed:
             detail = f"Quota {verdict.quota.name} is spent; try again in {verdict.retry_after:.3g} s."
@@ -352,10 +355,8 @@ class Pipeline:
         return Answer(served.response, provenance, quota, key, entry)
 
 
-def _asked(
-    allowances: Sequence[Allowance], caller: Caller, works: bool
-) -> tuple[tuple[str, Quota], ...]:
-    """The quotas that a request uses up, each with whose it is: its caller's or, "", everyone's."""
+def dues(allowances: Sequence[Allowance], caller: Caller, works: bool) -> Dues:
+    """The quotas that a request uses up, which depend on whether it puts work on a server (``works``)."""
     asked = tuple(
         [
             (caller.name if allowance.per_caller else "", allowance.quota)
@@ -400,6 +401,11 @@ def _stateful(facts: ModelFacts) -> str:
     if facts.sequence:
         return "sequence"
     return "decoupled" if facts.decoupled else ""
+
+
+def hit_provenance(entry: Entry[Served], now: float) -> Provenance:
+    """What a fresh hit tells of itself."""
+    return _of_entry(entry, Recall(Action.SERVE, "hit", "fresh"), now)
 
 
 def _of_entry(entry: Entry[Served], choice: Recall, now: float, steps: tuple[str, ...] = ()) -> Provenance:

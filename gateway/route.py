@@ -55,13 +55,22 @@ class Served(msgspec.Struct, frozen=True):
     batch: int | None
 
 
-class Wire(msgspec.Struct, frozen=True):
-    """An answer in a wire's own bytes, ready to send. ``head`` is where its HTTP/1.1 response begins:
-    status line, ``headers`` and Content-Length; what changes from hit to hit follows it."""
+class Heading(msgspec.Struct, frozen=True):
+    """How a hit's HTTP/1.1 response begins: the same for all entries that differ in their bytes only.
+
+    ``lines`` are its status line, ``headers``, Content-Length and provenance, with places (``%d``) for the
+    whole seconds of time to live, of age, and of age again; what changes from hit to hit follows them.
+    """
+
+    headers: tuple[tuple[str, str], ...]
+    lines: bytes = b""
+
+
+class Wire(msgspec.Struct, frozen=True, gc=False):
+    """An answer in a wire's own bytes, ready to send."""
 
     body: bytes
-    headers: tuple[tuple[str, str], ...]
-    head: bytes = b""
+    heading: Heading
 
 
 class Home(msgspec.Struct, frozen=True):

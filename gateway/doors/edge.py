@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from http import HTTPStatus
 from typing import Final, cast
 
 import msgspec
@@ -30,6 +29,8 @@ from gateway.operate.telemetry import PASSTHROUGH
 from gateway.pipeline import WireAnswer
 from gateway.problem import Problem, Refused, head_over, internal, timed_out
 
+_IDLE, _BODY, _BUSY = State.IDLE, State.BODY, State.BUSY  # a member of an Enum is not cheap to look up
+
 _END: Final = b"\r\n\r\n"
 _NEWLINE: Final = b"\n"
 _CARRIAGE_RETURN: Final = 13
@@ -40,11 +41,21 @@ COPIED_BYTES_MAX: Final = 64 * 1024
 _log = structlog.get_logger("tailrace")
 
 
+class _Asked(msgspec.Struct, frozen=True):
+    """A request's head as this connection's peer asks it; ``size`` is that of the whole request in bytes."""
+
+    head: bytes
+    judgement: Judgement
+    question: Question
+    head_bytes: int
+    size: int
+
+
 class EdgeConnection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_answered", "_asked", "_buffer", "_handler", "_held", "_lane", "_left", "_own", "_parts", "_paused",
+        "_answered", "_asked", "_began", "_buffer", "_handler", "_held", "_lane", "_left", "_parts", "_paused",
         "_peer", "_size", "_state", "_stopped", "_task", "_transport", "limit",
     )  # fmt: skip
 
@@ -60,8 +71,8 @@ class EdgeConnection(asyncio.Protocol):
         self._left = 0  # bytes of a body still to come, ours or theirs
         self._size = 0  # bytes held of the body that is gathered or in work
         self._held = 0  # bytes that the lane counts as held here
-        self._asked: Judgement | None = None
-        self._own: tuple[Judgement, Question] | None = None  # the last question, asked by this peer
+        self._asked: _Asked | None = None  # the last question of ours
+        self._began = 0.0  # when its head was whole, in ticker's seconds
         self._task: asyncio.Task[None] | None = None
         self._handler: RequestHandler | None = None  # aiohttp's, once it was needed
         self._answered = False  # it has written its answer
@@ -79,12 +90,17 @@ class EdgeConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         state = self._state
-        if state is State.IDLE and not self._paused and not self._buffer:
+        if state is _IDLE and not self._paused and not self._buffer:
+            asked = self._asked
+            if asked is not None and len(data) == asked.size and data.startswith(asked.head):
+                now = self._began = self._lane.ticker()
+                self._ask(asked.question, data[asked.head_bytes :], now)  # as the last one: nothing to look up
+                return
             seen = self._begin(data, 0)
             if seen != len(data):
                 self._buffer = data[seen:]
                 self._pump()
-        elif state is State.BODY:
+        elif state is _BODY:
             seen = self._gather(data, 0)
             if seen != len(data):
                 self._buffer = data[seen:]
@@ -127,7 +143,7 @@ class EdgeConnection(asyncio.Protocol):
         if self._paused:
             return
         seconds = self._lane.waits[state]
-        if state is State.BODY and self._asked is not None and self._asked.question is not None:
+        if state is _BODY and self._asked is not None:
             seconds = min(seconds, self._asked.question.route.timeout)  # for the whole request
         self.limit = self._lane.ticker() + seconds
 
@@ -177,14 +193,26 @@ class EdgeConnection(asyncio.Protocol):
             judgement = lane.heads.judge(head)
         if judgement.lane is not Lane.EDGE:
             return self._begin_foreign(judgement, data, start, end)
+        asked = self._as_asked(judgement, head)
+        now = self._began = lane.ticker()
         stop = end + judgement.length
         if stop <= len(data):
-            self._ask(judgement, data[end:stop])
+            self._ask(asked.question, data[end:stop], now)
             return stop
-        self._asked = judgement
         self._parts, self._left = [], judgement.length
-        self._turn(State.BODY)
+        self._turn(_BODY)
         return self._gather(data, end)
+
+    def _as_asked(self, judgement: Judgement, head: bytes) -> _Asked:
+        """A head of ours as this connection's peer asks it."""
+        asked = self._asked
+        if asked is None or asked.judgement is not judgement:
+            question = judgement.question
+            assert question is not None
+            if judgement.anonymous:
+                question = question.by(self._peer)
+            asked = self._asked = _Asked(head, judgement, question, len(head), len(head) + judgement.length)
+        return asked
 
     def _await_head(self, data: bytes, start: int) -> int:
         """A head that is not whole: wait, unless it can be none, which the strict parser has words for."""
@@ -213,25 +241,17 @@ class EdgeConnection(asyncio.Protocol):
             return len(data)
         if self._left == 0:
             body, self._parts = b"".join(self._parts), None
-            self._ask(self._asked, body)
-            if self._state is not State.BUSY:
+            self._ask(self._asked.question, body, self._lane.ticker())
+            if self._state is not _BUSY:
                 self._size = 0
                 self._recount()
         return start + len(part)
 
-    def _ask(self, judgement: Judgement, body: bytes) -> None:
+    def _ask(self, question: Question, body: bytes, now: float) -> None:
         """A whole request of ours: answer it now if it is known by its bytes, else in a task."""
-        lane = self._lane
-        began = lane.ticker()
-        question = judgement.question
-        assert question is not None
-        if judgement.anonymous:
-            if self._own is None or self._own[0] is not judgement:
-                caller = msgspec.structs.replace(question.caller, name=self._peer)
-                self._own = judgement, msgspec.structs.replace(question, caller=caller)
-            question = self._own[1]
+        lane, began = self._lane, self._began
         try:
-            hit, wire = lane.exchange.recall(question, body)
+            hit, wire = lane.exchange.recall(question, body, now)
             if hit is not None:
                 self._write_hit(hit, question, began)
                 return
@@ -245,7 +265,7 @@ class EdgeConnection(asyncio.Protocol):
             lane.telemetry.refused(question.route.name, refused.problem.slug)
             self._write(refusal(refused), question, began)
             return
-        self._turn(State.BUSY)
+        self._turn(_BUSY)
         self._task = asyncio.get_running_loop().create_task(self._answer(question, body, wire, began))
 
     async def _answer(self, question: Question, body: bytes, wire: bytes | None, began: float) -> None:
@@ -271,18 +291,20 @@ class EdgeConnection(asyncio.Protocol):
         lane = self._lane
         transport = self._transport
         if transport is None or lane.draining:
+            lane.telemetry.answered(question.route.name, hit.provenance)
             self._write(recalled(hit), question, began)
             return
-        head, body = lane.answers.of_hit(hit), hit.wire.body
+        begun, quota, ending = lane.answers.of_hit(hit)
+        body = hit.wire.body
+        if len(body) <= COPIED_BYTES_MAX:
+            transport.write(b"".join((begun, quota, ending, body)))
+        else:
+            transport.writelines((b"".join((begun, quota, ending)), body))
         now = lane.ticker()
-        self._state = State.IDLE
+        self._state = _IDLE
         if not self._paused:
             self.limit = now + lane.idle_seconds
-        if len(body) <= COPIED_BYTES_MAX:
-            transport.write(b"".join((*head, body)))
-        else:
-            transport.writelines((b"".join(head), body))
-        lane.telemetry.responded(question.route.name, HTTPStatus.OK, "hit", now - began)
+        lane.telemetry.recalled(question.route.name, now - began)
 
     def _write(self, reply: Reply, question: Question, began: float) -> None:
         lane = self._lane
@@ -377,7 +399,6 @@ class EdgeConnection(asyncio.Protocol):
             self._refuse(timed_out(f"The head did not arrive within {lane.options.times.head:g} s."))
         elif state is State.BODY and not self._paused:
             assert self._asked is not None
-            assert self._asked.question is not None
             seconds = min(lane.options.times.body, self._asked.question.route.timeout)
             self._refuse(timed_out(f"The body did not arrive within {seconds:g} s."), self._asked.question)
         else:

@@ -13,29 +13,33 @@ import msgspec
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from cache.digest import WireDigester
+from cache.entry import Entry
 from degrade.deadline import Deadline, Ticker
 from gateway.admission.auth import Caller, Directory, Unauthenticated
 from gateway.admission.ratelimit import Verdict, ratelimit_value
 from gateway.codec import http as codec
 from gateway.config import VERSION
 from gateway.doors.path import Target
-from gateway.pipeline import Answer, Call, Pipeline, WireAnswer
+from gateway.pipeline import Call, Dues, Pipeline, WireAnswer, dues, hit_provenance
 from gateway.problem import Problem, Refused, malformed, method_not_allowed, not_found, too_large, unauthenticated
-from gateway.route import Route, Wire
+from gateway.route import Heading, Route, Served, Wire
 from tiers.inference import InferRequest, Provenance
-from tiers.v2.request import WireForm
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 Fields = list[tuple[str, str]]
 
 METHODS: Final = ("POST",)
 
+HEADINGS_MAX: Final = 1024
+"""Beginnings of hits remembered, about 600 bytes each: one for each model, version and size of answer."""
+
 CREDENTIALS: Final = ("Authorization", "X-API-Key")
 
 
 class Question(msgspec.Struct, frozen=True):
     """An infer request's judged head. ``digester`` holds all but the body that decides the answer's
-    bytes; None where an answer must not be recognised by its bytes."""
+    bytes; None where an answer must not be recognised by its bytes. ``hit_dues``: the quotas that a hit
+    uses up."""
 
     route: Route
     caller: Caller
@@ -45,6 +49,13 @@ class Question(msgspec.Struct, frozen=True):
     directives: codec.CacheDirectives
     body_bytes_max: int
     digester: WireDigester | None
+    hit_dues: Dues
+
+    def by(self, name: str) -> Question:
+        """The same, asked by the caller of this name, who shows no key."""
+        caller = msgspec.structs.replace(self.caller, name=name)
+        hit_dues = dues(self.route.allowances, caller, works=False)
+        return msgspec.structs.replace(self, caller=caller, hit_dues=hit_dues)
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -70,7 +81,8 @@ def judge(method: str, target: Target, headers: Headers, route: Route, caller: C
     if cache is not None and directives == codec.NO_DIRECTIVES:
         tenant = "" if cache.shared else caller.tenant
         digester = WireDigester(msgspec.msgpack.encode((route.name, tenant, target.version, body, coding)))
-    return Question(route, caller, target.version, body, coding, directives, route.body_limits.bytes_max, digester)
+    bytes_max, hit_dues = route.body_limits.bytes_max, dues(route.allowances, caller, works=False)
+    return Question(route, caller, target.version, body, coding, directives, bytes_max, digester, hit_dues)
 
 
 def identify(directory: Directory, headers: Headers, peer: str) -> Caller:
@@ -109,8 +121,11 @@ class Exchange:
     def __init__(self, pipeline: Pipeline, ticker: Ticker) -> None:
         self._pipeline = pipeline
         self._ticker = ticker
+        self._headings: dict[Heading, Heading] = {}
 
-    def recall(self, question: Question, body: bytes | memoryview) -> tuple[WireAnswer | None, bytes | None]:
+    def recall(
+        self, question: Question, body: bytes | memoryview, now: float
+    ) -> tuple[WireAnswer | None, bytes | None]:
         """A hit by the exact bytes, if there is one, and the wire digest to remember an answer under.
 
         Raises Refused when a quota that hits use up is spent.
@@ -118,7 +133,7 @@ class Exchange:
         if question.digester is None:
             return None, None
         wire = question.digester(body)
-        return self._pipeline.recall_wire(question.route, question.caller, wire), wire
+        return self._pipeline.recall_wire(question.route, question.hit_dues, wire, now), wire
 
     def charge(self, route: Route | None, caller: Caller) -> Verdict | None:
         """Charge a request that is passed through: every quota of caller and route, or none. Raises Refused."""
@@ -133,17 +148,28 @@ class Exchange:
         deadline = _sooner(deadline, decoded, self._ticker())
         call = Call(question.route, question.caller, decoded, question.directives, deadline)
         answer = await self._pipeline.answer(call)
-        ready = _wire_of(answer, form, decoded, question.answer_coding)
-        if wire is not None and not decoded.id:  # an id is as good as unique: its bytes will not come again
-            self._pipeline.attach_wire(question.route, answer, wire, ready)
+        parts, headers = codec.encode(answer.response, form, decoded.id, question.answer_coding)
+        ready = b"".join(parts)
+        if wire is not None and answer.entry is not None and not decoded.id:  # an id's bytes will not come again
+            heading = self._heading(tuple(headers), len(ready), answer.entry)
+            self._pipeline.attach_wire(question.route, answer, wire, Wire(ready, heading))
         provenance = codec.provenance_headers(answer.provenance, self._ticker() - began)
-        fields = [*ready.headers, *provenance, *quota_fields(answer.quota)]
-        return Reply(200, fields, ready.body, answer.provenance.cache)
+        fields = [*headers, *provenance, *quota_fields(answer.quota)]
+        return Reply(200, fields, ready, answer.provenance.cache)
+
+    def _heading(self, headers: tuple[tuple[str, str], ...], body_bytes: int, entry: Entry[Served]) -> Heading:
+        """How an entry's hits begin: one object for all entries that begin alike, for they are many."""
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers]).replace("%", "%%")
+        begun = f"HTTP/1.1 200 OK\r\n{lines}Content-Length: {body_bytes}\r\n".encode()
+        heading = Heading(headers, begun + codec.hit_lines(hit_provenance(entry, entry.stored_at)))
+        if len(self._headings) >= HEADINGS_MAX:
+            self._headings.clear()
+        return self._headings.setdefault(heading, heading)
 
 
 def recalled(hit: WireAnswer) -> Reply:
     """A hit by its bytes as a reply."""
-    fields = [*hit.wire.headers, *codec.provenance_headers(hit.provenance), *quota_fields(hit.quota)]
+    fields = [*hit.wire.heading.headers, *codec.provenance_headers(hit.provenance), *quota_fields(hit.quota)]
     return Reply(200, fields, hit.wire.body, "hit")
 
 
@@ -190,10 +216,3 @@ def _sooner(deadline: Deadline, request: InferRequest, now: float) -> Deadline:
         return deadline.sooner(Deadline.after(now, timeout / 1e6))
     return deadline
 
-
-def _wire_of(answer: Answer, form: WireForm, request: InferRequest, coding: str | None) -> Wire:
-    parts, headers = codec.encode(answer.response, form, request.id, coding)
-    body = b"".join(parts)
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    head = f"HTTP/1.1 200 OK\r\n{lines}Content-Length: {len(body)}\r\n"
-    return Wire(body, tuple(headers), head.encode())

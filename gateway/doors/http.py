@@ -161,9 +161,10 @@ class HttpDoor:
         question = judge(request.method, target, request.headers, route, caller)
         with Held(self._ports.buffered) as held:
             body = await self._body(request, question, held)
-            hit, wire = self._ports.exchange.recall(question, body)
+            hit, wire = self._ports.exchange.recall(question, body, self._ports.ticker())
             if hit is not None:
                 reply = recalled(hit)
+                self._ports.telemetry.answered(route.name, hit.provenance)
             else:
                 reply = await self._ports.exchange.answer(question, body, wire, began)
         return _response(reply), reply.state

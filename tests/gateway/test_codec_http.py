@@ -18,6 +18,7 @@ from gateway.codec.http import (
     decode,
     deflate_body,
     encode,
+    hit_lines,
     inflate,
     negotiate,
     parse_cache_control,
@@ -235,6 +236,13 @@ def test_no_name_can_break_out_of_a_header(name):
         assert value.isascii()
         assert value.isprintable()
         assert len(value) < 4096
+
+
+@pytest.mark.parametrize("tier", ["large", "%d", "modèle", 'q"uo\\te', "100%"])
+def test_a_hits_lines_are_its_headers_with_places_for_its_numbers(tier: str) -> None:
+    provenance = Provenance(cache="hit", reason="fresh", tier=tier, version="3", age=12.9, ttl_left=47.2, rows=2)
+    expected = "".join(f"{name}: {value}\r\n" for name, value in provenance_headers(provenance))
+    assert hit_lines(provenance) % (47, 12, 12) == expected.encode()
 
 
 def test_display_string_is_percent_encoded():

@@ -96,7 +96,7 @@ class Answering:
         self.ready = asyncio.Event()
         self.asked: list[bytes] = []
 
-    def recall(self, question: object, body: bytes) -> tuple[None, None]:
+    def recall(self, question: object, body: bytes, now: float) -> tuple[None, None]:
         self.asked.append(body)
         return None, None
 
@@ -276,6 +276,28 @@ async def test_work_of_ours_is_bounded_by_its_deadline_not_here(scene: Scene) ->
     await turn()
     assert transport.written.startswith(b"HTTP/1.1 200 ")
     assert connection.limit == scene.now + TIMES.idle
+
+
+async def test_a_head_known_from_the_last_request_takes_no_byte_of_another(scene: Scene) -> None:
+    connection, _ = scene.connect()
+    longer = OURS_HEAD.replace(b"Host: h\r\n", b"Host: h\r\nX-A: 1\r\n")
+    requests = [OURS_HEAD + bytes([number]) * 40 for number in range(6)]
+    scene.exchange.ready.set()
+    for sent in (
+        [requests[0]],
+        [requests[1]],
+        [requests[2][:-1], requests[2][-1:]],
+        [requests[3] + requests[4]],
+        [longer + b"\x05" * 40],  # as long as no other, and not ours
+        [requests[5]],
+    ):
+        for piece in sent:
+            connection.data_received(piece)
+        await turn()
+        if sent[0].startswith(longer):
+            assert b"".join(scene.theirs.given) == sent[0]
+            connection.foreign_done()
+    assert scene.exchange.asked == [bytes([number]) * 40 for number in range(6)]
 
 
 # -- how much may be held -----------------------------------------------------------------------------

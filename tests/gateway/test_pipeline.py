@@ -22,9 +22,9 @@ from gateway.codec.http import CacheDirectives
 from gateway.config import Accept, CacheConfig, InputRule, QuotaConfig, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.operate.telemetry import Telemetry
-from gateway.pipeline import Answer, Call, Pipeline
+from gateway.pipeline import Answer, Call, Pipeline, dues
 from gateway.problem import Refused
-from gateway.route import Home, Route, Wire
+from gateway.route import Heading, Home, Route, Wire
 from gateway.units import Seconds
 from tiers.catalog import ModelFacts, TensorFact
 from tiers.inference import (
@@ -621,12 +621,13 @@ async def test_hits_use_a_quota_up_exactly_if_it_says_so(place: str, path: str, 
     caller = Caller("a", "", own, hits_count)
     house = House(**({} if place == "caller" else {place: limited(hits_count)}))
     answer = await house.ask(caller=caller)
-    house.pipeline.attach_wire(house.route, answer, b"wire", Wire(b"body", ()))
+    house.pipeline.attach_wire(house.route, answer, b"wire", Wire(b"body", Heading(())))
 
     async def hit() -> str:
         if path == "decoded":
             return (await house.ask(caller=caller)).provenance.cache
-        found = house.pipeline.recall_wire(house.route, caller, b"wire")
+        owed = dues(house.route.allowances, caller, works=False)
+        found = house.pipeline.recall_wire(house.route, owed, b"wire", house.clock.now)
         assert found is not None
         return found.provenance.cache
 
@@ -771,7 +772,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert told.ttl_left is not None
             assert (told.ttl_left < 0) is (told.cache == "stale")
         if wired:
-            ready = Wire(data, ())
+            ready = Wire(data, Heading(()))
             self.house.pipeline.attach_wire(self.house.route, answer, bytes([key]), ready)
         if expected.endswith(":refresh"):
             self.loop.run_until_complete(until(lambda: self.house.route.refreshes == 0))
@@ -780,7 +781,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(key=st.integers(0, 3))
     def ask_by_wire(self, key: int) -> None:
-        found = self.house.pipeline.recall_wire(self.house.route, NOBODY, bytes([key]))
+        found = self.house.pipeline.recall_wire(self.house.route, (), bytes([key]), self.house.clock.now)
         if found is not None:
             assert found.wire.body == bytes([key] * 4) + bytes([self.source.generation] * 4)
             assert self.expected(key, DIRECTIVES[0]) == "hit"

@@ -63,9 +63,14 @@ def test_refusals_ladder_steps_and_failed_refreshes_are_counted() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.0001, 0.00011, 0.3, 10.0, 10.1])
-def test_a_latency_is_in_every_bucket_that_is_not_below_it(seconds: float) -> None:
+@pytest.mark.parametrize("recalled", [False, True])
+def test_a_latency_is_in_every_bucket_that_is_not_below_it(seconds: float, recalled: bool) -> None:
     telemetry = Telemetry(monotonic)
-    telemetry.responded("r", 200, "hit", seconds)
+    if recalled:
+        telemetry.recalled("r", seconds)
+        assert one(telemetry, "tailrace_answers_total", route="r", cache="hit", reason="fresh") == 1
+    else:
+        telemetry.responded("r", 200, "hit", seconds)
     for bound in LATENCY_BUCKETS_SECONDS:
         expected = 1.0 if seconds <= bound else 0.0
         found = one(telemetry, "tailrace_request_seconds_bucket", route="r", state="hit", le=str(bound))
@@ -74,6 +79,23 @@ def test_a_latency_is_in_every_bucket_that_is_not_below_it(seconds: float) -> No
     assert one(telemetry, "tailrace_request_seconds_count", route="r", state="hit") == 1
     assert one(telemetry, "tailrace_request_seconds_sum", route="r", state="hit") == pytest.approx(seconds)
     assert one(telemetry, "tailrace_responses_total", route="r", status="200") == 1
+
+
+def test_hits_by_their_bytes_are_added_to_those_that_were_decoded() -> None:
+    telemetry = Telemetry(monotonic)
+    for seconds in (0.00001, 0.3):
+        telemetry.recalled("r", seconds)
+    telemetry.answered("r", Provenance(cache="hit", reason="fresh"))
+    telemetry.responded("r", 200, "hit", 0.0002)
+    telemetry.responded("r", 429, "problem", 0.0002)
+    for _ in range(2):  # a scrape changes nothing
+        assert one(telemetry, "tailrace_answers_total", route="r", cache="hit", reason="fresh") == 3
+        assert one(telemetry, "tailrace_responses_total", route="r", status="200") == 3
+        assert one(telemetry, "tailrace_responses_total", route="r", status="429") == 1
+        assert one(telemetry, "tailrace_request_seconds_count", route="r", state="hit") == 3
+        assert one(telemetry, "tailrace_request_seconds_bucket", route="r", state="hit", le="0.0001") == 1
+        assert one(telemetry, "tailrace_request_seconds_bucket", route="r", state="hit", le="0.00025") == 2
+        assert one(telemetry, "tailrace_request_seconds_sum", route="r", state="hit") == pytest.approx(0.30021)
 
 
 def test_label_values_of_any_kind_survive_the_format() -> None:
