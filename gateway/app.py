@@ -68,6 +68,7 @@ class Gateway:
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
         self._lane: EdgeLane | None = None
+        self._exchange: Exchange | None = None
         self._listener: Listener | None = None
         self._admin: Listener | None = None
         self._server: asyncio.Server | None = None
@@ -94,7 +95,7 @@ class Gateway:
         """Listen, probe and poll; returns the addresses of the HTTP door and the admin port."""
         server = self._config.server
         directory = self._directory()
-        exchange = Exchange(self.pipeline, monotonic)
+        exchange = self._exchange = Exchange(self.pipeline, monotonic, self.buffered)
         ports = Ports(
             routes=self.routes,
             passthrough=self.homes[self._config.passthrough].pool,
@@ -122,7 +123,8 @@ class Gateway:
         self._admin = Listener(admin.handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
-        self._tasks.append(asyncio.create_task(_sweep(self._lane)))
+        sweep = partial(_sweep, self._lane)
+        self._tasks.append(asyncio.create_task(kept_up(sweep, SWEEP_SECONDS, asyncio.sleep)))
         # One look before anyone is told that we are ready: until then readiness would be a guess.
         await asyncio.gather(*(home.pool.probe_once() for home in self.homes.values()))
         for name, home in self.homes.items():
@@ -164,6 +166,8 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._exchange is not None:
+            self._exchange.close()
         await self.pipeline.close()
         for route in self.routes.values():
             await route.flights.close()
@@ -300,9 +304,9 @@ def _edge_options(server: Server) -> EdgeOptions:
     return EdgeOptions(header_bytes_max, server.connections_max, server.connections_per_address_max, times)
 
 
-async def _sweep(lane: EdgeLane) -> None:
+async def _sweep(lane: EdgeLane, interval: float, sleep: Sleep) -> None:
     while True:
-        await asyncio.sleep(SWEEP_SECONDS)
+        await sleep(interval)
         lane.sweep(monotonic())
 
 

@@ -20,8 +20,8 @@ import msgspec
 
 from degrade.deadline import Deadline, Ticker
 from gateway.config import Backend, Config, Route, TierConfig
-from gateway.doors.listener import ParserMissing, require_strict_parser
-from tiers.backends.triton_http import Call, TritonHttp, TritonOptions
+from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ParserMissing, require_strict_parser
+from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, Call, TritonHttp, TritonOptions
 from tiers.catalog import Catalog, CatalogOptions, ModelFacts
 from tiers.datatype import FLOATS
 from tiers.inference import Rejected, UpstreamError
@@ -53,8 +53,11 @@ async def faults(config: Config, offline: bool = False) -> tuple[str, ...]:
 
 def open_files_needed(config: Config) -> int:
     """How many files a full gateway has open: callers, replicas, and a few of its own."""
-    upstream = sum(backend.connections_max * len(backend.http) for backend in config.backends.values())
-    return config.server.connections_max + upstream + SPARE_FILES
+    upstream = sum(
+        (backend.connections_max + backend.passthrough_connections_max + ASKING_CONNECTIONS_MAX) * len(backend.http)
+        for backend in config.backends.values()
+    )
+    return config.server.connections_max + ADMIN_CONNECTIONS_MAX + upstream + SPARE_FILES
 
 
 def raise_open_files(config: Config) -> None:
@@ -77,9 +80,9 @@ def environment_faults(config: Config, files_hard_limit: int) -> Iterator[str]:
     needed = open_files_needed(config)
     if files_hard_limit != resource.RLIM_INFINITY and files_hard_limit < needed:
         yield (
-            f"open files: {needed} are needed (server.connections_max, and connections_max of every "
-            f"replica) and the hard limit is {files_hard_limit}; raise it (ulimit -Hn, LimitNOFILE) "
-            "or lower those keys"
+            f"open files: {needed} are needed (server.connections_max, and connections_max and "
+            f"passthrough_connections_max of every replica) and the hard limit is {files_hard_limit}; "
+            "raise it (ulimit -Hn, LimitNOFILE) or lower those keys"
         )
 
 

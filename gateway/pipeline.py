@@ -141,6 +141,15 @@ class Pipeline:
         """
         return self._charge(route, caller, True, self._ticker())
 
+    def refuse_spent(self, route: Route, caller: Caller) -> None:
+        """Before much is spent on reading a request: Refused (429) if a quota that it may use up is spent
+        already. Charges nothing."""
+        now = self._ticker()
+        for key, quota in dues(route.allowances, caller, works=True):
+            verdict = self._limiter.peek(key, quota, now)
+            if not verdict.allowed:
+                raise _spent(verdict)
+
     def attach_wire(self, route: Route, answer: Answer, wire: bytes, ready: Wire) -> None:
         """Remember the wire form of an answer that is in the cache."""
         if route.cache is not None and answer.key is not None and answer.entry is not None:
@@ -164,7 +173,7 @@ class Pipeline:
         works = choice.action in (Action.FETCH, Action.FETCH_ALONE)
         quota = self._charge(route, call.caller, works, now)
         if choice.action is Action.REFUSE:
-            raise Refused(not_cached())
+            raise Refused(not_cached(), quota, _looked(choice))
         if found is not None and choice.action in (Action.SERVE, Action.REFRESH):
             if choice.action is Action.REFRESH and key is not None:
                 self._refresh(call, key, found.entry)
@@ -184,8 +193,10 @@ class Pipeline:
                     key, choice = None, Recall(Action.FETCH_ALONE, "bypass", stateful)
                 rows = batch_size(call.request) if facts.max_batch > 0 else None
                 filled, led = await self._fetch(call, key, choice, rows)
+        except Refused as refused:  # the model's facts or the route's rules are against it
+            raise Refused(refused.problem, quota, _looked(choice)) from None
         except Rejected as rejected:
-            raise Refused(_of_model(rejected)) from rejected
+            raise Refused(_of_model(rejected), quota, _looked(choice)) from rejected
         except UpstreamError as error:
             return self._descend(call, key, error, quota)
         except TimeoutError:
@@ -216,9 +227,7 @@ class Pipeline:
         """Charge all of them, or none. Raises Refused (429)."""
         verdict = self._limiter.check_all(asked, now)
         if not verdict.allowed:
-            detail = f"Quota {verdict.quota.name} is spent; try again in {verdict.retry_after:.3g} s."
-            problem = quota_problem(detail, verdict.retry_after)
-            raise Refused(problem, verdict)
+            raise _spent(verdict)
         return verdict
 
     # -- do -------------------------------------------------------------------------------------
@@ -369,6 +378,11 @@ def dues(allowances: Sequence[Allowance], caller: Caller, works: bool) -> Dues:
     return asked
 
 
+def _spent(verdict: Verdict) -> Refused:
+    detail = f"Quota {verdict.quota.name} is spent; try again in {verdict.retry_after:.3g} s."
+    return Refused(quota_problem(detail, verdict.retry_after), verdict)
+
+
 def _check_version(call: Call) -> None:
     """Raises Refused (404) for a version that the route's configuration rules out."""
     asked = call.request.version
@@ -394,6 +408,11 @@ def _uncacheable(call: Call) -> str:
     if call.request.in_sequence:
         return "sequence"
     return ""
+
+
+def _looked(choice: Recall) -> Provenance:
+    """What a request that is refused after the look-up has met so far."""
+    return Provenance(cache=choice.state, reason=choice.reason)
 
 
 def _stateful(facts: ModelFacts) -> str:

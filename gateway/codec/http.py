@@ -86,16 +86,15 @@ NO_DIRECTIVES: Final = CacheDirectives()
 
 
 def decode(
-    body: Buffer, model: str, version: str, headers: BodyHeaders, limits: BodyLimits
+    body: Buffer, model: str, version: str, json_length: str | None, limits: BodyLimits
 ) -> tuple[InferRequest, WireForm]:
-    """One infer request from its body as sent. Raises Refused: 400, 413 or 415.
+    """One infer request from its body, which has no content coding (any more: see ``inflate``); ``json_length``
+    is the header field's value. Raises Refused: 400 or 413.
 
     The tensors may be slices of ``body``: keep it unchanged while the request lives.
     """
-    json_length = parse_json_length(headers.json_length)
-    inflated = inflate(body, headers.content_encoding, limits.bytes_max)
     try:
-        return decode_request(inflated, json_length, model, version, limits.message)
+        return decode_request(body, parse_json_length(json_length), model, version, limits.message)
     except Malformed as fault:
         raise Refused(_problem(fault)) from fault
 

@@ -38,7 +38,9 @@ class Answers:
 
     def head(self, reply: Reply, closes: bool) -> bytes:
         """The whole head of a reply; ``closes``: the connection ends with it."""
-        line, fields = _STATUS_LINES[reply.status], _lines(reply.fields)
+        # A status that nobody has registered may come from behind a route: it has no phrase, and needs none.
+        line = _STATUS_LINES.get(reply.status) or b"HTTP/1.1 %d \r\n" % reply.status
+        fields = _lines(reply.fields)
         closing = _CLOSE if closes else b""
         return b"%b%bContent-Length: %d\r\n%b%b" % (line, fields, len(reply.body), closing, self._ending)
 

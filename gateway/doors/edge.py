@@ -236,7 +236,7 @@ class EdgeConnection(asyncio.Protocol):
         self._left -= len(part)
         self._size += len(part)
         self._recount()
-        if self._lane.buffered.full:
+        if self._lane.buffered.refuses(self._size):
             self._refuse(self._lane.buffered.refusal(), self._asked.question)
             return len(data)
         if self._left == 0:
@@ -257,7 +257,7 @@ class EdgeConnection(asyncio.Protocol):
                 return
             self._size = len(body)
             self._recount()
-            if lane.buffered.full:
+            if lane.buffered.refuses(self._size):
                 raise Refused(lane.buffered.refusal())
         except Refused as refused:
             self._size = 0
@@ -280,10 +280,15 @@ class EdgeConnection(asyncio.Protocol):
             _log.exception("bug", route=question.route.name)
             reply = refusal(Refused(internal()))
         self._task = None
-        if self._state is State.BUSY:
+        if self._state is not _BUSY:
+            return
+        try:
             self._size = 0
             self._write(reply, question, began)
             self._pump()
+        except Exception:  # nobody awaits this task, and a connection must not wait for ever
+            _log.exception("bug", route=question.route.name)
+            self.abort()
 
     # -- writing ----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ answer's bytes. The same head need not be judged again.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -19,16 +20,23 @@ from gateway.admission.auth import Caller, Directory, Unauthenticated
 from gateway.admission.ratelimit import Verdict, ratelimit_value
 from gateway.codec import http as codec
 from gateway.config import VERSION
+from gateway.doors.aside import Aside
+from gateway.doors.buffered import Buffered, Held
 from gateway.doors.path import Target
 from gateway.pipeline import Call, Dues, Pipeline, WireAnswer, dues, hit_provenance
 from gateway.problem import Problem, Refused, malformed, method_not_allowed, not_found, too_large, unauthenticated
 from gateway.route import Heading, Route, Served, Wire
-from tiers.inference import InferRequest, Provenance
+from tiers.inference import InferRequest, InferResponse, Provenance
+from tiers.v2.request import WireForm
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 Fields = list[tuple[str, str]]
 
 METHODS: Final = ("POST",)
+
+ASIDE_BYTES: Final = 256 * 1024
+"""Messages above this, and all that are compressed, are read and written aside: JSON of this size takes some 20 ms
+of the event loop, and nobody knows how large a compressed one is before it is inflated."""
 
 HEADINGS_MAX: Final = 1024
 """Beginnings of hits remembered, about 600 bytes each: one for each model, version and size of answer."""
@@ -118,9 +126,11 @@ def check_version(route: Route, version: str) -> None:
 class Exchange:
     """Answers questions through the pipeline."""
 
-    def __init__(self, pipeline: Pipeline, ticker: Ticker) -> None:
+    def __init__(self, pipeline: Pipeline, ticker: Ticker, buffered: Buffered) -> None:
         self._pipeline = pipeline
         self._ticker = ticker
+        self._buffered = buffered
+        self._aside = Aside()
         self._headings: dict[Heading, Heading] = {}
 
     def recall(
@@ -141,21 +151,50 @@ class Exchange:
 
     async def answer(self, question: Question, body: bytes, wire: bytes | None, began: float) -> Reply:
         """Answer what is not recalled, within the route's time from ``began``. Raises Refused."""
+        with Held(self._buffered) as held:
+            return await self._answer(question, body, wire, began, held)
+
+    def close(self) -> None:
+        """Read nothing more."""
+        self._aside.close()
+
+    async def _answer(
+        self, question: Question, body: bytes, wire: bytes | None, began: float, held: Held
+    ) -> Reply:
         deadline = Deadline.after(began, question.route.timeout)
-        decoded, form = codec.decode(
-            body, question.route.name, question.version, question.body, question.route.body_limits
-        )
+        decoded, form = await self._decoded(question, body, deadline, held)
         deadline = _sooner(deadline, decoded, self._ticker())
         call = Call(question.route, question.caller, decoded, question.directives, deadline)
         answer = await self._pipeline.answer(call)
-        parts, headers = codec.encode(answer.response, form, decoded.id, question.answer_coding)
-        ready = b"".join(parts)
+        encode = partial(_encoded, answer.response, form, decoded.id, question.answer_coding)
+        if answer.response.size > ASIDE_BYTES:
+            ready, headers = await self._aside.run(encode, call.deadline.remaining(self._ticker()))
+        else:
+            ready, headers = encode()
         if wire is not None and answer.entry is not None and not decoded.id:  # an id's bytes will not come again
             heading = self._heading(tuple(headers), len(ready), answer.entry)
             self._pipeline.attach_wire(question.route, answer, wire, Wire(ready, heading))
         provenance = codec.provenance_headers(answer.provenance, self._ticker() - began)
         fields = [*headers, *provenance, *quota_fields(answer.quota)]
         return Reply(200, fields, ready, answer.provenance.cache)
+
+    async def _decoded(
+        self, question: Question, body: bytes, deadline: Deadline, held: Held
+    ) -> tuple[InferRequest, WireForm]:
+        """The request in a body: at once if that is little work, else aside, where nobody else waits for it."""
+        route, coding, limits = question.route, question.body.content_encoding, question.route.body_limits
+        decode = partial(codec.decode, model=route.name, version=question.version, limits=limits)
+        if coding is None and len(body) <= ASIDE_BYTES:
+            return decode(body, json_length=question.body.json_length)
+        self._pipeline.refuse_spent(route, question.caller)
+        if coding is not None:
+            inflate = partial(codec.inflate, body, coding, limits.bytes_max)
+            inflated = await self._aside.run(inflate, deadline.remaining(self._ticker()))
+            held.add(len(inflated))
+        else:
+            inflated = body
+        work = partial(decode, inflated, json_length=question.body.json_length)
+        return await self._aside.run(work, deadline.remaining(self._ticker()))
 
     def _heading(self, headers: tuple[tuple[str, str], ...], body_bytes: int, entry: Entry[Served]) -> Heading:
         """How an entry's hits begin: one object for all entries that begin alike, for they are many."""
@@ -207,6 +246,13 @@ def _single(headers: Headers, name: str) -> str | None:
     if values and not values[0].isascii():  # bytes above 127 are surrogates here, which nothing can encode
         raise Refused(malformed(f"The header {name} holds bytes that are not ASCII.", "header"))
     return values[0] if values else None
+
+
+def _encoded(
+    response: InferResponse, form: WireForm, request_id: str, coding: str | None
+) -> tuple[bytes, Fields]:
+    parts, headers = codec.encode(response, form, request_id, coding)
+    return b"".join(parts), headers
 
 
 def _sooner(deadline: Deadline, request: InferRequest, now: float) -> Deadline:

@@ -23,7 +23,7 @@ from gateway.codec import http as codec
 from gateway.config import Server
 from gateway.doors.exchange import quota_fields
 from gateway.doors.path import Target
-from gateway.problem import Problem, Refused, head_too_large, timed_out, too_large, unavailable
+from gateway.problem import Problem, Refused, head_too_large, malformed, timed_out, too_large, unavailable
 from tiers.backends.triton_http import Call, Reply
 from tiers.inference import Provenance, Rejected, UpstreamError
 from tiers.pool import Pool
@@ -76,9 +76,8 @@ class Passthrough:
                 return await self._everywhere(request, passing, deadline)
             return await self._forwarded(request, passing, deadline)
         except Rejected as error:
-            if error.status != 431:
-                raise
-            raise Refused(head_too_large(str(error))) from error
+            said = str(error)
+            raise Refused(head_too_large(said) if error.status == 431 else malformed(said, "unsendable")) from error
         except UpstreamError as error:
             self._tell(passing.target)  # it may have happened all the same
             detail = f"No replica answered {request.method} {passing.target.raw}: {error}."

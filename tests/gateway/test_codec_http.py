@@ -12,7 +12,6 @@ import pytest
 
 from gateway.admission.validate import TensorRule, validate
 from gateway.codec.http import (
-    BodyHeaders,
     BodyLimits,
     CacheDirectives,
     decode,
@@ -54,8 +53,8 @@ def facts():
 
 
 def admit(headers, body):
-    wire = BodyHeaders(headers.get("Content-Encoding"), headers.get("Inference-Header-Content-Length"))
-    request, _ = decode(body, "typed", "", wire, LIMITS)
+    inflated = inflate(body, headers.get("Content-Encoding"), LIMITS.bytes_max)
+    request, _ = decode(inflated, "typed", "", headers.get("Inference-Header-Content-Length"), LIMITS)
     validate(request, facts(), RULES, None)
     return request
 

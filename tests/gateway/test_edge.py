@@ -26,6 +26,7 @@ CHUNKED = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: ch
 TIMES = Times(head=1.0, body=2.0, idle=5.0, write=3.0)
 PIPELINED_BYTES_MAX = 100
 BUFFERED_BYTES_MAX = 200
+SMALL_BYTES = 20
 
 
 class Transport:
@@ -95,6 +96,7 @@ class Answering:
     def __init__(self) -> None:
         self.ready = asyncio.Event()
         self.asked: list[bytes] = []
+        self.reply = Reply(200, [], b"{}", "miss")
 
     def recall(self, question: object, body: bytes, now: float) -> tuple[None, None]:
         self.asked.append(body)
@@ -102,7 +104,7 @@ class Answering:
 
     async def answer(self, *_: object) -> Reply:
         await self.ready.wait()
-        return Reply(200, (), b"{}", "miss")
+        return self.reply
 
 
 class Known(Heads):
@@ -124,7 +126,7 @@ class Scene:
         self.theirs = Theirs()
         nothing: Any = self.exchange
         heads = Known({}, Directory({}, True), 8192)
-        desk = Desk(heads, nothing, Telemetry(self.time), Buffered(BUFFERED_BYTES_MAX), self.foreign)
+        desk = Desk(heads, nothing, Telemetry(self.time), Buffered(BUFFERED_BYTES_MAX, SMALL_BYTES), self.foreign)
         options = EdgeOptions(8192, 10, 10, TIMES, PIPELINED_BYTES_MAX)
         self.lane = EdgeLane(desk, Clocks(self.time, self.time), options)
 
@@ -298,6 +300,25 @@ async def test_a_head_known_from_the_last_request_takes_no_byte_of_another(scene
             assert b"".join(scene.theirs.given) == sent[0]
             connection.foreign_done()
     assert scene.exchange.asked == [bytes([number]) * 40 for number in range(6)]
+
+
+async def test_a_status_that_nobody_has_registered_goes_out_without_a_phrase(scene: Scene) -> None:
+    connection, transport = scene.connect()
+    scene.exchange.reply = Reply(499, [], b"{}", "problem")
+    scene.exchange.ready.set()
+    connection.data_received(OURS_HEAD + bytes(40))
+    await turn()
+    assert transport.written.startswith(b"HTTP/1.1 499 \r\nContent-Length: 2\r\n")
+    assert connection.limit == scene.now + TIMES.idle
+
+
+async def test_a_bug_in_writing_an_answer_ends_the_connection(scene: Scene) -> None:
+    connection, transport = scene.connect()
+    scene.exchange.reply = Reply(200, None, b"{}", "miss")  # type: ignore[arg-type]  # the bug
+    scene.exchange.ready.set()
+    connection.data_received(OURS_HEAD + bytes(40))
+    await turn()
+    assert transport.aborted
 
 
 # -- how much may be held -----------------------------------------------------------------------------

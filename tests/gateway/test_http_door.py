@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 
 import pytest
@@ -431,20 +432,57 @@ async def test_a_body_of_a_route_has_the_servers_time_for_bodies(open_door):
 
 
 async def test_bodies_beyond_what_all_may_hold_are_refused_and_then_taken_again(upstream, open_door):
-    bounds = {"TAILRACE_SERVER__BUFFERED_BYTES_MAX": "3KiB", "TAILRACE_SERVER__BODY_BYTES_MAX": "2KiB"}
+    bounds = {"TAILRACE_SERVER__BUFFERED_BYTES_MAX": "300KiB", "TAILRACE_SERVER__BODY_BYTES_MAX": "200KiB"}
     door = await open_door(**bounds, **ROUTE_R)
-    message = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 2000\r\n\r\n"
-    holding = [await door.connect() for _ in range(2)]
+    message = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 200000\r\n\r\n"
+    holding = [await door.connect() for _ in range(3)]
     for _, writer in holding:
-        writer.write(message + bytes(1400))
-    await until(lambda: door.gateway.buffered.bytes == 2800)
-    refused = await door.ask(message + bytes(1999))
+        writer.write(message + bytes(100_000))
+    await until(lambda: door.gateway.buffered.bytes == 300_000)
+    refused = await door.ask(message + bytes(199_999))
     assert "server.buffered_bytes_max" in problem(refused, 503)["detail"]
     assert [line for line in refused[1] if line.startswith("Retry-After: ")]
+    small = message.replace(b"200000", b"2000") + bytes(2000)
+    problem(await door.ask(small), 400)  # the few who hold all there is lock nobody else out
     for _, writer in holding:
         writer.transport.abort()
     await until(lambda: door.gateway.buffered.bytes == 0)
-    problem(await door.ask(message + bytes(2000)), 400)
+    problem(await door.ask(message + bytes(200_000)), 400)
+
+
+async def test_what_a_compressed_body_inflates_to_is_held_too(upstream, open_door):
+    bounds = {"TAILRACE_SERVER__BUFFERED_BYTES_MAX": "300KiB", "TAILRACE_SERVER__BODY_BYTES_MAX": "290KiB"}
+    door = await open_door(**bounds, **ROUTE_R)
+    lines = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n"
+    body = gzip.compress(bytes(280_000))
+    holder = await door.connect()
+    holder[1].write(lines.replace(b"Content-Encoding: gzip\r\n", b"") % 200_000 + bytes(100_000))
+    await until(lambda: door.gateway.buffered.bytes == 100_000)
+    refused = await door.ask(lines % len(body) + body)
+    assert "server.buffered_bytes_max" in problem(refused, 503)["detail"]
+    assert door.gateway.buffered.bytes == 100_000
+    holder[1].transport.abort()
+    await until(lambda: door.gateway.buffered.bytes == 0)
+    problem(await door.ask(lines % len(body) + body), 400)
+    assert door.gateway.buffered.bytes == 0
+
+
+async def test_what_is_costly_to_read_is_not_read_for_a_quota_that_is_spent(upstream, open_door):
+    spent = ', quota = { rate = 1, per = "1h", burst = 1 } }'
+    door = await open_door(TAILRACE_ROUTES__R=ROUTE_R["TAILRACE_ROUTES__R"][:-2] + spent)
+    lines = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n"
+    assert "gzip" in problem(await door.ask(lines + b"nope"), 400)["detail"]  # the quota is not charged for that
+    head = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 64\r\n\r\n"
+    body = b'{"inputs":[{"name":"x","datatype":"INT32","shape":[1],"data":[1]}]}'
+    await door.ask(head.replace(b"64", b"%d" % len(body)) + body)
+    told = problem(await door.ask(lines + b"nope"), 429)
+    assert "Quota route:r is spent" in told["detail"]
+
+
+async def test_a_length_with_zeros_before_it_is_a_length(upstream, open_door):
+    door = await open_door()
+    assert (await door.ask(POST + b"Content-Length: 00000000000000000000000002\r\n\r\nab"))[0] == 200
+    assert upstream.bodies == [b"ab"]
 
 
 @pytest.mark.parametrize("form", ["one line", "many lines"])

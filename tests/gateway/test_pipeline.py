@@ -536,6 +536,20 @@ async def test_without_a_cache_everything_is_fetched_and_only_if_cached_is_refus
     assert len(house.upstream.requests) == 2
 
 
+async def test_a_refusal_after_the_look_up_tells_what_was_charged_and_how_far_it_came() -> None:
+    house = House(quota=QuotaConfig(rate=10, per=Seconds(1), hits_count=True))
+    house.upstream.failure = Rejected(400, "the model dislikes it")
+    of_model = await house.refusal()
+    misfit = await house.refusal(b"123456789")
+    not_there = await house.refusal(b"abcd", ONLY_IF_CACHED)
+    for refused, status in ((of_model, 400), (misfit, 400), (not_there, 504)):
+        assert refused.problem.status == status
+        assert refused.verdict is not None
+        assert refused.provenance is not None
+        assert refused.provenance.cache == "miss"
+    assert [each.verdict.remaining for each in (of_model, misfit, not_there) if each.verdict] == [9, 8, 7]
+
+
 async def test_errors_are_told_to_all_who_waited_and_not_kept() -> None:
     house = House()
     house.upstream.failure = Rejected(400, "the model dislikes it")
