@@ -26,7 +26,7 @@ from gateway.config import ALLOW_ALL, Backend, Config, Server, parse_address
 from gateway.doors.buffered import Buffered
 from gateway.doors.edge import EdgeConnection
 from gateway.doors.exchange import Exchange
-from gateway.doors.head import Heads
+from gateway.doors.head import HeadBounds, Heads
 from gateway.doors.http import HttpDoor, Ports, Readiness
 from gateway.doors.lane import Clocks, Desk, EdgeLane, EdgeOptions, Times
 from gateway.doors.listener import (
@@ -38,6 +38,7 @@ from gateway.doors.listener import (
     named,
     require_strict_parser,
 )
+from gateway.doors.passthrough import RELAYED_BYTES_MAX
 from gateway.operate.admin import admin_port
 from gateway.operate.gauges import gauges, lane_gauges
 from gateway.operate.log import set_up
@@ -110,8 +111,9 @@ class Gateway:
         door = HttpDoor(server, ports)
         header_bytes_max = int(server.header_bytes_max)
         self._listener = Listener(door.handle, header_bytes_max, server.connections_max)
-        heads = Heads(self.routes if server.edge else {}, directory, header_bytes_max)
-        desk = Desk(heads, exchange, self.telemetry, self.buffered, self._listener.behind)
+        relayed_bytes_max = min(RELAYED_BYTES_MAX, int(server.passthrough_bytes_max))
+        heads = Heads(self.routes, directory, HeadBounds(header_bytes_max, relayed_bytes_max), server.edge)
+        desk = Desk(heads, exchange, self.telemetry, self.buffered, self._listener.behind, ports.passthrough)
         self._lane = EdgeLane(desk, Clocks(monotonic, time), _edge_options(server))
         for gauge in lane_gauges(self._lane):
             self.telemetry.watch(gauge)
@@ -299,6 +301,7 @@ def _edge_options(server: Server) -> EdgeOptions:
         body=float(server.body_timeout),
         idle=float(server.idle_timeout),
         write=float(server.write_timeout),
+        answer=float(server.passthrough_timeout),
     )
     header_bytes_max = int(server.header_bytes_max)
     return EdgeOptions(header_bytes_max, server.connections_max, server.connections_per_address_max, times)

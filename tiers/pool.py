@@ -24,6 +24,8 @@ from degrade.breaker import Breaker, BreakerOptions, Change, Permit
 from degrade.budget import RetryBudget
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure, Step
+from tiers.backends.answer import AnswerHead
+from tiers.backends.relaying import Listener, Relaying
 from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
 
@@ -45,6 +47,7 @@ class Replica(Protocol):
     async def infer(self, request: InferRequest, deadline: Deadline, now: float) -> InferResponse: ...
     async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply: ...
     def stream(self, call: Call, deadline: Deadline, now: float) -> AbstractAsyncContextManager[Streamed]: ...
+    def relay(self, call: Call, listener: Listener) -> Relaying: ...
     async def close(self) -> None: ...
 
 
@@ -222,6 +225,20 @@ class Pool:
             seat.in_flight -= 1
             if not ended:
                 permit.ignored(self._now())
+
+    def relay(self, call: Call, listener: Listener, seconds: float) -> Relayed:
+        """Pass a call with its whole body through to one replica, by callbacks; ``seconds`` bound the wait for a
+        connection. Only whether the replica is reached counts.
+
+        Raises UpstreamError if there is none to ask, and Rejected for what cannot be written as a request.
+        """
+        seat = self._seat_for_call()
+        permit = seat.reach.acquire(self._now())
+        if permit is None:
+            raise self._none_reached()
+        relayed = Relayed(seat, permit, self._now, listener)
+        relayed.start(call, seconds)
+        return relayed
 
     async def probe_once(self) -> None:
         """Ask every replica at once whether it is ready. Never raises for a replica."""
@@ -431,6 +448,74 @@ class Pool:
             before_answer=True,
             retry_after=wait,
         )
+
+
+class Relayed:
+    """A call that a pool passes through: its permit and its place end exactly once, with its answer's beginning
+    and with its end."""
+
+    __slots__ = ("_listener", "_now", "_permit", "_relaying", "_seat")
+
+    def __init__(self, seat: _Seat, permit: Permit, now: Ticker, listener: Listener) -> None:
+        self._seat: _Seat | None = seat
+        self._permit: Permit | None = permit
+        self._now = now
+        self._listener = listener
+        self._relaying: Relaying | None = None
+        seat.in_flight += 1
+
+    def start(self, call: Call, seconds: float) -> None:
+        assert self._seat is not None
+        try:
+            self._relaying = self._seat.replica.relay(call, self)
+        except BaseException:
+            self._end()
+            raise
+        self._relaying.start(seconds)
+
+    def resume(self) -> None:
+        """The listener holds less than it did."""
+        if self._relaying is not None:
+            self._relaying.resume()
+
+    def abort(self) -> None:
+        """Nobody wants the answer any more. Nothing is told after this."""
+        if self._relaying is not None:
+            self._relaying.abort()
+        self._end()
+
+    @property
+    def held(self) -> int:
+        return self._listener.held
+
+    def begin(self, head: AnswerHead, follows: bool) -> None:
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            permit.succeeded(self._now())
+        self._listener.begin(head, follows)
+
+    def feed(self, piece: bytes) -> None:
+        self._listener.feed(piece)
+
+    def finish(self) -> None:
+        self._end()
+        self._listener.finish()
+
+    def fail(self, error: UpstreamError) -> None:
+        permit = self._permit
+        if permit is not None and error.failure is Failure.UNREACHABLE:
+            self._permit = None
+            permit.failed(self._now(), error.failure.value)
+        self._end()
+        self._listener.fail(error)
+
+    def _end(self) -> None:
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            permit.ignored(self._now())
+        seat, self._seat = self._seat, None
+        if seat is not None:
+            seat.in_flight -= 1
 
 
 def _model_key(model: str, version: str) -> str:

@@ -25,6 +25,9 @@ from tiers.v2.message import DEFAULT_LIMITS, Limits, Malformed
 from tiers.v2.request import WireForm, decode_request
 from tiers.v2.response import encode_response
 
+PASSED: Final = Provenance(cache="bypass", reason="passthrough")
+"""All that is known of an answer that passes through."""
+
 JSON_LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 CACHE_NAME: Final = "tailrace"
 
@@ -229,7 +232,11 @@ def provenance_headers(provenance: Provenance, duration_seconds: float | None = 
     Without a duration Server-Timing names only the cache state: a hit by its bytes is not worth a clock.
     """
     ttl = None if provenance.ttl_left is None else str(_whole(provenance.ttl_left))
-    return _told(provenance, str(_whole(max(0.0, provenance.age))), ttl, duration_seconds)
+    milliseconds = None
+    if duration_seconds is not None:
+        duration = max(0.0, duration_seconds) * 1000.0
+        milliseconds = f"{duration if math.isfinite(duration) else 0:.3f}"
+    return _told(provenance, str(_whole(max(0.0, provenance.age))), ttl, milliseconds)
 
 
 def hit_lines(provenance: Provenance) -> bytes:
@@ -240,14 +247,20 @@ def hit_lines(provenance: Provenance) -> bytes:
     return lines.replace("%", "%%").replace(_PLACE, "%d").encode("ascii")
 
 
-def _told(provenance: Provenance, age: str, ttl: str | None, duration_seconds: float | None) -> list[Field]:
+def passthrough_lines() -> bytes:
+    """What `provenance_headers` tells of what passes through, with a place (``%.3f``) for its milliseconds."""
+    fields = _told(PASSED, "", None, _PLACE)
+    lines = "".join([f"{name}: {value}\r\n" for name, value in fields])
+    return lines.replace("%", "%%").replace(_PLACE, "%.3f").encode("ascii")
+
+
+def _told(provenance: Provenance, age: str, ttl: str | None, milliseconds: str | None) -> list[Field]:
     fields = [("Cache-Status", _cache_status(provenance, ttl))]
     if provenance.cache in ("hit", "stale"):
         fields.append(("Age", age))
     timing = f"cache;desc={_item(provenance.cache)}"
-    if duration_seconds is not None:
-        milliseconds = max(0.0, duration_seconds) * 1000.0
-        timing = f"tailrace;dur={milliseconds if math.isfinite(milliseconds) else 0:.3f}, {timing}"
+    if milliseconds is not None:
+        timing = f"tailrace;dur={milliseconds}, {timing}"
     fields.append(("Server-Timing", timing))
     fields.append(("Tailrace-Provenance", _provenance(provenance, age)))
     return fields

@@ -1,7 +1,8 @@
 """Answers as bytes of HTTP/1.1, as the edge lane writes them.
 
-Rule of this file: pure but for the date it was told. Values of fields are printable by construction (of
-the codec, or of the problem); what a peer wrote never gets into a head.
+Rule of this file: pure but for the date it was told and for what it remembers, which is bounded. Values of
+fields are printable by construction (of the codec, or of the problem); what a peer wrote never gets into a
+head that is ours.
 """
 
 from __future__ import annotations
@@ -13,9 +14,15 @@ from typing import Final
 from gateway.admission.ratelimit import ratelimit_lines
 from gateway.doors.exchange import Fields, Reply
 from gateway.pipeline import WireAnswer
+from tiers.backends.answer import AnswerHead
 
 _STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
-_CLOSE: Final = b"Connection: close\r\n"
+_SERVER: Final = b"Server: tailrace\r\n"
+HEADS_MAX: Final = 1024
+"""Heads of answers remembered, as many as a replica's connections remember."""
+
+_OURS: Final = frozenset({"date", "server"})
+CLOSE: Final = b"Connection: close\r\n"
 
 
 class Answers:
@@ -23,10 +30,25 @@ class Answers:
 
     def __init__(self, wall: float) -> None:
         self._ending = _ending(wall)
+        self._date = _date(wall)
+        self._given: dict[bytes, frozenset[str]] = {}  # which of the fields that we add a head has already
 
     def set_date(self, wall: float) -> None:
         """The date of the answers from here on: whole seconds, so once in a while is enough."""
         self._ending = _ending(wall)
+        self._date = _date(wall)
+
+    def ending_of(self, head: AnswerHead) -> bytes:
+        """How a head that is passed on ends: with our date and name, unless it has its own."""
+        given = self._given.get(head.lines)
+        if given is None:
+            if len(self._given) >= HEADS_MAX:
+                self._given.clear()
+            given = self._given[head.lines] = frozenset(name.lower() for name, _ in head.headers) & _OURS
+        if not given:
+            return self._ending
+        date = b"" if "date" in given else self._date
+        return date + (b"\r\n" if "server" in given else _SERVER + b"\r\n")
 
     def of_hit(self, hit: WireAnswer) -> tuple[bytes, bytes, bytes]:
         """The head of a hit, in pieces that make it when joined."""
@@ -41,7 +63,7 @@ class Answers:
         # A status that nobody has registered may come from behind a route: it has no phrase, and needs none.
         line = _STATUS_LINES.get(reply.status) or b"HTTP/1.1 %d \r\n" % reply.status
         fields = _lines(reply.fields)
-        closing = _CLOSE if closes else b""
+        closing = CLOSE if closes else b""
         return b"%b%bContent-Length: %d\r\n%b%b" % (line, fields, len(reply.body), closing, self._ending)
 
 
@@ -49,5 +71,9 @@ def _lines(fields: Fields) -> bytes:
     return "".join([f"{name}: {value}\r\n" for name, value in fields]).encode("latin-1", "replace")
 
 
+def _date(wall: float) -> bytes:
+    return f"Date: {formatdate(wall, usegmt=True)}\r\n".encode()
+
+
 def _ending(wall: float) -> bytes:
-    return f"Date: {formatdate(wall, usegmt=True)}\r\nServer: tailrace\r\n\r\n".encode()
+    return _date(wall) + _SERVER + b"\r\n"

@@ -25,11 +25,14 @@ from gateway.doors.exchange import Question, Reply, recalled, refusal
 from gateway.doors.handover import OURS, LentTransport
 from gateway.doors.head import Judgement, Lane
 from gateway.doors.lane import EdgeLane, State
+from gateway.doors.passthrough import Passage
+from gateway.doors.relay import Relay
 from gateway.operate.telemetry import PASSTHROUGH
 from gateway.pipeline import WireAnswer
 from gateway.problem import Problem, Refused, head_over, internal, timed_out
 
-_IDLE, _BODY, _BUSY = State.IDLE, State.BODY, State.BUSY  # a member of an Enum is not cheap to look up
+# Looked up for every hit, where a member of an Enum is not cheap.
+_IDLE, _BODY, _BUSY, _RELAYED = State.IDLE, State.BODY, State.BUSY, State.RELAYED
 
 _END: Final = b"\r\n\r\n"
 _NEWLINE: Final = b"\n"
@@ -42,11 +45,13 @@ _log = structlog.get_logger("tailrace")
 
 
 class _Asked(msgspec.Struct, frozen=True):
-    """A request's head as this connection's peer asks it; ``size`` is that of the whole request in bytes."""
+    """A request's head as this connection's peer asks it: a question to a route, or a passage by all of them.
+    ``size`` is that of the whole request in bytes."""
 
     head: bytes
     judgement: Judgement
-    question: Question
+    question: Question | None
+    passage: Passage | None
     head_bytes: int
     size: int
 
@@ -56,7 +61,7 @@ class EdgeConnection(asyncio.Protocol):
 
     __slots__ = (
         "_answered", "_asked", "_began", "_buffer", "_handler", "_held", "_lane", "_left", "_parts", "_paused",
-        "_peer", "_size", "_state", "_stopped", "_task", "_transport", "limit",
+        "_peer", "_relay", "_size", "_state", "_stopped", "_task", "_transport", "limit",
     )  # fmt: skip
 
     def __init__(self, lane: EdgeLane) -> None:
@@ -74,6 +79,7 @@ class EdgeConnection(asyncio.Protocol):
         self._asked: _Asked | None = None  # the last question of ours
         self._began = 0.0  # when its head was whole, in ticker's seconds
         self._task: asyncio.Task[None] | None = None
+        self._relay: Relay | None = None  # what is passed through
         self._handler: RequestHandler | None = None  # aiohttp's, once it was needed
         self._answered = False  # it has written its answer
         self.limit = math.inf
@@ -94,7 +100,7 @@ class EdgeConnection(asyncio.Protocol):
             asked = self._asked
             if asked is not None and len(data) == asked.size and data.startswith(asked.head):
                 now = self._began = self._lane.ticker()
-                self._ask(asked.question, data[asked.head_bytes :], now)  # as the last one: nothing to look up
+                self._ask(asked, data[asked.head_bytes :], now)  # as the last one: nothing to look up
                 return
             seen = self._begin(data, 0)
             if seen != len(data):
@@ -117,6 +123,8 @@ class EdgeConnection(asyncio.Protocol):
         self._lane.ended(self, self._peer)
         if self._task is not None:
             self._task.cancel()  # the caller has left; others may still wait for the same flight
+        if self._relay is not None:
+            self._relay.abort()
         if self._handler is not None:
             self._handler.connection_lost(error)
         self._let_go()
@@ -131,6 +139,8 @@ class EdgeConnection(asyncio.Protocol):
         self._paused = False
         if self._handler is not None:
             self._handler.resume_writing()
+        if self._relay is not None:
+            self._relay.resume()
         # A peer that was slow to read while its next head or body was on the way: that one's time starts again.
         self._turn(self._state)
         self._pump()
@@ -143,7 +153,7 @@ class EdgeConnection(asyncio.Protocol):
         if self._paused:
             return
         seconds = self._lane.waits[state]
-        if state is _BODY and self._asked is not None:
+        if state is _BODY and self._asked is not None and self._asked.question is not None:
             seconds = min(seconds, self._asked.question.route.timeout)  # for the whole request
         self.limit = self._lane.ticker() + seconds
 
@@ -197,7 +207,7 @@ class EdgeConnection(asyncio.Protocol):
         now = self._began = lane.ticker()
         stop = end + judgement.length
         if stop <= len(data):
-            self._ask(asked.question, data[end:stop], now)
+            self._ask(asked, data[end:stop], now)
             return stop
         self._parts, self._left = [], judgement.length
         self._turn(_BODY)
@@ -207,11 +217,12 @@ class EdgeConnection(asyncio.Protocol):
         """A head of ours as this connection's peer asks it."""
         asked = self._asked
         if asked is None or asked.judgement is not judgement:
-            question = judgement.question
-            assert question is not None
+            question, passage = judgement.question, judgement.passage
             if judgement.anonymous:
-                question = question.by(self._peer)
-            asked = self._asked = _Asked(head, judgement, question, len(head), len(head) + judgement.length)
+                question = None if question is None else question.by(self._peer)
+                passage = None if passage is None else passage.by(self._peer)
+            size = len(head) + judgement.length
+            asked = self._asked = _Asked(head, judgement, question, passage, len(head), size)
         return asked
 
     def _await_head(self, data: bytes, start: int) -> int:
@@ -241,15 +252,19 @@ class EdgeConnection(asyncio.Protocol):
             return len(data)
         if self._left == 0:
             body, self._parts = b"".join(self._parts), None
-            self._ask(self._asked.question, body, self._lane.ticker())
-            if self._state is not _BUSY:
+            self._ask(self._asked, body, self._lane.ticker())
+            if self._state not in (_BUSY, _RELAYED):
                 self._size = 0
                 self._recount()
         return start + len(part)
 
-    def _ask(self, question: Question, body: bytes, now: float) -> None:
-        """A whole request of ours: answer it now if it is known by its bytes, else in a task."""
-        lane, began = self._lane, self._began
+    def _ask(self, asked: _Asked, body: bytes, now: float) -> None:
+        """A whole request of ours: answer it now if it is known by its bytes, else in a task; or pass it on."""
+        lane, began, question = self._lane, self._began, asked.question
+        if question is None:
+            assert asked.passage is not None
+            self._pass_on(asked.passage, body, now)
+            return
         try:
             hit, wire = lane.exchange.recall(question, body, now)
             if hit is not None:
@@ -263,7 +278,7 @@ class EdgeConnection(asyncio.Protocol):
             self._size = 0
             self._recount()
             lane.telemetry.refused(question.route.name, refused.problem.slug)
-            self._write(refusal(refused), question, began)
+            self._write(refusal(refused), question.route.name, began)
             return
         self._turn(_BUSY)
         self._task = asyncio.get_running_loop().create_task(self._answer(question, body, wire, began))
@@ -284,11 +299,56 @@ class EdgeConnection(asyncio.Protocol):
             return
         try:
             self._size = 0
-            self._write(reply, question, began)
+            self._write(reply, question.route.name, began)
             self._pump()
         except Exception:  # nobody awaits this task, and a connection must not wait for ever
             _log.exception("bug", route=question.route.name)
             self.abort()
+
+    # -- what passes through ------------------------------------------------------------------------
+
+    def _pass_on(self, passage: Passage, body: bytes, now: float) -> None:
+        """Pass a whole request on."""
+        lane = self._lane
+        self._size = len(body)
+        self._recount()
+        self._turn(_RELAYED)
+        try:
+            if lane.buffered.refuses(self._size):
+                raise Refused(lane.buffered.refusal())
+            quota = lane.exchange.charge(None, passage.caller) if passage.works else None
+        except Refused as refused:
+            self.relay_done(refused)
+            return
+        self._relay = Relay(self, lane, passage, self._began, quota)
+        self._relay.start(lane.passthrough, body, lane.options.times.answer)
+
+    def relay_write(self, data: bytes) -> int:
+        """Write, and let the replica have its time for more; how many bytes wait because the peer does not read."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return 0
+        transport.write(data)
+        if self._paused:
+            return transport.get_write_buffer_size()
+        self.limit = self._lane.ticker() + self._lane.options.times.silence
+        return 0
+
+    def relay_done(self, refused: Refused | None) -> None:
+        """The answer is written; or there is none, but this refusal."""
+        lane, self._relay, self._size = self._lane, None, 0
+        if self._state is not _RELAYED:
+            return
+        if refused is not None:
+            lane.telemetry.refused(PASSTHROUGH, refused.problem.slug)
+            self._write(refusal(refused), PASSTHROUGH, self._began)
+        else:
+            self._turn(_IDLE)
+            if lane.draining:
+                self.close()
+        self._recount()
+        if self._buffer and self._state is _IDLE:
+            asyncio.get_running_loop().call_soon(self._pump)  # the replica's connection is in the middle of its turn
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -297,7 +357,7 @@ class EdgeConnection(asyncio.Protocol):
         transport = self._transport
         if transport is None or lane.draining:
             lane.telemetry.answered(question.route.name, hit.provenance)
-            self._write(recalled(hit), question, began)
+            self._write(recalled(hit), question.route.name, began)
             return
         begun, quota, ending = lane.answers.of_hit(hit)
         body = hit.wire.body
@@ -311,7 +371,7 @@ class EdgeConnection(asyncio.Protocol):
             self.limit = now + lane.idle_seconds
         lane.telemetry.recalled(question.route.name, now - began)
 
-    def _write(self, reply: Reply, question: Question, began: float) -> None:
+    def _write(self, reply: Reply, label: str, began: float) -> None:
         lane = self._lane
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -323,7 +383,7 @@ class EdgeConnection(asyncio.Protocol):
             transport.write(head + reply.body)
         else:
             transport.writelines((head, reply.body))
-        lane.telemetry.responded(question.route.name, reply.status, reply.state, lane.ticker() - began)
+        lane.telemetry.responded(label, reply.status, reply.state, lane.ticker() - began)
         if lane.draining:
             self.close()
 
@@ -404,8 +464,13 @@ class EdgeConnection(asyncio.Protocol):
             self._refuse(timed_out(f"The head did not arrive within {lane.options.times.head:g} s."))
         elif state is State.BODY and not self._paused:
             assert self._asked is not None
-            seconds = min(lane.options.times.body, self._asked.question.route.timeout)
-            self._refuse(timed_out(f"The body did not arrive within {seconds:g} s."), self._asked.question)
+            question, seconds = self._asked.question, lane.options.times.body
+            within = f"server.body_timeout ({seconds:g} s)"
+            if question is not None:
+                within = f"{min(seconds, question.route.timeout):g} s"
+            self._refuse(timed_out(f"The body did not arrive within {within}."), question)
+        elif state is _RELAYED and self._relay is not None and not self._relay.begun:
+            self._relay.give_up(lane.options.times.answer)
         else:
             self.abort()
 

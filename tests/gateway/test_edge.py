@@ -15,7 +15,7 @@ from gateway.doors.buffered import Buffered
 from gateway.doors.edge import EdgeConnection
 from gateway.doors.exchange import Reply
 from gateway.doors.handover import OURS, LentTransport
-from gateway.doors.head import Heads, Judgement, Lane
+from gateway.doors.head import HeadBounds, Heads, Judgement, Lane
 from gateway.doors.lane import Clocks, Desk, EdgeLane, EdgeOptions, Times
 from gateway.operate.telemetry import Telemetry
 
@@ -125,8 +125,9 @@ class Scene:
         self.exchange = Answering()
         self.theirs = Theirs()
         nothing: Any = self.exchange
-        heads = Known({}, Directory({}, True), 8192)
-        desk = Desk(heads, nothing, Telemetry(self.time), Buffered(BUFFERED_BYTES_MAX, SMALL_BYTES), self.foreign)
+        heads = Known({}, Directory({}, True), HeadBounds(8192, 0))
+        buffered = Buffered(BUFFERED_BYTES_MAX, SMALL_BYTES)
+        desk = Desk(heads, nothing, Telemetry(self.time), buffered, self.foreign, nothing)
         options = EdgeOptions(8192, 10, 10, TIMES, PIPELINED_BYTES_MAX)
         self.lane = EdgeLane(desk, Clocks(self.time, self.time), options)
 

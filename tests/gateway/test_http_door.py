@@ -149,7 +149,8 @@ async def test_a_request_goes_out_as_it_came_without_what_was_for_us_alone(upstr
     lines = "\r\n".join([*kept, *dropped, "Content-Length: 3"]).replace("X-One: 2", "x-one: 2").encode()
     assert (await door.ask(POST + lines + b"\r\n\r\nabc"))[0] == 200
     assert upstream.heads[0].startswith(b"POST /v2/models/m/infer HTTP/1.1\r\n")
-    assert upstream.fields() == [line.replace("X-One: 2", "x-one: 2") for line in kept] + ["Content-Length: 3"]
+    sent = [line.replace("X-One: 2", "x-one: 2") for line in kept]
+    assert upstream.fields() == [*sent, "Via: 1.1 tailrace", "Content-Length: 3"]
     assert upstream.bodies == [b"abc"]
 
 
@@ -240,7 +241,7 @@ async def test_the_body_is_asked_for_when_the_caller_waits_to_be_asked(upstream,
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     writer.write(b"abc")
     assert (await answer(reader))[0] == 200
-    assert (upstream.fields(), upstream.bodies) == (["Content-Length: 3"], [b"abc"])
+    assert (upstream.fields(), upstream.bodies) == (["Via: 1.1 tailrace", "Content-Length: 3"], [b"abc"])
 
 
 async def test_a_body_that_will_be_refused_is_not_asked_for(upstream, open_door):
@@ -330,6 +331,35 @@ async def test_an_answer_that_comes_before_the_upload_has_ended(upstream, open_d
     writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
     status, _, body = await answer(reader)
     assert (status, body) == (400, b"no")
+
+
+async def test_a_kept_connection_that_has_died_is_renewed_for_what_may_be_asked_twice(upstream, open_door):
+    async def once(reader, writer):
+        writer.write(OK)
+        await reader.read(1)  # the next request: gone without a word, as an old connection is
+        writer.transport.abort()
+
+    upstream.script = once
+    door = await open_door()
+    ask = b"GET /v2/models/m HTTP/1.1\r\nHost: h\r\n\r\n"
+    for _ in range(3):
+        assert (await door.ask(ask))[0] == 200
+    refused = problem(await door.ask(POST + b"Content-Length: 0\r\n\r\n"), 503)
+    assert "closed the connection before any answer" in refused["detail"]
+    assert door.replica().breaker == "closed"
+    assert door.replica().in_flight == 0
+
+
+async def test_pipelined_requests_that_pass_through_are_answered_in_order(upstream, open_door):
+    async def script(reader, writer):
+        number = (await reader.readuntil(b"."))[:-1]
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n" + number + b"\r\n0\r\n\r\n")
+
+    upstream.script = script
+    reader, writer = await (await open_door()).connect()
+    writer.write(b"".join(POST + b"Content-Length: 2\r\n\r\n%d." % number for number in range(5)))
+    for number in range(5):
+        assert (await answer(reader))[2] == b"%d" % number
 
 
 async def test_head_is_asked_as_get_and_the_connection_goes_on(upstream, open_door):

@@ -21,10 +21,11 @@ from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tiers.backends.answer import AnswerHead
 from tiers.backends.arrival import Arrival, ConnectionFault, Fault
-from tiers.backends.connection import Connection, ConnectionBounds
+from tiers.backends.connection import Connection, ConnectionBounds, died_of_age
 from tiers.backends.connections import Address, Connections, ConnectionsOptions
 from tiers.backends.fields import Body, Headers, IllFormed, LineTooLong, Outgoing, RequestHeads, end_to_end
 from tiers.backends.refusal import refusal
+from tiers.backends.relaying import Listener, Relaying
 from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
 from tiers.v2.message import Limits, Malformed
 from tiers.v2.request import encode_request
@@ -187,7 +188,7 @@ class TritonHttp:
                     head = await arrival.beginning(until)
                     break
                 except ConnectionFault as fault:
-                    if not (again and _died_of_age(connection, fault)):
+                    if not (again and died_of_age(connection, fault)):
                         raise self._error(fault, None, remaining) from fault
                 again = False
                 connection = await self._renewed(connections, connection, until, remaining)
@@ -198,6 +199,18 @@ class TritonHttp:
             connections.release(connection)
             if upload is not None:
                 await _end(upload)
+
+    def relay(self, call: Call, listener: Listener) -> Relaying:
+        """A call with its whole body, or none, to be started and passed through by callbacks (see ``stream``).
+
+        Raises Rejected for what cannot be written as an HTTP request.
+        """
+        outgoing = self._outgoing(call)
+        again = call.method in _REPEATABLE and call.body is None
+        return Relaying(self._passing, outgoing, again, listener, self._relay_error)
+
+    def _relay_error(self, fault: ConnectionFault, head: AnswerHead | None) -> UpstreamError:
+        return self._error(fault, head, math.inf)
 
     async def _buffered(
         self, connections: Connections, outgoing: Outgoing, remaining: float, again: bool
@@ -214,7 +227,7 @@ class TritonHttp:
             try:
                 head, body = await arrival.all(until)
             except ConnectionFault as fault:
-                if upload is not None or not (again and _died_of_age(connection, fault)):
+                if upload is not None or not (again and died_of_age(connection, fault)):
                     raise
                 connection = await self._renewed(connections, connection, until, remaining)
                 arrival = connection.send(outgoing, whole=True)
@@ -337,11 +350,6 @@ async def _end(upload: asyncio.Task[None]) -> None:
     await asyncio.wait((upload,))
     if not upload.cancelled():
         upload.exception()
-
-
-def _died_of_age(connection: Connection, fault: ConnectionFault) -> bool:
-    """Whether a kept connection was closed before any byte of an answer: that is how old ones end."""
-    return fault.fault is Fault.CLOSED and connection.requests > 1
 
 
 def _address(url: str) -> tuple[Address, str]:
