@@ -39,6 +39,7 @@ from gateway.doors.listener import (
     require_strict_parser,
 )
 from gateway.doors.passthrough import RELAYED_BYTES_MAX
+from gateway.memory import keep_freed_memory, set_start_aside
 from gateway.operate.admin import admin_port
 from gateway.operate.gauges import gauges, lane_gauges
 from gateway.operate.log import set_up
@@ -261,6 +262,12 @@ def serve(config: Config, announce: Callable[[str], None], worker: int | None = 
     if config.server.allow == ALLOW_ALL:
         _log.warning("callers may change the servers behind this gateway", allow=ALLOW_ALL)
 
+    keep_freed_memory()
+
+    def ready(line: str) -> None:
+        set_start_aside()
+        announce(line)
+
     async def main() -> None:
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -269,7 +276,7 @@ def serve(config: Config, announce: Callable[[str], None], worker: int | None = 
         if worker is not None:
             loop.add_reader(sys.stdin.fileno(), stopping.set)  # nobody writes there: readable means its end
         try:
-            await run(config, announce, stopping, shared=worker is not None)
+            await run(config, ready, stopping, shared=worker is not None)
         finally:
             if worker is not None:
                 loop.remove_reader(sys.stdin.fileno())

@@ -159,7 +159,12 @@ def route_faults(path: str, route: Route, facts: Mapping[tuple[str, str, str], M
         for difference in _differences(first, told):
             yield f"{where}: model {told.name} cannot stand in for {first.name}: {difference}"
         most = min(route.limits.batch_max or first.max_batch, first.max_batch)
-        if told.max_batch < most:
+        if told.max_batch == 0 and most > 0:
+            yield (
+                f"{where}: model {told.name} takes no batches, and {first.name} lets {most} rows in, which may all "
+                "escalate; give that tier a model that batches"
+            )
+        elif told.max_batch < most:
             yield (
                 f"{where}: model {told.name} takes batches of {told.max_batch}, and {first.name} lets "
                 f"{most} rows in, which may all escalate; set {path}.limits.batch_max = {told.max_batch}"

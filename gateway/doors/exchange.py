@@ -24,7 +24,16 @@ from gateway.doors.aside import Aside
 from gateway.doors.buffered import Buffered, Held
 from gateway.doors.path import Target
 from gateway.pipeline import Call, Dues, Pipeline, WireAnswer, dues, hit_provenance
-from gateway.problem import Problem, Refused, malformed, method_not_allowed, not_found, too_large, unauthenticated
+from gateway.problem import (
+    Problem,
+    Refused,
+    malformed,
+    method_not_allowed,
+    not_found,
+    too_large,
+    unauthenticated,
+    unsupported_query,
+)
 from gateway.route import Heading, Route, Served, Wire
 from tiers.inference import InferRequest, InferResponse, Provenance
 from tiers.v2.request import WireForm
@@ -32,7 +41,8 @@ from tiers.v2.request import WireForm
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 Fields = list[tuple[str, str]]
 
-METHODS: Final = ("POST",)
+METHODS: Final = ("POST", "QUERY")
+"""QUERY (RFC 10008) says what an infer request is: safe, and with a body. Its answers are those of POST."""
 
 ASIDE_BYTES: Final = 256 * 1024
 """Messages above this, and all that are compressed, are read and written aside: JSON of this size takes some 20 ms
@@ -40,6 +50,9 @@ of the event loop, and nobody knows how large a compressed one is before it is i
 
 HEADINGS_MAX: Final = 1024
 """Beginnings of hits remembered, about 600 bytes each: one for each model, version and size of answer."""
+
+QUERY_MEDIA: Final = ("application/json", "application/octet-stream")
+"""What a QUERY may be made of (Accept-Query): the protocol in JSON, and with binary tensors behind the JSON."""
 
 CREDENTIALS: Final = ("Authorization", "X-API-Key")
 
@@ -78,7 +91,9 @@ class Reply(msgspec.Struct, frozen=True):
 def judge(method: str, target: Target, headers: Headers, route: Route, caller: Caller) -> Question:
     """What an infer request's head asks of a route. Raises Refused."""
     if method not in METHODS:
-        raise Refused(method_not_allowed(method, METHODS))
+        raise Refused(method_not_allowed(method, METHODS, QUERY_MEDIA))
+    if method == "QUERY":
+        _check_query_media(_single(headers, "Content-Type"))
     check_version(route, target.version)
     encoding = _single(headers, "Content-Encoding")
     body = codec.BodyHeaders(encoding, _single(headers, codec.JSON_LENGTH_HEADER))
@@ -253,6 +268,15 @@ def _encoded(
 ) -> tuple[bytes, Fields]:
     parts, headers = codec.encode(response, form, request_id, coding)
     return b"".join(parts), headers
+
+
+def _check_query_media(value: str | None) -> None:
+    """RFC 10008 section 2.1: a query without a media type is refused, and so is one that is not answered here."""
+    if value is None:
+        raise Refused(malformed("A QUERY must have a Content-Type.", "content-type"))
+    media = value.partition(";")[0].strip(" \t").lower()
+    if media not in QUERY_MEDIA:
+        raise Refused(unsupported_query(f"A QUERY's Content-Type is {media[:64]!r}", QUERY_MEDIA))
 
 
 def _sooner(deadline: Deadline, request: InferRequest, now: float) -> Deadline:

@@ -634,6 +634,27 @@ async def test_what_can_only_be_read_is_405_for_other_methods(open_door, path):
     assert "Allow: GET, HEAD" in got[1]
 
 
+async def test_a_query_is_asked_as_a_post_is_and_says_what_it_may_be_made_of(upstream, open_door):
+    door = await open_door(**ROUTE_R)
+    path = b"/v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n"
+    media = "Accept-Query: application/json, application/octet-stream"
+    body = b"\r\n{}"
+    of_post = problem(await door.ask(b"POST " + path + body), 400)
+    for named in (b"application/json", b"Application/Octet-Stream; a=b"):
+        assert problem(await door.ask(b"QUERY " + path + b"Content-Type: " + named + b"\r\n" + body), 400) == of_post
+    assert "Content-Type" in problem(await door.ask(b"QUERY " + path + body), 400)["detail"]
+    other = await door.ask(b"QUERY " + path + b"Content-Type: application/sql\r\n" + body)
+    assert "application/sql" in problem(other, 415)["detail"]
+    refused = await door.ask(b"PUT " + path + body)
+    problem(refused, 405)
+    for lines in (other[1], refused[1]):
+        assert media in lines
+    status, lines, _ = await door.ask(b"OPTIONS /v2/models/r/infer HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert status == 204
+    assert media in lines
+    assert "Allow: POST, QUERY, OPTIONS" in lines
+
+
 @pytest.mark.parametrize(
     ("line", "status"),
     [
