@@ -316,7 +316,8 @@ class EdgeConnection(asyncio.Protocol):
         try:
             if lane.buffered.refuses(self._size):
                 raise Refused(lane.buffered.refusal())
-            quota = lane.exchange.charge(None, passage.caller) if passage.works else None
+            charged = passage.works and passage.caller.quota is not None
+            quota = lane.exchange.charge(None, passage.caller) if charged else None
         except Refused as refused:
             self.relay_done(refused)
             return

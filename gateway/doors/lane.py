@@ -42,6 +42,8 @@ class State(enum.Enum):
     CLOSING = "closing"  # the last answer is written; what comes is dropped
     CLOSED = "closed"
 
+    __hash__ = object.__hash__  # an Enum's own is a call into Python, and each turn of a connection looks one up
+
 
 class Times(msgspec.Struct, frozen=True):
     """Seconds a peer may take: for a head once begun, for a body, between requests, to read its answer; and a
