@@ -22,6 +22,13 @@ TIMES = 12
 
 BAD_PARAMETERS = [{"priority": -1}, {"sequence_id": 1.5}, {"sequence_start": "y"}, {"a\0b": 1}]
 
+WORDS_OF_TRITON = [
+    "model is not ready",
+    "the stub process is unloading",
+    "Stub process 'repeating_0' is not healthy.",
+    "Request for unknown model: 'echo_fp32' is not found",
+]
+
 
 def ask(url: str, document: object = None, headers: dict[str, str] | None = None, method: str = "") -> tuple[int, Any]:
     """Status and document of one request; status 0 if there was no answer."""
@@ -38,9 +45,13 @@ def row(value: float) -> list[dict[str, object]]:
     return [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [value, 7.0]}]
 
 
+def text(said: str) -> list[dict[str, object]]:
+    return [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [said]}]
+
+
 @pytest.fixture
 def gateway(triton: TritonServer, gateway_factory: Callable[..., GatewayProcess]) -> GatewayProcess:
-    models = ("echo_fp32", "either", "failing", "decoupled")
+    models = ("echo_fp32", "either", "failing", "decoupled", "repeating")
     routes = {model.partition("_")[0]: {"tiers": [{"backend": "b", "model": model}]} for model in models}
     server = {"allow": ["shared_memory"], "passthrough": "b"}
     return gateway_factory({"server": server, "backends": {"b": {"http": [triton.http_url]}}, "routes": routes})
@@ -77,6 +88,34 @@ def test_an_input_that_a_model_fails_on_does_not_shut_the_model(
         assert (status, told["type"]) == (503, "urn:tailrace:problem:model-failed")
         assert "model.py" not in told["detail"]
     assert ask(url, {"inputs": good})[0] == 200
+    assert gateway.metric("tailrace_replica_models_open") == 0
+
+
+@pytest.mark.parametrize("mark", ["!", "?"], ids=["answers an error", "raises"])
+@pytest.mark.parametrize("said", WORDS_OF_TRITON)
+def test_words_of_triton_in_what_a_model_repeats_do_not_shut_it(mark: str, said: str, gateway: GatewayProcess) -> None:
+    url = f"{gateway.http_url}/v2/models/repeating/infer"
+    for _ in range(TIMES):
+        status, body = ask(url, {"inputs": text(mark + said)})
+        assert (status, json.loads(body)["type"]) == (503, "urn:tailrace:problem:model-failed")
+    assert ask(url, {"inputs": text("well")})[0] == 200
+    assert gateway.metric("tailrace_replica_models_open") == 0
+
+
+@pytest.mark.parametrize("region", WORDS_OF_TRITON)
+@pytest.mark.parametrize("into", [True, False], ids=["input", "output"])
+def test_words_of_triton_as_a_regions_name_do_not_shut_a_model(
+    into: bool, region: str, gateway: GatewayProcess
+) -> None:
+    url = f"{gateway.http_url}/v2/models/echo/infer"
+    place = {"shared_memory_region": region, "shared_memory_byte_size": 8}
+    x: dict[str, object] = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
+    y = {"name": "y"} if into else {"name": "y", "parameters": place}
+    x |= {"parameters": place} if into else {"data": [1.0, 2.0]}
+    for _ in range(TIMES):
+        status, body = ask(url, {"inputs": [x], "outputs": [y]})
+        assert status in (400, 404), body
+    assert ask(url, {"inputs": row(4.0)})[0] == 200
     assert gateway.metric("tailrace_replica_models_open") == 0
 
 
