@@ -153,6 +153,9 @@ async def run(
     keep the next, which may be well, from answering. If that one fails too, the first whose time was cut short
     is asked once more, for all that is left: nobody else can answer now.
 
+    What one replica was asked and closed the connection on goes to one other and no further, whatever tier that one
+    is of: two may have died of it.
+
     An output that only some of the tiers have is in the answer only when those tiers gave all of it.
     Raises Rejected as a tier does, and UpstreamError when the last tier fails and the route
     does not allow (or nobody has) an earlier tier's answer.
@@ -167,6 +170,7 @@ async def run(
     steps: tuple[str, ...] = ()
     ahead = deque(range(last if reason else 0, len(tiers)))
     cut: int | None = None
+    drops = 0
     while ahead:
         position = ahead.popleft()
         tier = tiers[position]
@@ -174,9 +178,13 @@ async def run(
         asked = request if rows is None or len(pending) == rows else take_rows(request, pending)
         try:
             until = _share(deadline, ticker()) if ahead else deadline
-            answered = await tier.pool.infer(_addressed(asked, tier, rule), until, again, tier.decent)
+            answered = await tier.pool.infer(_addressed(asked, tier, rule), until, again and not drops, tier.decent)
             sure = _judged(rule, answered.response, len(pending), rows)
         except UpstreamError as error:
+            drops = drops + 1 if drops else error.drops
+            if drops > 1:
+                ahead.clear()
+                cut = None
             if ahead:
                 cut = position if cut is None and error.failure is Failure.TIMEOUT else cut
             elif not (parts and Step.TIER in options.order):
@@ -186,6 +194,7 @@ async def run(
                 cut = None
             steps = (*steps, Step.TIER.value)
             continue
+        drops = 0
         steps += answered.steps
         parts.append(_Part(position, answered.response, pending))
         pending = tuple(index for index, accepted in zip(pending, sure, strict=True) if not accepted)

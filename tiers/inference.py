@@ -146,6 +146,8 @@ class UpstreamError(Exception):
     ``failure`` drives the ladder; ``status`` is the upstream's own HTTP status, if it gave one.
     ``before_answer`` says no byte of an answer had come, so a safe request may be sent again.
     ``retry_after`` is how many seconds from now a breaker will let the next request try (0: unknown).
+    ``drops`` counts the replicas that may have died of this very request: those that closed the connection
+    on it without an answer, and what was asked after one had done so.
     """
 
     def __init__(
@@ -161,6 +163,7 @@ class UpstreamError(Exception):
         self.status = status
         self.before_answer = before_answer
         self.retry_after = retry_after
+        self.drops = 1 if failure is Failure.DROPPED else 0
 
 
 class Rejected(Exception):

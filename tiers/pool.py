@@ -170,9 +170,14 @@ class Pool:
             other = self._pick([each for each in self._seats if each is not seat], key)
             if other is None or not self._budget.take(now):
                 raise
-            raised = error.failure is Failure.RAISED
-        response = await self._infer_at(other, request, deadline, decent)
-        if raised:
+            first = error
+        try:
+            response = await self._infer_at(other, request, deadline, decent)
+        except UpstreamError as error:
+            if first.drops:
+                error.drops = first.drops + 1
+            raise
+        if first.failure is Failure.RAISED:
             self._blame(seat, key)
         return Answered(response, other.replica.url, (Step.REPLICA.value,))
 

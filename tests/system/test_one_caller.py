@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,24 @@ def test_a_model_that_answers_in_pieces_says_so_and_stays_open(gateway: GatewayP
     for _ in range(TIMES):
         status, body = ask(f"{url}/infer", {"inputs": [value]})
         assert status == 501, body
+
+
+def test_a_classification_that_triton_dies_of_reaches_none(
+    triton_factory: Callable[..., TritonServer],
+    model_repository: Callable[..., Path],
+    gateway_factory: Callable[..., GatewayProcess],
+) -> None:
+    repositories = (model_repository("echo_bytes", "two_outputs"),)
+    servers = [triton_factory(repositories=repositories) for _ in range(2)]
+    routes = {model: {"tiers": [{"backend": "b", "model": model}]} for model in ("echo_bytes", "two_outputs")}
+    backends = {"b": {"http": [server.http_url for server in servers]}}
+    gateway = gateway_factory({"backends": backends, "routes": routes})
+    nothing = {"name": "x", "datatype": "FP32", "shape": [0, 1], "data": []}
+    for model, fed, output in (("echo_bytes", text("a"), "echoed"), ("two_outputs", [nothing], "A")):
+        asked = [{"name": output, "parameters": {"classification": 1}}]
+        status, body = ask(f"{gateway.http_url}/v2/models/{model}/infer", {"inputs": fed, "outputs": asked})
+        assert (status, json.loads(body)["reason"]) == (400, "classification")
+    assert all(server.request("GET", "/v2/health/live")[0] == 200 for server in servers)
 
 
 @pytest.mark.parametrize(("into", "out_of"), [(True, False), (False, True), (True, True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -27,8 +28,10 @@ def tensor(name: str, values: object, datatype: str = "FP32") -> Tensor:
 class Model:
     """Answers p = [x, 1 - x] and who = its own number, per row; remembers what it was asked."""
 
-    def __init__(self, number: float, fails: Failure | None = None, steps: tuple[str, ...] = ()) -> None:
-        self.number, self.fails, self.steps = number, fails, steps
+    def __init__(
+        self, number: float, fails: Failure | None = None, steps: tuple[str, ...] = (), drops: int | None = None
+    ) -> None:
+        self.number, self.fails, self.steps, self.drops = number, fails, steps, drops
         self.asked: list[InferRequest] = []
         self.again: list[bool] = []
         self.deadlines: list[Deadline] = []
@@ -40,7 +43,9 @@ class Model:
         self.asked.append(request)
         self.again.append(again)
         if self.fails:
-            raise UpstreamError(self.fails, "down")
+            error = UpstreamError(self.fails, "down")
+            error.drops = error.drops if self.drops is None else self.drops
+            raise error
         x = np.frombuffer(request.inputs[0].data, dtype="<f4").reshape(request.inputs[0].shape)
         outputs = (tensor("p", np.concatenate([x, 1 - x], axis=-1)), tensor("who", np.full_like(x, self.number)))
         wanted = {output.name for output in request.outputs}
@@ -248,3 +253,25 @@ async def test_what_was_cut_short_has_the_rest_when_all_others_fail() -> None:
     with pytest.raises(UpstreamError) as caught:
         await go(cascade(fast, large), ask([1.0]), DEADLINE, CascadeOptions(1, WHOLE_ORDER))
     assert (caught.value.failure, len(fast.asked)) == (Failure.TIMEOUT, 2)
+
+
+@pytest.mark.parametrize(
+    ("fails", "drops", "asked", "again"),
+    [
+        ((Failure.DROPPED, Failure.BROKEN), None, 2, [True, False]),
+        ((Failure.DROPPED, Failure.TIMEOUT), None, 2, [True, False]),
+        ((Failure.BROKEN, Failure.DROPPED), None, 3, [True, True, False]),
+        ((Failure.DROPPED, None), 2, 1, [True]),
+        ((Failure.UNREACHABLE, None), 2, 1, [True]),
+        ((Failure.UNREACHABLE, None), None, 2, [True, True]),
+    ],
+)
+async def test_what_one_replica_dropped_never_reaches_a_third(
+    fails: tuple[Failure | None, ...], drops: int | None, asked: int, again: list[bool]
+) -> None:
+    models = [Model(index, failure) for index, failure in enumerate(fails)] + [Model(9, Failure.BROKEN)]
+    models[0].drops = drops
+    with contextlib.suppress(UpstreamError):
+        await go(cascade(*models), ask([1.0]), DEADLINE, CascadeOptions(1, WHOLE_ORDER))
+    assert sum(len(model.asked) for model in models) == asked
+    assert [each for model in models for each in model.again] == again

@@ -451,3 +451,28 @@ async def test_a_sequence_begins_elsewhere_while_its_replica_is_out_of_rotation(
         with pytest.raises(UpstreamError):
             await made.infer(SEQUENCE, FAR)
     assert (await made.infer(SEQUENCE, FAR)).replica == other.url
+
+
+@pytest.mark.parametrize(
+    ("failures", "drops"),
+    [
+        ((Failure.DROPPED, Failure.DROPPED), 2),
+        ((Failure.DROPPED, Failure.BROKEN), 2),
+        ((Failure.BROKEN, Failure.DROPPED), 1),
+        ((Failure.BROKEN, Failure.BROKEN), 0),
+    ],
+)
+async def test_an_error_tells_how_many_may_have_died_of_the_request(
+    failures: tuple[Failure, Failure], drops: int
+) -> None:
+    replicas = [Fake(url) for url in "abc"]
+    order = iter(failures)
+
+    async def work(fake: Fake) -> None:
+        raise UpstreamError(next(order), fake.url)
+
+    for fake in replicas:
+        fake._work = lambda fake=fake: work(fake)  # type: ignore[method-assign]  # the order counts, not who it is
+    with pytest.raises(UpstreamError) as caught:
+        await pool(*replicas).infer(REQUEST, FAR)
+    assert (caught.value.drops, sum(fake.calls for fake in replicas)) == (drops, 2)

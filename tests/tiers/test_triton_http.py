@@ -125,6 +125,7 @@ async def test_the_callers_own_sooner_timeout_stays(own: int, sent: int) -> None
     assert f'"timeout":{sent}'.encode() in header
 
 
+OVERLOADED = Failure.OVERLOADED
 FAILED_TO_PROCESS = b'{"error":"Failed to process the request(s) for model \'m_0\', message: %b"}'
 
 
@@ -147,7 +148,7 @@ FAILED_TO_PROCESS = b'{"error":"Failed to process the request(s) for model \'m_0
         (http(404, b'{"error":"Request for unknown model: \'m\' is not found"}'), Failure.BROKEN),
         (http(404, b'{"error":"Request for unknown model: \'m\' has no available versions"}'), Failure.BROKEN),
         (http(503, b'{"error":"Request for unknown model: \'m\' version 1 is not at ready state"}'), Failure.BROKEN),
-        (http(503, b'{"error":"Request for unknown model: \'n\' version 1 is not at ready state"}'), Failure.OVERLOADED),
+        (http(503, b'{"error":"Request for unknown model: \'n\' version 1 is not at ready state"}'), OVERLOADED),
         (http(401, b'{"error":"who are you?"}'), Failure.RAISED),
         (http(403, b"<html>"), Failure.RAISED),
         (http(407, b""), Failure.RAISED),
@@ -268,6 +269,26 @@ async def test_a_kept_connection_that_was_closed_is_retried_on_a_fresh_one() -> 
         with pytest.raises(UpstreamError) as caught:
             await infer(replica, sequence)
     assert caught.value.failure is Failure.DROPPED
+
+
+async def test_a_kept_connection_that_was_closed_with_nobody_left_behind_it_was_dropped() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(GOOD)
+        await read_request(reader)
+        server.close()  # so nobody listens any more
+        writer.close()
+
+    server = await asyncio.start_server(handler, "127.0.0.1", 0)
+    replica = TritonHttp(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", TritonOptions())
+    try:
+        await infer(replica)
+        with pytest.raises(UpstreamError) as caught:
+            await infer(replica)
+    finally:
+        await replica.close()
+        server.close()
+    assert caught.value.drops == 1
 
 
 async def test_a_model_that_does_not_answer_this_way_at_all_is_no_failure_of_a_replica() -> None:

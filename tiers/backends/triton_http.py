@@ -247,7 +247,9 @@ class TritonHttp:
         try:
             return await connections.renew(connection, until)
         except ConnectionFault as fault:
-            raise self._error(fault, None, remaining) from fault
+            error = self._error(fault, None, remaining)
+            error.drops = 1  # not of age, then: it may be gone because of what it was sent
+            raise error from fault
 
     async def _chunks(self, connection: Connection, arrival: Arrival, head: AnswerHead) -> AsyncIterator[bytes]:
         try:
