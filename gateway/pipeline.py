@@ -36,6 +36,7 @@ from gateway.operate.telemetry import Telemetry
 from gateway.problem import (
     Problem,
     Refused,
+    answer_too_large,
     deadline_exceeded,
     invalid,
     model_failed,
@@ -322,6 +323,8 @@ class Pipeline:
             return deadline_exceeded(detail, retry_after)
         if error.failure is Failure.RAISED:
             return model_failed(detail)
+        if error.failure is Failure.OVERSIZED:
+            return answer_too_large(detail)
         return unavailable(detail, retry_after)
 
     def _cached(

@@ -190,9 +190,14 @@ async def test_each_failure_ends_in_a_labelled_stale_answer_or_a_503(failure: Fa
     assert stale.ttl_left is not None
     assert stale.ttl_left < 0
     refused = await house.refusal(b"\0" * 8)
-    slugs = {Failure.TIMEOUT: "deadline", Failure.LATE: "deadline", Failure.RAISED: "model-failed"}
+    slugs = {
+        Failure.TIMEOUT: "deadline",
+        Failure.LATE: "deadline",
+        Failure.RAISED: "model-failed",
+        Failure.OVERSIZED: "answer-too-large",
+    }
     assert (refused.problem.slug, refused.problem.status) == (slugs.get(failure, "unavailable"), 503)
-    if failure is Failure.RAISED:
+    if failure in (Failure.RAISED, Failure.OVERSIZED):
         assert refused.problem.retry_after is None, "the same again would fail again"
     else:
         assert refused.problem.retry_after is not None

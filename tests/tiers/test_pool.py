@@ -100,7 +100,7 @@ async def test_a_failure_of_its_own_is_retried_elsewhere_and_told() -> None:
     await made.infer(InferRequest("other", ()), FAR)
 
 
-@pytest.mark.parametrize("failure", [Failure.TIMEOUT, Failure.OVERLOADED])
+@pytest.mark.parametrize("failure", [Failure.TIMEOUT, Failure.OVERLOADED, Failure.OVERSIZED])
 async def test_timeouts_and_overloads_are_not_retried(failure: Failure) -> None:
     one, two = Fake("a"), Fake("b")
     one.fails = two.fails = failure
@@ -374,7 +374,7 @@ async def test_run_probes_until_cancelled() -> None:
 # -- what one request can bring about says nothing of a replica ---------------------------------------
 
 
-@pytest.mark.parametrize("failure", [Failure.RAISED, Failure.DROPPED])
+@pytest.mark.parametrize("failure", [Failure.RAISED, Failure.DROPPED, Failure.OVERSIZED])
 async def test_what_one_request_can_bring_about_opens_nothing(failure: Failure) -> None:
     one, two = Fake("a"), Fake("b")
     one.fails = two.fails = failure

@@ -125,6 +125,16 @@ async def test_the_callers_own_sooner_timeout_stays(own: int, sent: int) -> None
     assert f'"timeout":{sent}'.encode() in header
 
 
+STRINGS = json.dumps(
+    {
+        "model_name": "m",
+        "model_version": "1",
+        "outputs": [
+            {"name": "y", "datatype": "BYTES", "shape": [2**18 + 1], "parameters": {"binary_data_size": 2**20 + 4}}
+        ],
+    }
+).encode()
+MANY = http(200, STRINGS + b"\0" * (2**20 + 4), f"Inference-Header-Content-Length: {len(STRINGS)}")
 OVERLOADED = Failure.OVERLOADED
 FAILED_TO_PROCESS = b'{"error":"Failed to process the request(s) for model \'m_0\', message: %b"}'
 
@@ -160,7 +170,8 @@ FAILED_TO_PROCESS = b'{"error":"Failed to process the request(s) for model \'m_0
         (http(200, b"[" * 50_000), Failure.BROKEN),
         (http(200, HEADER + b"abc", f"Inference-Header-Content-Length: {len(HEADER)}"), Failure.BROKEN),
         (http(200, HEADER, "Inference-Header-Content-Length: x"), Failure.BROKEN),
-        (http(200, b'{"model_name":"m","model_version":"1","outputs":[]}' + b" " * 2_000_000), Failure.BROKEN),
+        (http(200, b'{"model_name":"m","model_version":"1","outputs":[]}' + b" " * 2_000_000), Failure.OVERSIZED),
+        (MANY, Failure.OVERSIZED),
         (GOOD[:-2], Failure.BROKEN),
         (GOOD.replace(b'"m"', b'"n"'), Failure.BROKEN),
         (b"SSH-2.0-OpenSSH_9.2\r\n", Failure.BROKEN),
@@ -168,7 +179,7 @@ FAILED_TO_PROCESS = b'{"error":"Failed to process the request(s) for model \'m_0
     ],
 )
 async def test_what_goes_wrong_is_mapped(answer: bytes, failure: Failure) -> None:
-    async with serving(answering(answer), answer_bytes_max=1_000_000) as replica:
+    async with serving(answering(answer), answer_bytes_max=1_500_000) as replica:
         with pytest.raises(UpstreamError) as caught:
             await infer(replica)
     assert caught.value.failure is failure

@@ -26,7 +26,7 @@ from tiers.backends.connections import Address, Connections, ConnectionsOptions
 from tiers.backends.fields import Body, Headers, IllFormed, LineTooLong, Outgoing, RequestHeads, end_to_end
 from tiers.backends.refusal import refusal
 from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
-from tiers.v2.message import Limits, Malformed
+from tiers.v2.message import BEYOND_LIMITS, Limits, Malformed
 from tiers.v2.request import encode_request
 from tiers.v2.response import decode_response
 
@@ -308,13 +308,13 @@ class TritonHttp:
         if fault.fault is Fault.SILENT:
             return self._timed_out(remaining)
         if fault.fault is Fault.OVERSIZED:
-            return UpstreamError(Failure.BROKEN, self._oversized(), status)
+            return UpstreamError(Failure.OVERSIZED, self._oversized(), status)
         if fault.fault is Fault.NONSENSE:
             return UpstreamError(Failure.BROKEN, f"{self.url} answered nonsense: {fault.detail}", status)
         return UpstreamError(Failure.BROKEN, f"{self.url} broke off its answer", status)
 
     def _oversized(self) -> str:
-        return f"{self.url} answers with more than {self._options.answer_bytes_max} bytes"
+        return f"{self.url} answers with more than {self._options.answer_bytes_max} bytes, the most that one may have"
 
     def _timed_out(self, remaining: float) -> UpstreamError:
         return UpstreamError(Failure.TIMEOUT, f"{self.url} did not answer within {remaining:.3g} s")
@@ -326,6 +326,8 @@ class TritonHttp:
             length = next((int(value) for name, value in reply.headers if name.lower() == HEADER_LENGTH.lower()), None)
             response = decode_response(reply.body, length, self._options.limits, request.regions)
         except (Malformed, ValueError) as error:
+            if isinstance(error, Malformed) and error.reason in BEYOND_LIMITS:
+                raise UpstreamError(Failure.OVERSIZED, f"{self.url} answers with too much: {error}", 200) from error
             raise UpstreamError(Failure.BROKEN, f"{self.url} answered what is no inference: {error}", 200) from error
         fault = _fault(request, response)
         if fault:
