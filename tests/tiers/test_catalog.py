@@ -32,10 +32,17 @@ class Triton:
         self.down: Failure | None = None
         self.raw: Reply | None = None
         self.calls = 0
+        self.hangs = False
+        self.left = 0
 
     async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply:
         self.calls += 1
         await asyncio.sleep(0)
+        if self.hangs:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.left += 1
         if self.down:
             raise UpstreamError(self.down, "down")
         if self.raw:
@@ -283,3 +290,68 @@ def sight(executions: int, last: int) -> Sight:
 )
 def test_work_that_its_count_does_not_tell_is_another_models(before: Sight, after: Sight, differs: bool) -> None:
     assert changed(before, after) is differs
+
+
+@pytest.mark.parametrize("version", ["", "1"])
+@pytest.mark.parametrize("hung", [0, 1])
+async def test_a_replica_that_hangs_hides_no_other(hung: int, version: str) -> None:
+    replicas = Triton("a"), Triton("b")
+    for triton in replicas:
+        triton.versions = ["1", "2"]
+    replicas[hung].hangs = True
+    made, _ = catalog(*replicas)
+    async with asyncio.timeout(10):
+        assert (await made.facts("m", version, FAR)).name == "m"
+    assert replicas[hung].left == replicas[hung].calls > 0  # and nothing is still being asked of it
+
+
+async def test_who_hangs_may_have_what_another_lacks() -> None:
+    one, two = Triton("a"), Triton("b")
+    one.hangs, two.loaded = True, False
+    with pytest.raises(UpstreamError) as caught:
+        await catalog(one, two)[0].facts("m", "", Deadline(0.05))
+    assert caught.value.failure is Failure.TIMEOUT
+
+
+async def test_a_replica_that_hangs_delays_no_news_of_another_and_keeps_its_last_sight() -> None:
+    one, two = Triton("a"), Triton("b")
+    one.count = two.count = 7
+    made, turned = catalog(one, two)
+    await made.facts("m", "", FAR)
+    await made.poll_once(FAR)
+    one.hangs = True
+    looked = asyncio.Semaphore(0)
+
+    async def sleep(seconds: float) -> None:
+        looked.release()
+        await asyncio.sleep(0)
+
+    running = asyncio.create_task(made.run(1.0, sleep))
+    async with asyncio.timeout(10):
+        await looked.acquire()
+        two.count = 2
+        while not turned:
+            await looked.acquire()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (turned, one.left) == (["m"], 1)
+    one.hangs = False
+    await made.poll_once(FAR)
+    one.count = 3
+    assert await made.poll_once(FAR) == ("m",)
+
+
+async def test_the_first_replica_that_answers_says_what_the_facts_are() -> None:
+    one, two = Triton("a"), Triton("b")
+    made, _ = catalog(one, two)
+    await made.facts("m", "", FAR)
+    two.versions = ["2"]
+    await made.poll_once(FAR)
+    assert (await made.facts("m", "", FAR)).versions == ("1",)
+    one.down = Failure.UNREACHABLE
+    await made.poll_once(FAR)
+    assert (await made.facts("m", "", FAR)).versions == ("2",)
+    two.down = Failure.UNREACHABLE
+    await made.poll_once(FAR)
+    assert (await made.facts("m", "", FAR)).versions == ("2",)
