@@ -166,7 +166,7 @@ class Gateway:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self.pipeline.close()
         for route in self.routes.values():
-            await route.flights.close()
+            await route.close()
         for home in self.homes.values():
             await home.catalog.close()
             await home.pool.close()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -198,6 +200,83 @@ async def test_a_tier_that_cannot_be_asked_about_a_version_leaves_it_to_the_othe
     assert (await made.facts(Deadline(9.0), "2")).inputs[0].shape == (-1, 5)
     with pytest.raises(UpstreamError):
         await route(fakes=(Versions(),)).facts(Deadline(9.0), "3")  # type: ignore[arg-type]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until the condition holds; bounded, so that a bug fails and does not hang."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came to be")
+
+
+class Slow:
+    """A home's catalog that tells nothing until it may."""
+
+    def __init__(self) -> None:
+        self.may = asyncio.Event()
+        self.asking = 0
+        self.asked = 0
+
+    async def facts(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
+        self.asked += 1
+        self.asking += 1
+        try:
+            await self.may.wait()
+        finally:
+            self.asking -= 1
+        return facts(inputs=(TensorFact("x", "FP32", (-1, 7)),))
+
+
+@pytest.mark.parametrize("hung", [0, 1])
+@pytest.mark.parametrize("version", ["", "2"])
+async def test_a_tier_that_was_never_seen_and_hangs_keeps_nobody_waiting(hung: int, version: str) -> None:
+    slow = Slow()
+    fakes = [Versions(), Versions()]
+    fakes[hung] = slow  # type: ignore[call-overload]
+    made = route(fakes=tuple(fakes), tiers=(msgspec.structs.replace(FAST, version=""), LAST))  # type: ignore[arg-type]
+    async with asyncio.timeout(30):
+        for _ in range(50):
+            assert (await made.facts(Deadline(9.0), version)).inputs[0].shape == (-1, 5 if version else 4)
+        assert slow.asking == 1, "it goes on being learnt, once"
+        slow.may.set()
+        await until(lambda: not slow.asking)
+        assert (await made.facts(Deadline(9.0))).inputs[0].shape == (-1, 4 if hung else 7)
+    await made.close()
+
+
+async def test_who_came_while_a_tier_is_being_learnt_waits_no_grace_and_closing_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = Slow()
+    made = route(fakes=(Versions(), slow), tiers=(FAST, LAST))  # type: ignore[arg-type]
+    assert (await made.facts(Deadline(9.0))).name == "r"
+    monkeypatch.setattr("gateway.route.LEARNING_GRACE_SECONDS", 1e6)
+    async with asyncio.timeout(30):
+        assert (await made.facts(Deadline(9.0))).name == "r"
+    await made.close()
+    assert slow.asking == 0
+
+
+async def test_tiers_that_answer_within_the_grace_are_all_heard() -> None:
+    slow = Slow()
+    made = route(fakes=(slow, Versions()), tiers=(FAST, LAST))  # type: ignore[arg-type]
+    asking = asyncio.create_task(made.facts(Deadline(9.0)))
+    await until(lambda: slow.asking > 0)
+    slow.may.set()
+    assert (await asking).inputs[0].shape == (-1, 7)
+
+
+async def test_who_leaves_while_tiers_are_asked_leaves_nothing_behind() -> None:
+    slow, other = Slow(), Slow()
+    made = route(fakes=(slow, other), tiers=(FAST, LAST))  # type: ignore[arg-type]
+    asking = asyncio.create_task(made.facts(Deadline(9.0)))
+    await until(lambda: slow.asking > 0 and other.asking > 0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert (slow.asking, other.asking) == (0, 0)
 
 
 def test_a_routes_facts_are_what_all_tiers_can_do() -> None:
