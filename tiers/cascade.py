@@ -1,8 +1,9 @@
 """The cascade: ask the cheap model first, and the next one only about rows it was unsure of.
 
 Rule of this file: rows go down the tiers and never back up; the merged answer has the caller's rows
-in the caller's order and the outputs the caller asked for. A tier that fails hands its rows on; when the
-last one fails, what earlier tiers said may be served only if the route allows it, and is labelled.
+in the caller's order and the outputs the caller asked for. Escalating what a tier is unsure of is no degradation;
+that a tier fails is one, and only a route that allows Step.TIER goes on then: to the next tier, and after the last
+one to what earlier tiers said, labelled.
 It must not know Triton, replicas, the cache or the route's public name.
 
 The threshold is a number given to it; what that number promises is calibrated elsewhere.
@@ -20,7 +21,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from degrade.deadline import Deadline, Ticker
-from degrade.ladder import Failure, Step
+from degrade.ladder import TABLE, Failure, Step
 from tiers.datatype import FLOATS, numbers
 from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor, UpstreamError
 from tiers.pool import DECENT_SECONDS, Answered
@@ -64,8 +65,9 @@ class Tier(Struct, frozen=True):
 
 class CascadeOptions(Struct, frozen=True):
     """``rows``: the request's rows if the model batches, None when its answer is one whole.
-    ``order``: the route's ladder; a second replica is asked only with Step.REPLICA in it, and a degraded
-    answer of an earlier tier needs Step.TIER. Nobody's ladder (the default) retries and degrades nothing."""
+    ``order``: the route's ladder, as far as it may be gone down here; a second replica is asked only with
+    Step.REPLICA in it, and another tier in place of a failing one only with Step.TIER. Nobody's ladder (the
+    default) retries and degrades nothing."""
 
     rows: int | None = None
     order: tuple[Step, ...] = (Step.REPLICA,)
@@ -157,8 +159,8 @@ async def run(
     is of: two may have died of it.
 
     An output that only some of the tiers have is in the answer only when those tiers gave all of it.
-    Raises Rejected as a tier does, and UpstreamError when the last tier fails and the route
-    does not allow (or nobody has) an earlier tier's answer.
+    Raises Rejected as a tier does, and UpstreamError when a tier fails and the route allows no other in its
+    place, or none is left and no earlier one has answered.
     """
     assert tiers, "a cascade needs at least one tier"
     reason = direct_reason(request)
@@ -182,13 +184,15 @@ async def run(
             sure = _judged(rule, answered.response, len(pending), rows)
         except UpstreamError as error:
             drops = drops + 1 if drops else error.drops
+            if not (Step.TIER in options.order and Step.TIER in TABLE[error.failure]):
+                raise
             if drops > 1:
                 ahead.clear()
                 cut = None
             if ahead:
                 cut = position if cut is None and error.failure is Failure.TIMEOUT else cut
-            elif not (parts and Step.TIER in options.order):
-                if cut is None or Step.TIER not in options.order or deadline.expired(ticker()):
+            elif not parts:
+                if cut is None or deadline.expired(ticker()):
                     raise
                 ahead.append(cut)
                 cut = None

@@ -585,6 +585,33 @@ async def test_an_old_answer_comes_before_a_lesser_tier_if_the_route_says_so() -
     assert (await house.ask()).provenance.steps == ("tier",)
 
 
+@pytest.mark.parametrize(
+    ("degrade", "old", "steps"),
+    [
+        (("stale", "tier"), True, ("stale",)),
+        (("stale", "tier"), False, ("tier",)),
+        (("tier", "stale"), True, ("tier",)),
+        (("stale",), True, ("stale",)),
+        (("stale",), False, None),
+        (("replica",), True, None),
+        ((), True, None),
+    ],
+)
+async def test_a_failing_first_tier_is_replaced_where_the_order_has_it(
+    degrade: tuple[str, ...], old: bool, steps: tuple[str, ...] | None
+) -> None:
+    house = House(Upstream(), Upstream(), degrade=degrade)
+    if old:
+        await house.ask()
+        house.clock.now += 11
+    house.upstream.failure = UpstreamError(Failure.BROKEN, "told to")
+    if steps is None:
+        assert (await house.refusal()).problem.slug == "unavailable"
+    else:
+        assert (await house.ask()).provenance.steps == steps
+    assert len(house.upstreams[1].requests) == (steps == ("tier",))
+
+
 async def test_a_version_that_is_asked_for_is_the_one_that_answers() -> None:
     house = House()
     await house.ask(version="3")

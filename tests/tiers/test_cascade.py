@@ -131,14 +131,37 @@ async def test_what_cannot_be_judged_goes_straight_to_the_last(request_: InferRe
 
 async def test_a_failing_fast_tier_hands_everything_on() -> None:
     large = Model(1)
-    answer = await go(cascade(Model(0, fails=Failure.BROKEN), large), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2))
+    tiers = cascade(Model(0, fails=Failure.BROKEN), large)
+    answer = await go(tiers, ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, WHOLE_ORDER))
     assert who(answer) == [1, 1]
     assert (answer.steps, answer.degraded, answer.rows_escalated) == (("tier",), False, 2)
 
 
 async def test_a_fast_tier_that_answers_nonsense_hands_everything_on() -> None:
-    answer = await go(cascade(Model(0), Model(1)), ask([1.0, math.nan]), DEADLINE, CascadeOptions(2))
+    options = CascadeOptions(2, WHOLE_ORDER)
+    answer = await go(cascade(Model(0), Model(1)), ask([1.0, math.nan]), DEADLINE, options)
     assert (who(answer), answer.steps) == ([1, 1], ("tier",))
+
+
+@pytest.mark.parametrize("order", [(), (Step.STALE,), (Step.REPLICA, Step.STALE)])
+@pytest.mark.parametrize("failure", [Failure.BROKEN, Failure.TIMEOUT, Failure.UNREACHABLE])
+async def test_without_the_tier_step_a_failing_tier_is_not_replaced_and_unsure_rows_go_on(
+    order: tuple[Step, ...], failure: Failure
+) -> None:
+    large = Model(1)
+    with pytest.raises(UpstreamError) as caught:
+        await go(cascade(Model(0, fails=failure), large), ask([1.0]), DEADLINE, CascadeOptions(1, order))
+    assert (caught.value.failure, large.asked) == (failure, [])
+    answer = await go(cascade(Model(0), large), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, order))
+    assert (who(answer), answer.steps) == ([0, 1], ())
+
+
+async def test_an_answer_beyond_our_bounds_is_not_fetched_from_another_tier() -> None:
+    large = Model(1)
+    tiers = cascade(Model(0, fails=Failure.OVERSIZED), large)
+    with pytest.raises(UpstreamError) as caught:
+        await go(tiers, ask([1.0]), DEADLINE, CascadeOptions(1, WHOLE_ORDER))
+    assert (caught.value.failure, large.asked) == (Failure.OVERSIZED, [])
 
 
 async def test_a_failing_large_tier_leaves_the_fast_answer_if_the_route_says_so() -> None:
@@ -248,7 +271,7 @@ async def test_what_was_cut_short_has_the_rest_when_all_others_fail() -> None:
     fast, large = Once(0), Model(1, fails=Failure.BROKEN)
     with pytest.raises(UpstreamError) as caught:
         await go(cascade(fast, large), ask([1.0]), DEADLINE, CascadeOptions(1, (Step.STALE,)))
-    assert caught.value.failure is Failure.BROKEN
+    assert (caught.value.failure, fast.deadlines) == (Failure.TIMEOUT, [Deadline(91.0)])
     fast = Model(0, fails=Failure.TIMEOUT)
     with pytest.raises(UpstreamError) as caught:
         await go(cascade(fast, large), ask([1.0]), DEADLINE, CascadeOptions(1, WHOLE_ORDER))
