@@ -5,6 +5,9 @@ nothing; the caller tells what is still possible (`Remains`), takes the step it 
 as used up, and asks again when it failed too. So every walk ends in `Step.REFUSE`, which is always
 possible. It must not know replicas, tiers, entries or clocks.
 
+Who can take a step consults the table for it: the pool before it asks another replica, the cascade before it puts
+another tier in a failing one's place, the pipeline for all that comes after the tiers.
+
 The table says which steps make *sense* after a failure; the route's order says which are *wanted* and
 in what order; `Remains` says which are *possible*. A step is taken only when all three agree.
 """

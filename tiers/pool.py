@@ -23,7 +23,7 @@ from msgspec import Struct
 from degrade.breaker import Breaker, BreakerOptions, Change, Permit
 from degrade.budget import RetryBudget
 from degrade.deadline import Deadline, Ticker
-from degrade.ladder import Failure, Step
+from degrade.ladder import TABLE, Failure, Step
 from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
 
@@ -33,8 +33,6 @@ OnChange = Callable[[str, str, Change], None]
 
 DECENT_SECONDS: Final = 1.0
 """A silence of this speaks against a model; a shorter one of the caller, unless the caller's route says otherwise."""
-
-_AGAIN: Final = frozenset({Failure.UNREACHABLE, Failure.DROPPED, Failure.BROKEN, Failure.RAISED})
 
 
 class Replica(Protocol):
@@ -110,10 +108,10 @@ def choose(loads: Sequence[int], random: chance.Random) -> int:
 
 
 def try_again(error: UpstreamError, request: InferRequest) -> bool:
-    """Whether another replica may be asked: it is only for failures that are this replica's own, and
-    for requests that may run twice. Never after a timeout or an overload: it would add to the load."""
+    """Whether another replica may be asked: for failures after which the ladder's table has that make sense, and
+    for requests that may run twice. The retry budget keeps it from adding to a load that is everywhere."""
     safe = not (request.in_sequence or request.in_shared_memory)
-    return safe and error.failure in _AGAIN
+    return safe and Step.REPLICA in TABLE[error.failure]
 
 
 class Pool:
@@ -146,7 +144,7 @@ class Pool:
     async def infer(
         self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
     ) -> Answered:
-        """Ask one replica, and one more if the first failed in a way of its own and ``again`` allows it.
+        """Ask one replica, and one more if ``try_again``, the budget and ``again`` allow it.
 
         Requests of one sequence go to one replica, for only there is its state; a sequence that begins while that
         one is out of rotation begins at another. ``decent``: seconds of silence that speak against the model

@@ -11,7 +11,7 @@ import pytest
 
 from degrade.breaker import BreakerOptions, Change
 from degrade.deadline import Deadline
-from degrade.ladder import Failure
+from degrade.ladder import TABLE, Failure, Step
 from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
 from tiers.pool import Pool, PoolOptions, choose
@@ -100,14 +100,24 @@ async def test_a_failure_of_its_own_is_retried_elsewhere_and_told() -> None:
     await made.infer(InferRequest("other", ()), FAR)
 
 
-@pytest.mark.parametrize("failure", [Failure.TIMEOUT, Failure.OVERLOADED, Failure.OVERSIZED])
-async def test_timeouts_and_overloads_are_not_retried(failure: Failure) -> None:
+@pytest.mark.parametrize("failure", Failure)
+async def test_what_is_retried_elsewhere_is_what_the_ladders_table_says(failure: Failure) -> None:
     one, two = Fake("a"), Fake("b")
     one.fails = two.fails = failure
     with pytest.raises(UpstreamError) as caught:
         await pool(one, two).infer(REQUEST, FAR)
     assert caught.value.failure is failure
-    assert one.calls + two.calls == 1
+    assert one.calls + two.calls == (2 if Step.REPLICA in TABLE[failure] else 1)
+
+
+async def test_an_overload_that_is_everywhere_is_fed_within_the_retry_budget_alone() -> None:
+    one, two = Fake("a"), Fake("b")
+    one.fails = two.fails = Failure.OVERLOADED
+    made = pool(one, two, options=PoolOptions(retry_ratio=0.2, retry_floor_per_second=0.0))
+    for _ in range(50):
+        with pytest.raises(UpstreamError):
+            await made.infer(REQUEST, FAR)
+    assert one.calls + two.calls == 60
 
 
 async def test_what_may_not_run_twice_is_not_retried() -> None:
