@@ -257,7 +257,7 @@ class Pipeline:
             return Filled(served, answer.steps, answer.degraded, None)
         entry = route.entry(served, key.epoch, self._ticker())
         stored = route.cache.store(key, entry, ticket)
-        return Filled(served, answer.steps, False, entry if stored else None)
+        return Filled(entry.value, answer.steps, False, entry if stored else None)
 
     def _cascade_steps(self, call: Call, key: Key | None) -> tuple[Step, ...]:
         """The ladder's steps that the tiers may take: those before ``stale``, if an old answer is there."""

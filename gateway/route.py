@@ -155,7 +155,10 @@ class Route:
         """An entry for an answer that was made in ``epoch``."""
         cache = self.config.cache
         assert cache is not None
-        size = served.response.size + ENTRY_OVERHEAD_BYTES
+        response = served.response.compact()
+        if response is not served.response:
+            served = msgspec.structs.replace(served, response=response)
+        size = response.size + ENTRY_OVERHEAD_BYTES
         return Entry(served, size, now, float(cache.ttl), float(cache.max_stale), epoch)
 
     async def facts(self, deadline: Deadline, version: str = "") -> ModelFacts:

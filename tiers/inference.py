@@ -8,7 +8,7 @@ tensors are equal bytes and meet in one cache entry. No codec, no socket, no clo
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
@@ -44,6 +44,11 @@ SHARED_MEMORY_PARAMETER: Final = "shared_memory_region"
 SEQUENCE_PARAMETERS: Final = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 SCHEDULING_PARAMETERS: Final = frozenset({"priority", "timeout"})
 """Parameters that say when to run, never what to compute; they are not part of a request's key."""
+
+
+_KEPT_WHOLE: Final = 1.0625
+"""An upstream body is kept as it is when all of it but this share is the answer's tensors: copying a large one would
+hold up everybody else for nothing."""
 
 
 class Tensor(msgspec.Struct, frozen=True):
@@ -111,8 +116,44 @@ class InferResponse(msgspec.Struct, frozen=True):
 
     @property
     def size(self) -> int:
-        """Bytes this answer holds, for bounding a cache (payload plus a flat cost per tensor)."""
-        return 256 + sum(len(tensor.data) + 256 for tensor in self.outputs)
+        """Bytes this answer keeps alive, for bounding a cache: what its tensors are views of, whole and once, plus a
+        flat cost per tensor."""
+        held = _held(self.outputs)
+        return 256 + 256 * len(self.outputs) + sum(held.values())
+
+    def compact(self) -> InferResponse:
+        """The same answer, fit to be kept: tensors that are small parts of something larger get bytes of their own,
+        so that an upstream body is not kept for a few bytes of it."""
+        used: dict[int, int] = {}
+        for tensor in self.outputs:
+            base = _base(tensor)
+            used[id(base)] = used.get(id(base), 0) + len(tensor.data)
+        whole = {base for base, held in _held(self.outputs).items() if held <= _KEPT_WHOLE * used[base]}
+        if len(whole) == len(used):
+            return self
+        outputs = tuple(
+            tensor if id(_base(tensor)) in whole else msgspec.structs.replace(tensor, data=bytes(tensor.data))
+            for tensor in self.outputs
+        )
+        return msgspec.structs.replace(self, outputs=outputs)
+
+
+def _base(tensor: Tensor) -> object:
+    """The object whose memory the tensor's bytes are in."""
+    return tensor.data.obj if isinstance(tensor.data, memoryview) else tensor.data
+
+
+def _held(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes of the objects that these tensors' bytes are in, each once, by identity."""
+    held: dict[int, int] = {}
+    for tensor in tensors:
+        data = tensor.data
+        if not isinstance(data, memoryview):
+            held[id(data)] = len(data)
+        elif id(data.obj) not in held:
+            with memoryview(data.obj) as whole:
+                held[id(data.obj)] = whole.nbytes
+    return held
 
 
 class Provenance(msgspec.Struct, frozen=True):

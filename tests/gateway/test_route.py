@@ -127,6 +127,31 @@ def test_an_entry_has_the_routes_life_and_costs_more_than_its_bytes() -> None:
     assert entry.size > response.size > 4
 
 
+def test_an_entry_keeps_its_own_bytes_alive_and_not_the_body_that_they_came_in() -> None:
+    body = b"h" * 200 + b"1234" + b"x" * 4_000_000
+    view = memoryview(body)
+    kept = InferResponse("r", "1", (Tensor("y", "FP32", (1,), view[200:204]),))
+    entry = route().entry(Served(kept, "large", 1, 0, 1), 3, 50.0)
+    (tensor,) = entry.value.response.outputs
+    assert tensor.data == b"1234"
+    assert not isinstance(tensor.data, memoryview)
+    assert kept.size > len(body) > entry.size
+
+
+def test_an_entry_of_nearly_all_of_a_body_keeps_it_and_is_charged_for_all_of_it() -> None:
+    body = bytes(4_000_200)
+    halves = memoryview(body)[200:2_000_200], memoryview(body)[2_000_200:]
+    tensors = tuple(Tensor(name, "UINT8", (len(data),), data) for name, data in zip("ab", halves, strict=True))
+    response = InferResponse("r", "1", tensors)
+    entry = route().entry(Served(response, "large", 1, 0, 1), 3, 50.0)
+    assert entry.value.response is response
+    assert len(body) < entry.size < len(body) + 2000
+    stripped = msgspec.structs.replace(response, outputs=tensors[:1])
+    entry = route().entry(Served(stripped, "large", 1, 0, 1), 3, 50.0)
+    assert not isinstance(entry.value.response.outputs[0].data, memoryview)
+    assert entry.size < 2_002_000
+
+
 def test_quota_names_can_be_told_to_anyone() -> None:
     assert quota_of("route:größe\n", QuotaConfig(rate=1)).name == "route:gr%C3%B6%C3%9Fe%0A"
     assert quota_of("route:digits v2", QuotaConfig(rate=1)).name == "route:digits v2"
