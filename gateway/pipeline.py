@@ -249,7 +249,11 @@ class Pipeline:
         deadline = Deadline.after(now, seconds - min(LADDER_SECONDS_MAX, seconds * LADDER_SHARE))
         ticket = 0 if route.cache is None else route.cache.ticket()
         options = CascadeOptions(rows, self._cascade_steps(call, key))
-        answer = await cascade.run(route.tiers, call.request, deadline, options, self._ticker)
+        try:
+            answer = await cascade.run(route.tiers, call.request, deadline, options, self._ticker)
+        except UpstreamError as error:
+            self._telemetry.passed(route.name, error.passed)
+            raise
         response = msgspec.structs.replace(answer.response, model=route.name)
         served = Served(response, answer.tier, answer.rows, answer.rows_escalated, rows)
         self._telemetry.filled(route.name, answer)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import TABLE, Failure, Step
 from tiers.datatype import FLOATS, numbers
-from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor, UpstreamError
+from tiers.inference import InferRequest, InferResponse, Passed, RequestedOutput, Tensor, UpstreamError
 from tiers.pool import DECENT_SECONDS, Answered
 from tiers.rows import merge_rows, take_rows
 
@@ -78,7 +78,9 @@ class CascadeAnswer(Struct, frozen=True):
     whole; ``rows_escalated`` counts the rows whose answer is not the first tier's. ``reason`` says why the
     first tier was not asked at all ("classification", "sequence", "shared-memory"), else it is empty.
 
-    ``steps`` tells all that failed on the way. ``degraded`` is narrower: rows remain that no tier accepted,
+    ``tier_rows`` names each model used with the rows whose answer is its own: every row counts once.
+
+    ``passed`` tells all that failed on the way. ``degraded`` is narrower: rows remain that no tier accepted,
     so the answer is not the one that health would give, and must not be kept."""
 
     response: InferResponse
@@ -86,9 +88,15 @@ class CascadeAnswer(Struct, frozen=True):
     version: str
     rows: int
     rows_escalated: int
-    steps: tuple[str, ...] = ()
+    tier_rows: tuple[tuple[str, int], ...] = ()
+    passed: tuple[Passed, ...] = ()
     degraded: bool = False
     reason: str = ""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The ladder's steps taken, in order."""
+        return tuple([each.step.value for each in self.passed])
 
 
 class _Part(Struct, frozen=True):
@@ -169,7 +177,7 @@ async def run(
     again = Step.REPLICA in options.order
     pending = tuple(range(1 if rows is None else rows))
     parts: list[_Part] = []
-    steps: tuple[str, ...] = ()
+    passed: tuple[Passed, ...] = ()
     ahead = deque(range(last if reason else 0, len(tiers)))
     cut: int | None = None
     drops = 0
@@ -183,6 +191,8 @@ async def run(
             answered = await tier.pool.infer(_addressed(asked, tier, rule), until, again and not drops, tier.decent)
             sure = _judged(rule, answered.response, len(pending), rows)
         except UpstreamError as error:
+            passed += error.passed
+            error.passed = passed
             drops = drops + 1 if drops else error.drops
             if not (Step.TIER in options.order and Step.TIER in TABLE[error.failure]):
                 raise
@@ -196,10 +206,10 @@ async def run(
                     raise
                 ahead.append(cut)
                 cut = None
-            steps = (*steps, Step.TIER.value)
+            passed = (*passed, Passed(Step.TIER, error.failure, str(error)))
             continue
         drops = 0
-        steps += answered.steps
+        passed += answered.passed
         parts.append(_Part(position, answered.response, pending))
         pending = tuple(index for index, accepted in zip(pending, sure, strict=True) if not accepted)
         if not pending:
@@ -210,7 +220,8 @@ async def run(
         version=parts[-1].response.version,
         rows=1 if rows is None else rows,
         rows_escalated=_escalated(parts),
-        steps=steps,
+        tier_rows=_tier_rows(tiers, parts),
+        passed=passed,
         degraded=bool(pending),
         reason=reason,
     )
@@ -255,6 +266,17 @@ def _escalated(parts: Sequence[_Part]) -> int:
     """Rows whose answer is not the first tier's; the parts' rows shrink, each is within the one before."""
     later = [part for part in parts if part.position > 0]
     return len(later[0].indices) if later else 0
+
+
+def _tier_rows(tiers: Sequence[Tier], parts: Sequence[_Part]) -> tuple[tuple[str, int], ...]:
+    """Each part answers the rows that no later part answers again."""
+    later = [len(part.indices) for part in parts[1:]] + [0]
+    return tuple(
+        [
+            (tiers[part.position].model, len(part.indices) - again)
+            for part, again in zip(parts, later, strict=True)
+        ]
+    )
 
 
 def _floats(rule: Accept, response: InferResponse, tensor: Tensor) -> NDArray[np.float64]:

@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from degrade.ladder import Failure
+from degrade.ladder import Failure, Step
 
 Parameter = bool | int | float | str
 Parameters = Mapping[str, Parameter]
@@ -181,6 +181,14 @@ class Provenance(msgspec.Struct, frozen=True):
     degraded: bool = False
 
 
+class Passed(msgspec.Struct, frozen=True):
+    """Something that was passed over for its failure, and the ladder step that led on from it."""
+
+    step: Step
+    failure: Failure
+    message: str
+
+
 class UpstreamError(Exception):
     """A backend did not give an answer. Foreign exceptions become this at the backend's edge.
 
@@ -188,7 +196,7 @@ class UpstreamError(Exception):
     ``before_answer`` says no byte of an answer had come, so a safe request may be sent again.
     ``retry_after`` is how many seconds from now a breaker will let the next request try (0: unknown).
     ``drops`` counts the replicas that may have died of this very request: those that closed the connection
-    on it without an answer, and what was asked after one had done so.
+    on it without an answer, and what was asked after one had done so. ``passed`` is what had failed before.
     """
 
     def __init__(
@@ -205,6 +213,7 @@ class UpstreamError(Exception):
         self.before_answer = before_answer
         self.retry_after = retry_after
         self.drops = 1 if failure is Failure.DROPPED else 0
+        self.passed: tuple[Passed, ...] = ()
 
 
 class Rejected(Exception):

@@ -25,7 +25,7 @@ from degrade.budget import RetryBudget
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import TABLE, Failure, Step
 from tiers.backends.triton_http import Call, Reply, Streamed
-from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
+from tiers.inference import InferRequest, InferResponse, Passed, Rejected, UpstreamError
 
 OnChange = Callable[[str, str, Change], None]
 """Called with (replica URL, model or "" for the replica itself, what changed about its breaker)."""
@@ -59,11 +59,11 @@ class PoolOptions(Struct, frozen=True):
 
 
 class Answered(Struct, frozen=True):
-    """``replica`` is the URL that answered; ``steps`` holds "replica" if another one had failed before."""
+    """``replica`` is the URL that answered; ``passed`` holds another one that had failed before."""
 
     response: InferResponse
     replica: str
-    steps: tuple[str, ...] = ()
+    passed: tuple[Passed, ...] = ()
 
 
 class ReplicaState(Struct, frozen=True):
@@ -169,15 +169,17 @@ class Pool:
             if other is None or not self._budget.take(now):
                 raise
             first = error
+        passed = (Passed(Step.REPLICA, first.failure, str(first)),)
         try:
             response = await self._infer_at(other, request, deadline, decent)
         except UpstreamError as error:
+            error.passed = passed
             if first.drops:
                 error.drops = first.drops + 1
             raise
         if first.failure is Failure.RAISED:
             self._blame(seat, key)
-        return Answered(response, other.replica.url, (Step.REPLICA.value,))
+        return Answered(response, other.replica.url, passed)
 
     async def exchange(self, call: Call, deadline: Deadline) -> Reply:
         """A small call at one replica, for example a model's metadata. Raises UpstreamError."""

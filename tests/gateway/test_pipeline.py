@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from degrade.deadline import Deadline
-from degrade.ladder import Failure
+from degrade.ladder import Failure, Step
 from gateway.admission.auth import Caller
 from gateway.admission.ratelimit import Limiter, Quota
 from gateway.codec.http import CacheDirectives
@@ -31,6 +31,7 @@ from tiers.inference import (
     InferRequest,
     InferResponse,
     Parameter,
+    Passed,
     Rejected,
     RequestedOutput,
     Tensor,
@@ -69,7 +70,7 @@ class Upstream:
         self.facts_failure: Exception | None = None
         self.gate: asyncio.Event | None = None
         self.payload = SURE
-        self.steps: tuple[str, ...] = ()
+        self.passed: tuple[Passed, ...] = ()
 
     async def infer(
         self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
@@ -86,7 +87,7 @@ class Upstream:
         if failure is not None:
             raise failure
         outputs = (Tensor("y", "FP32", (1, 2), payload),)
-        return Answered(InferResponse(request.model, "1", outputs), "http://u", self.steps)
+        return Answered(InferResponse(request.model, "1", outputs), "http://u", self.passed)
 
     async def facts(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
         if self.facts_failure is not None:
@@ -869,3 +870,15 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+
+
+async def test_what_was_passed_over_is_counted_by_its_failure_though_all_failed_in_the_end() -> None:
+    house = House(Upstream(), Upstream(), degrade=("replica", "tier"))
+    house.upstream.failure = UpstreamError(Failure.TIMEOUT, "too slow")
+    last = UpstreamError(Failure.OVERLOADED, "full too")
+    last.passed = (Passed(Step.REPLICA, Failure.RAISED, "told to"),)
+    house.upstreams[1].failure = last
+    await house.refusal()
+    for failure, step in (("timeout", "tier"), ("raised", "replica")):
+        assert house.counter("tailrace_degraded_total", failure=failure, step=step) >= 1
+    assert house.counter("tailrace_degraded_total", step="refuse") == 1

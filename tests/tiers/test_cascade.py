@@ -12,7 +12,7 @@ import pytest
 from degrade.deadline import Deadline
 from degrade.ladder import Failure, Step
 from tiers.cascade import Accept, CascadeAnswer, CascadeOptions, Tier, decide, run
-from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor, UpstreamError
+from tiers.inference import InferRequest, InferResponse, Passed, RequestedOutput, Tensor, UpstreamError
 from tiers.pool import DECENT_SECONDS, Answered
 
 DEADLINE = Deadline(100.0)
@@ -29,9 +29,9 @@ class Model:
     """Answers p = [x, 1 - x] and who = its own number, per row; remembers what it was asked."""
 
     def __init__(
-        self, number: float, fails: Failure | None = None, steps: tuple[str, ...] = (), drops: int | None = None
+        self, number: float, fails: Failure | None = None, passed: tuple[Passed, ...] = (), drops: int | None = None
     ) -> None:
-        self.number, self.fails, self.steps, self.drops = number, fails, steps, drops
+        self.number, self.fails, self.passed, self.drops = number, fails, passed, drops
         self.asked: list[InferRequest] = []
         self.again: list[bool] = []
         self.deadlines: list[Deadline] = []
@@ -50,7 +50,7 @@ class Model:
         outputs = (tensor("p", np.concatenate([x, 1 - x], axis=-1)), tensor("who", np.full_like(x, self.number)))
         wanted = {output.name for output in request.outputs}
         kept = tuple(output for output in outputs if not wanted or output.name in wanted)
-        return Answered(InferResponse(request.model, "3", kept), "http://r", self.steps)
+        return Answered(InferResponse(request.model, "3", kept), "http://r", self.passed)
 
 
 def cascade(*models: Model, accept: Accept | None = MARGIN) -> list[Tier]:
@@ -78,6 +78,7 @@ async def test_unsure_rows_go_on_as_one_smaller_batch_in_order() -> None:
     assert who(answer) == [0, 1, 0, 1]
     assert np.frombuffer(large.asked[0].inputs[0].data, dtype="<f4").tolist() == pytest.approx([0.5, 0.6])
     assert (answer.tier, answer.version, answer.rows, answer.rows_escalated) == ("m1", "3", 4, 2)
+    assert answer.tier_rows == (("m0", 2), ("m1", 2))
     assert (answer.steps, answer.degraded, answer.reason) == ((), False, "")
 
 
@@ -88,6 +89,7 @@ async def test_any_number_of_tiers() -> None:
     answer = await go(tiers, ask([0.5, 1.0, 0.6]), DEADLINE, CascadeOptions(3))
     assert who(answer) == [2, 0, 1]
     assert answer.rows_escalated == 2
+    assert answer.tier_rows == (("m0", 1), ("m1", 1), ("m2", 1))
 
 
 async def test_all_sure_asks_the_first_only() -> None:
@@ -168,19 +170,21 @@ async def test_a_failing_large_tier_leaves_the_fast_answer_if_the_route_says_so(
     tiers = cascade(Model(0), Model(1, fails=Failure.TIMEOUT))
     answer = await go(tiers, ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, (Step.TIER,)))
     assert (who(answer), answer.steps, answer.tier, answer.degraded) == ([0, 0], ("tier",), "m0", True)
-    assert answer.rows_escalated == 0
+    assert (answer.rows_escalated, answer.tier_rows) == (0, (("m0", 2),))
     with pytest.raises(UpstreamError) as caught:
         await go(tiers, ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, (Step.STALE,)))
     assert caught.value.failure is Failure.TIMEOUT
 
 
 async def test_what_every_row_was_accepted_from_is_not_degraded_whatever_failed_before() -> None:
-    retried = Model(0, steps=("replica",))
+    retried = Model(0, passed=(Passed(Step.REPLICA, Failure.BROKEN, "down"),))
     answer = await go(cascade(retried, Model(1)), ask([1.0, 0.0]), DEADLINE, CascadeOptions(2, WHOLE_ORDER))
     assert (answer.steps, answer.degraded) == (("replica",), False)
     models = [Model(0), Model(1, fails=Failure.BROKEN), Model(2)]
     answer = await go(cascade(*models), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, WHOLE_ORDER))
     assert (who(answer), answer.steps, answer.degraded) == ([0, 2], ("tier",), False)
+    assert answer.passed == (Passed(Step.TIER, Failure.BROKEN, "down"),)
+    assert answer.tier_rows == (("m0", 1), ("m2", 1))
 
 
 @pytest.mark.parametrize(

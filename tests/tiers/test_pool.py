@@ -13,7 +13,7 @@ from degrade.breaker import BreakerOptions, Change
 from degrade.deadline import Deadline
 from degrade.ladder import TABLE, Failure, Step
 from tiers.backends.triton_http import Call, Reply, Streamed
-from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
+from tiers.inference import InferRequest, InferResponse, Passed, Rejected, UpstreamError
 from tiers.pool import Pool, PoolOptions, choose
 
 REQUEST = InferRequest("m", ())
@@ -94,7 +94,7 @@ async def test_a_failure_of_its_own_is_retried_elsewhere_and_told() -> None:
     made = pool(one, two)
     answers = [await made.infer(REQUEST, FAR) for _ in range(10)]
     assert {answer.replica for answer in answers} == {"b"}
-    assert ("replica",) in {answer.steps for answer in answers}
+    assert (Passed(Step.REPLICA, Failure.BROKEN, "a fails"),) in {answer.passed for answer in answers}
     assert one.calls == 2  # then its breaker for the model was open
     assert state(made) == ("closed", ("m",))
     await made.infer(InferRequest("other", ()), FAR)
