@@ -391,7 +391,7 @@ class Pool:
 
     async def _probe(self, seat: _Seat) -> None:
         now = self._now()
-        call = Call("GET", "/v2/health/ready")
+        call = Call("GET", "/v2/health/ready", probe=True)
         try:
             reply = await seat.replica.exchange(call, Deadline.after(now, self._options.probe_timeout), now)
         except UpstreamError as error:

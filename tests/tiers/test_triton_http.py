@@ -14,7 +14,7 @@ import pytest
 from degrade.breaker import BreakerOptions
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
-from tiers.backends.triton_http import Call, TritonHttp, TritonOptions, end_to_end
+from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, Call, TritonHttp, TritonOptions, end_to_end
 from tiers.inference import InferRequest, Rejected, RequestedOutput, Tensor, UpstreamError
 from tiers.pool import Pool, PoolOptions
 
@@ -459,6 +459,35 @@ async def test_exchange_gives_any_status_and_retries_get() -> None:
     async with serving(answering(http(503, b"no"))) as replica:
         reply = await replica.exchange(Call("GET", "/v2/health/ready"), Deadline(30.0), 0.0)
     assert (reply.status, reply.body) == (503, b"no")
+
+
+async def test_a_probe_waits_behind_nothing_that_callers_ask() -> None:
+    waiting, all_wait = 0, asyncio.Event()
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head, _ = await read_request(reader)
+        if b"/health/" in head:
+            writer.write(http(400, b""))
+            await writer.drain()
+        nonlocal waiting
+        waiting += 1
+        if waiting == ASKING_CONNECTIONS_MAX:
+            all_wait.set()
+        await reader.read(-1)
+
+    async with serving(handler) as replica:
+        pool = Pool([replica], PoolOptions(probe_timeout=20.0), time.monotonic, random.Random(7))
+        deadline = Deadline.after(time.monotonic(), 60.0)
+        asked = [
+            asyncio.create_task(pool.exchange(Call("GET", "/v2/models/m/ready"), deadline))
+            for _ in range(ASKING_CONNECTIONS_MAX)
+        ]
+        await all_wait.wait()
+        await pool.probe_once()
+        assert not pool._seats[0].ready
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
 
 
 def test_end_to_end() -> None:

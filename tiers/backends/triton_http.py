@@ -47,7 +47,9 @@ _MICROSECONDS: Final = 1_000_000
 _REPEATABLE: Final = frozenset({"GET", "HEAD"})
 _INFER_HEADS_MAX: Final = 1024
 ASKING_CONNECTIONS_MAX: Final = 8
-"""For probes, polls and metadata: small calls that come one after the other; two of each, and room for callers."""
+"""For polls, and what callers ask about models: small calls that come one after the other."""
+PROBING_CONNECTIONS_MAX: Final = 2
+"""Probes come one at a time; the second is for one whose connection is just being closed."""
 
 
 class TritonOptions(Struct, frozen=True):
@@ -78,12 +80,14 @@ class TritonOptions(Struct, frozen=True):
 
 
 class Call(Struct, frozen=True):
-    """An HTTP request for a replica. ``target`` is the raw path and query, sent verbatim, from its "/" on."""
+    """An HTTP request for a replica. ``target`` is the raw path and query, sent verbatim, from its "/" on.
+    ``probe``: it is to tell how the replica is, so it waits behind nothing that callers ask."""
 
     method: str
     target: str
     headers: Headers = ()
     body: Body = None
+    probe: bool = False
 
 
 class Reply(Struct, frozen=True):
@@ -125,12 +129,13 @@ class TritonHttp:
         self._passing = connections(
             "passthrough_connections_max", options.passthrough_connections_max, options.passthrough_wait
         )
-        self._asking = connections("for probes and polls", ASKING_CONNECTIONS_MAX)
+        self._asking = connections("for questions", ASKING_CONNECTIONS_MAX)
+        self._probing = connections("for probes", PROBING_CONNECTIONS_MAX)
 
     @property
-    def connections(self) -> tuple[Connections, Connections, Connections]:
-        """Those for inference, for what is passed through, and for probes and polls."""
-        return self._inferring, self._passing, self._asking
+    def connections(self) -> tuple[Connections, ...]:
+        """Those for inference, for what is passed through, for questions, and for probes."""
+        return self._inferring, self._passing, self._asking, self._probing
 
     async def close(self) -> None:
         for connections in self.connections:
@@ -157,10 +162,10 @@ class TritonHttp:
         what cannot be written as an HTTP request.
 
         Only GET and HEAD are sent again after a kept connection closes without an answer. What is more than
-        a question shares the connections of what is passed through.
+        a question shares the connections of what is passed through, and probes have some of their own.
         """
         asks = call.method in _REPEATABLE and call.body is None
-        connections = self._asking if asks else self._passing
+        connections = self._probing if call.probe else self._asking if asks else self._passing
         return await self._buffered(connections, self._outgoing(call), deadline.remaining(now), asks)
 
     @asynccontextmanager
