@@ -197,18 +197,8 @@ class Catalog:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._loads: Flights[tuple[str, str], ModelFacts] = Flights(options.loads_max)
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The models remembered, least recently asked for first."""
-        return tuple(self._known)
-
     async def close(self) -> None:
         await self._loads.close()
-
-    def known(self, model: str) -> ModelFacts | None:
-        """The facts if they are remembered, without asking anyone."""
-        known = self._known.get(model)
-        return known.facts if known else None
 
     async def facts(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
         """The model's facts, asked for once and then remembered. ``version`` empty: of the one that answers
@@ -229,22 +219,13 @@ class Catalog:
             return known.of_version[version]
         return await self._learn(model, version, deadline)
 
-    async def poll_once(self, deadline: Deadline) -> tuple[str, ...]:
-        """Look at every remembered model on every replica; the models that changed.
-
-        A replica that does not answer within the deadline keeps what was last seen of it. A change is told
-        as soon as it is seen: nobody waits for another replica's answers.
-        """
-        looks = await asyncio.gather(*(self._look(position, deadline) for position in range(len(self._replicas))))
-        return tuple(dict.fromkeys(model for turned in looks for model in turned))
-
     async def run(self, interval: float, sleep: Callable[[float], Awaitable[None]]) -> None:
         """Look for ever, ``interval`` seconds apart and within ``load_timeout``, at each replica by itself, so that
         one that hangs holds up no other; cancel it to stop."""
 
         async def watch(position: int) -> None:
             while True:
-                await self._look(position, Deadline.after(self._now(), self._options.load_timeout))
+                await self.look(position, Deadline.after(self._now(), self._options.load_timeout))
                 await sleep(interval)
 
         watches = [asyncio.ensure_future(watch(position)) for position in range(len(self._replicas))]
@@ -315,8 +296,12 @@ class Catalog:
             del known.of_version[next(iter(known.of_version))]
         return facts
 
-    async def _look(self, position: int, deadline: Deadline) -> list[str]:
-        """One replica's models, one after another: a poll must not be a burst. Those that changed, each told."""
+    async def look(self, position: int, deadline: Deadline) -> list[str]:
+        """Look at every remembered model on one replica, one after another: it must not be a burst. The models
+        that changed; each is told as soon as it is seen.
+
+        A replica that does not answer within the deadline keeps what was last seen of it.
+        """
         turned: list[str] = []
         models = list(self._known)
         for index, model in enumerate(models):
