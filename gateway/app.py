@@ -173,7 +173,7 @@ class Gateway:
             self._exchange.close()
         await self.pipeline.close()
         for route in self.routes.values():
-            await route.flights.close()
+            await route.close()
         for home in self.homes.values():
             await home.catalog.close()
             await home.pool.close()

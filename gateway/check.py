@@ -21,7 +21,7 @@ import msgspec
 from degrade.deadline import Deadline, Ticker
 from gateway.config import Backend, Config, Route, TierConfig
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ParserMissing, require_strict_parser
-from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, Call, TritonHttp, TritonOptions
+from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, PROBING_CONNECTIONS_MAX, Call, TritonHttp, TritonOptions
 from tiers.catalog import Catalog, CatalogOptions, ModelFacts
 from tiers.datatype import FLOATS
 from tiers.inference import Rejected, UpstreamError
@@ -53,8 +53,9 @@ async def faults(config: Config, offline: bool = False) -> tuple[str, ...]:
 
 def open_files_needed(config: Config) -> int:
     """How many files a full gateway has open: callers, replicas, and a few of its own."""
+    asking = ASKING_CONNECTIONS_MAX + PROBING_CONNECTIONS_MAX
     upstream = sum(
-        (backend.connections_max + backend.passthrough_connections_max + ASKING_CONNECTIONS_MAX) * len(backend.http)
+        (backend.connections_max + backend.passthrough_connections_max + asking) * len(backend.http)
         for backend in config.backends.values()
     )
     return config.server.connections_max + ADMIN_CONNECTIONS_MAX + upstream + SPARE_FILES

@@ -36,6 +36,7 @@ from gateway.operate.telemetry import Telemetry
 from gateway.problem import (
     Problem,
     Refused,
+    answer_too_large,
     deadline_exceeded,
     invalid,
     model_failed,
@@ -257,7 +258,11 @@ class Pipeline:
         deadline = Deadline.after(now, seconds - min(LADDER_SECONDS_MAX, seconds * LADDER_SHARE))
         ticket = 0 if route.cache is None else route.cache.ticket()
         options = CascadeOptions(rows, self._cascade_steps(call, key))
-        answer = await cascade.run(route.tiers, call.request, deadline, options, self._ticker)
+        try:
+            answer = await cascade.run(route.tiers, call.request, deadline, options, self._ticker)
+        except UpstreamError as error:
+            self._telemetry.passed(route.name, error.passed)
+            raise
         response = msgspec.structs.replace(answer.response, model=route.name)
         served = Served(response, answer.tier, answer.rows, answer.rows_escalated, rows)
         self._telemetry.filled(route.name, answer)
@@ -265,7 +270,7 @@ class Pipeline:
             return Filled(served, answer.steps, answer.degraded, None)
         entry = route.entry(served, key.epoch, self._ticker())
         stored = route.cache.store(key, entry, ticket)
-        return Filled(served, answer.steps, False, entry if stored else None)
+        return Filled(entry.value, answer.steps, False, entry if stored else None)
 
     def _cascade_steps(self, call: Call, key: Key | None) -> tuple[Step, ...]:
         """The ladder's steps that the tiers may take: those before ``stale``, if an old answer is there."""
@@ -331,6 +336,8 @@ class Pipeline:
             return deadline_exceeded(detail, retry_after)
         if error.failure is Failure.RAISED:
             return model_failed(detail)
+        if error.failure is Failure.OVERSIZED:
+            return answer_too_large(detail)
         return unavailable(detail, retry_after)
 
     def _cached(

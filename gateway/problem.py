@@ -195,6 +195,12 @@ def model_failed(detail: str) -> Problem:
     return Problem("model-failed", 503, "Model failed on this request", detail)
 
 
+def answer_too_large(detail: str) -> Problem:
+    """503: the model's answer to this request is beyond the gateway's own bounds. It will be the next time too, so
+    there is no Retry-After."""
+    return Problem("answer-too-large", 503, "Answer too large", detail)
+
+
 def deadline_exceeded(detail: str, retry_after: float = 1.0) -> Problem:
     """503: the deadline ended before the ladder did; same status as its end, another slug."""
     return Problem("deadline", 503, "Deadline exceeded", detail, retry_after)

@@ -6,6 +6,8 @@ in which a request meets them is ``gateway/pipeline.py``'s; what the tiers are i
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Final
@@ -36,6 +38,9 @@ from tiers.v2.message import Limits
 
 FLIGHTS_MAX: Final = 4096
 """Distinct fills of one route under way at once; beyond it callers fetch for themselves."""
+
+LEARNING_GRACE_SECONDS: Final = 0.1
+"""How long a tier not yet known is waited for once another is: a model tells its facts in a few milliseconds."""
 
 _QUOTA_NAME_SAFE: Final = " !$&'()*+,-.:;<=>@[]^_`{|}~"
 """What a quota's name keeps as it is: RFC 9651 strings hold printable ASCII and nothing else."""
@@ -112,6 +117,8 @@ class Route:
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
         self.flights: Flights[tuple[Key, int], Filled] = Flights(FLIGHTS_MAX)
         self.refreshing: set[Key] = set()
+        self._learnt: set[int] = set()
+        self._learning: dict[int, asyncio.Task[None]] = {}
         self.epoch = 0
 
     @property
@@ -148,7 +155,10 @@ class Route:
         """An entry for an answer that was made in ``epoch``."""
         cache = self.config.cache
         assert cache is not None
-        size = served.response.size + ENTRY_OVERHEAD_BYTES
+        response = served.response.compact()
+        if response is not served.response:
+            served = msgspec.structs.replace(served, response=response)
+        size = response.size + ENTRY_OVERHEAD_BYTES
         return Entry(served, size, now, float(cache.ttl), float(cache.max_stale), epoch)
 
     async def facts(self, deadline: Deadline, version: str = "") -> ModelFacts:
@@ -156,19 +166,79 @@ class Route:
         seen since the start must not keep the others from answering. ``version``: the one a caller asks for,
         of tiers that are not bound to one.
 
-        Raises UpstreamError if no tier is known, and Rejected(404) if one lacks the version asked for.
+        A tier not yet known is waited for a little while the others are, by those who came first to ask it; it
+        goes on being learnt behind their backs. Raises UpstreamError if no tier is known, and Rejected(404) if one
+        lacks the version asked for.
         """
-        facts: list[ModelFacts] = []
+        told: dict[int, ModelFacts] = {}
         unknown: UpstreamError | None = None
-        for tier, home in zip(self.config.tiers, self._homes, strict=True):
-            try:
-                facts.append(await _told(tier, home.catalog, version, deadline))
+        asked: dict[asyncio.Task[ModelFacts], int] = {}
+        slow = set(self._learning)
+        for position in range(len(self.tiers)):
+            if len(self.tiers) > 1 and (version or position not in self._learnt):
+                asked[asyncio.create_task(self._told(position, version, deadline))] = position
+                continue
+            try:  # known, so at once; or nobody else is there to wait for
+                told[position] = await self._told(position, version, deadline)
             except UpstreamError as error:
                 unknown = error
-        if not facts:
+        pending = set(asked)
+        try:
+            while pending:
+                patience = 0.0 if all(asked[task] in slow for task in pending) else LEARNING_GRACE_SECONDS
+                done, pending = await asyncio.wait(
+                    pending, timeout=patience if told else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                for task in done:
+                    try:
+                        told[asked[task]] = task.result()
+                    except UpstreamError as error:
+                        unknown = error
+            for task in pending:
+                self._learn(asked[task])
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        if not told:
             assert unknown is not None
             raise unknown
-        return merged_facts(self.name, facts)
+        return merged_facts(self.name, [told[position] for position in sorted(told)])
+
+    async def close(self) -> None:
+        """Give up fills under way, and learning about tiers."""
+        await self.flights.close()
+        tasks = tuple(self._learning.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _told(self, position: int, version: str, deadline: Deadline) -> ModelFacts:
+        """What a tier says of itself. Once it has, its catalog remembers."""
+        try:
+            told = await _told(self.config.tiers[position], self._homes[position].catalog, version, deadline)
+        except UpstreamError:
+            self._learnt.discard(position)
+            raise
+        self._learnt.add(position)
+        return told
+
+    def _learn(self, position: int) -> None:
+        """Go on learning about a tier that nobody waits for any more; the catalog bounds the time."""
+        if position in self._learning:
+            return
+
+        async def learn() -> None:
+            try:
+                await self._told(position, "", Deadline(math.inf))
+            except UpstreamError:
+                pass  # whoever asks next begins anew
+            finally:
+                del self._learning[position]
+
+        self._learning[position] = asyncio.create_task(learn())
 
     def versions(self, facts: ModelFacts) -> tuple[str, ...]:
         """Those that a caller may ask for: a bound tier's alone, and none of several tiers'."""

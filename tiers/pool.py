@@ -23,11 +23,11 @@ from msgspec import Struct
 from degrade.breaker import Breaker, BreakerOptions, Change, Permit
 from degrade.budget import RetryBudget
 from degrade.deadline import Deadline, Ticker
-from degrade.ladder import Failure, Step
+from degrade.ladder import TABLE, Failure, Step
 from tiers.backends.answer import AnswerHead
 from tiers.backends.relaying import Listener, Relaying
 from tiers.backends.triton_http import Call, Reply, Streamed
-from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
+from tiers.inference import InferRequest, InferResponse, Passed, Rejected, UpstreamError
 
 OnChange = Callable[[str, str, Change], None]
 """Called with (replica URL, model or "" for the replica itself, what changed about its breaker)."""
@@ -35,8 +35,6 @@ OnChange = Callable[[str, str, Change], None]
 
 DECENT_SECONDS: Final = 1.0
 """A silence of this speaks against a model; a shorter one of the caller, unless the caller's route says otherwise."""
-
-_AGAIN: Final = frozenset({Failure.UNREACHABLE, Failure.DROPPED, Failure.BROKEN, Failure.RAISED})
 
 
 class Replica(Protocol):
@@ -64,11 +62,11 @@ class PoolOptions(Struct, frozen=True):
 
 
 class Answered(Struct, frozen=True):
-    """``replica`` is the URL that answered; ``steps`` holds "replica" if another one had failed before."""
+    """``replica`` is the URL that answered; ``passed`` holds another one that had failed before."""
 
     response: InferResponse
     replica: str
-    steps: tuple[str, ...] = ()
+    passed: tuple[Passed, ...] = ()
 
 
 class ReplicaState(Struct, frozen=True):
@@ -113,10 +111,10 @@ def choose(loads: Sequence[int], random: chance.Random) -> int:
 
 
 def try_again(error: UpstreamError, request: InferRequest) -> bool:
-    """Whether another replica may be asked: it is only for failures that are this replica's own, and
-    for requests that may run twice. Never after a timeout or an overload: it would add to the load."""
+    """Whether another replica may be asked: for failures after which the ladder's table has that make sense, and
+    for requests that may run twice. The retry budget keeps it from adding to a load that is everywhere."""
     safe = not (request.in_sequence or request.in_shared_memory)
-    return safe and error.failure in _AGAIN
+    return safe and Step.REPLICA in TABLE[error.failure]
 
 
 class Pool:
@@ -149,7 +147,7 @@ class Pool:
     async def infer(
         self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
     ) -> Answered:
-        """Ask one replica, and one more if the first failed in a way of its own and ``again`` allows it.
+        """Ask one replica, and one more if ``try_again``, the budget and ``again`` allow it.
 
         Requests of one sequence go to one replica, for only there is its state; a sequence that begins while that
         one is out of rotation begins at another. ``decent``: seconds of silence that speak against the model
@@ -173,11 +171,18 @@ class Pool:
             other = self._pick([each for each in self._seats if each is not seat], key)
             if other is None or not self._budget.take(now):
                 raise
-            raised = error.failure is Failure.RAISED
-        response = await self._infer_at(other, request, deadline, decent)
-        if raised:
+            first = error
+        passed = (Passed(Step.REPLICA, first.failure, str(first)),)
+        try:
+            response = await self._infer_at(other, request, deadline, decent)
+        except UpstreamError as error:
+            error.passed = passed
+            if first.drops:
+                error.drops = first.drops + 1
+            raise
+        if first.failure is Failure.RAISED:
             self._blame(seat, key)
-        return Answered(response, other.replica.url, (Step.REPLICA.value,))
+        return Answered(response, other.replica.url, passed)
 
     async def exchange(self, call: Call, deadline: Deadline) -> Reply:
         """A small call at one replica, for example a model's metadata. Raises UpstreamError."""
@@ -403,7 +408,7 @@ class Pool:
 
     async def _probe(self, seat: _Seat) -> None:
         now = self._now()
-        call = Call("GET", "/v2/health/ready")
+        call = Call("GET", "/v2/health/ready", probe=True)
         try:
             reply = await seat.replica.exchange(call, Deadline.after(now, self._options.probe_timeout), now)
         except UpstreamError as error:

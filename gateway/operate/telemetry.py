@@ -22,7 +22,7 @@ from prometheus_client.exposition import generate_latest
 from degrade.deadline import Ticker
 from gateway.operate.log import Seldom
 from tiers.cascade import CascadeAnswer
-from tiers.inference import Provenance
+from tiers.inference import Passed, Provenance
 
 LATENCY_BUCKETS_SECONDS: Final = (
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
@@ -126,18 +126,22 @@ class Telemetry:
         self._refusals[route, slug] += 1
 
     def degraded(self, route: str, failure: str, step: str, message: str) -> None:
-        """The tiers failed and the ladder took a step."""
+        """Something failed and the ladder took a step."""
         self._degraded[route, failure, step] += 1
         self._tell("ladder", route=route, failure=failure, step=step, message=message)
 
     def filled(self, route: str, answer: CascadeAnswer) -> None:
         """The tiers gave an answer: one fill, whoever waited for it."""
         self._fills[(route,)] += 1
-        self._tier_rows[route, answer.tier] += answer.rows
+        for tier, rows in answer.tier_rows:
+            self._tier_rows[route, tier] += rows
         self._escalated[(route,)] += answer.rows_escalated
-        for step in answer.steps:
-            self._degraded[route, "partial", step] += 1
-            self._tell("ladder", route=route, failure="partial", step=step, message=answer.tier)
+        self.passed(route, answer.passed)
+
+    def passed(self, route: str, passed: Iterable[Passed]) -> None:
+        """A replica or a tier failed, and another was asked in its place: once a fill, whoever waited for it."""
+        for each in passed:
+            self.degraded(route, each.failure.value, each.step.value, each.message)
 
     def refresh_failed(self, route: str, message: str) -> None:
         """A background refresh brought nothing; its entry stays stale."""
@@ -188,7 +192,12 @@ class Telemetry:
         yield _counter("tailrace_refusals", "Problem documents sent, by slug.", ("route", "problem"), self._refusals)
         yield _counter("tailrace_degraded", "Ladder steps taken.", ("route", "failure", "step"), self._degraded)
         yield _counter("tailrace_fills", "Runs of the cascade.", ("route",), self._fills)
-        yield _counter("tailrace_tier_rows", "Rows by the last tier asked.", ("route", "tier"), self._tier_rows)
+        yield _counter(
+            "tailrace_tier_rows",
+            "Rows by the tier whose answer they got: each row of a fill counts once.",
+            ("route", "tier"),
+            self._tier_rows,
+        )
         yield _counter("tailrace_rows_escalated", "Rows that went beyond the first tier.", ("route",), self._escalated)
         yield _counter(
             "tailrace_refresh_failures",

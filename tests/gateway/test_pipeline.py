@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from degrade.deadline import Deadline
-from degrade.ladder import Failure
+from degrade.ladder import Failure, Step
 from gateway.admission.auth import Caller
 from gateway.admission.ratelimit import Limiter, Quota
 from gateway.codec.http import CacheDirectives
@@ -31,6 +31,7 @@ from tiers.inference import (
     InferRequest,
     InferResponse,
     Parameter,
+    Passed,
     Rejected,
     RequestedOutput,
     Tensor,
@@ -69,7 +70,7 @@ class Upstream:
         self.facts_failure: Exception | None = None
         self.gate: asyncio.Event | None = None
         self.payload = SURE
-        self.steps: tuple[str, ...] = ()
+        self.passed: tuple[Passed, ...] = ()
 
     async def infer(
         self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
@@ -86,7 +87,7 @@ class Upstream:
         if failure is not None:
             raise failure
         outputs = (Tensor("y", "FP32", (1, 2), payload),)
-        return Answered(InferResponse(request.model, "1", outputs), "http://u", self.steps)
+        return Answered(InferResponse(request.model, "1", outputs), "http://u", self.passed)
 
     async def facts(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
         if self.facts_failure is not None:
@@ -190,9 +191,14 @@ async def test_each_failure_ends_in_a_labelled_stale_answer_or_a_503(failure: Fa
     assert stale.ttl_left is not None
     assert stale.ttl_left < 0
     refused = await house.refusal(b"\0" * 8)
-    slugs = {Failure.TIMEOUT: "deadline", Failure.LATE: "deadline", Failure.RAISED: "model-failed"}
+    slugs = {
+        Failure.TIMEOUT: "deadline",
+        Failure.LATE: "deadline",
+        Failure.RAISED: "model-failed",
+        Failure.OVERSIZED: "answer-too-large",
+    }
     assert (refused.problem.slug, refused.problem.status) == (slugs.get(failure, "unavailable"), 503)
-    if failure is Failure.RAISED:
+    if failure in (Failure.RAISED, Failure.OVERSIZED):
         assert refused.problem.retry_after is None, "the same again would fail again"
     else:
         assert refused.problem.retry_after is not None
@@ -594,6 +600,33 @@ async def test_an_old_answer_comes_before_a_lesser_tier_if_the_route_says_so() -
     assert (await house.ask()).provenance.steps == ("tier",)
 
 
+@pytest.mark.parametrize(
+    ("degrade", "old", "steps"),
+    [
+        (("stale", "tier"), True, ("stale",)),
+        (("stale", "tier"), False, ("tier",)),
+        (("tier", "stale"), True, ("tier",)),
+        (("stale",), True, ("stale",)),
+        (("stale",), False, None),
+        (("replica",), True, None),
+        ((), True, None),
+    ],
+)
+async def test_a_failing_first_tier_is_replaced_where_the_order_has_it(
+    degrade: tuple[str, ...], old: bool, steps: tuple[str, ...] | None
+) -> None:
+    house = House(Upstream(), Upstream(), degrade=degrade)
+    if old:
+        await house.ask()
+        house.clock.now += 11
+    house.upstream.failure = UpstreamError(Failure.BROKEN, "told to")
+    if steps is None:
+        assert (await house.refusal()).problem.slug == "unavailable"
+    else:
+        assert (await house.ask()).provenance.steps == steps
+    assert len(house.upstreams[1].requests) == (steps == ("tier",))
+
+
 async def test_a_version_that_is_asked_for_is_the_one_that_answers() -> None:
     house = House()
     await house.ask(version="3")
@@ -851,3 +884,15 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+
+
+async def test_what_was_passed_over_is_counted_by_its_failure_though_all_failed_in_the_end() -> None:
+    house = House(Upstream(), Upstream(), degrade=("replica", "tier"))
+    house.upstream.failure = UpstreamError(Failure.TIMEOUT, "too slow")
+    last = UpstreamError(Failure.OVERLOADED, "full too")
+    last.passed = (Passed(Step.REPLICA, Failure.RAISED, "told to"),)
+    house.upstreams[1].failure = last
+    await house.refusal()
+    for failure, step in (("timeout", "tier"), ("raised", "replica")):
+        assert house.counter("tailrace_degraded_total", failure=failure, step=step) >= 1
+    assert house.counter("tailrace_degraded_total", step="refuse") == 1

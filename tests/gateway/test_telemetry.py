@@ -7,10 +7,11 @@ from time import monotonic
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from degrade.ladder import Failure, Step
 from gateway.operate.gauges import gauges
 from gateway.operate.telemetry import LATENCY_BUCKETS_SECONDS, Gauge, Telemetry
 from tiers.cascade import CascadeAnswer
-from tiers.inference import InferResponse, Provenance
+from tiers.inference import InferResponse, Passed, Provenance
 
 Labels = dict[str, str]
 
@@ -43,13 +44,20 @@ def test_answers_are_counted_by_the_words_of_the_decision() -> None:
 
 def test_fills_count_rows_by_tier_and_steps() -> None:
     telemetry = Telemetry(monotonic)
-    answer = CascadeAnswer(InferResponse("m", "1", ()), "large", "1", 8, 3, ("replica", "tier"), degraded=True)
+    passed = (
+        Passed(Step.REPLICA, Failure.UNREACHABLE, "nobody at a"),
+        Passed(Step.TIER, Failure.RAISED, "told to"),
+    )
+    rows = (("small", 5), ("large", 3))
+    answer = CascadeAnswer(InferResponse("m", "1", ()), "large", "1", 8, 3, rows, passed, degraded=True)
     telemetry.filled("r", answer)
     telemetry.filled("r", answer)
     assert one(telemetry, "tailrace_fills_total", route="r") == 2
-    assert one(telemetry, "tailrace_tier_rows_total", route="r", tier="large") == 16
+    assert one(telemetry, "tailrace_tier_rows_total", route="r", tier="large") == 6
+    assert one(telemetry, "tailrace_tier_rows_total", route="r", tier="small") == 10
     assert one(telemetry, "tailrace_rows_escalated_total", route="r") == 6
-    assert one(telemetry, "tailrace_degraded_total", route="r", failure="partial", step="tier") == 2
+    assert one(telemetry, "tailrace_degraded_total", route="r", failure="raised", step="tier") == 2
+    assert one(telemetry, "tailrace_degraded_total", route="r", failure="unreachable", step="replica") == 2
 
 
 def test_refusals_ladder_steps_and_failed_refreshes_are_counted() -> None:

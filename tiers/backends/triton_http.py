@@ -27,7 +27,7 @@ from tiers.backends.fields import Body, Headers, IllFormed, LineTooLong, Outgoin
 from tiers.backends.refusal import refusal
 from tiers.backends.relaying import Listener, Relaying
 from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
-from tiers.v2.message import Limits, Malformed
+from tiers.v2.message import BEYOND_LIMITS, Limits, Malformed
 from tiers.v2.request import encode_request
 from tiers.v2.response import decode_response
 
@@ -48,7 +48,9 @@ _MICROSECONDS: Final = 1_000_000
 _REPEATABLE: Final = frozenset({"GET", "HEAD"})
 _INFER_HEADS_MAX: Final = 1024
 ASKING_CONNECTIONS_MAX: Final = 8
-"""For probes, polls and metadata: small calls that come one after the other; two of each, and room for callers."""
+"""For polls, and what callers ask about models: small calls that come one after the other."""
+PROBING_CONNECTIONS_MAX: Final = 2
+"""Probes come one at a time; the second is for one whose connection is just being closed."""
 
 
 class TritonOptions(Struct, frozen=True):
@@ -79,12 +81,14 @@ class TritonOptions(Struct, frozen=True):
 
 
 class Call(Struct, frozen=True):
-    """An HTTP request for a replica. ``target`` is the raw path and query, sent verbatim, from its "/" on."""
+    """An HTTP request for a replica. ``target`` is the raw path and query, sent verbatim, from its "/" on.
+    ``probe``: it is to tell how the replica is, so it waits behind nothing that callers ask."""
 
     method: str
     target: str
     headers: Headers = ()
     body: Body = None
+    probe: bool = False
 
 
 class Reply(Struct, frozen=True):
@@ -126,12 +130,13 @@ class TritonHttp:
         self._passing = connections(
             "passthrough_connections_max", options.passthrough_connections_max, options.passthrough_wait
         )
-        self._asking = connections("for probes and polls", ASKING_CONNECTIONS_MAX)
+        self._asking = connections("for questions", ASKING_CONNECTIONS_MAX)
+        self._probing = connections("for probes", PROBING_CONNECTIONS_MAX)
 
     @property
-    def connections(self) -> tuple[Connections, Connections, Connections]:
-        """Those for inference, for what is passed through, and for probes and polls."""
-        return self._inferring, self._passing, self._asking
+    def connections(self) -> tuple[Connections, ...]:
+        """Those for inference, for what is passed through, for questions, and for probes."""
+        return self._inferring, self._passing, self._asking, self._probing
 
     async def close(self) -> None:
         for connections in self.connections:
@@ -158,10 +163,10 @@ class TritonHttp:
         what cannot be written as an HTTP request.
 
         Only GET and HEAD are sent again after a kept connection closes without an answer. What is more than
-        a question shares the connections of what is passed through.
+        a question shares the connections of what is passed through, and probes have some of their own.
         """
         asks = call.method in _REPEATABLE and call.body is None
-        connections = self._asking if asks else self._passing
+        connections = self._probing if call.probe else self._asking if asks else self._passing
         return await self._buffered(connections, self._outgoing(call), deadline.remaining(now), asks)
 
     @asynccontextmanager
@@ -260,7 +265,9 @@ class TritonHttp:
         try:
             return await connections.renew(connection, until)
         except ConnectionFault as fault:
-            raise self._error(fault, None, remaining) from fault
+            error = self._error(fault, None, remaining)
+            error.drops = 1  # not of age, then: it may be gone because of what it was sent
+            raise error from fault
 
     async def _chunks(self, connection: Connection, arrival: Arrival, head: AnswerHead) -> AsyncIterator[bytes]:
         try:
@@ -319,13 +326,13 @@ class TritonHttp:
         if fault.fault is Fault.SILENT:
             return self._timed_out(remaining)
         if fault.fault is Fault.OVERSIZED:
-            return UpstreamError(Failure.BROKEN, self._oversized(), status)
+            return UpstreamError(Failure.OVERSIZED, self._oversized(), status)
         if fault.fault is Fault.NONSENSE:
             return UpstreamError(Failure.BROKEN, f"{self.url} answered nonsense: {fault.detail}", status)
         return UpstreamError(Failure.BROKEN, f"{self.url} broke off its answer", status)
 
     def _oversized(self) -> str:
-        return f"{self.url} answers with more than {self._options.answer_bytes_max} bytes"
+        return f"{self.url} answers with more than {self._options.answer_bytes_max} bytes, the most that one may have"
 
     def _timed_out(self, remaining: float) -> UpstreamError:
         return UpstreamError(Failure.TIMEOUT, f"{self.url} did not answer within {remaining:.3g} s")
@@ -337,6 +344,8 @@ class TritonHttp:
             length = next((int(value) for name, value in reply.headers if name.lower() == HEADER_LENGTH.lower()), None)
             response = decode_response(reply.body, length, self._options.limits, request.regions)
         except (Malformed, ValueError) as error:
+            if isinstance(error, Malformed) and error.reason in BEYOND_LIMITS:
+                raise UpstreamError(Failure.OVERSIZED, f"{self.url} answers with too much: {error}", 200) from error
             raise UpstreamError(Failure.BROKEN, f"{self.url} answered what is no inference: {error}", 200) from error
         fault = _fault(request, response)
         if fault:
