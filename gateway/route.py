@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
 from typing import Final
 from urllib.parse import quote
 
@@ -33,7 +32,7 @@ from tiers.backends.triton_http import Call as Outbound
 from tiers.cascade import Accept, Tier
 from tiers.catalog import Catalog, ModelFacts, TensorFact
 from tiers.inference import SCHEDULING_PARAMETERS, InferRequest, InferResponse, Rejected, UpstreamError
-from tiers.pool import DECENT_SECONDS, Pool
+from tiers.pool import Pool
 from tiers.v2.message import Limits
 
 FLIGHTS_MAX: Final = 4096
@@ -44,6 +43,10 @@ LEARNING_GRACE_SECONDS: Final = 0.1
 
 _QUOTA_NAME_SAFE: Final = " !$&'()*+,-.:;<=>@[]^_`{|}~"
 """What a quota's name keeps as it is: RFC 9651 strings hold printable ASCII and nothing else."""
+
+DECENT_SHARE: Final = 0.7
+"""The share of a route's time whose silence speaks against a model. A tier with another behind it has eight tenths
+of it; what a caller's own shorter time leaves says nothing, or one caller could take a model from all others."""
 
 ENTRY_OVERHEAD_BYTES: Final = 512
 """What an entry costs beyond its answer's size: key, bookkeeping of cache and policy."""
@@ -254,11 +257,9 @@ class Route:
             path = f"/v2/models/{quote(tier.model, safe='')}"
             version = tier.version or asked
             path += f"/versions/{quote(version, safe='')}/ready" if version else "/ready"
-            try:
-                reply = await home.pool.exchange(Outbound("GET", path), deadline)
-            except UpstreamError:
+            if home.pool.retry_after(tier.model, version) > 0.0:
                 continue
-            if reply.status == HTTPStatus.OK and home.pool.retry_after(tier.model, version) == 0.0:
+            if await home.pool.some(Outbound("GET", path), deadline):
                 return True
         return False
 
@@ -309,9 +310,7 @@ def merged_facts(name: str, facts: Sequence[ModelFacts]) -> ModelFacts:
 def _tier(config: TierConfig, pool: Pool, timeout: float) -> Tier:
     accept = config.accept
     rule = None if accept is None else Accept(accept.output, accept.rule, accept.at_least)
-    # Half of the route's own time, where that is short. What a caller's shorter one leaves is no evidence: it would
-    # be one caller's judgement of a model that others wait for.
-    return Tier(config.model, config.version, rule, pool, min(DECENT_SECONDS, timeout / 2))
+    return Tier(config.model, config.version, rule, pool, timeout * DECENT_SHARE)
 
 
 def quota_of(name: str, config: QuotaConfig) -> Quota:

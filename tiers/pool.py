@@ -11,10 +11,12 @@ Choice: M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing"
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random as chance
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from http import HTTPStatus
 from typing import Final, Protocol
 from zlib import crc32
 
@@ -162,6 +164,7 @@ class Pool:
         seat = self._pick(self._seats, key) if sequence is None else self._home(str(sequence), key)
         if seat is None:
             raise self._none_left(request, key)
+        began = self._now()
         try:
             return Answered(await self._infer_at(seat, request, deadline, decent), seat.replica.url)
         except UpstreamError as error:
@@ -181,7 +184,7 @@ class Pool:
                 error.drops = first.drops + 1
             raise
         if first.failure is Failure.RAISED:
-            self._blame(seat, key)
+            self._blame(seat, key, began)
         return Answered(response, other.replica.url, passed)
 
     async def exchange(self, call: Call, deadline: Deadline) -> Reply:
@@ -190,6 +193,26 @@ class Pool:
         now = self._now()
         with self._judged(seat, "", True):
             return await seat.replica.exchange(call, deadline, now)
+
+    async def some(self, call: Call, deadline: Deadline) -> bool:
+        """Whether some replica that can be reached answers a small call with 200. All are asked at once, and the
+        first that does is enough; what the others say speaks against nobody."""
+        now = self._now()
+        asked = [
+            asyncio.ensure_future(seat.replica.exchange(call, deadline, now))
+            for seat in self._seats
+            if seat.reach.allows(now)
+        ]
+        try:
+            for answer in asyncio.as_completed(asked):
+                with contextlib.suppress(UpstreamError):
+                    if (await answer).status == HTTPStatus.OK:
+                        return True
+            return False
+        finally:
+            for each in asked:
+                each.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
 
     async def each(self, call: Call, deadline: Deadline) -> tuple[tuple[str, Reply | UpstreamError], ...]:
         """The same call at every replica at once, whatever its breaker says: loading a model must not
@@ -381,10 +404,13 @@ class Pool:
         else:
             permits.answers.ignored(now)
 
-    def _blame(self, seat: _Seat, key: str) -> None:
-        """Another replica answered what the model raised an error on here: it was not the input's fault."""
-        now = self._now()
-        permit = self._answers(seat, key).acquire(now)
+    def _blame(self, seat: _Seat, key: str, began: float) -> None:
+        """Another replica answered what the model raised an error on here: it was not the input's fault. Nor was
+        it the model's, if it has answered others here since: a bad input fails all whom Triton batches with it."""
+        now, breaker = self._now(), self._answers(seat, key)
+        if breaker.answered_since(began):
+            return
+        permit = breaker.acquire(now)
         if permit is not None:
             permit.failed(now, Failure.RAISED.value)
 

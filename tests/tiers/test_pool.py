@@ -7,6 +7,7 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from degrade.breaker import BreakerOptions, Change
@@ -417,6 +418,47 @@ async def test_a_model_that_raises_here_and_answers_elsewhere_leaves_rotation_he
     assert {answer.replica for answer in answers} == {"b"}
     assert one.calls == 2  # then its breaker for the model was open
     assert (state(made, 0), state(made, 1)) == (("closed", ("m",)), ("closed", ()))
+
+
+async def test_a_bad_input_that_fails_those_it_was_batched_with_opens_nothing() -> None:
+    """Triton fails a whole batch: who was in it with a bad input is answered elsewhere, and others here."""
+    clock = Clock()
+
+    class Batching(Fake):
+        answered = 0
+
+        async def infer(self, request: InferRequest, deadline: Deadline, now: float) -> InferResponse:
+            self.calls += 1
+            if "bad" not in request.parameters:
+                self.answered += 1
+                return InferResponse(request.model, "1", ())
+            clock.now += 1.0
+            two.fails = Failure.UNREACHABLE  # so that the other, who comes meanwhile, is answered here
+            await made.infer(REQUEST, FAR)
+            two.fails = None
+            raise UpstreamError(Failure.RAISED, "the batch failed")
+
+    one, two = Batching("a"), Fake("b")
+    made = pool(one, two, clock=clock)
+    together = msgspec.structs.replace(REQUEST, parameters={"bad": True})
+    raised = 0
+    for _ in range(40):
+        raised += bool((await made.infer(together, FAR)).passed)
+    assert raised > 10
+    assert (state(made, 0), state(made, 1)) == (("closed", ()), ("closed", ()))
+
+
+async def test_some_replica_that_says_yes_is_enough_and_one_that_hangs_delays_nothing() -> None:
+    no, hangs, yes = Fake("a"), Fake("b"), Fake("c")
+    no.ready, hangs.gate = 404, asyncio.Event()
+    call = Call("GET", "/v2/models/m/ready")
+    async with asyncio.timeout(10.0):
+        assert await pool(no, hangs, yes).some(call, FAR)
+    yes.fails = Failure.UNREACHABLE
+    made = pool(no, yes)
+    for _ in range(5):
+        assert not await made.some(call, FAR)
+    assert [state(made, index) for index in (0, 1)] == [("closed", ())] * 2
 
 
 async def test_probes_that_are_dropped_do_open() -> None:
