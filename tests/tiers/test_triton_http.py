@@ -150,6 +150,7 @@ FAILED_TO_PROCESS = b'{"error":"Failed to process the request(s) for model \'m_0
         (http(500, b'{"error":"bad value Stub process \'m_0\' is not healthy."}'), Failure.RAISED),
         (http(500, FAILED_TO_PROCESS % b"ValueError: Stub process 'm_0' is not healthy."), Failure.RAISED),
         (http(500, b'{"error":"Stub process \'other_0\' is not healthy."}'), Failure.RAISED),
+        (http(500, b'{"error":""}'), Failure.RAISED),
         (http(500, b"<html>"), Failure.BROKEN),
         (http(502, b"<html>"), Failure.BROKEN),
         (http(503, b'{"error":"queue full"}'), Failure.OVERLOADED),
@@ -206,6 +207,7 @@ async def test_an_endless_chunked_answer_is_bounded() -> None:
         (REQUEST, http(400, b'{"error":"unexpected shape for input"}'), 400),
         (REQUEST, http(404, b'{"error":"Unable to find shared memory region: \'model is not ready\'"}'), 404),
         (REQUEST, http(404, b'{"error":"Unable to find shared memory region: \'is unloading\'"}'), 404),
+        (REQUEST, http(404, b'{"error":""}'), 404),
         (REQUEST, http(400, b'{"error":"no Request for unknown model: \'m\' is not found"}'), 400),
         (
             InferRequest("m", REQUEST.inputs, version="9"),
@@ -222,10 +224,11 @@ async def test_the_callers_fault_is_rejected(request_: InferRequest, answer: byt
     assert not str(caught.value).startswith("{")
 
 
-async def test_a_missing_output_is_broken() -> None:
+async def test_a_missing_output_may_be_this_inputs_doing() -> None:
     async with serving(answering(GOOD)) as replica:
-        with pytest.raises(UpstreamError, match="without output 'z'"):
+        with pytest.raises(UpstreamError, match="without output 'z'") as caught:
             await infer(replica, InferRequest("m", REQUEST.inputs, (RequestedOutput("z"),)))
+    assert caught.value.failure is Failure.RAISED
 
 
 async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -50,35 +50,38 @@ def refusal(url: str, request: InferRequest, status: int, body: bytes) -> Upstre
     """
     error = _error_member(body)
     message = _message(error, status, body)
-    if _says(_ABSENT, request.model, error) or (status == 404 and not error):
+    if _says(_ABSENT, request.model, error) or (status == 404 and error is None):
         return UpstreamError(Failure.BROKEN, f"{url} does not have the model ready: {message}", status)
     if status in {429, 503}:
         return UpstreamError(Failure.OVERLOADED, f"{url} is overloaded: {message}", status)
-    if status in _OF_TRITON and error:
+    if status in _OF_TRITON and error is not None:
         return Rejected(status, message)
     if 400 <= status < 500 or status == 501:
         return UpstreamError(Failure.RAISED, f"{url} refuses this gateway with {status}: {message}", status)
-    raised = status == 500 and error and not _says(_DEAD, request.model, error)
+    raised = status == 500 and error is not None and not _says(_DEAD, request.model, error)
     failure = Failure.RAISED if raised else Failure.BROKEN
     return UpstreamError(failure, f"{url} failed with {status}: {message}", status)
 
 
-def _says(sentences: tuple[str, ...], model: str, error: str) -> bool:
+def _says(sentences: tuple[str, ...], model: str, error: str | None) -> bool:
     """Whether the error is one of the sentences, all of it: Triton and models repeat what the caller sent, and a
     caller's words must not pass for Triton's."""
+    if error is None:
+        return False
     name = re.escape(model)
     return any(re.fullmatch(sentence.replace("{model}", name), error) for sentence in sentences)
 
 
-def _error_member(body: bytes) -> str:
+def _error_member(body: bytes) -> str | None:
+    """The text of Triton's error document, which may be empty; None for any other body."""
     try:
         error = msgspec.json.decode(body, type=dict[str, object]).get("error")
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return ""
-    return error if isinstance(error, str) else ""
+        return None
+    return error if isinstance(error, str) else None
 
 
-def _message(error: str, status: int, body: bytes) -> str:
-    text = error or body[:_MESSAGE_CHARS_MAX].decode("utf-8", "replace").strip()
+def _message(error: str | None, status: int, body: bytes) -> str:
+    text = body[:_MESSAGE_CHARS_MAX].decode("utf-8", "replace").strip() if error is None else error
     text = _TRACEBACK.split(text, maxsplit=1)[0]  # where in the model's files it was is not the callers' business
     return text[:_MESSAGE_CHARS_MAX] or f"status {status}"

@@ -350,6 +350,10 @@ class TritonHttp:
         fault = _fault(request, response)
         if fault:
             raise UpstreamError(Failure.BROKEN, f"{self.url} answered {fault}", 200)
+        held = {output.name for output in response.outputs}
+        missing = [output.name for output in request.outputs if output.name not in held]
+        if missing:  # Triton lets a model leave an output out, which it may do for one input and not for another
+            raise UpstreamError(Failure.RAISED, f"{self.url} answered without output {missing[0]!r}", 200)
         return response
 
 
@@ -374,14 +378,12 @@ def _address(url: str) -> tuple[Address, str]:
 
 
 def _fault(request: InferRequest, response: InferResponse) -> str:
-    """What makes a well-formed answer not the answer to this request; empty if nothing does."""
+    """What makes a well-formed answer not the answer of this model; empty if nothing does."""
     if response.model != request.model:
         return f"for model {response.model!r} where {request.model!r} was asked"
     if request.version and response.version != request.version:
         return f"for version {response.version!r} where {request.version!r} was asked"
-    held = {output.name for output in response.outputs}
-    missing = [output.name for output in request.outputs if output.name not in held]
-    return f"without output {missing[0]!r}" if missing else ""
+    return ""
 
 
 def _with_timeout(request: InferRequest, remaining: float) -> InferRequest:
