@@ -16,7 +16,7 @@ from gateway.config import Accept, CacheConfig, InputRule, Limits, QuotaConfig, 
 from gateway.config import Route as RouteConfig
 from gateway.route import Home, Route, Served, merged_facts, quota_of
 from gateway.units import Seconds, Size
-from tiers.backends.triton_http import Call, Reply
+from tiers.backends.triton_http import Call
 from tiers.catalog import ModelFacts, TensorFact
 from tiers.inference import InferRequest, InferResponse, Rejected, RequestedOutput, Tensor, UpstreamError
 
@@ -31,11 +31,9 @@ class Fake:
         self.status, self.waits = status, waits
         self.asked: list[str] = []
 
-    async def exchange(self, call: Call, deadline: Deadline) -> Reply:
+    async def some(self, call: Call, deadline: Deadline) -> bool:
         self.asked.append(call.target)
-        if self.status is None:
-            raise UpstreamError(Failure.UNREACHABLE, "told to")
-        return Reply(self.status, (), b"")
+        return self.status == 200
 
     def retry_after(self, model: str, version: str = "") -> float:
         return self.waits
@@ -328,7 +326,8 @@ async def test_a_route_is_ready_with_one_tier_whose_answers_do_not_say_otherwise
 ) -> None:
     made = route(fakes=fakes, tiers=(FAST, LAST))
     assert await made.ready(Deadline(9.0)) is ready
-    assert fakes[0].asked[-1] == "/v2/models/small/versions/2/ready"
+    told = ["/v2/models/small/versions/2/ready"]
+    assert fakes[0].asked[-1:] == ([] if fakes[0].waits else told)
 
 
 def test_a_route_knows_the_models_behind_it_and_turns() -> None:
