@@ -25,7 +25,7 @@ def machine() -> dict[str, str]:
     return {
         "processor": _first(r"(?m)^model name\s*: (.*)$", _text("/proc/cpuinfo")),
         "cores": str(len(cores)),
-        "placement": f"server {list(placed.server)}, wrk {list(placed.client)}, upstream {list(placed.upstream)}",
+        "placement": f"server {list(placed.server)}, client {list(placed.client)}, upstream {list(placed.upstream)}",
         "memory": f"{int(_first(r'MemTotal: *([0-9]+)', _text('/proc/meminfo'), '0')) / 2**20:.0f} GiB",
         "kernel": platform.release(),
         "load before": f"{os.getloadavg()[0]:.2f}",
@@ -39,7 +39,9 @@ def versions(triton: str) -> dict[str, str]:
         **{name: _package(name) for name in ("aiohttp", "uvloop", "blake3", "msgspec")},
         "triton": triton,
         "nginx": _first(r"nginx/(\S+)", _output(["nginx", "-v"])),
-        "wrk": _first(r"wrk (?:debian/)?(\S+)", _output(["wrk", "-v"])),
+        "haproxy": _first(r"version (\S+)", _output(["haproxy", "-v"])),
+        "varnish": _first(r"varnish-(\S+)", _output(["varnishd", "-V"])),
+        "compiler": _output(["cc", "--version"]).partition("\n")[0] or UNKNOWN,
     }
 
 

@@ -25,7 +25,7 @@ class Placement(Struct, frozen=True):
 
 
 def placement(cores: Iterable[int]) -> Placement:
-    """One core for the server, another for wrk, and the rest (or wrk's own) for the upstream."""
+    """One core for the server, another for the client, and the rest (or the client's own) for the upstream."""
     known = sorted(cores)
     if len(known) == 1:
         return Placement((known[0],), (known[0],), (known[0],))
