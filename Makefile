@@ -34,7 +34,7 @@ PYTHON_SERIES = $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 help:  ## Show this list
 	@echo 'Tailrace: an edge cache and tiered-serving gateway for NVIDIA Triton'
 	@echo
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 .PHONY: demo
 demo: setup triton  ## A real Triton, the gateway before it, and what that gains: two minutes
@@ -58,6 +58,15 @@ bench: setup triton benchtools  ## Tailrace beside nginx, HAProxy, Varnish, Trit
 .PHONY: bench-growth
 bench-growth: setup benchtools  ## What a hit costs as entries, routes, callers grow (options: BENCH='--axis routes')
 	@$(BIN)/python -m benchmarks.growth $(BENCH)
+
+.PHONY: bench-witness
+bench-witness: setup benchtools  ## The benchmark's client beside wrk, before the same servers
+	@command -v wrk >/dev/null || $(MAKE) --no-print-directory .wrk
+	@$(BIN)/python -m benchmarks.witness $(BENCH)
+
+.PHONY: .wrk
+.wrk:
+	$(call quietly,wrk from Debian,$(call debian,wrk))
 
 # Debian starts some of these as services where there is systemd; the harness does not use those. Varnish brings
 # the C compiler with which it makes its configuration, and the harness its client.

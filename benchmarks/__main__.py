@@ -27,6 +27,8 @@ from examples.tritonserver import TritonFailed, TritonMissing
 
 RESULTS: Final = Path(__file__).parent / "results"
 PROGRAMS: Final = ("nginx", "haproxy", "varnishd", "cc", "taskset")
+FILES_WANTED: Final = 16_384
+"""Open files of each process: a few for each of a thousand connections."""
 OVERHEAD_SECONDS: Final = 0.3
 """Checks and statistics around each run, about."""
 
@@ -44,6 +46,7 @@ examples
   python -m benchmarks --scenario hit-0.4k --rounds 1 --seconds 1   does it work at all?
   python -m benchmarks --list                               scenarios and who takes part
   make bench BENCH='--scenario miss'                        the same, with the peers installed first
+  python -m benchmarks.witness                              the client beside wrk
   python -m benchmarks.growth                               what a hit costs as everything grows
 
 reading it
@@ -74,6 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     options = Options(parsed.rounds, parsed.seconds, tuple(dict.fromkeys(parsed.connections or ())))
     console = Console()
+    facts.allow_files(FILES_WANTED)
     try:
         made = _measure(scenarios, options, shlex.join(["python", "-m", "benchmarks", *given]), console)
     except (TritonMissing, TritonFailed, GatewayFailed, PeerFailed, CompilerFailed) as error:

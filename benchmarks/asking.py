@@ -74,7 +74,7 @@ class Asking:
         """Let a cache see the inputs that a mixed run takes for known; what was wrong."""
         if self._scenario.kind is not Kind.MIXED or peer.name not in CACHING:
             return []
-        asked, known = question(self._scenario.values, seed=1), Picking(pick="each", count=MIXED_HOT)
+        asked, known = question(self._scenario.values, seed=1), Picking("next", requests=MIXED_HOT)
         try:
             json_part = self._learn(peer)
         except ANSWERLESS as error:

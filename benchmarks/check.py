@@ -9,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final
 
 from benchmarks.questions import INFERENCE_HEADER, Question, path_of
@@ -17,12 +18,13 @@ SECONDS_MAX: Final = 10.0
 
 
 Headers = Mapping[str, str]
+NO_FIELDS: Final[Headers] = MappingProxyType({})
 
 
-def ask(port: int, asked: Question, model: str) -> tuple[int, Headers, bytes]:
+def ask(port: int, asked: Question, model: str, fields: Headers = NO_FIELDS) -> tuple[int, Headers, bytes]:
     """One exchange on a fresh connection: (status, headers with lower-case names, body)."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS_MAX)
-    headers = {INFERENCE_HEADER: str(asked.json_bytes), "Content-Type": "application/octet-stream"}
+    headers = {INFERENCE_HEADER: str(asked.json_bytes), "Content-Type": "application/octet-stream", **fields}
     try:
         connection.request("POST", path_of(model), body=asked.body, headers=headers)
         answer = connection.getresponse()

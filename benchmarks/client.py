@@ -11,8 +11,8 @@ client for each request of 0.4 KB on 16 connections before the static upstream, 
     wrk, status and length looked at by a script        14.7 to 16.8 µs
     native/ask.c, every byte of every answer compared    9.2 to 10.3 µs; 9.6 to 11.0 µs by Zipf's law
 
-(``time taskset -c 1 wrk -t1 -c16 -d3s ...`` and the figure ``client_microseconds`` of ``ask``, in turns, on a
-machine with two shared cores.) How busy the client's core was stands beside every figure.
+`python -m benchmarks.witness` prints such figures, and lets wrk say how fast the same servers are. (Those above are of
+three runs of 3 s on two cores that others used too.) How busy the client's core was stands beside every figure.
 """
 
 from __future__ import annotations
@@ -81,9 +81,10 @@ class Load(Struct, frozen=True):
 
 
 class Picking(Struct, frozen=True):
-    """Which inputs are asked; see native/ask.c."""
+    """Which inputs are asked; see native/ask.c. ``requests``: how many, instead of for how long."""
 
     pick: str = "same"
+    requests: int = 0
     first: int = 0
     count: int = 1
     fresh: float = 0.0

@@ -12,11 +12,11 @@
 
    `pick`: same    the serial `first`, always
            next    first, first + 1, ...: no serial twice
-           each    the same, and ends after `count`
            some    uniformly one of the `count` from `first` on
            zipf    one of these, the k-th with a weight of k^-0.99; but a share `fresh` is new: it counts on from
                    `fresh_first`
-   `also=STATUS` allows one more status, each answer of which must hold every `needle` (given any number of times). */
+   A run ends after `milliseconds`, or after `requests` if they are given. `also=STATUS` allows one more status, each
+   answer of which must hold every `needle` (given any number of times). */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -51,8 +51,8 @@ typedef struct {
 
 static struct { char *bytes; size_t length; } question, answer;
 static const char *pick = "same", *needles[NEEDLES_MAX];
-static long port, connections = 1, milliseconds, digits_at = -1, heads = 1, serial_at = -1, first, fresh_first, count = 1, echo,
-    answer_digits_at = -1, also, seed = 1;
+static long port, connections = 1, milliseconds, requests, digits_at = -1, heads = 1, serial_at = -1, first, fresh_first,
+    count = 1, echo, answer_digits_at = -1, also, seed = 1;
 static int needles_given;
 static double fresh, *zipf;
 static uint64_t chance, asked, fresh_asked, drawn;
@@ -86,7 +86,7 @@ static double unit(void) { return (double)(draw() >> 11) / 9007199254740992.0; }
 
 static uint32_t next_serial(void) {
     switch (*pick) {
-    case 'n': case 'e': return (uint32_t)(first + (long)drawn++);
+    case 'n': return (uint32_t)(first + (long)drawn++);
     case 's': return (uint32_t)(pick[1] == 'a' ? first : first + (long)(draw() % (uint64_t)count));
     default:
         if (unit() < fresh) return (uint32_t)(fresh_first + (long)fresh_asked++);
@@ -203,7 +203,7 @@ static void send_rest(Connection *connection) {
 }
 
 static void ask(Connection *connection, uint64_t time) {
-    if (over || (*pick == 'e' && asked == (uint64_t)count)) {
+    if (over || (requests && asked == (uint64_t)requests)) {
         close(connection->fd);
         connection->fd = -1;
         alive--;
@@ -273,8 +273,9 @@ static void load(const char *path, char **bytes, size_t *length) {
 
 static void configure(int given, char **arguments) {
     struct { const char *name; long *value; } numbers[] = {
-        {"port", &port}, {"connections", &connections}, {"milliseconds", &milliseconds}, {"digits_at", &digits_at},
-        {"heads", &heads}, {"serial_at", &serial_at}, {"first", &first}, {"fresh_first", &fresh_first}, {"count", &count}, {"echo", &echo},
+        {"port", &port}, {"connections", &connections}, {"milliseconds", &milliseconds}, {"requests", &requests},
+        {"digits_at", &digits_at}, {"heads", &heads}, {"serial_at", &serial_at}, {"first", &first},
+        {"fresh_first", &fresh_first}, {"count", &count}, {"echo", &echo},
         {"answer_digits_at", &answer_digits_at}, {"also", &also}, {"seed", &seed}};
     for (int index = 1; index < given; index++) {
         char *value = strchr(arguments[index], '=');
@@ -292,9 +293,9 @@ static void configure(int given, char **arguments) {
         if (!known) fail("%s: nothing here is called so", name);
     }
     long length = (long)question.length;
-    if (!length || !answer.bytes || port < 1 || connections < 1 || heads < 1 || count < 1 || !strchr("nesz", *pick) ||
+    if (!length || !answer.bytes || port < 1 || connections < 1 || heads < 1 || count < 1 || !strchr("nsz", *pick) ||
         digits_at + 8 > length || serial_at + echo > length || serial_at + 3 > length || (echo && serial_at < 0) ||
-        answer_digits_at + 8 > (long)answer.length || (*pick != 'e' && milliseconds < 1))
+        answer_digits_at + 8 > (long)answer.length || milliseconds < 1)
         fail("the numbers do not fit each other or the question");
 }
 
@@ -345,7 +346,7 @@ int main(int given, char **arguments) {
     double busy_before = busy();
     uint64_t began = now(), end = began + (uint64_t)milliseconds * 1000000u, looked = began, ended = 0;
     for (long index = 0; index < connections; index++) ask(&all[index], began);
-    uint64_t requests = 0;
+    uint64_t in_time = 0;
     double used = 0;
     struct epoll_event events[EVENTS_MAX];
     while (alive > 0) {
@@ -356,20 +357,20 @@ int main(int given, char **arguments) {
             if (connection->fd >= 0 && events[index].events & ~(uint32_t)EPOLLOUT) receive(connection);
         }
         uint64_t time = now();
-        if (!over && *pick != 'e' && time >= end) { /* nothing more is asked; what is under way is still judged */
+        if (!over && !requests && time >= end) { /* nothing more is asked; what is under way is still judged */
             over = 1, ended = time, used = busy() - busy_before;
-            requests = seen.right + seen.also + seen.status + seen.bytes;
+            in_time = seen.right + seen.also + seen.status + seen.bytes;
         }
         if (time - looked > 500000000u) cut_silent(all, looked = time);
     }
     if (!ended) {
         ended = now(), used = busy() - busy_before;
-        requests = seen.right + seen.also + seen.status + seen.bytes;
+        in_time = seen.right + seen.also + seen.status + seen.bytes;
     }
     printf("RESULT {\"requests\":%lu,\"late\":%lu,\"fresh\":%lu,\"microseconds\":%.0f,\"client_microseconds\":%.0f,"
            "\"bytes\":%lu,\"p50\":%.1f,\"p99\":%.1f,\"p999\":%.1f,\"also\":%lu,\"wrong_status\":%lu,\"wrong_bytes\":%lu,"
            "\"broken\":%lu,\"timeout\":%lu,\"shown\":\"%s\"}\n",
-           requests, seen.late, *pick == 'z' ? fresh_asked : 0, (double)(ended - began) / 1e3, used, seen.received,
+           in_time, seen.late, *pick == 'z' ? fresh_asked : 0, (double)(ended - began) / 1e3, used, seen.received,
            percentile(0.5), percentile(0.99), percentile(0.999), seen.also, seen.status, seen.bytes, seen.broken,
            seen.timeout, shown);
     return 0;

@@ -98,6 +98,8 @@ ANSWER = (
     b'{"model_name":"bench_fp32","model_version":"1","outputs":[{"name":"y","datatype":"FP32","shape":[1,10],'
     b'"parameters":{"binary_data_size":40}}]}'
 )
+
+
 FEW = 500
 
 
@@ -118,6 +120,7 @@ def ask(port: int, directory: Path, picking: Picking, fields: str = "", answer: 
         Picking(pick="some", count=100),
         Picking(pick="zipf", count=100, fresh=0.5, fresh_first=100),
         Picking(heads=30),
+        Picking("next", requests=2 * FEW),
     ],
     ids=lambda picking: f"{picking.pick}-{picking.heads}",
 )
@@ -130,15 +133,15 @@ def test_the_static_upstream_answers_every_question_rightly(picking: Picking, tm
     assert (0 < seen.fresh < seen.answered) == (picking.pick == "zipf")
 
 
-def test_each_ends_after_its_count(tmp_path: Path) -> None:
+def test_a_run_of_so_many_requests(tmp_path: Path) -> None:
     with static() as upstream:
-        assert ask(upstream.port, tmp_path, Picking(pick="each", count=FEW)).answered == FEW
+        assert ask(upstream.port, tmp_path, Picking("next", requests=FEW)).answered == FEW
         assert upstream.counts(MODEL).succeeded == FEW
 
 
 def test_another_json_part_is_wrong_bytes(tmp_path: Path) -> None:
     with static() as upstream:
-        seen = ask(upstream.port, tmp_path, Picking(pick="each", count=FEW), answer=ANSWER.replace(b"bench", b"bank_"))
+        seen = ask(upstream.port, tmp_path, Picking("next", requests=FEW), answer=ANSWER.replace(b"bench", b"bank_"))
     assert (seen.wrong_bytes, seen.answered) == (FEW, FEW)
     assert "bench_fp32" in seen.shown
 
@@ -178,7 +181,7 @@ def answered(body: bytes, status: str = "200 OK") -> bytes:
 
 
 FIRST = question(SMALL, seed=7).answer
-EACH = Picking(pick="each", count=20)
+EACH = Picking("next", requests=20)
 
 
 @pytest.mark.parametrize(
@@ -188,7 +191,7 @@ EACH = Picking(pick="each", count=20)
         (lambda body: answered(ANSWER + body[-256:-216] + b"x"), EACH, "wrong_bytes"),
         (lambda _: answered(b"", "204 No Content"), EACH, "wrong_status"),
         (lambda _: answered(b'{"error":1}', "429 Too Many Requests"), EACH, "wrong_status"),
-        (lambda _: answered(b"", "429 Too"), Picking(pick="each", count=9, also=429, needles=("why",)), "wrong_bytes"),
+        (lambda _: answered(b"", "429 Too"), Picking("next", requests=9, also=429, needles=("why",)), "wrong_bytes"),
         (lambda body: answered(ANSWER + body[-256:-216]) + b"H", EACH, "broken"),
         (lambda _: b"HTTP/1.1 200 OK\r\n\r\n", EACH, "broken"),
         (lambda _: b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", EACH, "broken"),
@@ -204,6 +207,6 @@ def test_what_is_right_is_seen(tmp_path: Path) -> None:
         return answered(ANSWER + body[-256:-216]) if body[-255] else answered(b"because: why", "429 Too Many Requests")
 
     with server(respond) as port:
-        seen = ask(port, tmp_path, Picking(pick="each", count=FEW, also=429, needles=("429", "why")))
+        seen = ask(port, tmp_path, Picking("next", requests=FEW, also=429, needles=("429", "why")))
     assert seen.faults() == []
     assert (seen.answered, seen.also) == (FEW, 256)
