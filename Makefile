@@ -64,6 +64,19 @@ bench-witness: setup benchtools  ## The benchmark's client beside wrk, before th
 	@command -v wrk >/dev/null || $(MAKE) --no-print-directory .wrk
 	@$(BIN)/python -m benchmarks.witness $(BENCH)
 
+# Each in an environment of its own, the newest version; whatever does not install is left out.
+BENCH_PEERS := mosec mlserver bentoml litserve
+.PHONY: bench-peers
+bench-peers: setup triton .compiler  ## Other model servers beside Triton: Mosec, MLServer, BentoML, LitServe
+	@mkdir -p $(LOGS) .cache/peers; for peer in $(BENCH_PEERS); do \
+		test -e .cache/peers/$$peer/.stamp || { echo "installing $$peer" && \
+		$(PYTHON) -m venv --clear .cache/peers/$$peer && \
+		{ $(BIN)/uv pip install --system-certs --python .cache/peers/$$peer/bin/python $$peer \
+			|| .cache/peers/$$peer/bin/python -m pip install --disable-pip-version-check $$peer; } \
+			>$(LOGS)/$$peer.log 2>&1 && touch .cache/peers/$$peer/.stamp; } \
+		|| echo "$$peer was not installed: $(LOGS)/$$peer.log says why"; done
+	@$(BIN)/python -m benchmarks.servers $(BENCH)
+
 .PHONY: .wrk
 .wrk:
 	$(call quietly,wrk from Debian,$(call debian,wrk))

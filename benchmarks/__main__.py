@@ -11,17 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import chart, facts, report
+from benchmarks import facts, report
 from benchmarks.asking import Run
 from benchmarks.native import CompilerFailed
 from benchmarks.peers.start import NGINX_MODULES
 from benchmarks.peers.upstream import PeerFailed
 from benchmarks.rounds import Options, measure_all, runs_in_all, upstreams
 from benchmarks.scenarios import SCENARIOS, TITLES, Scenario, UnknownScenario, select
+from benchmarks.writing import write
 from examples.gatewayprocess import GatewayFailed
 from examples.tritonserver import TritonFailed, TritonMissing
 
@@ -86,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; nothing written", file=sys.stderr)
         return 130
-    _write(made, parsed.results, console)
+    write(made, parsed.results, "failed" if made.faults else "latest", console)
     return 1 if made.faults else 0
 
 
@@ -172,29 +172,6 @@ def _measure(scenarios: Sequence[Scenario], options: Options, command: str, cons
         lines=report.summarise(runs, scenarios),
         runs=tuple(runs),
     )
-
-
-def _write(made: report.Report, directory: Path, console: Console) -> None:
-    name = "failed" if made.faults else "latest"
-    page = report.markdown(made, f"{name}.svg")
-    directory.mkdir(parents=True, exist_ok=True)
-    encoded = msgspec.json.format(msgspec.json.encode(made), indent=1)
-    (directory / f"{name}.json").write_bytes(encoded + b"\n")
-    (directory / f"{name}.md").write_text(page)
-    (directory / f"{name}.svg").write_text(picture(made))
-    console.print(page, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"written: {directory / name}.json, .md and .svg", markup=False, highlight=False)
-
-
-def picture(made: report.Report) -> str:
-    """All lines of a report as bars, a group for each table."""
-    groups: dict[tuple[str, int], list[chart.Bar]] = {}
-    for line in made.lines:
-        rate = line.requests_per_second
-        bar = chart.Bar(TITLES[line.peer], rate.median, rate.low, rate.high)
-        groups.setdefault((line.scenario, line.connections), []).append(bar)
-    named = [chart.Group(f"{name}, {number} connections", tuple(found)) for (name, number), found in groups.items()]
-    return chart.bars(f"requests per second, {made.started}", named)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import http.client
 import json
+import struct
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from benchmarks.questions import INFERENCE_HEADER, Question, path_of
+from benchmarks.questions import INFERENCE_HEADER, Question, form, path_of
 
 SECONDS_MAX: Final = 10.0
 
@@ -24,7 +25,7 @@ NO_FIELDS: Final[Headers] = MappingProxyType({})
 def ask(port: int, asked: Question, model: str, fields: Headers = NO_FIELDS) -> tuple[int, Headers, bytes]:
     """One exchange on a fresh connection: (status, headers with lower-case names, body)."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS_MAX)
-    headers = {INFERENCE_HEADER: str(asked.json_bytes), "Content-Type": "application/octet-stream", **fields}
+    headers = {**form(asked), **fields}
     try:
         connection.request("POST", path_of(model), body=asked.body, headers=headers)
         answer = connection.getresponse()
@@ -50,6 +51,22 @@ def fault(asked: Question, model: str, status: int, headers: Headers, body: byte
     if body[int(length) :] != asked.answer:
         return "wrong bytes in the output"
     return ""
+
+
+def plain_fault(asked: Question, model: str, status: int, body: bytes) -> str:
+    """The same for an answer that is all JSON."""
+    if status != http.client.OK:
+        return f"status {status}: {body[:200].decode(errors='replace')}"
+    try:
+        head = json.loads(body)
+        output = head["outputs"][0]
+        told = (head["model_name"], output["name"], output["datatype"], output["shape"])
+        data = struct.pack(f"<{len(output['data'])}f", *output["data"])
+    except (ValueError, KeyError, IndexError, TypeError, struct.error) as error:
+        return f"unreadable: {error!r}"
+    if told != (model, "y", "FP32", [1, len(asked.answer) // 4]):
+        return f"wrong outputs: {told}"
+    return "" if data == asked.answer else "wrong values in the output"
 
 
 def json_part(headers: Headers, body: bytes) -> bytes:

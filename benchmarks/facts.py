@@ -60,6 +60,12 @@ def allow_files(wanted: int) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
+def version_in(environment: Path, package: str) -> str:
+    """The version of a package in another virtual environment."""
+    found = sorted(environment.glob(f"lib/python3.*/site-packages/{package}-*.dist-info"))
+    return found[0].name.removeprefix(f"{package}-").removesuffix(".dist-info") if found else "not installed"
+
+
 def missing(programs: Sequence[str], search: str) -> list[str]:
     """Those of ``programs`` that are in no directory of ``search`` (as PATH)."""
     folders = [Path(folder) for folder in search.split(":") if folder]

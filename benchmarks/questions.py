@@ -20,11 +20,11 @@ DIGITS: Final = "########"
 
 
 class Question(Struct, frozen=True):
-    """One infer request's body in Triton's binary form, and the bytes of the only right answer."""
+    """One infer request's body, and the bytes of the only right answer's tensor."""
 
     body: bytes
     json_bytes: int
-    """Length of the JSON part: the header Inference-Header-Content-Length."""
+    """Length of the JSON part, for the header Inference-Header-Content-Length; 0 where all of it is JSON."""
     answer: bytes
 
 
@@ -53,12 +53,27 @@ def question(values: int, seed: int, serial: int = 0) -> Question:
     return Question(text + tensor, len(text), tensor[: 4 * ANSWER_VALUES])
 
 
+def plain_question(values: int) -> Question:
+    """The one question of servers that read JSON only. Its numbers are the same in FP32 as in JSON."""
+    data = [((index * 37) % 1000) / 512 - 1 for index in range(values)]
+    head = {"id": "bench", "inputs": [{"name": "x", "shape": [1, values], "datatype": "FP32", "data": data}]}
+    return Question(json.dumps(head).encode(), 0, struct.pack(f"<{ANSWER_VALUES}f", *data[:ANSWER_VALUES]))
+
+
 class Wire(Struct, frozen=True):
-    """A whole request as it is sent. ``serial_at``: where its serial is; ``digits_at``: its number, or -1."""
+    """A whole request as it is sent. ``serial_at`` and ``digits_at``: where its serial and its number
+    are, or -1."""
 
     text: bytes
     serial_at: int
     digits_at: int
+
+
+def form(asked: Question) -> dict[str, str]:
+    """The fields that say which form a question has."""
+    if not asked.json_bytes:
+        return {"Content-Type": "application/json"}
+    return {"Content-Type": "application/octet-stream", INFERENCE_HEADER: str(asked.json_bytes)}
 
 
 def path_of(model: str) -> str:
@@ -70,13 +85,13 @@ def wire(asked: Question, model: str, port: int, fields: str = "") -> Wire:
 
     DIGITS may be in ``model`` or ``fields``, once; raises ValueError for more.
     """
+    lines = "".join(f"{name}: {value}\r\n" for name, value in form(asked).items())
     head = (
         f"POST {path_of(model)} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
-        f"Content-Type: application/octet-stream\r\n"
-        f"{INFERENCE_HEADER}: {asked.json_bytes}\r\nContent-Length: {len(asked.body)}\r\n{fields}\r\n"
+        f"{lines}Content-Length: {len(asked.body)}\r\n{fields}\r\n"
     )
     if head.count(DIGITS) > 1:
         raise ValueError("a request has one changing number at most")
     digits_at = head.find(DIGITS)
     head = head.replace(DIGITS, "0" * len(DIGITS))
-    return Wire(head.encode() + asked.body, len(head) + asked.json_bytes, digits_at)
+    return Wire(head.encode() + asked.body, len(head) + asked.json_bytes if asked.json_bytes else -1, digits_at)

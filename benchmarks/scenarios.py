@@ -99,6 +99,10 @@ TITLES: Final = {
     "triton-cache": "Triton, its own response cache",
     "triton": "Triton, asked directly",
     "static": "the static upstream, asked directly",
+    "mosec": "Mosec",
+    "mlserver": "MLServer",
+    "bentoml": "BentoML",
+    "litserve": "LitServe",
 }
 
 CACHING: Final = frozenset(

@@ -37,7 +37,7 @@ what is measured
 
 examples
   python -m benchmarks.growth                                   all axes, up to a million: a quarter of an hour
-  python -m benchmarks.growth --axis entries --size-max 5000000 five million entries take 12 GB at most
+  python -m benchmarks.growth --axis entries --size-max 5000000 five million: only where 40 GB are free
   python -m benchmarks.growth --axis routes body --rounds 1 --seconds 1    does it work at all?
 """
 

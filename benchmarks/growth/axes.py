@@ -14,7 +14,7 @@ from msgspec import Struct
 from benchmarks.questions import DIGITS
 from benchmarks.scenarios import MODEL
 
-ENTRY_BYTES_ASSUMED: Final = 2_500
+ENTRY_BYTES_ASSUMED: Final = 4_000
 """What a small entry may take, generously: it bounds which sizes fit into a machine's memory."""
 MEMORY_SHARE_MAX: Final = 0.5
 """Of the memory that is free, what entries may take."""

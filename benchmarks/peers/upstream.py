@@ -144,15 +144,15 @@ def free_port() -> int:
 
 
 @contextmanager
-def listening(command: list[str], directory: str, port: int) -> Iterator[int]:
-    """A command that listens on ``port`` once it is ready; its process group. Raises PeerFailed."""
+def listening(command: list[str], directory: str, port: int, seconds: float = READY_SECONDS) -> Iterator[int]:
+    """A command that listens on ``port`` within ``seconds``; its process group. Raises PeerFailed."""
     environ = dict(os.environ) | {"PATH": f"{os.environ.get('PATH', os.defpath)}:/usr/sbin"}
     try:
         child = Child(command, environ, Path(directory), "peer")
     except OSError as error:
         raise PeerFailed(f"{command[0]} cannot be started: {error}") from error
     try:
-        end = time.monotonic() + READY_SECONDS
+        end = time.monotonic() + seconds
         while True:
             if not child.running or time.monotonic() > end:
                 raise PeerFailed(f"{command[0]} did not come up:\n{child.log()[-4000:]}")
