@@ -50,6 +50,7 @@ class Load(Struct, frozen=True):
     p50: float = 0.0
     p99: float = 0.0
     p999: float = 0.0
+    longest: float = 0.0
     also: int = 0
     wrong_status: int = 0
     wrong_bytes: int = 0
@@ -85,6 +86,8 @@ class Picking(Struct, frozen=True):
 
     pick: str = "same"
     requests: int = 0
+    patience: int = 10_000
+    """Milliseconds after which an answer has not come."""
     first: int = 0
     count: int = 1
     fresh: float = 0.0
@@ -167,6 +170,7 @@ class _Whole(Struct, frozen=True, forbid_unknown_fields=True):
     p50: float
     p99: float
     p999: float
+    longest: float
     also: int
     wrong_status: int
     wrong_bytes: int

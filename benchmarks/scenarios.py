@@ -62,11 +62,15 @@ QUOTA_RATE: Final = 1_000
 HIT_PEERS: Final = ("tailrace", "nginx-cache", "nginx-digest", "varnish", "triton-cache", "aiohttp", "triton")
 LARGE_HIT_PEERS: Final = ("tailrace", "nginx-digest", "varnish", "triton-cache", "aiohttp", "triton")
 """nginx's proxy_cache finds no entry whose key is longer than 64 KB (the harness fails when it is asked to)."""
+CROWD_PEERS: Final = tuple(peer for peer in HIT_PEERS if peer != "triton-cache")
+"""Triton 2.51 with its response cache never answers hundreds of a thousand connections, though it counts their hits as
+served: the client waits for them in vain, also with a server that has nothing else to do for 20 s."""
 PROXIES: Final = ("nginx-proxy", "haproxy", "aiohttp-client")
 UNIQUE_PEERS: Final = ("tailrace", "tailrace-route", "nginx-cache", "varnish")
 
 SCENARIOS: Final = (
-    Scenario("hit-0.4k", Kind.HIT, SMALL, HIT_PEERS, connections=(1, 16, 64, 1000)),
+    Scenario("hit-0.4k", Kind.HIT, SMALL, HIT_PEERS, connections=(1, 16, 64)),
+    Scenario("hit-0.4k-crowd", Kind.HIT, SMALL, CROWD_PEERS, connections=(1000,)),
     Scenario("hit-16k", Kind.HIT, MEDIUM, HIT_PEERS, connections=(16, 64)),
     Scenario("hit-150k", Kind.HIT, LARGE, LARGE_HIT_PEERS, connections=(16, 64)),
     Scenario("heads-0.4k", Kind.HEADS, SMALL, ("tailrace", "nginx-cache", "varnish")),

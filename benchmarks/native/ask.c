@@ -15,8 +15,9 @@
            some    uniformly one of the `count` from `first` on
            zipf    one of these, the k-th with a weight of k^-0.99; but a share `fresh` is new: it counts on from
                    `fresh_first`
-   A run ends after `milliseconds`, or after `requests` if they are given. `also=STATUS` allows one more status, each
-   answer of which must hold every `needle` (given any number of times). */
+   A run ends after `milliseconds`, or after `requests` if they are given; an answer that has not come after
+   `patience` milliseconds never comes. `also=STATUS` allows one more status, each answer of which must hold every
+   `needle` (given any number of times). */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -38,7 +39,6 @@
 enum { ANSWER_BYTES_MAX = 64 * 1024, SHOWN_BYTES_MAX = 400, NEEDLES_MAX = 8, EVENTS_MAX = 256, SERIALS_MAX = 1 << 24 };
 enum { FINE_BITS = 7, BUCKETS = (65 - FINE_BITS) << FINE_BITS }; /* a latency is told to 1 part in 128 */
 #define SKEW 0.99
-#define ANSWER_NANOSECONDS_MAX 10000000000ull
 
 typedef struct {
     int fd, waits_for_room;
@@ -51,13 +51,13 @@ typedef struct {
 
 static struct { char *bytes; size_t length; } question, answer;
 static const char *pick = "same", *needles[NEEDLES_MAX];
-static long port, connections = 1, milliseconds, requests, digits_at = -1, heads = 1, serial_at = -1, first, fresh_first,
-    count = 1, echo, answer_digits_at = -1, also, seed = 1;
+static long port, connections = 1, milliseconds, requests, patience = 10000, digits_at = -1, heads = 1, serial_at = -1,
+    first, fresh_first, count = 1, echo, answer_digits_at = -1, also, seed = 1;
 static int needles_given;
 static double fresh, *zipf;
 static uint64_t chance, asked, fresh_asked, drawn;
 static struct { uint64_t right, also, status, bytes, broken, timeout, late, received; } seen;
-static uint64_t latencies[BUCKETS];
+static uint64_t latencies[BUCKETS], longest;
 static char shown[SHOWN_BYTES_MAX + 1];
 static int over;
 
@@ -215,6 +215,7 @@ static void ask(Connection *connection, uint64_t time) {
 }
 
 static void note(uint64_t nanoseconds) {
+    if (nanoseconds > longest) longest = nanoseconds;
     int top = nanoseconds < (1u << FINE_BITS) ? FINE_BITS : 63 - __builtin_clzll(nanoseconds);
     latencies[((uint64_t)(top - FINE_BITS) << FINE_BITS) + (nanoseconds >> (top - FINE_BITS))]++;
 }
@@ -254,7 +255,7 @@ static void open_one(Connection *connection) {
 
 static void cut_silent(Connection *all, uint64_t time) {
     for (long index = 0; index < connections; index++)
-        if (all[index].fd >= 0 && time - all[index].asked_at > ANSWER_NANOSECONDS_MAX)
+        if (all[index].fd >= 0 && time - all[index].asked_at > (uint64_t)patience * 1000000u)
             drop(&all[index], &seen.timeout);
 }
 
@@ -274,6 +275,7 @@ static void load(const char *path, char **bytes, size_t *length) {
 static void configure(int given, char **arguments) {
     struct { const char *name; long *value; } numbers[] = {
         {"port", &port}, {"connections", &connections}, {"milliseconds", &milliseconds}, {"requests", &requests},
+        {"patience", &patience},
         {"digits_at", &digits_at}, {"heads", &heads}, {"serial_at", &serial_at}, {"first", &first},
         {"fresh_first", &fresh_first}, {"count", &count}, {"echo", &echo},
         {"answer_digits_at", &answer_digits_at}, {"also", &also}, {"seed", &seed}};
@@ -368,10 +370,10 @@ int main(int given, char **arguments) {
         in_time = seen.right + seen.also + seen.status + seen.bytes;
     }
     printf("RESULT {\"requests\":%lu,\"late\":%lu,\"fresh\":%lu,\"microseconds\":%.0f,\"client_microseconds\":%.0f,"
-           "\"bytes\":%lu,\"p50\":%.1f,\"p99\":%.1f,\"p999\":%.1f,\"also\":%lu,\"wrong_status\":%lu,\"wrong_bytes\":%lu,"
-           "\"broken\":%lu,\"timeout\":%lu,\"shown\":\"%s\"}\n",
+           "\"bytes\":%lu,\"p50\":%.1f,\"p99\":%.1f,\"p999\":%.1f,\"longest\":%.1f,\"also\":%lu,"
+           "\"wrong_status\":%lu,\"wrong_bytes\":%lu,\"broken\":%lu,\"timeout\":%lu,\"shown\":\"%s\"}\n",
            in_time, seen.late, *pick == 'z' ? fresh_asked : 0, (double)(ended - began) / 1e3, used, seen.received,
-           percentile(0.5), percentile(0.99), percentile(0.999), seen.also, seen.status, seen.bytes, seen.broken,
-           seen.timeout, shown);
+           percentile(0.5), percentile(0.99), percentile(0.999), (double)longest / 1e3, seen.also, seen.status,
+           seen.bytes, seen.broken, seen.timeout, shown);
     return 0;
 }

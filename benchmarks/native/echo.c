@@ -40,8 +40,9 @@ static void fail(const char *what) {
 static void load(const char *path) {
     FILE *file = fopen(path, "rb");
     if (!file) fail(path);
-    while (facts_known < FACTS_MAX && fscanf(file, "%127s %zu", facts[facts_known].name, &facts[facts_known].length) == 2) {
-        size_t length = facts[facts_known].length;
+    size_t length;
+    while (facts_known < FACTS_MAX && fscanf(file, "%127s %zu", facts[facts_known].name, &length) == 2) {
+        facts[facts_known].length = length;
         fgetc(file);
         facts[facts_known].bytes = malloc(length + 1);
         if (!facts[facts_known].bytes || fread(facts[facts_known].bytes, 1, length, file) != length) fail("facts");
@@ -83,8 +84,9 @@ static size_t write_infer(char *out, int known, const char *tensor) {
 
 static size_t write_statistics(char *out) {
     char body[512];
-    size_t length = (size_t)sprintf(body, "{\"model_stats\":[{\"name\":\"echo\",\"version\":\"1\",\"inference_count\":%lu,"
-                                    "\"execution_count\":%lu,\"inference_stats\":{\"success\":{\"count\":%lu,\"ns\":0},"
+    size_t length = (size_t)sprintf(body, "{\"model_stats\":[{\"name\":\"echo\",\"version\":\"1\","
+                                    "\"inference_count\":%lu,\"execution_count\":%lu,\"inference_stats\":{"
+                                    "\"success\":{\"count\":%lu,\"ns\":0},"
                                     "\"cache_hit\":{\"count\":0},\"cache_miss\":{\"count\":0}}}]}", answered, answered,
                                     answered);
     return write_plain(out, 200, "application/json", body, length);
@@ -104,7 +106,8 @@ static long answer(Connection *connection) {
         }
         return 0;
     }
-    char *path = memchr(bytes, ' ', head), *stop = path ? memchr(path + 1, ' ', head - (size_t)(path - bytes) - 1) : NULL;
+    char *path = memchr(bytes, ' ', head), *stop = NULL;
+    if (path) stop = memchr(path + 1, ' ', head - (size_t)(path - bytes) - 1);
     if (!stop) return -1;
     size_t json = number(bytes, end + 2, "inference-header-content-length:");
     int known = fact("answer", 6);

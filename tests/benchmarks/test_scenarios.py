@@ -59,7 +59,7 @@ def test_nginx_is_not_asked_to_keep_a_body_that_its_key_cannot_hold() -> None:
     ("wanted", "found"),
     [
         ([], [scenario.name for scenario in SCENARIOS]),
-        (["hit"], ["hit-0.4k", "hit-16k", "hit-150k"]),
+        (["hit"], ["hit-0.4k", "hit-0.4k-crowd", "hit-16k", "hit-150k"]),
         (["unique", "hit-16k"], ["hit-16k", "unique-static-0.4k", "unique-0.4k"]),
     ],
 )
