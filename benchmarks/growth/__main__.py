@@ -145,16 +145,17 @@ def picture(made: Growth, axes: Sequence[Axis]) -> str:
 
 def _table(axis: Axis, own: Sequence[Point]) -> str:
     heads = [axis.title, "CPU µs per hit", "times the first", "requests/s", "p50 µs", "p99 µs", "memory MiB"]
-    has_entries = any(point.beyond_payload is not None for point in own)
-    if has_entries:
-        heads.append(f"bytes per entry beyond its {PAYLOAD_BYTES}")
+    is_filled = any(point.longest_fill is not None for point in own)
+    if is_filled:
+        heads += [f"bytes per entry beyond its {PAYLOAD_BYTES}", "longest wait while it was filled, ms"]
     cells = []
     for point in own:
         of = point.comparison
         row = [f"{point.size:,}", told(of.cpu_per_request, 1), told(of.ratio, 2), told(of.requests_per_second)]
         row += [told(of.p50), told(of.p99), f"{of.resident / 2**20:,.0f}"]
-        if has_entries:
+        if is_filled:
             row.append("" if point.beyond_payload is None else f"{point.beyond_payload:,.0f}")
+            row.append("" if point.longest_fill is None else f"{point.longest_fill / 1e3:,.0f}")
         cells.append(row)
     return rows(heads, cells)
 

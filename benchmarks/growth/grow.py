@@ -28,13 +28,14 @@ TRACE: Final = f"x-request-number: {DIGITS}\r\n"
 
 
 class Point(Struct, frozen=True):
-    """One size of one axis. ``beyond_payload``: bytes of memory for each entry, less PAYLOAD_BYTES; None where
-    it was not measured."""
+    """One size of one axis. ``beyond_payload``: bytes of memory for each entry, less PAYLOAD_BYTES;
+    ``longest_fill``: the longest wait of a caller while it was filled, in µs. None where it was not measured."""
 
     axis: str
     size: int
     comparison: Comparison
     beyond_payload: float | None = None
+    longest_fill: float | None = None
 
 
 Said = Callable[[str], None]
@@ -53,12 +54,12 @@ def entries(lab: Lab, sizes: Sizes, said: Said) -> Iterator[Point]:
         for size in sizes:
             said(f"filling to {size:,} entries")
             more = Stage(*other, Picking("next", first=filled))
-            lab.fill(more, size - filled, size - filled)
+            longest = lab.fill(more, size - filled, size - filled)
             filled = size
             held = (measure.resident_bytes(grown.group) - empty) / size - PAYLOAD_BYTES
             said(f"asking for {size:,} entries")
             comparison = lab.compare(drawn, replace(grown, picking=Picking("some", count=size)))
-            yield Point("entries", size, comparison, held if size >= ENTRIES_TOLD_MIN else None)
+            yield Point("entries", size, comparison, held if size >= ENTRIES_TOLD_MIN else None, longest)
 
 
 def routes(lab: Lab, sizes: Sizes, said: Said) -> Iterator[Point]:

@@ -29,6 +29,8 @@ START_SECONDS_MAX: Final = 300.0
 """A configuration of a hundred thousand callers takes its time to be read."""
 FILL_SECONDS_MAX: Final = 7200.0
 FILL_CONNECTIONS: Final = 64
+FILL_PATIENCE: Final = 120_000
+"""Milliseconds: what a gateway stands still for meanwhile is told, and is no fault."""
 WARM_SECONDS: Final = 0.5
 
 
@@ -81,14 +83,16 @@ class Lab:
         finally:
             process.stop()
 
-    def fill(self, stage: Stage, requests: int, computed: int) -> None:
-        """Ask so many requests; exactly ``computed`` of them are new. Raises GrowthFailed."""
+    def fill(self, stage: Stage, requests: int, computed: int) -> float:
+        """Ask so many requests; exactly ``computed`` of them are new. The longest wait, in µs. Raises GrowthFailed."""
         before = self.upstream.counts(MODEL).succeeded
-        whole = replace(stage, picking=replace(stage.picking, requests=requests), connections=FILL_CONNECTIONS)
+        picking = replace(stage.picking, requests=requests, patience=FILL_PATIENCE)
+        whole = replace(stage, picking=picking, connections=FILL_CONNECTIONS)
         seen, _ = self._load(whole, FILL_SECONDS_MAX, self._answer(stage))
         told = (seen.answered, self.upstream.counts(MODEL).succeeded - before)
         if told != (requests, computed):
             raise GrowthFailed(f"asked and computed were {told}, not {(requests, computed)}")
+        return seen.longest
 
     def compare(self, first: Stage, grown: Stage) -> Comparison:
         """Rounds of both in turns; hits only. Raises GrowthFailed."""

@@ -76,7 +76,7 @@ ONE = Spread(1.0, 0.9, 1.1)
 
 
 def point(size: int, beyond: float | None = None) -> Point:
-    return Point("entries", size, Comparison(ONE, Spread(1.2, 1.1, 1.3), ONE, ONE, ONE, 2**30), beyond)
+    return Point("entries", size, Comparison(ONE, Spread(1.2, 1.1, 1.3), ONE, ONE, ONE, 2**30), beyond, 2.5e6)
 
 
 def grown(*points: Point) -> program.Growth:
@@ -88,8 +88,8 @@ def test_page() -> None:
     for part in ("all 7,000 answers", "](growth.svg)", "Left out", "5 routes", "- cores: 2", "## Cached entries"):
         assert part in page
     rows = [row for row in page.splitlines() if row.startswith("| 1")]
-    assert rows[0].endswith("| 1.20 (1.10 to 1.30) | 1 (1 to 1) | 1 (1 to 1) | 1 (1 to 1) | 1,024 |  |")
-    assert rows[1].endswith("| 813 |")
+    assert rows[0].endswith("| 1.20 (1.10 to 1.30) | 1 (1 to 1) | 1 (1 to 1) | 1 (1 to 1) | 1,024 |  | 2,500 |")
+    assert rows[1].endswith("| 813 | 2,500 |")
 
 
 def test_picture_has_a_plot_for_what_was_measured() -> None:
