@@ -34,14 +34,14 @@ PYTHON_SERIES = $$($(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2
 help:  ## Show this list
 	@echo 'Tailrace: an edge cache and tiered-serving gateway for NVIDIA Triton'
 	@echo
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 .PHONY: demo
 demo: setup triton  ## A real Triton, the gateway before it, and what that gains: two minutes
 	@$(BIN)/tailrace demo
 
 .PHONY: test
-test: check triton  ## All checks, then all tests, with a real Triton
+test: check triton .compiler  ## All checks, then all tests, with a real Triton
 	$(BIN)/python -m pytest
 
 .PHONY: check
@@ -52,16 +52,55 @@ check: setup  ## Lint, types, import direction, container file
 	$(BIN)/hadolint Dockerfile
 
 .PHONY: bench
-bench: setup triton  ## Tailrace beside nginx, Triton's own cache and aiohttp (options: BENCH='--scenario hit')
-	@PATH="$$PATH:/usr/sbin"; { command -v wrk && command -v nginx && test -e $(NGINX_LUA); } >/dev/null \
-		|| $(MAKE) --no-print-directory .benchtools
+bench: setup triton benchtools  ## Tailrace beside nginx, HAProxy, Varnish, Triton, aiohttp (BENCH='--scenario hit')
 	@$(BIN)/python -m benchmarks $(BENCH)
 
-# Debian starts nginx as a service where there is systemd; the harness does not use that one.
-NGINX_LUA := /usr/lib/nginx/modules/ngx_http_lua_module.so
+.PHONY: bench-growth
+bench-growth: setup benchtools  ## What a hit costs as entries, routes, callers grow (options: BENCH='--axis routes')
+	@$(BIN)/python -m benchmarks.growth $(BENCH)
+
+.PHONY: bench-witness
+bench-witness: setup benchtools  ## The benchmark's client beside wrk, before the same servers
+	@command -v wrk >/dev/null || $(MAKE) --no-print-directory .wrk
+	@$(BIN)/python -m benchmarks.witness $(BENCH)
+
+# Each in an environment of its own, the newest version; whatever does not install is left out.
+BENCH_PEERS := mosec mlserver bentoml litserve
+.PHONY: bench-peers
+bench-peers: setup triton .compiler  ## Other model servers beside Triton: Mosec, MLServer, BentoML, LitServe
+	@mkdir -p $(LOGS) .cache/peers; for peer in $(BENCH_PEERS); do \
+		test -e .cache/peers/$$peer/.stamp || { echo "installing $$peer" && \
+		$(PYTHON) -m venv --clear .cache/peers/$$peer && \
+		{ $(BIN)/uv pip install --system-certs --python .cache/peers/$$peer/bin/python $$peer \
+			|| .cache/peers/$$peer/bin/python -m pip install --disable-pip-version-check $$peer; } \
+			>$(LOGS)/$$peer.log 2>&1 && touch .cache/peers/$$peer/.stamp; } \
+		|| echo "$$peer was not installed: $(LOGS)/$$peer.log says why"; done
+	@$(BIN)/python -m benchmarks.servers $(BENCH)
+
+.PHONY: .wrk
+.wrk:
+	$(call quietly,wrk from Debian,$(call debian,wrk))
+
+# Debian starts some of these as services where there is systemd; the harness does not use those. Varnish brings
+# the C compiler with which it makes its configuration, and the harness its client.
+BENCH_PACKAGES := nginx libnginx-mod-http-lua haproxy varnish varnish-modules gcc libc6-dev
+.PHONY: benchtools
+benchtools:
+	@$(BIN)/python -m benchmarks --absent >/dev/null \
+		|| $(MAKE) --no-print-directory .benchtools
+
+# The benchmark's client and static upstream are in C, and have tests.
+.PHONY: .compiler
+.compiler:
+	@command -v cc >/dev/null || $(MAKE) --no-print-directory .cc
+
+.PHONY: .cc
+.cc:
+	$(call quietly,a C compiler from Debian,$(call debian,gcc libc6-dev))
+
 .PHONY: .benchtools
 .benchtools:
-	$(call quietly,wrk and nginx from Debian,$(call debian,wrk nginx libnginx-mod-http-lua))
+	$(call quietly,nginx and HAProxy and Varnish from Debian,$(call debian,$(BENCH_PACKAGES)))
 
 .PHONY: setup
 setup: $(VENV)/.stamp  ## The environment in .venv, from the locks (other targets do this themselves)

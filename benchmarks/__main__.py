@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import json
 import os
 import shlex
 import sys
@@ -12,40 +11,47 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from benchmarks import facts, report
-from benchmarks.peers.start import NGINX_MODULES, PeerFailed, triton
-from benchmarks.rounds import Options, Run, measure_all, runs_in_all
+from benchmarks.asking import Run
+from benchmarks.native import CompilerFailed
+from benchmarks.peers.start import NGINX_MODULES
+from benchmarks.peers.upstream import PeerFailed
+from benchmarks.rounds import Options, measure_all, runs_in_all, upstreams
 from benchmarks.scenarios import SCENARIOS, TITLES, Scenario, UnknownScenario, select
+from benchmarks.writing import write
 from examples.gatewayprocess import GatewayFailed
 from examples.tritonserver import TritonFailed, TritonMissing
 
 RESULTS: Final = Path(__file__).parent / "results"
-PROGRAMS: Final = ("wrk", "nginx", "taskset")
+PROGRAMS: Final = ("nginx", "haproxy", "varnishd", "cc", "taskset")
+FILES_WANTED: Final = 16_384
+"""Open files of each process: a few for each of a thousand connections."""
 OVERHEAD_SECONDS: Final = 0.3
 """Checks and statistics around each run, about."""
 
 TEACHING: Final = """\
 what is measured
-  Each scenario asks several servers the same, through wrk on a core of its own, in turns: one run of
+  Each scenario asks several servers the same, from a client on a core of its own, in turns: one run of
   each server is a round. The figures are medians over rounds; ratios are taken within a round.
-  Answers are checked by their bytes before and after every run, and Triton's own statistics must say
-  that hits reached no model and that everything else was computed. One wrong answer and the whole run
-  fails (exit 1), and its figures go to failed.md instead of latest.md.
+  The client compares the bytes of every answer, and what is behind a server must have counted that hits
+  reached no model and that everything else was computed. One wrong answer and the whole run fails
+  (exit 1), and its figures go to failed.md instead of latest.md.
 
 examples
-  python -m benchmarks                                      everything, 5 rounds of 3 s, 16 connections
+  python -m benchmarks                                      everything, 5 rounds of 3 s: half an hour
   python -m benchmarks --scenario hit --connections 1 16 64 hits of three sizes, three loads
   python -m benchmarks --scenario hit-0.4k --rounds 1 --seconds 1   does it work at all?
   python -m benchmarks --list                               scenarios and who takes part
-  make bench BENCH='--scenario miss'                        the same, with wrk and nginx installed first
+  make bench BENCH='--scenario miss'                        the same, with the peers installed first
+  python -m benchmarks.witness                              the client beside wrk
+  python -m benchmarks.growth                               what a hit costs as everything grows
 
 reading it
   On a busy machine nothing here means much: look at the range beside each median.
-  With two cores, a Triton behind a server shares wrk's core; one that is asked directly, or is a peer
+  With two cores, a Triton behind a server shares the client's core; one that is asked directly, or is a peer
   itself, has the server's core: so compare proxies with each other, and with Triton by CPU per request.
 """
 
@@ -60,23 +66,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 2
     if parsed.list:
-        print("\n".join(f"{s.name:18} {' | '.join(TITLES[peer] for peer in s.peers)}" for s in scenarios))
+        print("\n".join(f"{s.name:24} {' | '.join(TITLES[peer] for peer in s.peers)}" for s in scenarios))
         return 0
     absent = _absent()
+    if parsed.absent:
+        print("\n".join(absent))
+        return 1 if absent else 0
     if absent:
-        print(f"{', '.join(absent)} missing: `make bench` installs wrk and nginx from Debian.", file=sys.stderr)
+        print(f"{', '.join(absent)} missing: `make bench` installs them from Debian.", file=sys.stderr)
         return 2
-    options = Options(parsed.rounds, parsed.seconds, tuple(dict.fromkeys(parsed.connections)))
+    options = Options(parsed.rounds, parsed.seconds, tuple(dict.fromkeys(parsed.connections or ())))
     console = Console()
+    facts.allow_files(FILES_WANTED)
     try:
         made = _measure(scenarios, options, shlex.join(["python", "-m", "benchmarks", *given]), console)
-    except (TritonMissing, TritonFailed, GatewayFailed, PeerFailed) as error:
+    except (TritonMissing, TritonFailed, GatewayFailed, PeerFailed, CompilerFailed) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("stopped; nothing written", file=sys.stderr)
         return 130
-    _write(made, parsed.results, console)
+    write(made, parsed.results, "failed" if made.faults else "latest", console)
     return 1 if made.faults else 0
 
 
@@ -85,13 +95,15 @@ def _absent() -> list[str]:
     absent = facts.missing(PROGRAMS, f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
     if not (NGINX_MODULES / "ngx_http_lua_module.so").exists():
         absent.append("nginx's Lua module")
+    if not any(Path("/usr/lib").glob("*/varnish/vmods/libvmod_bodyaccess.so")):
+        absent.append("varnish-modules")
     return absent
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks",
-        description="Measure Tailrace beside nginx, Triton's own cache and plain aiohttp, in one interleaved run.",
+        description="Measure Tailrace beside nginx, HAProxy, Varnish, Triton and aiohttp, in one interleaved run.",
         epilog=TEACHING,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -102,11 +114,12 @@ def _parser() -> argparse.ArgumentParser:
         "--seconds", type=_positive, default=3, metavar="S", help="length of each run, in whole seconds (default 3)"
     )
     parser.add_argument(
-        "--connections", type=_positive, nargs="+", default=[16], metavar="N", help="such as 1 16 64 (default 16)"
+        "--connections", type=_positive, nargs="+", metavar="N", help="such as 1 16 64, instead of a scenario's own"
     )
     parser.add_argument(
         "--results", type=Path, default=RESULTS, metavar="DIRECTORY", help="default: benchmarks/results"
     )
+    parser.add_argument("--absent", action="store_true", help="show what has to be installed first, and end")
     parser.add_argument("--list", action="store_true", help="show the scenarios and end")
     return parser
 
@@ -134,7 +147,7 @@ def _measure(scenarios: Sequence[Scenario], options: Options, command: str, cons
     )
     runs: list[Run] = []
     with bar:
-        task = bar.add_task("starting Triton", total=total)
+        task = bar.add_task("starting", total=total)
 
         def said(what: str, ended: Run | None) -> None:
             if ended is None:
@@ -145,10 +158,10 @@ def _measure(scenarios: Sequence[Scenario], options: Options, command: str, cons
                 bar.console.print(f"[red]wrong[/] {ended.scenario} {ended.peer}: ", end="")
                 bar.console.print(fault[:500], markup=False, highlight=False)
 
-        with triton(response_cache=False) as upstream:
-            version = json.loads(upstream.server.request("GET", "/v2")[1])["version"]
-            for run in measure_all(scenarios, options, upstream, said):
+        with upstreams() as behind:
+            for run in measure_all(scenarios, options, behind, said):
                 runs.append(run)
+            version = behind.triton_version
     machine["load after"] = f"{os.getloadavg()[0]:.2f}"
     return report.Report(
         command=command,
@@ -159,17 +172,6 @@ def _measure(scenarios: Sequence[Scenario], options: Options, command: str, cons
         lines=report.summarise(runs, scenarios),
         runs=tuple(runs),
     )
-
-
-def _write(made: report.Report, directory: Path, console: Console) -> None:
-    name = "failed" if made.faults else "latest"
-    page = report.markdown(made)
-    directory.mkdir(parents=True, exist_ok=True)
-    encoded = msgspec.json.format(msgspec.json.encode(made), indent=1)
-    (directory / f"{name}.json").write_bytes(encoded + b"\n")
-    (directory / f"{name}.md").write_text(page)
-    console.print(page, markup=False, highlight=False, soft_wrap=True)
-    console.print(f"written: {directory / name}.json, {directory / name}.md", markup=False, highlight=False)
 
 
 if __name__ == "__main__":

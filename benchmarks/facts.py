@@ -1,6 +1,7 @@
 """What a figure depends on: the machine, the versions of everything measured, the source's commit.
 
-Rule of this file: it only reads; a fact that cannot be had is "unknown", never a reason to fail.
+Rule of this file: it reads, but for the limit of open files; a fact that cannot be had is "unknown", never a
+reason to fail.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import resource
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,7 +27,7 @@ def machine() -> dict[str, str]:
     return {
         "processor": _first(r"(?m)^model name\s*: (.*)$", _text("/proc/cpuinfo")),
         "cores": str(len(cores)),
-        "placement": f"server {list(placed.server)}, wrk {list(placed.client)}, upstream {list(placed.upstream)}",
+        "placement": f"server {list(placed.server)}, client {list(placed.client)}, upstream {list(placed.upstream)}",
         "memory": f"{int(_first(r'MemTotal: *([0-9]+)', _text('/proc/meminfo'), '0')) / 2**20:.0f} GiB",
         "kernel": platform.release(),
         "load before": f"{os.getloadavg()[0]:.2f}",
@@ -39,8 +41,29 @@ def versions(triton: str) -> dict[str, str]:
         **{name: _package(name) for name in ("aiohttp", "uvloop", "blake3", "msgspec")},
         "triton": triton,
         "nginx": _first(r"nginx/(\S+)", _output(["nginx", "-v"])),
-        "wrk": _first(r"wrk (?:debian/)?(\S+)", _output(["wrk", "-v"])),
+        "haproxy": _first(r"version (\S+)", _output(["haproxy", "-v"])),
+        "varnish": _first(r"varnish-(\S+)", _output(["varnishd", "-V"])),
+        "compiler": _output(["cc", "--version"]).partition("\n")[0] or UNKNOWN,
     }
+
+
+def available_bytes() -> int:
+    """Memory that could be taken now; 0 if that is unknown."""
+    return int(_first(r"MemAvailable: *([0-9]+)", _text("/proc/meminfo"), "0")) * 1024
+
+
+def allow_files(wanted: int) -> None:
+    """Let this process and its children open ``wanted`` files, as far as the hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+
+
+def version_in(environment: Path, package: str) -> str:
+    """The version of a package in another virtual environment."""
+    found = sorted(environment.glob(f"lib/python3.*/site-packages/{package}-*.dist-info"))
+    return found[0].name.removeprefix(f"{package}-").removesuffix(".dist-info") if found else "not installed"
 
 
 def missing(programs: Sequence[str], search: str) -> list[str]:

@@ -1,4 +1,6 @@
-"""What a process group used, read from /proc, and on which cores it may run.
+"""What a server used, read from /proc, and on which cores it may run.
+
+A server is named by its process group; those of its descendants that left the group are counted too.
 
 Rule of this file: Linux only, and it changes nothing but the affinity of the processes it is given.
 Times come in ticks of 10 ms: a run shorter than a second says little about CPU per request.
@@ -13,8 +15,6 @@ from pathlib import Path
 
 from msgspec import Struct
 
-from examples.child import group_members
-
 
 class Placement(Struct, frozen=True):
     """Which cores the measured server, the client, and the server behind a proxy run on."""
@@ -25,16 +25,46 @@ class Placement(Struct, frozen=True):
 
 
 def placement(cores: Iterable[int]) -> Placement:
-    """One core for the server, another for wrk, and the rest (or wrk's own) for the upstream."""
+    """One core for the server, another for the client, and the rest (or the client's own) for the upstream."""
     known = sorted(cores)
     if len(known) == 1:
         return Placement((known[0],), (known[0],), (known[0],))
     return Placement((known[0],), (known[1],), tuple(known[2:]) or (known[1],))
 
 
+class Process(Struct, frozen=True):
+    """One line of the table of processes."""
+
+    pid: int
+    parent: int
+    group: int
+    session: int
+
+
+def processes() -> list[Process]:
+    """All that live now."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            with contextlib.suppress(OSError, ValueError, IndexError):
+                fields = Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()
+                if fields[0] not in "ZX":
+                    found.append(Process(int(entry), int(fields[1]), int(fields[2]), int(fields[3])))
+    return found
+
+
+def members(group: int, living: Iterable[Process]) -> set[int]:
+    """The processes of a group, of its session, and all their descendants."""
+    known = list(living)
+    found = {process.pid for process in known if group in (process.group, process.session)}
+    while more := {process.pid for process in known if process.parent in found} - found:
+        found |= more
+    return found
+
+
 def pin(group: int, cores: Sequence[int]) -> None:
     """Every thread of every process of the group onto ``cores``."""
-    for pid in group_members(group):
+    for pid in members(group, processes()):
         with contextlib.suppress(OSError):
             for task in os.listdir(f"/proc/{pid}/task"):
                 with contextlib.suppress(OSError):
@@ -50,7 +80,7 @@ def ticks(stat: str) -> int:
 def cpu_seconds(group: int) -> float:
     """CPU time of the whole group up to now: the server, its workers, its model processes."""
     total = 0
-    for pid in group_members(group):
+    for pid in members(group, processes()):
         with contextlib.suppress(OSError):
             total += ticks(Path(f"/proc/{pid}/stat").read_text())
     return total / os.sysconf("SC_CLK_TCK")
@@ -59,7 +89,7 @@ def cpu_seconds(group: int) -> float:
 def resident_bytes(group: int) -> int:
     """Resident memory of the group, pages that its processes share counted once (Pss)."""
     total = 0
-    for pid in group_members(group):
+    for pid in members(group, processes()):
         with contextlib.suppress(OSError):
             total += proportional_bytes(Path(f"/proc/{pid}/smaps_rollup").read_text())
     return total

@@ -12,8 +12,12 @@ from typing import Final
 
 from msgspec import Struct
 
-from benchmarks.rounds import Run
+from benchmarks.asking import Run
 from benchmarks.scenarios import SCENARIOS, TITLES, Scenario
+
+CLIENT_BUSY_MAX: Final = 0.95
+"""Where the client's core had no more to give than this, a rate may be the client's and not the server's."""
+FAULTS_SHOWN_MAX: Final = 50
 
 
 class Spread(Struct, frozen=True):
@@ -35,6 +39,7 @@ class Line(Struct, frozen=True):
     p99: Spread
     cpu_per_request: Spread
     resident: Spread
+    client_busy: Spread
 
 
 class Report(Struct, frozen=True):
@@ -58,11 +63,10 @@ def spread(values: Iterable[float]) -> Spread:
 def summarise(runs: Sequence[Run], scenarios: Sequence[Scenario] = SCENARIOS) -> tuple[Line, ...]:
     """One line for each peer of each scenario and number of connections. Round 0 is warming: left out."""
     lines = []
-    connections = sorted({run.connections for run in runs})
     for scenario in scenarios:
-        for number in connections:
+        for number in sorted({run.connections for run in runs if run.scenario == scenario.name}):
             measured = [r for r in runs if (r.scenario, r.connections) == (scenario.name, number) and r.round]
-            first = {r.round: r.requests_per_second for r in measured if r.peer == scenario.peers[0]}
+            first = {r.round: r.load.requests_per_second for r in measured if r.peer == scenario.peers[0]}
             for peer in scenario.peers:
                 own = [run for run in measured if run.peer == peer]
                 if own:
@@ -81,64 +85,82 @@ def faults(runs: Iterable[Run]) -> tuple[str, ...]:
 
 
 def _line(own: Sequence[Run], first: Mapping[int, float]) -> Line:
-    pairs = [(first[run.round], run.requests_per_second) for run in own if run.round in first]
+    pairs = [(first[run.round], run.load.requests_per_second) for run in own if run.round in first]
     ratios = [mine / theirs for mine, theirs in pairs if theirs]
     return Line(
         scenario=own[0].scenario,
         connections=own[0].connections,
         peer=own[0].peer,
         rounds=len(own),
-        requests_per_second=spread(run.requests_per_second for run in own),
+        requests_per_second=spread(run.load.requests_per_second for run in own),
         ratio=spread(ratios) if ratios else None,
-        p50=spread(run.p50 for run in own),
-        p99=spread(run.p99 for run in own),
+        p50=spread(run.load.p50 for run in own),
+        p99=spread(run.load.p99 for run in own),
         cpu_per_request=spread(run.cpu_per_request for run in own),
-        resident=spread(run.resident for run in own),
+        resident=spread(run.resident / 2**20 for run in own),
+        client_busy=spread(run.client_busy for run in own),
     )
 
 
 COLUMNS: Final[Sequence[tuple[str, Callable[[Line], str]]]] = (
     ("server", lambda line: TITLES[line.peer]),
-    ("requests/s (range)", lambda line: _count(line.requests_per_second)),
-    ("Tailrace has times as many", lambda line: "" if line.ratio is None else _times(line.ratio)),
-    ("p50 µs", lambda line: f"{line.p50.median:,.0f}"),
-    ("p99 µs", lambda line: f"{line.p99.median:,.0f}"),
-    ("CPU µs per request", lambda line: f"{line.cpu_per_request.median:.1f}"),
-    ("memory MiB", lambda line: f"{line.resident.median / 2**20:.0f}"),
+    ("requests/s", lambda line: told(line.requests_per_second)),
+    ("Tailrace has times as many", lambda line: "" if line.ratio is None else told(line.ratio, 2)),
+    ("p50 µs", lambda line: told(line.p50)),
+    ("p99 µs", lambda line: told(line.p99)),
+    ("CPU µs per request", lambda line: told(line.cpu_per_request, 1)),
+    ("memory MiB", lambda line: told(line.resident)),
+    ("client's core busy", lambda line: _share(line.client_busy)),
 )
 
 
-def markdown(report: Report) -> str:
+def markdown(report: Report, chart: str) -> str:
     """The whole report as a page; a page about a failed run says so before anything else."""
     parts = ["# Benchmark\n"]
     if report.faults:
-        shown = [f"- {fault}" for fault in report.faults[:50]]
+        shown = [f"- {fault}" for fault in report.faults[:FAULTS_SHOWN_MAX]]
         parts.append(f"**Failed: {len(report.faults)} faults. No figure below counts.**\n\n" + "\n".join(shown) + "\n")
     rounds = max((line.rounds for line in report.lines), default=0)
+    answers = sum(run.load.answered for run in report.runs)
     parts.append(
         f"Printed by `{report.command}` on {report.started}: medians of {rounds} interleaved rounds, ranges in "
-        "brackets. Compare within a table only. CPU and memory are those of the server in the first column, its "
-        "workers and model processes included, and nothing behind it. A ratio is the median over rounds.\n"
+        f"brackets. Status and bytes of all {answers:,} answers were compared. Compare within a table only. CPU and "
+        "memory are those of the server in the first column, its workers and model processes included, and nothing "
+        "behind it. A ratio is the median over rounds. The client's core also has the upstream of a proxy on a "
+        f"machine with two: above {CLIENT_BUSY_MAX:.0%} (in bold) a server may be faster than its figure.\n"
     )
+    parts.append(f"![requests per second]({chart})\n")
     for scenario, connections in dict.fromkeys((line.scenario, line.connections) for line in report.lines):
         lines = [line for line in report.lines if (line.scenario, line.connections) == (scenario, connections)]
         parts.append(f"## {scenario}, {connections} connection{'s' * (connections != 1)}\n\n{table(lines)}")
-    for title, facts in (("Machine", report.machine), ("Versions", report.versions)):
-        parts.append(f"## {title}\n\n" + "".join(f"- {name}: {fact}\n" for name, fact in facts.items()))
+    parts.append(circumstances(report.machine, report.versions))
     return "\n".join(parts)
+
+
+def circumstances(machine: Mapping[str, str], versions: Mapping[str, str]) -> str:
+    """What the figures depend on, as the end of a page."""
+    told = (("Machine", machine), ("Versions", versions))
+    return "\n".join(
+        f"## {title}\n\n" + "".join(f"- {name}: {fact}\n" for name, fact in facts.items()) for title, facts in told
+    )
 
 
 def table(lines: Sequence[Line]) -> str:
     """A Markdown table, one row for each line; the first column is text, the others numbers."""
-    heads = [name for name, _ in COLUMNS]
-    rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
-    rows += [[cell(line) for _, cell in COLUMNS] for line in lines]
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return rows([name for name, _ in COLUMNS], [[cell(line) for _, cell in COLUMNS] for line in lines])
 
 
-def _count(value: Spread) -> str:
-    return f"{value.median:,.0f} ({value.low:,.0f} to {value.high:,.0f})"
+def rows(heads: Sequence[str], cells: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; the first column is text, the others numbers."""
+    all_rows = [heads, ["---", *["---:"] * (len(heads) - 1)], *cells]
+    return "".join(f"| {' | '.join(row)} |\n" for row in all_rows)
 
 
-def _times(value: Spread) -> str:
-    return f"{value.median:.2f} ({value.low:.2f} to {value.high:.2f})"
+def told(value: Spread, places: int = 0) -> str:
+    """Median and range: ``1,500 (300 to 2,000)``."""
+    return f"{value.median:,.{places}f} ({value.low:,.{places}f} to {value.high:,.{places}f})"
+
+
+def _share(value: Spread) -> str:
+    text = f"{value.median:.0%}"
+    return f"**{text}**" if value.median > CLIENT_BUSY_MAX else text

@@ -1,35 +1,39 @@
-"""The scenarios as data: what is asked, how, and which servers are asked the same.
+"""The scenarios as data: what is asked, how, before which upstream, and which servers are asked the same.
 
-Rule of this file: pure values; it starts nothing and measures nothing. The model of every scenario is
-``bench_fp32``, whose answer is the first ten values of its input, so that a right answer can be told
-from a right answer to somebody else's question.
+Rule of this file: pure values; it starts nothing and measures nothing.
 """
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Iterable, Sequence
 from enum import Enum
-from typing import Final
+from typing import Final, Literal
 
 from msgspec import Struct
 
 MODEL: Final = "bench_fp32"
-PATH: Final = f"/v2/models/{MODEL}/infer"
-ANSWER_VALUES: Final = 10
+"""Its answer is the first ten values of its input: almost no work, so that the servers before it are seen."""
+WORK_MODEL: Final = "bench_work"
+"""The same answer after real work of some milliseconds, as the demo's large model does."""
 CACHE_BYTES_MAX: Final = 256 * 2**20
 """Every bounded cache of every peer gets this much memory."""
-SEEDS_MAX: Final = 2**24
 
 
 class Kind(Enum):
     HIT = "hit"
     """One input again and again: after the first it must come from the cache."""
     PASSTHROUGH = "passthrough"
-    """No cache: every request reaches Triton."""
+    """No route and no cache: every request reaches the upstream."""
     MISS = "miss"
+    """A route with everything but a cache: every request is read, checked and computed."""
+    UNIQUE = "unique"
     """No input comes twice: a cache can only cost."""
+    MIXED = "mixed"
+    """Known inputs by Zipf's law, and a share that is new."""
+    HEADS = "heads"
+    """Hits, each with a head that was not seen for long (a trace's id): more heads than anyone remembers."""
+    QUOTA = "quota"
+    """Hits at far more than a caller's quota: nearly all are refused, and none that is due."""
 
 
 class Scenario(Struct, frozen=True):
@@ -39,38 +43,80 @@ class Scenario(Struct, frozen=True):
     """FP32 values in the one input row; the body is four times as many bytes and a little JSON."""
     peers: tuple[str, ...]
     """The first one is Tailrace; the others are compared with it."""
+    upstream: Literal["triton", "static"] = "triton"
+    model: str = MODEL
+    connections: tuple[int, ...] = (16,)
 
 
 SMALL, MEDIUM, LARGE = 64, 4_096, 37_632  # 0.4 KB, 16 KB, 150 KB; the last is an image of 3 x 112 x 112
-HIT_PEERS: Final = ("tailrace", "nginx-cache", "nginx-digest", "triton-cache", "aiohttp", "triton")
-LARGE_HIT_PEERS: Final = ("tailrace", "nginx-digest", "triton-cache", "aiohttp", "triton")
+
+MIXED_HOT: Final = 1_000
+"""Inputs that were asked before a mixed run; the k-th is asked with a weight of k^-0.99."""
+MIXED_FRESH: Final = 0.2
+"""The share of a mixed run that nobody has asked before: 80 % hits, whatever a cache's policy."""
+HEADS: Final = 100_000
+"""Different heads of a run, in turn: many times what any part of Tailrace or its peers remembers."""
+QUOTA_RATE: Final = 1_000
+"""Requests a second that the quota scenario's caller may make, and as many at once."""
+
+HIT_PEERS: Final = ("tailrace", "nginx-cache", "nginx-digest", "varnish", "triton-cache", "aiohttp", "triton")
+LARGE_HIT_PEERS: Final = ("tailrace", "nginx-digest", "varnish", "triton-cache", "aiohttp", "triton")
 """nginx's proxy_cache finds no entry whose key is longer than 64 KB (the harness fails when it is asked to)."""
-PROXY_PEERS: Final = ("tailrace-pass", "nginx-proxy", "triton")
-MISS_PEERS: Final = ("tailrace", "tailrace-pass", "nginx-cache", "triton-cache", "triton")
+CROWD_PEERS: Final = tuple(peer for peer in HIT_PEERS if not peer.startswith("triton"))
+"""Asked by a thousand connections, Triton 2.51 leaves some without an answer: it has read and counted their requests
+(hundreds with its response cache, now and then some without), nothing is on the way, and nothing comes in 20 s."""
+PROXIES: Final = ("nginx-proxy", "haproxy", "aiohttp-client")
+UNIQUE_PEERS: Final = ("tailrace", "tailrace-route", "nginx-cache", "varnish")
 
 SCENARIOS: Final = (
-    Scenario("hit-0.4k", Kind.HIT, SMALL, HIT_PEERS),
-    Scenario("hit-16k", Kind.HIT, MEDIUM, HIT_PEERS),
-    Scenario("hit-150k", Kind.HIT, LARGE, LARGE_HIT_PEERS),
-    Scenario("passthrough-0.4k", Kind.PASSTHROUGH, SMALL, PROXY_PEERS),
-    Scenario("passthrough-150k", Kind.PASSTHROUGH, LARGE, PROXY_PEERS),
-    Scenario("miss-0.4k", Kind.MISS, SMALL, MISS_PEERS),
+    Scenario("hit-0.4k", Kind.HIT, SMALL, HIT_PEERS, connections=(1, 16, 64)),
+    Scenario("hit-0.4k-crowd", Kind.HIT, SMALL, CROWD_PEERS, connections=(1000,)),
+    Scenario("hit-16k", Kind.HIT, MEDIUM, HIT_PEERS, connections=(16, 64)),
+    Scenario("hit-150k", Kind.HIT, LARGE, LARGE_HIT_PEERS, connections=(16, 64)),
+    Scenario("heads-0.4k", Kind.HEADS, SMALL, ("tailrace", "nginx-cache", "varnish")),
+    Scenario("quota-0.4k", Kind.QUOTA, SMALL, ("tailrace-limited", "nginx-limited")),
+    Scenario("passthrough-static-0.4k", Kind.PASSTHROUGH, SMALL, ("tailrace-pass", *PROXIES, "static"), "static"),
+    Scenario("passthrough-static-150k", Kind.PASSTHROUGH, LARGE, ("tailrace-pass", *PROXIES, "static"), "static"),
+    Scenario("passthrough-0.4k", Kind.PASSTHROUGH, SMALL, ("tailrace-pass", *PROXIES, "triton")),
+    Scenario("passthrough-150k", Kind.PASSTHROUGH, LARGE, ("tailrace-pass", *PROXIES, "triton")),
+    Scenario("miss-static-0.4k", Kind.MISS, SMALL, ("tailrace-route", *PROXIES), "static"),
+    Scenario("miss-static-150k", Kind.MISS, LARGE, ("tailrace-route", *PROXIES), "static"),
+    Scenario("miss-0.4k", Kind.MISS, SMALL, ("tailrace-route", *PROXIES, "triton")),
+    Scenario("unique-static-0.4k", Kind.UNIQUE, SMALL, UNIQUE_PEERS, "static"),
+    Scenario("unique-0.4k", Kind.UNIQUE, SMALL, (*UNIQUE_PEERS, "triton-cache", "triton")),
+    Scenario("mixed-0.4k", Kind.MIXED, SMALL, ("tailrace", "nginx-cache", "triton-cache", "triton"), model=WORK_MODEL),
 )
 
 TITLES: Final = {
     "tailrace": "Tailrace, cache on",
+    "tailrace-route": "Tailrace, a route without cache",
     "tailrace-pass": "Tailrace, pass-through",
+    "tailrace-limited": "Tailrace, cache on, small quota",
     "nginx-cache": "nginx proxy_cache, body in the key",
     "nginx-digest": "nginx proxy_cache, MD5 of the body in the key",
+    "nginx-limited": "nginx proxy_cache, limit_req",
     "nginx-proxy": "nginx proxy",
+    "haproxy": "HAProxy",
+    "varnish": "Varnish, bodyaccess",
+    "aiohttp": "aiohttp handler with a dict",
+    "aiohttp-client": "aiohttp handler with its client",
     "triton-cache": "Triton, its own response cache",
     "triton": "Triton, asked directly",
-    "aiohttp": "aiohttp handler with a dict",
+    "static": "the static upstream, asked directly",
+    "mosec": "Mosec",
+    "mlserver": "MLServer",
+    "bentoml": "BentoML",
+    "litserve": "LitServe",
 }
+
+CACHING: Final = frozenset(
+    {"tailrace", "tailrace-limited", "nginx-cache", "nginx-digest", "nginx-limited", "varnish", "triton-cache"}
+    | {"aiohttp"}
+)
 
 
 class UnknownScenario(ValueError):
-    """No scenario has this name or begins with it."""
+    """No scenario has this name or is of this kind."""
 
 
 def select(wanted: Iterable[str], scenarios: Sequence[Scenario] = SCENARIOS) -> tuple[Scenario, ...]:
@@ -82,42 +128,9 @@ def select(wanted: Iterable[str], scenarios: Sequence[Scenario] = SCENARIOS) -> 
     for name in names:
         if not any(name in (scenario.name, scenario.kind.value) for scenario in scenarios):
             known = ", ".join(scenario.name for scenario in scenarios)
-            raise UnknownScenario(f"no scenario {name!r}; there are {known}, and hit, passthrough, miss for all of one")
+            kinds = ", ".join(kind.value for kind in Kind)
+            raise UnknownScenario(f"no scenario {name!r}; there are {known}, and the kinds {kinds}")
     return tuple(s for s in scenarios if not names or s.name in names or s.kind.value in names)
-
-
-class Question(Struct, frozen=True):
-    """One infer request in Triton's binary form, and the bytes of the only right answer."""
-
-    body: bytes
-    json_bytes: int
-    """Length of the JSON part: the header Inference-Header-Content-Length."""
-    answer: bytes
-
-
-def question(values: int, seed: int, serial: int = 0) -> Question:
-    """The ``serial``-th input of ``seed``: another seed or serial is another input *and* another answer.
-
-    The first two values carry serial and seed as the 24 low bits of a float between 0.5 and 2, which
-    is what miss.lua does too, so that its inputs are as finite as anybody's.
-    """
-    if not (0 <= seed < SEEDS_MAX and 0 <= serial < SEEDS_MAX and values >= ANSWER_VALUES):
-        raise ValueError(f"seed {seed}, serial {serial}, values {values}: out of range")
-    rest = [((index * 37) % 1000) / 500.0 - 1.0 for index in range(2, values)]
-    tensor = struct.pack("<2I", 0x3F000000 | serial, 0x3F000000 | seed) + struct.pack(f"<{values - 2}f", *rest)
-    head = {
-        "inputs": [
-            {
-                "name": "x",
-                "shape": [1, values],
-                "datatype": "FP32",
-                "parameters": {"binary_data_size": len(tensor)},
-            }
-        ],
-        "outputs": [{"name": "y", "parameters": {"binary_data": True}}],
-    }
-    text = json.dumps(head, separators=(",", ":")).encode()
-    return Question(text + tensor, len(text), tensor[: 4 * ANSWER_VALUES])
 
 
 class Expect(Enum):
@@ -126,12 +139,13 @@ class Expect(Enum):
     HITS = "hits"
     """Answered from the peer's cache: nothing reaches a model."""
     FORWARDS = "forwards"
-    """Computed by Triton, each one."""
-
-
-CACHING: Final = frozenset({"tailrace", "nginx-cache", "nginx-digest", "triton-cache", "aiohttp"})
+    """Computed, each one."""
+    FRESH = "fresh"
+    """Computed if it was new, else answered from the peer's cache."""
 
 
 def expectation(kind: Kind, peer: str) -> Expect:
-    """A peer with a cache must hit when one input is repeated; everything else is computed."""
-    return Expect.HITS if kind is Kind.HIT and peer in CACHING else Expect.FORWARDS
+    """A peer with a cache must hit what was asked before; everything else is computed."""
+    if peer not in CACHING or kind in (Kind.PASSTHROUGH, Kind.MISS, Kind.UNIQUE):
+        return Expect.FORWARDS
+    return Expect.FRESH if kind is Kind.MIXED else Expect.HITS

@@ -22,6 +22,9 @@ class Freshness(enum.Enum):
     DEAD = "dead"
 
 
+_FRESH = Freshness.FRESH  # looked up for every hit: a member of an Enum is not cheap
+
+
 class Entry(msgspec.Struct, Generic[V], frozen=True, gc=False):
     """A value, its size in bytes, and its life in seconds of the monotonic clock.
 
@@ -49,5 +52,5 @@ class Entry(msgspec.Struct, Generic[V], frozen=True, gc=False):
         """Fresh up to ``ttl``, stale for ``max_stale`` more, then dead; any other epoch: stale at once."""
         age = now - self.stored_at
         if age <= self.ttl and epoch == self.epoch:
-            return Freshness.FRESH
+            return _FRESH
         return Freshness.STALE if age <= self.ttl + self.max_stale else Freshness.DEAD

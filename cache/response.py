@@ -22,6 +22,8 @@ from cache.policy import Policy
 V = TypeVar("V")
 W = TypeVar("W")
 
+_FRESH, _DEAD = Freshness.FRESH, Freshness.DEAD  # looked up for every hit: a member of an Enum is not cheap
+
 
 class Found(msgspec.Struct, Generic[V], frozen=True, gc=False):
     """An entry that may be served, and how."""
@@ -72,7 +74,7 @@ class ResponseCache(Generic[V, W]):
         if held is None:
             return None
         freshness = held.entry.freshness(now, key.epoch)
-        if freshness is Freshness.DEAD:
+        if freshness is _DEAD:
             self._drop(held)
             return None
         return Found(held.entry, freshness)
@@ -84,10 +86,10 @@ class ResponseCache(Generic[V, W]):
             return None
         held = alias.held
         freshness = held.entry.freshness(now, epoch)
-        if freshness is Freshness.FRESH:
+        if freshness is _FRESH:
             self._policy.get(held.digest)
             return held.entry, alias.payload
-        if freshness is Freshness.DEAD:
+        if freshness is _DEAD:
             self._drop(held)
         return None
 

@@ -183,7 +183,7 @@ class Permit:
     def silent(self, now: float, reason: str) -> None:
         """No answer came in time. A failure, unless another call was answered since this one began: then it was
         this call, or its connection, and not what was called. Many calls that fell silent together are no proof."""
-        answered = self._breaker._answered_at > self._began
+        answered = self._breaker.answered_since(self._began)
         self._end(None if answered else False, now, "" if answered else reason)
 
     def ignored(self, now: float) -> None:
@@ -209,6 +209,10 @@ class Breaker:
     def state(self) -> str:
         """``closed``, ``open`` or ``half_open``. An open one turns half open with its first trial."""
         return self._state.name
+
+    def answered_since(self, then: float) -> bool:
+        """Whether a call was answered well after ``then``."""
+        return self._answered_at > then
 
     def allows(self, now: float) -> bool:
         """Whether `acquire` would give a permit now. Changes nothing."""

@@ -1,22 +1,17 @@
 """The one moment by which a request must be over, on a monotonic clock that the caller reads.
 
 Rule of this file: a deadline is a moment, never a duration, so it can be handed on without losing
-time on the way. It must not read a clock; `bounded` alone touches the event loop.
+time on the way. It must not read a clock, nor touch the event loop.
 """
 
 from __future__ import annotations
 
-import asyncio
-import inspect
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Callable
 
 import msgspec
 
 Ticker = Callable[[], float]
 """A monotonic clock: seconds since a moment that means nothing."""
-
-Result = TypeVar("Result")
 
 
 class Deadline(msgspec.Struct, frozen=True, gc=False):
@@ -40,20 +35,3 @@ class Deadline(msgspec.Struct, frozen=True, gc=False):
     def sooner(self, other: Deadline) -> Deadline:
         """The one of the two that is over first."""
         return self if self.at <= other.at else other
-
-
-async def bounded(awaitable: Awaitable[Result], deadline: Deadline, now: float) -> Result:
-    """The result of ``awaitable``, or TimeoutError once ``deadline`` is over (it is cancelled then).
-
-    With no time left at ``now`` the awaitable is not started at all: a request that cannot be
-    answered in time must not put work on a model.
-    """
-    seconds = deadline.remaining(now)
-    if seconds <= 0.0:
-        if inspect.iscoroutine(awaitable):
-            awaitable.close()
-        elif isinstance(awaitable, asyncio.Future):
-            awaitable.cancel()
-        raise TimeoutError("the deadline was over before this began")
-    async with asyncio.timeout(None if seconds == float("inf") else seconds):
-        return await awaitable

@@ -5,6 +5,9 @@ nothing; the caller tells what is still possible (`Remains`), takes the step it 
 as used up, and asks again when it failed too. So every walk ends in `Step.REFUSE`, which is always
 possible. It must not know replicas, tiers, entries or clocks.
 
+Who can take a step consults the table for it: the pool before it asks another replica, the cascade before it puts
+another tier in a failing one's place, the pipeline for all that comes after the tiers.
+
 The table says which steps make *sense* after a failure; the route's order says which are *wanted* and
 in what order; `Remains` says which are *possible*. A step is taken only when all three agree.
 """
@@ -30,6 +33,8 @@ class Failure(enum.Enum):
     """A model that is not there or has died, or an answer that makes no sense."""
     RAISED = "raised"
     """The model is there and answered with an error (5xx): its own fault, or that of this input."""
+    OVERSIZED = "oversized"
+    """An answer beyond our own bounds: what this request asks for, and nobody's illness."""
     TIMEOUT = "timeout"
     """No answer within the time it was given."""
     OVERLOADED = "overloaded"
@@ -69,6 +74,8 @@ TABLE: Final[Mapping[Failure, frozenset[Step]]] = MappingProxyType(
         Failure.BROKEN: _FROM_MEMORY | {Step.REPLICA, Step.TIER},
         # Another replica's answer tells whose fault it was.
         Failure.RAISED: _FROM_MEMORY | {Step.REPLICA, Step.TIER},
+        # The answer is as large elsewhere; a bound of ours is no reason to fetch it twice.
+        Failure.OVERSIZED: _FROM_MEMORY,
         # The same work on a like machine would only double the wait (and the load); another tier is
         # other work, and it gets what is left of the deadline.
         Failure.TIMEOUT: _FROM_MEMORY | {Step.TIER},

@@ -101,14 +101,25 @@ class GatewayProcess:
 
     def metrics(self) -> dict[str, float]:
         """The admin port's samples: ``name`` or ``name{a="x",b="y"}``, labels sorted, -> value."""
+        return samples(self._exposition())
+
+    def _exposition(self) -> str:
         with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=10.0) as answer:
-            return samples(answer.read().decode())
+            told: bytes = answer.read()
+        return told.decode()
 
     def metric(self, name: str, **labels: str) -> float:
-        """The sum of all samples of ``name`` that carry at least these labels; 0 if there is none."""
+        """The sum of all samples of ``name`` that carry at least these labels; 0 if there is none.
+
+        Raises KeyError for a name that the gateway does not tell of at all: a word misspelt is not a 0.
+        """
         wanted = {f'{label}="{value}"' for label, value in labels.items()}
         total = 0.0
-        for sample, value in self.metrics().items():
+        text = self._exposition()
+        family = name.removesuffix("_total").removesuffix("_count").removesuffix("_sum").removesuffix("_bucket")
+        if f"# TYPE {family} " not in text and f"# TYPE {family}_total " not in text:
+            raise KeyError(f"no metric {name}")
+        for sample, value in samples(text).items():
             base, _, rest = sample.partition("{")
             carried = {f'{label["name"]}="{label["value"]}"' for label in LABEL.finditer(rest)}
             if base == name and wanted <= carried:

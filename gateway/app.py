@@ -26,7 +26,7 @@ from gateway.config import ALLOW_ALL, Backend, Config, Server, parse_address
 from gateway.doors.buffered import Buffered
 from gateway.doors.edge import EdgeConnection
 from gateway.doors.exchange import Exchange
-from gateway.doors.head import Heads
+from gateway.doors.head import HeadBounds, Heads
 from gateway.doors.http import HttpDoor, Ports, Readiness
 from gateway.doors.lane import Clocks, Desk, EdgeLane, EdgeOptions, Times
 from gateway.doors.listener import (
@@ -38,6 +38,8 @@ from gateway.doors.listener import (
     named,
     require_strict_parser,
 )
+from gateway.doors.passthrough import RELAYED_BYTES_MAX
+from gateway.memory import keep_freed_memory, set_start_aside
 from gateway.operate.admin import admin_port
 from gateway.operate.gauges import gauges, lane_gauges
 from gateway.operate.log import set_up
@@ -68,6 +70,7 @@ class Gateway:
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
         self._lane: EdgeLane | None = None
+        self._exchange: Exchange | None = None
         self._listener: Listener | None = None
         self._admin: Listener | None = None
         self._server: asyncio.Server | None = None
@@ -94,7 +97,7 @@ class Gateway:
         """Listen, probe and poll; returns the addresses of the HTTP door and the admin port."""
         server = self._config.server
         directory = self._directory()
-        exchange = Exchange(self.pipeline, monotonic)
+        exchange = self._exchange = Exchange(self.pipeline, monotonic, self.buffered)
         ports = Ports(
             routes=self.routes,
             passthrough=self.homes[self._config.passthrough].pool,
@@ -109,8 +112,9 @@ class Gateway:
         door = HttpDoor(server, ports)
         header_bytes_max = int(server.header_bytes_max)
         self._listener = Listener(door.handle, header_bytes_max, server.connections_max)
-        heads = Heads(self.routes if server.edge else {}, directory, header_bytes_max)
-        desk = Desk(heads, exchange, self.telemetry, self.buffered, self._listener.behind)
+        relayed_bytes_max = min(RELAYED_BYTES_MAX, int(server.passthrough_bytes_max))
+        heads = Heads(self.routes, directory, HeadBounds(header_bytes_max, relayed_bytes_max), server.edge)
+        desk = Desk(heads, exchange, self.telemetry, self.buffered, self._listener.behind, ports.passthrough)
         self._lane = EdgeLane(desk, Clocks(monotonic, time), _edge_options(server))
         for gauge in lane_gauges(self._lane):
             self.telemetry.watch(gauge)
@@ -122,7 +126,8 @@ class Gateway:
         self._admin = Listener(admin.handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
-        self._tasks.append(asyncio.create_task(_sweep(self._lane)))
+        sweep = partial(_sweep, self._lane)
+        self._tasks.append(asyncio.create_task(kept_up(sweep, SWEEP_SECONDS, asyncio.sleep)))
         # One look before anyone is told that we are ready: until then readiness would be a guess.
         await asyncio.gather(*(home.pool.probe_once() for home in self.homes.values()))
         for name, home in self.homes.items():
@@ -164,9 +169,11 @@ class Gateway:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._exchange is not None:
+            self._exchange.close()
         await self.pipeline.close()
         for route in self.routes.values():
-            await route.flights.close()
+            await route.close()
         for home in self.homes.values():
             await home.catalog.close()
             await home.pool.close()
@@ -255,6 +262,12 @@ def serve(config: Config, announce: Callable[[str], None], worker: int | None = 
     if config.server.allow == ALLOW_ALL:
         _log.warning("callers may change the servers behind this gateway", allow=ALLOW_ALL)
 
+    keep_freed_memory()
+
+    def ready(line: str) -> None:
+        set_start_aside()
+        announce(line)
+
     async def main() -> None:
         stopping = asyncio.Event()
         loop = asyncio.get_running_loop()
@@ -263,7 +276,7 @@ def serve(config: Config, announce: Callable[[str], None], worker: int | None = 
         if worker is not None:
             loop.add_reader(sys.stdin.fileno(), stopping.set)  # nobody writes there: readable means its end
         try:
-            await run(config, announce, stopping, shared=worker is not None)
+            await run(config, ready, stopping, shared=worker is not None)
         finally:
             if worker is not None:
                 loop.remove_reader(sys.stdin.fileno())
@@ -295,14 +308,15 @@ def _edge_options(server: Server) -> EdgeOptions:
         body=float(server.body_timeout),
         idle=float(server.idle_timeout),
         write=float(server.write_timeout),
+        answer=float(server.passthrough_timeout),
     )
     header_bytes_max = int(server.header_bytes_max)
     return EdgeOptions(header_bytes_max, server.connections_max, server.connections_per_address_max, times)
 
 
-async def _sweep(lane: EdgeLane) -> None:
+async def _sweep(lane: EdgeLane, interval: float, sleep: Sleep) -> None:
     while True:
-        await asyncio.sleep(SWEEP_SECONDS)
+        await sleep(interval)
         lane.sweep(monotonic())
 
 

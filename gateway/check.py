@@ -20,8 +20,8 @@ import msgspec
 
 from degrade.deadline import Deadline, Ticker
 from gateway.config import Backend, Config, Route, TierConfig
-from gateway.doors.listener import ParserMissing, require_strict_parser
-from tiers.backends.triton_http import Call, TritonHttp, TritonOptions
+from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ParserMissing, require_strict_parser
+from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, PROBING_CONNECTIONS_MAX, Call, TritonHttp, TritonOptions
 from tiers.catalog import Catalog, CatalogOptions, ModelFacts
 from tiers.datatype import FLOATS
 from tiers.inference import Rejected, UpstreamError
@@ -53,8 +53,12 @@ async def faults(config: Config, offline: bool = False) -> tuple[str, ...]:
 
 def open_files_needed(config: Config) -> int:
     """How many files a full gateway has open: callers, replicas, and a few of its own."""
-    upstream = sum(backend.connections_max * len(backend.http) for backend in config.backends.values())
-    return config.server.connections_max + upstream + SPARE_FILES
+    asking = ASKING_CONNECTIONS_MAX + PROBING_CONNECTIONS_MAX
+    upstream = sum(
+        (backend.connections_max + backend.passthrough_connections_max + asking) * len(backend.http)
+        for backend in config.backends.values()
+    )
+    return config.server.connections_max + ADMIN_CONNECTIONS_MAX + upstream + SPARE_FILES
 
 
 def raise_open_files(config: Config) -> None:
@@ -77,9 +81,9 @@ def environment_faults(config: Config, files_hard_limit: int) -> Iterator[str]:
     needed = open_files_needed(config)
     if files_hard_limit != resource.RLIM_INFINITY and files_hard_limit < needed:
         yield (
-            f"open files: {needed} are needed (server.connections_max, and connections_max of every "
-            f"replica) and the hard limit is {files_hard_limit}; raise it (ulimit -Hn, LimitNOFILE) "
-            "or lower those keys"
+            f"open files: {needed} are needed (server.connections_max, and connections_max and "
+            f"passthrough_connections_max of every replica) and the hard limit is {files_hard_limit}; "
+            "raise it (ulimit -Hn, LimitNOFILE) or lower those keys"
         )
 
 
@@ -156,7 +160,12 @@ def route_faults(path: str, route: Route, facts: Mapping[tuple[str, str, str], M
         for difference in _differences(first, told):
             yield f"{where}: model {told.name} cannot stand in for {first.name}: {difference}"
         most = min(route.limits.batch_max or first.max_batch, first.max_batch)
-        if told.max_batch < most:
+        if told.max_batch == 0 and most > 0:
+            yield (
+                f"{where}: model {told.name} takes no batches, and {first.name} lets {most} rows in, which may all "
+                "escalate; give that tier a model that batches"
+            )
+        elif told.max_batch < most:
             yield (
                 f"{where}: model {told.name} takes batches of {told.max_batch}, and {first.name} lets "
                 f"{most} rows in, which may all escalate; set {path}.limits.batch_max = {told.max_batch}"

@@ -16,6 +16,7 @@ left to prove.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Sequence
 from typing import Final
@@ -26,7 +27,7 @@ from cache.digest import Key
 from cache.entry import Entry
 from cache.flight import Abandoned
 from cache.response import Found
-from degrade.deadline import Deadline, Ticker, bounded
+from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure, Remains, Step, next_step
 from gateway.admission.auth import Caller
 from gateway.admission.ratelimit import Limiter, Quota, Verdict
@@ -35,6 +36,7 @@ from gateway.operate.telemetry import Telemetry
 from gateway.problem import (
     Problem,
     Refused,
+    answer_too_large,
     deadline_exceeded,
     invalid,
     model_failed,
@@ -61,6 +63,13 @@ on (an earlier tier's answer, an old one) before the caller's own time is over: 
 
 RETRY_SPREAD: Final = 2.0
 """Retry-After is spread up to this factor, so that those who were refused do not return as one wave."""
+
+
+WIRE_OVERHEAD_BYTES: Final = 256
+"""What a ready wire form costs beyond its body: its key and bookkeeping."""
+
+Dues = tuple[tuple[str, Quota], ...]
+"""Quotas that a request uses up, each with whose it is: a caller's name, or "" for everyone's."""
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -93,7 +102,7 @@ class WireAnswer(msgspec.Struct, frozen=True):
 
     @property
     def provenance(self) -> Provenance:
-        return _of_entry(self.entry, Recall(Action.SERVE, "hit", "fresh"), self.now)
+        return hit_provenance(self.entry, self.now)
 
 
 class Pipeline:
@@ -112,22 +121,19 @@ class Pipeline:
         self._telemetry.answered(call.route.name, answer.provenance)
         return answer
 
-    def recall_wire(self, route: Route, caller: Caller, wire: bytes) -> WireAnswer | None:
-        """A fresh hit by the exact bytes of a request without Cache-Control, or None.
+    def recall_wire(self, route: Route, hit_dues: Dues, wire: bytes, now: float) -> WireAnswer | None:
+        """A fresh hit by the exact bytes of a request without Cache-Control, or None; ``hit_dues`` are the
+        quotas that it uses up (see ``dues``).
 
-        The shortest way through the house: same quotas, same freshness, same counters as ``answer``.
-        Raises Refused when a quota that hits use up is spent.
+        The shortest way through the house: same quotas and same freshness as ``answer``; who asks counts it.
+        Raises Refused when a quota is spent.
         """
         if route.cache is None:
             return None
-        now = self._ticker()
         found = route.cache.find_wire(wire, route.epoch, now)
         if found is None:
             return None
-        entry, ready = found
-        quota = self._charge(route, caller, False, now)
-        self._telemetry.hit(route.name)
-        return WireAnswer(ready, entry, now, quota)
+        return WireAnswer(found[1], found[0], now, self._pay(hit_dues, now) if hit_dues else None)
 
     def charge(self, route: Route | None, caller: Caller) -> Verdict | None:
         """Charge a request that goes by the pipeline: every quota of the caller and of the route, or none.
@@ -136,10 +142,19 @@ class Pipeline:
         """
         return self._charge(route, caller, True, self._ticker())
 
+    def refuse_spent(self, route: Route, caller: Caller) -> None:
+        """Before much is spent on reading a request: Refused (429) if a quota that it may use up is spent
+        already. Charges nothing."""
+        now = self._ticker()
+        for key, quota in dues(route.allowances, caller, works=True):
+            verdict = self._limiter.peek(key, quota, now)
+            if not verdict.allowed:
+                raise _spent(verdict)
+
     def attach_wire(self, route: Route, answer: Answer, wire: bytes, ready: Wire) -> None:
         """Remember the wire form of an answer that is in the cache."""
         if route.cache is not None and answer.key is not None and answer.entry is not None:
-            route.cache.attach(answer.key, answer.entry, wire, ready, len(ready.body) + 256)
+            route.cache.attach(answer.key, answer.entry, wire, ready, len(ready.body) + WIRE_OVERHEAD_BYTES)
 
     async def close(self) -> None:
         """Give up refreshes under way."""
@@ -159,7 +174,7 @@ class Pipeline:
         works = choice.action in (Action.FETCH, Action.FETCH_ALONE)
         quota = self._charge(route, call.caller, works, now)
         if choice.action is Action.REFUSE:
-            raise Refused(not_cached())
+            raise Refused(not_cached(), quota, _looked(choice))
         if found is not None and choice.action in (Action.SERVE, Action.REFRESH):
             if choice.action is Action.REFRESH and key is not None:
                 self._refresh(call, key, found.entry)
@@ -173,15 +188,18 @@ class Pipeline:
         try:
             facts = route.known_facts(call.request.version)
             if facts is None:
-                facts = await bounded(route.facts(call.deadline, call.request.version), call.deadline, now)
+                async with asyncio.timeout(seconds):
+                    facts = await route.facts(call.deadline, call.request.version)
             route.validator.check(call.request, facts)
             stateful = _stateful(facts)
             if stateful:
                 key, choice = None, Recall(Action.FETCH_ALONE, "bypass", stateful)
             rows = batch_size(call.request) if facts.max_batch > 0 else None
             filled, led = await self._fetch(call, key, choice, rows)
+        except Refused as refused:  # the model's facts or the route's rules are against it
+            raise Refused(refused.problem, quota, _looked(choice)) from None
         except Rejected as rejected:
-            raise Refused(_of_model(rejected)) from rejected
+            raise Refused(_of_model(rejected), quota, _looked(choice)) from rejected
         except UpstreamError as error:
             return self._descend(call, key, error, quota)
         except TimeoutError:
@@ -205,17 +223,14 @@ class Pipeline:
     def _charge(self, route: Route | None, caller: Caller, works: bool, now: float) -> Verdict | None:
         """Charge every quota that the request uses up, all or none: those that hits use up, and if the
         request puts work on a server (``works``) the others too."""
-        allowances = () if route is None else route.allowances
-        if not allowances and caller.quota is None:
-            return None
-        asked = _asked(allowances, caller, works)
-        if not asked:
-            return None
+        owed = dues(() if route is None else route.allowances, caller, works)
+        return self._pay(owed, now) if owed else None
+
+    def _pay(self, asked: Dues, now: float) -> Verdict:
+        """Charge all of them, or none. Raises Refused (429)."""
         verdict = self._limiter.check_all(asked, now)
         if not verdict.allowed:
-            detail = f"Quota {verdict.quota.name} is spent; try again in {verdict.retry_after:.3g} s."
-            problem = quota_problem(detail, verdict.retry_after)
-            raise Refused(problem, verdict)
+            raise _spent(verdict)
         return verdict
 
     # -- do -------------------------------------------------------------------------------------
@@ -224,19 +239,20 @@ class Pipeline:
         """Ask the tiers, alone or in a flight. A flight outlives the caller who began it."""
         if key is None or choice.action is Action.FETCH_ALONE:
             keep = key if not call.directives.no_store else None
-            return await bounded(self._fill(call, keep, call.deadline, rows), call.deadline, self._ticker()), True
-        return await self._share(call, key, rows)
+            async with asyncio.timeout(call.deadline.remaining(self._ticker())):
+                return await self._fill(call, keep, call.deadline, rows), True
+        return await self._share(call, key, rows, call.deadline.remaining(self._ticker()))
 
-    async def _share(self, call: Call, key: Key, rows: int | None) -> tuple[Filled, bool]:
-        """Join or begin the key's flight; it has the route's time, not that of the caller who began it.
+    async def _share(self, call: Call, key: Key, rows: int | None, seconds: float = math.inf) -> tuple[Filled, bool]:
+        """Join or begin the key's flight, and wait for it ``seconds`` at most; it has the route's time, not that of
+        the caller who began it.
 
         A purge ends what may be joined: who asks after it gets no answer that was begun before it.
         """
-        route, now = call.route, self._ticker()
-        deadline = Deadline.after(now, route.timeout)
+        route = call.route
+        deadline = Deadline.after(self._ticker(), route.timeout)
         shared = Call(route, call.caller, _for_all(call.request), call.directives, call.deadline)
         ticket = 0 if route.cache is None else route.cache.ticket()
-        seconds = call.deadline.remaining(now)
         return await route.flights.join((key, ticket), lambda: self._fill(shared, key, deadline, rows), seconds)
 
     async def _fill(self, call: Call, key: Key | None, deadline: Deadline, rows: int | None) -> Filled:
@@ -246,7 +262,11 @@ class Pipeline:
         deadline = Deadline.after(now, seconds - min(LADDER_SECONDS_MAX, seconds * LADDER_SHARE))
         ticket = 0 if route.cache is None else route.cache.ticket()
         options = CascadeOptions(rows, self._cascade_steps(call, key))
-        answer = await cascade.run(route.tiers, call.request, deadline, options, self._ticker)
+        try:
+            answer = await cascade.run(route.tiers, call.request, deadline, options, self._ticker)
+        except UpstreamError as error:
+            self._telemetry.passed(route.name, error.passed)
+            raise
         response = _named(answer.response, route.name)
         served = Served(response, answer.tier, answer.rows, answer.rows_escalated, rows)
         self._telemetry.filled(route.name, answer)
@@ -254,7 +274,7 @@ class Pipeline:
             return Filled(served, answer.steps, answer.degraded, None)
         entry = route.entry(served, key.epoch, self._ticker())
         stored = route.cache.store(key, entry, ticket)
-        return Filled(served, answer.steps, False, entry if stored else None)
+        return Filled(entry.value, answer.steps, False, entry if stored else None)
 
     def _cascade_steps(self, call: Call, key: Key | None) -> tuple[Step, ...]:
         """The ladder's steps that the tiers may take: those before ``stale``, if an old answer is there."""
@@ -320,6 +340,8 @@ class Pipeline:
             return deadline_exceeded(detail, retry_after)
         if error.failure is Failure.RAISED:
             return model_failed(detail)
+        if error.failure is Failure.OVERSIZED:
+            return answer_too_large(detail)
         return unavailable(detail, retry_after)
 
     def _cached(
@@ -353,10 +375,8 @@ class Pipeline:
         return Answer(served.response, provenance, quota, key, entry)
 
 
-def _asked(
-    allowances: Sequence[Allowance], caller: Caller, works: bool
-) -> tuple[tuple[str, Quota], ...]:
-    """The quotas that a request uses up, each with whose it is: its caller's or, "", everyone's."""
+def dues(allowances: Sequence[Allowance], caller: Caller, works: bool) -> Dues:
+    """The quotas that a request uses up, which depend on whether it puts work on a server (``works``)."""
     asked = tuple(
         [
             (caller.name if allowance.per_caller else "", allowance.quota)
@@ -367,6 +387,11 @@ def _asked(
     if caller.quota is not None and (works or caller.hits_count):
         return (*asked, (caller.name, caller.quota))
     return asked
+
+
+def _spent(verdict: Verdict) -> Refused:
+    detail = f"Quota {verdict.quota.name} is spent; try again in {verdict.retry_after:.3g} s."
+    return Refused(quota_problem(detail, verdict.retry_after), verdict)
 
 
 def _check_version(call: Call) -> None:
@@ -401,11 +426,21 @@ def _uncacheable(call: Call) -> str:
     return ""
 
 
+def _looked(choice: Recall) -> Provenance:
+    """What a request that is refused after the look-up has met so far."""
+    return Provenance(cache=choice.state, reason=choice.reason)
+
+
 def _stateful(facts: ModelFacts) -> str:
     """Why a model's answers are never cached, in one word; empty if they may be."""
     if facts.sequence:
         return "sequence"
     return "decoupled" if facts.decoupled else ""
+
+
+def hit_provenance(entry: Entry[Served], now: float) -> Provenance:
+    """What a fresh hit tells of itself."""
+    return _of_entry(entry, Recall(Action.SERVE, "hit", "fresh"), now)
 
 
 def _of_entry(entry: Entry[Served], choice: Recall, now: float, steps: tuple[str, ...] = ()) -> Provenance:

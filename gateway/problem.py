@@ -74,6 +74,9 @@ class Problem(msgspec.Struct, frozen=True):
             fields.append(("WWW-Authenticate", "Bearer"))  # RFC 9110 section 15.5.2: a 401 must carry one
         if self.status == 415 and self.slug == "unsupported-encoding":
             fields.append(("Accept-Encoding", "gzip, deflate, identity"))  # RFC 9110 section 15.5.16
+        query_media = self.extras.get("accept_query")
+        if isinstance(query_media, list):
+            fields.append(("Accept-Query", ", ".join(query_media)))  # RFC 10008 section 3
         allow = self.extras.get("allow")
         if self.status == 405 and isinstance(allow, list):
             fields.append(("Allow", ", ".join(allow)))  # RFC 9110 section 15.5.6: likewise
@@ -132,10 +135,20 @@ def not_found(detail: str) -> Problem:
     return Problem("not-found", 404, "Not found", detail)
 
 
-def method_not_allowed(method: str, allowed: tuple[str, ...]) -> Problem:
-    """405: carries the methods that are allowed, for the Allow header too."""
+def method_not_allowed(method: str, allowed: tuple[str, ...], query_media: tuple[str, ...] = ()) -> Problem:
+    """405: carries the methods that are allowed, for the Allow header too, and what a QUERY may be made of."""
     detail = f"Method {method} is not allowed here; use {' or '.join(allowed)}."
-    return Problem("method-not-allowed", 405, "Method not allowed", detail, extras={"allow": list(allowed)})
+    extras: Extras = {"allow": list(allowed)}
+    if query_media:
+        extras = {**extras, "accept_query": list(query_media)}
+    return Problem("method-not-allowed", 405, "Method not allowed", detail, extras=extras)
+
+
+def unsupported_query(detail: str, query_media: tuple[str, ...]) -> Problem:
+    """415 for a QUERY of another media type (RFC 10008 section 2.1)."""
+    sentence = f"{detail}; use {' or '.join(query_media)}."
+    extras: Extras = {"accept_query": list(query_media)}
+    return Problem("unsupported-media", 415, "Unsupported media type", sentence, extras=extras)
 
 
 def timed_out(detail: str) -> Problem:
@@ -180,6 +193,12 @@ def model_failed(detail: str) -> Problem:
     """503: the model answered this request with an error. The same again would most likely be of no use, so there
     is no Retry-After."""
     return Problem("model-failed", 503, "Model failed on this request", detail)
+
+
+def answer_too_large(detail: str) -> Problem:
+    """503: the model's answer to this request is beyond the gateway's own bounds. It will be the next time too, so
+    there is no Retry-After."""
+    return Problem("answer-too-large", 503, "Answer too large", detail)
 
 
 def deadline_exceeded(detail: str, retry_after: float = 1.0) -> Problem:

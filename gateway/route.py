@@ -6,8 +6,9 @@ in which a request meets them is ``gateway/pipeline.py``'s; what the tiers are i
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Mapping, Sequence
-from http import HTTPStatus
 from operator import is_
 from typing import Final
 from urllib.parse import quote
@@ -41,7 +42,7 @@ from tiers.inference import (
     Rejected,
     UpstreamError,
 )
-from tiers.pool import DECENT_SECONDS, Pool
+from tiers.pool import Pool
 from tiers.v2.forms import FORMS_MAX, RequestForms
 from tiers.v2.message import Limits
 
@@ -50,9 +51,15 @@ FLIGHTS_MAX: Final = 4096
 
 VERSIONS_MAX: Final = 16
 """Versions of a route's model whose facts are remembered as merged."""
+LEARNING_GRACE_SECONDS: Final = 0.1
+"""How long a tier not yet known is waited for once another is: a model tells its facts in a few milliseconds."""
 
 _QUOTA_NAME_SAFE: Final = " !$&'()*+,-.:;<=>@[]^_`{|}~"
 """What a quota's name keeps as it is: RFC 9651 strings hold printable ASCII and nothing else."""
+
+DECENT_SHARE: Final = 0.7
+"""The share of a route's time whose silence speaks against a model. A tier with another behind it has eight tenths
+of it; what a caller's own shorter time leaves says nothing, or one caller could take a model from all others."""
 
 ENTRY_OVERHEAD_BYTES: Final = 512
 """What an entry costs beyond its answer's size: key, bookkeeping of cache and policy."""
@@ -69,13 +76,22 @@ class Served(msgspec.Struct, frozen=True, gc=False):
     batch: int | None
 
 
+class Heading(msgspec.Struct, frozen=True):
+    """How a hit's HTTP/1.1 response begins: the same for all entries that differ in their bytes only.
+
+    ``lines`` are its status line, ``headers``, Content-Length and provenance, with places (``%d``) for the
+    whole seconds of time to live, of age, and of age again; what changes from hit to hit follows them.
+    """
+
+    headers: tuple[tuple[str, str], ...]
+    lines: bytes = b""
+
+
 class Wire(msgspec.Struct, frozen=True, gc=False):
-    """An answer in a wire's own bytes, ready to send. ``head`` is where its HTTP/1.1 response begins:
-    status line, ``headers`` and Content-Length; what changes from hit to hit follows it."""
+    """An answer in a wire's own bytes, ready to send."""
 
     body: bytes
-    headers: tuple[tuple[str, str], ...]
-    head: bytes = b""
+    heading: Heading
 
 
 class Home(msgspec.Struct, frozen=True):
@@ -119,6 +135,8 @@ class Route:
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
         self.flights: Flights[tuple[Key, int], Filled] = Flights(FLIGHTS_MAX)
         self.refreshing: set[Key] = set()
+        self._learnt: set[int] = set()
+        self._learning: dict[int, asyncio.Task[None]] = {}
         self.epoch = 0
 
     @property
@@ -171,7 +189,10 @@ class Route:
         """An entry for an answer that was made in ``epoch``."""
         cache = self.config.cache
         assert cache is not None
-        size = served.response.size + ENTRY_OVERHEAD_BYTES
+        response = served.response.compact()
+        if response is not served.response:
+            served = msgspec.structs.replace(served, response=response)
+        size = response.size + ENTRY_OVERHEAD_BYTES
         return Entry(served, size, now, float(cache.ttl), float(cache.max_stale), epoch)
 
     def known_facts(self, version: str = "") -> ModelFacts | None:
@@ -189,19 +210,46 @@ class Route:
         seen since the start must not keep the others from answering. ``version``: the one a caller asks for,
         of tiers that are not bound to one.
 
-        Raises UpstreamError if no tier is known, and Rejected(404) if one lacks the version asked for.
+        A tier not yet known is waited for a little while the others are, by those who came first to ask it; it
+        goes on being learnt behind their backs. Raises UpstreamError if no tier is known, and Rejected(404) if one
+        lacks the version asked for.
         """
-        facts: list[ModelFacts] = []
+        told: dict[int, ModelFacts] = {}
         unknown: UpstreamError | None = None
-        for tier, home in zip(self.config.tiers, self._homes, strict=True):
-            try:
-                facts.append(await _told(tier, home.catalog, version, deadline))
+        asked: dict[asyncio.Task[ModelFacts], int] = {}
+        slow = set(self._learning)
+        for position in range(len(self.tiers)):
+            if len(self.tiers) > 1 and (version or position not in self._learnt):
+                asked[asyncio.create_task(self._told(position, version, deadline))] = position
+                continue
+            try:  # known, so at once; or nobody else is there to wait for
+                told[position] = await self._told(position, version, deadline)
             except UpstreamError as error:
                 unknown = error
-        if not facts:
+        pending = set(asked)
+        try:
+            while pending:
+                patience = 0.0 if all(asked[task] in slow for task in pending) else LEARNING_GRACE_SECONDS
+                done, pending = await asyncio.wait(
+                    pending, timeout=patience if told else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                for task in done:
+                    try:
+                        told[asked[task]] = task.result()
+                    except UpstreamError as error:
+                        unknown = error
+            for task in pending:
+                self._learn(asked[task])
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        if not told:
             assert unknown is not None
             raise unknown
-        return self._merge(version, facts)
+        return self._merge(version, [told[position] for position in sorted(told)])
 
     def _merge(self, version: str, told: Sequence[ModelFacts]) -> ModelFacts:
         """The tiers' facts as the route's: one object as long as they are the same."""
@@ -211,6 +259,39 @@ class Route:
         merged = merged_facts(self.name, told)
         self._merged.put(version, (tuple(told), merged))
         return merged
+
+    async def close(self) -> None:
+        """Give up fills under way, and learning about tiers."""
+        await self.flights.close()
+        tasks = tuple(self._learning.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _told(self, position: int, version: str, deadline: Deadline) -> ModelFacts:
+        """What a tier says of itself. Once it has, its catalog remembers."""
+        try:
+            told = await _told(self.config.tiers[position], self._homes[position].catalog, version, deadline)
+        except UpstreamError:
+            self._learnt.discard(position)
+            raise
+        self._learnt.add(position)
+        return told
+
+    def _learn(self, position: int) -> None:
+        """Go on learning about a tier that nobody waits for any more; the catalog bounds the time."""
+        if position in self._learning:
+            return
+
+        async def learn() -> None:
+            try:
+                await self._told(position, "", Deadline(math.inf))
+            except UpstreamError:
+                pass  # whoever asks next begins anew
+            finally:
+                del self._learning[position]
+
+        self._learning[position] = asyncio.create_task(learn())
 
     def versions(self, facts: ModelFacts) -> tuple[str, ...]:
         """Those that a caller may ask for: a bound tier's alone, and none of several tiers'."""
@@ -226,11 +307,9 @@ class Route:
             path = f"/v2/models/{quote(tier.model, safe='')}"
             version = tier.version or asked
             path += f"/versions/{quote(version, safe='')}/ready" if version else "/ready"
-            try:
-                reply = await home.pool.exchange(Outbound("GET", path), deadline)
-            except UpstreamError:
+            if home.pool.retry_after(tier.model, version) > 0.0:
                 continue
-            if reply.status == HTTPStatus.OK and home.pool.retry_after(tier.model, version) == 0.0:
+            if await home.pool.some(Outbound("GET", path), deadline):
                 return True
         return False
 
@@ -292,9 +371,7 @@ def merged_facts(name: str, facts: Sequence[ModelFacts]) -> ModelFacts:
 def _tier(config: TierConfig, pool: Pool, timeout: float) -> Tier:
     accept = config.accept
     rule = None if accept is None else Accept(accept.output, accept.rule, accept.at_least)
-    # Half of the route's own time, where that is short. What a caller's shorter one leaves is no evidence: it would
-    # be one caller's judgement of a model that others wait for.
-    return Tier(config.model, config.version, rule, pool, min(DECENT_SECONDS, timeout / 2))
+    return Tier(config.model, config.version, rule, pool, timeout * DECENT_SHARE)
 
 
 def quota_of(name: str, config: QuotaConfig) -> Quota:

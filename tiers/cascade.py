@@ -1,8 +1,9 @@
 """The cascade: ask the cheap model first, and the next one only about rows it was unsure of.
 
 Rule of this file: rows go down the tiers and never back up; the merged answer has the caller's rows
-in the caller's order and the outputs the caller asked for. A tier that fails hands its rows on; when the
-last one fails, what earlier tiers said may be served only if the route allows it, and is labelled.
+in the caller's order and the outputs the caller asked for. Escalating what a tier is unsure of is no degradation;
+that a tier fails is one, and only a route that allows Step.TIER goes on then: to the next tier, and after the last
+one to what earlier tiers said, labelled.
 It must not know Triton, replicas, the cache or the route's public name.
 
 The threshold is a number given to it; what that number promises is calibrated elsewhere.
@@ -20,9 +21,9 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from degrade.deadline import Deadline, Ticker
-from degrade.ladder import Failure, Step
+from degrade.ladder import TABLE, Failure, Step
 from tiers.datatype import FLOATS, numbers
-from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor, UpstreamError
+from tiers.inference import InferRequest, InferResponse, Passed, RequestedOutput, Tensor, UpstreamError
 from tiers.pool import DECENT_SECONDS, Answered
 from tiers.rows import merge_rows, take_rows
 
@@ -64,8 +65,9 @@ class Tier(Struct, frozen=True):
 
 class CascadeOptions(Struct, frozen=True):
     """``rows``: the request's rows if the model batches, None when its answer is one whole.
-    ``order``: the route's ladder; a second replica is asked only with Step.REPLICA in it, and a degraded
-    answer of an earlier tier needs Step.TIER. Nobody's ladder (the default) retries and degrades nothing."""
+    ``order``: the route's ladder, as far as it may be gone down here; a second replica is asked only with
+    Step.REPLICA in it, and another tier in place of a failing one only with Step.TIER. Nobody's ladder (the
+    default) retries and degrades nothing."""
 
     rows: int | None = None
     order: tuple[Step, ...] = (Step.REPLICA,)
@@ -76,7 +78,9 @@ class CascadeAnswer(Struct, frozen=True):
     whole; ``rows_escalated`` counts the rows whose answer is not the first tier's. ``reason`` says why the
     first tier was not asked at all ("classification", "sequence", "shared-memory"), else it is empty.
 
-    ``steps`` tells all that failed on the way. ``degraded`` is narrower: rows remain that no tier accepted,
+    ``tier_rows`` names each model used with the rows whose answer is its own: every row counts once.
+
+    ``passed`` tells all that failed on the way. ``degraded`` is narrower: rows remain that no tier accepted,
     so the answer is not the one that health would give, and must not be kept."""
 
     response: InferResponse
@@ -84,9 +88,15 @@ class CascadeAnswer(Struct, frozen=True):
     version: str
     rows: int
     rows_escalated: int
-    steps: tuple[str, ...] = ()
+    tier_rows: tuple[tuple[str, int], ...] = ()
+    passed: tuple[Passed, ...] = ()
     degraded: bool = False
     reason: str = ""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """The ladder's steps taken, in order."""
+        return tuple([each.step.value for each in self.passed])
 
 
 class _Part(Struct, frozen=True):
@@ -153,9 +163,12 @@ async def run(
     keep the next, which may be well, from answering. If that one fails too, the first whose time was cut short
     is asked once more, for all that is left: nobody else can answer now.
 
+    What one replica was asked and closed the connection on goes to one other and no further, whatever tier that one
+    is of: two may have died of it.
+
     An output that only some of the tiers have is in the answer only when those tiers gave all of it.
-    Raises Rejected as a tier does, and UpstreamError when the last tier fails and the route
-    does not allow (or nobody has) an earlier tier's answer.
+    Raises Rejected as a tier does, and UpstreamError when a tier fails and the route allows no other in its
+    place, or none is left and no earlier one has answered.
     """
     assert tiers, "a cascade needs at least one tier"
     if len(tiers) == 1:
@@ -166,9 +179,10 @@ async def run(
     again = Step.REPLICA in options.order
     pending = tuple(range(1 if rows is None else rows))
     parts: list[_Part] = []
-    steps: tuple[str, ...] = ()
+    passed: tuple[Passed, ...] = ()
     ahead = deque(range(last if reason else 0, len(tiers)))
     cut: int | None = None
+    drops = 0
     while ahead:
         position = ahead.popleft()
         tier = tiers[position]
@@ -176,19 +190,28 @@ async def run(
         asked = request if rows is None or len(pending) == rows else take_rows(request, pending)
         try:
             until = _share(deadline, ticker()) if ahead else deadline
-            answered = await tier.pool.infer(_addressed(asked, tier, rule), until, again, tier.decent)
+            answered = await tier.pool.infer(_addressed(asked, tier, rule), until, again and not drops, tier.decent)
             sure = _judged(rule, answered.response, len(pending), rows)
         except UpstreamError as error:
+            passed += error.passed
+            error.passed = passed
+            drops = drops + 1 if drops else error.drops
+            if not (Step.TIER in options.order and Step.TIER in TABLE[error.failure]):
+                raise
+            if drops > 1:
+                ahead.clear()
+                cut = None
             if ahead:
                 cut = position if cut is None and error.failure is Failure.TIMEOUT else cut
-            elif not (parts and Step.TIER in options.order):
-                if cut is None or Step.TIER not in options.order or deadline.expired(ticker()):
+            elif not parts:
+                if cut is None or deadline.expired(ticker()):
                     raise
                 ahead.append(cut)
                 cut = None
-            steps = (*steps, Step.TIER.value)
+            passed = (*passed, Passed(Step.TIER, error.failure, str(error)))
             continue
-        steps += answered.steps
+        drops = 0
+        passed += answered.passed
         parts.append(_Part(position, answered.response, pending))
         pending = tuple(index for index, accepted in zip(pending, sure, strict=True) if not accepted)
         if not pending:
@@ -199,7 +222,8 @@ async def run(
         version=parts[-1].response.version,
         rows=1 if rows is None else rows,
         rows_escalated=_escalated(parts),
-        steps=steps,
+        tier_rows=_tier_rows(tiers, parts),
+        passed=passed,
         degraded=bool(pending),
         reason=reason,
     )
@@ -212,7 +236,8 @@ async def _alone(tier: Tier, request: InferRequest, deadline: Deadline, options:
     answered = await tier.pool.infer(_addressed(request, tier, None), deadline, again, tier.decent)
     response = _wanted(request, answered.response)
     rows = 1 if reason or options.rows is None else options.rows
-    return CascadeAnswer(response, tier.model, response.version, rows, 0, answered.steps, False, reason)
+    own = ((tier.model, rows),)
+    return CascadeAnswer(response, tier.model, response.version, rows, 0, own, answered.passed, False, reason)
 
 
 def _share(deadline: Deadline, now: float) -> Deadline:
@@ -259,6 +284,17 @@ def _escalated(parts: Sequence[_Part]) -> int:
     """Rows whose answer is not the first tier's; the parts' rows shrink, each is within the one before."""
     later = [part for part in parts if part.position > 0]
     return len(later[0].indices) if later else 0
+
+
+def _tier_rows(tiers: Sequence[Tier], parts: Sequence[_Part]) -> tuple[tuple[str, int], ...]:
+    """Each part answers the rows that no later part answers again."""
+    later = [len(part.indices) for part in parts[1:]] + [0]
+    return tuple(
+        [
+            (tiers[part.position].model, len(part.indices) - again)
+            for part, again in zip(parts, later, strict=True)
+        ]
+    )
 
 
 def _floats(rule: Accept, response: InferResponse, tensor: Tensor) -> NDArray[np.float64]:

@@ -158,15 +158,25 @@ def changed(before: Sight, after: Sight) -> bool:
 
 
 class _Known:
-    """A model's facts, those of versions that were asked for by number, and the last look at the model on
-    each replica (by position)."""
+    """A model's facts, those of versions that were asked for by number, and by position what each replica that
+    answers says of the model and the last look at it there."""
 
-    __slots__ = ("facts", "of_version", "sights")
+    __slots__ = ("facts", "of_version", "sights", "told")
 
     def __init__(self, facts: ModelFacts) -> None:
         self.facts = facts
+        self.told: dict[int, ModelFacts] = {}
         self.of_version: dict[str, ModelFacts] = {}
         self.sights: dict[int, Sight] = {}
+
+    def tell(self, position: int, facts: ModelFacts | None) -> None:
+        """What a replica says now; None: nothing. While nobody says anything the facts stay."""
+        if facts is None:
+            self.told.pop(position, None)
+        else:
+            self.told[position] = facts
+        if self.told:
+            self.facts = self.told[min(self.told)]
 
 
 class Catalog:
@@ -187,18 +197,8 @@ class Catalog:
         self._known: OrderedDict[str, _Known] = OrderedDict()
         self._loads: Flights[tuple[str, str], ModelFacts] = Flights(options.loads_max)
 
-    @property
-    def models(self) -> tuple[str, ...]:
-        """The models remembered, least recently asked for first."""
-        return tuple(self._known)
-
     async def close(self) -> None:
         await self._loads.close()
-
-    def known(self, model: str) -> ModelFacts | None:
-        """The facts if they are remembered, without asking anyone."""
-        known = self._known.get(model)
-        return known.facts if known else None
 
     async def facts(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
         """The model's facts, asked for once and then remembered. ``version`` empty: of the one that answers
@@ -226,45 +226,20 @@ class Catalog:
             return known.facts
         return known.of_version.get(version)
 
-    async def poll_once(self, deadline: Deadline) -> tuple[str, ...]:
-        """Look at every remembered model on every replica; the models that changed, each told once.
-
-        A replica that does not answer within the deadline keeps what was last seen of it.
-        """
-        models = tuple(self._known)
-        looks = await asyncio.gather(
-            *(self._look(position, models, deadline) for position in range(len(self._replicas)))
-        )
-        turned: list[str] = []
-        for model in models:
-            known = self._known.get(model)
-            if known is None:
-                continue
-            differs = False
-            fresh: ModelFacts | None = None
-            for position, seen in enumerate(looks):
-                before = known.sights.get(position)
-                if model not in seen:
-                    if before is not None:
-                        known.sights[position] = msgspec.structs.replace(before, lost=True)
-                    continue
-                sight, facts = seen[model]
-                differs = differs or (before is not None and changed(before, sight))
-                known.sights[position] = sight
-                fresh = fresh or facts
-            known.facts = fresh or known.facts
-            if differs:
-                known.of_version.clear()
-                turned.append(model)
-        for model in turned:
-            self._on_change(model)
-        return tuple(turned)
-
     async def run(self, interval: float, sleep: Callable[[float], Awaitable[None]]) -> None:
-        """Poll for ever, ``interval`` seconds apart, each within ``load_timeout``; cancel it to stop."""
-        while True:
-            await self.poll_once(Deadline.after(self._now(), self._options.load_timeout))
-            await sleep(interval)
+        """Look for ever, ``interval`` seconds apart and within ``load_timeout``, at each replica by itself, so that
+        one that hangs holds up no other; cancel it to stop."""
+
+        async def watch(position: int) -> None:
+            while True:
+                await self.look(position, Deadline.after(self._now(), self._options.load_timeout))
+                await sleep(interval)
+
+        watches = [asyncio.ensure_future(watch(position)) for position in range(len(self._replicas))]
+        try:
+            await asyncio.gather(*watches)
+        finally:
+            await _end(watches)
 
     async def _learn(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
         remaining = deadline.remaining(self._now())
@@ -278,31 +253,44 @@ class Catalog:
         return facts
 
     async def _load(self, model: str, version: str) -> ModelFacts:
-        """From the first replica that knows. A model is kept with the look at it, a version with its model."""
+        """From the first replica that answers and knows: all are asked at once, for one of them may hang."""
         deadline = Deadline.after(self._now(), self._options.load_timeout)
         unknown: Rejected | None = None
         failed: UpstreamError | None = None
-        for position, replica in enumerate(self._replicas):
-            try:
-                if version:
-                    return self._keep(model, version, await self._describe(replica, model, version, deadline))
-                sight, facts = await self._see(replica, model, deadline)
-            except Rejected as error:
-                unknown = error
-                continue
-            except UpstreamError as error:
-                failed = error
-                continue
-            known = _Known(facts)
-            known.sights[position] = sight
-            self._known[model] = known
-            if len(self._known) > self._options.models_max:
-                self._known.popitem(last=False)
-            return facts
+        asked = [
+            asyncio.ensure_future(self._ask(position, model, version, deadline))
+            for position in range(len(self._replicas))
+        ]
+        try:
+            for answered in asyncio.as_completed(asked):
+                try:
+                    return await answered
+                except Rejected as error:
+                    unknown = error
+                except UpstreamError as error:
+                    failed = error
+        finally:
+            await _end(asked)
         if failed is not None:  # who did not answer may have it
             raise failed
         assert unknown is not None
         raise unknown
+
+    async def _ask(self, position: int, model: str, version: str, deadline: Deadline) -> ModelFacts:
+        """One replica. A model is kept with the look at it, a version with its model."""
+        replica = self._replicas[position]
+        if version:
+            return self._keep(model, version, await self._describe(replica, model, version, deadline))
+        sight, facts = await self._see(replica, model, deadline)
+        known = self._known.get(model)
+        if known is not None:  # by another replica, in this very moment
+            return known.facts
+        known = self._known[model] = _Known(facts)
+        known.sights[position] = sight
+        known.told[position] = facts
+        if len(self._known) > self._options.models_max:
+            self._known.popitem(last=False)
+        return facts
 
     def _keep(self, model: str, version: str, facts: ModelFacts) -> ModelFacts:
         known = self._known.get(model)
@@ -315,20 +303,53 @@ class Catalog:
             del known.of_version[next(iter(known.of_version))]
         return facts
 
-    async def _look(
-        self, position: int, models: Sequence[str], deadline: Deadline
-    ) -> dict[str, tuple[Sight, ModelFacts | None]]:
-        """One replica's models, one after another: a poll must not be a burst."""
-        seen: dict[str, tuple[Sight, ModelFacts | None]] = {}
-        for model in models:
+    async def look(self, position: int, deadline: Deadline) -> list[str]:
+        """Look at every remembered model on one replica, one after another: it must not be a burst. The models
+        that changed; each is told as soon as it is seen.
+
+        A replica that does not answer within the deadline keeps what was last seen of it.
+        """
+        turned: list[str] = []
+        models = list(self._known)
+        for index, model in enumerate(models):
+            seen: tuple[Sight, ModelFacts | None]
             try:
-                seen[model] = await self._see(self._replicas[position], model, deadline)
+                seen = await self._see(self._replicas[position], model, deadline)
             except Rejected:
-                seen[model] = (Sight(frozenset(), b"", {}, gone=True), None)
+                seen = (Sight(frozenset(), b"", {}, gone=True), None)
             except UpstreamError as error:
-                if error.failure in {Failure.UNREACHABLE, Failure.DROPPED, Failure.TIMEOUT}:
-                    break  # the rest would only wait too
-        return seen
+                rest = error.failure in {Failure.UNREACHABLE, Failure.DROPPED, Failure.TIMEOUT}  # would only wait too
+                for lost in models[index:] if rest else (model,):
+                    self._lose(position, lost)
+                if rest:
+                    break
+                continue
+            if self._hold(position, model, *seen):
+                turned.append(model)
+                self._on_change(model)
+        return turned
+
+    def _hold(self, position: int, model: str, sight: Sight, facts: ModelFacts | None) -> bool:
+        """Remember a look; whether it shows another model than the one before. What the first of the replicas that
+        answer says of the model holds for all."""
+        known = self._known.get(model)
+        if known is None:  # forgotten meanwhile, for others
+            return False
+        before = known.sights.get(position)
+        known.sights[position] = sight
+        known.tell(position, facts)
+        if before is None or not changed(before, sight):
+            return False
+        known.of_version.clear()
+        return True
+
+    def _lose(self, position: int, model: str) -> None:
+        known = self._known.get(model)
+        if known is None:
+            return
+        known.tell(position, None)
+        if position in known.sights:
+            known.sights[position] = msgspec.structs.replace(known.sights[position], lost=True)
 
     async def _see(self, replica: Asked, model: str, deadline: Deadline) -> tuple[Sight, ModelFacts]:
         path = _path(model, "")
@@ -366,6 +387,13 @@ class Catalog:
             raise Rejected(404, text)
         failure = Failure.OVERLOADED if reply.status in {429, 503} else Failure.BROKEN
         raise UpstreamError(failure, f"{replica.url} answered {path} with {reply.status}: {text}", reply.status)
+
+
+async def _end(tasks: Sequence[asyncio.Future[T]]) -> None:
+    """Cancel what is left of them, and see to it that it is over."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def read_facts(metadata: _Metadata, config: _Config) -> ModelFacts:

@@ -11,13 +11,13 @@ cycle, for they are immutable and hold nothing but values.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Final
 
 import msgspec
 
-from degrade.ladder import Failure
+from degrade.ladder import Failure, Step
 
 Parameter = bool | int | float | str
 Parameters = Mapping[str, Parameter]
@@ -49,6 +49,11 @@ SHARED_MEMORY_PARAMETER: Final = "shared_memory_region"
 SEQUENCE_PARAMETERS: Final = frozenset({"sequence_id", "sequence_start", "sequence_end"})
 SCHEDULING_PARAMETERS: Final = frozenset({"priority", "timeout"})
 """Parameters that say when to run, never what to compute; they are not part of a request's key."""
+
+
+_KEPT_WHOLE: Final = 1.0625
+"""An upstream body is kept as it is when all of it but this share is the answer's tensors: copying a large one would
+hold up everybody else for nothing."""
 
 
 class Tensor(msgspec.Struct, frozen=True, gc=False):
@@ -150,8 +155,44 @@ class InferResponse(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size(self) -> int:
-        """Bytes this answer holds, for bounding a cache (payload plus a flat cost per tensor)."""
-        return 256 + sum(len(tensor.data) + 256 for tensor in self.outputs)
+        """Bytes this answer keeps alive, for bounding a cache: what its tensors are views of, whole and once, plus a
+        flat cost per tensor."""
+        held = _held(self.outputs)
+        return 256 + 256 * len(self.outputs) + sum(held.values())
+
+    def compact(self) -> InferResponse:
+        """The same answer, fit to be kept: tensors that are small parts of something larger get bytes of their own,
+        so that an upstream body is not kept for a few bytes of it."""
+        used: dict[int, int] = {}
+        for tensor in self.outputs:
+            base = _base(tensor)
+            used[id(base)] = used.get(id(base), 0) + len(tensor.data)
+        whole = {base for base, held in _held(self.outputs).items() if held <= _KEPT_WHOLE * used[base]}
+        if len(whole) == len(used):
+            return self
+        outputs = tuple(
+            tensor if id(_base(tensor)) in whole else msgspec.structs.replace(tensor, data=bytes(tensor.data))
+            for tensor in self.outputs
+        )
+        return msgspec.structs.replace(self, outputs=outputs)
+
+
+def _base(tensor: Tensor) -> object:
+    """The object whose memory the tensor's bytes are in."""
+    return tensor.data.obj if isinstance(tensor.data, memoryview) else tensor.data
+
+
+def _held(tensors: Iterable[Tensor]) -> dict[int, int]:
+    """Bytes of the objects that these tensors' bytes are in, each once, by identity."""
+    held: dict[int, int] = {}
+    for tensor in tensors:
+        data = tensor.data
+        if not isinstance(data, memoryview):
+            held[id(data)] = len(data)
+        elif id(data.obj) not in held:
+            with memoryview(data.obj) as whole:
+                held[id(data.obj)] = whole.nbytes
+    return held
 
 
 class Provenance(msgspec.Struct, frozen=True, gc=False):
@@ -179,12 +220,22 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
     degraded: bool = False
 
 
+class Passed(msgspec.Struct, frozen=True):
+    """Something that was passed over for its failure, and the ladder step that led on from it."""
+
+    step: Step
+    failure: Failure
+    message: str
+
+
 class UpstreamError(Exception):
     """A backend did not give an answer. Foreign exceptions become this at the backend's edge.
 
     ``failure`` drives the ladder; ``status`` is the upstream's own HTTP status, if it gave one.
     ``before_answer`` says no byte of an answer had come, so a safe request may be sent again.
     ``retry_after`` is how many seconds from now a breaker will let the next request try (0: unknown).
+    ``drops`` counts the replicas that may have died of this very request: those that closed the connection
+    on it without an answer, and what was asked after one had done so. ``passed`` is what had failed before.
     """
 
     def __init__(
@@ -200,6 +251,8 @@ class UpstreamError(Exception):
         self.status = status
         self.before_answer = before_answer
         self.retry_after = retry_after
+        self.drops = 1 if failure is Failure.DROPPED else 0
+        self.passed: tuple[Passed, ...] = ()
 
 
 class Rejected(Exception):

@@ -11,10 +11,12 @@ Choice: M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing"
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random as chance
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from http import HTTPStatus
 from typing import Final, Protocol
 from zlib import crc32
 
@@ -23,9 +25,11 @@ from msgspec import Struct
 from degrade.breaker import Breaker, BreakerOptions, Change, Permit
 from degrade.budget import RetryBudget
 from degrade.deadline import Deadline, Ticker
-from degrade.ladder import Failure, Step
+from degrade.ladder import TABLE, Failure, Step
+from tiers.backends.answer import AnswerHead
+from tiers.backends.relaying import Listener, Relaying
 from tiers.backends.triton_http import Call, Reply, Streamed
-from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
+from tiers.inference import InferRequest, InferResponse, Passed, Rejected, UpstreamError
 
 OnChange = Callable[[str, str, Change], None]
 """Called with (replica URL, model or "" for the replica itself, what changed about its breaker)."""
@@ -33,8 +37,6 @@ OnChange = Callable[[str, str, Change], None]
 
 DECENT_SECONDS: Final = 1.0
 """A silence of this speaks against a model; a shorter one of the caller, unless the caller's route says otherwise."""
-
-_AGAIN: Final = frozenset({Failure.UNREACHABLE, Failure.DROPPED, Failure.BROKEN, Failure.RAISED})
 
 
 class Replica(Protocol):
@@ -45,6 +47,7 @@ class Replica(Protocol):
     async def infer(self, request: InferRequest, deadline: Deadline, now: float) -> InferResponse: ...
     async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply: ...
     def stream(self, call: Call, deadline: Deadline, now: float) -> AbstractAsyncContextManager[Streamed]: ...
+    def relay(self, call: Call, listener: Listener) -> Relaying: ...
     async def close(self) -> None: ...
 
 
@@ -61,11 +64,11 @@ class PoolOptions(Struct, frozen=True):
 
 
 class Answered(Struct, frozen=True):
-    """``replica`` is the URL that answered; ``steps`` holds "replica" if another one had failed before."""
+    """``replica`` is the URL that answered; ``passed`` holds another one that had failed before."""
 
     response: InferResponse
     replica: str
-    steps: tuple[str, ...] = ()
+    passed: tuple[Passed, ...] = ()
 
 
 class ReplicaState(Struct, frozen=True):
@@ -144,10 +147,10 @@ def choose(loads: Sequence[int], random: chance.Random) -> int:
 
 
 def try_again(error: UpstreamError, request: InferRequest) -> bool:
-    """Whether another replica may be asked: it is only for failures that are this replica's own, and
-    for requests that may run twice. Never after a timeout or an overload: it would add to the load."""
+    """Whether another replica may be asked: for failures after which the ladder's table has that make sense, and
+    for requests that may run twice. The retry budget keeps it from adding to a load that is everywhere."""
     safe = not (request.in_sequence or request.in_shared_memory)
-    return safe and error.failure in _AGAIN
+    return safe and Step.REPLICA in TABLE[error.failure]
 
 
 class Pool:
@@ -180,7 +183,7 @@ class Pool:
     async def infer(
         self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
     ) -> Answered:
-        """Ask one replica, and one more if the first failed in a way of its own and ``again`` allows it.
+        """Ask one replica, and one more if ``try_again``, the budget and ``again`` allow it.
 
         Requests of one sequence go to one replica, for only there is its state; a sequence that begins while that
         one is out of rotation begins at another. ``decent``: seconds of silence that speak against the model
@@ -195,6 +198,7 @@ class Pool:
         seat = self._pick(self._seats, key) if sequence is None else self._home(str(sequence), key)
         if seat is None:
             raise self._none_left(request, key)
+        began = self._now()
         try:
             return Answered(await self._infer_at(seat, request, deadline, decent), seat.replica.url)
         except UpstreamError as error:
@@ -204,11 +208,18 @@ class Pool:
             other = self._pick([each for each in self._seats if each is not seat], key)
             if other is None or not self._budget.take(now):
                 raise
-            raised = error.failure is Failure.RAISED
-        response = await self._infer_at(other, request, deadline, decent)
-        if raised:
-            self._blame(seat, key)
-        return Answered(response, other.replica.url, (Step.REPLICA.value,))
+            first = error
+        passed = (Passed(Step.REPLICA, first.failure, str(first)),)
+        try:
+            response = await self._infer_at(other, request, deadline, decent)
+        except UpstreamError as error:
+            error.passed = passed
+            if first.drops:
+                error.drops = first.drops + 1
+            raise
+        if first.failure is Failure.RAISED:
+            self._blame(seat, key, began)
+        return Answered(response, other.replica.url, passed)
 
     async def exchange(self, call: Call, deadline: Deadline) -> Reply:
         """A small call at one replica, for example a model's metadata. Raises UpstreamError."""
@@ -216,6 +227,26 @@ class Pool:
         now = self._now()
         with self._judged(seat, "", True):
             return await seat.replica.exchange(call, deadline, now)
+
+    async def some(self, call: Call, deadline: Deadline) -> bool:
+        """Whether some replica that can be reached answers a small call with 200. All are asked at once, and the
+        first that does is enough; what the others say speaks against nobody."""
+        now = self._now()
+        asked = [
+            asyncio.ensure_future(seat.replica.exchange(call, deadline, now))
+            for seat in self._seats
+            if seat.reach.allows(now)
+        ]
+        try:
+            for answer in asyncio.as_completed(asked):
+                with contextlib.suppress(UpstreamError):
+                    if (await answer).status == HTTPStatus.OK:
+                        return True
+            return False
+        finally:
+            for each in asked:
+                each.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
 
     async def each(self, call: Call, deadline: Deadline) -> tuple[tuple[str, Reply | UpstreamError], ...]:
         """The same call at every replica at once, whatever its breaker says: loading a model must not
@@ -256,6 +287,20 @@ class Pool:
             seat.in_flight -= 1
             if not ended:
                 permit.ignored(self._now())
+
+    def relay(self, call: Call, listener: Listener, seconds: float) -> Relayed:
+        """Pass a call with its whole body through to one replica, by callbacks; ``seconds`` bound the wait for a
+        connection. Only whether the replica is reached counts.
+
+        Raises UpstreamError if there is none to ask, and Rejected for what cannot be written as a request.
+        """
+        seat = self._seat_for_call()
+        permit = seat.reach.acquire(self._now())
+        if permit is None:
+            raise self._none_reached()
+        relayed = Relayed(seat, permit, self._now, listener)
+        relayed.start(call, seconds)
+        return relayed
 
     async def probe_once(self) -> None:
         """Ask every replica at once whether it is ready. Never raises for a replica."""
@@ -376,10 +421,13 @@ class Pool:
         else:
             permits.answers.ignored(now)
 
-    def _blame(self, seat: _Seat, key: str) -> None:
-        """Another replica answered what the model raised an error on here: it was not the input's fault."""
-        now = self._now()
-        permit = self._answers(seat, key).acquire(now)
+    def _blame(self, seat: _Seat, key: str, began: float) -> None:
+        """Another replica answered what the model raised an error on here: it was not the input's fault. Nor was
+        it the model's, if it has answered others here since: a bad input fails all whom Triton batches with it."""
+        now, breaker = self._now(), self._answers(seat, key)
+        if breaker.answered_since(began):
+            return
+        permit = breaker.acquire(now)
         if permit is not None:
             permit.failed(now, Failure.RAISED.value)
 
@@ -403,7 +451,7 @@ class Pool:
 
     async def _probe(self, seat: _Seat) -> None:
         now = self._now()
-        call = Call("GET", "/v2/health/ready")
+        call = Call("GET", "/v2/health/ready", probe=True)
         try:
             reply = await seat.replica.exchange(call, Deadline.after(now, self._options.probe_timeout), now)
         except UpstreamError as error:
@@ -448,6 +496,74 @@ class Pool:
             before_answer=True,
             retry_after=wait,
         )
+
+
+class Relayed:
+    """A call that a pool passes through: its permit and its place end exactly once, with its answer's beginning
+    and with its end."""
+
+    __slots__ = ("_listener", "_now", "_permit", "_relaying", "_seat")
+
+    def __init__(self, seat: _Seat, permit: Permit, now: Ticker, listener: Listener) -> None:
+        self._seat: _Seat | None = seat
+        self._permit: Permit | None = permit
+        self._now = now
+        self._listener = listener
+        self._relaying: Relaying | None = None
+        seat.in_flight += 1
+
+    def start(self, call: Call, seconds: float) -> None:
+        assert self._seat is not None
+        try:
+            self._relaying = self._seat.replica.relay(call, self)
+        except BaseException:
+            self._end()
+            raise
+        self._relaying.start(seconds)
+
+    def resume(self) -> None:
+        """The listener holds less than it did."""
+        if self._relaying is not None:
+            self._relaying.resume()
+
+    def abort(self) -> None:
+        """Nobody wants the answer any more. Nothing is told after this."""
+        if self._relaying is not None:
+            self._relaying.abort()
+        self._end()
+
+    @property
+    def held(self) -> int:
+        return self._listener.held
+
+    def begin(self, head: AnswerHead, follows: bool) -> None:
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            permit.succeeded(self._now())
+        self._listener.begin(head, follows)
+
+    def feed(self, piece: bytes) -> None:
+        self._listener.feed(piece)
+
+    def finish(self) -> None:
+        self._end()
+        self._listener.finish()
+
+    def fail(self, error: UpstreamError) -> None:
+        permit = self._permit
+        if permit is not None and error.failure is Failure.UNREACHABLE:
+            self._permit = None
+            permit.failed(self._now(), error.failure.value)
+        self._end()
+        self._listener.fail(error)
+
+    def _end(self) -> None:
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            permit.ignored(self._now())
+        seat, self._seat = self._seat, None
+        if seat is not None:
+            seat.in_flight -= 1
 
 
 def _model_key(model: str, version: str) -> str:

@@ -96,6 +96,7 @@ def _check_outlines(request: InferRequest, facts: ModelFacts, batch_max: int | N
     known = {fact.name: fact for fact in facts.inputs}
     for tensor in request.inputs:
         _check_kind(tensor, known[tensor.name], batched=facts.max_batch > 0)
+    _check_classification(request, facts)
     if facts.max_batch > 0:
         limit = facts.max_batch if batch_max is None else min(facts.max_batch, batch_max)
         _check_batch(request, limit)
@@ -142,6 +143,24 @@ def _check_kind(tensor: Tensor, fact: TensorFact, batched: bool) -> None:
     for wanted, size in zip(expected[first:], got[first:], strict=True):
         if wanted not in (-1, size):
             raise _refuse("shape", f"{label} must have shape {expected}, got {got}")
+
+
+def _check_classification(request: InferRequest, facts: ModelFacts) -> None:
+    """Triton 2.51's HTTP server dies (SIGSEGV) of a classification of BYTES, and of one of no elements, which is
+    what a model makes of an input without any."""
+    asked = [output.name for output in request.outputs if "classification" in output.parameters]
+    if not asked:
+        return
+    datatypes = {fact.name: fact.datatype for fact in facts.outputs}
+    for name in asked:
+        if datatypes[name] == "BYTES":
+            raise _refuse("classification", f"output {_shown(name)} is BYTES, which has no classification")
+    for tensor in request.inputs:
+        if tensor.elements == 0:
+            raise _refuse(
+                "classification",
+                f"input {_shown(tensor.name)} has no elements, and output {_shown(asked[0])} no classification then",
+            )
 
 
 def _check_batch(request: InferRequest, batch_max: int) -> None:

@@ -27,6 +27,9 @@ from tiers.v2.message import DEFAULT_LIMITS, Limits, Malformed
 from tiers.v2.request import WireForm, decode_request
 from tiers.v2.response import encode_response
 
+PASSED: Final = Provenance(cache="bypass", reason="passthrough")
+"""All that is known of an answer that passes through."""
+
 JSON_LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 CACHE_NAME: Final = "tailrace"
 
@@ -42,6 +45,7 @@ _TOKEN: Final = re.compile(r"[A-Za-z*][A-Za-z0-9!#$%&'*+\-.^_`|~:/]*")
 _DIRECTIVE: Final = re.compile(r"([!#$%&'*+\-.^_`|~0-9A-Za-z]+)(?:=(?:\"((?:[^\"\\]|\\.)*)\"|([^\s,\"]*)))?")
 _TEXT_MAX: Final = 128  # characters of a model's name or a reason in one header member
 _INTEGER_MAX: Final = 999_999_999_999_999  # RFC 9651 section 3.3.1
+_PLACE: Final = "\0"  # where a number goes in a template; no field can hold it
 _SECONDS_MAX: Final = 2**31  # RFC 9111 section 1.2.2: what a delta-seconds too large becomes
 
 TOLD_MAX: Final = 1024
@@ -92,18 +96,18 @@ NO_DIRECTIVES: Final = CacheDirectives()
 
 
 def decode(
-    body: Buffer, model: str, version: str, headers: BodyHeaders, limits: BodyLimits
+    body: Buffer, model: str, version: str, json_length: str | None, limits: BodyLimits
 ) -> tuple[InferRequest, WireForm]:
-    """One infer request from its body as sent. Raises Refused: 400, 413 or 415.
+    """One infer request from its body, which has no content coding (any more: see ``inflate``); ``json_length``
+    is the header field's value. Raises Refused: 400 or 413.
 
     The tensors may be slices of ``body``: keep it unchanged while the request lives.
     """
-    json_length = parse_json_length(headers.json_length)
-    inflated = inflate(body, headers.content_encoding, limits.bytes_max)
     try:
+        length = parse_json_length(json_length)
         if limits.forms is not None:
-            return limits.forms.decode(inflated, json_length, model, version)
-        return decode_request(inflated, json_length, model, version, limits.message)
+            return limits.forms.decode(body, length, model, version)
+        return decode_request(body, length, model, version, limits.message)
     except Malformed as fault:
         raise Refused(_problem(fault)) from fault
 
@@ -237,40 +241,47 @@ def provenance_headers(provenance: Provenance, duration_seconds: float | None = 
 
     Without a duration Server-Timing names only the cache state: a hit by its bytes is not worth a clock.
     """
-    cached = provenance.cache in ("hit", "stale")
-    ttl_left = provenance.ttl_left
-    status, timing, story = _told(
-        Provenance(
-            provenance.cache,
-            provenance.reason,
-            provenance.tier,
-            provenance.version,
-            _whole(provenance.age) if cached else 0,
-            None if ttl_left is None else _whole(ttl_left),
-            provenance.rows,
-            provenance.rows_escalated,
-            provenance.steps,
-            provenance.stored,
-            provenance.collapsed,
-            provenance.degraded,
-        )
-    )
-    fields = [("Cache-Status", status)]
-    if cached:
-        fields.append(("Age", str(_whole(max(0.0, provenance.age)))))
+    ttl = None if provenance.ttl_left is None else str(_whole(provenance.ttl_left))
+    milliseconds = None
     if duration_seconds is not None:
-        milliseconds = max(0.0, duration_seconds) * 1000.0
-        timing = f"tailrace;dur={milliseconds if math.isfinite(milliseconds) else 0:.3f}, {timing}"
+        duration = max(0.0, duration_seconds) * 1000.0
+        milliseconds = f"{duration if math.isfinite(duration) else 0:.3f}"
+    return _told(provenance, str(_whole(max(0.0, provenance.age))), ttl, milliseconds)
+
+
+def hit_lines(provenance: Provenance) -> bytes:
+    """What `provenance_headers` tells of a hit by its bytes, as lines of a head with places (``%d``) for its
+    whole seconds of time to live, of age, and of age again: an entry's hits differ in nothing else."""
+    fields = _told(provenance, _PLACE, _PLACE, None)
+    lines = "".join([f"{name}: {value}\r\n" for name, value in fields])
+    return lines.replace("%", "%%").replace(_PLACE, "%d").encode("ascii")
+
+
+def passthrough_lines() -> bytes:
+    """What `provenance_headers` tells of what passes through, with a place (``%.3f``) for its milliseconds."""
+    fields = _told(PASSED, "", None, _PLACE)
+    lines = "".join([f"{name}: {value}\r\n" for name, value in fields])
+    return lines.replace("%", "%%").replace(_PLACE, "%.3f").encode("ascii")
+
+
+def _told(provenance: Provenance, age: str, ttl: str | None, milliseconds: str | None) -> list[Field]:
+    timeless = msgspec.structs.replace(provenance, age=0.0, ttl_left=None)
+    status, timing, story = _words(timeless, age, ttl)
+    fields = [("Cache-Status", status)]
+    if provenance.cache in ("hit", "stale"):
+        fields.append(("Age", age))
+    if milliseconds is not None:
+        timing = f"tailrace;dur={milliseconds}, {timing}"
     fields.append(("Server-Timing", timing))
     fields.append(("Tailrace-Provenance", story))
     return fields
 
 
 @lru_cache(maxsize=TOLD_MAX)
-def _told(provenance: Provenance) -> tuple[str, str, str]:
-    """Cache-Status, the end of Server-Timing and Tailrace-Provenance of one whose seconds are whole: most answers of
-    a second tell the same."""
-    return _cache_status(provenance), f"cache;desc={_item(provenance.cache)}", _provenance(provenance)
+def _words(provenance: Provenance, age: str, ttl: str | None) -> tuple[str, str, str]:
+    """Cache-Status, the end of Server-Timing and Tailrace-Provenance of one without its seconds, which are given as
+    text: most answers of a second tell the same."""
+    return _cache_status(provenance, ttl), f"cache;desc={_item(provenance.cache)}", _provenance(provenance, age)
 
 
 def _problem(fault: Malformed) -> Problem:
@@ -309,13 +320,13 @@ def _whole(value: float) -> int:
     return math.floor(min(max(value, -_INTEGER_MAX), _INTEGER_MAX))
 
 
-def _cache_status(provenance: Provenance) -> str:
+def _cache_status(provenance: Provenance, ttl: str | None) -> str:
     reason = provenance.reason
     members = [CACHE_NAME]
     if provenance.cache in ("hit", "stale"):
         members.append("hit")
-        if provenance.ttl_left is not None:
-            members.append(f"ttl={_whole(provenance.ttl_left)}")
+        if ttl is not None:
+            members.append(f"ttl={ttl}")
         told = "" if provenance.cache == "hit" else reason
     elif provenance.cache == "none":
         told = reason
@@ -332,7 +343,7 @@ def _cache_status(provenance: Provenance) -> str:
     return "; ".join(members)
 
 
-def _provenance(provenance: Provenance) -> str:
+def _provenance(provenance: Provenance, age: str) -> str:
     members = [f"cache={_item(provenance.cache)}"]
     if provenance.reason:
         members.append(f"reason={_item(provenance.reason)}")
@@ -340,7 +351,7 @@ def _provenance(provenance: Provenance) -> str:
         if text:
             members.append(f"{name}={_string(text)}")
     if provenance.cache in ("hit", "stale"):
-        members.append(f"age={_whole(provenance.age)}")
+        members.append(f"age={age}")
     if provenance.rows:
         members.append(f"rows={_whole(provenance.rows)}")
         members.append(f"escalated={_whole(provenance.rows_escalated)}")

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from http import HTTPStatus
 from typing import Final, cast
 
 import msgspec
@@ -26,9 +25,14 @@ from gateway.doors.exchange import Question, Reply, recalled, refusal
 from gateway.doors.handover import OURS, LentTransport
 from gateway.doors.head import Judgement, Lane
 from gateway.doors.lane import EdgeLane, State
+from gateway.doors.passthrough import Passage
+from gateway.doors.relay import Relay
 from gateway.operate.telemetry import PASSTHROUGH
 from gateway.pipeline import WireAnswer
 from gateway.problem import Problem, Refused, head_over, internal, timed_out
+
+# Looked up for every hit, where a member of an Enum is not cheap.
+_IDLE, _BODY, _BUSY, _RELAYED = State.IDLE, State.BODY, State.BUSY, State.RELAYED
 
 _END: Final = b"\r\n\r\n"
 _NEWLINE: Final = b"\n"
@@ -40,12 +44,24 @@ COPIED_BYTES_MAX: Final = 64 * 1024
 _log = structlog.get_logger("tailrace")
 
 
+class _Asked(msgspec.Struct, frozen=True):
+    """A request's head as this connection's peer asks it: a question to a route, or a passage by all of them.
+    ``size`` is that of the whole request in bytes."""
+
+    head: bytes
+    judgement: Judgement
+    question: Question | None
+    passage: Passage | None
+    head_bytes: int
+    size: int
+
+
 class EdgeConnection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_answered", "_asked", "_buffer", "_handler", "_held", "_lane", "_left", "_own", "_parts", "_paused",
-        "_peer", "_size", "_state", "_stopped", "_task", "_transport", "limit",
+        "_answered", "_asked", "_began", "_buffer", "_handler", "_held", "_lane", "_left", "_parts", "_paused",
+        "_peer", "_relay", "_size", "_state", "_stopped", "_task", "_transport", "limit",
     )  # fmt: skip
 
     def __init__(self, lane: EdgeLane) -> None:
@@ -60,9 +76,10 @@ class EdgeConnection(asyncio.Protocol):
         self._left = 0  # bytes of a body still to come, ours or theirs
         self._size = 0  # bytes held of the body that is gathered or in work
         self._held = 0  # bytes that the lane counts as held here
-        self._asked: Judgement | None = None
-        self._own: tuple[Judgement, Question] | None = None  # the last question, asked by this peer
+        self._asked: _Asked | None = None  # the last question of ours
+        self._began = 0.0  # when its head was whole, in ticker's seconds
         self._task: asyncio.Task[None] | None = None
+        self._relay: Relay | None = None  # what is passed through
         self._handler: RequestHandler | None = None  # aiohttp's, once it was needed
         self._answered = False  # it has written its answer
         self.limit = math.inf
@@ -79,12 +96,17 @@ class EdgeConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         state = self._state
-        if state is State.IDLE and not self._paused and not self._buffer:
+        if state is _IDLE and not self._paused and not self._buffer:
+            asked = self._asked
+            if asked is not None and len(data) == asked.size and data.startswith(asked.head):
+                now = self._began = self._lane.ticker()
+                self._ask(asked, data[asked.head_bytes :], now)  # as the last one: nothing to look up
+                return
             seen = self._begin(data, 0)
             if seen != len(data):
                 self._buffer = data[seen:]
                 self._pump()
-        elif state is State.BODY:
+        elif state is _BODY:
             seen = self._gather(data, 0)
             if seen != len(data):
                 self._buffer = data[seen:]
@@ -101,6 +123,8 @@ class EdgeConnection(asyncio.Protocol):
         self._lane.ended(self, self._peer)
         if self._task is not None:
             self._task.cancel()  # the caller has left; others may still wait for the same flight
+        if self._relay is not None:
+            self._relay.abort()
         if self._handler is not None:
             self._handler.connection_lost(error)
         self._let_go()
@@ -115,6 +139,8 @@ class EdgeConnection(asyncio.Protocol):
         self._paused = False
         if self._handler is not None:
             self._handler.resume_writing()
+        if self._relay is not None:
+            self._relay.resume()
         # A peer that was slow to read while its next head or body was on the way: that one's time starts again.
         self._turn(self._state)
         self._pump()
@@ -127,7 +153,7 @@ class EdgeConnection(asyncio.Protocol):
         if self._paused:
             return
         seconds = self._lane.waits[state]
-        if state is State.BODY and self._asked is not None and self._asked.question is not None:
+        if state is _BODY and self._asked is not None and self._asked.question is not None:
             seconds = min(seconds, self._asked.question.route.timeout)  # for the whole request
         self.limit = self._lane.ticker() + seconds
 
@@ -177,14 +203,27 @@ class EdgeConnection(asyncio.Protocol):
             judgement = lane.heads.judge(head)
         if judgement.lane is not Lane.EDGE:
             return self._begin_foreign(judgement, data, start, end)
+        asked = self._as_asked(judgement, head)
+        now = self._began = lane.ticker()
         stop = end + judgement.length
         if stop <= len(data):
-            self._ask(judgement, data[end:stop])
+            self._ask(asked, data[end:stop], now)
             return stop
-        self._asked = judgement
         self._parts, self._left = [], judgement.length
-        self._turn(State.BODY)
+        self._turn(_BODY)
         return self._gather(data, end)
+
+    def _as_asked(self, judgement: Judgement, head: bytes) -> _Asked:
+        """A head of ours as this connection's peer asks it."""
+        asked = self._asked
+        if asked is None or asked.judgement is not judgement:
+            question, passage = judgement.question, judgement.passage
+            if judgement.anonymous:
+                question = None if question is None else question.by(self._peer)
+                passage = None if passage is None else passage.by(self._peer)
+            size = len(head) + judgement.length
+            asked = self._asked = _Asked(head, judgement, question, passage, len(head), size)
+        return asked
 
     def _await_head(self, data: bytes, start: int) -> int:
         """A head that is not whole: wait, unless it can be none, which the strict parser has words for."""
@@ -208,44 +247,40 @@ class EdgeConnection(asyncio.Protocol):
         self._left -= len(part)
         self._size += len(part)
         self._recount()
-        if self._lane.buffered.full:
+        if self._lane.buffered.refuses(self._size):
             self._refuse(self._lane.buffered.refusal(), self._asked.question)
             return len(data)
         if self._left == 0:
             body, self._parts = b"".join(self._parts), None
-            self._ask(self._asked, body)
-            if self._state is not State.BUSY:
+            self._ask(self._asked, body, self._lane.ticker())
+            if self._state not in (_BUSY, _RELAYED):
                 self._size = 0
                 self._recount()
         return start + len(part)
 
-    def _ask(self, judgement: Judgement, body: bytes) -> None:
-        """A whole request of ours: answer it now if it is known by its bytes, else in a task."""
-        lane = self._lane
-        began = lane.ticker()
-        question = judgement.question
-        assert question is not None
-        if judgement.anonymous:
-            if self._own is None or self._own[0] is not judgement:
-                caller = msgspec.structs.replace(question.caller, name=self._peer)
-                self._own = judgement, msgspec.structs.replace(question, caller=caller)
-            question = self._own[1]
+    def _ask(self, asked: _Asked, body: bytes, now: float) -> None:
+        """A whole request of ours: answer it now if it is known by its bytes, else in a task; or pass it on."""
+        lane, began, question = self._lane, self._began, asked.question
+        if question is None:
+            assert asked.passage is not None
+            self._pass_on(asked.passage, body, now)
+            return
         try:
-            hit, wire = lane.exchange.recall(question, body)
+            hit, wire = lane.exchange.recall(question, body, now)
             if hit is not None:
                 self._write_hit(hit, question, began)
                 return
             self._size = len(body)
             self._recount()
-            if lane.buffered.full:
+            if lane.buffered.refuses(self._size):
                 raise Refused(lane.buffered.refusal())
         except Refused as refused:
             self._size = 0
             self._recount()
             lane.telemetry.refused(question.route.name, refused.problem.slug)
-            self._write(refusal(refused), question, began)
+            self._write(refusal(refused), question.route.name, began)
             return
-        self._turn(State.BUSY)
+        self._turn(_BUSY)
         self._task = asyncio.get_running_loop().create_task(self._answer(question, body, wire, began))
 
     async def _answer(self, question: Question, body: bytes, wire: bytes | None, began: float) -> None:
@@ -260,10 +295,61 @@ class EdgeConnection(asyncio.Protocol):
             _log.exception("bug", route=question.route.name)
             reply = refusal(Refused(internal()))
         self._task = None
-        if self._state is State.BUSY:
+        if self._state is not _BUSY:
+            return
+        try:
             self._size = 0
-            self._write(reply, question, began)
+            self._write(reply, question.route.name, began)
             self._pump()
+        except Exception:  # nobody awaits this task, and a connection must not wait for ever
+            _log.exception("bug", route=question.route.name)
+            self.abort()
+
+    # -- what passes through ------------------------------------------------------------------------
+
+    def _pass_on(self, passage: Passage, body: bytes, now: float) -> None:
+        """Pass a whole request on."""
+        lane = self._lane
+        self._size = len(body)
+        self._recount()
+        self._turn(_RELAYED)
+        try:
+            if lane.buffered.refuses(self._size):
+                raise Refused(lane.buffered.refusal())
+            charged = passage.works and passage.caller.quota is not None
+            quota = lane.exchange.charge(None, passage.caller) if charged else None
+        except Refused as refused:
+            self.relay_done(refused)
+            return
+        self._relay = Relay(self, lane, passage, self._began, quota)
+        self._relay.start(lane.passthrough, body, lane.options.times.answer)
+
+    def relay_write(self, data: bytes) -> int:
+        """Write, and let the replica have its time for more; how many bytes wait because the peer does not read."""
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return 0
+        transport.write(data)
+        if self._paused:
+            return transport.get_write_buffer_size()
+        self.limit = self._lane.ticker() + self._lane.options.times.silence
+        return 0
+
+    def relay_done(self, refused: Refused | None) -> None:
+        """The answer is written; or there is none, but this refusal."""
+        lane, self._relay, self._size = self._lane, None, 0
+        if self._state is not _RELAYED:
+            return
+        if refused is not None:
+            lane.telemetry.refused(PASSTHROUGH, refused.problem.slug)
+            self._write(refusal(refused), PASSTHROUGH, self._began)
+        else:
+            self._turn(_IDLE)
+            if lane.draining:
+                self.close()
+        self._recount()
+        if self._buffer and self._state is _IDLE:
+            asyncio.get_running_loop().call_soon(self._pump)  # the replica's connection is in the middle of its turn
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -271,20 +357,22 @@ class EdgeConnection(asyncio.Protocol):
         lane = self._lane
         transport = self._transport
         if transport is None or lane.draining:
-            self._write(recalled(hit), question, began)
+            lane.telemetry.answered(question.route.name, hit.provenance)
+            self._write(recalled(hit), question.route.name, began)
             return
-        head, body = lane.answers.of_hit(hit), hit.wire.body
+        begun, quota, ending = lane.answers.of_hit(hit)
+        body = hit.wire.body
+        if len(body) <= COPIED_BYTES_MAX:
+            transport.write(b"".join((begun, quota, ending, body)))
+        else:
+            transport.writelines((b"".join((begun, quota, ending)), body))
         now = lane.ticker()
-        self._state = State.IDLE
+        self._state = _IDLE
         if not self._paused:
             self.limit = now + lane.idle_seconds
-        if len(body) <= COPIED_BYTES_MAX:
-            transport.write(b"".join((*head, body)))
-        else:
-            transport.writelines((b"".join(head), body))
-        lane.telemetry.responded(question.route.name, HTTPStatus.OK, "hit", now - began)
+        lane.telemetry.recalled(question.route.name, now - began)
 
-    def _write(self, reply: Reply, question: Question, began: float) -> None:
+    def _write(self, reply: Reply, label: str, began: float) -> None:
         lane = self._lane
         transport = self._transport
         if transport is None or transport.is_closing():
@@ -296,7 +384,7 @@ class EdgeConnection(asyncio.Protocol):
             transport.write(head + reply.body)
         else:
             transport.writelines((head, reply.body))
-        lane.telemetry.responded(question.route.name, reply.status, reply.state, lane.ticker() - began)
+        lane.telemetry.responded(label, reply.status, reply.state, lane.ticker() - began)
         if lane.draining:
             self.close()
 
@@ -377,9 +465,13 @@ class EdgeConnection(asyncio.Protocol):
             self._refuse(timed_out(f"The head did not arrive within {lane.options.times.head:g} s."))
         elif state is State.BODY and not self._paused:
             assert self._asked is not None
-            assert self._asked.question is not None
-            seconds = min(lane.options.times.body, self._asked.question.route.timeout)
-            self._refuse(timed_out(f"The body did not arrive within {seconds:g} s."), self._asked.question)
+            question, seconds = self._asked.question, lane.options.times.body
+            within = f"server.body_timeout ({seconds:g} s)"
+            if question is not None:
+                within = f"{min(seconds, question.route.timeout):g} s"
+            self._refuse(timed_out(f"The body did not arrive within {within}."), question)
+        elif state is _RELAYED and self._relay is not None and not self._relay.begun:
+            self._relay.give_up(lane.options.times.answer)
         else:
             self.abort()
 

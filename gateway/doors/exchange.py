@@ -7,35 +7,60 @@ answer's bytes. The same head need not be judged again.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 import msgspec
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from cache.digest import WireDigester
+from cache.entry import Entry
 from degrade.deadline import Deadline, Ticker
 from gateway.admission.auth import Caller, Directory, Unauthenticated
 from gateway.admission.ratelimit import Verdict, ratelimit_value
 from gateway.codec import http as codec
 from gateway.config import VERSION
+from gateway.doors.aside import Aside
+from gateway.doors.buffered import Buffered, Held
 from gateway.doors.path import Target
-from gateway.pipeline import Answer, Call, Pipeline, WireAnswer
-from gateway.problem import Problem, Refused, malformed, method_not_allowed, not_found, too_large, unauthenticated
-from gateway.route import Route, Wire
-from tiers.inference import InferRequest, Provenance
+from gateway.pipeline import Call, Dues, Pipeline, WireAnswer, dues, hit_provenance
+from gateway.problem import (
+    Problem,
+    Refused,
+    malformed,
+    method_not_allowed,
+    not_found,
+    too_large,
+    unauthenticated,
+    unsupported_query,
+)
+from gateway.route import Heading, Route, Served, Wire
+from tiers.inference import InferRequest, InferResponse, Provenance
 from tiers.v2.request import WireForm
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 Fields = list[tuple[str, str]]
 
-METHODS: Final = ("POST",)
+METHODS: Final = ("POST", "QUERY")
+"""QUERY (RFC 10008) says what an infer request is: safe, and with a body. Its answers are those of POST."""
+
+ASIDE_BYTES: Final = 256 * 1024
+"""Messages above this, and all that are compressed, are read and written aside: JSON of this size takes some 20 ms
+of the event loop, and nobody knows how large a compressed one is before it is inflated."""
+
+HEADINGS_MAX: Final = 1024
+"""Beginnings of hits remembered, about 600 bytes each: one for each model, version and size of answer."""
+
+QUERY_MEDIA: Final = ("application/json", "application/octet-stream")
+"""What a QUERY may be made of (Accept-Query): the protocol in JSON, and with binary tensors behind the JSON."""
 
 CREDENTIALS: Final = ("Authorization", "X-API-Key")
 
 
 class Question(msgspec.Struct, frozen=True):
     """An infer request's judged head. ``digester`` holds all but the body that decides the answer's
-    bytes; None where an answer must not be recognised by its bytes."""
+    bytes; None where an answer must not be recognised by its bytes. ``hit_dues``: the quotas that a hit
+    uses up."""
 
     route: Route
     caller: Caller
@@ -45,6 +70,13 @@ class Question(msgspec.Struct, frozen=True):
     directives: codec.CacheDirectives
     body_bytes_max: int
     digester: WireDigester | None
+    hit_dues: Dues
+
+    def by(self, name: str) -> Question:
+        """The same, asked by the caller of this name, who shows no key."""
+        caller = msgspec.structs.replace(self.caller, name=name)
+        hit_dues = dues(self.route.allowances, caller, works=False)
+        return msgspec.structs.replace(self, caller=caller, hit_dues=hit_dues)
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -59,7 +91,9 @@ class Reply(msgspec.Struct, frozen=True):
 def judge(method: str, target: Target, headers: Headers, route: Route, caller: Caller) -> Question:
     """What an infer request's head asks of a route. Raises Refused."""
     if method not in METHODS:
-        raise Refused(method_not_allowed(method, METHODS))
+        raise Refused(method_not_allowed(method, METHODS, QUERY_MEDIA))
+    if method == "QUERY":
+        _check_query_media(_single(headers, "Content-Type"))
     check_version(route, target.version)
     encoding = _single(headers, "Content-Encoding")
     body = codec.BodyHeaders(encoding, _single(headers, codec.JSON_LENGTH_HEADER))
@@ -70,7 +104,8 @@ def judge(method: str, target: Target, headers: Headers, route: Route, caller: C
     if cache is not None and directives == codec.NO_DIRECTIVES:
         tenant = "" if cache.shared else caller.tenant
         digester = WireDigester(msgspec.msgpack.encode((route.name, tenant, target.version, body, coding)))
-    return Question(route, caller, target.version, body, coding, directives, route.body_limits.bytes_max, digester)
+    bytes_max, hit_dues = route.body_limits.bytes_max, dues(route.allowances, caller, works=False)
+    return Question(route, caller, target.version, body, coding, directives, bytes_max, digester, hit_dues)
 
 
 def identify(directory: Directory, headers: Headers, peer: str) -> Caller:
@@ -106,11 +141,16 @@ def check_version(route: Route, version: str) -> None:
 class Exchange:
     """Answers questions through the pipeline."""
 
-    def __init__(self, pipeline: Pipeline, ticker: Ticker) -> None:
+    def __init__(self, pipeline: Pipeline, ticker: Ticker, buffered: Buffered) -> None:
         self._pipeline = pipeline
         self._ticker = ticker
+        self._buffered = buffered
+        self._aside = Aside()
+        self._headings: dict[Heading, Heading] = {}
 
-    def recall(self, question: Question, body: bytes | memoryview) -> tuple[WireAnswer | None, bytes | None]:
+    def recall(
+        self, question: Question, body: bytes | memoryview, now: float
+    ) -> tuple[WireAnswer | None, bytes | None]:
         """A hit by the exact bytes, if there is one, and the wire digest to remember an answer under.
 
         Raises Refused when a quota that hits use up is spent.
@@ -118,7 +158,7 @@ class Exchange:
         if question.digester is None:
             return None, None
         wire = question.digester(body)
-        return self._pipeline.recall_wire(question.route, question.caller, wire), wire
+        return self._pipeline.recall_wire(question.route, question.hit_dues, wire, now), wire
 
     def charge(self, route: Route | None, caller: Caller) -> Verdict | None:
         """Charge a request that is passed through: every quota of caller and route, or none. Raises Refused."""
@@ -126,24 +166,64 @@ class Exchange:
 
     async def answer(self, question: Question, body: bytes, wire: bytes | None, began: float) -> Reply:
         """Answer what is not recalled, within the route's time from ``began``. Raises Refused."""
+        with Held(self._buffered) as held:
+            return await self._answer(question, body, wire, began, held)
+
+    def close(self) -> None:
+        """Read nothing more."""
+        self._aside.close()
+
+    async def _answer(
+        self, question: Question, body: bytes, wire: bytes | None, began: float, held: Held
+    ) -> Reply:
         deadline = Deadline.after(began, question.route.timeout)
-        decoded, form = codec.decode(
-            body, question.route.name, question.version, question.body, question.route.body_limits
-        )
+        decoded, form = await self._decoded(question, body, deadline, held)
         deadline = _sooner(deadline, decoded, self._ticker())
         call = Call(question.route, question.caller, decoded, question.directives, deadline)
         answer = await self._pipeline.answer(call)
-        ready = _wire_of(answer, form, decoded, question.answer_coding)
-        if wire is not None and not decoded.id:  # an id is as good as unique: its bytes will not come again
-            self._pipeline.attach_wire(question.route, answer, wire, ready)
+        encode = partial(_encoded, answer.response, form, decoded.id, question.answer_coding)
+        if answer.response.size > ASIDE_BYTES:
+            ready, headers = await self._aside.run(encode, call.deadline.remaining(self._ticker()))
+        else:
+            ready, headers = encode()
+        if wire is not None and answer.entry is not None and not decoded.id:  # an id's bytes will not come again
+            heading = self._heading(tuple(headers), len(ready), answer.entry)
+            self._pipeline.attach_wire(question.route, answer, wire, Wire(ready, heading))
         provenance = codec.provenance_headers(answer.provenance, self._ticker() - began)
-        fields = [*ready.headers, *provenance, *quota_fields(answer.quota)]
-        return Reply(200, fields, ready.body, answer.provenance.cache)
+        fields = [*headers, *provenance, *quota_fields(answer.quota)]
+        return Reply(200, fields, ready, answer.provenance.cache)
+
+    async def _decoded(
+        self, question: Question, body: bytes, deadline: Deadline, held: Held
+    ) -> tuple[InferRequest, WireForm]:
+        """The request in a body: at once if that is little work, else aside, where nobody else waits for it."""
+        route, coding, limits = question.route, question.body.content_encoding, question.route.body_limits
+        decode = partial(codec.decode, model=route.name, version=question.version, limits=limits)
+        if coding is None and len(body) <= ASIDE_BYTES:
+            return decode(body, json_length=question.body.json_length)
+        self._pipeline.refuse_spent(route, question.caller)
+        if coding is not None:
+            inflate = partial(codec.inflate, body, coding, limits.bytes_max)
+            inflated = await self._aside.run(inflate, deadline.remaining(self._ticker()))
+            held.add(len(inflated))
+        else:
+            inflated = body
+        work = partial(decode, inflated, json_length=question.body.json_length)
+        return await self._aside.run(work, deadline.remaining(self._ticker()))
+
+    def _heading(self, headers: tuple[tuple[str, str], ...], body_bytes: int, entry: Entry[Served]) -> Heading:
+        """How an entry's hits begin: one object for all entries that begin alike, for they are many."""
+        lines = "".join([f"{name}: {value}\r\n" for name, value in headers]).replace("%", "%%")
+        begun = f"HTTP/1.1 200 OK\r\n{lines}Content-Length: {body_bytes}\r\n".encode()
+        heading = Heading(headers, begun + codec.hit_lines(hit_provenance(entry, entry.stored_at)))
+        if len(self._headings) >= HEADINGS_MAX:
+            self._headings.clear()
+        return self._headings.setdefault(heading, heading)
 
 
 def recalled(hit: WireAnswer) -> Reply:
     """A hit by its bytes as a reply."""
-    fields = [*hit.wire.headers, *codec.provenance_headers(hit.provenance), *quota_fields(hit.quota)]
+    fields = [*hit.wire.heading.headers, *codec.provenance_headers(hit.provenance), *quota_fields(hit.quota)]
     return Reply(200, fields, hit.wire.body, "hit")
 
 
@@ -183,6 +263,22 @@ def _single(headers: Headers, name: str) -> str | None:
     return values[0] if values else None
 
 
+def _encoded(
+    response: InferResponse, form: WireForm, request_id: str, coding: str | None
+) -> tuple[bytes, Fields]:
+    parts, headers = codec.encode(response, form, request_id, coding)
+    return b"".join(parts), headers
+
+
+def _check_query_media(value: str | None) -> None:
+    """RFC 10008 section 2.1: a query without a media type is refused, and so is one that is not answered here."""
+    if value is None:
+        raise Refused(malformed("A QUERY must have a Content-Type.", "content-type"))
+    media = value.partition(";")[0].strip(" \t").lower()
+    if media not in QUERY_MEDIA:
+        raise Refused(unsupported_query(f"A QUERY's Content-Type is {media[:64]!r}", QUERY_MEDIA))
+
+
 def _sooner(deadline: Deadline, request: InferRequest, now: float) -> Deadline:
     """The request's own timeout (Triton's ``timeout`` parameter, microseconds) shortens the deadline."""
     timeout = request.parameters.get("timeout")
@@ -190,10 +286,3 @@ def _sooner(deadline: Deadline, request: InferRequest, now: float) -> Deadline:
         return deadline.sooner(Deadline.after(now, timeout / 1e6))
     return deadline
 
-
-def _wire_of(answer: Answer, form: WireForm, request: InferRequest, coding: str | None) -> Wire:
-    parts, headers = codec.encode(answer.response, form, request.id, coding)
-    body = b"".join(parts)
-    lines = "".join([f"{name}: {value}\r\n" for name, value in headers])
-    head = f"HTTP/1.1 200 OK\r\n{lines}Content-Length: {len(body)}\r\n"
-    return Wire(body, tuple(headers), head.encode())

@@ -26,9 +26,11 @@ from multidict import CIMultiDictProxy
 
 from gateway.admission.auth import Caller, Directory
 from gateway.doors.exchange import Question, identify, judge
-from gateway.doors.path import target_of
+from gateway.doors.passthrough import Passage, passed_on, withheld
+from gateway.doors.path import Target, target_of
 from gateway.problem import Refused
 from gateway.route import Route
+from tiers.backends.triton_http import Call
 
 HEADS_MAX: Final = 4096
 """Heads remembered: a client library makes a handful, one for each body length."""
@@ -36,6 +38,7 @@ HEADS_MAX: Final = 4096
 HEAD_BYTES_REMEMBERED_MAX: Final = 2048
 """Longer heads are judged each time: 4096 of these are 8 MiB, and that is the memory's bound."""
 
+_RELAYED_METHODS: Final = frozenset({"GET", "POST"})
 _ELSEWHERE: Final = frozenset({"transfer-encoding", "upgrade", "expect", "trailer"})
 
 
@@ -43,7 +46,7 @@ class Lane(enum.Enum):
     """Who answers a request, and what is known of its end."""
 
     EDGE = "edge"
-    """This lane: an infer request of a route, its body's length known."""
+    """This lane: an infer request of a route, or one that passes through, its body's length known and small."""
     AIOHTTP = "aiohttp"
     """The other lane, for one request whose length is known; what follows is looked at again."""
     AIOHTTP_FOR_GOOD = "aiohttp-for-good"
@@ -51,26 +54,39 @@ class Lane(enum.Enum):
 
 
 class Judgement(msgspec.Struct, frozen=True):
-    """What a head means. ``length`` is the body's, in bytes; ``question`` is there on the edge lane.
-    ``anonymous``: no credential was judged, so the caller is whoever is at the other end."""
+    """What a head means. ``length`` is the body's, in bytes; on the edge lane either ``question`` or
+    ``passage`` is there. ``anonymous``: no credential was judged, so the caller is whoever is at the other end."""
 
     lane: Lane
     length: int = 0
     question: Question | None = None
+    passage: Passage | None = None
     anonymous: bool = False
 
 
 _FOR_GOOD: Final = Judgement(Lane.AIOHTTP_FOR_GOOD)
 
 
-class Heads:
-    """Judges heads and remembers. ``routes`` are those whose requests this lane may answer; what has none
-    here is the other lane's. ``header_bytes_max`` bounds a line of a head, as on the other lane."""
+class HeadBounds(msgspec.Struct, frozen=True):
+    """``header_bytes_max`` bounds a line of a head, as on the other lane; ``relayed_bytes_max`` the body of a
+    request that passes through here."""
 
-    def __init__(self, routes: Mapping[str, Route], directory: Directory, header_bytes_max: int) -> None:
+    header_bytes_max: int
+    relayed_bytes_max: int
+
+
+class Heads:
+    """Judges heads and remembers. Without ``edge`` everything is the other lane's."""
+
+    def __init__(
+        self, routes: Mapping[str, Route], directory: Directory, bounds: HeadBounds, edge: bool = True
+    ) -> None:
         self._routes = routes
+        self._edge = edge
+        self._relayed_bytes_max = bounds.relayed_bytes_max
+        self._withheld = withheld(directory.has_keys)
         self._directory = directory
-        self._header_bytes_max = header_bytes_max
+        self._header_bytes_max = bounds.header_bytes_max
         self._known: dict[bytes, Judgement] = {}
         self.judged = 0
         self.recall: Callable[[bytes], Judgement | None] = self._known.get
@@ -118,10 +134,14 @@ class Heads:
 
     def _of_request(self, method: str, raw: str, headers: CIMultiDictProxy[str], length: int) -> Judgement:
         elsewhere = Judgement(Lane.AIOHTTP, length)
+        if not self._edge:
+            return elsewhere
         try:
             target = target_of(method, raw)
             route = self._routes.get(target.model)
-            if route is None or target.kind != "infer":
+            if route is None:
+                return self._passing(method, target, headers, length)
+            if target.kind != "infer":
                 return elsewhere
             caller = identify(self._directory, headers, "")
             question = judge(method, target, headers, route, caller)
@@ -130,6 +150,17 @@ class Heads:
         if length > question.body_bytes_max:
             return elsewhere
         return Judgement(Lane.EDGE, length, question, anonymous=_is_anonymous(caller))
+
+    def _passing(self, method: str, target: Target, headers: CIMultiDictProxy[str], length: int) -> Judgement:
+        """A request that no route answers. The other lane has those that the gateway answers itself, that change
+        a server, that are large, or whose answers are not what HTTP says of their method."""
+        ours = target.kind in ("live", "ready") or target.changes is not None
+        if ours or length > self._relayed_bytes_max or method not in _RELAYED_METHODS or "Max-Forwards" in headers:
+            return Judgement(Lane.AIOHTTP, length)
+        caller = identify(self._directory, headers, "")
+        call = Call(method, target.raw, passed_on(headers.items(), self._withheld))
+        passage = Passage(call, caller, works=method == "POST" and bool(target.model))
+        return Judgement(Lane.EDGE, length, None, passage, _is_anonymous(caller))
 
 
 def _is_anonymous(caller: Caller) -> bool:

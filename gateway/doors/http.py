@@ -22,6 +22,8 @@ from gateway.admission.auth import Caller, Directory
 from gateway.config import Server
 from gateway.doors.buffered import Buffered, Held
 from gateway.doors.exchange import (
+    METHODS,
+    QUERY_MEDIA,
     Exchange,
     Question,
     Reply,
@@ -127,6 +129,8 @@ class HttpDoor:
             quota = self._ports.exchange.charge(None, caller) if works else None
             passing = Passing(target, self._ports.passthrough, began, quota)
             return await self._through.answer(request, passing), "passthrough"
+        if target.kind == "infer" and request.method == "OPTIONS":
+            return _options(), "gateway"
         if target.kind == "infer":
             return await self._infer(request, target, route, caller)
         check_version(route, target.version)
@@ -161,9 +165,10 @@ class HttpDoor:
         question = judge(request.method, target, request.headers, route, caller)
         with Held(self._ports.buffered) as held:
             body = await self._body(request, question, held)
-            hit, wire = self._ports.exchange.recall(question, body)
+            hit, wire = self._ports.exchange.recall(question, body, self._ports.ticker())
             if hit is not None:
                 reply = recalled(hit)
+                self._ports.telemetry.answered(route.name, hit.provenance)
             else:
                 reply = await self._ports.exchange.answer(question, body, wire, began)
         return _response(reply), reply.state
@@ -233,6 +238,12 @@ def _only_read(method: str) -> None:
     """Raises Refused (405) for a method that could change something."""
     if method not in ("GET", "HEAD"):
         raise Refused(method_not_allowed(method, ("GET", "HEAD")))
+
+
+def _options() -> web.Response:
+    """What may be done with a route's infer path (RFC 9110 section 9.3.7, RFC 10008 section 3)."""
+    fields = {"Allow": ", ".join((*METHODS, "OPTIONS")), "Accept-Query": ", ".join(QUERY_MEDIA)}
+    return web.Response(status=204, headers=fields)
 
 
 def problem_response(problem: Problem) -> web.Response:

@@ -24,6 +24,7 @@ from gateway.doors.exchange import Exchange
 from gateway.doors.handover import Owner
 from gateway.doors.head import Heads
 from gateway.operate.telemetry import Telemetry
+from tiers.pool import Pool
 
 
 class State(enum.Enum):
@@ -33,6 +34,7 @@ class State(enum.Enum):
     HEAD = "head"  # a head has begun
     BODY = "body"  # a body of ours is being gathered
     BUSY = "busy"  # an answer of ours is being made
+    RELAYED = "relayed"  # a request has been passed on, and its answer is on its way
     THEIRS = "theirs"  # aiohttp has one request; the rest of its body goes there
     STARTING = "starting"  # aiohttp has the connection for good, and a head has begun
     FOR_GOOD = "for-good"  # the same, and a request is in work
@@ -40,14 +42,19 @@ class State(enum.Enum):
     CLOSING = "closing"  # the last answer is written; what comes is dropped
     CLOSED = "closed"
 
+    __hash__ = object.__hash__  # an Enum's own is a call into Python, and each turn of a connection looks one up
+
 
 class Times(msgspec.Struct, frozen=True):
-    """Seconds a peer may take: for a head once begun, for a body, between requests, to read its answer."""
+    """Seconds a peer may take: for a head once begun, for a body, between requests, to read its answer; and a
+    replica, for what is passed on to it: until its answer begins, and between two pieces of it."""
 
     head: float = 10.0
     body: float = 30.0
     idle: float = 75.0
     write: float = 30.0
+    answer: float = 300.0
+    silence: float = 300.0
 
     def waits(self) -> Mapping[State, float]:
         """How long each state may last; for ever where a deadline of the door's own bounds it."""
@@ -56,6 +63,7 @@ class Times(msgspec.Struct, frozen=True):
             State.HEAD: self.head,
             State.BODY: self.body,
             State.BUSY: math.inf,
+            State.RELAYED: self.answer,
             State.THEIRS: math.inf,
             State.STARTING: self.head,
             State.FOR_GOOD: math.inf,
@@ -99,13 +107,15 @@ class Peer(Protocol):
 
 
 class Desk(msgspec.Struct, frozen=True):
-    """Who answers what arrives on a lane. ``foreign`` makes aiohttp's protocol for one connection."""
+    """Who answers what arrives on a lane. ``foreign`` makes aiohttp's protocol for one connection;
+    ``passthrough`` is where that goes which no route answers."""
 
     heads: Heads
     exchange: Exchange
     telemetry: Telemetry
     buffered: Buffered
     foreign: Callable[[Owner], RequestHandler]
+    passthrough: Pool
 
 
 class EdgeLane:
@@ -117,6 +127,7 @@ class EdgeLane:
         self.telemetry = desk.telemetry
         self.buffered = desk.buffered
         self.foreign = desk.foreign
+        self.passthrough = desk.passthrough
         self.ticker = clocks.ticker
         self.options = options
         self.waits = options.times.waits()

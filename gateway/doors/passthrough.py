@@ -9,7 +9,7 @@ balancer in front would have changed one of them by chance.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from time import perf_counter
 from typing import Final
 
@@ -18,19 +18,26 @@ from aiohttp import HttpVersion11, web
 
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure
+from gateway.admission.auth import Caller
 from gateway.admission.ratelimit import Verdict
 from gateway.codec import http as codec
 from gateway.config import Server
 from gateway.doors.exchange import quota_fields
 from gateway.doors.path import Target
-from gateway.problem import Problem, Refused, head_too_large, timed_out, too_large, unavailable
+from gateway.problem import Problem, Refused, head_too_large, malformed, timed_out, too_large, unavailable
 from tiers.backends.triton_http import Call, Reply
-from tiers.inference import Provenance, Rejected, UpstreamError
+from tiers.inference import Rejected, UpstreamError
 from tiers.pool import Pool
 
 CREDENTIALS: Final = frozenset({"authorization", "x-api-key"})
+VIA: Final = ("Via", "1.1 tailrace")
+
 CHANGE_BYTES_MAX: Final = 256 * 2**20
 """A call to every replica is held in memory; loads may carry whole model files."""
+
+RELAYED_BYTES_MAX: Final = 1024 * 1024
+"""Bodies above this are streamed, by the other lane: holding them back until they are whole would cost more
+than a connection to the replica does."""
 
 CHANGES_MAX: Final = 4
 """Such calls under way at once: they are rare, and may be large."""
@@ -52,6 +59,19 @@ class Passing(msgspec.Struct, frozen=True):
     limit: str = "server.passthrough_bytes_max"
 
 
+class Passage(msgspec.Struct, frozen=True):
+    """A judged head that is passed through; ``call`` has no body yet. ``works``: it puts work on a model, and
+    so uses its caller's quota up."""
+
+    call: Call
+    caller: Caller
+    works: bool
+
+    def by(self, name: str) -> Passage:
+        """The same, by the caller of this name, who shows no key."""
+        return msgspec.structs.replace(self, caller=msgspec.structs.replace(self.caller, name=name))
+
+
 class Passthrough:
     """The way through. ``loaded`` is told of a model that was loaded or unloaded, before the caller hears
     of it; ``keys_are_ours`` says that credentials were meant for us, and stay here."""
@@ -63,7 +83,7 @@ class Passthrough:
         self._silence = float(server.body_timeout)
         self._changes = asyncio.Semaphore(CHANGES_MAX)
         self._ticker = ticker
-        self._withheld = CREDENTIALS if keys_are_ours else frozenset()
+        self._withheld = withheld(keys_are_ours)
 
     async def answer(self, request: web.BaseRequest, passing: Passing) -> web.StreamResponse:
         """Send the request on and stream the answer back. Raises Refused, or Broken once it has begun."""
@@ -76,13 +96,10 @@ class Passthrough:
                 return await self._everywhere(request, passing, deadline)
             return await self._forwarded(request, passing, deadline)
         except Rejected as error:
-            if error.status != 431:
-                raise
-            raise Refused(head_too_large(str(error))) from error
+            raise unsendable(error) from error
         except UpstreamError as error:
             self._tell(passing.target)  # it may have happened all the same
-            detail = f"No replica answered {request.method} {passing.target.raw}: {error}."
-            raise Refused(unavailable(detail, max(1.0, error.retry_after))) from error
+            raise unanswered(request.method, passing.target.raw, error) from error
 
     async def _forwarded(self, request: web.BaseRequest, passing: Passing, deadline: Deadline) -> web.StreamResponse:
         body = self._parts(request, passing) if request.body_exists else None
@@ -146,7 +163,7 @@ class Passthrough:
             self._loaded(target.loads)
 
     def _headers(self, request: web.BaseRequest) -> tuple[tuple[str, str], ...]:
-        return tuple(pair for pair in request.headers.items() if pair[0].lower() not in self._withheld)
+        return passed_on(request.headers.items(), self._withheld)
 
     async def _parts(self, request: web.BaseRequest, passing: Passing) -> AsyncIterator[bytes]:
         bytes_max, size = self._bound(passing), 0
@@ -172,6 +189,28 @@ class Passthrough:
         return too_large(f"The body is larger than {passing.limit} ({bytes_max} bytes).", bytes_max)
 
 
+def withheld(keys_are_ours: bool) -> frozenset[str]:
+    """The fields, in lower case, that a replica does not get to see: credentials that were meant for us."""
+    return CREDENTIALS if keys_are_ours else frozenset()
+
+
+def passed_on(headers: Iterable[tuple[str, str]], withheld: frozenset[str]) -> tuple[tuple[str, str], ...]:
+    """A request's fields as a replica gets them: without those withheld, and with us in Via (RFC 9110 section 7.6.3).
+    What is hop-by-hop is left out where the head is written."""
+    return (*(pair for pair in headers if pair[0].lower() not in withheld), VIA)
+
+
+def unsendable(error: Rejected) -> Refused:
+    """A request that cannot be written as one: the caller's fault."""
+    said = str(error)
+    return Refused(head_too_large(said) if error.status == 431 else malformed(said, "unsendable"))
+
+
+def unanswered(method: str, raw: str, error: UpstreamError) -> Refused:
+    """No replica answered: 503, and when to come back."""
+    return Refused(unavailable(f"No replica answered {method} {raw}: {error}.", max(1.0, error.retry_after)))
+
+
 async def ask_for_body(request: web.BaseRequest) -> None:
     """Answer ``Expect: 100-continue``, if the caller waits to be asked (RFC 9110 section 10.1.1)."""
     expected = request.headers.get("Expect")
@@ -183,6 +222,5 @@ async def ask_for_body(request: web.BaseRequest) -> None:
 
 
 def _provenance(passing: Passing) -> list[tuple[str, str]]:
-    provenance = Provenance(cache="bypass", reason="passthrough")
-    told = codec.provenance_headers(provenance, perf_counter() - passing.began)
+    told = codec.provenance_headers(codec.PASSED, perf_counter() - passing.began)
     return [*told, *quota_fields(passing.quota)]

@@ -22,11 +22,14 @@ from prometheus_client.exposition import generate_latest
 from degrade.deadline import Ticker
 from gateway.operate.log import Seldom
 from tiers.cascade import CascadeAnswer
-from tiers.inference import Provenance
+from tiers.inference import Passed, Provenance
 
 LATENCY_BUCKETS_SECONDS: Final = (
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 )  # fmt: skip
+
+_FAST_SECONDS: Final = LATENCY_BUCKETS_SECONDS[0]
+_OK: Final = 200
 
 PASSTHROUGH: Final = "(passthrough)"
 """The route label of everything that has no route; parentheses cannot be in a configured name's way."""
@@ -67,12 +70,25 @@ class Histogram:
         return found
 
 
+class Hits:
+    """What a route's hits by their bytes come to: most take less than the first bucket's bound."""
+
+    __slots__ = ("count", "seconds", "slow")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.seconds = 0.0
+        self.slow = Histogram()
+        """Those that took longer."""
+
+
 class Telemetry:
     """All counters of a process. Belongs to one event loop."""
 
     def __init__(self, ticker: Ticker, logs_requests: bool = False) -> None:
         self._seldom = Seldom(ticker)
         self._logs_requests = logs_requests  # a log call that says nothing still costs more than a hit's counting
+        self._hits: dict[str, Hits] = defaultdict(Hits)
         self._answers: dict[Labels, int] = defaultdict(int)
         self._collapsed: dict[Labels, int] = defaultdict(int)
         self._refusals: dict[Labels, int] = defaultdict(int)
@@ -95,27 +111,37 @@ class Telemetry:
         if provenance.collapsed:
             self._collapsed[(route,)] += 1
 
-    def hit(self, route: str) -> None:
-        """A request got a fresh answer, by its bytes."""
-        self._answers[route, "hit", "fresh"] += 1
+    def recalled(self, route: str, seconds: float) -> None:
+        """A request got a fresh answer by its bytes, and the door wrote it: all that is counted of it at once."""
+        hits = self._hits[route]
+        hits.count += 1
+        hits.seconds += seconds
+        if seconds > _FAST_SECONDS:
+            hits.slow.observe(seconds)
+        if self._logs_requests:
+            self._log_request(route, _OK, "hit", seconds)
 
     def refused(self, route: str, slug: str) -> None:
         """A request got a problem document."""
         self._refusals[route, slug] += 1
 
     def degraded(self, route: str, failure: str, step: str, message: str) -> None:
-        """The tiers failed and the ladder took a step."""
+        """Something failed and the ladder took a step."""
         self._degraded[route, failure, step] += 1
         self._tell("ladder", route=route, failure=failure, step=step, message=message)
 
     def filled(self, route: str, answer: CascadeAnswer) -> None:
         """The tiers gave an answer: one fill, whoever waited for it."""
         self._fills[(route,)] += 1
-        self._tier_rows[route, answer.tier] += answer.rows
+        for tier, rows in answer.tier_rows:
+            self._tier_rows[route, tier] += rows
         self._escalated[(route,)] += answer.rows_escalated
-        for step in answer.steps:
-            self._degraded[route, "partial", step] += 1
-            self._tell("ladder", route=route, failure="partial", step=step, message=answer.tier)
+        self.passed(route, answer.passed)
+
+    def passed(self, route: str, passed: Iterable[Passed]) -> None:
+        """A replica or a tier failed, and another was asked in its place: once a fill, whoever waited for it."""
+        for each in passed:
+            self.degraded(route, each.failure.value, each.step.value, each.message)
 
     def refresh_failed(self, route: str, message: str) -> None:
         """A background refresh brought nothing; its entry stays stale."""
@@ -127,11 +153,14 @@ class Telemetry:
         self._statuses[route, status] += 1
         self._seconds[route, state].observe(seconds)
         if self._logs_requests:
-            _log.debug("request", route=route, status=status, state=state, milliseconds=round(seconds * 1e3, 3))
+            self._log_request(route, status, state, seconds)
 
     def watch(self, gauge: Gauge) -> None:
         """Read a number at each scrape."""
         self._gauges.append(gauge)
+
+    def _log_request(self, route: str, status: int, state: str, seconds: float) -> None:
+        _log.debug("request", route=route, status=status, state=state, milliseconds=round(seconds * 1e3, 3))
 
     def _tell(self, event: str, *, route: str, failure: str, step: str, message: str) -> None:
         """Log what every request of an outage may do: seldom at info, with how often it was; each at debug."""
@@ -147,12 +176,12 @@ class Telemetry:
 
     def collect(self) -> Iterator[Metric]:
         """One scrape, as prometheus_client asks for it."""
-        statuses: dict[Labels, int] = {(name, str(status)): count for (name, status), count in self._statuses.items()}
+        answers, statuses, latencies = self._with_hits()
         yield _counter(
             "tailrace_answers",
             "Answers by cache state and reason.",
             ("route", "cache", "reason"),
-            self._answers,
+            answers,
         )
         yield _counter(
             "tailrace_collapsed",
@@ -163,7 +192,12 @@ class Telemetry:
         yield _counter("tailrace_refusals", "Problem documents sent, by slug.", ("route", "problem"), self._refusals)
         yield _counter("tailrace_degraded", "Ladder steps taken.", ("route", "failure", "step"), self._degraded)
         yield _counter("tailrace_fills", "Runs of the cascade.", ("route",), self._fills)
-        yield _counter("tailrace_tier_rows", "Rows by the last tier asked.", ("route", "tier"), self._tier_rows)
+        yield _counter(
+            "tailrace_tier_rows",
+            "Rows by the tier whose answer they got: each row of a fill counts once.",
+            ("route", "tier"),
+            self._tier_rows,
+        )
         yield _counter("tailrace_rows_escalated", "Rows that went beyond the first tier.", ("route",), self._escalated)
         yield _counter(
             "tailrace_refresh_failures",
@@ -177,7 +211,7 @@ class Telemetry:
             "From a request's head to its answer's last byte.",
             labels=("route", "state"),
         )
-        for labels, histogram in self._seconds.items():
+        for labels, histogram in latencies.items():
             seconds.add_metric(labels, histogram.cumulative(), histogram.seconds)
         yield seconds
         for gauge in self._gauges:
@@ -186,6 +220,29 @@ class Telemetry:
             for labels, value in gauge.read():
                 family.add_metric(labels, value)
             yield family
+
+    def _with_hits(self) -> tuple[dict[Labels, int], dict[Labels, int], dict[Labels, Histogram]]:
+        """Answers, statuses and latencies, with what the hits by their bytes add to them."""
+        answers = defaultdict(int, self._answers)
+        statuses: dict[Labels, int] = defaultdict(int)
+        for (route, status), count in self._statuses.items():
+            statuses[route, str(status)] = count
+        latencies = dict(self._seconds)
+        for route, hits in self._hits.items():
+            answers[route, "hit", "fresh"] += hits.count
+            statuses[route, str(_OK)] += hits.count
+            latencies[route, "hit"] = _merged(latencies.get((route, "hit")), hits)
+        return answers, statuses, latencies
+
+
+def _merged(other: Histogram | None, hits: Hits) -> Histogram:
+    """The latencies of hits: of those by their bytes, and of those that needed decoding first."""
+    merged = Histogram()
+    parts = [hits.slow] if other is None else [hits.slow, other]
+    merged.counts = [sum(counts) for counts in zip(*(part.counts for part in parts), strict=True)]
+    merged.counts[0] += hits.count - sum(hits.slow.counts)
+    merged.seconds = hits.seconds + (0.0 if other is None else other.seconds)
+    return merged
 
 
 def _counter(name: str, text: str, names: Labels, counts: dict[Labels, int]) -> CounterMetricFamily:

@@ -6,10 +6,12 @@ import json
 
 import pytest
 
-from benchmarks.check import cache_state, fault
-from benchmarks.peers.start import Counts
-from benchmarks.rounds import count_faults
-from benchmarks.scenarios import SMALL, Expect, question
+from benchmarks.check import cache_state, fault, json_part
+from benchmarks.client import Load
+from benchmarks.peers.upstream import Counts
+from benchmarks.questions import question
+from benchmarks.scenarios import MODEL, QUOTA_RATE, SMALL, Expect
+from benchmarks.verdicts import count_faults, quota_faults
 
 ASKED = question(SMALL, 1)
 OUTPUT = {"name": "y", "datatype": "FP32", "shape": [1, 10], "parameters": {"binary_data_size": 40}}
@@ -21,7 +23,9 @@ def answer(tensor: bytes = ASKED.answer, model: str = "bench_fp32", **output: ob
 
 
 def test_the_right_answer() -> None:
-    assert fault(ASKED, 200, *answer()) == ""
+    headers, body = answer()
+    assert fault(ASKED, MODEL, 200, headers, body) == ""
+    assert json_part(headers, body) + ASKED.answer == body
 
 
 @pytest.mark.parametrize(
@@ -39,12 +43,12 @@ def test_the_right_answer() -> None:
     ],
 )
 def test_a_wrong_answer(headers: dict[str, str], body: bytes, said: str) -> None:
-    assert said in fault(ASKED, 200, headers, body)
+    assert said in fault(ASKED, MODEL, 200, headers, body)
 
 
 @pytest.mark.parametrize("status", [199, 201, 204, 304, 429, 500, 503])
 def test_another_status(status: int) -> None:
-    assert f"status {status}" in fault(ASKED, status, *answer())
+    assert f"status {status}" in fault(ASKED, MODEL, status, *answer())
 
 
 @pytest.mark.parametrize(
@@ -65,6 +69,7 @@ def test_cache_state(headers: dict[str, str], state: str) -> None:
 
 
 ZERO = Counts(100, 10, 10)
+SEEN = Load(requests=990, late=10, fresh=200)
 
 
 @pytest.mark.parametrize(
@@ -73,16 +78,30 @@ ZERO = Counts(100, 10, 10)
         (Expect.HITS, False, Counts(100, 10, 10), True),
         (Expect.HITS, False, Counts(101, 10, 10), False),
         (Expect.HITS, True, Counts(1100, 1010, 10), True),
-        (Expect.HITS, True, Counts(1116, 1026, 10), True),
         (Expect.HITS, True, Counts(1100, 1009, 10), False),
         (Expect.HITS, True, Counts(1101, 1010, 11), False),
         (Expect.FORWARDS, False, Counts(1100, 10, 10), True),
-        (Expect.FORWARDS, False, Counts(1116, 10, 10), True),
         (Expect.FORWARDS, False, Counts(1099, 10, 10), False),
-        (Expect.FORWARDS, False, Counts(1117, 10, 10), False),
+        (Expect.FORWARDS, False, Counts(1101, 10, 10), False),
+        (Expect.FORWARDS, False, Counts(1100, 11, 10), False),
         (Expect.FORWARDS, True, Counts(1100, 10, 1010), True),
         (Expect.FORWARDS, True, Counts(1100, 11, 1009), False),
+        (Expect.FRESH, False, Counts(300, 10, 10), True),
+        (Expect.FRESH, False, Counts(301, 10, 10), False),
+        (Expect.FRESH, True, Counts(1100, 810, 210), True),
+        (Expect.FRESH, True, Counts(1100, 809, 211), False),
     ],
 )
-def test_triton_must_have_counted_what_was_due(expect: Expect, own_cache: bool, after: Counts, right: bool) -> None:
-    assert (count_faults(expect, own_cache, ZERO, after, requests=1000, connections=16) == []) == right
+def test_an_upstream_must_have_counted_what_was_due(
+    expect: Expect, own_cache: bool, after: Counts, right: bool
+) -> None:
+    assert (count_faults(expect, own_cache, ZERO, after, SEEN) == []) == right
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refused", "right"),
+    [(4 * QUOTA_RATE, 9, True), (5 * QUOTA_RATE, 9, False), (QUOTA_RATE, 9, False), (4 * QUOTA_RATE, 0, False)],
+)
+def test_a_quota_lets_through_what_is_due_and_no_more(allowed: int, refused: int, right: bool) -> None:
+    seen = Load(requests=allowed + refused, also=refused, microseconds=3e6)
+    assert (quota_faults(seen) == []) == right

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 from benchmarks.facts import missing
-from benchmarks.measure import Placement, placement, proportional_bytes, ticks
+from benchmarks.measure import Placement, Process, members, placement, processes, proportional_bytes, ticks
 
 STAT = "{pid} ({name}) S 1 7 7 0 -1 4194560 1 2 3 4 1000 200 30 4 20 0 8 0 100 1 2"
 
@@ -31,6 +33,25 @@ def test_proportional_bytes() -> None:
 )
 def test_placement(cores: list[int], placed: Placement) -> None:
     assert placement(cores) == placed
+
+
+def test_members_are_a_group_its_session_and_all_descendants() -> None:
+    table = [
+        Process(10, 1, 10, 10),
+        Process(11, 10, 10, 10),
+        Process(12, 11, 12, 12),  # left the group
+        Process(13, 12, 13, 13),  # and its child
+        Process(14, 1, 14, 10),  # an orphan of the session
+        Process(20, 1, 20, 20),
+        Process(21, 20, 20, 20),
+    ]
+    assert members(10, table) == {10, 11, 12, 13, 14}
+    assert members(20, table) == {20, 21}
+    assert members(30, table) == set()
+
+
+def test_this_process_is_alive() -> None:
+    assert os.getpid() in {process.pid for process in processes()}
 
 
 def test_missing(tmp_path) -> None:

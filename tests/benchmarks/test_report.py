@@ -5,24 +5,26 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import __main__ as program
+from benchmarks.asking import Run
+from benchmarks.client import Load
 from benchmarks.report import Report, Spread, faults, markdown, spread, summarise, table
-from benchmarks.rounds import Options, Run, runs_in_all
+from benchmarks.rounds import Options, runs_in_all
 from benchmarks.scenarios import Kind, Scenario
 
 SCENARIO = Scenario("hit-0.4k", Kind.HIT, 64, ("tailrace", "nginx-cache"))
 
 
-def made(peer: str, number: int, rate: float, *, connections: int = 16, wrong: tuple[str, ...] = ()) -> Run:
+def made(
+    peer: str, number: int, rate: float, *, connections: int = 16, wrong: tuple[str, ...] = (), busy: float = 0.5
+) -> Run:
     return Run(
         scenario=SCENARIO.name,
         connections=connections,
         peer=peer,
         round=number,
-        requests=1000,
-        requests_per_second=rate,
-        p50=100.0 * number,
-        p99=1000.0,
+        load=Load(requests=int(rate), microseconds=1e6, p50=100.0 * number, p99=1000.0),
         cpu_per_request=12.34,
+        client_busy=busy,
         resident=50 * 2**20,
         faults=wrong,
     )
@@ -79,8 +81,15 @@ def test_table() -> None:
     rows = table(summarise(RUNS, [SCENARIO])).splitlines()
     assert len(rows) == 4
     assert len({row.count("|") for row in rows}) == 1
-    assert rows[2] == "| Tailrace, cache on | 1,500 (300 to 2,000) |  | 200 | 1,000 | 12.3 | 50 |"
+    assert rows[2] == (
+        "| Tailrace, cache on | 1,500 (300 to 2,000) |  | 200 (100 to 300) | 1,000 (1,000 to 1,000) | "
+        "12.3 (12.3 to 12.3) | 50 (50 to 50) | 50% |"
+    )
     assert "| 2.00 (1.00 to 3.00) |" in rows[3]
+
+
+def test_a_busy_client_is_said_out_loud() -> None:
+    assert "| **97%** |" in table(summarise([made("tailrace", 1, 9.0, busy=0.97)], [SCENARIO]))
 
 
 def report(runs: tuple[Run, ...]) -> Report:
@@ -89,20 +98,22 @@ def report(runs: tuple[Run, ...]) -> Report:
 
 
 def test_page_names_command_machine_and_versions() -> None:
-    page = markdown(report(RUNS))
+    page = markdown(report(RUNS), "latest.svg")
     for part in (
         "`python -m benchmarks`",
         "3 interleaved rounds",
         "## hit-0.4k, 16 connections",
         "- cores: 2",
         "- nginx: 1",
+        "all 6,402 answers",
+        "](latest.svg)",
     ):
         assert part in page
     assert "Failed" not in page
 
 
 def test_page_of_a_failed_run_says_so_first() -> None:
-    page = markdown(report((*RUNS, made("nginx-cache", 4, 9.0, wrong=("3 timeouts",)))))
+    page = markdown(report((*RUNS, made("nginx-cache", 4, 9.0, wrong=("3 timeouts",)))), "failed.svg")
     assert page.index("**Failed: 1 faults") < page.index("## hit")
     assert "hit-0.4k, 16 connections, nginx-cache, round 4: 3 timeouts" in page
 
@@ -113,6 +124,7 @@ def test_faults_while_warming_count() -> None:
 
 def test_runs_in_all() -> None:
     assert runs_in_all([SCENARIO, SCENARIO], Options(rounds=5, seconds=1, connections=(1, 16))) == 4 * (5 * 2 + 1)
+    assert runs_in_all([SCENARIO], Options(rounds=5, seconds=1)) == 2 * (5 * 1 + 1)
 
 
 @pytest.mark.parametrize(("wrong", "code", "name"), [((), 0, "latest"), (("wrong bytes",), 1, "failed")])
@@ -123,14 +135,14 @@ def test_one_wrong_answer_fails_the_run(
     monkeypatch.setattr(program, "_measure", lambda *_: report(runs))
     monkeypatch.setattr(program, "_absent", list)
     assert program.main(["--results", str(tmp_path)]) == code
-    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.json", f"{name}.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"{name}.{kind}" for kind in ("json", "md", "svg")]
     assert "| Tailrace, cache on |" in capsys.readouterr().out
 
 
 def test_missing_programs_are_named(monkeypatch, capsys) -> None:
-    monkeypatch.setattr(program, "_absent", lambda: ["wrk"])
+    monkeypatch.setattr(program, "_absent", lambda: ["haproxy"])
     assert program.main([]) == 2
-    assert "wrk missing: `make bench`" in capsys.readouterr().err
+    assert "haproxy missing: `make bench`" in capsys.readouterr().err
 
 
 def test_an_unknown_scenario_is_named(capsys) -> None:
@@ -140,7 +152,7 @@ def test_an_unknown_scenario_is_named(capsys) -> None:
 
 def test_list(capsys) -> None:
     assert program.main(["--list", "--scenario", "miss"]) == 0
-    assert capsys.readouterr().out.startswith("miss-0.4k")
+    assert capsys.readouterr().out.startswith("miss-static-0.4k")
 
 
 @pytest.mark.parametrize("arguments", [["--rounds", "0"], ["--seconds", "-1"], ["--connections", "x"]])

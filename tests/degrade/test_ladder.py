@@ -22,9 +22,9 @@ ORDERS = st.lists(st.sampled_from(Step), max_size=8)
 
 def expected(failure: Failure, remains: Remains) -> Step:
     """The whole order, written out by hand rather than read from the table."""
-    if remains.time and remains.replica and failure not in (Failure.TIMEOUT, Failure.LATE):
+    if remains.time and remains.replica and failure not in (Failure.TIMEOUT, Failure.LATE, Failure.OVERSIZED):
         return Step.REPLICA
-    if remains.time and remains.tier and failure is not Failure.LATE:
+    if remains.time and remains.tier and failure not in (Failure.LATE, Failure.OVERSIZED):
         return Step.TIER
     if remains.stale:
         return Step.STALE

@@ -37,7 +37,9 @@ def test_a_gateway_starts_answers_and_stops(gateway_factory, triton):
     gateway = gateway_factory(None, ["--upstream", triton.http_url])
     assert gateway.http_url.startswith("http://127.0.0.1:")
     assert gateway.metrics()
-    assert gateway.metric("no_such_metric") == 0
+    with pytest.raises(KeyError, match="no_such_metric"):
+        gateway.metric("no_such_metric")
+    assert gateway.metric("tailrace_responses_total", route="none") == 0
     process = gateway.process
     gateway.stop()
     assert not process.running

@@ -12,12 +12,12 @@ import pytest
 
 from gateway.admission.validate import TensorRule, validate
 from gateway.codec.http import (
-    BodyHeaders,
     BodyLimits,
     CacheDirectives,
     decode,
     deflate_body,
     encode,
+    hit_lines,
     inflate,
     negotiate,
     parse_cache_control,
@@ -53,8 +53,8 @@ def facts():
 
 
 def admit(headers, body):
-    wire = BodyHeaders(headers.get("Content-Encoding"), headers.get("Inference-Header-Content-Length"))
-    request, _ = decode(body, "typed", "", wire, LIMITS)
+    inflated = inflate(body, headers.get("Content-Encoding"), LIMITS.bytes_max)
+    request, _ = decode(inflated, "typed", "", headers.get("Inference-Header-Content-Length"), LIMITS)
     validate(request, facts(), RULES, None)
     return request
 
@@ -235,6 +235,13 @@ def test_no_name_can_break_out_of_a_header(name):
         assert value.isascii()
         assert value.isprintable()
         assert len(value) < 4096
+
+
+@pytest.mark.parametrize("tier", ["large", "%d", "modèle", 'q"uo\\te', "100%"])
+def test_a_hits_lines_are_its_headers_with_places_for_its_numbers(tier: str) -> None:
+    provenance = Provenance(cache="hit", reason="fresh", tier=tier, version="3", age=12.9, ttl_left=47.2, rows=2)
+    expected = "".join(f"{name}: {value}\r\n" for name, value in provenance_headers(provenance))
+    assert hit_lines(provenance) % (47, 12, 12) == expected.encode()
 
 
 def test_display_string_is_percent_encoded():

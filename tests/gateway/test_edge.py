@@ -15,7 +15,7 @@ from gateway.doors.buffered import Buffered
 from gateway.doors.edge import EdgeConnection
 from gateway.doors.exchange import Reply
 from gateway.doors.handover import OURS, LentTransport
-from gateway.doors.head import Heads, Judgement, Lane
+from gateway.doors.head import HeadBounds, Heads, Judgement, Lane
 from gateway.doors.lane import Clocks, Desk, EdgeLane, EdgeOptions, Times
 from gateway.operate.telemetry import Telemetry
 
@@ -26,6 +26,7 @@ CHUNKED = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: ch
 TIMES = Times(head=1.0, body=2.0, idle=5.0, write=3.0)
 PIPELINED_BYTES_MAX = 100
 BUFFERED_BYTES_MAX = 200
+SMALL_BYTES = 20
 
 
 class Transport:
@@ -95,14 +96,15 @@ class Answering:
     def __init__(self) -> None:
         self.ready = asyncio.Event()
         self.asked: list[bytes] = []
+        self.reply = Reply(200, [], b"{}", "miss")
 
-    def recall(self, question: object, body: bytes) -> tuple[None, None]:
+    def recall(self, question: object, body: bytes, now: float) -> tuple[None, None]:
         self.asked.append(body)
         return None, None
 
     async def answer(self, *_: object) -> Reply:
         await self.ready.wait()
-        return Reply(200, (), b"{}", "miss")
+        return self.reply
 
 
 class Known(Heads):
@@ -123,8 +125,9 @@ class Scene:
         self.exchange = Answering()
         self.theirs = Theirs()
         nothing: Any = self.exchange
-        heads = Known({}, Directory({}, True), 8192)
-        desk = Desk(heads, nothing, Telemetry(self.time), Buffered(BUFFERED_BYTES_MAX), self.foreign)
+        heads = Known({}, Directory({}, True), HeadBounds(8192, 0))
+        buffered = Buffered(BUFFERED_BYTES_MAX, SMALL_BYTES)
+        desk = Desk(heads, nothing, Telemetry(self.time), buffered, self.foreign, nothing)
         options = EdgeOptions(8192, 10, 10, TIMES, PIPELINED_BYTES_MAX)
         self.lane = EdgeLane(desk, Clocks(self.time, self.time), options)
 
@@ -276,6 +279,47 @@ async def test_work_of_ours_is_bounded_by_its_deadline_not_here(scene: Scene) ->
     await turn()
     assert transport.written.startswith(b"HTTP/1.1 200 ")
     assert connection.limit == scene.now + TIMES.idle
+
+
+async def test_a_head_known_from_the_last_request_takes_no_byte_of_another(scene: Scene) -> None:
+    connection, _ = scene.connect()
+    longer = OURS_HEAD.replace(b"Host: h\r\n", b"Host: h\r\nX-A: 1\r\n")
+    requests = [OURS_HEAD + bytes([number]) * 40 for number in range(6)]
+    scene.exchange.ready.set()
+    for sent in (
+        [requests[0]],
+        [requests[1]],
+        [requests[2][:-1], requests[2][-1:]],
+        [requests[3] + requests[4]],
+        [longer + b"\x05" * 40],  # as long as no other, and not ours
+        [requests[5]],
+    ):
+        for piece in sent:
+            connection.data_received(piece)
+        await turn()
+        if sent[0].startswith(longer):
+            assert b"".join(scene.theirs.given) == sent[0]
+            connection.foreign_done()
+    assert scene.exchange.asked == [bytes([number]) * 40 for number in range(6)]
+
+
+async def test_a_status_that_nobody_has_registered_goes_out_without_a_phrase(scene: Scene) -> None:
+    connection, transport = scene.connect()
+    scene.exchange.reply = Reply(499, [], b"{}", "problem")
+    scene.exchange.ready.set()
+    connection.data_received(OURS_HEAD + bytes(40))
+    await turn()
+    assert transport.written.startswith(b"HTTP/1.1 499 \r\nContent-Length: 2\r\n")
+    assert connection.limit == scene.now + TIMES.idle
+
+
+async def test_a_bug_in_writing_an_answer_ends_the_connection(scene: Scene) -> None:
+    connection, transport = scene.connect()
+    scene.exchange.reply = Reply(200, None, b"{}", "miss")  # type: ignore[arg-type]  # the bug
+    scene.exchange.ready.set()
+    connection.data_received(OURS_HEAD + bytes(40))
+    await turn()
+    assert transport.aborted
 
 
 # -- how much may be held -----------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from gateway.operate.fleet import Totals
 from gateway.operate.telemetry import Telemetry
+from tiers.inference import Provenance
 
 Labels = Mapping[str, str]
 
@@ -17,7 +18,7 @@ def text(hits: int, entries: int, seconds: tuple[float, ...] = ()) -> str:
     """A worker's scrape."""
     telemetry = Telemetry(lambda: 0.0)
     for _ in range(hits):
-        telemetry.hit("r")
+        telemetry.answered("r", Provenance(cache="hit", reason="fresh"))
     for each in seconds:
         telemetry.responded("r", 200, "hit", each)
     gauge = "# HELP tailrace_cache_entries Kept.\n# TYPE tailrace_cache_entries gauge\ntailrace_cache_entries"

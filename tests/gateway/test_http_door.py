@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gzip
 import json
 
 import pytest
@@ -148,7 +149,8 @@ async def test_a_request_goes_out_as_it_came_without_what_was_for_us_alone(upstr
     lines = "\r\n".join([*kept, *dropped, "Content-Length: 3"]).replace("X-One: 2", "x-one: 2").encode()
     assert (await door.ask(POST + lines + b"\r\n\r\nabc"))[0] == 200
     assert upstream.heads[0].startswith(b"POST /v2/models/m/infer HTTP/1.1\r\n")
-    assert upstream.fields() == [line.replace("X-One: 2", "x-one: 2") for line in kept] + ["Content-Length: 3"]
+    sent = [line.replace("X-One: 2", "x-one: 2") for line in kept]
+    assert upstream.fields() == [*sent, "Via: 1.1 tailrace", "Content-Length: 3"]
     assert upstream.bodies == [b"abc"]
 
 
@@ -239,7 +241,7 @@ async def test_the_body_is_asked_for_when_the_caller_waits_to_be_asked(upstream,
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     writer.write(b"abc")
     assert (await answer(reader))[0] == 200
-    assert (upstream.fields(), upstream.bodies) == (["Content-Length: 3"], [b"abc"])
+    assert (upstream.fields(), upstream.bodies) == (["Via: 1.1 tailrace", "Content-Length: 3"], [b"abc"])
 
 
 async def test_a_body_that_will_be_refused_is_not_asked_for(upstream, open_door):
@@ -329,6 +331,59 @@ async def test_an_answer_that_comes_before_the_upload_has_ended(upstream, open_d
     writer.write(POST + b"Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n")
     status, _, body = await answer(reader)
     assert (status, body) == (400, b"no")
+
+
+async def test_a_kept_connection_that_has_died_is_renewed_for_what_may_be_asked_twice(upstream, open_door):
+    async def once(reader, writer):
+        writer.write(OK)
+        await reader.read(1)  # the next request: gone without a word, as an old connection is
+        writer.transport.abort()
+
+    upstream.script = once
+    door = await open_door()
+    ask = b"GET /v2/models/m HTTP/1.1\r\nHost: h\r\n\r\n"
+    for _ in range(3):
+        assert (await door.ask(ask))[0] == 200
+    refused = problem(await door.ask(POST + b"Content-Length: 0\r\n\r\n"), 503)
+    assert "closed the connection before any answer" in refused["detail"]
+    assert door.replica().breaker == "closed"
+    assert door.replica().in_flight == 0
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [(b"Transfer-Encoding: chunked", b"0\r\n\r\n"), (b"Content-Length: 0", b""), (b"Connection: close", b"")],
+)
+async def test_an_answer_without_content_is_an_answer(upstream, open_door, framing, body, at_once):
+    async def script(reader, writer):
+        head = b"HTTP/1.1 200 OK\r\nX-A: 1\r\n" + framing + b"\r\n\r\n"
+        if at_once:
+            writer.write(head + body)
+        else:
+            writer.write(head)
+            await writer.drain()
+            await asyncio.sleep(0.01)  # another segment, most likely
+            writer.write(body)
+        if b"close" in framing:
+            writer.close()
+
+    upstream.script = script
+    status, lines, got = await (await open_door()).ask(b"GET /v2/x HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert (status, got) == (200, b"")
+    assert "X-A: 1" in lines
+
+
+async def test_pipelined_requests_that_pass_through_are_answered_in_order(upstream, open_door):
+    async def script(reader, writer):
+        number = (await reader.readuntil(b"."))[:-1]
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n" + number + b"\r\n0\r\n\r\n")
+
+    upstream.script = script
+    reader, writer = await (await open_door()).connect()
+    writer.write(b"".join(POST + b"Content-Length: 2\r\n\r\n%d." % number for number in range(5)))
+    for number in range(5):
+        assert (await answer(reader))[2] == b"%d" % number
 
 
 async def test_head_is_asked_as_get_and_the_connection_goes_on(upstream, open_door):
@@ -431,20 +486,57 @@ async def test_a_body_of_a_route_has_the_servers_time_for_bodies(open_door):
 
 
 async def test_bodies_beyond_what_all_may_hold_are_refused_and_then_taken_again(upstream, open_door):
-    bounds = {"TAILRACE_SERVER__BUFFERED_BYTES_MAX": "3KiB", "TAILRACE_SERVER__BODY_BYTES_MAX": "2KiB"}
+    bounds = {"TAILRACE_SERVER__BUFFERED_BYTES_MAX": "300KiB", "TAILRACE_SERVER__BODY_BYTES_MAX": "200KiB"}
     door = await open_door(**bounds, **ROUTE_R)
-    message = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 2000\r\n\r\n"
-    holding = [await door.connect() for _ in range(2)]
+    message = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 200000\r\n\r\n"
+    holding = [await door.connect() for _ in range(3)]
     for _, writer in holding:
-        writer.write(message + bytes(1400))
-    await until(lambda: door.gateway.buffered.bytes == 2800)
-    refused = await door.ask(message + bytes(1999))
+        writer.write(message + bytes(100_000))
+    await until(lambda: door.gateway.buffered.bytes == 300_000)
+    refused = await door.ask(message + bytes(199_999))
     assert "server.buffered_bytes_max" in problem(refused, 503)["detail"]
     assert [line for line in refused[1] if line.startswith("Retry-After: ")]
+    small = message.replace(b"200000", b"2000") + bytes(2000)
+    problem(await door.ask(small), 400)  # the few who hold all there is lock nobody else out
     for _, writer in holding:
         writer.transport.abort()
     await until(lambda: door.gateway.buffered.bytes == 0)
-    problem(await door.ask(message + bytes(2000)), 400)
+    problem(await door.ask(message + bytes(200_000)), 400)
+
+
+async def test_what_a_compressed_body_inflates_to_is_held_too(upstream, open_door):
+    bounds = {"TAILRACE_SERVER__BUFFERED_BYTES_MAX": "300KiB", "TAILRACE_SERVER__BODY_BYTES_MAX": "290KiB"}
+    door = await open_door(**bounds, **ROUTE_R)
+    lines = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n"
+    body = gzip.compress(bytes(280_000))
+    holder = await door.connect()
+    holder[1].write(lines.replace(b"Content-Encoding: gzip\r\n", b"") % 200_000 + bytes(100_000))
+    await until(lambda: door.gateway.buffered.bytes == 100_000)
+    refused = await door.ask(lines % len(body) + body)
+    assert "server.buffered_bytes_max" in problem(refused, 503)["detail"]
+    assert door.gateway.buffered.bytes == 100_000
+    holder[1].transport.abort()
+    await until(lambda: door.gateway.buffered.bytes == 0)
+    problem(await door.ask(lines % len(body) + body), 400)
+    assert door.gateway.buffered.bytes == 0
+
+
+async def test_what_is_costly_to_read_is_not_read_for_a_quota_that_is_spent(upstream, open_door):
+    spent = ', quota = { rate = 1, per = "1h", burst = 1 } }'
+    door = await open_door(TAILRACE_ROUTES__R=ROUTE_R["TAILRACE_ROUTES__R"][:-2] + spent)
+    lines = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n"
+    assert "gzip" in problem(await door.ask(lines + b"nope"), 400)["detail"]  # the quota is not charged for that
+    head = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 64\r\n\r\n"
+    body = b'{"inputs":[{"name":"x","datatype":"INT32","shape":[1],"data":[1]}]}'
+    await door.ask(head.replace(b"64", b"%d" % len(body)) + body)
+    told = problem(await door.ask(lines + b"nope"), 429)
+    assert "Quota route:r is spent" in told["detail"]
+
+
+async def test_a_length_with_zeros_before_it_is_a_length(upstream, open_door):
+    door = await open_door()
+    assert (await door.ask(POST + b"Content-Length: 00000000000000000000000002\r\n\r\nab"))[0] == 200
+    assert upstream.bodies == [b"ab"]
 
 
 @pytest.mark.parametrize("form", ["one line", "many lines"])
@@ -564,6 +656,27 @@ async def test_what_can_only_be_read_is_405_for_other_methods(open_door, path):
     got = await door.ask(f"POST {path} HTTP/1.1\r\nHost: h\r\nContent-Length: 0\r\n\r\n".encode())
     problem(got, 405)
     assert "Allow: GET, HEAD" in got[1]
+
+
+async def test_a_query_is_asked_as_a_post_is_and_says_what_it_may_be_made_of(upstream, open_door):
+    door = await open_door(**ROUTE_R)
+    path = b"/v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n"
+    media = "Accept-Query: application/json, application/octet-stream"
+    body = b"\r\n{}"
+    of_post = problem(await door.ask(b"POST " + path + body), 400)
+    for named in (b"application/json", b"Application/Octet-Stream; a=b"):
+        assert problem(await door.ask(b"QUERY " + path + b"Content-Type: " + named + b"\r\n" + body), 400) == of_post
+    assert "Content-Type" in problem(await door.ask(b"QUERY " + path + body), 400)["detail"]
+    other = await door.ask(b"QUERY " + path + b"Content-Type: application/sql\r\n" + body)
+    assert "application/sql" in problem(other, 415)["detail"]
+    refused = await door.ask(b"PUT " + path + body)
+    problem(refused, 405)
+    for lines in (other[1], refused[1]):
+        assert media in lines
+    status, lines, _ = await door.ask(b"OPTIONS /v2/models/r/infer HTTP/1.1\r\nHost: h\r\n\r\n")
+    assert status == 204
+    assert media in lines
+    assert "Allow: POST, QUERY, OPTIONS" in lines
 
 
 @pytest.mark.parametrize(

@@ -15,22 +15,23 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from degrade.deadline import Deadline
-from degrade.ladder import Failure
+from degrade.ladder import Failure, Step
 from gateway.admission.auth import Caller
 from gateway.admission.ratelimit import Limiter, Quota
 from gateway.codec.http import CacheDirectives
 from gateway.config import Accept, CacheConfig, InputRule, QuotaConfig, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.operate.telemetry import Telemetry
-from gateway.pipeline import Answer, Call, Pipeline
+from gateway.pipeline import Answer, Call, Pipeline, dues
 from gateway.problem import Refused
-from gateway.route import Home, Route, Wire
+from gateway.route import Heading, Home, Route, Wire
 from gateway.units import Seconds
 from tiers.catalog import ModelFacts, TensorFact
 from tiers.inference import (
     InferRequest,
     InferResponse,
     Parameter,
+    Passed,
     Rejected,
     RequestedOutput,
     Tensor,
@@ -69,7 +70,7 @@ class Upstream:
         self.facts_failure: Exception | None = None
         self.gate: asyncio.Event | None = None
         self.payload = SURE
-        self.steps: tuple[str, ...] = ()
+        self.passed: tuple[Passed, ...] = ()
 
     async def infer(
         self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
@@ -86,7 +87,7 @@ class Upstream:
         if failure is not None:
             raise failure
         outputs = (Tensor("y", "FP32", (1, 2), payload),)
-        return Answered(InferResponse(request.model, "1", outputs), "http://u", self.steps)
+        return Answered(InferResponse(request.model, "1", outputs), "http://u", self.passed)
 
     def recall(self, model: str, version: str) -> ModelFacts | None:
         return self.known if self.facts_failure is None else None
@@ -193,9 +194,14 @@ async def test_each_failure_ends_in_a_labelled_stale_answer_or_a_503(failure: Fa
     assert stale.ttl_left is not None
     assert stale.ttl_left < 0
     refused = await house.refusal(b"\0" * 8)
-    slugs = {Failure.TIMEOUT: "deadline", Failure.LATE: "deadline", Failure.RAISED: "model-failed"}
+    slugs = {
+        Failure.TIMEOUT: "deadline",
+        Failure.LATE: "deadline",
+        Failure.RAISED: "model-failed",
+        Failure.OVERSIZED: "answer-too-large",
+    }
     assert (refused.problem.slug, refused.problem.status) == (slugs.get(failure, "unavailable"), 503)
-    if failure is Failure.RAISED:
+    if failure in (Failure.RAISED, Failure.OVERSIZED):
         assert refused.problem.retry_after is None, "the same again would fail again"
     else:
         assert refused.problem.retry_after is not None
@@ -539,6 +545,20 @@ async def test_without_a_cache_everything_is_fetched_and_only_if_cached_is_refus
     assert len(house.upstream.requests) == 2
 
 
+async def test_a_refusal_after_the_look_up_tells_what_was_charged_and_how_far_it_came() -> None:
+    house = House(quota=QuotaConfig(rate=10, per=Seconds(1), hits_count=True))
+    house.upstream.failure = Rejected(400, "the model dislikes it")
+    of_model = await house.refusal()
+    misfit = await house.refusal(b"123456789")
+    not_there = await house.refusal(b"abcd", ONLY_IF_CACHED)
+    for refused, status in ((of_model, 400), (misfit, 400), (not_there, 504)):
+        assert refused.problem.status == status
+        assert refused.verdict is not None
+        assert refused.provenance is not None
+        assert refused.provenance.cache == "miss"
+    assert [each.verdict.remaining for each in (of_model, misfit, not_there) if each.verdict] == [9, 8, 7]
+
+
 async def test_errors_are_told_to_all_who_waited_and_not_kept() -> None:
     house = House()
     house.upstream.failure = Rejected(400, "the model dislikes it")
@@ -583,6 +603,33 @@ async def test_an_old_answer_comes_before_a_lesser_tier_if_the_route_says_so() -
     assert (await house.ask()).provenance.steps == ("tier",)
 
 
+@pytest.mark.parametrize(
+    ("degrade", "old", "steps"),
+    [
+        (("stale", "tier"), True, ("stale",)),
+        (("stale", "tier"), False, ("tier",)),
+        (("tier", "stale"), True, ("tier",)),
+        (("stale",), True, ("stale",)),
+        (("stale",), False, None),
+        (("replica",), True, None),
+        ((), True, None),
+    ],
+)
+async def test_a_failing_first_tier_is_replaced_where_the_order_has_it(
+    degrade: tuple[str, ...], old: bool, steps: tuple[str, ...] | None
+) -> None:
+    house = House(Upstream(), Upstream(), degrade=degrade)
+    if old:
+        await house.ask()
+        house.clock.now += 11
+    house.upstream.failure = UpstreamError(Failure.BROKEN, "told to")
+    if steps is None:
+        assert (await house.refusal()).problem.slug == "unavailable"
+    else:
+        assert (await house.ask()).provenance.steps == steps
+    assert len(house.upstreams[1].requests) == (steps == ("tier",))
+
+
 async def test_a_version_that_is_asked_for_is_the_one_that_answers() -> None:
     house = House()
     await house.ask(version="3")
@@ -624,12 +671,13 @@ async def test_hits_use_a_quota_up_exactly_if_it_says_so(place: str, path: str, 
     caller = Caller("a", "", own, hits_count)
     house = House(**({} if place == "caller" else {place: limited(hits_count)}))
     answer = await house.ask(caller=caller)
-    house.pipeline.attach_wire(house.route, answer, b"wire", Wire(b"body", ()))
+    house.pipeline.attach_wire(house.route, answer, b"wire", Wire(b"body", Heading(())))
 
     async def hit() -> str:
         if path == "decoded":
             return (await house.ask(caller=caller)).provenance.cache
-        found = house.pipeline.recall_wire(house.route, caller, b"wire")
+        owed = dues(house.route.allowances, caller, works=False)
+        found = house.pipeline.recall_wire(house.route, owed, b"wire", house.clock.now)
         assert found is not None
         return found.provenance.cache
 
@@ -774,7 +822,7 @@ class AnyOrder(RuleBasedStateMachine):
             assert told.ttl_left is not None
             assert (told.ttl_left < 0) is (told.cache == "stale")
         if wired:
-            ready = Wire(data, ())
+            ready = Wire(data, Heading(()))
             self.house.pipeline.attach_wire(self.house.route, answer, bytes([key]), ready)
         if expected.endswith(":refresh"):
             self.loop.run_until_complete(until(lambda: self.house.route.refreshes == 0))
@@ -783,7 +831,7 @@ class AnyOrder(RuleBasedStateMachine):
 
     @rule(key=st.integers(0, 3))
     def ask_by_wire(self, key: int) -> None:
-        found = self.house.pipeline.recall_wire(self.house.route, NOBODY, bytes([key]))
+        found = self.house.pipeline.recall_wire(self.house.route, (), bytes([key]), self.house.clock.now)
         if found is not None:
             assert found.wire.body == bytes([key] * 4) + bytes([self.source.generation] * 4)
             assert self.expected(key, DIRECTIVES[0]) == "hit"
@@ -839,3 +887,15 @@ class AnyOrder(RuleBasedStateMachine):
 
 TestAnyOrder = AnyOrder.TestCase
 TestAnyOrder.settings = settings(max_examples=60, stateful_step_count=40, deadline=None, derandomize=True)
+
+
+async def test_what_was_passed_over_is_counted_by_its_failure_though_all_failed_in_the_end() -> None:
+    house = House(Upstream(), Upstream(), degrade=("replica", "tier"))
+    house.upstream.failure = UpstreamError(Failure.TIMEOUT, "too slow")
+    last = UpstreamError(Failure.OVERLOADED, "full too")
+    last.passed = (Passed(Step.REPLICA, Failure.RAISED, "told to"),)
+    house.upstreams[1].failure = last
+    await house.refusal()
+    for failure, step in (("timeout", "tier"), ("raised", "replica")):
+        assert house.counter("tailrace_degraded_total", failure=failure, step=step) >= 1
+    assert house.counter("tailrace_degraded_total", step="refuse") == 1

@@ -14,6 +14,7 @@ from gateway.admission.ratelimit import (
     Limiter,
     Quota,
     Verdict,
+    ratelimit_lines,
     ratelimit_value,
     retry_after_value,
 )
@@ -178,6 +179,14 @@ def test_retry_after_is_whole_rounded_up_and_at_least_one(seconds: float, value:
 def test_ratelimit(allowed: bool, remaining: int, reset: float, retry_after: float, value: str) -> None:
     quota = Quota(rate=100.0, per=10.0, burst=50, name="default")
     assert ratelimit_value(Verdict(allowed, remaining, reset, retry_after, quota)) == value
+
+
+@pytest.mark.parametrize("name", ["default", "100%", "%d", 'a"b'])
+def test_lines_of_a_head_are_the_two_values(name: str) -> None:
+    quota = Quota(rate=100.0, per=10.0, burst=50, name=name)
+    verdict = Verdict(True, 4, 0.1, 0.0, quota)
+    expected = f"RateLimit: {ratelimit_value(verdict)}\r\nRateLimit-Policy: {quota.policy}\r\n"
+    assert ratelimit_lines(verdict) == expected.encode()
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -14,7 +16,7 @@ from gateway.config import Accept, CacheConfig, InputRule, Limits, QuotaConfig, 
 from gateway.config import Route as RouteConfig
 from gateway.route import Home, Route, Served, merged_facts, quota_of
 from gateway.units import Seconds, Size
-from tiers.backends.triton_http import Call, Reply
+from tiers.backends.triton_http import Call
 from tiers.catalog import ModelFacts, TensorFact
 from tiers.inference import InferRequest, InferResponse, Rejected, RequestedOutput, Tensor, UpstreamError
 
@@ -29,11 +31,9 @@ class Fake:
         self.status, self.waits = status, waits
         self.asked: list[str] = []
 
-    async def exchange(self, call: Call, deadline: Deadline) -> Reply:
+    async def some(self, call: Call, deadline: Deadline) -> bool:
         self.asked.append(call.target)
-        if self.status is None:
-            raise UpstreamError(Failure.UNREACHABLE, "told to")
-        return Reply(self.status, (), b"")
+        return self.status == 200
 
     def retry_after(self, model: str, version: str = "") -> float:
         return self.waits
@@ -125,6 +125,31 @@ def test_an_entry_has_the_routes_life_and_costs_more_than_its_bytes() -> None:
     assert entry.size > response.size > 4
 
 
+def test_an_entry_keeps_its_own_bytes_alive_and_not_the_body_that_they_came_in() -> None:
+    body = b"h" * 200 + b"1234" + b"x" * 4_000_000
+    view = memoryview(body)
+    kept = InferResponse("r", "1", (Tensor("y", "FP32", (1,), view[200:204]),))
+    entry = route().entry(Served(kept, "large", 1, 0, 1), 3, 50.0)
+    (tensor,) = entry.value.response.outputs
+    assert tensor.data == b"1234"
+    assert not isinstance(tensor.data, memoryview)
+    assert kept.size > len(body) > entry.size
+
+
+def test_an_entry_of_nearly_all_of_a_body_keeps_it_and_is_charged_for_all_of_it() -> None:
+    body = bytes(4_000_200)
+    halves = memoryview(body)[200:2_000_200], memoryview(body)[2_000_200:]
+    tensors = tuple(Tensor(name, "UINT8", (len(data),), data) for name, data in zip("ab", halves, strict=True))
+    response = InferResponse("r", "1", tensors)
+    entry = route().entry(Served(response, "large", 1, 0, 1), 3, 50.0)
+    assert entry.value.response is response
+    assert len(body) < entry.size < len(body) + 2000
+    stripped = msgspec.structs.replace(response, outputs=tensors[:1])
+    entry = route().entry(Served(stripped, "large", 1, 0, 1), 3, 50.0)
+    assert not isinstance(entry.value.response.outputs[0].data, memoryview)
+    assert entry.size < 2_002_000
+
+
 def test_quota_names_can_be_told_to_anyone() -> None:
     assert quota_of("route:größe\n", QuotaConfig(rate=1)).name == "route:gr%C3%B6%C3%9Fe%0A"
     assert quota_of("route:digits v2", QuotaConfig(rate=1)).name == "route:digits v2"
@@ -200,6 +225,83 @@ async def test_a_tier_that_cannot_be_asked_about_a_version_leaves_it_to_the_othe
         await route(fakes=(Versions(),)).facts(Deadline(9.0), "3")  # type: ignore[arg-type]
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until the condition holds; bounded, so that a bug fails and does not hang."""
+    for _ in range(1000):
+        if condition():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it never came to be")
+
+
+class Slow:
+    """A home's catalog that tells nothing until it may."""
+
+    def __init__(self) -> None:
+        self.may = asyncio.Event()
+        self.asking = 0
+        self.asked = 0
+
+    async def facts(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
+        self.asked += 1
+        self.asking += 1
+        try:
+            await self.may.wait()
+        finally:
+            self.asking -= 1
+        return facts(inputs=(TensorFact("x", "FP32", (-1, 7)),))
+
+
+@pytest.mark.parametrize("hung", [0, 1])
+@pytest.mark.parametrize("version", ["", "2"])
+async def test_a_tier_that_was_never_seen_and_hangs_keeps_nobody_waiting(hung: int, version: str) -> None:
+    slow = Slow()
+    fakes = [Versions(), Versions()]
+    fakes[hung] = slow  # type: ignore[call-overload]
+    made = route(fakes=tuple(fakes), tiers=(msgspec.structs.replace(FAST, version=""), LAST))  # type: ignore[arg-type]
+    async with asyncio.timeout(30):
+        for _ in range(50):
+            assert (await made.facts(Deadline(9.0), version)).inputs[0].shape == (-1, 5 if version else 4)
+        assert slow.asking == 1, "it goes on being learnt, once"
+        slow.may.set()
+        await until(lambda: not slow.asking)
+        assert (await made.facts(Deadline(9.0))).inputs[0].shape == (-1, 4 if hung else 7)
+    await made.close()
+
+
+async def test_who_came_while_a_tier_is_being_learnt_waits_no_grace_and_closing_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slow = Slow()
+    made = route(fakes=(Versions(), slow), tiers=(FAST, LAST))  # type: ignore[arg-type]
+    assert (await made.facts(Deadline(9.0))).name == "r"
+    monkeypatch.setattr("gateway.route.LEARNING_GRACE_SECONDS", 1e6)
+    async with asyncio.timeout(30):
+        assert (await made.facts(Deadline(9.0))).name == "r"
+    await made.close()
+    assert slow.asking == 0
+
+
+async def test_tiers_that_answer_within_the_grace_are_all_heard() -> None:
+    slow = Slow()
+    made = route(fakes=(slow, Versions()), tiers=(FAST, LAST))  # type: ignore[arg-type]
+    asking = asyncio.create_task(made.facts(Deadline(9.0)))
+    await until(lambda: slow.asking > 0)
+    slow.may.set()
+    assert (await asking).inputs[0].shape == (-1, 7)
+
+
+async def test_who_leaves_while_tiers_are_asked_leaves_nothing_behind() -> None:
+    slow, other = Slow(), Slow()
+    made = route(fakes=(slow, other), tiers=(FAST, LAST))  # type: ignore[arg-type]
+    asking = asyncio.create_task(made.facts(Deadline(9.0)))
+    await until(lambda: slow.asking > 0 and other.asking > 0)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+    assert (slow.asking, other.asking) == (0, 0)
+
+
 def test_a_routes_facts_are_what_all_tiers_can_do() -> None:
     first, last = facts(), facts(max_batch=4, versions=("3",), decoupled=True, outputs=facts().outputs[1:])
     merged = merged_facts("r", [first, last])
@@ -224,7 +326,8 @@ async def test_a_route_is_ready_with_one_tier_whose_answers_do_not_say_otherwise
 ) -> None:
     made = route(fakes=fakes, tiers=(FAST, LAST))
     assert await made.ready(Deadline(9.0)) is ready
-    assert fakes[0].asked[-1] == "/v2/models/small/versions/2/ready"
+    told = ["/v2/models/small/versions/2/ready"]
+    assert fakes[0].asked[-1:] == ([] if fakes[0].waits else told)
 
 
 def test_a_route_knows_the_models_behind_it_and_turns() -> None:

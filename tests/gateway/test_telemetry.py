@@ -7,10 +7,11 @@ from time import monotonic
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from degrade.ladder import Failure, Step
 from gateway.operate.gauges import gauges
 from gateway.operate.telemetry import LATENCY_BUCKETS_SECONDS, Gauge, Telemetry
 from tiers.cascade import CascadeAnswer
-from tiers.inference import InferResponse, Provenance
+from tiers.inference import InferResponse, Passed, Provenance
 
 Labels = dict[str, str]
 
@@ -43,13 +44,20 @@ def test_answers_are_counted_by_the_words_of_the_decision() -> None:
 
 def test_fills_count_rows_by_tier_and_steps() -> None:
     telemetry = Telemetry(monotonic)
-    answer = CascadeAnswer(InferResponse("m", "1", ()), "large", "1", 8, 3, ("replica", "tier"), degraded=True)
+    passed = (
+        Passed(Step.REPLICA, Failure.UNREACHABLE, "nobody at a"),
+        Passed(Step.TIER, Failure.RAISED, "told to"),
+    )
+    rows = (("small", 5), ("large", 3))
+    answer = CascadeAnswer(InferResponse("m", "1", ()), "large", "1", 8, 3, rows, passed, degraded=True)
     telemetry.filled("r", answer)
     telemetry.filled("r", answer)
     assert one(telemetry, "tailrace_fills_total", route="r") == 2
-    assert one(telemetry, "tailrace_tier_rows_total", route="r", tier="large") == 16
+    assert one(telemetry, "tailrace_tier_rows_total", route="r", tier="large") == 6
+    assert one(telemetry, "tailrace_tier_rows_total", route="r", tier="small") == 10
     assert one(telemetry, "tailrace_rows_escalated_total", route="r") == 6
-    assert one(telemetry, "tailrace_degraded_total", route="r", failure="partial", step="tier") == 2
+    assert one(telemetry, "tailrace_degraded_total", route="r", failure="raised", step="tier") == 2
+    assert one(telemetry, "tailrace_degraded_total", route="r", failure="unreachable", step="replica") == 2
 
 
 def test_refusals_ladder_steps_and_failed_refreshes_are_counted() -> None:
@@ -63,9 +71,14 @@ def test_refusals_ladder_steps_and_failed_refreshes_are_counted() -> None:
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.0001, 0.00011, 0.3, 10.0, 10.1])
-def test_a_latency_is_in_every_bucket_that_is_not_below_it(seconds: float) -> None:
+@pytest.mark.parametrize("recalled", [False, True])
+def test_a_latency_is_in_every_bucket_that_is_not_below_it(seconds: float, recalled: bool) -> None:
     telemetry = Telemetry(monotonic)
-    telemetry.responded("r", 200, "hit", seconds)
+    if recalled:
+        telemetry.recalled("r", seconds)
+        assert one(telemetry, "tailrace_answers_total", route="r", cache="hit", reason="fresh") == 1
+    else:
+        telemetry.responded("r", 200, "hit", seconds)
     for bound in LATENCY_BUCKETS_SECONDS:
         expected = 1.0 if seconds <= bound else 0.0
         found = one(telemetry, "tailrace_request_seconds_bucket", route="r", state="hit", le=str(bound))
@@ -74,6 +87,23 @@ def test_a_latency_is_in_every_bucket_that_is_not_below_it(seconds: float) -> No
     assert one(telemetry, "tailrace_request_seconds_count", route="r", state="hit") == 1
     assert one(telemetry, "tailrace_request_seconds_sum", route="r", state="hit") == pytest.approx(seconds)
     assert one(telemetry, "tailrace_responses_total", route="r", status="200") == 1
+
+
+def test_hits_by_their_bytes_are_added_to_those_that_were_decoded() -> None:
+    telemetry = Telemetry(monotonic)
+    for seconds in (0.00001, 0.3):
+        telemetry.recalled("r", seconds)
+    telemetry.answered("r", Provenance(cache="hit", reason="fresh"))
+    telemetry.responded("r", 200, "hit", 0.0002)
+    telemetry.responded("r", 429, "problem", 0.0002)
+    for _ in range(2):  # a scrape changes nothing
+        assert one(telemetry, "tailrace_answers_total", route="r", cache="hit", reason="fresh") == 3
+        assert one(telemetry, "tailrace_responses_total", route="r", status="200") == 3
+        assert one(telemetry, "tailrace_responses_total", route="r", status="429") == 1
+        assert one(telemetry, "tailrace_request_seconds_count", route="r", state="hit") == 3
+        assert one(telemetry, "tailrace_request_seconds_bucket", route="r", state="hit", le="0.0001") == 1
+        assert one(telemetry, "tailrace_request_seconds_bucket", route="r", state="hit", le="0.00025") == 2
+        assert one(telemetry, "tailrace_request_seconds_sum", route="r", state="hit") == pytest.approx(0.30021)
 
 
 def test_label_values_of_any_kind_survive_the_format() -> None:

@@ -101,6 +101,25 @@ def test_optional_inputs_and_known_outputs_pass():
     validate(InferRequest("m", (floats(1),), (RequestedOutput("y"),)), known, {}, None)
 
 
+@pytest.mark.parametrize(
+    ("output", "datatype", "elements", "word"),
+    [
+        (RequestedOutput("y", {"classification": 1}), "FP32", 1, ""),
+        (RequestedOutput("y", {"classification": 1}), "BYTES", 1, "BYTES, which has no"),
+        (RequestedOutput("y", {"classification": 1}), "FP32", 0, "no elements"),
+        (RequestedOutput("y"), "BYTES", 0, ""),
+    ],
+)
+def test_a_classification_that_triton_dies_of_is_refused(output, datatype, elements, word):
+    known = ModelFacts("m", ("1",), (TensorFact("x", "FP32", (-1,)),), (TensorFact("y", datatype, (-1,)),), 0, 0, 0)
+    request = InferRequest("m", (floats(*range(elements)),), (output,))
+    if not word:
+        validate(request, known, {}, None)
+        return
+    with pytest.raises(Refused, match=word):
+        validate(request, known, {}, None)
+
+
 def test_messages_name_what_was_expected_and_what_came():
     with pytest.raises(Refused) as refusal:
         ask(floats(1, 2), shape=(3,))

@@ -124,13 +124,14 @@ async def test_fast_tier_fails(broken: Any, gateway_factory: Any, configured: An
     assert any("stored" in each.said for each in load.seen if each.steps == ("tier",))
 
 
+@pytest.mark.parametrize("tier", ["fast", "large"])
 async def test_a_ladder_of_stale_alone_takes_no_tier(
-    broken: Any, gateway_factory: Any, configured: Any, loading: Any
+    tier: str, broken: Any, gateway_factory: Any, configured: Any, loading: Any
 ) -> None:
     gateway = gateway_factory(configured(broken.server.http_url, degrade=["stale"]))
     async with loading(gateway, "cascade") as load:
         await load.until(lambda: load.tally()["fresh"] >= 100 and load.tally()["hit"] >= 50)
-        broken.tell("large", "fail")
+        broken.tell(tier, "fail")
         await load.until_more("stale", 50)
         await load.until_more("refused", 50)
     load.judge()

@@ -7,6 +7,7 @@ import urllib.error
 import urllib.request
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,13 @@ TIMES = 12
 """More than a breaker's consecutive failures and its smallest volume."""
 
 BAD_PARAMETERS = [{"priority": -1}, {"sequence_id": 1.5}, {"sequence_start": "y"}, {"a\0b": 1}]
+
+WORDS_OF_TRITON = [
+    "model is not ready",
+    "the stub process is unloading",
+    "Stub process 'repeating_0' is not healthy.",
+    "Request for unknown model: 'echo_fp32' is not found",
+]
 
 
 def ask(url: str, document: object = None, headers: dict[str, str] | None = None, method: str = "") -> tuple[int, Any]:
@@ -38,9 +46,13 @@ def row(value: float) -> list[dict[str, object]]:
     return [{"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [value, 7.0]}]
 
 
+def text(said: str) -> list[dict[str, object]]:
+    return [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [said]}]
+
+
 @pytest.fixture
 def gateway(triton: TritonServer, gateway_factory: Callable[..., GatewayProcess]) -> GatewayProcess:
-    models = ("echo_fp32", "either", "failing", "decoupled")
+    models = ("echo_fp32", "either", "failing", "decoupled", "repeating")
     routes = {model.partition("_")[0]: {"tiers": [{"backend": "b", "model": model}]} for model in models}
     server = {"allow": ["shared_memory"], "passthrough": "b"}
     return gateway_factory({"server": server, "backends": {"b": {"http": [triton.http_url]}}, "routes": routes})
@@ -80,6 +92,34 @@ def test_an_input_that_a_model_fails_on_does_not_shut_the_model(
     assert gateway.metric("tailrace_replica_models_open") == 0
 
 
+@pytest.mark.parametrize("mark", ["!", "?"], ids=["answers an error", "raises"])
+@pytest.mark.parametrize("said", WORDS_OF_TRITON)
+def test_words_of_triton_in_what_a_model_repeats_do_not_shut_it(mark: str, said: str, gateway: GatewayProcess) -> None:
+    url = f"{gateway.http_url}/v2/models/repeating/infer"
+    for _ in range(TIMES):
+        status, body = ask(url, {"inputs": text(mark + said)})
+        assert (status, json.loads(body)["type"]) == (503, "urn:tailrace:problem:model-failed")
+    assert ask(url, {"inputs": text("well")})[0] == 200
+    assert gateway.metric("tailrace_replica_models_open") == 0
+
+
+@pytest.mark.parametrize("region", WORDS_OF_TRITON)
+@pytest.mark.parametrize("into", [True, False], ids=["input", "output"])
+def test_words_of_triton_as_a_regions_name_do_not_shut_a_model(
+    into: bool, region: str, gateway: GatewayProcess
+) -> None:
+    url = f"{gateway.http_url}/v2/models/echo/infer"
+    place = {"shared_memory_region": region, "shared_memory_byte_size": 8}
+    x: dict[str, object] = {"name": "x", "datatype": "FP32", "shape": [1, 2]}
+    y = {"name": "y"} if into else {"name": "y", "parameters": place}
+    x |= {"parameters": place} if into else {"data": [1.0, 2.0]}
+    for _ in range(TIMES):
+        status, body = ask(url, {"inputs": [x], "outputs": [y]})
+        assert status in (400, 404), body
+    assert ask(url, {"inputs": row(4.0)})[0] == 200
+    assert gateway.metric("tailrace_replica_models_open") == 0
+
+
 @pytest.mark.parametrize("bare", [False, True], ids=["routes", "bare upstream"])
 def test_a_request_that_triton_cannot_read_does_not_take_the_replica_away(
     bare: bool, triton: TritonServer, gateway: GatewayProcess, gateway_factory: Callable[..., GatewayProcess]
@@ -103,6 +143,24 @@ def test_a_model_that_answers_in_pieces_says_so_and_stays_open(gateway: GatewayP
     for _ in range(TIMES):
         status, body = ask(f"{url}/infer", {"inputs": [value]})
         assert status == 501, body
+
+
+def test_a_classification_that_triton_dies_of_reaches_none(
+    triton_factory: Callable[..., TritonServer],
+    model_repository: Callable[..., Path],
+    gateway_factory: Callable[..., GatewayProcess],
+) -> None:
+    repositories = (model_repository("echo_bytes", "two_outputs"),)
+    servers = [triton_factory(repositories=repositories) for _ in range(2)]
+    routes = {model: {"tiers": [{"backend": "b", "model": model}]} for model in ("echo_bytes", "two_outputs")}
+    backends = {"b": {"http": [server.http_url for server in servers]}}
+    gateway = gateway_factory({"backends": backends, "routes": routes})
+    nothing = {"name": "x", "datatype": "FP32", "shape": [0, 1], "data": []}
+    for model, fed, output in (("echo_bytes", text("a"), "echoed"), ("two_outputs", [nothing], "A")):
+        asked = [{"name": output, "parameters": {"classification": 1}}]
+        status, body = ask(f"{gateway.http_url}/v2/models/{model}/infer", {"inputs": fed, "outputs": asked})
+        assert (status, json.loads(body)["reason"]) == (400, "classification")
+    assert all(server.request("GET", "/v2/health/live")[0] == 200 for server in servers)
 
 
 @pytest.mark.parametrize(("into", "out_of"), [(True, False), (False, True), (True, True)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 
@@ -11,7 +12,7 @@ import pytest
 from degrade.deadline import Deadline
 from degrade.ladder import Failure, Step
 from tiers.cascade import Accept, CascadeAnswer, CascadeOptions, Tier, decide, run
-from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor, UpstreamError
+from tiers.inference import InferRequest, InferResponse, Passed, RequestedOutput, Tensor, UpstreamError
 from tiers.pool import DECENT_SECONDS, Answered
 
 DEADLINE = Deadline(100.0)
@@ -27,8 +28,10 @@ def tensor(name: str, values: object, datatype: str = "FP32") -> Tensor:
 class Model:
     """Answers p = [x, 1 - x] and who = its own number, per row; remembers what it was asked."""
 
-    def __init__(self, number: float, fails: Failure | None = None, steps: tuple[str, ...] = ()) -> None:
-        self.number, self.fails, self.steps = number, fails, steps
+    def __init__(
+        self, number: float, fails: Failure | None = None, passed: tuple[Passed, ...] = (), drops: int | None = None
+    ) -> None:
+        self.number, self.fails, self.passed, self.drops = number, fails, passed, drops
         self.asked: list[InferRequest] = []
         self.again: list[bool] = []
         self.deadlines: list[Deadline] = []
@@ -40,12 +43,14 @@ class Model:
         self.asked.append(request)
         self.again.append(again)
         if self.fails:
-            raise UpstreamError(self.fails, "down")
+            error = UpstreamError(self.fails, "down")
+            error.drops = error.drops if self.drops is None else self.drops
+            raise error
         x = np.frombuffer(request.inputs[0].data, dtype="<f4").reshape(request.inputs[0].shape)
         outputs = (tensor("p", np.concatenate([x, 1 - x], axis=-1)), tensor("who", np.full_like(x, self.number)))
         wanted = {output.name for output in request.outputs}
         kept = tuple(output for output in outputs if not wanted or output.name in wanted)
-        return Answered(InferResponse(request.model, "3", kept), "http://r", self.steps)
+        return Answered(InferResponse(request.model, "3", kept), "http://r", self.passed)
 
 
 def cascade(*models: Model, accept: Accept | None = MARGIN) -> list[Tier]:
@@ -73,6 +78,7 @@ async def test_unsure_rows_go_on_as_one_smaller_batch_in_order() -> None:
     assert who(answer) == [0, 1, 0, 1]
     assert np.frombuffer(large.asked[0].inputs[0].data, dtype="<f4").tolist() == pytest.approx([0.5, 0.6])
     assert (answer.tier, answer.version, answer.rows, answer.rows_escalated) == ("m1", "3", 4, 2)
+    assert answer.tier_rows == (("m0", 2), ("m1", 2))
     assert (answer.steps, answer.degraded, answer.reason) == ((), False, "")
 
 
@@ -83,6 +89,7 @@ async def test_any_number_of_tiers() -> None:
     answer = await go(tiers, ask([0.5, 1.0, 0.6]), DEADLINE, CascadeOptions(3))
     assert who(answer) == [2, 0, 1]
     assert answer.rows_escalated == 2
+    assert answer.tier_rows == (("m0", 1), ("m1", 1), ("m2", 1))
 
 
 async def test_all_sure_asks_the_first_only() -> None:
@@ -126,33 +133,58 @@ async def test_what_cannot_be_judged_goes_straight_to_the_last(request_: InferRe
 
 async def test_a_failing_fast_tier_hands_everything_on() -> None:
     large = Model(1)
-    answer = await go(cascade(Model(0, fails=Failure.BROKEN), large), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2))
+    tiers = cascade(Model(0, fails=Failure.BROKEN), large)
+    answer = await go(tiers, ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, WHOLE_ORDER))
     assert who(answer) == [1, 1]
     assert (answer.steps, answer.degraded, answer.rows_escalated) == (("tier",), False, 2)
 
 
 async def test_a_fast_tier_that_answers_nonsense_hands_everything_on() -> None:
-    answer = await go(cascade(Model(0), Model(1)), ask([1.0, math.nan]), DEADLINE, CascadeOptions(2))
+    options = CascadeOptions(2, WHOLE_ORDER)
+    answer = await go(cascade(Model(0), Model(1)), ask([1.0, math.nan]), DEADLINE, options)
     assert (who(answer), answer.steps) == ([1, 1], ("tier",))
+
+
+@pytest.mark.parametrize("order", [(), (Step.STALE,), (Step.REPLICA, Step.STALE)])
+@pytest.mark.parametrize("failure", [Failure.BROKEN, Failure.TIMEOUT, Failure.UNREACHABLE])
+async def test_without_the_tier_step_a_failing_tier_is_not_replaced_and_unsure_rows_go_on(
+    order: tuple[Step, ...], failure: Failure
+) -> None:
+    large = Model(1)
+    with pytest.raises(UpstreamError) as caught:
+        await go(cascade(Model(0, fails=failure), large), ask([1.0]), DEADLINE, CascadeOptions(1, order))
+    assert (caught.value.failure, large.asked) == (failure, [])
+    answer = await go(cascade(Model(0), large), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, order))
+    assert (who(answer), answer.steps) == ([0, 1], ())
+
+
+async def test_an_answer_beyond_our_bounds_is_not_fetched_from_another_tier() -> None:
+    large = Model(1)
+    tiers = cascade(Model(0, fails=Failure.OVERSIZED), large)
+    with pytest.raises(UpstreamError) as caught:
+        await go(tiers, ask([1.0]), DEADLINE, CascadeOptions(1, WHOLE_ORDER))
+    assert (caught.value.failure, large.asked) == (Failure.OVERSIZED, [])
 
 
 async def test_a_failing_large_tier_leaves_the_fast_answer_if_the_route_says_so() -> None:
     tiers = cascade(Model(0), Model(1, fails=Failure.TIMEOUT))
     answer = await go(tiers, ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, (Step.TIER,)))
     assert (who(answer), answer.steps, answer.tier, answer.degraded) == ([0, 0], ("tier",), "m0", True)
-    assert answer.rows_escalated == 0
+    assert (answer.rows_escalated, answer.tier_rows) == (0, (("m0", 2),))
     with pytest.raises(UpstreamError) as caught:
         await go(tiers, ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, (Step.STALE,)))
     assert caught.value.failure is Failure.TIMEOUT
 
 
 async def test_what_every_row_was_accepted_from_is_not_degraded_whatever_failed_before() -> None:
-    retried = Model(0, steps=("replica",))
+    retried = Model(0, passed=(Passed(Step.REPLICA, Failure.BROKEN, "down"),))
     answer = await go(cascade(retried, Model(1)), ask([1.0, 0.0]), DEADLINE, CascadeOptions(2, WHOLE_ORDER))
     assert (answer.steps, answer.degraded) == (("replica",), False)
     models = [Model(0), Model(1, fails=Failure.BROKEN), Model(2)]
     answer = await go(cascade(*models), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, WHOLE_ORDER))
     assert (who(answer), answer.steps, answer.degraded) == ([0, 2], ("tier",), False)
+    assert answer.passed == (Passed(Step.TIER, Failure.BROKEN, "down"),)
+    assert answer.tier_rows == (("m0", 1), ("m2", 1))
 
 
 @pytest.mark.parametrize(
@@ -243,8 +275,30 @@ async def test_what_was_cut_short_has_the_rest_when_all_others_fail() -> None:
     fast, large = Once(0), Model(1, fails=Failure.BROKEN)
     with pytest.raises(UpstreamError) as caught:
         await go(cascade(fast, large), ask([1.0]), DEADLINE, CascadeOptions(1, (Step.STALE,)))
-    assert caught.value.failure is Failure.BROKEN
+    assert (caught.value.failure, fast.deadlines) == (Failure.TIMEOUT, [Deadline(91.0)])
     fast = Model(0, fails=Failure.TIMEOUT)
     with pytest.raises(UpstreamError) as caught:
         await go(cascade(fast, large), ask([1.0]), DEADLINE, CascadeOptions(1, WHOLE_ORDER))
     assert (caught.value.failure, len(fast.asked)) == (Failure.TIMEOUT, 2)
+
+
+@pytest.mark.parametrize(
+    ("fails", "drops", "asked", "again"),
+    [
+        ((Failure.DROPPED, Failure.BROKEN), None, 2, [True, False]),
+        ((Failure.DROPPED, Failure.TIMEOUT), None, 2, [True, False]),
+        ((Failure.BROKEN, Failure.DROPPED), None, 3, [True, True, False]),
+        ((Failure.DROPPED, None), 2, 1, [True]),
+        ((Failure.UNREACHABLE, None), 2, 1, [True]),
+        ((Failure.UNREACHABLE, None), None, 2, [True, True]),
+    ],
+)
+async def test_what_one_replica_dropped_never_reaches_a_third(
+    fails: tuple[Failure | None, ...], drops: int | None, asked: int, again: list[bool]
+) -> None:
+    models = [Model(index, failure) for index, failure in enumerate(fails)] + [Model(9, Failure.BROKEN)]
+    models[0].drops = drops
+    with contextlib.suppress(UpstreamError):
+        await go(cascade(*models), ask([1.0]), DEADLINE, CascadeOptions(1, WHOLE_ORDER))
+    assert sum(len(model.asked) for model in models) == asked
+    assert [each for model in models for each in model.again] == again

@@ -32,10 +32,17 @@ class Triton:
         self.down: Failure | None = None
         self.raw: Reply | None = None
         self.calls = 0
+        self.hangs = False
+        self.left = 0
 
     async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply:
         self.calls += 1
         await asyncio.sleep(0)
+        if self.hangs:
+            try:
+                await asyncio.Event().wait()
+            finally:
+                self.left += 1
         if self.down:
             raise UpstreamError(self.down, "down")
         if self.raw:
@@ -67,6 +74,12 @@ def catalog(*replicas: Triton, models_max: int = 10) -> tuple[Catalog, list[str]
     return Catalog(replicas, CatalogOptions(models_max=models_max), lambda: 0.0, turned.append), turned
 
 
+async def poll(made: Catalog) -> tuple[str, ...]:
+    """One look at every replica; the models that changed."""
+    looks = await asyncio.gather(*(made.look(position, FAR) for position in range(len(made._replicas))))
+    return tuple(dict.fromkeys(model for turned in looks for model in turned))
+
+
 async def test_facts() -> None:
     triton = Triton()
     made, _ = catalog(triton)
@@ -74,7 +87,6 @@ async def test_facts() -> None:
     assert facts.inputs == (TensorFact("x", "FP32", (-1, 4)), TensorFact("o", "FP32", (-1, 4), optional=True))
     assert facts.outputs == (TensorFact("y", "BYTES", (-1, 1)),)
     assert (facts.versions, facts.max_batch, facts.sequence, facts.decoupled) == (("1",), 8, False, False)
-    assert made.known("m") is facts
     assert await made.facts("m", "1", FAR) is facts
     assert triton.calls == 3
     with pytest.raises(Rejected) as caught:
@@ -112,7 +124,8 @@ async def test_unknown_is_said_only_when_everyone_says_so() -> None:
     two.down = Failure.UNREACHABLE
     with pytest.raises(UpstreamError):
         await made.facts("m", "", FAR)
-    assert made.models == ()
+    two.down, two.loaded = None, True
+    assert (await made.facts("m", "", FAR)).name == "m"
 
 
 @pytest.mark.parametrize(
@@ -145,7 +158,7 @@ async def test_growing_work_is_no_change() -> None:
     await made.facts("m", "", FAR)
     for count in (1, 5, 5):
         triton.count = count
-        await made.poll_once(FAR)
+        await poll(made)
     assert turned == []
 
 
@@ -155,7 +168,7 @@ async def test_each_kind_of_change_is_told_once(kind: str) -> None:
     one.count = two.count = 7
     made, turned = catalog(one, two)
     await made.facts("m", "", FAR)
-    await made.poll_once(FAR)
+    await poll(made)
     if kind == "versions":
         two.versions = ["1", "2"]
     elif kind == "config":
@@ -164,10 +177,10 @@ async def test_each_kind_of_change_is_told_once(kind: str) -> None:
         two.count = 2
     else:
         two.loaded = False
-        assert await made.poll_once(FAR) == ()
+        assert await poll(made) == ()
         two.loaded = True
-    assert await made.poll_once(FAR) == ("m",)
-    assert await made.poll_once(FAR) == ()
+    assert await poll(made) == ("m",)
+    assert await poll(made) == ()
     assert turned == ["m"]
 
 
@@ -176,7 +189,7 @@ async def test_new_facts_replace_old_ones() -> None:
     made, _ = catalog(triton)
     await made.facts("m", "", FAR)
     triton.versions = ["2"]
-    await made.poll_once(FAR)
+    await poll(made)
     assert (await made.facts("m", "2", FAR)).versions == ("2",)
 
 
@@ -192,10 +205,10 @@ async def test_a_version_is_described_by_itself_once_and_again_after_a_change() 
     assert await made.facts("m", "1", FAR) is facts
     assert triton.calls == calls
     triton.widths["1"] = 5
-    await made.poll_once(FAR)
+    await poll(made)
     assert await made.facts("m", "1", FAR) is facts
     triton.config = {"max_batch_size": 4}
-    await made.poll_once(FAR)
+    await poll(made)
     assert (await made.facts("m", "1", FAR)).inputs[0].shape == (-1, 5)
 
 
@@ -226,10 +239,10 @@ async def test_while_everything_is_down_facts_stay_and_a_restart_is_told() -> No
     made, turned = catalog(triton)
     await made.facts("m", "", FAR)
     triton.down = Failure.UNREACHABLE
-    assert await made.poll_once(FAR) == ()
+    assert await poll(made) == ()
     assert (await made.facts("m", "", FAR)).name == "m"
     triton.down, triton.count = None, 0
-    assert await made.poll_once(FAR) == ("m",)
+    assert await poll(made) == ("m",)
     assert turned == ["m"]
 
 
@@ -238,18 +251,24 @@ async def test_a_restart_that_a_poll_met_is_told_although_no_work_had_been_seen(
     made, turned = catalog(triton)
     await made.facts("m", "", FAR)
     triton.down = Failure.UNREACHABLE
-    await made.poll_once(FAR)
+    await poll(made)
     triton.down = None
-    assert await made.poll_once(FAR) == ("m",)
-    assert await made.poll_once(FAR) == ()
+    assert await poll(made) == ("m",)
+    assert await poll(made) == ()
     assert turned == ["m"]
 
 
 async def test_models_are_bounded_by_last_use() -> None:
-    made, _ = catalog(Triton(), models_max=2)
+    triton = Triton()
+    made, _ = catalog(triton, models_max=2)
     for model in ("a", "b", "a", "c"):
         await made.facts(model, "", FAR)
-    assert made.models == ("a", "c")
+    calls = triton.calls
+    for model in ("a", "c"):
+        await made.facts(model, "", FAR)
+    assert triton.calls == calls
+    await made.facts("b", "", FAR)
+    assert triton.calls == calls + 3
 
 
 async def test_run_polls_until_cancelled() -> None:
@@ -283,3 +302,68 @@ def sight(executions: int, last: int) -> Sight:
 )
 def test_work_that_its_count_does_not_tell_is_another_models(before: Sight, after: Sight, differs: bool) -> None:
     assert changed(before, after) is differs
+
+
+@pytest.mark.parametrize("version", ["", "1"])
+@pytest.mark.parametrize("hung", [0, 1])
+async def test_a_replica_that_hangs_hides_no_other(hung: int, version: str) -> None:
+    replicas = Triton("a"), Triton("b")
+    for triton in replicas:
+        triton.versions = ["1", "2"]
+    replicas[hung].hangs = True
+    made, _ = catalog(*replicas)
+    async with asyncio.timeout(10):
+        assert (await made.facts("m", version, FAR)).name == "m"
+    assert replicas[hung].left == replicas[hung].calls > 0  # and nothing is still being asked of it
+
+
+async def test_who_hangs_may_have_what_another_lacks() -> None:
+    one, two = Triton("a"), Triton("b")
+    one.hangs, two.loaded = True, False
+    with pytest.raises(UpstreamError) as caught:
+        await catalog(one, two)[0].facts("m", "", Deadline(0.05))
+    assert caught.value.failure is Failure.TIMEOUT
+
+
+async def test_a_replica_that_hangs_delays_no_news_of_another_and_keeps_its_last_sight() -> None:
+    one, two = Triton("a"), Triton("b")
+    one.count = two.count = 7
+    made, turned = catalog(one, two)
+    await made.facts("m", "", FAR)
+    await poll(made)
+    one.hangs = True
+    looked = asyncio.Semaphore(0)
+
+    async def sleep(seconds: float) -> None:
+        looked.release()
+        await asyncio.sleep(0)
+
+    running = asyncio.create_task(made.run(1.0, sleep))
+    async with asyncio.timeout(10):
+        await looked.acquire()
+        two.count = 2
+        while not turned:
+            await looked.acquire()
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert (turned, one.left) == (["m"], 1)
+    one.hangs = False
+    await poll(made)
+    one.count = 3
+    assert await poll(made) == ("m",)
+
+
+async def test_the_first_replica_that_answers_says_what_the_facts_are() -> None:
+    one, two = Triton("a"), Triton("b")
+    made, _ = catalog(one, two)
+    await made.facts("m", "", FAR)
+    two.versions = ["2"]
+    await poll(made)
+    assert (await made.facts("m", "", FAR)).versions == ("1",)
+    one.down = Failure.UNREACHABLE
+    await poll(made)
+    assert (await made.facts("m", "", FAR)).versions == ("2",)
+    two.down = Failure.UNREACHABLE
+    await poll(made)
+    assert (await made.facts("m", "", FAR)).versions == ("2",)

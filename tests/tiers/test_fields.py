@@ -25,6 +25,7 @@ def test_what_frames_the_body() -> None:
     assert sent.head.endswith(b"Content-Length: 3\r\n\r\n")
     assert heads.outgoing("POST", "/a", (), pieces()).head.endswith(b"\r\nTransfer-Encoding: chunked\r\n\r\n")
     assert heads.outgoing("POST", "/a", lying, pieces()).length == 99
+    assert heads.outgoing("POST", "/a", (("Content-Length", "0" * 30 + "7"),), pieces()).length == 7
     assert not heads.outgoing("HEAD", "/a", (), None).answer_has_body
 
 

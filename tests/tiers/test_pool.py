@@ -7,13 +7,14 @@ import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import msgspec
 import pytest
 
 from degrade.breaker import BreakerOptions, Change
 from degrade.deadline import Deadline
-from degrade.ladder import Failure
+from degrade.ladder import TABLE, Failure, Step
 from tiers.backends.triton_http import Call, Reply, Streamed
-from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
+from tiers.inference import InferRequest, InferResponse, Passed, Rejected, UpstreamError
 from tiers.pool import Pool, PoolOptions, choose
 
 REQUEST = InferRequest("m", ())
@@ -94,20 +95,30 @@ async def test_a_failure_of_its_own_is_retried_elsewhere_and_told() -> None:
     made = pool(one, two)
     answers = [await made.infer(REQUEST, FAR) for _ in range(10)]
     assert {answer.replica for answer in answers} == {"b"}
-    assert ("replica",) in {answer.steps for answer in answers}
+    assert (Passed(Step.REPLICA, Failure.BROKEN, "a fails"),) in {answer.passed for answer in answers}
     assert one.calls == 2  # then its breaker for the model was open
     assert state(made) == ("closed", ("m",))
     await made.infer(InferRequest("other", ()), FAR)
 
 
-@pytest.mark.parametrize("failure", [Failure.TIMEOUT, Failure.OVERLOADED])
-async def test_timeouts_and_overloads_are_not_retried(failure: Failure) -> None:
+@pytest.mark.parametrize("failure", Failure)
+async def test_what_is_retried_elsewhere_is_what_the_ladders_table_says(failure: Failure) -> None:
     one, two = Fake("a"), Fake("b")
     one.fails = two.fails = failure
     with pytest.raises(UpstreamError) as caught:
         await pool(one, two).infer(REQUEST, FAR)
     assert caught.value.failure is failure
-    assert one.calls + two.calls == 1
+    assert one.calls + two.calls == (2 if Step.REPLICA in TABLE[failure] else 1)
+
+
+async def test_an_overload_that_is_everywhere_is_fed_within_the_retry_budget_alone() -> None:
+    one, two = Fake("a"), Fake("b")
+    one.fails = two.fails = Failure.OVERLOADED
+    made = pool(one, two, options=PoolOptions(retry_ratio=0.2, retry_floor_per_second=0.0))
+    for _ in range(50):
+        with pytest.raises(UpstreamError):
+            await made.infer(REQUEST, FAR)
+    assert one.calls + two.calls == 60
 
 
 async def test_what_may_not_run_twice_is_not_retried() -> None:
@@ -374,7 +385,7 @@ async def test_run_probes_until_cancelled() -> None:
 # -- what one request can bring about says nothing of a replica ---------------------------------------
 
 
-@pytest.mark.parametrize("failure", [Failure.RAISED, Failure.DROPPED])
+@pytest.mark.parametrize("failure", [Failure.RAISED, Failure.DROPPED, Failure.OVERSIZED])
 async def test_what_one_request_can_bring_about_opens_nothing(failure: Failure) -> None:
     one, two = Fake("a"), Fake("b")
     one.fails = two.fails = failure
@@ -407,6 +418,47 @@ async def test_a_model_that_raises_here_and_answers_elsewhere_leaves_rotation_he
     assert {answer.replica for answer in answers} == {"b"}
     assert one.calls == 2  # then its breaker for the model was open
     assert (state(made, 0), state(made, 1)) == (("closed", ("m",)), ("closed", ()))
+
+
+async def test_a_bad_input_that_fails_those_it_was_batched_with_opens_nothing() -> None:
+    """Triton fails a whole batch: who was in it with a bad input is answered elsewhere, and others here."""
+    clock = Clock()
+
+    class Batching(Fake):
+        answered = 0
+
+        async def infer(self, request: InferRequest, deadline: Deadline, now: float) -> InferResponse:
+            self.calls += 1
+            if "bad" not in request.parameters:
+                self.answered += 1
+                return InferResponse(request.model, "1", ())
+            clock.now += 1.0
+            two.fails = Failure.UNREACHABLE  # so that the other, who comes meanwhile, is answered here
+            await made.infer(REQUEST, FAR)
+            two.fails = None
+            raise UpstreamError(Failure.RAISED, "the batch failed")
+
+    one, two = Batching("a"), Fake("b")
+    made = pool(one, two, clock=clock)
+    together = msgspec.structs.replace(REQUEST, parameters={"bad": True})
+    raised = 0
+    for _ in range(40):
+        raised += bool((await made.infer(together, FAR)).passed)
+    assert raised > 10
+    assert (state(made, 0), state(made, 1)) == (("closed", ()), ("closed", ()))
+
+
+async def test_some_replica_that_says_yes_is_enough_and_one_that_hangs_delays_nothing() -> None:
+    no, hangs, yes = Fake("a"), Fake("b"), Fake("c")
+    no.ready, hangs.gate = 404, asyncio.Event()
+    call = Call("GET", "/v2/models/m/ready")
+    async with asyncio.timeout(10.0):
+        assert await pool(no, hangs, yes).some(call, FAR)
+    yes.fails = Failure.UNREACHABLE
+    made = pool(no, yes)
+    for _ in range(5):
+        assert not await made.some(call, FAR)
+    assert [state(made, index) for index in (0, 1)] == [("closed", ())] * 2
 
 
 async def test_probes_that_are_dropped_do_open() -> None:
@@ -451,3 +503,28 @@ async def test_a_sequence_begins_elsewhere_while_its_replica_is_out_of_rotation(
         with pytest.raises(UpstreamError):
             await made.infer(SEQUENCE, FAR)
     assert (await made.infer(SEQUENCE, FAR)).replica == other.url
+
+
+@pytest.mark.parametrize(
+    ("failures", "drops"),
+    [
+        ((Failure.DROPPED, Failure.DROPPED), 2),
+        ((Failure.DROPPED, Failure.BROKEN), 2),
+        ((Failure.BROKEN, Failure.DROPPED), 1),
+        ((Failure.BROKEN, Failure.BROKEN), 0),
+    ],
+)
+async def test_an_error_tells_how_many_may_have_died_of_the_request(
+    failures: tuple[Failure, Failure], drops: int
+) -> None:
+    replicas = [Fake(url) for url in "abc"]
+    order = iter(failures)
+
+    async def work(fake: Fake) -> None:
+        raise UpstreamError(next(order), fake.url)
+
+    for fake in replicas:
+        fake._work = lambda fake=fake: work(fake)  # type: ignore[method-assign]  # the order counts, not who it is
+    with pytest.raises(UpstreamError) as caught:
+        await pool(*replicas).infer(REQUEST, FAR)
+    assert (caught.value.drops, sum(fake.calls for fake in replicas)) == (drops, 2)

@@ -14,7 +14,7 @@ import pytest
 from degrade.breaker import BreakerOptions
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
-from tiers.backends.triton_http import Call, TritonHttp, TritonOptions, end_to_end
+from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, Call, TritonHttp, TritonOptions, end_to_end
 from tiers.inference import InferRequest, Rejected, RequestedOutput, Tensor, UpstreamError
 from tiers.pool import Pool, PoolOptions
 
@@ -125,6 +125,17 @@ async def test_the_callers_own_sooner_timeout_stays(own: int, sent: int) -> None
     assert f'"timeout":{sent}'.encode() in header
 
 
+STRINGS = json.dumps(
+    {
+        "model_name": "m",
+        "model_version": "1",
+        "outputs": [
+            {"name": "y", "datatype": "BYTES", "shape": [2**18 + 1], "parameters": {"binary_data_size": 2**20 + 4}}
+        ],
+    }
+).encode()
+MANY = http(200, STRINGS + b"\0" * (2**20 + 4), f"Inference-Header-Content-Length: {len(STRINGS)}")
+OVERLOADED = Failure.OVERLOADED
 FAILED_TO_PROCESS = b'{"error":"Failed to process the request(s) for model \'m_0\', message: %b"}'
 
 
@@ -135,6 +146,11 @@ FAILED_TO_PROCESS = b'{"error":"Failed to process the request(s) for model \'m_0
         (http(500, FAILED_TO_PROCESS % b"Stub process 'm_0' is not healthy."), Failure.BROKEN),
         (http(500, FAILED_TO_PROCESS % b"KeyError: x"), Failure.RAISED),
         (http(500, b'{"error":"told to"}'), Failure.RAISED),
+        (http(500, b'{"error":"bad value the stub process"}'), Failure.RAISED),
+        (http(500, b'{"error":"bad value Stub process \'m_0\' is not healthy."}'), Failure.RAISED),
+        (http(500, FAILED_TO_PROCESS % b"ValueError: Stub process 'm_0' is not healthy."), Failure.RAISED),
+        (http(500, b'{"error":"Stub process \'other_0\' is not healthy."}'), Failure.RAISED),
+        (http(500, b'{"error":""}'), Failure.RAISED),
         (http(500, b"<html>"), Failure.BROKEN),
         (http(502, b"<html>"), Failure.BROKEN),
         (http(503, b'{"error":"queue full"}'), Failure.OVERLOADED),
@@ -142,13 +158,21 @@ FAILED_TO_PROCESS = b'{"error":"Failed to process the request(s) for model \'m_0
         (http(302, b"", "Location: /elsewhere"), Failure.BROKEN),
         (http(404, b'{"error":"Request for unknown model: \'m\' is not found"}'), Failure.BROKEN),
         (http(404, b'{"error":"Request for unknown model: \'m\' has no available versions"}'), Failure.BROKEN),
-        (http(400, b'{"error":"Model version not ready"}'), Failure.BROKEN),
+        (http(503, b'{"error":"Request for unknown model: \'m\' version 1 is not at ready state"}'), Failure.BROKEN),
+        (http(503, b'{"error":"Request for unknown model: \'n\' version 1 is not at ready state"}'), OVERLOADED),
+        (http(401, b'{"error":"who are you?"}'), Failure.RAISED),
+        (http(403, b"<html>"), Failure.RAISED),
+        (http(407, b""), Failure.RAISED),
+        (http(408, b""), Failure.RAISED),
+        (http(413, b"big"), Failure.RAISED),
+        (http(400, b"<html>"), Failure.RAISED),
         (http(404, b"no such page"), Failure.BROKEN),
         (http(200, b"not json"), Failure.BROKEN),
         (http(200, b"[" * 50_000), Failure.BROKEN),
         (http(200, HEADER + b"abc", f"Inference-Header-Content-Length: {len(HEADER)}"), Failure.BROKEN),
         (http(200, HEADER, "Inference-Header-Content-Length: x"), Failure.BROKEN),
-        (http(200, b'{"model_name":"m","model_version":"1","outputs":[]}' + b" " * 2_000_000), Failure.BROKEN),
+        (http(200, b'{"model_name":"m","model_version":"1","outputs":[]}' + b" " * 2_000_000), Failure.OVERSIZED),
+        (MANY, Failure.OVERSIZED),
         (GOOD[:-2], Failure.BROKEN),
         (GOOD.replace(b'"m"', b'"n"'), Failure.BROKEN),
         (b"SSH-2.0-OpenSSH_9.2\r\n", Failure.BROKEN),
@@ -156,7 +180,7 @@ FAILED_TO_PROCESS = b'{"error":"Failed to process the request(s) for model \'m_0
     ],
 )
 async def test_what_goes_wrong_is_mapped(answer: bytes, failure: Failure) -> None:
-    async with serving(answering(answer), answer_bytes_max=1_000_000) as replica:
+    async with serving(answering(answer), answer_bytes_max=1_500_000) as replica:
         with pytest.raises(UpstreamError) as caught:
             await infer(replica)
     assert caught.value.failure is failure
@@ -181,7 +205,10 @@ async def test_an_endless_chunked_answer_is_bounded() -> None:
     ("request_", "answer", "status"),
     [
         (REQUEST, http(400, b'{"error":"unexpected shape for input"}'), 400),
-        (REQUEST, http(413, b"big"), 413),
+        (REQUEST, http(404, b'{"error":"Unable to find shared memory region: \'model is not ready\'"}'), 404),
+        (REQUEST, http(404, b'{"error":"Unable to find shared memory region: \'is unloading\'"}'), 404),
+        (REQUEST, http(404, b'{"error":""}'), 404),
+        (REQUEST, http(400, b'{"error":"no Request for unknown model: \'m\' is not found"}'), 400),
         (
             InferRequest("m", REQUEST.inputs, version="9"),
             http(404, b'{"error":"Request for unknown model: \'m\' version 9 is not found"}'),
@@ -197,10 +224,11 @@ async def test_the_callers_fault_is_rejected(request_: InferRequest, answer: byt
     assert not str(caught.value).startswith("{")
 
 
-async def test_a_missing_output_is_broken() -> None:
+async def test_a_missing_output_may_be_this_inputs_doing() -> None:
     async with serving(answering(GOOD)) as replica:
-        with pytest.raises(UpstreamError, match="without output 'z'"):
+        with pytest.raises(UpstreamError, match="without output 'z'") as caught:
             await infer(replica, InferRequest("m", REQUEST.inputs, (RequestedOutput("z"),)))
+    assert caught.value.failure is Failure.RAISED
 
 
 async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -255,6 +283,26 @@ async def test_a_kept_connection_that_was_closed_is_retried_on_a_fresh_one() -> 
         with pytest.raises(UpstreamError) as caught:
             await infer(replica, sequence)
     assert caught.value.failure is Failure.DROPPED
+
+
+async def test_a_kept_connection_that_was_closed_with_nobody_left_behind_it_was_dropped() -> None:
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        writer.write(GOOD)
+        await read_request(reader)
+        server.close()  # so nobody listens any more
+        writer.close()
+
+    server = await asyncio.start_server(handler, "127.0.0.1", 0)
+    replica = TritonHttp(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", TritonOptions())
+    try:
+        await infer(replica)
+        with pytest.raises(UpstreamError) as caught:
+            await infer(replica)
+    finally:
+        await replica.close()
+        server.close()
+    assert caught.value.drops == 1
 
 
 async def test_a_model_that_does_not_answer_this_way_at_all_is_no_failure_of_a_replica() -> None:
@@ -414,6 +462,35 @@ async def test_exchange_gives_any_status_and_retries_get() -> None:
     async with serving(answering(http(503, b"no"))) as replica:
         reply = await replica.exchange(Call("GET", "/v2/health/ready"), Deadline(30.0), 0.0)
     assert (reply.status, reply.body) == (503, b"no")
+
+
+async def test_a_probe_waits_behind_nothing_that_callers_ask() -> None:
+    waiting, all_wait = 0, asyncio.Event()
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head, _ = await read_request(reader)
+        if b"/health/" in head:
+            writer.write(http(400, b""))
+            await writer.drain()
+        nonlocal waiting
+        waiting += 1
+        if waiting == ASKING_CONNECTIONS_MAX:
+            all_wait.set()
+        await reader.read(-1)
+
+    async with serving(handler) as replica:
+        pool = Pool([replica], PoolOptions(probe_timeout=20.0), time.monotonic, random.Random(7))
+        deadline = Deadline.after(time.monotonic(), 60.0)
+        asked = [
+            asyncio.create_task(pool.exchange(Call("GET", "/v2/models/m/ready"), deadline))
+            for _ in range(ASKING_CONNECTIONS_MAX)
+        ]
+        await all_wait.wait()
+        await pool.probe_once()
+        assert not pool._seats[0].ready
+        for task in asked:
+            task.cancel()
+        await asyncio.gather(*asked, return_exceptions=True)
 
 
 def test_end_to_end() -> None:

@@ -35,13 +35,15 @@ class Nonsense(Exception):
 
 
 class AnswerHead(Struct, frozen=True):
-    """``headers`` are end to end. ``length`` None: the body is chunked, or ends with the connection."""
+    """``headers`` are end to end. ``length`` None: the body is chunked, or ends with the connection.
+    ``lines``: status line and ``headers`` as they are passed on in HTTP/1.1."""
 
     status: int
     headers: Headers
     length: int | None
     chunked: bool
     keep_alive: bool
+    lines: bytes = b""
 
 
 class AnswerHeads:
@@ -100,13 +102,16 @@ def _parsed(loop: asyncio.AbstractEventLoop, head: bytes) -> AnswerHead:
         raise Nonsense("a Transfer-Encoding that is read in two ways")
     if message.code < 200 and (message.code != 100 or lengths or codings):
         raise Nonsense(f"status {message.code}, which nobody asked for")
-    pairs = ((_text(name), _text(value)) for name, value in message.raw_headers)
+    headers = end_to_end((_text(name), _text(value)) for name, value in message.raw_headers)
+    begun = f"HTTP/1.1 {message.code} {message.reason}\r\n"
+    lines = begun + "".join([f"{name}: {value}\r\n" for name, value in headers])
     return AnswerHead(
         message.code,
-        end_to_end(pairs),
+        headers,
         int(lengths[0]) if lengths else None,
         bool(codings),
         not message.should_close,
+        lines.encode("utf-8", "surrogateescape"),
     )
 
 

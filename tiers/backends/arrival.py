@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from typing import Protocol
 
 from tiers.backends.answer import AnswerHead
 
@@ -33,6 +34,23 @@ class ConnectionFault(Exception):
         self.detail = detail
 
 
+class Receiver(Protocol):
+    """Who takes an answer from a connection. ``whole``: all of the body or nothing; ``held`` counts the body's
+    bytes that nobody has taken yet; ``started``: a byte of an answer has come."""
+
+    whole: bool
+    started: bool
+
+    @property
+    def held(self) -> int: ...
+    def begin(self, head: AnswerHead, follows: bool) -> None:
+        """The head is there; ``follows``: a piece of the body comes in the same breath."""
+
+    def feed(self, piece: bytes) -> None: ...
+    def finish(self) -> None: ...
+    def fail(self, error: BaseException) -> None: ...
+
+
 class Arrival:
     """Made by the connection as it sends. ``whole``: the caller wants all of the body or nothing.
 
@@ -54,7 +72,7 @@ class Arrival:
 
     # -- the connection's side ------------------------------------------------------------------
 
-    def begin(self, head: AnswerHead) -> None:
+    def begin(self, head: AnswerHead, follows: bool = False) -> None:
         self.head = head
         if not self.whole:
             self._wake()

@@ -16,7 +16,7 @@ from typing import Final, cast
 from msgspec import Struct
 
 from tiers.backends.answer import HEAD_END, AnswerHead, AnswerHeads, FramedBody, Nonsense, may_begin
-from tiers.backends.arrival import Arrival, ConnectionFault, Fault
+from tiers.backends.arrival import Arrival, ConnectionFault, Fault, Receiver
 from tiers.backends.fields import IllFormed, Outgoing
 
 _JOINED_BYTES_MAX: Final = 64 * 1024  # copying so little costs less than a second buffer in the write
@@ -56,7 +56,7 @@ class Connection(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._writing_paused = False
         self._reading_paused = False
-        self._arrival: Arrival | None = None  # the answer that is due
+        self._arrival: Receiver | None = None  # the answer that is due
         self._has_body = True  # whether that answer may have a body at all
         self._unsent = False  # an iterable body is still going up
         self._early = False  # a piece of the answer's head came before all of the request was sent
@@ -77,12 +77,17 @@ class Connection(asyncio.Protocol):
 
     def send(self, outgoing: Outgoing, *, whole: bool) -> Arrival:
         """Write a request; its answer arrives in what is returned. An iterable body goes up by `upload`."""
-        assert self._arrival is None, "one request at a time"
         arrival = Arrival(self._loop, whole)
+        self.send_to(outgoing, arrival)
+        return arrival
+
+    def send_to(self, outgoing: Outgoing, arrival: Receiver) -> None:
+        """Write a request; whatever comes of its answer is told to ``arrival``, perhaps at once."""
+        assert self._arrival is None, "one request at a time"
         self.requests += 1
         if self.closed or self._transport is None:
             arrival.fail(ConnectionFault(Fault.CLOSED))
-            return arrival
+            return
         self._arrival = arrival
         self._has_body = outgoing.answer_has_body
         self._keep = self._early = False
@@ -93,7 +98,6 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"".join(written))
         else:
             self._transport.writelines(written)
-        return arrival
 
     async def upload(self, body: AsyncIterable[bytes], length: int | None, arrival: Arrival) -> None:
         """Send an iterable body, as fast as the replica takes it. What it raises ends ``arrival`` as it is.
@@ -116,9 +120,13 @@ class Connection(asyncio.Protocol):
         """All of a streamed answer's body that has come since; empty at its end. ``silence`` is how many seconds
         to wait for it. Raises ConnectionFault, or what the caller's body raised."""
         piece = await arrival.more(silence)
+        self.taken(arrival)
+        return piece
+
+    def taken(self, arrival: Receiver) -> None:
+        """What ``arrival`` held has been taken: read on, if that had been stopped for its sake."""
         if self._reading_paused and self._arrival is arrival:
             self._resume_reading()
-        return piece
 
     def abort(self, error: BaseException | None = None) -> None:
         """Close at once. An answer that is due ends with ``error``."""
@@ -205,7 +213,7 @@ class Connection(asyncio.Protocol):
 
     # -- receiving ------------------------------------------------------------------------------
 
-    def _read_head(self, arrival: Arrival, data: bytes) -> None:
+    def _read_head(self, arrival: Receiver, data: bytes) -> None:
         assert self._transport is not None
         arrival.started = True
         while True:
@@ -242,11 +250,12 @@ class Connection(asyncio.Protocol):
         if not may_begin(self._partial, seen):
             self._fail(Fault.NONSENSE, "bytes that are not HTTP/1.1")
 
-    def _begin(self, arrival: Arrival, head: AnswerHead, data: bytes, cut: int) -> None:
+    def _begin(self, arrival: Receiver, head: AnswerHead, data: bytes, cut: int) -> None:
         """The head is read; ``data`` from ``cut`` on is the body's beginning."""
         self._keep = head.keep_alive and not self._early
-        arrival.begin(head)
-        if not self._has_body or head.status in (204, 304):
+        has_body = self._has_body and head.status not in (204, 304)
+        arrival.begin(head, has_body and len(data) > cut and head.length != 0)
+        if not has_body:
             if head.status == 204 and (head.length or head.chunked):
                 self._keep = False  # says it has no body, and that it has one
             length = 0
@@ -272,7 +281,7 @@ class Connection(asyncio.Protocol):
             arrival.feed(data[cut : cut + length])
         self._finish(arrival)
 
-    def _read_measured(self, arrival: Arrival, data: bytes) -> None:
+    def _read_measured(self, arrival: Receiver, data: bytes) -> None:
         if len(data) > self._left:
             self._keep = False
             data = data[: self._left]
@@ -283,7 +292,7 @@ class Connection(asyncio.Protocol):
         else:
             self._finish(arrival)
 
-    def _read_framed(self, arrival: Arrival, data: bytes, framed: FramedBody) -> None:
+    def _read_framed(self, arrival: Receiver, data: bytes, framed: FramedBody) -> None:
         try:
             piece = framed.feed(data)
         except Nonsense as error:
@@ -300,7 +309,7 @@ class Connection(asyncio.Protocol):
         else:
             self._pause_reading(arrival)
 
-    def _finish(self, arrival: Arrival) -> None:
+    def _finish(self, arrival: Receiver) -> None:
         self._arrival = self._framed = None
         self._resume_reading()
         if not self._keep:
@@ -321,7 +330,7 @@ class Connection(asyncio.Protocol):
         else:
             self._fail(Fault.BROKEN_OFF if arrival.started else Fault.CLOSED)
 
-    def _pause_reading(self, arrival: Arrival) -> None:
+    def _pause_reading(self, arrival: Receiver) -> None:
         paused = self._reading_paused or arrival.whole or arrival.held <= self._bounds.stream_bytes_max
         if not paused and self._transport is not None:
             self._reading_paused = True
@@ -332,3 +341,8 @@ class Connection(asyncio.Protocol):
             self._reading_paused = False
             if not self._transport.is_closing():
                 self._transport.resume_reading()
+
+
+def died_of_age(connection: Connection, fault: ConnectionFault) -> bool:
+    """Whether a kept connection was closed before any byte of an answer: that is how old ones end."""
+    return fault.fault is Fault.CLOSED and connection.requests > 1

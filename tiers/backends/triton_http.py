@@ -20,13 +20,14 @@ from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tiers.backends.answer import AnswerHead
 from tiers.backends.arrival import Arrival, ConnectionFault, Fault
-from tiers.backends.connection import Connection, ConnectionBounds
+from tiers.backends.connection import Connection, ConnectionBounds, died_of_age
 from tiers.backends.connections import Address, Connections, ConnectionsOptions
 from tiers.backends.fields import Body, Headers, IllFormed, LineTooLong, Outgoing, RequestHeads, end_to_end
 from tiers.backends.refusal import refusal
+from tiers.backends.relaying import Listener, Relaying
 from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
 from tiers.v2.forms import RequestWriter, ResponseForms
-from tiers.v2.message import Limits, Malformed
+from tiers.v2.message import BEYOND_LIMITS, Limits, Malformed
 
 __all__ = [
     "HEADER_LENGTH",
@@ -45,7 +46,9 @@ _MICROSECONDS: Final = 1_000_000
 _REPEATABLE: Final = frozenset({"GET", "HEAD"})
 _INFER_HEADS_MAX: Final = 1024
 ASKING_CONNECTIONS_MAX: Final = 8
-"""For probes, polls and metadata: small calls that come one after the other; two of each, and room for callers."""
+"""For polls, and what callers ask about models: small calls that come one after the other."""
+PROBING_CONNECTIONS_MAX: Final = 2
+"""Probes come one at a time; the second is for one whose connection is just being closed."""
 
 
 class TritonOptions(Struct, frozen=True):
@@ -76,12 +79,14 @@ class TritonOptions(Struct, frozen=True):
 
 
 class Call(Struct, frozen=True):
-    """An HTTP request for a replica. ``target`` is the raw path and query, sent verbatim, from its "/" on."""
+    """An HTTP request for a replica. ``target`` is the raw path and query, sent verbatim, from its "/" on.
+    ``probe``: it is to tell how the replica is, so it waits behind nothing that callers ask."""
 
     method: str
     target: str
     headers: Headers = ()
     body: Body = None
+    probe: bool = False
 
 
 class Reply(Struct, frozen=True):
@@ -125,12 +130,13 @@ class TritonHttp:
         self._passing = connections(
             "passthrough_connections_max", options.passthrough_connections_max, options.passthrough_wait
         )
-        self._asking = connections("for probes and polls", ASKING_CONNECTIONS_MAX)
+        self._asking = connections("for questions", ASKING_CONNECTIONS_MAX)
+        self._probing = connections("for probes", PROBING_CONNECTIONS_MAX)
 
     @property
-    def connections(self) -> tuple[Connections, Connections, Connections]:
-        """Those for inference, for what is passed through, and for probes and polls."""
-        return self._inferring, self._passing, self._asking
+    def connections(self) -> tuple[Connections, ...]:
+        """Those for inference, for what is passed through, for questions, and for probes."""
+        return self._inferring, self._passing, self._asking, self._probing
 
     async def close(self) -> None:
         for connections in self.connections:
@@ -157,10 +163,10 @@ class TritonHttp:
         what cannot be written as an HTTP request.
 
         Only GET and HEAD are sent again after a kept connection closes without an answer. What is more than
-        a question shares the connections of what is passed through.
+        a question shares the connections of what is passed through, and probes have some of their own.
         """
         asks = call.method in _REPEATABLE and call.body is None
-        connections = self._asking if asks else self._passing
+        connections = self._probing if call.probe else self._asking if asks else self._passing
         return await self._buffered(connections, self._outgoing(call), deadline.remaining(now), asks)
 
     @asynccontextmanager
@@ -187,7 +193,7 @@ class TritonHttp:
                     head = await arrival.beginning(until)
                     break
                 except ConnectionFault as fault:
-                    if not (again and _died_of_age(connection, fault)):
+                    if not (again and died_of_age(connection, fault)):
                         raise self._error(fault, None, remaining) from fault
                 again = False
                 connection = await self._renewed(connections, connection, until, remaining)
@@ -198,6 +204,18 @@ class TritonHttp:
             connections.release(connection)
             if upload is not None:
                 await _end(upload)
+
+    def relay(self, call: Call, listener: Listener) -> Relaying:
+        """A call with its whole body, or none, to be started and passed through by callbacks (see ``stream``).
+
+        Raises Rejected for what cannot be written as an HTTP request.
+        """
+        outgoing = self._outgoing(call)
+        again = call.method in _REPEATABLE and call.body is None
+        return Relaying(self._passing, outgoing, again, listener, self._relay_error)
+
+    def _relay_error(self, fault: ConnectionFault, head: AnswerHead | None) -> UpstreamError:
+        return self._error(fault, head, math.inf)
 
     async def _buffered(
         self, connections: Connections, outgoing: Outgoing, remaining: float, again: bool
@@ -214,7 +232,7 @@ class TritonHttp:
             try:
                 head, body = await arrival.all(until)
             except ConnectionFault as fault:
-                if upload is not None or not (again and _died_of_age(connection, fault)):
+                if upload is not None or not (again and died_of_age(connection, fault)):
                     raise
                 connection = await self._renewed(connections, connection, until, remaining)
                 arrival = connection.send(outgoing, whole=True)
@@ -247,7 +265,9 @@ class TritonHttp:
         try:
             return await connections.renew(connection, until)
         except ConnectionFault as fault:
-            raise self._error(fault, None, remaining) from fault
+            error = self._error(fault, None, remaining)
+            error.drops = 1  # not of age, then: it may be gone because of what it was sent
+            raise error from fault
 
     async def _chunks(self, connection: Connection, arrival: Arrival, head: AnswerHead) -> AsyncIterator[bytes]:
         try:
@@ -306,13 +326,13 @@ class TritonHttp:
         if fault.fault is Fault.SILENT:
             return self._timed_out(remaining)
         if fault.fault is Fault.OVERSIZED:
-            return UpstreamError(Failure.BROKEN, self._oversized(), status)
+            return UpstreamError(Failure.OVERSIZED, self._oversized(), status)
         if fault.fault is Fault.NONSENSE:
             return UpstreamError(Failure.BROKEN, f"{self.url} answered nonsense: {fault.detail}", status)
         return UpstreamError(Failure.BROKEN, f"{self.url} broke off its answer", status)
 
     def _oversized(self) -> str:
-        return f"{self.url} answers with more than {self._options.answer_bytes_max} bytes"
+        return f"{self.url} answers with more than {self._options.answer_bytes_max} bytes, the most that one may have"
 
     def _timed_out(self, remaining: float) -> UpstreamError:
         return UpstreamError(Failure.TIMEOUT, f"{self.url} did not answer within {remaining:.3g} s")
@@ -324,10 +344,16 @@ class TritonHttp:
             length = next((int(value) for name, value in reply.headers if name.lower() == HEADER_LENGTH.lower()), None)
             response = self._forms.decode(reply.body, length, request.regions)
         except (Malformed, ValueError) as error:
+            if isinstance(error, Malformed) and error.reason in BEYOND_LIMITS:
+                raise UpstreamError(Failure.OVERSIZED, f"{self.url} answers with too much: {error}", 200) from error
             raise UpstreamError(Failure.BROKEN, f"{self.url} answered what is no inference: {error}", 200) from error
         fault = _fault(request, response)
         if fault:
             raise UpstreamError(Failure.BROKEN, f"{self.url} answered {fault}", 200)
+        held = {output.name for output in response.outputs}
+        missing = [output.name for output in request.outputs if output.name not in held]
+        if missing:  # Triton lets a model leave an output out, which it may do for one input and not for another
+            raise UpstreamError(Failure.RAISED, f"{self.url} answered without output {missing[0]!r}", 200)
         return response
 
 
@@ -337,11 +363,6 @@ async def _end(upload: asyncio.Task[None]) -> None:
     await asyncio.wait((upload,))
     if not upload.cancelled():
         upload.exception()
-
-
-def _died_of_age(connection: Connection, fault: ConnectionFault) -> bool:
-    """Whether a kept connection was closed before any byte of an answer: that is how old ones end."""
-    return fault.fault is Fault.CLOSED and connection.requests > 1
 
 
 def _address(url: str) -> tuple[Address, str]:
@@ -357,14 +378,12 @@ def _address(url: str) -> tuple[Address, str]:
 
 
 def _fault(request: InferRequest, response: InferResponse) -> str:
-    """What makes a well-formed answer not the answer to this request; empty if nothing does."""
+    """What makes a well-formed answer not the answer of this model; empty if nothing does."""
     if response.model != request.model:
         return f"for model {response.model!r} where {request.model!r} was asked"
     if request.version and response.version != request.version:
         return f"for version {response.version!r} where {request.version!r} was asked"
-    held = {output.name for output in response.outputs}
-    missing = [output.name for output in request.outputs if output.name not in held]
-    return f"without output {missing[0]!r}" if missing else ""
+    return ""
 
 
 def _timeout(request: InferRequest, remaining: float) -> int | None:

@@ -33,6 +33,10 @@ class Malformed(Exception):
         self.status = status
 
 
+BEYOND_LIMITS: Final = frozenset({"too-large", "too-many"})
+"""Reasons that say no more than that a message is larger than ``Limits`` allow."""
+
+
 class Limits(msgspec.Struct, frozen=True):
     """How much one message may ask of us; each is there so that no message can ask for more."""
 

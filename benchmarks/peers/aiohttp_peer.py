@@ -1,13 +1,15 @@
-"""The peer "aiohttp": what a team writes in an afternoon, with the same event loop as the gateway.
+"""The peers "aiohttp" and "aiohttp-client": what a team writes in an afternoon, with the gateway's event loop.
 
-    python aiohttp_dict.py PORT UPSTREAM
+    python aiohttp_peer.py PORT UPSTREAM dict|pass
 
-An unbounded dict under the exact body; no quota, no freshness, no limits. It shows what they cost.
+``dict``: an unbounded dict under the exact body; no quota, no freshness, no limits. It shows what they cost.
+``pass``: every request is sent on.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator
 
 import uvloop
 from aiohttp import ClientSession, TCPConnector, web
@@ -15,7 +17,7 @@ from aiohttp import ClientSession, TCPConnector, web
 HEADER = "Inference-Header-Content-Length"
 
 
-def application(upstream: str) -> web.Application:
+def application(upstream: str, *, caches: bool) -> web.Application:
     answers: dict[tuple[str, str, bytes], tuple[bytes, dict[str, str]]] = {}
     sessions: list[ClientSession] = []
 
@@ -28,11 +30,12 @@ def application(upstream: str) -> web.Application:
         async with sessions[0].post(upstream + request.path, data=key[2], headers=headers) as answer:
             body = await answer.read()
             kept = {name: answer.headers[name] for name in ("Content-Type", HEADER) if name in answer.headers}
-            if answer.status == 200:
+            if caches and answer.status == 200:
                 answers[key] = (body, kept | {"X-Cache": "HIT"})
-            return web.Response(status=answer.status, body=body, headers=kept | {"X-Cache": "MISS"})
+            told = {"X-Cache": "MISS"} if caches else {}
+            return web.Response(status=answer.status, body=body, headers=kept | told)
 
-    async def life(_: web.Application):
+    async def life(_: web.Application) -> AsyncIterator[None]:
         async with ClientSession(connector=TCPConnector(limit=256)) as session:
             sessions.append(session)
             yield
@@ -45,5 +48,6 @@ def application(upstream: str) -> web.Application:
 
 if __name__ == "__main__":
     loop = uvloop.new_event_loop()
-    port, target = int(sys.argv[1]), sys.argv[2]
-    web.run_app(application(target), host="127.0.0.1", port=port, access_log=None, print=None, loop=loop)
+    port, target, caches = int(sys.argv[1]), sys.argv[2], sys.argv[3] == "dict"
+    made = application(target, caches=caches)
+    web.run_app(made, host="127.0.0.1", port=port, access_log=None, print=None, loop=loop)

@@ -1,0 +1,43 @@
+"""How this process takes memory and gives it back, settled once at its start.
+
+Rule of this file: it sets what the C library and the interpreter let a process set, says what it did, and
+knows nothing of requests. Each setting stands beside what it is for; what they gain is in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from typing import Final
+
+M_TRIM_THRESHOLD: Final = -1
+M_TOP_PAD: Final = -2
+M_MMAP_THRESHOLD: Final = -3
+
+KEPT_BYTES: Final = 256 * 1024 * 1024
+"""Free memory at the heap's end that is kept. glibc gives back all above 128 KiB by default, and takes it again a
+moment later, page by page: bodies of that size and more would cost dozens of page faults each."""
+
+PADDED_BYTES: Final = 16 * 1024 * 1024
+"""By how much more than is needed the heap grows, for the same reason."""
+
+MAPPED_BYTES: Final = 32 * 1024 * 1024
+"""Blocks above this are mapped one by one, and given back at once; glibc takes no more than this."""
+
+
+def keep_freed_memory() -> bool:
+    """Let bodies reuse the memory of those before them; False where the C library is not glibc."""
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
+    settings = ((M_TRIM_THRESHOLD, KEPT_BYTES), (M_TOP_PAD, PADDED_BYTES), (M_MMAP_THRESHOLD, MAPPED_BYTES))
+    results = [mallopt(parameter, value) for parameter, value in settings]
+    return results == [1, 1, 1]
+
+
+def set_start_aside() -> None:
+    """What is there when a gateway is ready lives as long as the process: the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
