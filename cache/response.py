@@ -32,24 +32,18 @@ class Found(msgspec.Struct, Generic[V], frozen=True, gc=False):
     freshness: Freshness
 
 
-class Held(Generic[V]):
+class Held(msgspec.Struct, Generic[V], eq=False, gc=False):
     """What the policy keeps for a digest: the entry and the wire digests that lead to it, oldest first."""
 
-    __slots__ = ("digest", "entry", "wires")
-
-    def __init__(self, digest: bytes, entry: Entry[V]) -> None:
-        self.digest = digest
-        self.entry = entry
-        self.wires: tuple[bytes, ...] = ()  # most entries never have one: a shared empty tuple
+    digest: bytes
+    entry: Entry[V]
+    wires: tuple[bytes, ...] = ()  # most entries never have one: a shared empty tuple
 
 
-class _Alias(Generic[V, W]):
-    __slots__ = ("held", "payload", "size")
-
-    def __init__(self, held: Held[V], payload: W, size: int) -> None:
-        self.held = held
-        self.payload = payload
-        self.size = size
+class _Alias(msgspec.Struct, Generic[V, W], eq=False, gc=False):
+    held: Held[V]
+    payload: W
+    size: int
 
 
 class ResponseCache(Generic[V, W]):

@@ -142,11 +142,11 @@ class Pipeline:
         """
         return self._charge(route, caller, True, self._ticker())
 
-    def refuse_spent(self, route: Route, caller: Caller) -> None:
-        """Before much is spent on reading a request: Refused (429) if a quota that it may use up is spent
+    def refuse_spent(self, owed: Dues) -> None:
+        """Before much is spent on reading a request: Refused (429) if a quota that it will use up is spent
         already. Charges nothing."""
         now = self._ticker()
-        for key, quota in dues(route.allowances, caller, works=True):
+        for key, quota in owed:
             verdict = self._limiter.peek(key, quota, now)
             if not verdict.allowed:
                 raise _spent(verdict)

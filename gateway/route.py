@@ -132,6 +132,8 @@ class Route:
         self._merged: Memo[str, tuple[tuple[ModelFacts, ...], ModelFacts]] = Memo(VERSIONS_MAX)
         self.allowances = tuple(_allowances(name, config))
         self.cache = None if config.cache is None else _cache(config.cache)
+        self._ttl = 0.0 if config.cache is None else float(config.cache.ttl)  # one object for all entries
+        self._max_stale = 0.0 if config.cache is None else float(config.cache.max_stale)
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
         self.flights: Flights[tuple[Key, int], Filled] = Flights(FLIGHTS_MAX)
         self.refreshing: set[Key] = set()
@@ -187,13 +189,11 @@ class Route:
 
     def entry(self, served: Served, epoch: int, now: float) -> Entry[Served]:
         """An entry for an answer that was made in ``epoch``."""
-        cache = self.config.cache
-        assert cache is not None
         response = served.response.compact()
         if response is not served.response:
             served = msgspec.structs.replace(served, response=response)
         size = response.size + ENTRY_OVERHEAD_BYTES
-        return Entry(served, size, now, float(cache.ttl), float(cache.max_stale), epoch)
+        return Entry(served, size, now, self._ttl, self._max_stale, epoch)
 
     def known_facts(self, version: str = "") -> ModelFacts | None:
         """What `facts` would say, if every tier's model is known."""
@@ -267,6 +267,8 @@ class Route:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        if self.cache is not None:
+            self.cache.purge()  # its queues are circles that nobody else would cut
 
     async def _told(self, position: int, version: str, deadline: Deadline) -> ModelFacts:
         """What a tier says of itself. Once it has, its catalog remembers."""

@@ -1,15 +1,17 @@
 """Work on a message that would keep the event loop from everybody else: one at a time, on a thread of its own.
 
 Rule of this file: it knows no message. One thread, because what is done here holds Python's lock for much of
-its time, and because what it takes in memory is then that of one message. Who waits is bounded, in number and
-by its own deadline.
+its time, and because what it takes in memory is then that of one message. Callers take turns, so that one who
+has much to be read delays nobody but himself by more than one message. Who waits is bounded, in number and by
+its own time; what nobody waits for any more is not begun.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final, TypeVar
 
 from gateway.problem import Refused, deadline_exceeded, unavailable
@@ -28,13 +30,15 @@ class Aside:
     def __init__(self, waiting_max: int = WAITING_MAX) -> None:
         self._waiting_max = waiting_max
         self._thread = ThreadPoolExecutor(1, "tailrace-aside")
+        self._lines: dict[str, deque[asyncio.Future[None]]] = {}  # the caller whose turn it is comes first
+        self._busy = False
         self.waiting = 0
 
-    async def run(self, work: Callable[[], R], seconds: float) -> R:
+    async def run(self, work: Callable[[], R], caller: str, seconds: float) -> R:
         """What ``work`` returns or raises, within ``seconds``.
 
-        Raises Refused: 503 if too many wait, and if the time is over; then the work goes on, for nothing,
-        unless it had not begun.
+        Raises Refused: 503 if too many wait, and if the time is over; work that has begun then goes on, for
+        nothing, and the next waits for its end.
         """
         if self.waiting >= self._waiting_max:
             detail = f"{self.waiting} large or compressed messages wait to be read already; try again."
@@ -42,7 +46,8 @@ class Aside:
         self.waiting += 1
         try:
             async with asyncio.timeout(max(0.0, seconds)):
-                return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+                await self._turn(caller)
+                return await self._begun(work)
         except TimeoutError:
             detail = "The time for this request was over before its message was read."
             raise Refused(deadline_exceeded(detail, RETRY_AFTER_SECONDS)) from None
@@ -52,3 +57,41 @@ class Aside:
     def close(self) -> None:
         """Begin nothing more."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _begun(self, work: Callable[[], R]) -> asyncio.Future[R]:
+        loop = asyncio.get_running_loop()
+
+        def ended(_: Future[R]) -> None:  # on the thread
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(self._pass_on)
+
+        begun = self._thread.submit(work)
+        begun.add_done_callback(ended)
+        return asyncio.wrap_future(begun, loop=loop)
+
+    async def _turn(self, caller: str) -> None:
+        """Wait until the thread is ours."""
+        if not self._busy:
+            self._busy = True
+            return
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._lines.setdefault(caller, deque()).append(waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self._pass_on()  # it was our turn in the very moment we left
+            raise
+
+    def _pass_on(self) -> None:
+        """Give the thread to the next caller's next message."""
+        while self._lines:
+            caller, line = next(iter(self._lines.items()))
+            waiter = line.popleft()
+            del self._lines[caller]
+            if line:
+                self._lines[caller] = line  # behind all others
+            if not waiter.done():  # else its caller has left
+                waiter.set_result(None)
+                return
+        self._busy = False

@@ -183,7 +183,8 @@ class Exchange:
         answer = await self._pipeline.answer(call)
         encode = partial(_encoded, answer.response, form, decoded.id, question.answer_coding)
         if answer.response.size > ASIDE_BYTES:
-            ready, headers = await self._aside.run(encode, call.deadline.remaining(self._ticker()))
+            seconds = call.deadline.remaining(self._ticker())
+            ready, headers = await self._aside.run(encode, question.caller.name, seconds)
         else:
             ready, headers = encode()
         if wire is not None and answer.entry is not None and not decoded.id:  # an id's bytes will not come again
@@ -201,15 +202,16 @@ class Exchange:
         decode = partial(codec.decode, model=route.name, version=question.version, limits=limits)
         if coding is None and len(body) <= ASIDE_BYTES:
             return decode(body, json_length=question.body.json_length)
-        self._pipeline.refuse_spent(route, question.caller)
+        self._pipeline.refuse_spent(question.hit_dues)
+        name = question.caller.name
         if coding is not None:
             inflate = partial(codec.inflate, body, coding, limits.bytes_max)
-            inflated = await self._aside.run(inflate, deadline.remaining(self._ticker()))
+            inflated = await self._aside.run(inflate, name, deadline.remaining(self._ticker()))
             held.add(len(inflated))
         else:
             inflated = body
         work = partial(decode, inflated, json_length=question.body.json_length)
-        return await self._aside.run(work, deadline.remaining(self._ticker()))
+        return await self._aside.run(work, name, deadline.remaining(self._ticker()))
 
     def _heading(self, headers: tuple[tuple[str, str], ...], body_bytes: int, entry: Entry[Served]) -> Heading:
         """How an entry's hits begin: one object for all entries that begin alike, for they are many."""

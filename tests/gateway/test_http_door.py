@@ -522,7 +522,7 @@ async def test_what_a_compressed_body_inflates_to_is_held_too(upstream, open_doo
 
 
 async def test_what_is_costly_to_read_is_not_read_for_a_quota_that_is_spent(upstream, open_door):
-    spent = ', quota = { rate = 1, per = "1h", burst = 1 } }'
+    spent = ', quota = { rate = 1, per = "1h", burst = 1, hits_count = true } }'
     door = await open_door(TAILRACE_ROUTES__R=ROUTE_R["TAILRACE_ROUTES__R"][:-2] + spent)
     lines = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n"
     assert "gzip" in problem(await door.ask(lines + b"nope"), 400)["detail"]  # the quota is not charged for that
