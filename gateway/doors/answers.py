@@ -19,7 +19,8 @@ from tiers.backends.answer import AnswerHead
 _STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _SERVER: Final = b"Server: tailrace\r\n"
 HEADS_MAX: Final = 1024
-"""Heads of answers remembered, as many as a replica's connections remember."""
+HEAD_BYTES_REMEMBERED_MAX: Final = 4096
+"""Heads of answers remembered: as many, and as large, as a replica's connections remember."""
 
 _OURS: Final = frozenset({"date", "server"})
 CLOSE: Final = b"Connection: close\r\n"
@@ -42,9 +43,11 @@ class Answers:
         """How a head that is passed on ends: with our date and name, unless it has its own."""
         given = self._given.get(head.lines)
         if given is None:
-            if len(self._given) >= HEADS_MAX:
-                self._given.clear()
-            given = self._given[head.lines] = frozenset(name.lower() for name, _ in head.headers) & _OURS
+            given = frozenset(name.lower() for name, _ in head.headers) & _OURS
+            if len(head.lines) <= HEAD_BYTES_REMEMBERED_MAX:
+                if len(self._given) >= HEADS_MAX:
+                    self._given.clear()
+                self._given[head.lines] = given
         if not given:
             return self._ending
         date = b"" if "date" in given else self._date

@@ -36,7 +36,9 @@ HEADS_MAX: Final = 4096
 """Heads remembered: a client library makes a handful, one for each body length."""
 
 HEAD_BYTES_REMEMBERED_MAX: Final = 2048
-"""Longer heads are judged each time: 4096 of these are 8 MiB, and that is the memory's bound."""
+HEAD_LINES_REMEMBERED_MAX: Final = 48
+"""Larger heads are judged each time. What a line means takes up to 250 bytes beside it, so that all that is
+remembered stays under 60 MiB, however hostile, and is about 5 MiB with heads as clients make them."""
 
 _RELAYED_METHODS: Final = frozenset({"GET", "POST"})
 _ELSEWHERE: Final = frozenset({"transfer-encoding", "upgrade", "expect", "trailer"})
@@ -99,7 +101,8 @@ class Heads:
         """Parse and judge a whole head. Never raises: what cannot be judged is the other lane's."""
         judgement = self._judge(head)
         self.judged += 1
-        if len(head) <= HEAD_BYTES_REMEMBERED_MAX and judgement.lane is not Lane.AIOHTTP_FOR_GOOD:
+        small = len(head) <= HEAD_BYTES_REMEMBERED_MAX and head.count(b"\n") <= HEAD_LINES_REMEMBERED_MAX
+        if small and judgement.lane is not Lane.AIOHTTP_FOR_GOOD:
             if len(self._known) >= HEADS_MAX:
                 del self._known[next(iter(self._known))]  # the oldest: a flood of new heads ages out
             self._known[head] = judgement
