@@ -161,13 +161,14 @@ class _Known:
     """A model's facts, those of versions that were asked for by number, and by position what each replica that
     answers says of the model and the last look at it there."""
 
-    __slots__ = ("facts", "of_version", "sights", "told")
+    __slots__ = ("facts", "of_version", "sights", "told", "turns")
 
     def __init__(self, facts: ModelFacts) -> None:
         self.facts = facts
         self.told: dict[int, ModelFacts] = {}
         self.of_version: dict[str, ModelFacts] = {}
         self.sights: dict[int, Sight] = {}
+        self.turns = 0  # how often it has become another model
 
     def tell(self, position: int, facts: ModelFacts | None) -> None:
         """What a replica says now; None: nothing. While nobody says anything the facts stay."""
@@ -280,7 +281,10 @@ class Catalog:
         """One replica. A model is kept with the look at it, a version with its model."""
         replica = self._replicas[position]
         if version:
-            return self._keep(model, version, await self._describe(replica, model, version, deadline))
+            asked_of = self._known.get(model)
+            turns = 0 if asked_of is None else asked_of.turns
+            facts = await self._describe(replica, model, version, deadline)
+            return self._keep(model, version, facts, turns)
         sight, facts = await self._see(replica, model, deadline)
         known = self._known.get(model)
         if known is not None:  # by another replica, in this very moment
@@ -292,12 +296,15 @@ class Catalog:
             self._known.popitem(last=False)
         return facts
 
-    def _keep(self, model: str, version: str, facts: ModelFacts) -> ModelFacts:
+    def _keep(self, model: str, version: str, facts: ModelFacts, turns: int) -> ModelFacts:
+        """Remember what a version was said to be, unless the model has turned since it was asked about."""
         known = self._known.get(model)
         if known is None:  # forgotten meanwhile, for others
             return facts
         others = tuple(each for each in known.facts.versions if each != version)
         facts = msgspec.structs.replace(facts, versions=(*others, version))
+        if known.turns != turns:
+            return facts
         known.of_version[version] = facts
         if len(known.of_version) > self._options.versions_max:
             del known.of_version[next(iter(known.of_version))]
@@ -341,6 +348,7 @@ class Catalog:
         if before is None or not changed(before, sight):
             return False
         known.of_version.clear()
+        known.turns += 1
         return True
 
     def _lose(self, position: int, model: str) -> None:

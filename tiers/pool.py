@@ -106,18 +106,14 @@ class _Permits(Struct, frozen=True):
 class _Judged:
     """One call at a replica: in flight until the block ends, and judged by how it ends."""
 
-    __slots__ = ("_had_time", "_permits", "_seat", "_settle")
+    __slots__ = ("_had_time", "_permits", "_pool", "_proof", "_seat")
 
-    def __init__(
-        self,
-        settle: Callable[[_Permits, Failure | None, bool, bool], None],
-        seat: _Seat,
-        permits: _Permits,
-        had_time: bool,
-    ) -> None:
-        self._settle = settle
+    def __init__(self, pool: Pool, seat: _Seat, permits: _Permits, proof: float, had_time: bool) -> None:
+        """``proof``: from when on silence speaks against the model; ``had_time``: it was given until then."""
+        self._pool = pool
         self._seat = seat
         self._permits = permits
+        self._proof = proof
         self._had_time = had_time
         seat.in_flight += 1
 
@@ -132,9 +128,11 @@ class _Judged:
             failure = error.failure
             # No connection of ours was free, so the replica was not asked at all.
             judged = not (failure is Failure.OVERLOADED and error.before_answer)
+        elif isinstance(error, asyncio.CancelledError) and self._had_time and self._pool.is_over(self._proof):
+            failure = Failure.TIMEOUT  # whoever waited has left, and had every reason to
         elif error is not None:  # cancelled, or our own bug: says nothing of the replica
             judged = isinstance(error, Rejected)  # the model answered: it is well
-        self._settle(self._permits, failure, judged, self._had_time)
+        self._pool.settle(self._permits, failure, judged, self._had_time)
 
 
 def choose(loads: Sequence[int], random: chance.Random) -> int:
@@ -225,7 +223,7 @@ class Pool:
         """A small call at one replica, for example a model's metadata. Raises UpstreamError."""
         seat = self._seat_for_call()
         now = self._now()
-        with self._judged(seat, "", True):
+        with _Judged(self, seat, self._acquire(seat, "", now), now, True):
             return await seat.replica.exchange(call, deadline, now)
 
     async def some(self, call: Call, deadline: Deadline) -> bool:
@@ -380,12 +378,13 @@ class Pool:
         self, seat: _Seat, request: InferRequest, deadline: Deadline, decent: float
     ) -> InferResponse:
         now = self._now()
-        with self._judged(seat, _key(request), deadline.remaining(now) >= decent):
+        had_time = deadline.remaining(now) >= decent
+        with _Judged(self, seat, self._acquire(seat, _key(request), now), now + decent, had_time):
             return await seat.replica.infer(request, deadline, now)
 
-    def _judged(self, seat: _Seat, key: str, had_time: bool) -> _Judged:
-        """Count a call in flight, and end its permits as the block ends. ``had_time``: silence would be a fault."""
-        return _Judged(self._settle, seat, self._acquire(seat, key, self._now()), had_time)
+    def is_over(self, moment: float) -> bool:
+        """Whether ``moment`` has come."""
+        return self._now() >= moment
 
     def _acquire(self, seat: _Seat, key: str, now: float) -> _Permits:
         """Both permits; they were allowed in this same turn of the loop, so they are there."""
@@ -397,7 +396,7 @@ class Pool:
         assert answers is not None, "picked a replica whose model's breaker refuses"
         return _Permits(reach, answers)
 
-    def _settle(self, permits: _Permits, failure: Failure | None, judged: bool, had_time: bool) -> None:
+    def settle(self, permits: _Permits, failure: Failure | None, judged: bool, had_time: bool) -> None:
         """End both permits. Unjudged (cancelled) says nothing; an overload is load, not illness.
 
         Nor does what one request can bring about, or anybody could take a model away from everybody: an error

@@ -153,6 +153,8 @@ class EdgeConnection(asyncio.Protocol):
         if self._paused:
             return
         seconds = self._lane.waits[state]
+        if state is _RELAYED and self._relay is not None and self._relay.begun:
+            seconds = self._lane.options.times.silence  # its answer is on the way, and was not taken for a while
         if state is _BODY and self._asked is not None and self._asked.question is not None:
             seconds = min(seconds, self._asked.question.route.timeout)  # for the whole request
         self.limit = self._lane.ticker() + seconds
@@ -460,6 +462,9 @@ class EdgeConnection(asyncio.Protocol):
     def expire(self) -> None:
         """The peer took too long: say so where a request had begun, and close."""
         lane, state = self._lane, self._state
+        if state is _RELAYED and self._relay is not None and not self._relay.begun and not self._paused:
+            self._relay.give_up(lane.options.times.answer)  # it is the replica that takes too long
+            return
         lane.cuts["write" if self._paused else state.value] += 1
         if state in (State.HEAD, State.STARTING) and not self._paused:
             self._refuse(timed_out(f"The head did not arrive within {lane.options.times.head:g} s."))
@@ -470,8 +475,6 @@ class EdgeConnection(asyncio.Protocol):
             if question is not None:
                 within = f"{min(seconds, question.route.timeout):g} s"
             self._refuse(timed_out(f"The body did not arrive within {within}."), question)
-        elif state is _RELAYED and self._relay is not None and not self._relay.begun:
-            self._relay.give_up(lane.options.times.answer)
         else:
             self.abort()
 

@@ -104,7 +104,11 @@ class Relay:
         self._chunked = head.length is None and head.status not in _WITHOUT_BODY
         quota = ratelimit_lines(self._quota) if self._quota is not None else b""
         passed = _PASSED % ((lane.ticker() - self._began) * 1e3)
-        framing = (_CHUNKED if self._chunked else b"") + (CLOSE if lane.draining else b"")
+        framing = _CHUNKED if self._chunked else b""
+        if head.length is not None and head.status not in _WITHOUT_BODY:
+            framing = b"Content-Length: %d\r\n" % head.length
+        if lane.draining:
+            framing += CLOSE
         lines = b"".join((head.lines, framing, passed, quota, lane.answers.ending_of(head)))
         if follows:
             self._lines = lines

@@ -21,6 +21,7 @@ async def test_work_is_done_one_at_a_time_and_what_it_raises_comes_back() -> Non
         nonlocal running, most
         running += 1
         most = max(most, running)
+        threading.Event().wait(0.01)  # long enough to be met by another, were there one
         running -= 1
         if number == 3:
             raise ValueError("three")

@@ -374,6 +374,16 @@ async def test_an_answer_without_content_is_an_answer(upstream, open_door, frami
     assert "X-A: 1" in lines
 
 
+async def test_a_replica_cannot_name_away_what_frames_its_answer(upstream, open_door):
+    upstream.reply = b"HTTP/1.1 200 OK\r\nConnection: content-length, X-A\r\nX-A: 1\r\nContent-Length: 2\r\n\r\nok"
+    reader, writer = await (await open_door()).connect()
+    for _ in range(2):
+        writer.write(b"GET /v2/x HTTP/1.1\r\nHost: h\r\n\r\n")
+        status, lines, body = await answer(reader)
+        assert (status, body) == (200, b"ok")
+        assert "X-A: 1" not in lines
+
+
 async def test_pipelined_requests_that_pass_through_are_answered_in_order(upstream, open_door):
     async def script(reader, writer):
         number = (await reader.readuntil(b"."))[:-1]

@@ -470,6 +470,21 @@ async def test_probes_that_are_dropped_do_open() -> None:
     assert state(made) == ("open", ())
 
 
+@pytest.mark.parametrize(("waited", "opened"), [(0.5, ()), (1.5, ("m",))])
+async def test_who_leaves_after_a_decent_time_has_seen_a_silence(waited: float, opened: tuple[str, ...]) -> None:
+    clock, one = Clock(), Fake("a")
+    one.gate = asyncio.Event()
+    made = pool(one, clock=clock)
+    for _ in range(2):
+        one.waiting.clear()
+        asked = asyncio.create_task(made.infer(REQUEST, FAR, decent=1.0))
+        await one.waiting.wait()
+        clock.now += waited
+        asked.cancel()
+        await asyncio.wait((asked,))
+    assert state(made) == ("closed", opened)
+
+
 @pytest.mark.parametrize(("decent", "opened"), [(0.1, ("m",)), (0.3, ())])
 async def test_how_long_is_decent_is_the_routes_to_say(decent: float, opened: tuple[str, ...]) -> None:
     one = Fake("a")

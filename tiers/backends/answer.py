@@ -36,7 +36,7 @@ class Nonsense(Exception):
 
 class AnswerHead(Struct, frozen=True):
     """``headers`` are end to end. ``length`` None: the body is chunked, or ends with the connection.
-    ``lines``: status line and ``headers`` as they are passed on in HTTP/1.1."""
+    ``lines``: status line and ``headers`` as they are passed on in HTTP/1.1, but for what frames the body."""
 
     status: int
     headers: Headers
@@ -104,7 +104,8 @@ def _parsed(loop: asyncio.AbstractEventLoop, head: bytes) -> AnswerHead:
         raise Nonsense(f"status {message.code}, which nobody asked for")
     headers = end_to_end((_text(name), _text(value)) for name, value in message.raw_headers)
     begun = f"HTTP/1.1 {message.code} {message.reason}\r\n"
-    lines = begun + "".join([f"{name}: {value}\r\n" for name, value in headers])
+    told = [(name, value) for name, value in headers if name.lower() != "content-length"]
+    lines = begun + "".join([f"{name}: {value}\r\n" for name, value in told])
     return AnswerHead(
         message.code,
         headers,
