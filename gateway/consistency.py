@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 from urllib.parse import quote
 
+from gateway.admission.auth import anonymous_name
 from gateway.config import Config, Route
 from gateway.doors.path import target_of
 from gateway.problem import Refused
@@ -31,6 +32,8 @@ def between(config: Config, written: Written) -> Iterator[Fault]:
         yield from _route_faults(config, written, name, route)
     owners: dict[str, str] = {}
     for name, caller in config.callers.items():
+        if name.startswith(anonymous_name("")):
+            yield f"callers.{name}", "is what callers without a key are called; give it another name"
         owner = owners.setdefault(caller.key_sha256, name)
         if owner != name:
             yield f"callers.{name}.key_sha256", f"is the key of caller {owner} too"

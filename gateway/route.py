@@ -309,9 +309,7 @@ class Route:
             path = f"/v2/models/{quote(tier.model, safe='')}"
             version = tier.version or asked
             path += f"/versions/{quote(version, safe='')}/ready" if version else "/ready"
-            if home.pool.retry_after(tier.model, version) > 0.0:
-                continue
-            if await home.pool.some(Outbound("GET", path), deadline):
+            if await home.pool.some(Outbound("GET", path), deadline, tier.model, version):
                 return True
         return False
 

@@ -360,10 +360,11 @@ class Catalog:
             known.sights[position] = msgspec.structs.replace(known.sights[position], lost=True)
 
     async def _see(self, replica: Asked, model: str, deadline: Deadline) -> tuple[Sight, ModelFacts]:
+        """Look at a model: behind nothing that callers ask, or they could keep a change from being seen."""
         path = _path(model, "")
-        metadata_body = await self._get(replica, path, deadline)
-        config_body = await self._get(replica, path + "/config", deadline)
-        stats_body = await self._get(replica, path + "/stats", deadline)
+        metadata_body = await self._get(replica, path, deadline, probe=True)
+        config_body = await self._get(replica, path + "/config", deadline, probe=True)
+        stats_body = await self._get(replica, path + "/stats", deadline, probe=True)
         metadata = _decoded(metadata_body, _Metadata, replica, path)
         config = _decoded(config_body, _Config, replica, path)
         stats = _decoded(stats_body, _Stats, replica, path)
@@ -382,8 +383,8 @@ class Catalog:
         config = _decoded(await self._get(replica, path + "/config", deadline), _Config, replica, path)
         return read_facts(metadata, config)
 
-    async def _get(self, replica: Asked, path: str, deadline: Deadline) -> bytes:
-        reply = await replica.exchange(Call("GET", path), deadline, self._now())
+    async def _get(self, replica: Asked, path: str, deadline: Deadline, probe: bool = False) -> bytes:
+        reply = await replica.exchange(Call("GET", path, probe=probe), deadline, self._now())
         if reply.status == 200:
             return reply.body
         text = reply.body[:500].decode("utf-8", "replace")

@@ -226,14 +226,13 @@ class Pool:
         with _Judged(self, seat, self._acquire(seat, "", now), now, True):
             return await seat.replica.exchange(call, deadline, now)
 
-    async def some(self, call: Call, deadline: Deadline) -> bool:
-        """Whether some replica that can be reached answers a small call with 200. All are asked at once, and the
-        first that does is enough; what the others say speaks against nobody."""
+    async def some(self, call: Call, deadline: Deadline, model: str, version: str = "") -> bool:
+        """Whether some replica whose breakers allow the model answers a small call with 200. All are asked at once,
+        and the first that does is enough; what the others say speaks against nobody."""
         now = self._now()
         asked = [
             asyncio.ensure_future(seat.replica.exchange(call, deadline, now))
-            for seat in self._seats
-            if seat.reach.allows(now)
+            for seat in self._allowed(self._seats, _model_key(model, version))
         ]
         try:
             for answer in asyncio.as_completed(asked):

@@ -207,7 +207,7 @@ class Exchange:
         if coding is not None:
             inflate = partial(codec.inflate, body, coding, limits.bytes_max)
             inflated = await self._aside.run(inflate, name, deadline.remaining(self._ticker()))
-            held.add(len(inflated))
+            held.add(0 if inflated is body else len(inflated))
         else:
             inflated = body
         work = partial(decode, inflated, json_length=question.body.json_length)

@@ -108,6 +108,7 @@ FAULTS = [
     ("[server]\nconnections_max = 0", "server.connections_max: Expected int >= 1"),
     ('server = "x"', "server: expected a table of keys, got a string"),
     ("[callers.a]\nkey_sha256 = 'secret'", "callers.a.key_sha256: must be 64 lower-case hex digits"),
+    (f"[callers.'addr:h']\nkey_sha256 = '{'0' * 64}'", "callers.addr:h: is what callers without a key are called"),
     ("[callers.a]", "callers.a.key_sha256: is required"),
     (
         f"[callers.a]\nkey_sha256 = '{KEY}'\n[callers.b]\nkey_sha256 = '{KEY}'",

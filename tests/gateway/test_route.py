@@ -27,16 +27,13 @@ FAST: Final = TierConfig("gpu", "small", "2", Accept("p", 0.5))
 class Fake:
     """A home's pool and catalog."""
 
-    def __init__(self, status: int | None = 200, waits: float = 0.0) -> None:
-        self.status, self.waits = status, waits
+    def __init__(self, status: int | None = 200) -> None:
+        self.status = status
         self.asked: list[str] = []
 
-    async def some(self, call: Call, deadline: Deadline) -> bool:
+    async def some(self, call: Call, deadline: Deadline, model: str, version: str = "") -> bool:
         self.asked.append(call.target)
         return self.status == 200
-
-    def retry_after(self, model: str, version: str = "") -> float:
-        return self.waits
 
 
 def route(name: str = "r", fakes: tuple[Fake, ...] = (), **changes: object) -> Route:
@@ -318,7 +315,6 @@ def test_a_routes_facts_are_what_all_tiers_can_do() -> None:
         ((Fake(None), Fake(200)), True),
         ((Fake(200), Fake(None)), True),
         ((Fake(400), Fake(None)), False),
-        ((Fake(200, waits=3.0), Fake(400)), False),
     ],
 )
 async def test_a_route_is_ready_with_one_tier_whose_answers_do_not_say_otherwise(
@@ -326,8 +322,7 @@ async def test_a_route_is_ready_with_one_tier_whose_answers_do_not_say_otherwise
 ) -> None:
     made = route(fakes=fakes, tiers=(FAST, LAST))
     assert await made.ready(Deadline(9.0)) is ready
-    told = ["/v2/models/small/versions/2/ready"]
-    assert fakes[0].asked[-1:] == ([] if fakes[0].waits else told)
+    assert fakes[0].asked[-1] == "/v2/models/small/versions/2/ready"
 
 
 def test_a_route_knows_the_models_behind_it_and_turns() -> None:

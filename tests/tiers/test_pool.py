@@ -453,12 +453,21 @@ async def test_some_replica_that_says_yes_is_enough_and_one_that_hangs_delays_no
     no.ready, hangs.gate = 404, asyncio.Event()
     call = Call("GET", "/v2/models/m/ready")
     async with asyncio.timeout(10.0):
-        assert await pool(no, hangs, yes).some(call, FAR)
+        assert await pool(no, hangs, yes).some(call, FAR, "m")
     yes.fails = Failure.UNREACHABLE
     made = pool(no, yes)
     for _ in range(5):
-        assert not await made.some(call, FAR)
+        assert not await made.some(call, FAR, "m")
     assert [state(made, index) for index in (0, 1)] == [("closed", ())] * 2
+    broken = Fake("d")
+    made = pool(broken)
+    broken.fails = Failure.BROKEN
+    for _ in range(2):
+        with pytest.raises(UpstreamError):
+            await made.infer(REQUEST, FAR)
+    broken.fails = None  # it says yes, but its answers have said otherwise
+    assert not await made.some(call, FAR, "m")
+    assert await made.some(call, FAR, "other")
 
 
 async def test_probes_that_are_dropped_do_open() -> None:

@@ -46,9 +46,9 @@ _MICROSECONDS: Final = 1_000_000
 _REPEATABLE: Final = frozenset({"GET", "HEAD"})
 _INFER_HEADS_MAX: Final = 1024
 ASKING_CONNECTIONS_MAX: Final = 8
-"""For polls, and what callers ask about models: small calls that come one after the other."""
-PROBING_CONNECTIONS_MAX: Final = 2
-"""Probes come one at a time; the second is for one whose connection is just being closed."""
+"""For what callers ask about models: small calls that come one after the other."""
+PROBING_CONNECTIONS_MAX: Final = 4
+"""For probes and looks at models, each one at a time; as many again for those whose connection is just closing."""
 
 
 class TritonOptions(Struct, frozen=True):
@@ -80,7 +80,7 @@ class TritonOptions(Struct, frozen=True):
 
 class Call(Struct, frozen=True):
     """An HTTP request for a replica. ``target`` is the raw path and query, sent verbatim, from its "/" on.
-    ``probe``: it is to tell how the replica is, so it waits behind nothing that callers ask."""
+    ``probe``: it is to tell how the replica or a model is, so it waits behind nothing that callers ask."""
 
     method: str
     target: str
