@@ -155,7 +155,10 @@ def server(respond: Callable[[bytes], bytes]) -> Iterator[int]:
             with connection, connection.makefile("rb") as reader:
                 try:
                     while True:
-                        head = b"".join(iter(reader.readline, b"\r\n"))
+                        lines = []
+                        while (line := reader.readline()) not in (b"\r\n", b""):  # b"": nobody is there any more
+                            lines.append(line)
+                        head = b"".join(lines)
                         length = next((int(x[16:]) for x in head.split(b"\r\n") if x[:16] == b"Content-Length: "), 0)
                         body = reader.read(length)
                         if not body:
