@@ -65,7 +65,11 @@ class Aside:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(self._pass_on)
 
-        begun = self._thread.submit(work)
+        try:
+            begun = self._thread.submit(work)
+        except RuntimeError:  # closed meanwhile
+            self._pass_on()
+            raise Refused(unavailable("The gateway is stopping.", RETRY_AFTER_SECONDS)) from None
         begun.add_done_callback(ended)
         return asyncio.wrap_future(begun, loop=loop)
 

@@ -89,3 +89,13 @@ async def test_callers_take_turns_and_who_has_left_is_passed_over() -> None:
     assert aside.waiting == 0
     assert await aside.run(lambda: "again", "x", SECONDS) == "again"
     aside.close()
+
+
+async def test_once_closed_nothing_is_begun_and_nobody_waits() -> None:
+    aside = Aside()
+    aside.close()
+    for _ in range(2):
+        with pytest.raises(Refused) as refused:
+            await aside.run(lambda: None, "a", SECONDS)
+        assert refused.value.problem.status == 503
+    assert aside.waiting == 0
