@@ -196,7 +196,7 @@ class Catalog:
         self._now = now
         self._on_change = on_change
         self._known: OrderedDict[str, _Known] = OrderedDict()
-        self._loads: Flights[tuple[str, str], ModelFacts] = Flights(options.loads_max)
+        self._loads: Flights[tuple[str, str, int], ModelFacts] = Flights(options.loads_max)
 
     async def close(self) -> None:
         await self._loads.close()
@@ -244,9 +244,11 @@ class Catalog:
 
     async def _learn(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
         remaining = deadline.remaining(self._now())
+        known = self._known.get(model)
+        turns = 0 if known is None else known.turns  # what was begun before a turn is nothing for who comes after
         try:
             async with asyncio.timeout(None if math.isinf(remaining) else remaining):
-                facts, _ = await self._loads.join((model, version), lambda: self._load(model, version))
+                facts, _ = await self._loads.join((model, version, turns), lambda: self._load(model, version))
         except TimeoutError as error:
             raise UpstreamError(Failure.TIMEOUT, f"no facts about model {model!r} in {remaining:.3g} s") from error
         except Abandoned as error:
@@ -284,8 +286,9 @@ class Catalog:
             asked_of = self._known.get(model)
             turns = 0 if asked_of is None else asked_of.turns
             facts = await self._describe(replica, model, version, deadline)
-            return self._keep(model, version, facts, turns)
-        sight, facts = await self._see(replica, model, deadline)
+            same = asked_of is self._known.get(model) and (asked_of is None or asked_of.turns == turns)
+            return self._keep(model, version, facts) if same else facts
+        sight, facts = await self._see(replica, model, deadline, probe=False)
         known = self._known.get(model)
         if known is not None:  # by another replica, in this very moment
             return known.facts
@@ -296,15 +299,12 @@ class Catalog:
             self._known.popitem(last=False)
         return facts
 
-    def _keep(self, model: str, version: str, facts: ModelFacts, turns: int) -> ModelFacts:
-        """Remember what a version was said to be, unless the model has turned since it was asked about."""
+    def _keep(self, model: str, version: str, facts: ModelFacts) -> ModelFacts:
         known = self._known.get(model)
         if known is None:  # forgotten meanwhile, for others
             return facts
         others = tuple(each for each in known.facts.versions if each != version)
         facts = msgspec.structs.replace(facts, versions=(*others, version))
-        if known.turns != turns:
-            return facts
         known.of_version[version] = facts
         if len(known.of_version) > self._options.versions_max:
             del known.of_version[next(iter(known.of_version))]
@@ -321,7 +321,7 @@ class Catalog:
         for index, model in enumerate(models):
             seen: tuple[Sight, ModelFacts | None]
             try:
-                seen = await self._see(self._replicas[position], model, deadline)
+                seen = await self._see(self._replicas[position], model, deadline, probe=True)
             except Rejected:
                 seen = (Sight(frozenset(), b"", {}, gone=True), None)
             except UpstreamError as error:
@@ -359,12 +359,13 @@ class Catalog:
         if position in known.sights:
             known.sights[position] = msgspec.structs.replace(known.sights[position], lost=True)
 
-    async def _see(self, replica: Asked, model: str, deadline: Deadline) -> tuple[Sight, ModelFacts]:
-        """Look at a model: behind nothing that callers ask, or they could keep a change from being seen."""
+    async def _see(self, replica: Asked, model: str, deadline: Deadline, probe: bool) -> tuple[Sight, ModelFacts]:
+        """Look at a model; a ``probe`` waits behind nothing that callers ask, or they could keep a change from
+        being seen."""
         path = _path(model, "")
-        metadata_body = await self._get(replica, path, deadline, probe=True)
-        config_body = await self._get(replica, path + "/config", deadline, probe=True)
-        stats_body = await self._get(replica, path + "/stats", deadline, probe=True)
+        metadata_body = await self._get(replica, path, deadline, probe=probe)
+        config_body = await self._get(replica, path + "/config", deadline, probe=probe)
+        stats_body = await self._get(replica, path + "/stats", deadline, probe=probe)
         metadata = _decoded(metadata_body, _Metadata, replica, path)
         config = _decoded(config_body, _Config, replica, path)
         stats = _decoded(stats_body, _Stats, replica, path)

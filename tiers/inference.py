@@ -228,6 +228,10 @@ class Passed(msgspec.Struct, frozen=True):
     message: str
 
 
+NOT_ASKED: Final = "no connection of ours was free yet, so the replica had not been asked"
+"""The note on the cancellation of a call that had only waited so far: it says nothing of the replica."""
+
+
 class UpstreamError(Exception):
     """A backend did not give an answer. Foreign exceptions become this at the backend's edge.
 

@@ -29,7 +29,7 @@ from degrade.ladder import TABLE, Failure, Step
 from tiers.backends.answer import AnswerHead
 from tiers.backends.relaying import Listener, Relaying
 from tiers.backends.triton_http import Call, Reply, Streamed
-from tiers.inference import InferRequest, InferResponse, Passed, Rejected, UpstreamError
+from tiers.inference import NOT_ASKED, InferRequest, InferResponse, Passed, Rejected, UpstreamError
 
 OnChange = Callable[[str, str, Change], None]
 """Called with (replica URL, model or "" for the replica itself, what changed about its breaker)."""
@@ -128,11 +128,16 @@ class _Judged:
             failure = error.failure
             # No connection of ours was free, so the replica was not asked at all.
             judged = not (failure is Failure.OVERLOADED and error.before_answer)
-        elif isinstance(error, asyncio.CancelledError) and self._had_time and self._pool.is_over(self._proof):
+        elif isinstance(error, asyncio.CancelledError) and self._was_silent(error):
             failure = Failure.TIMEOUT  # whoever waited has left, and had every reason to
         elif error is not None:  # cancelled, or our own bug: says nothing of the replica
             judged = isinstance(error, Rejected)  # the model answered: it is well
         self._pool.settle(self._permits, failure, judged, self._had_time)
+
+    def _was_silent(self, left: asyncio.CancelledError) -> bool:
+        """Whether the replica had been asked, and has kept silent for a decent time."""
+        asked = NOT_ASKED not in getattr(left, "__notes__", ())
+        return asked and self._had_time and self._pool.is_over(self._proof)
 
 
 def choose(loads: Sequence[int], random: chance.Random) -> int:

@@ -83,9 +83,18 @@ class Aside:
         try:
             await waiter
         except asyncio.CancelledError:
-            if waiter.done() and not waiter.cancelled():
+            if waiter.cancelled():
+                self._leave(caller, waiter)
+            else:
                 self._pass_on()  # it was our turn in the very moment we left
             raise
+
+    def _leave(self, caller: str, waiter: asyncio.Future[None]) -> None:
+        line = self._lines.get(caller)
+        if line is not None and waiter in line:
+            line.remove(waiter)
+            if not line:
+                del self._lines[caller]
 
     def _pass_on(self) -> None:
         """Give the thread to the next caller's next message."""
@@ -95,7 +104,7 @@ class Aside:
             del self._lines[caller]
             if line:
                 self._lines[caller] = line  # behind all others
-            if not waiter.done():  # else its caller has left
+            if not waiter.done():  # else it has been cancelled, and not yet run
                 waiter.set_result(None)
                 return
         self._busy = False

@@ -100,7 +100,7 @@ class Relay:
 
     def begin(self, head: AnswerHead, follows: bool) -> None:
         lane = self._lane
-        self.begun, self._status = True, head.status
+        self._status = head.status
         self._chunked = head.length is None and head.status not in _WITHOUT_BODY
         quota = ratelimit_lines(self._quota) if self._quota is not None else b""
         passed = _PASSED % ((lane.ticker() - self._began) * 1e3)
@@ -113,9 +113,11 @@ class Relay:
         if follows:
             self._lines = lines
         else:
+            self.begun = True
             self.held = self._side.relay_write(lines)
 
     def feed(self, piece: bytes) -> None:
+        self.begun = True
         lines, self._lines = self._lines, b""
         if self._chunked:
             piece = b"%x\r\n%b\r\n" % (len(piece), piece)

@@ -85,7 +85,7 @@ async def test_callers_take_turns_and_who_has_left_is_passed_over() -> None:
     assert done == []
     ended.set()
     await asyncio.gather(*asked.values(), return_exceptions=True)
-    assert done == ["hog 1", "one 1", "two 1", "one 2", "hog 3"]
+    assert done == ["hog 1", "one 1", "two 1", "hog 3", "one 2"]
     assert aside.waiting == 0
     assert await aside.run(lambda: "again", "x", SECONDS) == "again"
     aside.close()

@@ -367,3 +367,30 @@ async def test_the_first_replica_that_answers_says_what_the_facts_are() -> None:
     two.down = Failure.UNREACHABLE
     await poll(made)
     assert (await made.facts("m", "", FAR)).versions == ("2",)
+
+
+async def test_what_was_asked_of_a_version_before_a_change_is_not_kept_after_it() -> None:
+    triton = Triton()
+    triton.versions = ["1", "2"]
+    made, turned = catalog(triton)
+    await made.facts("m", "", FAR)
+    told = asyncio.Event()
+    answer = triton.exchange
+
+    async def slow(call: Call, deadline: Deadline, now: float) -> Reply:
+        reply = await answer(call, deadline, now)
+        if call.target.endswith("/versions/2"):
+            await told.wait()  # said before the change, heard after it
+        return reply
+
+    triton.exchange = slow  # type: ignore[method-assign]
+    asked = asyncio.create_task(made.facts("m", "2", FAR))
+    for _ in range(5):
+        await asyncio.sleep(0)
+    triton.config["max_batch_size"] = 4
+    triton.widths["2"] = 7
+    await poll(made)
+    assert turned == ["m"]
+    told.set()
+    assert (await asked).inputs[0].shape == (-1, 4)
+    assert (await made.facts("m", "2", FAR)).inputs[0].shape == (-1, 7)

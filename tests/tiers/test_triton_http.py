@@ -512,3 +512,31 @@ async def test_a_line_that_triton_cannot_read_is_refused_before_it_is_sent() -> 
                 await replica.exchange(call, Deadline(9e9), 0.0)
             assert caught.value.status == 431
     assert not seen
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_a_call_that_only_waited_for_a_connection_of_ours_is_no_silence(asked: bool) -> None:
+    now = 0.0
+    begun = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_request(reader)
+        begun.set()
+        await asyncio.Event().wait()
+
+    async with serving(silent, connections_max=1) as replica:
+        pool = Pool([replica], PoolOptions(BreakerOptions(consecutive_failures=1)), lambda: now, random.Random(1))
+        far = Deadline(1000.0)
+        other = InferRequest("other", ())
+        holder = asyncio.create_task(pool.infer(REQUEST, far, decent=1.0))
+        await begun.wait()
+        waiting = asyncio.create_task(pool.infer(other, far, decent=1.0))
+        await asyncio.sleep(0)
+        now += 2.0
+        left, model = (holder, "m") if asked else (waiting, "other")
+        left.cancel()
+        await asyncio.wait((left,))
+        assert pool.states()[0].models_open == ((model,) if asked else ())
+        for task in (holder, waiting):
+            task.cancel()
+        await asyncio.wait((holder, waiting))

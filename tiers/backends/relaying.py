@@ -27,8 +27,8 @@ class Listener(Protocol):
     def held(self) -> int: ...
 
     def begin(self, head: AnswerHead, follows: bool) -> None:
-        """The answer's head is there; ``follows``: a piece of its body comes in the same breath, so that both
-        can be written at once."""
+        """The answer's head is there; ``follows``: a piece of its body, or its end, is likely to come in the same
+        breath, so that both can be written at once."""
 
     def feed(self, piece: bytes) -> None:
         """More of its body is."""

@@ -25,7 +25,7 @@ from tiers.backends.connections import Address, Connections, ConnectionsOptions
 from tiers.backends.fields import Body, Headers, IllFormed, LineTooLong, Outgoing, RequestHeads, end_to_end
 from tiers.backends.refusal import refusal
 from tiers.backends.relaying import Listener, Relaying
-from tiers.inference import InferRequest, InferResponse, Rejected, UpstreamError
+from tiers.inference import NOT_ASKED, InferRequest, InferResponse, Rejected, UpstreamError
 from tiers.v2.forms import RequestWriter, ResponseForms
 from tiers.v2.message import BEYOND_LIMITS, Limits, Malformed
 
@@ -256,6 +256,9 @@ class TritonHttp:
     async def _connection(self, connections: Connections, until: float, remaining: float) -> Connection:
         try:
             return await connections.acquire(until)
+        except asyncio.CancelledError as left:
+            left.add_note(NOT_ASKED)
+            raise
         except ConnectionFault as fault:
             raise self._error(fault, None, remaining) from fault
 
