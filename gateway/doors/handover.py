@@ -18,7 +18,7 @@ class Owner(Protocol):
     """What aiohttp's side tells the connection that it works for."""
 
     def foreign_began(self) -> None:
-        """A request's head is read: from here on the door bounds what happens."""
+        """A request's head is read, or an answer to it is being written: from here on the door bounds what happens."""
 
     def foreign_done(self) -> None:
         """An answer's last byte is written."""
@@ -64,9 +64,11 @@ class LentTransport(asyncio.Transport):
         return self._transport.is_reading()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
+        self._owner.foreign_began()  # also where its parser refused a head: no second answer may follow
         self._transport.write(data)
 
     def writelines(self, list_of_data: Iterable[bytes | bytearray | memoryview]) -> None:
+        self._owner.foreign_began()
         self._transport.writelines(list_of_data)
 
     def can_write_eof(self) -> bool:

@@ -322,6 +322,17 @@ async def test_a_bug_in_writing_an_answer_ends_the_connection(scene: Scene) -> N
     assert transport.aborted
 
 
+async def test_no_second_answer_follows_one_of_the_other_lane(scene: Scene) -> None:
+    connection, transport = scene.connect()
+    connection.data_received(b"POST / HTTP/1.1\nHost: h")  # what its parser refuses at once
+    assert connection.limit == scene.now + TIMES.head
+    scene.theirs.transport.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    scene.after(TIMES.head + 1)  # it has not come to closing yet
+    assert transport.written == b"HTTP/1.1 400 Bad Request\r\n\r\n"
+    scene.theirs.transport.close()
+    assert transport.ended
+
+
 # -- how much may be held -----------------------------------------------------------------------------
 
 
