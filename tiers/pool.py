@@ -13,23 +13,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random as chance
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Final, Protocol
+from typing import Final
 from zlib import crc32
 
 from msgspec import Struct
 
-from degrade.breaker import Breaker, BreakerOptions, Change, Permit
+from degrade.breaker import Breaker, BreakerOptions, Change
 from degrade.budget import RetryBudget
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import TABLE, Failure, Step
-from tiers.backends.answer import AnswerHead
-from tiers.backends.relaying import Listener, Relaying
+from tiers.backends.relaying import Listener
 from tiers.backends.triton_http import Call, Reply, Streamed
-from tiers.inference import NOT_ASKED, InferRequest, InferResponse, Passed, Rejected, UpstreamError
+from tiers.inference import InferRequest, InferResponse, Passed, UpstreamError
+from tiers.seat import Judged, Permits, Relayed, Replica, Seat
 
 OnChange = Callable[[str, str, Change], None]
 """Called with (replica URL, model or "" for the replica itself, what changed about its breaker)."""
@@ -37,18 +36,6 @@ OnChange = Callable[[str, str, Change], None]
 
 DECENT_SECONDS: Final = 1.0
 """A silence of this speaks against a model; a shorter one of the caller, unless the caller's route says otherwise."""
-
-
-class Replica(Protocol):
-    """One server of a backend; TritonHttp in life. Raises only UpstreamError and Rejected."""
-
-    @property
-    def url(self) -> str: ...
-    async def infer(self, request: InferRequest, deadline: Deadline, now: float) -> InferResponse: ...
-    async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply: ...
-    def stream(self, call: Call, deadline: Deadline, now: float) -> AbstractAsyncContextManager[Streamed]: ...
-    def relay(self, call: Call, listener: Listener) -> Relaying: ...
-    async def close(self) -> None: ...
 
 
 class PoolOptions(Struct, frozen=True):
@@ -80,64 +67,6 @@ class ReplicaState(Struct, frozen=True):
     in_flight: int
     ready: bool
     models_open: tuple[str, ...] = ()
-
-
-class _Seat:
-    """A replica and what is known of it."""
-
-    __slots__ = ("answers", "in_flight", "probed", "reach", "ready", "replica")
-
-    def __init__(self, replica: Replica, reach: Breaker) -> None:
-        self.replica = replica
-        self.reach = reach
-        self.answers: OrderedDict[str, Breaker] = OrderedDict()
-        self.in_flight = 0
-        self.probed = False
-        self.ready = True  # until a probe says otherwise: a pool must work before its first probe
-
-
-class _Permits(Struct, frozen=True):
-    """What one call at one replica must end; ``answers`` None for a call that is about no model."""
-
-    reach: Permit
-    answers: Permit | None
-
-
-class _Judged:
-    """One call at a replica: in flight until the block ends, and judged by how it ends."""
-
-    __slots__ = ("_had_time", "_permits", "_pool", "_proof", "_seat")
-
-    def __init__(self, pool: Pool, seat: _Seat, permits: _Permits, proof: float, had_time: bool) -> None:
-        """``proof``: from when on silence speaks against the model; ``had_time``: it was given until then."""
-        self._pool = pool
-        self._seat = seat
-        self._permits = permits
-        self._proof = proof
-        self._had_time = had_time
-        seat.in_flight += 1
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._seat.in_flight -= 1
-        failure: Failure | None = None
-        judged = True
-        if isinstance(error, UpstreamError):
-            failure = error.failure
-            # No connection of ours was free, so the replica was not asked at all.
-            judged = not (failure is Failure.OVERLOADED and error.before_answer)
-        elif isinstance(error, asyncio.CancelledError) and self._was_silent(error):
-            failure = Failure.TIMEOUT  # whoever waited has left, and had every reason to
-        elif error is not None:  # cancelled, or our own bug: says nothing of the replica
-            judged = isinstance(error, Rejected)  # the model answered: it is well
-        self._pool.settle(self._permits, failure, judged, self._had_time)
-
-    def _was_silent(self, left: asyncio.CancelledError) -> bool:
-        """Whether the replica had been asked, and has kept silent for a decent time."""
-        asked = NOT_ASKED not in getattr(left, "__notes__", ())
-        return asked and self._had_time and self._pool.is_over(self._proof)
 
 
 def choose(loads: Sequence[int], random: chance.Random) -> int:
@@ -173,7 +102,7 @@ class Pool:
         self._random = random
         self._on_change = on_change
         self._budget = RetryBudget(options.retry_ratio, options.retry_floor_per_second)
-        self._seats = [_Seat(replica, self._breaker(replica.url, "")) for replica in replicas]
+        self._seats = [Seat(replica, self._breaker(replica.url, "")) for replica in replicas]
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -228,7 +157,7 @@ class Pool:
         """A small call at one replica, for example a model's metadata. Raises UpstreamError."""
         seat = self._seat_for_call()
         now = self._now()
-        with _Judged(self, seat, self._acquire(seat, "", now), now, True):
+        with Judged(seat, self._acquire(seat, "", now), self._now, now, True):
             return await seat.replica.exchange(call, deadline, now)
 
     async def some(self, call: Call, deadline: Deadline, model: str, version: str = "") -> bool:
@@ -254,7 +183,7 @@ class Pool:
         """The same call at every replica at once, whatever its breaker says: loading a model must not
         leave one replica out in silence. Each URL with its reply or its error, in configured order."""
 
-        async def one(seat: _Seat) -> tuple[str, Reply | UpstreamError]:
+        async def one(seat: Seat) -> tuple[str, Reply | UpstreamError]:
             seat.in_flight += 1
             try:
                 return seat.replica.url, await seat.replica.exchange(call, deadline, self._now())
@@ -341,7 +270,7 @@ class Pool:
             waits.append(max(seat.reach.retry_after(now), breaker.retry_after(now) if breaker else 0.0))
         return min(waits)
 
-    def _pick(self, seats: Sequence[_Seat], key: str) -> _Seat | None:
+    def _pick(self, seats: Sequence[Seat], key: str) -> Seat | None:
         """A replica whose breakers allow the model, one that says it is ready before one that does not.
 
         Not ready is no veto: one broken model makes a strict Triton unready for all the others.
@@ -354,7 +283,7 @@ class Pool:
             return None
         return candidates[choose([seat.in_flight for seat in candidates], self._random)]
 
-    def _home(self, sequence: str, key: str) -> _Seat | None:
+    def _home(self, sequence: str, key: str) -> Seat | None:
         """Where a sequence lives: the first in an order of its own of the replicas whose breakers allow the model.
 
         D. Thaler, C. Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM ToN 6(1), 1998.
@@ -362,7 +291,7 @@ class Pool:
         allowed = self._allowed(self._seats, key)
         return max(allowed, key=lambda seat: crc32(f"{seat.replica.url} {sequence}".encode()), default=None)
 
-    def _allowed(self, seats: Sequence[_Seat], key: str) -> list[_Seat]:
+    def _allowed(self, seats: Sequence[Seat], key: str) -> list[Seat]:
         """Those whose breakers allow the model."""
         now = self._now()
         allowed = []
@@ -372,59 +301,31 @@ class Pool:
                 allowed.append(seat)
         return allowed
 
-    def _seat_for_call(self) -> _Seat:
+    def _seat_for_call(self) -> Seat:
         seat = self._pick(self._seats, "")
         if seat is None:
             raise self._none_reached()
         return seat
 
     async def _infer_at(
-        self, seat: _Seat, request: InferRequest, deadline: Deadline, decent: float
+        self, seat: Seat, request: InferRequest, deadline: Deadline, decent: float
     ) -> InferResponse:
         now = self._now()
         had_time = deadline.remaining(now) >= decent
-        with _Judged(self, seat, self._acquire(seat, _key(request), now), now + decent, had_time):
+        with Judged(seat, self._acquire(seat, _key(request), now), self._now, now + decent, had_time):
             return await seat.replica.infer(request, deadline, now)
 
-    def is_over(self, moment: float) -> bool:
-        """Whether ``moment`` has come."""
-        return self._now() >= moment
-
-    def _acquire(self, seat: _Seat, key: str, now: float) -> _Permits:
+    def _acquire(self, seat: Seat, key: str, now: float) -> Permits:
         """Both permits; they were allowed in this same turn of the loop, so they are there."""
         reach = seat.reach.acquire(now)
         assert reach is not None, "picked a replica whose breaker refuses"
         if not key:
-            return _Permits(reach, None)
+            return Permits(reach, None)
         answers = self._answers(seat, key).acquire(now)
         assert answers is not None, "picked a replica whose model's breaker refuses"
-        return _Permits(reach, answers)
+        return Permits(reach, answers)
 
-    def settle(self, permits: _Permits, failure: Failure | None, judged: bool, had_time: bool) -> None:
-        """End both permits. Unjudged (cancelled) says nothing; an overload is load, not illness.
-
-        Nor does what one request can bring about, or anybody could take a model away from everybody: an error
-        that a model raises (see ``_blame``), a connection that Triton closes on what it cannot read.
-        """
-        now = self._now()
-        if not judged or failure in (Failure.TIMEOUT, Failure.DROPPED):
-            permits.reach.ignored(now)  # a silent replica is for the probe and the model's breaker to judge
-        elif failure is Failure.UNREACHABLE:
-            permits.reach.failed(now, failure.value)
-        else:
-            permits.reach.succeeded(now)
-        if permits.answers is None:
-            return
-        if judged and failure is None:
-            permits.answers.succeeded(now)
-        elif judged and failure is Failure.BROKEN:
-            permits.answers.failed(now, failure.value)
-        elif judged and failure is Failure.TIMEOUT and had_time:
-            permits.answers.silent(now, failure.value)
-        else:
-            permits.answers.ignored(now)
-
-    def _blame(self, seat: _Seat, key: str, began: float) -> None:
+    def _blame(self, seat: Seat, key: str, began: float) -> None:
         """Another replica answered what the model raised an error on here: it was not the input's fault. Nor was
         it the model's, if it has answered others here since: a bad input fails all whom Triton batches with it."""
         now, breaker = self._now(), self._answers(seat, key)
@@ -434,7 +335,7 @@ class Pool:
         if permit is not None:
             permit.failed(now, Failure.RAISED.value)
 
-    def _answers(self, seat: _Seat, key: str) -> Breaker:
+    def _answers(self, seat: Seat, key: str) -> Breaker:
         breaker = seat.answers.get(key)
         if breaker is None:
             breaker = seat.answers[key] = self._breaker(seat.replica.url, key)
@@ -452,7 +353,7 @@ class Pool:
 
         return Breaker(self._options.breaker, changed)
 
-    async def _probe(self, seat: _Seat) -> None:
+    async def _probe(self, seat: Seat) -> None:
         now = self._now()
         call = Call("GET", "/v2/health/ready", probe=True)
         try:
@@ -499,74 +400,6 @@ class Pool:
             before_answer=True,
             retry_after=wait,
         )
-
-
-class Relayed:
-    """A call that a pool passes through: its permit and its place end exactly once, with its answer's beginning
-    and with its end."""
-
-    __slots__ = ("_listener", "_now", "_permit", "_relaying", "_seat")
-
-    def __init__(self, seat: _Seat, permit: Permit, now: Ticker, listener: Listener) -> None:
-        self._seat: _Seat | None = seat
-        self._permit: Permit | None = permit
-        self._now = now
-        self._listener = listener
-        self._relaying: Relaying | None = None
-        seat.in_flight += 1
-
-    def start(self, call: Call, seconds: float) -> None:
-        assert self._seat is not None
-        try:
-            self._relaying = self._seat.replica.relay(call, self)
-        except BaseException:
-            self._end()
-            raise
-        self._relaying.start(seconds)
-
-    def resume(self) -> None:
-        """The listener holds less than it did."""
-        if self._relaying is not None:
-            self._relaying.resume()
-
-    def abort(self) -> None:
-        """Nobody wants the answer any more. Nothing is told after this."""
-        if self._relaying is not None:
-            self._relaying.abort()
-        self._end()
-
-    @property
-    def held(self) -> int:
-        return self._listener.held
-
-    def begin(self, head: AnswerHead, follows: bool) -> None:
-        permit, self._permit = self._permit, None
-        if permit is not None:
-            permit.succeeded(self._now())
-        self._listener.begin(head, follows)
-
-    def feed(self, piece: bytes) -> None:
-        self._listener.feed(piece)
-
-    def finish(self) -> None:
-        self._end()
-        self._listener.finish()
-
-    def fail(self, error: UpstreamError) -> None:
-        permit = self._permit
-        if permit is not None and error.failure is Failure.UNREACHABLE:
-            self._permit = None
-            permit.failed(self._now(), error.failure.value)
-        self._end()
-        self._listener.fail(error)
-
-    def _end(self) -> None:
-        permit, self._permit = self._permit, None
-        if permit is not None:
-            permit.ignored(self._now())
-        seat, self._seat = self._seat, None
-        if seat is not None:
-            seat.in_flight -= 1
 
 
 def _model_key(model: str, version: str) -> str:

@@ -2,9 +2,13 @@
 
 Rule of this file: it owns sockets, order and time; what a head means is ``head.py``'s, what an answer is
 ``exchange.py``'s. One request at a time is in work on a connection, and answers go out in the order of
-their requests. All that is not a plain infer request of a route is handed to aiohttp through its protocol
-callbacks, byte for byte and never more than one request's bytes, so that what follows is looked at here
-again. Where only a parser knows a request's end (chunked, upgrades), the connection stays with aiohttp.
+their requests. What is neither a plain infer request of a route nor small and passed through (``relay.py``) is
+handed to aiohttp through its protocol callbacks, byte for byte and never more than one request's bytes, so
+that what follows is looked at here again. Where only a parser knows a request's end (chunked, upgrades), the
+connection stays with aiohttp.
+
+It is long because it is one machine: all that a connection can be in the middle of, and every way from there.
+What it shares with others, and what needs none of its state, is in the files it names.
 
 How long a peer may take is bounded in every state (``lane.py`` has the table), and so is what it can make
 us hold: a head by ``header_bytes_max``, a body by its route, all of them together by ``buffered.py``.

@@ -23,7 +23,8 @@ from gateway.operate.telemetry import PASSTHROUGH
 from gateway.problem import Refused
 from tiers.backends.answer import AnswerHead
 from tiers.inference import Rejected, UpstreamError
-from tiers.pool import Pool, Relayed
+from tiers.pool import Pool
+from tiers.seat import Relayed
 
 JOINED_BYTES_MAX: Final = 64 * 1024
 """A head and its first piece up to this are written at once: copying costs less than a second call."""
