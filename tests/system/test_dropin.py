@@ -242,6 +242,39 @@ async def test_the_asyncio_client(gateway, triton):
     assert found[0] == found[1]
 
 
+async def aio_outcome(address, call):
+    """`outcome`, by the asyncio client."""
+    async with triton_aio.InferenceServerClient(address) as client:
+        try:
+            return await call(client)
+        except InferenceServerException as error:
+            return "error", error.status(), error.message()
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_what_the_asyncio_client_asks_beside_inference(bare, triton, name):
+    got, direct = [await aio_outcome(address, CALLS[name]) for address in (bare.http_address, triton.http_address)]
+    assert got == direct
+
+
+@pytest.mark.parametrize("call", [wrong_shape, wrong_datatype, wrong_input, wrong_version])
+async def test_errors_are_tritons_own_for_the_asyncio_client_too(bare, triton, call):
+    direct = await aio_outcome(triton.http_address, call)
+    assert direct[0] == "error"
+    assert await aio_outcome(bare.http_address, call) == direct
+
+
+@pytest.mark.parametrize("request_coding", [None, "gzip", "deflate"])
+@pytest.mark.parametrize("answer_coding", [None, "gzip", "deflate"])
+async def test_compression_both_ways_by_the_asyncio_client(gateway, triton, request_coding, answer_coding):
+    async def call(client):
+        codings = {"request_compression_algorithm": request_coding, "response_compression_algorithm": answer_coding}
+        found = await client.infer("echo_fp32", REQUESTS["batch"][1], request_id="compressed", **codings)
+        return found.get_response(), found.as_numpy("y").tobytes()
+
+    assert await aio_outcome(gateway.http_address, call) == await aio_outcome(triton.http_address, call)
+
+
 def test_a_route_with_a_name_of_its_own(routed, triton):
     def of(client, model):
         answer = client.infer(model, REQUESTS["batch"][1], request_id="own")
