@@ -42,19 +42,14 @@ class TensorRule(msgspec.Struct, frozen=True):
 Rules = Mapping[str, TensorRule]
 
 
-def validate(request: InferRequest, facts: ModelFacts, rules: Rules, batch_max: int | None) -> None:
-    """Raises Refused (400) unless the model can take this request and the route allows its values.
+class Validator:
+    """One route's rules. It remembers the forms that fit a model's facts: names, datatypes and shapes of a form are
+    judged once, values always.
 
     ``batch_max`` is the route's own limit; the stricter of it and the model's holds. A model that does
     not batch (``facts.max_batch`` 0) has no batch dimension to limit. Values of an input are looked at
     only if ``rules`` names it (or ``*``): Triton itself lets NaN pass.
     """
-    Validator(rules, batch_max).check(request, facts)
-
-
-class Validator:
-    """`validate` with one route's rules, which remembers the forms that fit a model's facts: names, datatypes and
-    shapes of a form are judged once, values always."""
 
     def __init__(self, rules: Rules, batch_max: int | None) -> None:
         self._rules = rules
@@ -62,7 +57,7 @@ class Validator:
         self._fitting: Memo[Form, _Fitting] = Memo(FORMS_MAX)
 
     def check(self, request: InferRequest, facts: ModelFacts) -> None:
-        """Raises Refused (400), as `validate` does."""
+        """Raises Refused (400) unless the model can take this request and the route allows its values."""
         form = request.form
         known = None if form is None else self._fitting.get(form)
         if known is None or known.facts is not facts:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.admission.validate import TensorRule, validate
+from gateway.admission.validate import TensorRule, Validator
 from gateway.codec.http import (
     BodyLimits,
     CacheDirectives,
@@ -55,7 +55,7 @@ def facts():
 def admit(headers, body):
     inflated = inflate(body, headers.get("Content-Encoding"), LIMITS.bytes_max)
     request, _ = decode(inflated, "typed", "", headers.get("Inference-Header-Content-Length"), LIMITS)
-    validate(request, facts(), RULES, None)
+    Validator(RULES, None).check(request, facts())
     return request
 
 

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.admission.auth import Caller
-from gateway.admission.validate import TensorRule, Validator, validate
+from gateway.admission.validate import TensorRule, Validator
 from gateway.config import CacheConfig, InputRule, TierConfig
 from gateway.config import Route as RouteConfig
-from gateway.problem import Refused
+from gateway.problem import Problem, Refused
 from gateway.route import Home, Route
 from gateway.units import Seconds
 from tiers.catalog import ModelFacts, TensorFact
@@ -108,11 +108,12 @@ rules = st.dictionaries(
 )
 
 
-def judgement(check: object, *arguments: object) -> object:
+def judgement(validator: Validator, request: InferRequest, known: ModelFacts) -> Problem | None:
     try:
-        return check(*arguments)  # type: ignore[operator]
+        validator.check(request, known)
     except Refused as refused:
         return refused.problem
+    return None
 
 
 @given(
@@ -131,5 +132,5 @@ def test_a_judgement_is_what_it_would_be_without_a_memory(
     for each in (*known, *known):
         for body, length in [body for bodies in sets + sets + sets for body in bodies]:
             request, _ = forms.decode(body, length, "r", "")
-            expected = judgement(validate, plain(request), each, bounds, batch_max)
-            assert judgement(validator.check, request, each) == expected
+            expected = judgement(Validator(bounds, batch_max), plain(request), each)
+            assert judgement(validator, request, each) == expected

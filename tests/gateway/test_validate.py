@@ -4,7 +4,7 @@ import struct
 
 import pytest
 
-from gateway.admission.validate import TensorRule, validate
+from gateway.admission.validate import TensorRule, Validator
 from gateway.problem import Refused
 from tiers.catalog import ModelFacts, TensorFact
 from tiers.inference import InferRequest, RequestedOutput, Tensor
@@ -18,7 +18,7 @@ def facts(*inputs, max_batch=0):
 def ask(tensor, rule=None, shape=(-1,), max_batch=0, batch_max=None):
     rules = {} if rule is None else {tensor.name: rule}
     known = facts(TensorFact(tensor.name, tensor.datatype, shape), max_batch=max_batch)
-    validate(InferRequest("m", (tensor,)), known, rules, batch_max)
+    Validator(rules, batch_max).check(InferRequest("m", (tensor,)), known)
 
 
 def floats(*values):
@@ -33,8 +33,8 @@ def test_the_star_rule_stands_for_inputs_without_one():
     known = facts(TensorFact("x", "FP32", (-1,)))
     request = InferRequest("m", (floats(float("nan")),))
     with pytest.raises(Refused, match="finite"):
-        validate(request, known, {"*": TensorRule()}, None)
-    validate(request, known, {"*": TensorRule(), "x": TensorRule(finite=False)}, None)
+        Validator({"*": TensorRule()}, None).check(request, known)
+    Validator({"*": TensorRule(), "x": TensorRule(finite=False)}, None).check(request, known)
 
 
 def test_bounds_are_inclusive():
@@ -98,7 +98,7 @@ def test_of_shared_memory_only_metadata_is_checked():
 
 def test_optional_inputs_and_known_outputs_pass():
     known = facts(TensorFact("x", "FP32", (-1,)), TensorFact("o", "FP32", (1,), True))
-    validate(InferRequest("m", (floats(1),), (RequestedOutput("y"),)), known, {}, None)
+    Validator({}, None).check(InferRequest("m", (floats(1),), (RequestedOutput("y"),)), known)
 
 
 @pytest.mark.parametrize(
@@ -114,10 +114,10 @@ def test_a_classification_that_triton_dies_of_is_refused(output, datatype, eleme
     known = ModelFacts("m", ("1",), (TensorFact("x", "FP32", (-1,)),), (TensorFact("y", datatype, (-1,)),), 0, 0, 0)
     request = InferRequest("m", (floats(*range(elements)),), (output,))
     if not word:
-        validate(request, known, {}, None)
+        Validator({}, None).check(request, known)
         return
     with pytest.raises(Refused, match=word):
-        validate(request, known, {}, None)
+        Validator({}, None).check(request, known)
 
 
 def test_messages_name_what_was_expected_and_what_came():
