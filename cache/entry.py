@@ -54,3 +54,10 @@ class Entry(msgspec.Struct, Generic[V], frozen=True, gc=False):
         if age <= self.ttl and epoch == self.epoch:
             return _FRESH
         return Freshness.STALE if age <= self.ttl + self.max_stale else Freshness.DEAD
+
+
+class Found(msgspec.Struct, Generic[V], frozen=True, gc=False):
+    """An entry that may be served, and how."""
+
+    entry: Entry[V]
+    freshness: Freshness

@@ -13,37 +13,15 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-import msgspec
-
+from cache.alias import Alias, Held
 from cache.digest import Key
-from cache.entry import Entry, Freshness
+from cache.entry import Entry, Found, Freshness
 from cache.policy import Policy
 
 V = TypeVar("V")
 W = TypeVar("W")
 
 _FRESH, _DEAD = Freshness.FRESH, Freshness.DEAD  # looked up for every hit: a member of an Enum is not cheap
-
-
-class Found(msgspec.Struct, Generic[V], frozen=True, gc=False):
-    """An entry that may be served, and how."""
-
-    entry: Entry[V]
-    freshness: Freshness
-
-
-class Held(msgspec.Struct, Generic[V], eq=False, gc=False):
-    """What the policy keeps for a digest: the entry and the wire digests that lead to it, oldest first."""
-
-    digest: bytes
-    entry: Entry[V]
-    wires: tuple[bytes, ...] = ()  # most entries never have one: a shared empty tuple
-
-
-class _Alias(msgspec.Struct, Generic[V, W], eq=False, gc=False):
-    held: Held[V]
-    payload: W
-    size: int
 
 
 class ResponseCache(Generic[V, W]):
@@ -56,7 +34,7 @@ class ResponseCache(Generic[V, W]):
     def __init__(self, policy: Policy[Held[V]], wires_per_entry_max: int = 4) -> None:
         assert len(policy) == 0
         self._policy = policy
-        self._wires: dict[bytes, _Alias[V, W]] = {}
+        self._wires: dict[bytes, Alias[V, W]] = {}
         self._wires_per_entry_max = wires_per_entry_max
         self._ticket = 0
         self._evictions = 0
@@ -137,7 +115,7 @@ class ResponseCache(Generic[V, W]):
             if gone not in kept:
                 del self._wires[gone]
         held.wires = (*kept, wire)
-        self._wires[wire] = _Alias(held, payload, size)
+        self._wires[wire] = Alias(held, payload, size)
         self._evicted(self._policy.resize(held.digest, charged))
         return True
 
@@ -187,7 +165,7 @@ class ResponseCache(Generic[V, W]):
             del self._wires[wire]
         held.wires = ()
 
-    def _detach(self, wire: bytes, alias: _Alias[V, W]) -> None:
+    def _detach(self, wire: bytes, alias: Alias[V, W]) -> None:
         """Take one alias from the entry it leads to, which is charged that much less."""
         held = alias.held
         held.wires = tuple(other for other in held.wires if other != wire)

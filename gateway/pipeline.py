@@ -18,20 +18,19 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 
 from cache.digest import Key
-from cache.entry import Entry
+from cache.entry import Entry, Found
 from cache.flight import Abandoned
-from cache.response import Found
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure, Remains, Step, next_step
 from gateway.admission.auth import Caller
-from gateway.admission.ratelimit import Limiter, Quota, Verdict
-from gateway.codec.http import CacheDirectives
+from gateway.admission.quota import Verdict
+from gateway.admission.ratelimit import Limiter
+from gateway.call import Answer, Call, Dues, dues
 from gateway.operate.telemetry import Telemetry
 from gateway.problem import (
     Problem,
@@ -46,7 +45,7 @@ from gateway.problem import (
 )
 from gateway.problem import quota as quota_problem
 from gateway.recall import Action, Recall, recall, tolerates
-from gateway.route import Allowance, Filled, Route, Served, Wire
+from gateway.route import Filled, Route, Served, Wire
 from tiers import cascade
 from tiers.cascade import CascadeOptions
 from tiers.catalog import ModelFacts
@@ -68,37 +67,16 @@ RETRY_SPREAD: Final = 2.0
 WIRE_OVERHEAD_BYTES: Final = 256
 """What a ready wire form costs beyond its body: its key and bookkeeping."""
 
-Dues = tuple[tuple[str, Quota], ...]
-"""Quotas that a request uses up, each with whose it is: a caller's name, or "" for everyone's."""
-
-
-class Call(msgspec.Struct, frozen=True):
-    """One request as a door hands it over."""
-
-    route: Route
-    caller: Caller
-    request: InferRequest
-    directives: CacheDirectives
-    deadline: Deadline
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """What a door writes. ``key`` and ``entry`` are there when a wire form may be attached to them."""
-
-    response: InferResponse
-    provenance: Provenance
-    quota: Verdict | None = None
-    key: Key | None = None
-    entry: Entry[Served] | None = None
-
-
-class WireAnswer(msgspec.Struct, frozen=True):
+class WireAnswer:
     """A fresh hit in the very bytes of the wire, found at ``now``."""
 
-    wire: Wire
-    entry: Entry[Served]
-    now: float
-    quota: Verdict | None
+    __slots__ = ("entry", "now", "quota", "wire")
+
+    def __init__(self, wire: Wire, entry: Entry[Served], now: float, quota: Verdict | None) -> None:
+        self.wire = wire
+        self.entry = entry
+        self.now = now
+        self.quota = quota
 
     @property
     def provenance(self) -> Provenance:
@@ -373,20 +351,6 @@ class Pipeline:
             degraded=filled.degraded,
         )
         return Answer(served.response, provenance, quota, key, entry)
-
-
-def dues(allowances: Sequence[Allowance], caller: Caller, works: bool) -> Dues:
-    """The quotas that a request uses up, which depend on whether it puts work on a server (``works``)."""
-    asked = tuple(
-        [
-            (caller.name if allowance.per_caller else "", allowance.quota)
-            for allowance in allowances
-            if works or allowance.hits_count
-        ]
-    )
-    if caller.quota is not None and (works or caller.hits_count):
-        return (*asked, (caller.name, caller.quota))
-    return asked
 
 
 def _spent(verdict: Verdict) -> Refused:

@@ -13,7 +13,7 @@ from typing import Final
 
 import msgspec
 
-from gateway.admission.ratelimit import Verdict, retry_after_value
+from gateway.admission.quota import Verdict, retry_after_value
 from tiers.inference import Provenance
 
 MEDIA_TYPE: Final = "application/problem+json"

@@ -12,8 +12,7 @@ from typing import TypeVar
 
 import msgspec
 
-from cache.entry import Freshness
-from cache.response import Found
+from cache.entry import Found, Freshness
 from gateway.codec.http import NO_DIRECTIVES, CacheDirectives
 
 V = TypeVar("V")

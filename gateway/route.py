@@ -15,16 +15,17 @@ from urllib.parse import quote
 
 import msgspec
 
+from cache.alias import Held
 from cache.digest import Key, RequestDigester, request_digest
 from cache.entry import Entry
 from cache.flight import Flights
 from cache.memo import Memo
 from cache.policy import POLICIES, Policy
-from cache.response import Held, ResponseCache
+from cache.response import ResponseCache
 from degrade.deadline import Deadline
 from degrade.ladder import Failure, Step
 from gateway.admission.auth import Caller
-from gateway.admission.ratelimit import Quota
+from gateway.admission.quota import Quota
 from gateway.admission.validate import EVERY_INPUT, TensorRule, Validator
 from gateway.codec.http import BodyLimits
 from gateway.config import CacheConfig, QuotaConfig, TierConfig

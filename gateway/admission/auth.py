@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from gateway.admission.ratelimit import Quota
+from gateway.admission.quota import Quota
 
 KEY_BYTES_MAX: Final = 512
 """Longest key that is looked at: well above any generated key, and a bound on the hashing."""

@@ -11,8 +11,8 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
 
-from gateway.admission.ratelimit import ratelimit_lines
-from gateway.doors.exchange import Fields, Reply
+from gateway.admission.quota import ratelimit_lines
+from gateway.doors.question import Fields, Reply
 from gateway.pipeline import WireAnswer
 from tiers.backends.answer import AnswerHead
 

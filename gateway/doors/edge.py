@@ -25,11 +25,12 @@ import structlog
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.admission.auth import anonymous_name
-from gateway.doors.exchange import Question, Reply, recalled, refusal
+from gateway.doors.exchange import recalled, refusal
 from gateway.doors.handover import OURS, LentTransport
 from gateway.doors.head import Judgement, Lane
 from gateway.doors.lane import EdgeLane, State
 from gateway.doors.passthrough import Passage
+from gateway.doors.question import Question, Reply
 from gateway.doors.relay import Relay
 from gateway.operate.telemetry import PASSTHROUGH
 from gateway.pipeline import WireAnswer

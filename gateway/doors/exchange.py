@@ -10,39 +10,24 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-import msgspec
-from multidict import CIMultiDict, CIMultiDictProxy
-
-from cache.digest import WireDigester
 from cache.entry import Entry
 from degrade.deadline import Deadline, Ticker
-from gateway.admission.auth import Caller, Directory, Unauthenticated
-from gateway.admission.ratelimit import Verdict, ratelimit_value
+from gateway.admission.auth import Caller
+from gateway.admission.quota import Verdict, ratelimit_value
+from gateway.call import Call
 from gateway.codec import http as codec
-from gateway.config import VERSION
 from gateway.doors.aside import Aside
 from gateway.doors.buffered import Buffered, Held
-from gateway.doors.path import Target
-from gateway.pipeline import Call, Dues, Pipeline, WireAnswer, dues, hit_provenance
+from gateway.doors.question import Fields, Question, Reply
+from gateway.pipeline import Pipeline, WireAnswer, hit_provenance
 from gateway.problem import (
     Problem,
     Refused,
-    malformed,
-    method_not_allowed,
-    not_found,
     too_large,
-    unauthenticated,
-    unsupported_query,
 )
 from gateway.route import Heading, Route, Served, Wire
 from tiers.inference import InferRequest, InferResponse, Provenance
 from tiers.v2.request import WireForm
-
-Headers = CIMultiDict[str] | CIMultiDictProxy[str]
-Fields = list[tuple[str, str]]
-
-METHODS: Final = ("POST", "QUERY")
-"""QUERY (RFC 10008) says what an infer request is: safe, and with a body. Its answers are those of POST."""
 
 ASIDE_BYTES: Final = 256 * 1024
 """Messages above this, and all that are compressed, are read and written aside: JSON of this size takes some 20 ms
@@ -50,92 +35,6 @@ of the event loop, and nobody knows how large a compressed one is before it is i
 
 HEADINGS_MAX: Final = 1024
 """Beginnings of hits remembered, about 600 bytes each: one for each model, version and size of answer."""
-
-QUERY_MEDIA: Final = ("application/json", "application/octet-stream")
-"""What a QUERY may be made of (Accept-Query): the protocol in JSON, and with binary tensors behind the JSON."""
-
-CREDENTIALS: Final = ("Authorization", "X-API-Key")
-
-
-class Question(msgspec.Struct, frozen=True):
-    """An infer request's judged head. ``digester`` holds all but the body that decides the answer's
-    bytes; None where an answer must not be recognised by its bytes. ``hit_dues``: the quotas that a hit
-    uses up."""
-
-    route: Route
-    caller: Caller
-    version: str
-    body: codec.BodyHeaders
-    answer_coding: str | None
-    directives: codec.CacheDirectives
-    body_bytes_max: int
-    digester: WireDigester | None
-    hit_dues: Dues
-
-    def by(self, name: str) -> Question:
-        """The same, asked by the caller of this name, who shows no key."""
-        caller = msgspec.structs.replace(self.caller, name=name)
-        hit_dues = dues(self.route.allowances, caller, works=False)
-        return msgspec.structs.replace(self, caller=caller, hit_dues=hit_dues)
-
-
-class Reply(msgspec.Struct, frozen=True):
-    """An answer ready for any HTTP server. ``state`` is the word it is counted under."""
-
-    status: int
-    fields: Fields
-    body: bytes
-    state: str
-
-
-def judge(method: str, target: Target, headers: Headers, route: Route, caller: Caller) -> Question:
-    """What an infer request's head asks of a route. Raises Refused."""
-    if method not in METHODS:
-        raise Refused(method_not_allowed(method, METHODS, QUERY_MEDIA))
-    if method == "QUERY":
-        _check_query_media(_single(headers, "Content-Type"))
-    check_version(route, target.version)
-    encoding = _single(headers, "Content-Encoding")
-    body = codec.BodyHeaders(encoding, _single(headers, codec.JSON_LENGTH_HEADER))
-    coding = codec.negotiate(", ".join(headers.getall("Accept-Encoding", ())))
-    directives = codec.parse_cache_control(", ".join(headers.getall("Cache-Control", ())))
-    digester = None
-    cache = route.config.cache
-    if cache is not None and directives == codec.NO_DIRECTIVES:
-        tenant = "" if cache.shared else caller.tenant
-        digester = WireDigester(msgspec.msgpack.encode((route.name, tenant, target.version, body, coding)))
-    bytes_max, hit_dues = route.body_limits.bytes_max, dues(route.allowances, caller, works=False)
-    return Question(route, caller, target.version, body, coding, directives, bytes_max, digester, hit_dues)
-
-
-def identify(directory: Directory, headers: Headers, peer: str) -> Caller:
-    """Who sent a head: the same on both lanes. ``peer``: its address, for who shows no key.
-
-    Raises Refused: 401 for a key that is none of ours, 400 for more than one. Which of two is meant is a
-    guess, and a proxy in front that adds its own must not be overruled by what its client wrote.
-    """
-    if directory.has_keys:
-        for name in CREDENTIALS:
-            if len(headers.getall(name, ())) > 1:
-                raise Refused(malformed(f"The header {name} is given more than once.", "duplicate-header"))
-    try:
-        return directory.identify(headers.get("Authorization"), headers.get("X-API-Key"), peer)
-    except Unauthenticated as error:
-        if error.reason == "conflict":
-            raise Refused(malformed(f"{error}.", "conflict")) from None
-        raise Refused(unauthenticated(str(error))) from None
-
-
-def check_version(route: Route, version: str) -> None:
-    """Whatever is asked of a version: raises Refused (404) for one that the route's configuration rules out."""
-    if version and not VERSION.fullmatch(version):
-        raise Refused(not_found(f"Route {route.name} has no version {version}: versions are numbers."))
-    if version and len(route.tiers) > 1:
-        detail = f"Route {route.name} has {len(route.tiers)} tiers, each with a version of its own; ask without one."
-        raise Refused(not_found(detail))
-    bound = route.tiers[0].version
-    if version and bound not in ("", version):
-        raise Refused(not_found(f"Route {route.name} serves version {bound} only, not {version}."))
 
 
 class Exchange:
@@ -256,29 +155,11 @@ def body_limit_key(route: Route) -> str:
     return f"routes.{route.name}.limits.body_bytes_max"
 
 
-def _single(headers: Headers, name: str) -> str | None:
-    values = headers.getall(name, ())
-    if len(values) > 1:
-        raise Refused(malformed(f"The header {name} is given {len(values)} times.", "duplicate-header"))
-    if values and not values[0].isascii():  # bytes above 127 are surrogates here, which nothing can encode
-        raise Refused(malformed(f"The header {name} holds bytes that are not ASCII.", "header"))
-    return values[0] if values else None
-
-
 def _encoded(
     response: InferResponse, form: WireForm, request_id: str, coding: str | None
 ) -> tuple[bytes, Fields]:
     parts, headers = codec.encode(response, form, request_id, coding)
     return b"".join(parts), headers
-
-
-def _check_query_media(value: str | None) -> None:
-    """RFC 10008 section 2.1: a query without a media type is refused, and so is one that is not answered here."""
-    if value is None:
-        raise Refused(malformed("A QUERY must have a Content-Type.", "content-type"))
-    media = value.partition(";")[0].strip(" \t").lower()
-    if media not in QUERY_MEDIA:
-        raise Refused(unsupported_query(f"A QUERY's Content-Type is {media[:64]!r}", QUERY_MEDIA))
 
 
 def _sooner(deadline: Deadline, request: InferRequest, now: float) -> Deadline:
@@ -287,4 +168,3 @@ def _sooner(deadline: Deadline, request: InferRequest, now: float) -> Deadline:
     if isinstance(timeout, int) and not isinstance(timeout, bool) and timeout > 0:
         return deadline.sooner(Deadline.after(now, timeout / 1e6))
     return deadline
-

@@ -25,9 +25,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 
 from gateway.admission.auth import Caller, Directory
-from gateway.doors.exchange import Question, identify, judge
 from gateway.doors.passthrough import Passage, passed_on, withheld
 from gateway.doors.path import Target, target_of
+from gateway.doors.question import Question, identify, judge
 from gateway.problem import Refused
 from gateway.route import Route
 from tiers.backends.triton_http import Call

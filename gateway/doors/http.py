@@ -21,22 +21,10 @@ from degrade.deadline import Deadline, Ticker
 from gateway.admission.auth import Caller, Directory
 from gateway.config import Server
 from gateway.doors.buffered import Buffered, Held
-from gateway.doors.exchange import (
-    METHODS,
-    QUERY_MEDIA,
-    Exchange,
-    Question,
-    Reply,
-    body_limit_key,
-    body_too_large,
-    check_version,
-    identify,
-    judge,
-    recalled,
-    refusal,
-)
+from gateway.doors.exchange import Exchange, body_limit_key, body_too_large, recalled, refusal
 from gateway.doors.passthrough import Broken, Passing, Passthrough, ask_for_body
 from gateway.doors.path import Target, target_of
+from gateway.doors.question import METHODS, QUERY_MEDIA, Question, Reply, check_version, identify, judge
 from gateway.operate.telemetry import PASSTHROUGH, Telemetry
 from gateway.problem import (
     Problem,

@@ -19,7 +19,7 @@ from aiohttp import HttpVersion11, web
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure
 from gateway.admission.auth import Caller
-from gateway.admission.ratelimit import Verdict
+from gateway.admission.quota import Verdict
 from gateway.codec import http as codec
 from gateway.config import Server
 from gateway.doors.exchange import quota_fields

@@ -14,7 +14,7 @@ import msgspec
 import structlog
 
 from degrade.ladder import Failure
-from gateway.admission.ratelimit import Verdict, ratelimit_lines
+from gateway.admission.quota import Verdict, ratelimit_lines
 from gateway.codec.http import passthrough_lines
 from gateway.doors.answers import CLOSE
 from gateway.doors.lane import EdgeLane

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
+from cache.alias import Held
 from cache.digest import Key
 from cache.entry import Entry
 from cache.policy import POLICIES, Policy
-from cache.response import Held, ResponseCache
+from cache.response import ResponseCache
 
 ENTRIES = 500
 

@@ -13,10 +13,10 @@ import pytest
 from gateway.admission.auth import Directory
 from gateway.doors.buffered import Buffered
 from gateway.doors.edge import EdgeConnection
-from gateway.doors.exchange import Reply
 from gateway.doors.handover import OURS, LentTransport
 from gateway.doors.head import HeadBounds, Heads, Judgement, Lane
 from gateway.doors.lane import Clocks, Desk, EdgeLane, EdgeOptions, Times
+from gateway.doors.question import Reply
 from gateway.operate.telemetry import Telemetry
 
 LIVE = b"GET /v2/health/live HTTP/1.1\r\nHost: h\r\n\r\n"

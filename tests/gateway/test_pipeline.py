@@ -17,12 +17,14 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 from degrade.deadline import Deadline
 from degrade.ladder import Failure, Step
 from gateway.admission.auth import Caller
-from gateway.admission.ratelimit import Limiter, Quota
+from gateway.admission.quota import Quota
+from gateway.admission.ratelimit import Limiter
+from gateway.call import Answer, Call, dues
 from gateway.codec.http import CacheDirectives
 from gateway.config import Accept, CacheConfig, InputRule, QuotaConfig, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.operate.telemetry import Telemetry
-from gateway.pipeline import Answer, Call, Pipeline, dues
+from gateway.pipeline import Pipeline
 from gateway.problem import Refused
 from gateway.route import Heading, Home, Route, Wire
 from gateway.units import Seconds

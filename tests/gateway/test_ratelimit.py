@@ -9,15 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.admission.ratelimit import (
+from gateway.admission.quota import (
     RETRY_AFTER_SECONDS_MAX,
-    Limiter,
     Quota,
     Verdict,
     ratelimit_lines,
     ratelimit_value,
     retry_after_value,
 )
+from gateway.admission.ratelimit import Limiter
 
 QUOTAS = st.builds(
     Quota,

@@ -6,8 +6,7 @@ import math
 
 import pytest
 
-from cache.entry import Entry, Freshness
-from cache.response import Found
+from cache.entry import Entry, Found, Freshness
 from gateway.codec.http import CacheDirectives
 from gateway.recall import Action, Recall, RecallRules, recall, tolerates
 

@@ -1,0 +1,56 @@
+"""A request as a door hands it over, and what it gets back.
+
+Rule of this file: values, and one decision that depends on them alone; what happens in between is ``pipeline.py``'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from cache.digest import Key
+from cache.entry import Entry
+from degrade.deadline import Deadline
+from gateway.admission.auth import Caller
+from gateway.admission.quota import Quota, Verdict
+from gateway.codec.http import CacheDirectives
+from gateway.route import Allowance, Route, Served
+from tiers.inference import InferRequest, InferResponse, Provenance
+
+Dues = tuple[tuple[str, Quota], ...]
+"""Quotas that a request uses up, each with whose it is: a caller's name, or "" for everyone's."""
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One request as a door hands it over."""
+
+    route: Route
+    caller: Caller
+    request: InferRequest
+    directives: CacheDirectives
+    deadline: Deadline
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """What a door writes. ``key`` and ``entry`` are there when a wire form may be attached to them."""
+
+    response: InferResponse
+    provenance: Provenance
+    quota: Verdict | None = None
+    key: Key | None = None
+    entry: Entry[Served] | None = None
+
+
+def dues(allowances: Sequence[Allowance], caller: Caller, works: bool) -> Dues:
+    """The quotas that a request uses up, which depend on whether it puts work on a server (``works``)."""
+    asked = tuple(
+        [
+            (caller.name if allowance.per_caller else "", allowance.quota)
+            for allowance in allowances
+            if works or allowance.hits_count
+        ]
+    )
+    if caller.quota is not None and (works or caller.hits_count):
+        return (*asked, (caller.name, caller.quota))
+    return asked
