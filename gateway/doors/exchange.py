@@ -54,9 +54,10 @@ class Exchange:
 
         Raises Refused when a quota that hits use up is spent.
         """
-        if question.digester is None:
+        digester = question.digester
+        if digester is None:
             return None, None
-        wire = question.digester(body)
+        wire = digester.key(body)
         return self._pipeline.recall_wire(question.route, question.hit_dues, wire, now), wire
 
     def charge(self, route: Route | None, caller: Caller) -> Verdict | None:
