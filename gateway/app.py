@@ -24,8 +24,10 @@ from gateway.admission.auth import Caller, Directory
 from gateway.admission.ratelimit import Limiter
 from gateway.config import ALLOW_ALL, Backend, Config, Server, parse_address
 from gateway.doors.buffered import Buffered
+from gateway.doors.certificates import RENEWAL_SECONDS, Certificates, Unusable
 from gateway.doors.edge import EdgeConnection
 from gateway.doors.exchange import Exchange
+from gateway.doors.handshakes import Handshakes
 from gateway.doors.head import HeadBounds, Heads
 from gateway.doors.http import HttpDoor, Ports, Readiness
 from gateway.doors.lane import Clocks, Desk, EdgeLane, EdgeOptions, Times
@@ -35,13 +37,14 @@ from gateway.doors.listener import (
     Listener,
     ParserMissing,
     listen,
+    listen_secured,
     named,
     require_strict_parser,
 )
 from gateway.doors.passthrough import RELAYED_BYTES_MAX
 from gateway.memory import keep_freed_memory, set_start_aside
 from gateway.operate.admin import admin_port
-from gateway.operate.gauges import gauges, lane_gauges
+from gateway.operate.gauges import gauges, lane_gauges, tls_gauges
 from gateway.operate.log import set_up
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
@@ -73,7 +76,7 @@ class Gateway:
         self._exchange: Exchange | None = None
         self._listener: Listener | None = None
         self._admin: Listener | None = None
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | Handshakes | None = None
         self._admin_server: asyncio.Server | None = None
         self._chance = random.Random()
         self.buffered = Buffered(int(config.server.buffered_bytes_max))
@@ -94,8 +97,12 @@ class Gateway:
             self.telemetry.watch(gauge)
 
     async def start(self) -> tuple[str, str]:
-        """Listen, probe and poll; returns the addresses of the HTTP door and the admin port."""
+        """Listen, probe and poll; returns the addresses of the HTTP door and the admin port.
+
+        Raises OSError when an address cannot be listened on, Unusable when the certificate cannot be used.
+        """
         server = self._config.server
+        certificates = None if server.tls is None else Certificates(server.tls)
         directory = self._directory()
         exchange = self._exchange = Exchange(self.pipeline, monotonic, self.buffered)
         ports = Ports(
@@ -118,9 +125,7 @@ class Gateway:
         self._lane = EdgeLane(desk, Clocks(monotonic, time), _edge_options(server))
         for gauge in lane_gauges(self._lane):
             self.telemetry.watch(gauge)
-        make = partial(EdgeConnection, self._lane)
-        with named("server.http", server.http):
-            self._server, http = await listen(make, parse_address(server.http), self._shared)
+        http = await self._listen(self._lane, certificates)
         pools = {name: home.pool for name, home in self.homes.items()}
         admin = admin_port(self.routes, pools, self.telemetry, lambda: self._draining)
         self._admin = Listener(admin.handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
@@ -128,6 +133,8 @@ class Gateway:
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
         sweep = partial(_sweep, self._lane)
         self._tasks.append(asyncio.create_task(kept_up(sweep, SWEEP_SECONDS, asyncio.sleep)))
+        if certificates is not None:
+            self._tasks.append(asyncio.create_task(kept_up(certificates.run, RENEWAL_SECONDS, asyncio.sleep)))
         # One look before anyone is told that we are ready: until then readiness would be a guess.
         await asyncio.gather(*(home.pool.probe_once() for home in self.homes.values()))
         for name, home in self.homes.items():
@@ -137,6 +144,19 @@ class Gateway:
         for task in self._tasks:
             task.add_done_callback(_complain)
         return http, admin_url
+
+    async def _listen(self, lane: EdgeLane, certificates: Certificates | None) -> str:
+        """Open the HTTP door; where it is."""
+        server = self._config.server
+        make, address = partial(EdgeConnection, lane), parse_address(server.http)
+        with named("server.http", server.http):
+            if certificates is None:
+                self._server, http = await listen(make, address, self._shared)
+                return http
+            self._server, http = listen_secured(make, address, certificates, lane, self._shared)
+        for gauge in tls_gauges(self._server):
+            self.telemetry.watch(gauge)
+        return http
 
     def readiness(self) -> Readiness:
         """Not while draining, nor while a route or the pass-through has no replica that is ready."""
@@ -236,7 +256,7 @@ async def run(
 ) -> None:
     """Run a gateway until ``stopping`` is set; ``announce`` gets one line when it is ready.
 
-    Raises OSError when an address cannot be listened on.
+    Raises OSError when an address cannot be listened on, Unusable when the certificate cannot be used.
     """
     gateway = Gateway(config, shared)
     try:
@@ -283,6 +303,10 @@ def serve(config: Config, announce: Callable[[str], None], worker: int | None = 
 
     try:
         uvloop.run(main())
+    except Unusable as unusable:
+        for fault in unusable.faults:
+            print(f"tailrace: {fault}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"tailrace: cannot listen: {error}", file=sys.stderr)
         return 1

@@ -20,6 +20,7 @@ import msgspec
 
 from degrade.deadline import Deadline, Ticker
 from gateway.config import Backend, Config, Route, TierConfig
+from gateway.doors import certificates
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ParserMissing, require_strict_parser
 from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, PROBING_CONNECTIONS_MAX, Call, TritonHttp, TritonOptions
 from tiers.catalog import Catalog, CatalogOptions, ModelFacts
@@ -78,6 +79,7 @@ def environment_faults(config: Config, files_hard_limit: int) -> Iterator[str]:
         yield str(missing)
     if importlib.util.find_spec("uvloop") is None:
         yield "uvloop: is not installed"
+    yield from certificates.faults(config.server.tls)
     needed = open_files_needed(config)
     if files_hard_limit != resource.RLIM_INFINITY and files_hard_limit < needed:
         yield (

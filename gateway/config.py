@@ -74,6 +74,20 @@ def _size(written: str) -> Size:
     return default
 
 
+class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The HTTP door's certificate: files in PEM form. ``client_ca``: callers must show one that it has signed."""
+
+    certificate: str
+    key: str
+    client_ca: str | None = None
+    minimum: Literal["1.2", "1.3"] = "1.2"
+
+    def faults(self) -> Iterator[Fault]:
+        for key, path in (("certificate", self.certificate), ("key", self.key), ("client_ca", self.client_ca)):
+            if path == "":
+                yield key, "must name a file in PEM form"
+
+
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The process and its listeners."""
 
@@ -98,6 +112,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     edge: bool = True
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     quota_keys_max: Positive = 100_000
+    tls: Tls | None = None
 
     def faults(self) -> Iterator[Fault]:
         yield from _address_faults("http", self.http)
@@ -106,6 +121,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             yield "admin", f"is the same address as server.http ({self.http})"
         if self.workers > 1 and self.http.startswith("unix:"):
             yield "workers", "is more than 1, and a unix socket cannot be shared; listen on HOST:PORT"
+        if self.tls is not None and self.http.startswith("unix:"):
+            yield "tls", "is for a network, and http is a unix socket; listen on HOST:PORT, or leave tls out"
         yield from _within(HEADER_BYTES_MIN, HEADER_BYTES_MAX, header_bytes_max=self.header_bytes_max)
         yield from _sizes(body_bytes_max=self.body_bytes_max, buffered_bytes_max=self.buffered_bytes_max)
         yield from _sizes(passthrough_bytes_max=self.passthrough_bytes_max)

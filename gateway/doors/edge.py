@@ -500,11 +500,11 @@ class EdgeConnection(asyncio.Protocol):
         transport = self._transport
         if self._state is State.CLOSED or transport is None or transport.is_closing():
             return
-        if not transport.can_write_eof():
-            self.close()
-            return
         self._turn(State.CLOSING)
         self._let_go()
+        if not transport.can_write_eof():
+            transport.close()  # under TLS that says it and waits (secured.py)
+            return
         self.resume(self._stopped)
         transport.write_eof()
 

@@ -23,8 +23,11 @@ from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.config import Address
+from gateway.doors.certificates import Certificates
 from gateway.doors.handover import Owner
+from gateway.doors.handshakes import Handshakes
 from gateway.doors.http import problem_response
+from gateway.doors.lane import EdgeLane
 from gateway.problem import Problem, Refused, head_over, internal, malformed
 
 _SILENT: Final = logging.getLogger("tailrace.access")
@@ -228,19 +231,37 @@ async def listen(
     loop = asyncio.get_running_loop()
     if address.path:
         return await loop.create_unix_server(make, address.path, backlog=BACKLOG), f"unix:{address.path}"
+    bound, where = bind(address, shared)
+    return await loop.create_server(make, sock=bound, backlog=BACKLOG), f"http://{where}"
+
+
+def listen_secured(
+    make: Callable[[], asyncio.Protocol],
+    address: Address,
+    certificates: Certificates,
+    lane: EdgeLane,
+    shared: bool = False,
+) -> tuple[Handshakes, str]:
+    """The same with TLS, and never on a unix socket: ``https://HOST:PORT``. Raises OSError."""
+    bound, where = bind(address, shared)
+    bound.listen(BACKLOG)
+    return Handshakes(bound, certificates, lane, make), f"https://{where}"
+
+
+def bind(address: Address, shared: bool) -> tuple[socket.socket, str]:
+    """A socket at HOST:PORT that does not listen yet, and where that is. Raises OSError."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if shared:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind((address.host, address.port))
     except BaseException:
         bound.close()
         raise
-    server = await loop.create_server(make, sock=bound, backlog=BACKLOG)
     host = f"[{address.host}]" if family is socket.AF_INET6 else address.host
-    return server, f"http://{host}:{bound.getsockname()[1]}"
+    return bound, f"{host}:{bound.getsockname()[1]}"
 
 
 @contextlib.contextmanager

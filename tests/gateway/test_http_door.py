@@ -69,12 +69,13 @@ async def whole(head, reader):
 class Door:
     """A running gateway in this loop, and raw connections to it."""
 
-    def __init__(self, gateway, url):
+    def __init__(self, gateway, url, tls):
         self.gateway, self.port = gateway, int(url.rpartition(":")[2])
         self.writers = []
+        self.tls = tls
 
     async def connect(self):
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.tls)
         self.writers.append(writer)
         return reader, writer
 
@@ -122,16 +123,21 @@ async def upstream():
     server.close()
 
 
-@pytest.fixture(params=["true", "false"], ids=["edge", "aiohttp"])
-async def open_door(request, upstream):
+@pytest.fixture(params=["edge", "aiohttp", "edge-tls", "aiohttp-tls"])
+async def open_door(request, upstream, pem):
     """``await open_door(KEY=value)`` -> a gateway before the upstream; keys are environment overrides."""
     doors = []
+    lane, _, tls = request.param.partition("-")
 
     async def start(url=None, **overrides):
-        environ = LISTENERS | {"TAILRACE_SERVER__DRAIN": "1s", "TAILRACE_SERVER__EDGE": request.param}
+        edge = "true" if lane == "edge" else "false"
+        environ = LISTENERS | {"TAILRACE_SERVER__DRAIN": "1s", "TAILRACE_SERVER__EDGE": edge}
+        if tls:
+            environ |= {"TAILRACE_SERVER__TLS__CERTIFICATE": str(pem.certificate)}
+            environ |= {"TAILRACE_SERVER__TLS__KEY": str(pem.key)}
         gateway = Gateway(load(None, environ | overrides, [url or upstream.url]))
         http, _ = await gateway.start()
-        doors.append(Door(gateway, http))
+        doors.append(Door(gateway, http, pem.caller() if tls else None))
         return doors[-1]
 
     yield start
