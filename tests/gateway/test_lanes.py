@@ -1,4 +1,4 @@
-"""Both lanes of the HTTP door say the same, whatever comes in whatever pieces; neither is desynchronised."""
+"""All lanes of the HTTP door say the same, whatever comes in whatever pieces; none is desynchronised."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -21,7 +23,7 @@ SECONDS = 20.0
 RESET = b"(reset)"
 CONNECTIONS = 64
 MOMENT = "400ms"
-LANES = ("true", "false")
+LANES = ("edge", "aiohttp", "edge under TLS")
 FACTS = {"name": "m", "versions": ["1"], "inputs": [], "outputs": []}
 TENSOR = {"datatype": "INT32", "shape": [-1]}
 DOCUMENTS = {
@@ -79,10 +81,11 @@ class Upstream:
 
 
 class House:
-    """Two gateways that differ in the lane alone, before one upstream, in a loop of their own."""
+    """Gateways that differ in the lane alone, before one upstream, in a loop of their own, which is users' loop."""
 
-    def __init__(self) -> None:
-        self.runner = asyncio.Runner()
+    def __init__(self, pem: Any) -> None:
+        self.runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+        self.pem = pem
         self.upstream = Upstream()
         self.gateways: list[Gateway] = []
         self.ports: list[int] = []
@@ -96,12 +99,15 @@ class House:
                 "TAILRACE_SERVER__HTTP": '"127.0.0.1:0"',
                 "TAILRACE_SERVER__ADMIN": '"127.0.0.1:0"',
                 "TAILRACE_SERVER__DRAIN": "100ms",
-                "TAILRACE_SERVER__EDGE": lane,
+                "TAILRACE_SERVER__EDGE": "false" if lane == "aiohttp" else "true",
                 "TAILRACE_SERVER__HEAD_TIMEOUT": MOMENT,
                 "TAILRACE_SERVER__BODY_TIMEOUT": MOMENT,
                 "TAILRACE_SERVER__IDLE_TIMEOUT": MOMENT,
                 "TAILRACE_ROUTES__R": '{ tiers = [{ backend = "upstream", model = "m" }], cache = { ttl = "1h" } }',
             }
+            if "TLS" in lane:
+                environ["TAILRACE_SERVER__TLS__CERTIFICATE"] = str(self.pem.certificate)
+                environ["TAILRACE_SERVER__TLS__KEY"] = str(self.pem.key)
             gateway = Gateway(load(None, environ, [url]))
             http, _ = await gateway.start()
             self.gateways.append(gateway)
@@ -119,7 +125,8 @@ class House:
 
     async def talk(self, lane: int, pieces: list[bytes]) -> bytes:
         """All that comes back on one connection until the gateway ends it."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.ports[lane])
+        tls = self.pem.caller() if "TLS" in LANES[lane] else None
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.ports[lane], ssl=tls)
         received = b""
         try:
             async with asyncio.timeout(SECONDS):
@@ -135,19 +142,19 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house() -> Iterator[House]:
-    made = House()
+def house(pem: Any) -> Iterator[House]:
+    made = House(pem)
     yield made
     made.close()
 
 
-def alike(one: bytes, other: bytes) -> bool:
-    """Whether two lanes said the same, as far as both could be heard."""
-    heard, also = statuses(one), statuses(other)
-    if one.endswith(RESET) or other.endswith(RESET):
-        both = min(len(heard), len(also))
-        return heard[:both] == also[:both]
-    return heard == also
+def alike(one: bytes, *others: bytes) -> bool:
+    """Whether lanes said the same, as far as all could be heard."""
+    heard = [statuses(each) for each in (one, *others)]
+    if any(each.endswith(RESET) for each in (one, *others)):
+        both = min(len(each) for each in heard)
+        heard = [each[:both] for each in heard]
+    return all(each == heard[0] for each in heard)
 
 
 def statuses(received: bytes) -> list[int]:
@@ -173,7 +180,7 @@ def test_there_are_enough_of_them() -> None:
     assert len(names) == len(set(names)) >= 300
 
 
-def test_nothing_hidden_is_ever_acted_on_and_both_lanes_say_the_same(house: House) -> None:
+def test_nothing_hidden_is_ever_acted_on_and_all_lanes_say_the_same(house: House) -> None:
     cases = _cases()
 
     async def everything() -> list[list[bytes]]:
@@ -186,11 +193,12 @@ def test_nothing_hidden_is_ever_acted_on_and_both_lanes_say_the_same(house: Hous
         return await asyncio.gather(*(one(raw) for _, raw in cases))
 
     told = house.runner.run(everything())
-    for (name, raw), (edge, other) in zip(cases, told, strict=True):
-        if not alike(edge, other):
+    for (name, raw), said in zip(cases, told, strict=True):
+        if not alike(*said):
             assert house.runner.run(difference(house, [raw])) == [], name
-        assert len([status for status in statuses(edge) if status >= 200]) <= 1, (name, edge)
-        assert 500 not in statuses(edge), (name, edge)
+        for each in said:
+            assert len([status for status in statuses(each) if status >= 200]) <= 1, (name, each)
+            assert 500 not in statuses(each), (name, each)
     assert not [head for head in house.upstream.heads if b"smuggled" in head]
     assert house.upstream.heads, "some of these are legal, and reach the upstream"
 
@@ -265,7 +273,7 @@ def streams(draw: st.DrawFn) -> list[bytes]:
     phases=(Phase.explicit, Phase.generate),  # a batch's odd ones are told one by one: nothing to shrink
 )
 @given(batch=st.lists(streams(), min_size=16, max_size=16))
-def test_any_stream_gets_the_same_answers_on_both_lanes(house: House, batch: list[list[bytes]]) -> None:
+def test_any_stream_gets_the_same_answers_on_all_lanes(house: House, batch: list[list[bytes]]) -> None:
     async def one(lane: int) -> list[bytes]:
         return await asyncio.gather(*(house.talk(lane, pieces) for pieces in batch))
 
@@ -278,7 +286,7 @@ def test_any_stream_gets_the_same_answers_on_both_lanes(house: House, batch: lis
         cache.purge()
     for lane in range(len(LANES)):  # so that some are hits
         assert statuses(house.runner.run(house.talk(lane, [KNOWN + LAST]))) == [200, 200]
-    edge, other = house.runner.run(everything())
-    odd = [pieces for one, also, pieces in zip(edge, other, batch, strict=True) if not alike(one, also)]
+    told = zip(*house.runner.run(everything()), strict=True)
+    odd = [pieces for said, pieces in zip(told, batch, strict=True) if not alike(*said)]
     different = [(pieces, said) for pieces in odd if (said := house.runner.run(difference(house, pieces)))]
     assert not different, different
