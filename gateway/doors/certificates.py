@@ -146,7 +146,8 @@ def _pair_fault(tls: Tls, error: Exception) -> str:
 
 def _word(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        return error.reason.replace("_", " ").lower() if error.reason else "not readable as PEM"
+        reason: str | None = getattr(error, "reason", None)
+        return reason.replace("_", " ").lower() if reason else "not readable as PEM"
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 

@@ -14,7 +14,7 @@ import math
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import structlog
@@ -30,7 +30,8 @@ ACCEPTED_MAX: Final = 64
 RETRY_SECONDS: Final = 1.0
 """How long nobody is accepted after the system had no file or memory for it."""
 
-_NO_CERTIFICATE: Final = "PEER_DID_NOT_RETURN_A_CERTIFICATE"
+_WORDS: Final[Mapping[str | None, str]] = {"PEER_DID_NOT_RETURN_A_CERTIFICATE": "certificate", "HTTP_REQUEST": "plain"}
+"""Of OpenSSL's reasons; every other one is "protocol"."""
 
 _log = structlog.get_logger("tailrace")
 
@@ -40,7 +41,7 @@ def outcome_of(error: OSError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return "certificate"
     if isinstance(error, ssl.SSLError):
-        return {_NO_CERTIFICATE: "certificate", "HTTP_REQUEST": "plain"}.get(error.reason or "", "protocol")
+        return _WORDS.get(getattr(error, "reason", None), "protocol")
     return "timeout" if isinstance(error, ConnectionAbortedError | TimeoutError) else "left"
 
 
@@ -96,13 +97,14 @@ class Handshakes:
 class Handshake:
     """One connection until its handshake has ended, in the lane's book as any other."""
 
-    __slots__ = ("_address", "_connected", "_ended", "_shared", "_task", "limit")
+    __slots__ = ("_address", "_connected", "_ended", "_handed_over", "_shared", "_task", "limit")
 
     def __init__(self, shared: Handshakes, connected: socket.socket, address: str) -> None:
         self._shared = shared
         self._connected = connected
         self._address = address
         self._ended = False
+        self._handed_over = False  # the loop closes the socket
         self._task: asyncio.Task[None] | None = None
         self.limit = math.inf  # the loop's own timer bounds a handshake
 
@@ -118,6 +120,7 @@ class Handshake:
 
     async def _run(self) -> None:
         shared, times = self._shared, self._shared.lane.options.times
+        self._handed_over = True
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
                 lambda: Secured(self._made),
@@ -134,12 +137,14 @@ class Handshake:
 
     def _over(self, task: asyncio.Task[None]) -> None:
         self._end()
-        if task.cancelled() or task.exception() is not None:
-            with contextlib.suppress(OSError):  # the loop may not have come so far that it closes it
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            _log.error("bug", exc_info=error)
+        if task.cancelled() or error is not None:
+            with contextlib.suppress(OSError):  # the loop may not have begun to read it, and would not see it end
                 self._connected.shutdown(socket.SHUT_RDWR)
+        if not self._handed_over:
             self._connected.close()
-        if not task.cancelled() and task.exception() is not None:
-            _log.error("bug", exc_info=task.exception())
 
     def _made(self) -> asyncio.Protocol:
         """It is done: the connection takes its own place in the book."""

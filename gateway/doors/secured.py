@@ -77,7 +77,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
         if len(data) <= PIECE_BYTES_MAX and not self._full:
             transport.write(data)
         elif data:
-            self._queue.append(memoryview(data))
+            self._queue.append(memoryview(data if isinstance(data, bytes) else bytes(data)))  # it may be used again
             self._queued += len(data)
             self._flow()
 

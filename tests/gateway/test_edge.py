@@ -35,6 +35,7 @@ class Transport:
     def __init__(self) -> None:
         self.written = b""
         self.reading = True
+        self.has_half_ends = True
         self.ended = self.closed = self.aborted = False
 
     def get_extra_info(self, name: str, default: object = None) -> object:
@@ -58,7 +59,7 @@ class Transport:
         self.write(b"".join(parts))
 
     def can_write_eof(self) -> bool:
-        return True
+        return self.has_half_ends
 
     def write_eof(self) -> None:
         self.ended = True
@@ -407,6 +408,20 @@ async def test_a_connection_that_the_other_lane_ends_is_heard_to_its_end(scene: 
     assert scene.theirs.transport.is_closing()
     connection.data_received(LIVE)
     assert scene.theirs.given == [CHUNKED]
+    scene.after(TIMES.write + 1)
+    assert transport.aborted
+
+
+async def test_a_transport_without_half_ends_is_closed_and_holds_nothing_more(scene: Scene) -> None:
+    connection, transport = scene.connect()
+    transport.has_half_ends = False
+    connection.data_received(OURS_HEAD + b"b")
+    scene.after(TIMES.body + 1)
+    assert transport.written.startswith(b"HTTP/1.1 408 ")
+    assert transport.closed
+    assert not transport.ended
+    assert scene.lane.buffered.bytes == 0
+    assert connection.limit == scene.now + TIMES.write
     scene.after(TIMES.write + 1)
     assert transport.aborted
 
