@@ -16,6 +16,7 @@ import trustme
 from gateway import app
 from gateway.app import Gateway
 from gateway.doors import lane as lanes
+from gateway.doors.http import HttpDoor
 from gateway.sources import load
 
 SECONDS = 10.0
@@ -158,6 +159,26 @@ async def test_one_connection_takes_every_lane_in_turn(open_door: Open) -> None:
     assert b"HTTP/1.1 200" in await all_of(reader)
     writer.close()
     assert door.outcomes() == {"done": 1.0}
+
+
+@pytest.mark.parametrize("target", ["/v2/models/m", "https://h/v2/models/m"])
+async def test_the_scheme_is_https_for_aiohttp_too(
+    target: str, open_door: Open, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    handle = HttpDoor.handle
+
+    async def handled(self: HttpDoor, request: Any) -> Any:
+        seen.append(f"{request.scheme} {request.url}")
+        return await handle(self, request)
+
+    monkeypatch.setattr(HttpDoor, "handle", handled)
+    door = await open_door(EDGE="false")
+    reader, writer = await door.connect()
+    writer.write(f"GET {target} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n".encode())
+    assert (await all_of(reader)).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+    assert seen == ["https https://h/v2/models/m"]
 
 
 async def test_only_http_1_1_is_offered(open_door: Open) -> None:
