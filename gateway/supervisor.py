@@ -183,7 +183,8 @@ def supervise(config: Config, arguments: Sequence[str], announce: Callable[[str]
     ``arguments`` are those of this process's own command line.
     """
     set_up(config.log)
-    for fault in (unusable := certificates.faults(config.server.tls)):  # once, and not by each worker
+    unusable = certificates.faults(config.server.tls)  # told once, and not by each worker
+    for fault in unusable:
         print(f"tailrace: {fault}", file=sys.stderr)
     if unusable:
         return 1

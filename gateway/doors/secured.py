@@ -51,6 +51,7 @@ class Secured(asyncio.Transport, asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         inner, self._inner = self._inner, None
+        self._closing = True  # uvloop would log what is still written
         self._drop()
         if inner is not None:
             inner.connection_lost(error)

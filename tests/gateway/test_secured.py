@@ -126,6 +126,8 @@ def test_aborting_waits_for_nothing(joined: Joined) -> None:
     assert len(below.written) == before
     secured.connection_lost(None)
     secured.connection_lost(None)
+    secured.write(b"too late")
+    assert len(below.written) == before
     assert above.told.count("lost") == 1
 
 
