@@ -21,6 +21,7 @@ import uvloop
 
 from degrade.breaker import BreakerOptions, Change
 from gateway.admission.auth import Caller, Directory
+from gateway.admission.forwarded import Proxies
 from gateway.admission.ratelimit import Limiter
 from gateway.config import ALLOW_ALL, Backend, Config, Server, parse_address
 from gateway.doors.buffered import Buffered
@@ -105,6 +106,7 @@ class Gateway:
         certificates = None if server.tls is None else Certificates(server.tls)
         directory = self._directory()
         exchange = self._exchange = Exchange(self.pipeline, monotonic, self.buffered)
+        proxies = Proxies(server.trusted_proxies, server.forwarded_field)
         ports = Ports(
             routes=self.routes,
             passthrough=self.homes[self._config.passthrough].pool,
@@ -115,13 +117,15 @@ class Gateway:
             loaded=self._loaded,
             ticker=monotonic,
             buffered=self.buffered,
+            proxies=proxies,
         )
         door = HttpDoor(server, ports)
         header_bytes_max = int(server.header_bytes_max)
         self._listener = Listener(door.handle, header_bytes_max, server.connections_max)
         relayed_bytes_max = min(RELAYED_BYTES_MAX, int(server.passthrough_bytes_max))
-        heads = Heads(self.routes, directory, HeadBounds(header_bytes_max, relayed_bytes_max), server.edge)
-        desk = Desk(heads, exchange, self.telemetry, self.buffered, self._listener.behind, ports.passthrough)
+        heads = Heads(self.routes, directory, HeadBounds(header_bytes_max, relayed_bytes_max), proxies, server.edge)
+        behind = self._listener.behind
+        desk = Desk(heads, exchange, self.telemetry, self.buffered, behind, ports.passthrough, proxies)
         self._lane = EdgeLane(desk, Clocks(monotonic, time), _edge_options(server))
         for gauge in lane_gauges(self._lane):
             self.telemetry.watch(gauge)

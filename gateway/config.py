@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, field
 
+from gateway.admission.forwarded import UNIX, network
 from gateway.schema import Fault
 from gateway.units import Seconds, Size
 
@@ -112,6 +113,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     edge: bool = True
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     quota_keys_max: Positive = 100_000
+    trusted_proxies: tuple[str, ...] = ()
+    forwarded_field: Literal["X-Forwarded-For", "Forwarded"] = "X-Forwarded-For"
     tls: Tls | None = None
 
     def faults(self) -> Iterator[Fault]:
@@ -123,6 +126,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             yield "workers", "is more than 1, and a unix socket cannot be shared; listen on HOST:PORT"
         if self.tls is not None and self.http.startswith("unix:"):
             yield "tls", "is for a network, and http is a unix socket; listen on HOST:PORT, or leave tls out"
+        yield from _proxy_faults(self.trusted_proxies)
         yield from _within(HEADER_BYTES_MIN, HEADER_BYTES_MAX, header_bytes_max=self.header_bytes_max)
         yield from _sizes(body_bytes_max=self.body_bytes_max, buffered_bytes_max=self.buffered_bytes_max)
         yield from _sizes(passthrough_bytes_max=self.passthrough_bytes_max)
@@ -373,6 +377,15 @@ def _address_faults(key: str, written: str) -> Iterator[Fault]:
         parse_address(written)
     except ValueError as error:
         yield key, str(error)
+
+
+def _proxy_faults(named: tuple[str, ...]) -> Iterator[Fault]:
+    for position, text in enumerate(named):
+        try:
+            if text != UNIX:
+                network(text)
+        except ValueError as error:
+            yield f"trusted_proxies.{position}", f"{error}; name an address, a network such as 10.0.0.0/8, or {UNIX!r}"
 
 
 def _url_fault(url: str) -> str | None:

@@ -25,6 +25,7 @@ import structlog
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.admission.auth import anonymous_name
+from gateway.admission.forwarded import Origin
 from gateway.doors.exchange import recalled, refusal
 from gateway.doors.handover import OURS, LentTransport
 from gateway.doors.head import Judgement, Lane
@@ -65,14 +66,15 @@ class EdgeConnection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_answered", "_asked", "_began", "_buffer", "_handler", "_held", "_lane", "_left", "_parts", "_paused",
-        "_peer", "_relay", "_size", "_state", "_stopped", "_task", "_transport", "limit",
+        "_answered", "_asked", "_began", "_buffer", "_handler", "_held", "_lane", "_left", "_origin", "_parts",
+        "_paused", "_peer", "_relay", "_size", "_state", "_stopped", "_task", "_transport", "limit",
     )  # fmt: skip
 
     def __init__(self, lane: EdgeLane) -> None:
         self._lane = lane
         self._transport: asyncio.Transport | None = None
         self._peer = ""
+        self._origin = Origin("")
         self._state = State.IDLE
         self._paused = False  # the peer does not read: nothing more is begun
         self._stopped = 0  # who has stopped our reading
@@ -94,7 +96,9 @@ class EdgeConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         name = transport.get_extra_info("peername")
-        self._peer = anonymous_name(name[0] if isinstance(name, tuple) else "local")
+        address = name[0] if isinstance(name, tuple) else ""
+        self._origin = Origin(address, transport.get_extra_info("sslcontext") is not None)
+        self._peer = anonymous_name(address or "local")
         self._turn(State.IDLE)
         if not self._lane.admit(self, self._peer):
             self.abort()  # cheaper for both than an answer nobody reads
@@ -226,8 +230,14 @@ class EdgeConnection(asyncio.Protocol):
         if asked is None or asked.judgement is not judgement:
             question, passage = judgement.question, judgement.passage
             if judgement.anonymous:
-                question = None if question is None else question.by(self._peer)
-                passage = None if passage is None else passage.by(self._peer)
+                name = self._peer
+                if judgement.hops:
+                    client = self._lane.proxies.client(self._origin.address, judgement.hops)
+                    name = anonymous_name(client or "local")
+                question = None if question is None else question.by(name)
+                passage = None if passage is None else passage.by(name)
+            if passage is not None:
+                passage = passage.told(self._lane.proxies, self._origin)
             size = len(head) + judgement.length
             asked = self._asked = _Asked(head, judgement, question, passage, len(head), size)
         return asked

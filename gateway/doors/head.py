@@ -25,6 +25,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 
 from gateway.admission.auth import Caller, Directory
+from gateway.admission.forwarded import Proxies
 from gateway.doors.passthrough import Passage, passed_on, withheld
 from gateway.doors.path import Target, target_of
 from gateway.doors.question import Question, identify, judge
@@ -57,13 +58,15 @@ class Lane(enum.Enum):
 
 class Judgement(msgspec.Struct, frozen=True):
     """What a head means. ``length`` is the body's, in bytes; on the edge lane either ``question`` or
-    ``passage`` is there. ``anonymous``: no credential was judged, so the caller is whoever is at the other end."""
+    ``passage`` is there. ``anonymous``: no credential was judged, so the caller is whoever is at the other end, or
+    where ``hops`` lead from there (``forwarded.py``)."""
 
     lane: Lane
     length: int = 0
     question: Question | None = None
     passage: Passage | None = None
     anonymous: bool = False
+    hops: tuple[str, ...] = ()
 
 
 _FOR_GOOD: Final = Judgement(Lane.AIOHTTP_FOR_GOOD)
@@ -81,13 +84,19 @@ class Heads:
     """Judges heads and remembers. Without ``edge`` everything is the other lane's."""
 
     def __init__(
-        self, routes: Mapping[str, Route], directory: Directory, bounds: HeadBounds, edge: bool = True
+        self,
+        routes: Mapping[str, Route],
+        directory: Directory,
+        bounds: HeadBounds,
+        proxies: Proxies,
+        edge: bool = True,
     ) -> None:
         self._routes = routes
         self._edge = edge
         self._relayed_bytes_max = bounds.relayed_bytes_max
         self._withheld = withheld(directory.has_keys)
         self._directory = directory
+        self._proxies = proxies
         self._header_bytes_max = bounds.header_bytes_max
         self._known: dict[bytes, Judgement] = {}
         self.judged = 0
@@ -152,7 +161,8 @@ class Heads:
             return elsewhere  # the other lane judges again and says what is wrong
         if length > question.body_bytes_max:
             return elsewhere
-        return Judgement(Lane.EDGE, length, question, anonymous=_is_anonymous(caller))
+        hops = self._proxies.hops(headers)
+        return Judgement(Lane.EDGE, length, question, anonymous=_is_anonymous(caller), hops=hops)
 
     def _passing(self, method: str, target: Target, headers: CIMultiDictProxy[str], length: int) -> Judgement:
         """A request that no route answers. The other lane has those that the gateway answers itself, that change
@@ -163,7 +173,7 @@ class Heads:
         caller = identify(self._directory, headers, "")
         call = Call(method, target.raw, passed_on(headers.items(), self._withheld))
         passage = Passage(call, caller, works=method == "POST" and bool(target.model))
-        return Judgement(Lane.EDGE, length, None, passage, _is_anonymous(caller))
+        return Judgement(Lane.EDGE, length, None, passage, _is_anonymous(caller), self._proxies.hops(headers))
 
 
 def _is_anonymous(caller: Caller) -> bool:

@@ -19,6 +19,7 @@ from multidict import CIMultiDict
 
 from degrade.deadline import Deadline, Ticker
 from gateway.admission.auth import Caller, Directory
+from gateway.admission.forwarded import Proxies
 from gateway.config import Server
 from gateway.doors.buffered import Buffered, Held
 from gateway.doors.exchange import Exchange, body_limit_key, body_too_large, recalled, refusal
@@ -63,6 +64,7 @@ class Ports(msgspec.Struct, frozen=True):
     loaded: Callable[[str], None]
     ticker: Ticker
     buffered: Buffered
+    proxies: Proxies
 
 
 class HttpDoor:
@@ -71,7 +73,7 @@ class HttpDoor:
     def __init__(self, server: Server, ports: Ports) -> None:
         self._server = server
         self._ports = ports
-        self._through = Passthrough(server, ports.ticker, ports.loaded, ports.directory.has_keys)
+        self._through = Passthrough(server, ports.ticker, ports.loaded, ports.directory.has_keys, ports.proxies)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; whatever goes wrong becomes a problem document here."""
@@ -108,7 +110,9 @@ class HttpDoor:
         if target.kind == "ready":
             _only_read(request.method)
             return self._ready(), "gateway"
-        caller = identify(self._ports.directory, request.headers, request.remote or "local")
+        proxies = self._ports.proxies
+        client = proxies.client(request.remote or "", proxies.hops(request.headers))
+        caller = identify(self._ports.directory, request.headers, client or "local")
         if target.changes is not None and target.changes not in self._server.allow:
             detail = f"{request.method} {target.raw} would change the server behind this gateway."
             raise Refused(forbidden(detail, f'"{target.changes}" in server.allow'))

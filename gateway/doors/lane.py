@@ -18,6 +18,7 @@ import msgspec
 from aiohttp.web_protocol import RequestHandler
 
 from degrade.deadline import Ticker
+from gateway.admission.forwarded import Proxies
 from gateway.doors.answers import Answers
 from gateway.doors.buffered import Buffered
 from gateway.doors.exchange import Exchange
@@ -108,7 +109,7 @@ class Peer(Protocol):
 
 class Desk(msgspec.Struct, frozen=True):
     """Who answers what arrives on a lane. ``foreign`` makes aiohttp's protocol for one connection;
-    ``passthrough`` is where that goes which no route answers."""
+    ``passthrough`` is where that goes which no route answers, ``proxies`` whose word on callers is believed."""
 
     heads: Heads
     exchange: Exchange
@@ -116,6 +117,7 @@ class Desk(msgspec.Struct, frozen=True):
     buffered: Buffered
     foreign: Callable[[Owner], RequestHandler]
     passthrough: Pool
+    proxies: Proxies
 
 
 class EdgeLane:
@@ -128,6 +130,7 @@ class EdgeLane:
         self.buffered = desk.buffered
         self.foreign = desk.foreign
         self.passthrough = desk.passthrough
+        self.proxies = desk.proxies
         self.ticker = clocks.ticker
         self.options = options
         self.waits = options.times.waits()

@@ -19,6 +19,7 @@ from aiohttp import HttpVersion11, web
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure
 from gateway.admission.auth import Caller
+from gateway.admission.forwarded import Origin, Proxies
 from gateway.admission.quota import Verdict
 from gateway.codec import http as codec
 from gateway.config import Server
@@ -71,12 +72,20 @@ class Passage(msgspec.Struct, frozen=True):
         """The same, by the caller of this name, who shows no key."""
         return msgspec.structs.replace(self, caller=msgspec.structs.replace(self.caller, name=name))
 
+    def told(self, proxies: Proxies, origin: Origin) -> Passage:
+        """The same, with what a replica is told of where it comes from."""
+        headers = proxies.told(self.call.headers, origin)
+        return msgspec.structs.replace(self, call=msgspec.structs.replace(self.call, headers=headers))
+
 
 class Passthrough:
     """The way through. ``loaded`` is told of a model that was loaded or unloaded, before the caller hears
     of it; ``keys_are_ours`` says that credentials were meant for us, and stay here."""
 
-    def __init__(self, server: Server, ticker: Ticker, loaded: Callable[[str], None], keys_are_ours: bool) -> None:
+    def __init__(
+        self, server: Server, ticker: Ticker, loaded: Callable[[str], None], keys_are_ours: bool, proxies: Proxies
+    ) -> None:
+        self._proxies = proxies
         self._loaded = loaded
         self._bytes_max = int(server.passthrough_bytes_max)
         self._timeout = float(server.passthrough_timeout)
@@ -163,7 +172,8 @@ class Passthrough:
             self._loaded(target.loads)
 
     def _headers(self, request: web.BaseRequest) -> tuple[tuple[str, str], ...]:
-        return passed_on(request.headers.items(), self._withheld)
+        told = passed_on(request.headers.items(), self._withheld)
+        return self._proxies.told(told, Origin(request.remote or "", request.secure))
 
     async def _parts(self, request: web.BaseRequest, passing: Passing) -> AsyncIterator[bytes]:
         bytes_max, size = self._bound(passing), 0

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.admission.auth import Directory
+from gateway.admission.forwarded import Proxies
 from gateway.doors.buffered import Buffered
 from gateway.doors.edge import EdgeConnection
 from gateway.doors.handover import OURS, LentTransport
@@ -126,9 +127,9 @@ class Scene:
         self.exchange = Answering()
         self.theirs = Theirs()
         nothing: Any = self.exchange
-        heads = Known({}, Directory({}, True), HeadBounds(8192, 0))
+        heads = Known({}, Directory({}, True), HeadBounds(8192, 0), Proxies())
         buffered = Buffered(BUFFERED_BYTES_MAX, SMALL_BYTES)
-        desk = Desk(heads, nothing, Telemetry(self.time), buffered, self.foreign, nothing)
+        desk = Desk(heads, nothing, Telemetry(self.time), buffered, self.foreign, nothing, Proxies())
         options = EdgeOptions(8192, 10, 10, TIMES, PIPELINED_BYTES_MAX)
         self.lane = EdgeLane(desk, Clocks(self.time, self.time), options)
 
