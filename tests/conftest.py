@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import trustme
+from hypothesis import settings
 
 from examples.digits.repository import Digits, prepare
 from examples.gatewayprocess import ConfigValue, GatewayProcess
@@ -24,6 +25,9 @@ from examples.tritonserver import (
     TritonServer,
     find_environment,
 )
+
+settings.register_profile("tailrace", deadline=None)  # a busy machine must not decide a test
+settings.load_profile("tailrace")
 
 MODELS = Path(__file__).parent / "models"
 

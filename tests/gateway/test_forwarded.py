@@ -167,8 +167,8 @@ async def asked(url: str, requests: list[tuple[str, tuple[str, ...]]], **server:
     try:
         async with asyncio.timeout(SECONDS):
             for target, fields in requests:
-                head = [f"POST {target} HTTP/1.1", "Host: edge.example", f"Content-Length: {len(BODY)}", *fields, "", BODY]
-                writer.write("\r\n".join(head).encode())
+                head = [f"POST {target} HTTP/1.1", "Host: edge.example", f"Content-Length: {len(BODY)}", *fields]
+                writer.write("\r\n".join([*head, "", BODY]).encode())
                 answer = await reader.readuntil(b"\r\n\r\n")
                 length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length:"))
                 await reader.readexactly(int(length.partition(b":")[2]))
