@@ -4,8 +4,8 @@ Rule of this file: it owns sockets, order and time; what a head means is ``head.
 ``exchange.py``'s. One request at a time is in work on a connection, and answers go out in the order of
 their requests. What is neither a plain infer request of a route nor small and passed through (``relay.py``) is
 handed to aiohttp through its protocol callbacks, byte for byte and never more than one request's bytes, so
-that what follows is looked at here again. Where only a parser knows a request's end (chunked, upgrades), the
-connection stays with aiohttp.
+that what follows is looked at here again. Where only a parser knows a request's end (chunked), or the caller waits
+to be asked for its body, the connection stays with aiohttp.
 
 It is long because it is one machine: all that a connection can be in the middle of, and every way from there.
 What it shares with others, and what needs none of its state, is in the files it names.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from typing import Final, cast
 
 import msgspec
@@ -42,10 +43,14 @@ _IDLE, _BODY, _BUSY, _RELAYED = State.IDLE, State.BODY, State.BUSY, State.RELAYE
 
 _END: Final = b"\r\n\r\n"
 _NEWLINE: Final = b"\n"
+_REST_OF_BLANK: Final = re.compile(rb"\n\r\n|\r\n|\n")
 _CARRIAGE_RETURN: Final = 13
 
 COPIED_BYTES_MAX: Final = 64 * 1024
 """Bodies up to this go out in one write with their head: copying them is cheaper than a second call."""
+
+LENT_PARTS_MAX: Final = 64
+"""Into how many parts one piece is cut for aiohttp: nobody's requests are so many in one, and blank lines are cheap."""
 
 _log = structlog.get_logger("tailrace")
 
@@ -439,7 +444,20 @@ class EdgeConnection(asyncio.Protocol):
     def _lend_for_good(self, data: bytes, start: int) -> int:
         if self._state is not State.FOR_GOOD and self._state is not State.STARTING:
             self._turn(State.STARTING)
-        self._foreign().data_received(data[start:])
+        handler = self._foreign()
+        # Up to each blank line, one call each: where its parser refuses something, it forgets what else it has read in
+        # that call. A blank line may have begun in the last piece.
+        rest = _REST_OF_BLANK.match(data, start)
+        cut = rest.end() if rest else 0
+        for _ in range(LENT_PARTS_MAX):
+            blank = data.find(_END, start)
+            if not cut and blank < 0:
+                break
+            end = cut or blank + len(_END)
+            handler.data_received(data[start:end])
+            start, cut = end, 0
+        if start < len(data):
+            handler.data_received(data[start:])
         return len(data)
 
     def _foreign(self) -> RequestHandler:
@@ -448,6 +466,10 @@ class EdgeConnection(asyncio.Protocol):
             self._handler = self._lane.foreign(self)
             self._handler.connection_made(LentTransport(self._transport, self))
         return self._handler
+
+    @property
+    def bounded(self) -> bool:
+        return self._state is State.THEIRS
 
     def foreign_began(self) -> None:
         """aiohttp has a request's head: from here on the door bounds what happens."""

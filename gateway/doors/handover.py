@@ -17,6 +17,10 @@ THEIRS: Final = 2
 class Owner(Protocol):
     """What aiohttp's side tells the connection that it works for."""
 
+    @property
+    def bounded(self) -> bool:
+        """Whether aiohttp was given the bytes of one request, and none of what follows it."""
+
     def foreign_began(self) -> None:
         """A request's head is read, or an answer to it is being written: from here on the door bounds what happens."""
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
-from aiohttp import HttpVersion11
+from aiohttp import HttpVersion10, HttpVersion11
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import HttpProcessingError
@@ -42,7 +42,7 @@ HEAD_LINES_REMEMBERED_MAX: Final = 48
 remembered stays under 60 MiB, however hostile, and is about 5 MiB with heads as clients make them."""
 
 _RELAYED_METHODS: Final = frozenset({"GET", "POST"})
-_ELSEWHERE: Final = frozenset({"transfer-encoding", "upgrade", "expect", "trailer"})
+_ELSEWHERE: Final = frozenset({"transfer-encoding", "expect", "trailer"})
 
 
 class Lane(enum.Enum):
@@ -131,17 +131,20 @@ class Heads:
             messages, upgraded, tail = parser.feed_data(head)
         except HttpProcessingError:
             return _FOR_GOOD  # the other lane says what is wrong, and closes
-        if len(messages) != 1 or upgraded or tail:
+        if len(messages) != 1 or tail:
             return _FOR_GOOD
         message = messages[0][0]
         headers = message.headers
         lengths = headers.getall("Content-Length", ())
-        odd = any(name in headers for name in _ELSEWHERE) or message.chunked or message.upgrade
-        if odd or message.should_close or message.version != HttpVersion11 or len(lengths) > 1:
+        if any(name in headers for name in _ELSEWHERE) or message.chunked or message.method == "CONNECT":
+            return _FOR_GOOD
+        if message.version not in (HttpVersion10, HttpVersion11) or len(lengths) > 1:
             return _FOR_GOOD
         if lengths and not (lengths[0].isascii() and lengths[0].isdigit()):
             return _FOR_GOOD
         length = int(lengths[0]) if lengths else 0
+        if message.should_close or message.upgrade or upgraded or message.version != HttpVersion11:
+            return Judgement(Lane.AIOHTTP, length)
         return self._of_request(message.method, message.path, headers, length)
 
     def _of_request(self, method: str, raw: str, headers: CIMultiDictProxy[str], length: int) -> Judgement:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from time import perf_counter
 from typing import Final
 
@@ -87,6 +88,8 @@ class HttpDoor:
             response, state = await self._answer(request, target, route, began)
         except Refused as refused:
             response = _response(refusal(refused))
+            if response.status == HTTPStatus.REQUEST_TIMEOUT:
+                response.force_close()  # what is left of this request may still come, and is not read
             self._ports.telemetry.refused(label, refused.problem.slug)
         except (asyncio.CancelledError, ConnectionError):
             raise  # the caller has left: nobody to answer

@@ -33,6 +33,9 @@ from tiers.pool import Pool
 CREDENTIALS: Final = frozenset({"authorization", "x-api-key"})
 VIA: Final = ("Via", "1.1 tailrace")
 
+UNTYPED: Final = web.ResponseKey("untyped", bool)
+"""Set on a response that came without a Content-Type: aiohttp would make one up."""
+
 CHANGE_BYTES_MAX: Final = 256 * 2**20
 """A call to every replica is held in memory; loads may carry whole model files."""
 
@@ -124,6 +127,8 @@ class Passthrough:
                 response.set_status(reply.status)
                 response.headers.extend(reply.headers)
                 response.headers.extend(_provenance(passing))
+                if "Content-Type" not in response.headers:
+                    response[UNTYPED] = True
                 await response.prepare(request)
                 if not only_head:
                     async for part in reply.chunks:
@@ -165,6 +170,8 @@ class Passthrough:
                 response.headers.add(name, value)
             elif name.lower() == "content-type":
                 response.headers[name] = value
+        if "Content-Type" not in response.headers:
+            response[UNTYPED] = True
         return response
 
     def _tell(self, target: Target) -> None:
