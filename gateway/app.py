@@ -23,6 +23,7 @@ from degrade.breaker import BreakerOptions, Change
 from gateway.admission.auth import Caller, Directory
 from gateway.admission.forwarded import Proxies
 from gateway.admission.ratelimit import Limiter
+from gateway.check import raise_open_files
 from gateway.config import ALLOW_ALL, Backend, Config, Server, parse_address
 from gateway.doors.buffered import Buffered
 from gateway.doors.certificates import RENEWAL_SECONDS, Certificates, Unusable
@@ -286,6 +287,9 @@ def serve(config: Config, announce: Callable[[str], None], worker: int | None = 
     if config.server.allow == ALLOW_ALL:
         _log.warning("callers may change the servers behind this gateway", allow=ALLOW_ALL)
 
+    short = raise_open_files(config)
+    if short:
+        _log.warning("callers may be refused for want of open files", reason=short)
     keep_freed_memory()
 
     def ready(line: str) -> None:

@@ -128,6 +128,16 @@ class Lab:
             resident=measure.resident_bytes(grown.group),
         )
 
+    def hits(self, stage: Stage) -> Load:
+        """One run of hits only. Raises GrowthFailed."""
+        answer = self._answer(stage)
+        before = self.upstream.counts(MODEL).succeeded
+        seen, _ = self._load(stage, self._seconds, answer)
+        computed = self.upstream.counts(MODEL).succeeded - before
+        if computed:
+            raise GrowthFailed(f"{computed} hits reached the upstream")
+        return seen
+
     def _answer(self, stage: Stage) -> bytes:
         """The fixed part of the right answer, from one that was looked at."""
         model = numbered(stage.model, 0)

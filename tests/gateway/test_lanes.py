@@ -467,6 +467,7 @@ def difference_told(stream: Any, lanes: list[list[Answer]]) -> str:
     return "\n".join(told)
 
 
+@pytest.mark.timeout(600)  # half a minute where nothing else runs
 def test_any_stream_gets_the_same_answers_on_both_lanes(house: House) -> None:
     streams = generated()
     warm(house)
