@@ -33,6 +33,8 @@ CONNECTIONS: Final = 10_000
 BUSY: Final = 16
 ADDRESSES: Final = 8
 """Loopback addresses that a crowd comes from: 127.0.0.2 and so on."""
+ASKED: Final = 200
+"""Of a crowd, how many are asked again at its end."""
 SPARE: Final = 500
 """Connections and files that the gateway, and this process, may have beside the crowd."""
 SECONDS_MAX: Final = 60.0
@@ -136,7 +138,7 @@ def files_of(pid: int) -> int:
 def await_gone(pid: int, files: int) -> None:
     """Wait until a process has about as many open files as before a crowd came. Raises GrowthFailed."""
     end = time.monotonic() + SECONDS_MAX
-    while files_of(pid) > files + SPARE:
+    while files_of(pid) > files + BUSY:
         if time.monotonic() > end:
             raise GrowthFailed(f"{files_of(pid) - files} connections did not end within {SECONDS_MAX:.0f} s")
         time.sleep(0.05)
@@ -148,7 +150,6 @@ class Row(Struct, frozen=True):
     kind: str
     before: Memory
     after: Memory
-    seconds: float
     without: Spread
     p99: Spread
     ratio: Spread
@@ -161,23 +162,21 @@ def measured(lab: Lab, kind: str, connections: int, rounds: int) -> Row:
         stage = Stage(port, group, Picking(), connections=BUSY)
         for _ in range(2):
             lab.hits(stage)  # so that what a first run takes is not taken for the crowd's
-        before, after, took, files = memory(group), Memory(0, 0), 0.0, files_of(group)
+        before, after, files = memory(group), Memory(0, 0), files_of(group)
         p99: dict[bool, list[float]] = {False: [], True: []}
         for number in range(rounds):
             for is_there in (False, True) if number % 2 == 0 else (True, False):
                 with Crowd() as crowd:
                     if is_there:
-                        began = time.monotonic()
                         crowd.open(port, connections, KINDS[kind])
-                        took = time.monotonic() - began
                         after = max(after, memory(group), key=lambda each: each.resident)
                     p99[is_there].append(lab.hits(stage).p99)
                     if is_there:
-                        for own in crowd.sockets[:: max(1, connections // 200)]:
+                        for own in crowd.sockets[:: max(1, connections // ASKED)]:  # they are all still there
                             ask(own, KINDS["hit"] or b"")
                 await_gone(group, files)
     ratios = [with_it / without for with_it, without in zip(p99[True], p99[False], strict=True)]
-    return Row(kind, before, after, took, spread(p99[False]), spread(p99[True]), spread(ratios))
+    return Row(kind, before, after, spread(p99[False]), spread(p99[True]), spread(ratios))
 
 
 def table(found: Sequence[Row], connections: int) -> str:

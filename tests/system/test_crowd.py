@@ -71,3 +71,11 @@ def test_a_crowd_is_cut_when_it_has_been_idle_for_its_time(upstream: Upstream) -
         for own in crowd.sockets:
             with contextlib.suppress(ConnectionResetError):  # an abrupt end is one too
                 assert own.recv(1) == b""
+
+
+def test_a_start_with_too_few_open_files_says_so() -> None:
+    """Callers beyond the limit would wait in the kernel's queue with no word of why."""
+    text = "[server]\nconnections_max = 2000000000\n"
+    with GatewayProcess(text, ("--upstream", "http://127.0.0.1:1")) as process:
+        assert "callers may be refused for want of open files" in process.log()
+        assert "server.connections_max is 2000000000" in process.log()
