@@ -24,7 +24,7 @@ from benchmarks.client import Picking
 from benchmarks.growth.axes import config
 from benchmarks.growth.lab import GrowthFailed, Lab, Stage
 from benchmarks.peers.upstream import static
-from benchmarks.questions import question, wire
+from benchmarks.questions import INFERENCE_HEADER, Question, path_of, question, wire
 from benchmarks.report import Spread, rows, spread, told
 from benchmarks.scenarios import MODEL, SMALL
 from examples.gatewayprocess import GatewayFailed
@@ -40,13 +40,21 @@ SPARE: Final = 500
 SECONDS_MAX: Final = 60.0
 """How long one connection may take to be opened or answered, and a crowd to be gone."""
 
+
+def _chunked(asked: Question) -> bytes:
+    fields = f"Host: h\r\n{INFERENCE_HEADER}: {asked.json_bytes}\r\nTransfer-Encoding: chunked\r\n"
+    body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(asked.body), asked.body)
+    return f"POST {path_of(MODEL)} HTTP/1.1\r\n{fields}\r\n".encode() + body
+
+
 KINDS: Final[Mapping[str, bytes | None]] = {
     "silent": None,
     "hit": wire(question(SMALL, 1), MODEL, 0).text,
     "health": b"GET /v2/health/live HTTP/1.1\r\nHost: h\r\n\r\n",
+    "chunked": _chunked(question(SMALL, 1)),
 }
 """What each of a crowd has asked before it fell idle: nothing; an infer request, on the edge lane; the gateway's
-health, which aiohttp answers."""
+health, which aiohttp answers; an infer request in chunks, which gives aiohttp the connection for good."""
 
 
 class FilesMissing(RuntimeError):

@@ -28,9 +28,10 @@ from aiohttp.web_protocol import RequestHandler
 from gateway.admission.auth import anonymous_name
 from gateway.admission.forwarded import Origin
 from gateway.doors.exchange import recalled, refusal
-from gateway.doors.handover import OURS, LentTransport
+from gateway.doors.handover import OURS, THEIRS, LentTransport
 from gateway.doors.head import Judgement, Lane
 from gateway.doors.lane import EdgeLane, State
+from gateway.doors.listener import resting
 from gateway.doors.passthrough import Passage
 from gateway.doors.question import Question, Reply
 from gateway.doors.relay import Relay
@@ -72,7 +73,7 @@ class EdgeConnection(asyncio.Protocol):
 
     __slots__ = (
         "_answered", "_asked", "_began", "_buffer", "_handler", "_held", "_lane", "_left", "_origin", "_parts",
-        "_paused", "_peer", "_relay", "_size", "_state", "_stopped", "_task", "_transport", "limit",
+        "_paused", "_peer", "_relay", "_size", "_state", "_stopped", "_task", "_transport", "_whole", "limit",
     )  # fmt: skip
 
     def __init__(self, lane: EdgeLane) -> None:
@@ -94,6 +95,7 @@ class EdgeConnection(asyncio.Protocol):
         self._relay: Relay | None = None  # what is passed through
         self._handler: RequestHandler | None = None  # aiohttp's, once it was needed
         self._answered = False  # it has written its answer
+        self._whole = False  # what it was given for good ends with a blank line
         self.limit = math.inf
 
     # -- the transport's callbacks ----------------------------------------------------------------
@@ -456,6 +458,7 @@ class EdgeConnection(asyncio.Protocol):
             end = cut or blank + len(_END)
             handler.data_received(data[start:end])
             start, cut = end, 0
+        self._whole = start == len(data) and data.endswith(_END)
         if start < len(data):
             handler.data_received(data[start:])
         return len(data)
@@ -484,6 +487,7 @@ class EdgeConnection(asyncio.Protocol):
             self.close()
         elif self._state is not State.THEIRS:
             self._turn(State.RESTING)
+            self._lane.lent.add(self)
         else:
             self._answered = True
             if self._left == 0:
@@ -491,8 +495,24 @@ class EdgeConnection(asyncio.Protocol):
 
     def _foreign_ended(self) -> None:
         self._turn(State.IDLE)
+        self._lane.lent.add(self)
         if self._buffer:
             asyncio.get_running_loop().call_soon(self._pump)  # aiohttp is still in the middle of its turn
+
+    def rest(self) -> bool:
+        """Between two requests aiohttp's side holds nothing that is needed, and may go; the next one gets another."""
+        handler, state = self._handler, self._state
+        if handler is None or self._paused or not (state is State.IDLE or (state is State.RESTING and self._whole)):
+            return True  # an answer of theirs will come first
+        if not resting(handler):
+            return False
+        self._handler, self._state = None, State.IDLE
+        self.resume(THEIRS)
+        lent = handler.transport
+        assert isinstance(lent, LentTransport)
+        lent.give_back()
+        handler.connection_lost(None)
+        return True
 
     # -- bounds -----------------------------------------------------------------------------------
 

@@ -58,6 +58,10 @@ class LentTransport(asyncio.Transport):
             self._closed = True
             self._owner.hang_up()
 
+    def give_back(self) -> None:
+        """aiohttp has no more to do with it: that it closes its side means nothing."""
+        self._closed = True
+
     def abort(self) -> None:
         self._transport.abort()
 

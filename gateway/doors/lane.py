@@ -103,6 +103,9 @@ class Peer(Protocol):
     def finish(self) -> None:
         """Begin nothing new, and end."""
 
+    def rest(self) -> bool:
+        """Let go of what only aiohttp needs, if it needs nothing of this connection now; False: ask again later."""
+
     def abort(self) -> None:
         """End now."""
 
@@ -139,6 +142,9 @@ class EdgeLane:
         self.connections: set[Peer] = set()
         self.cuts: Counter[str] = Counter()
         """Connections cut, by the reason: full, address, or the state in which the peer took too long."""
+        self.lent: set[Peer] = set()
+        """Connections that aiohttp has answered since the last sweep: what it holds for one is several times what we
+        do, and who rests needs none of it."""
         self.draining = False
         self._wall = clocks.wall
         self._addresses: Counter[str] = Counter()
@@ -165,8 +171,10 @@ class EdgeLane:
         self._ended.set()
 
     def sweep(self, now: float) -> None:
-        """Cut every connection whose peer has taken longer than it may, and set the date."""
+        """Cut every connection whose peer has taken longer than it may, let others rest, and set the date."""
         self.answers.set_date(self._wall())
+        lent, self.lent = self.lent, set()
+        self.lent.update([each for each in lent if not each.rest()])
         for connection in [each for each in self.connections if each.limit < now]:
             connection.expire()
 

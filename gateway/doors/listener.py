@@ -98,6 +98,16 @@ class _Connection(RequestHandler):
         if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
             self._fail_unfinished(self._messages[-1][0])
 
+    @property
+    def resting(self) -> bool:
+        """Whether every request that was read is answered, and read to its end."""
+        return (
+            not self._messages
+            and not self._request_in_progress
+            and self._waiter is not None
+            and (self.latest is None or self.latest.is_eof())
+        )
+
     def _fail_unfinished(self, error: _ErrInfo) -> None:
         """aiohttp forgets a body that stops being HTTP half-way, and its reader would wait for ever:
         give the reader the problem as its answer, instead of the next request."""
@@ -216,6 +226,11 @@ def _request(
     request = _Request(message, payload, protocol, writer, task, asyncio.get_running_loop())
     request.spoken = spoken
     return request
+
+
+def resting(connection: RequestHandler) -> bool:
+    """Whether nothing would be lost with aiohttp's side of a connection, if no half request was given to it."""
+    return isinstance(connection, _Connection) and connection.resting
 
 
 def _edge_of(request: web.BaseRequest) -> Owner | None:

@@ -86,4 +86,4 @@ def test_a_small_crowd(kind: str, capsys: pytest.CaptureFixture[str]) -> None:
 def test_another_kind_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["nonsense"])
-    assert "there are silent, hit, health" in capsys.readouterr().err
+    assert "there are silent, hit, health, chunked" in capsys.readouterr().err

@@ -189,10 +189,11 @@ TAGS: Final = (
 
 class Stream(NamedTuple):
     """One connection's bytes in ``pieces``; the other side has its turn after each ``turn`` of them. ``tags``: what is
-    in it."""
+    in it. ``rests``: at each turn, what aiohttp holds is let go of if it can be."""
 
     pieces: tuple[bytes, ...]
     turn: int
+    rests: bool
     tags: frozenset[str]
 
 
@@ -229,7 +230,7 @@ def stream(shown: bytes, serial: int) -> Stream:
     else:
         raw = b"".join(requests) + LAST
     pieces = _pieces(dice, raw, cut, tags)
-    return Stream(pieces, max(turn, len(pieces) // TURNS_MAX), frozenset(tags))
+    return Stream(pieces, max(turn, len(pieces) // TURNS_MAX), dice.throw(2) == 1, frozenset(tags))
 
 
 def _pieces(dice: Dice, raw: bytes, cut: int, tags: set[str]) -> tuple[bytes, ...]:

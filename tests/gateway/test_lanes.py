@@ -364,7 +364,7 @@ LESSONS = {
 @pytest.mark.parametrize("lesson", LESSONS)
 def test_what_was_learnt(house: House, lesson: str, lane: int) -> None:
     pieces, expected = LESSONS[lesson]
-    stream = STREAMS["Stream"](tuple(pieces), 1, frozenset())
+    stream = STREAMS["Stream"](tuple(pieces), 1, True, frozenset())
     assert [each.status for each in house.runner.run(told(house, lane, stream))] == expected
     assert not [head for head in house.upstream.heads if b"smuggled" in head]
 
@@ -373,7 +373,7 @@ def test_what_was_learnt(house: House, lesson: str, lane: int) -> None:
 def test_what_passes_through_is_given_no_type(house: House, lane: int) -> None:
     asked = (b"GET /v2/models/m HTTP/1.1\r\n", b"POST /v2/models/m/x HTTP/1.1\r\n")
     raw = (*(line + HOST + b"\r\n" for line in asked), LAST)
-    for answer in house.runner.run(told(house, lane, STREAMS["Stream"](raw, 1, frozenset())))[:-1]:
+    for answer in house.runner.run(told(house, lane, STREAMS["Stream"](raw, 1, True, frozenset())))[:-1]:
         assert answer.status == 200
         assert "content-type" not in dict(answer.fields)
 
@@ -381,13 +381,13 @@ def test_what_passes_through_is_given_no_type(house: House, lane: int) -> None:
 @pytest.mark.parametrize("lane", range(len(LANES)), ids=LANES)
 @pytest.mark.parametrize("line", [b"GET /v2/health/live\r\n", b"GET /v2/health/live HTTP/2.0\r\n"])
 def test_answers_are_in_our_version(house: House, line: bytes, lane: int) -> None:
-    [answer] = house.runner.run(told(house, lane, STREAMS["Stream"]((line + HOST + b"\r\n",), 1, frozenset())))
+    [answer] = house.runner.run(told(house, lane, STREAMS["Stream"]((line + HOST + b"\r\n",), 1, True, frozenset())))
     assert answer.status == 505  # a head of another version would not have been one of HEAD's
 
 
 def test_a_body_that_does_not_come_ends_the_connection(house: House) -> None:
     streams = [
-        STREAMS["Stream"]((INFER + framing + b"\r\n",), 1, frozenset())
+        STREAMS["Stream"]((INFER + framing + b"\r\n",), 1, True, frozenset())
         for framing in (b"Content-Length: 9\r\n", CHUNKED)
     ]
 
@@ -400,12 +400,15 @@ def test_a_body_that_does_not_come_ends_the_connection(house: House) -> None:
 
 async def told(house: House, lane: int, stream: Any) -> list[Answer]:
     """What a lane says to a stream."""
-    wire = Wire(house.protocol(lane))
+    protocol = house.protocol(lane)
+    wire = Wire(protocol)
     async with asyncio.timeout(SECONDS):
         for number, piece in enumerate(stream.pieces):
             wire.say(piece)
             if number % stream.turn == 0:
                 await asyncio.sleep(0)
+                if stream.rests and isinstance(protocol, EdgeConnection):
+                    protocol.rest()
         await wire.ended
     return answers(bytes(wire.heard))
 
@@ -435,7 +438,7 @@ def warm(house: House) -> None:
         cache = gateway.routes["r"].cache
         assert cache is not None
         cache.purge()
-        plain = STREAMS["Stream"]((KNOWN + LAST,), 1, frozenset())
+        plain = STREAMS["Stream"]((KNOWN + LAST,), 1, True, frozenset())
         assert [each.status for each in house.runner.run(told(house, lane, plain))] == [200, 200]
 
 
