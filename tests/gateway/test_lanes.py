@@ -27,6 +27,8 @@ DESYNC = list(runpy.run_path(str(CASES / "desync.py"))["streams"]())
 STREAMS = runpy.run_path(str(CASES / "streams.py"))
 STREAMS_MIN = 3200
 TAGGED_MIN = 50
+TURNS = 50
+"""Of the loop: more than any answer takes that needs no other process."""
 SECONDS = 20.0
 RESET = b"(reset)"
 CONNECTIONS = 48
@@ -383,6 +385,31 @@ def test_what_passes_through_is_given_no_type(house: House, lane: int) -> None:
 def test_answers_are_in_our_version(house: House, line: bytes, lane: int) -> None:
     [answer] = house.runner.run(told(house, lane, STREAMS["Stream"]((line + HOST + b"\r\n",), 1, True, frozenset())))
     assert answer.status == 505  # a head of another version would not have been one of HEAD's
+
+
+@pytest.mark.parametrize("lane", range(len(LANES)), ids=LANES)
+@pytest.mark.parametrize("asked", [LIVE + b"\r\n", LIVE + CHUNKED + b"\r\n0\r\n\r\n"])
+@pytest.mark.parametrize("half", [b"", LIVE])
+def test_what_aiohttp_holds_is_let_go_of_between_requests(house: House, half: bytes, asked: bytes, lane: int) -> None:
+    """Its memory is several times ours; but half a request that it was given is not forgotten."""
+
+    async def talk() -> list[int]:
+        connection = house.protocol(lane)
+        assert isinstance(connection, EdgeConnection)
+        wire = Wire(connection)
+        for piece in (asked, half):
+            if piece:
+                wire.say(piece)
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+        connection.rest()
+        assert (connection._handler is None) == (not half)
+        wire.say((b"\r\n" if half else b"") + KNOWN + LAST)
+        async with asyncio.timeout(SECONDS):
+            await wire.ended
+        return statuses(bytes(wire.heard))
+
+    assert house.runner.run(talk()) == [200] * (4 if half else 3)
 
 
 def test_a_body_that_does_not_come_ends_the_connection(house: House) -> None:
