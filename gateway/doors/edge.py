@@ -5,7 +5,7 @@ Rule of this file: it owns sockets, order and time; what a head means is ``head.
 their requests. What is neither a plain infer request of a route nor small and passed through (``relay.py``) is
 handed to aiohttp through its protocol callbacks, byte for byte and never more than one request's bytes, so
 that what follows is looked at here again. Where only a parser knows a request's end (chunked), or the caller waits
-to be asked for its body, the connection stays with aiohttp.
+to be asked for its body, the connection stays with aiohttp until it rests between two requests.
 
 It is long because it is one machine: all that a connection can be in the middle of, and every way from there.
 What it shares with others, and what needs none of its state, is in the files it names.

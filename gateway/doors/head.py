@@ -53,7 +53,7 @@ class Lane(enum.Enum):
     AIOHTTP = "aiohttp"
     """The other lane, for one request whose length is known; what follows is looked at again."""
     AIOHTTP_FOR_GOOD = "aiohttp-for-good"
-    """The other lane from here on: only its parser knows where this request ends."""
+    """The other lane until the connection rests: only its parser knows where this request ends."""
 
 
 class Judgement(msgspec.Struct, frozen=True):
