@@ -1,4 +1,4 @@
-"""Both lanes of the HTTP door say the same, whatever comes in whatever pieces; neither is desynchronised."""
+"""All lanes of the HTTP door say the same, whatever comes in whatever pieces; none is desynchronised."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ SECONDS = 20.0
 RESET = b"(reset)"
 CONNECTIONS = 48
 MOMENT = "3s"
-LANES = ("true", "false")
+LANES = ("edge", "aiohttp")
+GATEWAYS = (*LANES, "aiohttp alone", "edge under TLS")
+DOORS = (0, 1, 3)
+"""The gateways that are asked through a socket."""
 FACTS = {"name": "m", "versions": ["1"], "inputs": [], "outputs": []}
 TENSOR = {"datatype": "INT32", "shape": [-1]}
 DOCUMENTS = {
@@ -87,10 +90,11 @@ class Upstream:
 
 
 class House:
-    """Two gateways that differ in the lane alone, before one upstream, in a loop of their own."""
+    """Gateways that differ in the lane alone, before one upstream, in a loop of their own, which is users' loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, pem: Any) -> None:
         self.runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
+        self.pem = pem
         self.upstream = Upstream()
         self.gateways: list[Gateway] = []
         self.ports: list[int] = []
@@ -99,18 +103,21 @@ class House:
     async def _start(self) -> None:
         self.server = await asyncio.start_server(self.upstream.serve, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{self.server.sockets[0].getsockname()[1]}"
-        for lane in (*LANES, "false"):
+        for lane in GATEWAYS:
             environ = {
                 "TAILRACE_SERVER__HTTP": '"127.0.0.1:0"',
                 "TAILRACE_SERVER__ADMIN": '"127.0.0.1:0"',
                 "TAILRACE_SERVER__ALLOW": "[]",
                 "TAILRACE_SERVER__DRAIN": "100ms",
-                "TAILRACE_SERVER__EDGE": lane,
+                "TAILRACE_SERVER__EDGE": "false" if "aiohttp" in lane else "true",
                 "TAILRACE_SERVER__HEAD_TIMEOUT": MOMENT,
                 "TAILRACE_SERVER__BODY_TIMEOUT": MOMENT,
                 "TAILRACE_SERVER__IDLE_TIMEOUT": MOMENT,
                 "TAILRACE_ROUTES__R": '{ tiers = [{ backend = "upstream", model = "m" }], cache = { ttl = "1h" } }',
             }
+            if "TLS" in lane:
+                environ["TAILRACE_SERVER__TLS__CERTIFICATE"] = str(self.pem.certificate)
+                environ["TAILRACE_SERVER__TLS__KEY"] = str(self.pem.key)
             gateway = Gateway(load(None, environ, [url]))
             http, _ = await gateway.start()
             self.gateways.append(gateway)
@@ -135,7 +142,8 @@ class House:
 
     async def talk(self, lane: int, pieces: list[bytes]) -> bytes:
         """All that comes back on one connection until the gateway ends it."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.ports[lane])
+        tls = self.pem.caller() if "TLS" in GATEWAYS[lane] else None
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.ports[lane], ssl=tls)
         received = b""
         try:
             async with asyncio.timeout(SECONDS):
@@ -151,19 +159,19 @@ class House:
 
 
 @pytest.fixture(scope="module")
-def house() -> Iterator[House]:
-    made = House()
+def house(pem: Any) -> Iterator[House]:
+    made = House(pem)
     yield made
     made.close()
 
 
-def alike(one: bytes, other: bytes) -> bool:
-    """Whether two lanes said the same, as far as both could be heard."""
-    heard, also = statuses(one), statuses(other)
-    if one.endswith(RESET) or other.endswith(RESET):
-        both = min(len(heard), len(also))
-        return heard[:both] == also[:both]
-    return heard == also
+def alike(one: bytes, *others: bytes) -> bool:
+    """Whether lanes said the same, as far as all could be heard."""
+    heard = [statuses(each) for each in (one, *others)]
+    if any(each.endswith(RESET) for each in (one, *others)):
+        both = min(len(each) for each in heard)
+        heard = [each[:both] for each in heard]
+    return all(each == heard[0] for each in heard)
 
 
 def statuses(received: bytes) -> list[int]:
@@ -175,7 +183,7 @@ async def difference(house: House, pieces: list[bytes]) -> list[bytes]:
     that comes in pieces may take longer than it has."""
     said: list[bytes] = []
     for _ in range(3):
-        said = [await house.talk(lane, pieces) for lane in range(len(LANES))]
+        said = [await house.talk(lane, pieces) for lane in DOORS]
         if alike(*said):
             return []
     return said
@@ -189,22 +197,23 @@ def test_there_are_enough_of_them() -> None:
     assert len(names) == len(set(names)) >= 300
 
 
-def test_nothing_hidden_is_ever_acted_on_and_both_lanes_say_the_same(house: House) -> None:
+def test_nothing_hidden_is_ever_acted_on_and_all_lanes_say_the_same(house: House) -> None:
     async def everything() -> list[list[bytes]]:
         turns = asyncio.Semaphore(CONNECTIONS)
 
         async def one(raw: bytes) -> list[bytes]:
             async with turns:
-                return [await house.talk(lane, [raw]) for lane in range(len(LANES))]
+                return [await house.talk(lane, [raw]) for lane in DOORS]
 
         return await asyncio.gather(*(one(raw) for _, raw in DESYNC))
 
     told = house.runner.run(everything())
-    for (name, raw), (edge, other) in zip(DESYNC, told, strict=True):
-        if not alike(edge, other):
+    for (name, raw), said in zip(DESYNC, told, strict=True):
+        if not alike(*said):
             assert house.runner.run(difference(house, [raw])) == [], name
-        assert len([status for status in statuses(edge) if status >= 200]) <= 1, (name, edge)
-        assert 500 not in statuses(edge), (name, edge)
+        for each in said:
+            assert len([status for status in statuses(each) if status >= 200]) <= 1, (name, each)
+            assert 500 not in statuses(each), (name, each)
     assert not [head for head in house.upstream.heads if b"smuggled" in head]
     assert house.upstream.heads, "some of these are legal, and reach the upstream"
 
@@ -218,7 +227,7 @@ KNOWN = b"POST /v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\
 LAST = STREAMS["LAST"]
 
 
-@pytest.mark.parametrize("lane", range(len(LANES)), ids=LANES)
+@pytest.mark.parametrize("lane", DOORS, ids=[GATEWAYS[lane] for lane in DOORS])
 def test_requests_behind_a_hit_are_answered(house: House, lane: int) -> None:
     assert statuses(house.runner.run(house.talk(lane, [KNOWN + LAST]))) == [200, 200]
     assert statuses(house.runner.run(house.talk(lane, [3 * KNOWN + LAST]))) == [200] * 4
@@ -460,13 +469,14 @@ async def heard(house: House, stream: Any) -> list[list[Answer]]:
 
 
 def warm(house: House) -> None:
-    """Nothing is cached but KNOWN."""
+    """Nothing is cached but KNOWN, which is known by its bytes."""
     for lane, gateway in enumerate(house.gateways):
         cache = gateway.routes["r"].cache
         assert cache is not None
         cache.purge()
-        plain = STREAMS["Stream"]((KNOWN + LAST,), 1, True, frozenset())
-        assert [each.status for each in house.runner.run(told(house, lane, plain))] == [200, 200]
+        plain = STREAMS["Stream"]((2 * KNOWN + LAST,), 1, True, frozenset())
+        assert [each.status for each in house.runner.run(told(house, lane, plain))] == [200, 200, 200]
+        assert cache.wires == 1
 
 
 def generated() -> list[Any]:
@@ -520,7 +530,7 @@ def test_any_stream_gets_the_same_answers_on_both_lanes(house: House) -> None:
             lanes[:] = house.runner.run(heard(house, stream))
         assert all(lane == lanes[0] for lane in lanes), difference_told(stream, lanes)
     they_were_what_they_are_for(streams, said)
-    for gateway, edge in zip(house.gateways, (True, False, False), strict=True):
+    for gateway, edge in zip(house.gateways[:3], (True, False, False), strict=True):
         assert gateway._lane is not None
         known = gateway._lane.heads._known.values()
         assert any(judgement.lane is Lane.EDGE for judgement in known) == edge
