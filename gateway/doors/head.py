@@ -26,7 +26,8 @@ from multidict import CIMultiDictProxy
 
 from gateway.admission.auth import Caller, Directory
 from gateway.admission.forwarded import Proxies
-from gateway.doors.passthrough import Passage, passed_on, withheld
+from gateway.codec.http import JSON_LENGTH_HEADER
+from gateway.doors.passthrough import Passage, is_plain, passed_on, withheld
 from gateway.doors.path import Target, target_of
 from gateway.doors.question import Question, identify, judge
 from gateway.problem import Refused
@@ -175,7 +176,8 @@ class Heads:
             return Judgement(Lane.AIOHTTP, length)
         caller = identify(self._directory, headers, "")
         call = Call(method, target.raw, passed_on(headers.items(), self._withheld))
-        passage = Passage(call, caller, works=method == "POST" and bool(target.model))
+        works, plain = method == "POST" and bool(target.model), is_plain(method, target, headers)
+        passage = Passage(call, caller, works, plain, headers.get(JSON_LENGTH_HEADER))
         return Judgement(Lane.EDGE, length, None, passage, _is_anonymous(caller), self._proxies.hops(headers))
 
 
