@@ -36,10 +36,13 @@ HOPS_MAX: Final = 16
 TOLD_MAX: Final = 1024
 """Heads remembered as a replica gets them: one for each client address and form of head, about 2 KiB each."""
 
-_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
-_PAIR: Final = re.compile(
-    rf'[ \t]*(?:(?P<name>{_TOKEN})=(?:"(?P<quoted>(?:[^"\\]|\\.)*)"|(?P<token>{_TOKEN})))?[ \t]*(?P<end>[;,]|\Z)'
-)
+VALUE_CHARS_MAX: Final = 4096
+"""Of the field, all its lines together: HOPS_MAX elements have a quarter of it. A longer one names nobody."""
+
+# Possessive throughout: nothing is tried twice, whatever anybody writes.
+_TOKEN: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]++"
+_VALUE: Final = rf'"(?P<quoted>(?:[^"\\]|\\.)*+)"|(?P<token>{_TOKEN})'
+_PAIR: Final = re.compile(rf"[ \t]*+(?:(?P<name>{_TOKEN})=(?:{_VALUE}))?+[ \t]*+(?P<end>[;,]|\Z)")
 
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -67,6 +70,8 @@ class Proxies:
         if not self._networks and not self._unix:
             return ()
         value = ", ".join(headers.getall(self._field, ()))
+        if len(value) > VALUE_CHARS_MAX:
+            return ()
         named = _named(value) if self._field == FORWARDED else [part.strip(" \t") for part in value.split(",")]
         return tuple([_address(text) for text in named[-HOPS_MAX:]]) if value else ()
 

@@ -28,7 +28,7 @@ from gateway.doors.exchange import quota_fields
 from gateway.doors.path import Target
 from gateway.doors.question import Headers
 from gateway.problem import Problem, Refused, head_too_large, malformed, timed_out, too_large, unavailable
-from tiers.backends.triton_http import Call, Reply
+from tiers.backends.triton_http import Call, Reply, end_to_end
 from tiers.inference import Rejected, UpstreamError
 from tiers.pool import Pool
 from tiers.v2.sequence import sequence_of
@@ -232,9 +232,9 @@ def withheld(keys_are_ours: bool) -> frozenset[str]:
 
 
 def passed_on(headers: Iterable[tuple[str, str]], withheld: frozenset[str]) -> tuple[tuple[str, str], ...]:
-    """A request's fields as a replica gets them: without those withheld, and with us in Via (RFC 9110 section 7.6.3).
-    What is hop-by-hop is left out where the head is written."""
-    return (*(pair for pair in headers if pair[0].lower() not in withheld), VIA)
+    """A request's fields as a replica gets them: without what is hop-by-hop and those withheld, and with us in Via
+    (RFC 9110 section 7.6.3). A caller's Connection must not name what we add, so it has its say first."""
+    return (*(pair for pair in end_to_end(headers) if pair[0].lower() not in withheld), VIA)
 
 
 def is_plain(method: str, target: Target, headers: Headers) -> bool:

@@ -94,6 +94,14 @@ def test_no_value_does_harm(value: str, field: str) -> None:
     assert found == "10.0.0.1" or Origin(found).address
 
 
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("tail", [" " * 4000 + "@", '"' + "\\a" * 1900, ";" * 4000, "a" * 4000, "a=" * 1900])
+def test_no_value_takes_long(tail: str) -> None:
+    for _ in range(200):  # quadratic work would take minutes
+        assert client(FORWARDED, "10.0.0.1", f"for=192.0.2.7,{tail}") in ("10.0.0.1", "192.0.2.7")
+    assert client(FORWARDED, "10.0.0.1", "for=192.0.2.7," + " " * 5000) == "10.0.0.1"
+
+
 @given(st.lists(st.ip_addresses().filter(lambda each: not Proxies(OURS).trusts(str(each))), min_size=1, max_size=5))
 def test_what_a_client_claims_never_hides_it(claimed: list[object]) -> None:
     real = "192.0.2.7"
@@ -205,6 +213,16 @@ async def test_a_replica_is_told_on_both_lanes(upstream: tuple[str, list[bytes]]
     trusting = [head for head in heads if b"/v2/models/n/infer" in head][-1]
     assert b"\r\nX-Forwarded-For: 192.0.2.1, 127.0.0.1\r\n" in trusting
     assert b"\r\nForwarded: for=192.0.2.1, for=127.0.0.1;proto=http\r\n" in trusting
+
+
+@pytest.mark.parametrize("edge", ["true", "false"])
+async def test_what_we_add_is_not_the_callers_to_take_away(upstream: tuple[str, list[bytes]], edge: str) -> None:
+    url, heads = upstream
+    named = "X-Forwarded-For, x-forwarded-proto, X-Forwarded-Host, Via"
+    assert await asked(url, [("/v2/models/n/infer", (f"Connection: {named}",))], edge=edge) == [200]
+    told = [head for head in heads if b"/v2/models/n/infer" in head][-1]
+    for field in (b"X-Forwarded-For: 127.0.0.1", b"X-Forwarded-Proto: http", b"Via: 1.1 tailrace"):
+        assert b"\r\n" + field + b"\r\n" in told
 
 
 @pytest.mark.parametrize("written", ['["10.0.0.0/33"]', '["proxy.example"]', '["unix:/run/x"]'])
