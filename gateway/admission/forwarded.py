@@ -34,7 +34,11 @@ HOPS_MAX: Final = 16
 """Proxies in a row that are looked through: more than any sane installation has."""
 
 TOLD_MAX: Final = 1024
-"""Heads remembered as a replica gets them: one for each client address and form of head, about 2 KiB each."""
+TOLD_BYTES_MAX: Final = 4 * 2**20
+"""Heads remembered as a replica gets them, one for each client address and form of head; and what they take."""
+
+_PAIR_BYTES: Final = 200
+"""What a field takes beside its characters, twice: as it came and as it is told."""
 
 VALUE_CHARS_MAX: Final = 4096
 """Of the field, all its lines together: HOPS_MAX elements have a quarter of it. A longer one names nobody."""
@@ -63,7 +67,7 @@ class Proxies:
         self._networks = tuple([network(text) for text in named if text != UNIX])
         self._unix = UNIX in named
         self._field = field
-        self._told: Memo[tuple[Fields, Origin], Fields] = Memo(TOLD_MAX)
+        self._told: Memo[tuple[Fields, Origin], Fields] = Memo(TOLD_MAX, TOLD_BYTES_MAX)
 
     def hops(self, headers: Headers) -> tuple[str, ...]:
         """The addresses that a head names, the nearest last, "" for what is none; nothing if nobody is trusted."""
@@ -99,7 +103,7 @@ class Proxies:
         told = self._told.get(key)
         if told is None:
             told = self._with_origin(fields, origin)
-            self._told.put(key, told)
+            self._told.put(key, told, sum([_PAIR_BYTES + len(name) + len(value) for name, value in told]))
         return told
 
     def _with_origin(self, fields: Fields, origin: Origin) -> Fields:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
 
-from gateway.admission.forwarded import FOR, FORWARDED, HOPS_MAX, UNIX, Origin, Proxies
+from gateway.admission.forwarded import FOR, FORWARDED, HOPS_MAX, TOLD_BYTES_MAX, UNIX, Origin, Proxies
 from gateway.app import Gateway
 from gateway.sources import ConfigError, load
 
@@ -137,6 +137,13 @@ def test_what_a_trusted_proxy_said_is_kept_and_continued() -> None:
         **dict(BASE), FOR: "192.0.2.7, fd00::1", "X-Forwarded-Proto": "https", "X-Forwarded-Host": "shop.example",
         "Forwarded": 'for=192.0.2.7, for="[fd00::1]";proto=http', "X-Real-IP": "192.0.2.7",
     }  # fmt: skip
+
+
+def test_heads_are_remembered_within_a_bound() -> None:
+    proxies = Proxies()
+    for number in range(1000):
+        proxies.told((*BASE, ("X-Long", f"{number:030000d}")), Origin("192.0.2.7"))
+    assert 0 < proxies._told.bytes_used <= TOLD_BYTES_MAX
 
 
 # -- through the door -----------------------------------------------------------------------------------
