@@ -544,8 +544,14 @@ class EdgeConnection(asyncio.Protocol):
 
     def finish(self) -> None:
         """Draining: nothing new is begun."""
-        if self._state in (State.IDLE, State.HEAD, State.STARTING, State.RESTING):
-            self.close()
+        transport = self._transport
+        if self._state not in (State.IDLE, State.HEAD, State.STARTING, State.RESTING) or transport is None:
+            return
+        all_sent = transport.get_write_buffer_size() == 0
+        self.close()
+        if self._origin.secure and all_sent:
+            # It is told, and need not answer that, which a client's pool of idle connections never does.
+            asyncio.get_running_loop().call_soon(transport.abort)
 
     def close(self) -> None:
         """Close when what is written has been sent, which may take as long as reading an answer."""
