@@ -108,11 +108,11 @@ def _tensors(raw: Packed, limits: Limits) -> tuple[Tensor, ...]:
     for member in listed:
         found = packed.members(member, "an input")
         name = _name(found, "input") if names is None else next(names)
-        label = f"input {shown(named(name, 'input', limits))}"
+        named(name, "input", limits)
         if name in seen:
-            raise Malformed("duplicate", f"duplicate {label}")
+            raise Malformed("duplicate", f"duplicate input {shown(name)}")
         seen.add(name)
-        tensor = tensor_of(name, member, found, label, limits)
+        tensor = tensor_of(name, member, found, limits)
         if tensor.datatype == "BYTES":
             strings += tensor.elements
             check_count("BYTES elements", strings, limits.bytes_elements_max)
@@ -120,22 +120,27 @@ def _tensors(raw: Packed, limits: Limits) -> tuple[Tensor, ...]:
     return tuple(tensors)
 
 
-def tensor_of(name: str, raw: Packed, found: Mapping[str, Raw], label: str, limits: Limits) -> Tensor:
-    """One tensor from its map, ``found`` in ``raw``: the protocol's, or msgpack-numpy's. Raises Malformed."""
+def tensor_of(
+    name: str, raw: Packed, found: Mapping[str, Raw], limits: Limits, datatype: str | None = None
+) -> Tensor:
+    """One tensor from its map, ``found`` in ``raw``: the protocol's, or msgpack-numpy's. ``datatype``: what it is if
+    the map does not say. Raises Malformed."""
+    label = f"input {shown(name)}"
     if "nd" in found:
         return _from_numpy(name, raw, (None, None), label, limits)
     parameters = parameters_in(found, label, limits)
     check_reserved(parameters, OF_INPUTS, label)
     if BINARY_SIZE in parameters:
         raise Malformed("parameters", f"{label}: {BINARY_SIZE} is of the JSON form; here 'data' holds the bytes")
-    shape, datatype = _outline(found, label, limits)
+    shape, said = _outline(found, label, limits)
     shared = SHARED_MEMORY_PARAMETER in parameters
     if shared == ("data" in found):
         has = f"both data and {SHARED_MEMORY_PARAMETER}" if shared else "no data"
         raise Malformed("data", f"{label} has {has}")
     kind = BYTES if shared else packed.kind(found["data"])
     if kind == MAP:
-        return _from_numpy(name, found["data"], (shape, datatype), label, limits)
+        return _from_numpy(name, found["data"], (shape, said), label, limits)
+    datatype = said or datatype
     if shape is None or datatype is None:
         raise Malformed("member", f"{label} has no {'shape' if shape is None else 'datatype'}")
     if shared:

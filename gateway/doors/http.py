@@ -19,12 +19,13 @@ from multidict import CIMultiDict
 
 from degrade.deadline import Deadline, Ticker
 from gateway.admission.auth import Caller, Directory
+from gateway.codec.dialect import PROTOCOL
 from gateway.config import Server
 from gateway.doors.buffered import Buffered, Held
 from gateway.doors.exchange import Exchange, body_limit_key, body_too_large, recalled, refusal
 from gateway.doors.passthrough import Broken, Passing, Passthrough, ask_for_body
 from gateway.doors.path import Target, target_of
-from gateway.doors.question import METHODS, QUERY_MEDIA, Question, Reply, check_version, identify, judge
+from gateway.doors.question import METHODS, QUERY_MEDIA, Question, Reply, check_version, dialect_in, identify, judge
 from gateway.operate.telemetry import PASSTHROUGH, Telemetry
 from gateway.problem import (
     Problem,
@@ -77,6 +78,7 @@ class HttpDoor:
         """Answer one request; whatever goes wrong becomes a problem document here."""
         began = perf_counter()
         label, state = PASSTHROUGH, "problem"
+        target: Target | None = None
         try:
             target = target_of(request.method, request.rel_url.raw_path_qs)
             route = self._ports.routes.get(target.model)
@@ -84,7 +86,10 @@ class HttpDoor:
                 label = route.name
             response, state = await self._answer(request, target, route, began)
         except Refused as refused:
-            response = _response(refusal(refused))
+            dialect = PROTOCOL
+            if target is not None and (label != PASSTHROUGH or target.kind == "predict"):
+                dialect = dialect_in(request.headers, target)
+            response = _response(refusal(refused, dialect))
             self._ports.telemetry.refused(label, refused.problem.slug)
         except (asyncio.CancelledError, ConnectionError):
             raise  # the caller has left: nobody to answer
@@ -112,14 +117,16 @@ class HttpDoor:
         if target.changes is not None and target.changes not in self._server.allow:
             detail = f"{request.method} {target.raw} would change the server behind this gateway."
             raise Refused(forbidden(detail, f'"{target.changes}" in server.allow'))
+        if route is None and target.kind == "predict" and self._ports.routes:
+            raise Refused(not_found(f"There is no route {target.model!r}."))
         if route is None:
             works = request.method == "POST" and target.model
             quota = self._ports.exchange.charge(None, caller) if works else None
             passing = Passing(target, self._ports.passthrough, began, quota)
             return await self._through.answer(request, passing), "passthrough"
-        if target.kind == "infer" and request.method == "OPTIONS":
+        if target.kind in ("infer", "predict") and request.method == "OPTIONS":
             return _options(), "gateway"
-        if target.kind == "infer":
+        if target.kind in ("infer", "predict"):
             return await self._infer(request, target, route, caller)
         check_version(route, target.version)
         if target.kind == "metadata":

@@ -202,13 +202,15 @@ NAMES = st.sampled_from(
     [b"X-A", b"x-a", b"Content-Type", b"Cache-Control", b"Accept-Encoding", b"Accept", b"User-Agent"]
 )
 DIRECTIVES = (b"no-cache", b"no-store", b"only-if-cached", b"max-age=0")
-VALUES = st.sampled_from((b"", b"a", *DIRECTIVES, b"gzip", b"deflate, gzip;q=0", b"application/json"))
+MEDIA = (b"application/json", b"application/msgpack")
+VALUES = st.sampled_from((b"", b"a", *DIRECTIVES, b"gzip", b"deflate, gzip;q=0", *MEDIA))
 FIELD = st.tuples(NAMES, st.sampled_from([b":", b": ", b":\t", b":  "]), VALUES, st.sampled_from([b"", b" ", b"\t"]))
 ILL_FORMED = st.sampled_from(
     [b""] * 4 + [b" X: y\r\n", b"X : y\r\n", b"X\r\n", b"X: \x00\r\n", b"X: y\n", b"\xff: y\r\n"]
 )
 TARGETS = st.sampled_from(
     [b"/v2/models/r/infer"] * 5
+    + [b"/v1/predict/r", b"/v1/predict/nobody", b"/v1/predict/r/versions/1"]
     + [b"/v2/models/m/infer", b"/v2/models/r/versions/1/infer", b"/v2/models/r", b"/v2/models/r/ready"]
     + [b"/v2/models/r/../r/infer", b"/v2/models/nobody/infer", b"/v2/models/r/infer?x=1"]
     + [b"/v2/health/live", b"/v2/repository/models/m/load"]
