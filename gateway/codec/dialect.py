@@ -25,17 +25,21 @@ from tiers.v2.request import WireForm
 PACKED_MEDIA: Final = ("application/msgpack", "application/vnd.msgpack", "application/x-msgpack")
 JSON: Final = "application/json"
 OCTETS: Final = "application/octet-stream"
+ENVELOPE: Final = frozenset({"model", "version", "auth", "cache_control"})
+"""What the map of a call says that a head says over HTTP."""
 
 
 class Dialect(msgspec.Struct, frozen=True):
     """The forms of one request. ``plain``: it is made of plain values, else it is the protocol; ``packed``: it is in
     MessagePack; ``answers``: the media type of an answer in MessagePack, "" for JSON; ``octets``: the protocol's
-    answer is wanted as bytes behind its JSON, whatever the request says of its outputs."""
+    answer is wanted as bytes behind its JSON, whatever the request says of its outputs; ``called``: the request is the
+    map of a call, which holds what a head says too (``ENVELOPE``), and to its answer the door adds where it is from."""
 
     plain: bool = False
     packed: bool = False
     answers: str = ""
     octets: bool = False
+    called: bool = False
 
 
 PROTOCOL: Final = Dialect()
@@ -88,8 +92,9 @@ def decode(body: Buffer, dialect: Dialect, asked: Asked, limits: BodyLimits) -> 
     """
     if dialect.plain:
         assert asked.facts is not None
+        subject = plain.Subject(asked.model, asked.version, asked.facts, ENVELOPE if dialect.called else frozenset())
         read = plain.decode_packed if dialect.packed else plain.decode_json
-        return read(body, asked.facts, asked.model, asked.version, limits), WireForm()
+        return read(body, subject, limits), WireForm()
     if not dialect.packed:
         return http.decode(body, asked.model, asked.version, asked.json_length, limits)
     request, form = msgpack.decode(body, asked.model, asked.version, limits)
@@ -103,7 +108,8 @@ def encode(dialect: Dialect, told: Told) -> tuple[list[Buffer], list[Field]]:
         return http.encode(told.response, told.form, told.request_id, told.coding)
     fields = [("Content-Type", dialect.answers or JSON)]
     if dialect.plain:
-        body = plain.encode(told.response, told.provenance, told.request_id, bool(dialect.answers))
+        provenance = None if dialect.called else told.provenance
+        body = plain.encode(told.response, provenance, told.request_id, bool(dialect.answers))
     else:
         body = msgpack.encode(told.response, told.request_id)
     return http.coded([body], fields, told.coding)
@@ -119,7 +125,7 @@ def problem_body(problem: Problem, dialect: Dialect) -> tuple[bytes, list[Field]
 
 def same_for_all(dialect: Dialect, provenance: Provenance) -> bool:
     """Whether an answer's bytes may be those of its entry's hits: a plain answer tells what it was made of."""
-    return not dialect.plain or provenance.cache == "hit"
+    return not dialect.plain or dialect.called or provenance.cache == "hit"
 
 
 def _media(value: str) -> str:

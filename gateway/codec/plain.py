@@ -57,25 +57,34 @@ _TENSORS: Final = msgspec.json.Decoder(_Tensor)
 _NAMES: Final = msgspec.msgpack.Decoder(list[str])
 
 
-def decode_json(body: Buffer, facts: ModelFacts, model: str, version: str, limits: BodyLimits) -> InferRequest:
+class Subject(msgspec.Struct, frozen=True):
+    """Of what a request asks. ``beside``: members of its map that are not for us here."""
+
+    model: str
+    version: str
+    facts: ModelFacts
+    beside: frozenset[str] = frozenset()
+
+
+def decode_json(body: Buffer, subject: Subject, limits: BodyLimits) -> InferRequest:
     """One request in JSON. Raises Refused: 400 or 413."""
     try:
-        return _from_json(body, facts, InferRequest(model, (), version=version), limits.message)
+        return _from_json(body, subject, limits.message)
     except Malformed as fault:
         raise _refused(fault) from fault
 
 
-def decode_packed(body: Buffer, facts: ModelFacts, model: str, version: str, limits: BodyLimits) -> InferRequest:
+def decode_packed(body: Buffer, subject: Subject, limits: BodyLimits) -> InferRequest:
     """One request in MessagePack; tensors of bytes are views of ``body``. Raises Refused: 400 or 413."""
     try:
-        return _from_packed(body, facts, InferRequest(model, (), version=version), limits.message)
+        return _from_packed(body, subject, limits.message)
     except Malformed as fault:
         raise _refused(fault) from fault
 
 
-def encode(response: InferResponse, provenance: Provenance, request_id: str, packs: bool) -> bytes:
-    """An answer, in MessagePack if ``packs``. Raises Refused: 503 for one that is too large for plain values, 406 for
-    bytes that are no text in JSON."""
+def encode(response: InferResponse, provenance: Provenance | None, request_id: str, packs: bool) -> bytes:
+    """An answer, in MessagePack if ``packs``. ``provenance`` None: others tell. Raises Refused: 503 for one that is too
+    large for plain values, 406 for bytes that are no text in JSON."""
     elements = sum(tensor.elements for tensor in response.outputs)
     if elements > ELEMENTS_MAX:
         most = f"plain values are written up to {ELEMENTS_MAX}"
@@ -86,7 +95,8 @@ def encode(response: InferResponse, provenance: Provenance, request_id: str, pac
     document["outputs"] = {tensor.name: _values(tensor, packs) for tensor in response.outputs}
     if response.parameters:
         document["parameters"] = dict(response.parameters)
-    document["provenance"] = provenance_members(provenance)
+    if provenance is not None:
+        document["provenance"] = provenance_members(provenance)
     return msgspec.msgpack.encode(document) if packs else msgspec.json.encode(document)
 
 
@@ -105,7 +115,7 @@ def provenance_members(provenance: Provenance) -> dict[str, object]:
     return told
 
 
-def _from_json(body: Buffer, facts: ModelFacts, request: InferRequest, limits: Limits) -> InferRequest:
+def _from_json(body: Buffer, subject: Subject, limits: Limits) -> InferRequest:
     header, _ = split(body, None, limits)
     check_members(header, limits)
     message = parsed(_PLAIN, header)
@@ -117,7 +127,7 @@ def _from_json(body: Buffer, facts: ModelFacts, request: InferRequest, limits: L
     check_duplicates(header, members, limits)
     tensors = []
     for name, raw in message.inputs.items():
-        fact, label = _fact(name, facts, limits)
+        fact, label = _fact(name, subject.facts, limits)
         try:
             tensors.append(_tensor(name, maps.get(name), raw, fact, limits))
         except Misfit as misfit:
@@ -125,8 +135,9 @@ def _from_json(body: Buffer, facts: ModelFacts, request: InferRequest, limits: L
     outputs = [] if message.outputs is UNSET else message.outputs
     parameters = parameters_of(message.parameters, "the request", limits)
     check_reserved(parameters, OF_REQUESTS, "the request")
-    return msgspec.structs.replace(
-        request,
+    return InferRequest(
+        model=subject.model,
+        version=subject.version,
         inputs=tuple(tensors),
         outputs=_wanted(outputs, limits),
         parameters=parameters,
@@ -149,24 +160,25 @@ def _tensor(name: str, said: _Tensor | None, raw: Raw, fact: TensorFact, limits:
     return Tensor(name, datatype, shape, from_json(memoryview(said.data), datatype, shape))
 
 
-def _from_packed(body: Buffer, facts: ModelFacts, request: InferRequest, limits: Limits) -> InferRequest:
+def _from_packed(body: Buffer, subject: Subject, limits: Limits) -> InferRequest:
     found = packed.members(body, "the request")
-    unknown = [name for name in found if name not in _MEMBERS]
+    unknown = [name for name in found if name not in _MEMBERS and name not in subject.beside]
     if unknown:
         raise Malformed("member", f"the request has an unknown member {shown(unknown[0])}")
     if "inputs" not in found:
         raise Malformed("member", "the request has no 'inputs'")
     inputs = packed.members(found["inputs"], "'inputs'")
     check_count("inputs", len(inputs), limits.inputs_max)
-    tensors = tuple(_packed_tensor(name, raw, facts, limits) for name, raw in inputs.items())
+    tensors = tuple(_packed_tensor(name, raw, subject.facts, limits) for name, raw in inputs.items())
     outputs: list[str] = []
     if "outputs" in found:
         packed.elements(found["outputs"], "'outputs'", limits.outputs_max)
         outputs = packed.read(_NAMES, found["outputs"], "'outputs'")
     parameters = msgpack.parameters_in(found, "the request", limits)
     check_reserved(parameters, OF_REQUESTS, "the request")
-    return msgspec.structs.replace(
-        request,
+    return InferRequest(
+        model=subject.model,
+        version=subject.version,
         inputs=tensors,
         outputs=_wanted(outputs, limits),
         parameters=parameters,

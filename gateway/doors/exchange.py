@@ -10,14 +10,17 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
+import msgspec
+
 from cache.entry import Entry
 from degrade.deadline import Deadline, Ticker
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Verdict, ratelimit_value
-from gateway.call import Call
+from gateway.call import Answer, Call
 from gateway.codec import dialect as dialects
 from gateway.codec import http as codec
 from gateway.codec.dialect import PROTOCOL, Asked, Dialect, Told
+from gateway.codec.http import Buffer
 from gateway.doors.aside import Aside
 from gateway.doors.buffered import Buffered, Held
 from gateway.doors.question import Fields, Question, Reply
@@ -37,6 +40,14 @@ of the event loop, and nobody knows how large a compressed one is before it is i
 
 HEADINGS_MAX: Final = 1024
 """Beginnings of hits remembered, about 600 bytes each: one for each model, version and size of answer."""
+
+
+class Made(msgspec.Struct, frozen=True):
+    """An answer, its bytes in the form that was asked for, and the header fields that describe them."""
+
+    answer: Answer
+    ready: bytes
+    headers: Fields
 
 
 class Exchange:
@@ -67,16 +78,23 @@ class Exchange:
 
     async def answer(self, question: Question, body: bytes, wire: bytes | None, began: float) -> Reply:
         """Answer what is not recalled, within the route's time from ``began``. Raises Refused."""
+        made = await self.make(question, body, wire, began)
+        provenance = codec.provenance_headers(made.answer.provenance, self._ticker() - began)
+        fields = [*made.headers, *provenance, *quota_fields(made.answer.quota)]
+        return Reply(200, fields, made.ready, made.answer.provenance.cache)
+
+    async def make(self, question: Question, body: Buffer, wire: bytes | None, began: float) -> Made:
+        """The same, before it is said in the words of a protocol."""
         with Held(self._buffered) as held:
-            return await self._answer(question, body, wire, began, held)
+            return await self._make(question, body, wire, began, held)
 
     def close(self) -> None:
         """Read nothing more."""
         self._aside.close()
 
-    async def _answer(
-        self, question: Question, body: bytes, wire: bytes | None, began: float, held: Held
-    ) -> Reply:
+    async def _make(
+        self, question: Question, body: Buffer, wire: bytes | None, began: float, held: Held
+    ) -> Made:
         deadline = Deadline.after(began, question.route.timeout)
         decoded, form = await self._decoded(question, body, deadline, held)
         deadline = _sooner(deadline, decoded, self._ticker())
@@ -93,12 +111,10 @@ class Exchange:
         if wire is not None and answer.entry is not None and again:  # an id's bytes will not come again
             heading = self._heading(tuple(headers), len(ready), answer.entry)
             self._pipeline.attach_wire(question.route, answer, wire, Wire(ready, heading))
-        provenance = codec.provenance_headers(answer.provenance, self._ticker() - began)
-        fields = [*headers, *provenance, *quota_fields(answer.quota)]
-        return Reply(200, fields, ready, answer.provenance.cache)
+        return Made(answer, ready, headers)
 
     async def _decoded(
-        self, question: Question, body: bytes, deadline: Deadline, held: Held
+        self, question: Question, body: Buffer, deadline: Deadline, held: Held
     ) -> tuple[InferRequest, WireForm]:
         """The request in a body: at once if that is little work, else aside, where nobody else waits for it."""
         route, coding, limits = question.route, question.body.content_encoding, question.route.body_limits

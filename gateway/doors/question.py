@@ -63,6 +63,15 @@ class Question(msgspec.Struct, frozen=True):
         return msgspec.structs.replace(self, caller=caller, hit_dues=hit_dues)
 
 
+class Manner(msgspec.Struct, frozen=True):
+    """How a question is asked: all of a head but who asks what of which route."""
+
+    dialect: Dialect
+    directives: codec.CacheDirectives
+    body: codec.BodyHeaders = codec.BodyHeaders()
+    answer_coding: str | None = None
+
+
 class Reply(msgspec.Struct, frozen=True):
     """An answer ready for any HTTP server. ``state`` is the word it is counted under."""
 
@@ -84,13 +93,29 @@ def judge(method: str, target: Target, headers: Headers, route: Route, caller: C
     dialect = dialect_in(headers, target)
     coding = codec.negotiate(", ".join(headers.getall("Accept-Encoding", ())))
     directives = codec.parse_cache_control(", ".join(headers.getall("Cache-Control", ())))
+    return question_of(route, caller, target.version, Manner(dialect, directives, body, coding))
+
+
+def question_of(route: Route, caller: Caller, version: str, manner: Manner) -> Question:
+    """A question to a route, asked in this manner."""
     digester = None
     cache = route.config.cache
-    if cache is not None and directives == codec.NO_DIRECTIVES:
+    if cache is not None and manner.directives == codec.NO_DIRECTIVES:
         tenant = "" if cache.shared else caller.tenant
-        digester = WireDigester(msgspec.msgpack.encode((route.name, tenant, target.version, body, coding, dialect)))
-    bytes_max, hit_dues = route.body_limits.bytes_max, dues(route.allowances, caller, works=False)
-    return Question(route, caller, target.version, body, dialect, coding, directives, bytes_max, digester, hit_dues)
+        decides = (route.name, tenant, version, manner.body, manner.answer_coding, manner.dialect)
+        digester = WireDigester(msgspec.msgpack.encode(decides))
+    return Question(
+        route=route,
+        caller=caller,
+        version=version,
+        body=manner.body,
+        dialect=manner.dialect,
+        answer_coding=manner.answer_coding,
+        directives=manner.directives,
+        body_bytes_max=route.body_limits.bytes_max,
+        digester=digester,
+        hit_dues=dues(route.allowances, caller, works=False),
+    )
 
 
 def dialect_in(headers: Headers, target: Target) -> Dialect:
@@ -113,8 +138,13 @@ def identify(directory: Directory, headers: Headers, peer: str) -> Caller:
         for name in CREDENTIALS:
             if len(headers.getall(name, ())) > 1:
                 raise Refused(malformed(f"The header {name} is given more than once.", "duplicate-header"))
+    return identified(directory, headers.get("Authorization"), headers.get("X-API-Key"), peer)
+
+
+def identified(directory: Directory, authorization: str | None, api_key: str | None, peer: str) -> Caller:
+    """Who shows these credentials. Raises Refused: 401 for one that is none of ours, 400 for two that differ."""
     try:
-        return directory.identify(headers.get("Authorization"), headers.get("X-API-Key"), peer)
+        return directory.identify(authorization, api_key, peer)
     except Unauthenticated as error:
         if error.reason == "conflict":
             raise Refused(malformed(f"{error}.", "conflict")) from None

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 import pytest
@@ -29,6 +29,7 @@ class EchoTriton:
         self.gate = asyncio.Event()
         self.gate.set()
         self.status = b"200 OK"
+        self.pause: Callable[[], float] = lambda: 0.0  # seconds that each answer takes
         self.serving: set[asyncio.Task[None] | None] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -45,6 +46,7 @@ class EchoTriton:
                 if found is not None and found[2] == b"/infer":
                     self.asked += 1
                     await self.gate.wait()
+                    await asyncio.sleep(self.pause())
                     told, extra = self._infer(found[1].decode(), lowered, body)
                     status = self.status
                 elif found is not None and found[2] != b"/ready":
