@@ -44,6 +44,10 @@ demo: setup triton  ## A real Triton, the gateway before it, and what that gains
 test: check triton .compiler  ## All checks, then all tests, with a real Triton
 	$(BIN)/python -m pytest
 
+.PHONY: fuzz
+fuzz: setup  ## Hostile bytes for every codec, ten minutes each (FUZZ='--minutes 1 --codec rpc')
+	@$(BIN)/python -m tests.fuzz $(FUZZ)
+
 .PHONY: check
 check: setup  ## Lint, types, import direction, container file
 	$(BIN)/ruff check .
