@@ -195,9 +195,10 @@ class Pool:
         return tuple(await asyncio.gather(*(one(seat) for seat in self._seats)))
 
     @asynccontextmanager
-    async def forward(self, call: Call, deadline: Deadline) -> AsyncIterator[Streamed]:
-        """Pass a call through to one replica. Only whether it is reached counts."""
-        seat = self._seat_for_call()
+    async def forward(self, call: Call, deadline: Deadline, sequence: str = "") -> AsyncIterator[Streamed]:
+        """Pass a call through to one replica: that of its ``sequence``, if it belongs to one. Only whether it is
+        reached counts."""
+        seat = self._seat_for_call(sequence)
         now = self._now()
         permit = seat.reach.acquire(now)
         if permit is None:
@@ -219,13 +220,13 @@ class Pool:
             if not ended:
                 permit.ignored(self._now())
 
-    def relay(self, call: Call, listener: Listener, seconds: float) -> Relayed:
+    def relay(self, call: Call, listener: Listener, seconds: float, sequence: str = "") -> Relayed:
         """Pass a call with its whole body through to one replica, by callbacks; ``seconds`` bound the wait for a
-        connection. Only whether the replica is reached counts.
+        connection, ``sequence`` is as in ``forward``. Only whether the replica is reached counts.
 
         Raises UpstreamError if there is none to ask, and Rejected for what cannot be written as a request.
         """
-        seat = self._seat_for_call()
+        seat = self._seat_for_call(sequence)
         permit = seat.reach.acquire(self._now())
         if permit is None:
             raise self._none_reached()
@@ -301,8 +302,8 @@ class Pool:
                 allowed.append(seat)
         return allowed
 
-    def _seat_for_call(self) -> Seat:
-        seat = self._pick(self._seats, "")
+    def _seat_for_call(self, sequence: str = "") -> Seat:
+        seat = self._home(sequence, "") if sequence else self._pick(self._seats, "")
         if seat is None:
             raise self._none_reached()
         return seat

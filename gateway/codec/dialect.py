@@ -123,11 +123,6 @@ def problem_body(problem: Problem, dialect: Dialect) -> tuple[bytes, list[Field]
     return msgspec.msgpack.encode(problem.document()), fields
 
 
-def same_for_all(dialect: Dialect, provenance: Provenance) -> bool:
-    """Whether an answer's bytes may be those of its entry's hits: a plain answer tells what it was made of."""
-    return not dialect.plain or dialect.called or provenance.cache == "hit"
-
-
 def _media(value: str) -> str:
     return value.partition(";")[0].strip(" \t").lower()
 

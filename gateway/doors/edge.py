@@ -4,8 +4,8 @@ Rule of this file: it owns sockets, order and time; what a head means is ``head.
 ``exchange.py``'s. One request at a time is in work on a connection, and answers go out in the order of
 their requests. What is neither a plain infer request of a route nor small and passed through (``relay.py``) is
 handed to aiohttp through its protocol callbacks, byte for byte and never more than one request's bytes, so
-that what follows is looked at here again. Where only a parser knows a request's end (chunked, upgrades), the
-connection stays with aiohttp.
+that what follows is looked at here again. Where only a parser knows a request's end (chunked), or the caller waits
+to be asked for its body, the connection stays with aiohttp until it rests between two requests.
 
 It is long because it is one machine: all that a connection can be in the middle of, and every way from there.
 What it shares with others, and what needs none of its state, is in the files it names.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from typing import Final, cast
 
 import msgspec
@@ -25,11 +26,13 @@ import structlog
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.admission.auth import anonymous_name
+from gateway.admission.forwarded import Origin
 from gateway.codec.dialect import PROTOCOL
 from gateway.doors.exchange import recalled, refusal
-from gateway.doors.handover import OURS, LentTransport
+from gateway.doors.handover import OURS, THEIRS, LentTransport
 from gateway.doors.head import Judgement, Lane
 from gateway.doors.lane import EdgeLane, State
+from gateway.doors.listener import resting
 from gateway.doors.passthrough import Passage
 from gateway.doors.question import Question, Reply
 from gateway.doors.relay import Relay
@@ -42,10 +45,14 @@ _IDLE, _BODY, _BUSY, _RELAYED = State.IDLE, State.BODY, State.BUSY, State.RELAYE
 
 _END: Final = b"\r\n\r\n"
 _NEWLINE: Final = b"\n"
+_REST_OF_BLANK: Final = re.compile(rb"\n\r\n|\r\n|\n")
 _CARRIAGE_RETURN: Final = 13
 
 COPIED_BYTES_MAX: Final = 64 * 1024
 """Bodies up to this go out in one write with their head: copying them is cheaper than a second call."""
+
+LENT_PARTS_MAX: Final = 64
+"""Into how many parts one piece is cut for aiohttp: nobody's requests are so many in one, and blank lines are cheap."""
 
 _log = structlog.get_logger("tailrace")
 
@@ -66,14 +73,15 @@ class EdgeConnection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_answered", "_asked", "_began", "_buffer", "_handler", "_held", "_lane", "_left", "_parts", "_paused",
-        "_peer", "_relay", "_size", "_state", "_stopped", "_task", "_transport", "limit",
+        "_answered", "_asked", "_began", "_buffer", "_handler", "_held", "_lane", "_left", "_origin", "_parts",
+        "_paused", "_peer", "_relay", "_size", "_state", "_stopped", "_task", "_transport", "_whole", "limit",
     )  # fmt: skip
 
     def __init__(self, lane: EdgeLane) -> None:
         self._lane = lane
         self._transport: asyncio.Transport | None = None
         self._peer = ""
+        self._origin = Origin("")
         self._state = State.IDLE
         self._paused = False  # the peer does not read: nothing more is begun
         self._stopped = 0  # who has stopped our reading
@@ -88,6 +96,7 @@ class EdgeConnection(asyncio.Protocol):
         self._relay: Relay | None = None  # what is passed through
         self._handler: RequestHandler | None = None  # aiohttp's, once it was needed
         self._answered = False  # it has written its answer
+        self._whole = False  # what it was given for good ends with a blank line
         self.limit = math.inf
 
     # -- the transport's callbacks ----------------------------------------------------------------
@@ -95,7 +104,9 @@ class EdgeConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         name = transport.get_extra_info("peername")
-        self._peer = anonymous_name(name[0] if isinstance(name, tuple) else "local")
+        address = name[0] if isinstance(name, tuple) else ""
+        self._origin = Origin(address, transport.get_extra_info("sslcontext") is not None)
+        self._peer = anonymous_name(address or "local")
         self._turn(State.IDLE)
         if not self._lane.admit(self, self._peer):
             self.abort()  # cheaper for both than an answer nobody reads
@@ -227,8 +238,14 @@ class EdgeConnection(asyncio.Protocol):
         if asked is None or asked.judgement is not judgement:
             question, passage = judgement.question, judgement.passage
             if judgement.anonymous:
-                question = None if question is None else question.by(self._peer)
-                passage = None if passage is None else passage.by(self._peer)
+                name = self._peer
+                if judgement.hops:
+                    client = self._lane.proxies.client(self._origin.address, judgement.hops)
+                    name = anonymous_name(client or "local")
+                question = None if question is None else question.by(name)
+                passage = None if passage is None else passage.by(name)
+            if passage is not None:
+                passage = passage.told(self._lane.proxies, self._origin)
             size = len(head) + judgement.length
             asked = self._asked = _Asked(head, judgement, question, passage, len(head), size)
         return asked
@@ -430,7 +447,21 @@ class EdgeConnection(asyncio.Protocol):
     def _lend_for_good(self, data: bytes, start: int) -> int:
         if self._state is not State.FOR_GOOD and self._state is not State.STARTING:
             self._turn(State.STARTING)
-        self._foreign().data_received(data[start:])
+        handler = self._foreign()
+        # Up to each blank line, one call each: where its parser refuses something, it forgets what else it has read in
+        # that call. A blank line may have begun in the last piece.
+        rest = _REST_OF_BLANK.match(data, start)
+        cut = rest.end() if rest else 0
+        for _ in range(LENT_PARTS_MAX):
+            blank = data.find(_END, start)
+            if not cut and blank < 0:
+                break
+            end = cut or blank + len(_END)
+            handler.data_received(data[start:end])
+            start, cut = end, 0
+        self._whole = start == len(data) and data.endswith(_END)
+        if start < len(data):
+            handler.data_received(data[start:])
         return len(data)
 
     def _foreign(self) -> RequestHandler:
@@ -439,6 +470,10 @@ class EdgeConnection(asyncio.Protocol):
             self._handler = self._lane.foreign(self)
             self._handler.connection_made(LentTransport(self._transport, self))
         return self._handler
+
+    @property
+    def bounded(self) -> bool:
+        return self._state is State.THEIRS
 
     def foreign_began(self) -> None:
         """aiohttp has a request's head: from here on the door bounds what happens."""
@@ -453,6 +488,7 @@ class EdgeConnection(asyncio.Protocol):
             self.close()
         elif self._state is not State.THEIRS:
             self._turn(State.RESTING)
+            self._lane.lent.add(self)
         else:
             self._answered = True
             if self._left == 0:
@@ -460,8 +496,24 @@ class EdgeConnection(asyncio.Protocol):
 
     def _foreign_ended(self) -> None:
         self._turn(State.IDLE)
+        self._lane.lent.add(self)
         if self._buffer:
             asyncio.get_running_loop().call_soon(self._pump)  # aiohttp is still in the middle of its turn
+
+    def rest(self) -> bool:
+        """Between two requests aiohttp's side holds nothing that is needed, and may go; the next one gets another."""
+        handler, state = self._handler, self._state
+        if handler is None or self._paused or not (state is State.IDLE or (state is State.RESTING and self._whole)):
+            return True  # an answer of theirs will come first
+        if not resting(handler):
+            return False
+        self._handler, self._state = None, State.IDLE
+        self.resume(THEIRS)
+        lent = handler.transport
+        assert isinstance(lent, LentTransport)
+        lent.give_back()
+        handler.connection_lost(None)
+        return True
 
     # -- bounds -----------------------------------------------------------------------------------
 
@@ -501,11 +553,11 @@ class EdgeConnection(asyncio.Protocol):
         transport = self._transport
         if self._state is State.CLOSED or transport is None or transport.is_closing():
             return
-        if not transport.can_write_eof():
-            self.close()
-            return
         self._turn(State.CLOSING)
         self._let_go()
+        if not transport.can_write_eof():
+            transport.close()  # under TLS that says it and waits (secured.py)
+            return
         self.resume(self._stopped)
         transport.write_eof()
 

@@ -9,13 +9,15 @@ from __future__ import annotations
 import enum
 import math
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 import msgspec
 from aiohttp.web_protocol import RequestHandler
 
 from degrade.deadline import Ticker
+from gateway.admission.forwarded import Proxies
 from gateway.doors.answers import Answers
-from gateway.doors.book import Book, BookOptions
+from gateway.doors.book import Book, BookOptions, Peer
 from gateway.doors.buffered import Buffered
 from gateway.doors.exchange import Exchange
 from gateway.doors.handover import Owner
@@ -88,9 +90,16 @@ class Clocks(msgspec.Struct, frozen=True):
     wall: Ticker
 
 
+class Resting(Peer, Protocol):
+    """A connection of this lane, which is lent to aiohttp at times."""
+
+    def rest(self) -> bool:
+        """Let go of what only aiohttp needs, if it needs nothing of this connection now; False: ask again later."""
+
+
 class Desk(msgspec.Struct, frozen=True):
     """Who answers what arrives on a lane. ``foreign`` makes aiohttp's protocol for one connection;
-    ``passthrough`` is where that goes which no route answers."""
+    ``passthrough`` is where that goes which no route answers, ``proxies`` whose word on callers is believed."""
 
     heads: Heads
     exchange: Exchange
@@ -98,6 +107,7 @@ class Desk(msgspec.Struct, frozen=True):
     buffered: Buffered
     foreign: Callable[[Owner], RequestHandler]
     passthrough: Pool
+    proxies: Proxies
 
 
 class EdgeLane:
@@ -110,6 +120,7 @@ class EdgeLane:
         self.buffered = desk.buffered
         self.foreign = desk.foreign
         self.passthrough = desk.passthrough
+        self.proxies = desk.proxies
         self.ticker = clocks.ticker
         self.options = options
         self.waits = options.times.waits()
@@ -118,12 +129,17 @@ class EdgeLane:
         self._book = Book(BookOptions(options.connections_max, options.connections_per_address_max))
         self.connections, self.cuts = self._book.connections, self._book.cuts
         self.admit, self.ended = self._book.admit, self._book.ended
+        self.lent: set[Resting] = set()
+        """Connections that aiohttp has answered since the last sweep: what it holds for one is several times what we
+        do, and who rests needs none of it."""
         self.draining = False
         self._wall = clocks.wall
 
     def sweep(self, now: float) -> None:
-        """Cut every connection whose peer has taken longer than it may, and set the date."""
+        """Cut every connection whose peer has taken longer than it may, let others rest, and set the date."""
         self.answers.set_date(self._wall())
+        lent, self.lent = self.lent, set()
+        self.lent.update([each for each in lent if not each.rest()])
         self._book.sweep(now)
 
     async def drain(self, seconds: float) -> None:

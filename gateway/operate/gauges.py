@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from cache.response import ResponseCache
+from gateway.doors.handshakes import Handshakes
 from gateway.doors.lane import EdgeLane
 from gateway.doors.rpc import RpcLane
 from gateway.operate.telemetry import Gauge, Labels
@@ -119,3 +120,28 @@ def rpc_gauges(lane: RpcLane) -> Iterator[Gauge]:
         counter=True,
     )
     yield Gauge("tailrace_rpc_in_flight", "Calls in work.", (), lambda: iter([((), float(lane.in_flight))]))
+
+
+def tls_gauges(handshakes: Handshakes) -> Iterator[Gauge]:
+    """How callers' handshakes ended, and whether the certificate is the one on the disk."""
+    certificates = handshakes.certificates
+    yield Gauge(
+        "tailrace_tls_handshakes",
+        "TLS handshakes, by how they ended.",
+        ("outcome",),
+        lambda: (((outcome,), float(count)) for outcome, count in handshakes.outcomes.items()),
+        counter=True,
+    )
+    yield Gauge(
+        "tailrace_tls_renewals",
+        "New certificates taken up.",
+        (),
+        lambda: iter([((), float(certificates.renewals))]),
+        counter=True,
+    )
+    yield Gauge(
+        "tailrace_tls_renewal_failing",
+        "1 while the certificate's files have changed and cannot be used.",
+        (),
+        lambda: iter([((), float(bool(certificates.fault)))]),
+    )
