@@ -43,6 +43,9 @@ from gateway.problem import Problem, Refused, head_over, internal, timed_out
 # Looked up for every hit, where a member of an Enum is not cheap.
 _IDLE, _BODY, _BUSY, _RELAYED = State.IDLE, State.BODY, State.BUSY, State.RELAYED
 
+_LENT: Final = frozenset({State.THEIRS, State.STARTING, State.FOR_GOOD})
+_ENDED: Final = frozenset({State.CLOSING, State.CLOSED})
+
 _END: Final = b"\r\n\r\n"
 _NEWLINE: Final = b"\n"
 _REST_OF_BLANK: Final = re.compile(rb"\n\r\n|\r\n|\n")
@@ -74,7 +77,7 @@ class EdgeConnection(asyncio.Protocol):
 
     __slots__ = (
         "_answered", "_asked", "_began", "_buffer", "_handler", "_held", "_lane", "_left", "_origin", "_parts",
-        "_paused", "_peer", "_relay", "_size", "_state", "_stopped", "_task", "_transport", "_whole", "limit",
+        "_paused", "_peer", "_relay", "_size", "_state", "_stopped", "_tail", "_task", "_transport", "limit",
     )  # fmt: skip
 
     def __init__(self, lane: EdgeLane) -> None:
@@ -96,7 +99,7 @@ class EdgeConnection(asyncio.Protocol):
         self._relay: Relay | None = None  # what is passed through
         self._handler: RequestHandler | None = None  # aiohttp's, once it was needed
         self._answered = False  # it has written its answer
-        self._whole = False  # what it was given for good ends with a blank line
+        self._tail = b""  # the end of what it was given for good
         self.limit = math.inf
 
     # -- the transport's callbacks ----------------------------------------------------------------
@@ -445,9 +448,10 @@ class EdgeConnection(asyncio.Protocol):
         return start + len(part)
 
     def _lend_for_good(self, data: bytes, start: int) -> int:
-        if self._state is not State.FOR_GOOD and self._state is not State.STARTING:
+        handler, state = self._foreign(), self._state
+        answered_early = state is State.RESTING and not resting(handler)  # the rest of a body that was not waited for
+        if state not in (State.FOR_GOOD, State.STARTING) and not answered_early:
             self._turn(State.STARTING)
-        handler = self._foreign()
         # Up to each blank line, one call each: where its parser refuses something, it forgets what else it has read in
         # that call. A blank line may have begun in the last piece.
         rest = _REST_OF_BLANK.match(data, start)
@@ -459,7 +463,7 @@ class EdgeConnection(asyncio.Protocol):
             end = cut or blank + len(_END)
             handler.data_received(data[start:end])
             start, cut = end, 0
-        self._whole = start == len(data) and data.endswith(_END)
+        self._tail = (self._tail + data)[-len(_END) :]
         if start < len(data):
             handler.data_received(data[start:])
         return len(data)
@@ -503,11 +507,14 @@ class EdgeConnection(asyncio.Protocol):
     def rest(self) -> bool:
         """Between two requests aiohttp's side holds nothing that is needed, and may go; the next one gets another."""
         handler, state = self._handler, self._state
-        if handler is None or self._paused or not (state is State.IDLE or (state is State.RESTING and self._whole)):
-            return True  # an answer of theirs will come first
-        if not resting(handler):
+        if handler is None or state in _ENDED or state in _LENT:
+            return True  # nothing is held, or an answer of theirs will come first
+        half = state is State.RESTING and self._tail != _END
+        if half or self._paused or not resting(handler):
             return False
-        self._handler, self._state = None, State.IDLE
+        self._handler, self._tail = None, b""
+        if state is State.RESTING:
+            self._state = State.IDLE
         self.resume(THEIRS)
         lent = handler.transport
         assert isinstance(lent, LentTransport)
@@ -538,8 +545,14 @@ class EdgeConnection(asyncio.Protocol):
 
     def finish(self) -> None:
         """Draining: nothing new is begun."""
-        if self._state in (State.IDLE, State.HEAD, State.STARTING, State.RESTING):
-            self.close()
+        transport = self._transport
+        if self._state not in (State.IDLE, State.HEAD, State.STARTING, State.RESTING) or transport is None:
+            return
+        all_sent = transport.get_write_buffer_size() == 0
+        self.close()
+        if self._origin.secure and all_sent:
+            # It is told, and need not answer that, which a client's pool of idle connections never does.
+            asyncio.get_running_loop().call_soon(transport.abort)
 
     def close(self) -> None:
         """Close when what is written has been sent, which may take as long as reading an answer."""

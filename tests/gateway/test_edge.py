@@ -60,6 +60,9 @@ class Transport:
     def writelines(self, parts: list[bytes]) -> None:
         self.write(b"".join(parts))
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def can_write_eof(self) -> bool:
         return self.has_half_ends
 

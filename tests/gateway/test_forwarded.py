@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from ipaddress import ip_address
 
 import pytest
 from hypothesis import given
@@ -90,8 +91,7 @@ def test_only_so_many_hops_are_looked_through() -> None:
 
 @given(st.text(max_size=200), st.sampled_from([FOR, FORWARDED]))
 def test_no_value_does_harm(value: str, field: str) -> None:
-    found = client(field, "10.0.0.1", value)
-    assert found == "10.0.0.1" or Origin(found).address
+    assert ip_address(client(field, "10.0.0.1", value))
 
 
 @pytest.mark.timeout(20)

@@ -392,3 +392,25 @@ async def test_draining_ends_handshakes_and_idle_connections_and_waits_for_answe
     writer.close()
     async with asyncio.timeout(SECONDS):
         await stopping
+
+
+async def test_draining_does_not_wait_for_idle_clients_that_do_not_read(open_door: Open, own_pem: Any) -> None:
+    """As clients' pools of connections do not: they answer no goodbye before they are used again."""
+    door = await open_door(DRAIN="1h")
+
+    def connect() -> ssl.SSLSocket:
+        connected = door.pem.caller().wrap_socket(
+            socket.create_connection(("127.0.0.1", door.port), SECONDS),
+            server_hostname="localhost",
+            suppress_ragged_eofs=False,
+        )
+        connected.sendall(b"GET /v2/health/live HTTP/1.1\r\nHost: h\r\n\r\n")
+        assert connected.recv(100).startswith(b"HTTP/1.1 200 ")
+        return connected
+
+    silent = await asyncio.to_thread(connect)
+    async with asyncio.timeout(SECONDS):
+        await door.gateway.stop()
+    while silent.read(1000):  # an end without a goodbye would be an SSLError
+        pass
+    silent.close()
