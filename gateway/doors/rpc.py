@@ -90,6 +90,11 @@ class RpcLane:
 class RpcConnection(asyncio.Protocol):
     """One connection."""
 
+    __slots__ = (
+        "_began", "_closing", "_desk", "_ending", "_frames", "_held", "_lane", "_patient", "_paused", "_peer", "_pumps",
+        "_stopped", "_tasks", "_transport", "_waiting", "_waiting_bytes", "_working_bytes", "limit",
+    )  # fmt: skip
+
     def __init__(self, lane: RpcLane) -> None:
         self._lane = lane
         self._desk = lane.desk

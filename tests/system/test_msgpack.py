@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import signal
@@ -18,7 +19,12 @@ import numpy as np
 import pytest
 import tritonclient.http as triton_http
 
+from benchmarks.crowd import allow, memory
+
 SECONDS = 30.0
+IDLE = 2000
+IDLE_BYTES_MAX = 16 * 1024
+"""What an idle connection may cost, that has asked or not; the kernel's own memory is not in it."""
 ROUTES = {
     "echo": {"tiers": [{"backend": "b", "model": "echo_fp32"}], "cache": {"ttl": "10m"}},
     "words": {"tiers": [{"backend": "b", "model": "echo_bytes"}], "cache": {"ttl": "10m"}},
@@ -192,3 +198,38 @@ async def test_workers_share_the_door(gateway_factory: Callable[..., Any], trito
     assert gateway.metric("tailrace_rpc_connections") <= 40
     misses = gateway.metric("tailrace_answers_total", route="echo", cache="miss")
     assert 4 < misses <= 8, "each worker has its own cache"
+
+
+async def test_two_thousand_idle_connections_cost_little_and_hold_up_neither_others_nor_the_end(
+    gateway_factory: Callable[..., Any], triton: Any
+) -> None:
+    allow(IDLE)
+    gateway = gateway_factory(config(triton), RPC)
+    host, _, port = gateway.rpc_address.rpartition(":")
+    pid = gateway.process.pid
+    peer = Peer([gateway.rpc_address])
+    await peer.connect()
+    await peer.all_of({1: ("infer", row(1))})
+    before, idle = memory(pid).resident, []
+    for number in range(IDLE):
+        idle.append(await asyncio.open_connection(host, int(port)))
+        if number % 2:  # some have asked, as long-lived clients have
+            idle[-1][1].write(msgpack.packb([0, number, "infer", [row(1)]]))
+            assert await idle[-1][0].read(2**16)
+    assert gateway.metric("tailrace_rpc_connections") == IDLE + 1
+    assert memory(pid).resident - before < IDLE_BYTES_MAX * IDLE
+    results = await peer.all_of({number: ("infer", row(number % 100)) for number in range(2000)})
+    assert all(results[number]["outputs"][0]["data"] == struct.pack("<2f", number % 100, 7) for number in results)
+    for _ in range(500):  # opens and closes
+        _, writer = await asyncio.open_connection(host, int(port))
+        writer.transport.abort()
+    assert len(await peer.all_of({number: ("infer", row(number)) for number in range(100)})) == 100
+    began = time.monotonic()
+    gateway.process.signal(signal.SIGTERM)
+    assert await asyncio.to_thread(gateway.process.wait, 15.0)
+    assert gateway.process.returncode == 0
+    assert time.monotonic() - began < 10.0
+    for reader, writer in idle:
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read(1) == b""
+        writer.close()
