@@ -253,7 +253,7 @@ def _pack_bytes(items: Sequence[object]) -> bytes:
 
 def _pack_floats(items: Sequence[object], datatype: str) -> bytes:
     wide: npt.NDArray[np.float64] = np.array(items, dtype=np.float64)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is still a NaN
         values = _upper_halves(wide.astype("<f4")) if datatype == "BF16" else wide.astype(DTYPES[datatype])
     beyond = np.flatnonzero(~np.isfinite(values) & np.isfinite(wide))
     if beyond.size:

@@ -14,6 +14,7 @@ import os
 import random
 import sys
 import time
+import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -104,6 +105,7 @@ def main() -> int:
     parser.add_argument("--codec", action="append", choices=sorted(TARGETS), help="again for each (default: all)")
     parser.add_argument("--seed", type=int, default=None, help="of chance (default: another each time)")
     chosen = parser.parse_args()
+    warnings.simplefilter("error")  # what would be told in a log is a finding
     seed = random.randrange(2**32) if chosen.seed is None else chosen.seed
     failed = False
     for codec in chosen.codec or sorted(TARGETS):

@@ -21,7 +21,7 @@ from gateway.codec import http
 from gateway.codec.http import BodyLimits
 from gateway.codec.msgpack import decode, encode
 from gateway.problem import Refused
-from tiers.datatype import DTYPES
+from tiers.datatype import DTYPES, numbers
 from tiers.inference import InferRequest, InferResponse, Tensor
 from tiers.v2.message import Limits
 
@@ -112,6 +112,15 @@ def test_nan_and_infinities_are_floats_like_others() -> None:
         if datatype == "BF16":
             raw = b"".join(b"\0\0" + raw[at : at + 2] for at in range(0, 6, 2))
         np.testing.assert_array_equal(np.frombuffer(raw, DTYPES.get(datatype, "<f4")), values)
+
+
+@pytest.mark.parametrize("datatype", ["FP64", "FP32", "FP16", "BF16"])
+def test_a_signalling_nan_is_a_nan(datatype: str) -> None:
+    body = msgpack.packb({"inputs": [{"name": "x", "datatype": datatype, "shape": [1], "data": [1.5]}]})
+    signalling = b"\xcb\x7f\xf0\x00\x00\x00\x00\x00\x01"
+    body = body.replace(b"\xcb" + struct.pack(">d", 1.5), signalling)
+    (tensor,) = decode(body, "m", "", LIMITS)[0].inputs
+    assert np.isnan(numbers(tensor.data, datatype)).all()
 
 
 def test_what_else_a_request_says() -> None:
