@@ -41,8 +41,12 @@ demo: setup triton  ## A real Triton, the gateway before it, and what that gains
 	@$(BIN)/tailrace demo
 
 .PHONY: test
-test: check triton .compiler  ## All checks, then all tests, with a real Triton
+test: check triton javascript .compiler  ## All checks, then all tests, with a real Triton
 	$(BIN)/python -m pytest
+
+.PHONY: fuzz
+fuzz: setup  ## Hostile bytes for every codec, ten minutes each (FUZZ='--minutes 1 --codec rpc')
+	@$(BIN)/python -m tests.fuzz $(FUZZ)
 
 .PHONY: check
 check: setup  ## Lint, types, import direction, container file
@@ -135,6 +139,22 @@ $(TRITON)/.stamp: $(VENV)/.stamp requirements/triton.lock
 	$(call quietly,python environment in $(TRITON),$(PYTHON) -m venv --clear $(TRITON))
 	$(call quietly,Triton and scikit-learn,$(call locked,$(TRITON),requirements/triton.lock))
 	@touch $@
+
+# For the tests that run the JavaScript of docs/clients.md.
+JAVASCRIPT := .cache/javascript
+.PHONY: javascript
+javascript: $(JAVASCRIPT)/.stamp  ## Node, and what the clients in JavaScript need (likewise)
+
+$(JAVASCRIPT)/.stamp: requirements/javascript/package.json requirements/javascript/package-lock.json
+	@rm -rf $(JAVASCRIPT); mkdir -p $(JAVASCRIPT)
+	@command -v node >/dev/null && command -v npm >/dev/null || $(MAKE) --no-print-directory .node
+	@cp $^ $(JAVASCRIPT)
+	$(call quietly,JavaScript packages,cd $(JAVASCRIPT) && npm ci --ignore-scripts --no-audit --no-fund)
+	@touch $@
+
+.PHONY: .node
+.node:
+	$(call quietly,Node from Debian,$(call debian,nodejs npm))
 
 .PHONY: .libpython
 .libpython:

@@ -23,7 +23,9 @@ from examples.child import Child
 
 READY_SECONDS: Final = 30.0
 LOG_CHARACTERS_SHOWN_MAX: Final = 6000
-READY_LINE: Final = re.compile(r"^tailrace ready http=(?P<http>https?://\S+) admin=(?P<admin>http://\S+)", re.MULTILINE)
+READY_LINE: Final = re.compile(
+    r"^tailrace ready http=(?P<http>https?://\S+) admin=(?P<admin>http://\S+)(?: rpc=(?P<rpc>\S+))?", re.MULTILINE
+)
 SAMPLE: Final = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
 LABEL: Final = re.compile(r'(?P<name>\w+)="(?P<value>(?:[^"\\]|\\.)*)"')
 
@@ -47,6 +49,7 @@ class GatewayProcess:
         """``config``: TOML text, or the same as a mapping, or None for a run by ``arguments`` alone."""
         self.http_url = ""
         self.admin_url = ""
+        self.rpc_address = ""  # host:port or unix:path, if that door is open
         self._config = config if config is None or isinstance(config, str) else toml(config)
         self._arguments = tuple(arguments)
         self._environ = dict(environ or {})
@@ -151,6 +154,7 @@ class GatewayProcess:
             found = READY_LINE.search(child.out())
             if found is not None:
                 self.http_url, self.admin_url = found["http"], found["admin"]
+                self.rpc_address = found["rpc"] or ""
                 return
             if ended:
                 raise GatewayFailed(f"the gateway ended with {child.returncode}:\n{self._tail(child)}")

@@ -25,13 +25,15 @@ from gateway.admission.forwarded import Proxies
 from gateway.admission.ratelimit import Limiter
 from gateway.check import raise_open_files
 from gateway.config import ALLOW_ALL, Backend, Config, Server, parse_address
+from gateway.doors.about import Readiness
+from gateway.doors.book import BookOptions
 from gateway.doors.buffered import Buffered
 from gateway.doors.certificates import RENEWAL_SECONDS, Certificates, Unusable
 from gateway.doors.edge import EdgeConnection
 from gateway.doors.exchange import Exchange
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.head import HeadBounds, Heads
-from gateway.doors.http import HttpDoor, Ports, Readiness
+from gateway.doors.http import HttpDoor, Ports
 from gateway.doors.lane import Clocks, Desk, EdgeLane, EdgeOptions, Times
 from gateway.doors.listener import (
     ADMIN_CONNECTIONS_MAX,
@@ -43,10 +45,12 @@ from gateway.doors.listener import (
     named,
     require_strict_parser,
 )
+from gateway.doors.methods import MethodPorts, Methods
 from gateway.doors.passthrough import RELAYED_BYTES_MAX
+from gateway.doors.rpc import ENVELOPE_BYTES_MAX, RpcConnection, RpcDesk, RpcLane, RpcOptions
 from gateway.memory import keep_freed_memory, set_start_aside
 from gateway.operate.admin import admin_port
-from gateway.operate.gauges import gauges, lane_gauges, tls_gauges
+from gateway.operate.gauges import gauges, lane_gauges, rpc_gauges, tls_gauges
 from gateway.operate.log import set_up
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
@@ -75,6 +79,10 @@ class Gateway:
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
         self._lane: EdgeLane | None = None
+        self._rpc: RpcLane | None = None
+        self._rpc_server: asyncio.Server | None = None
+        self.rpc_address = ""
+        """Where the MessagePack-RPC door is, once started, if it is open: HOST:PORT or unix:PATH."""
         self._exchange: Exchange | None = None
         self._listener: Listener | None = None
         self._admin: Listener | None = None
@@ -131,13 +139,16 @@ class Gateway:
         for gauge in lane_gauges(self._lane):
             self.telemetry.watch(gauge)
         http = await self._listen(self._lane, certificates)
+        if server.rpc is not None:
+            await self._open_rpc(server, server.rpc, directory, exchange)
         pools = {name: home.pool for name, home in self.homes.items()}
         admin = admin_port(self.routes, pools, self.telemetry, lambda: self._draining)
         self._admin = Listener(admin.handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
-        sweep = partial(_sweep, self._lane)
-        self._tasks.append(asyncio.create_task(kept_up(sweep, SWEEP_SECONDS, asyncio.sleep)))
+        for lane in (self._lane, self._rpc):
+            if lane is not None:
+                self._tasks.append(asyncio.create_task(kept_up(partial(_sweep, lane), SWEEP_SECONDS, asyncio.sleep)))
         if certificates is not None:
             self._tasks.append(asyncio.create_task(kept_up(certificates.run, RENEWAL_SECONDS, asyncio.sleep)))
         # One look before anyone is told that we are ready: until then readiness would be a guess.
@@ -183,8 +194,10 @@ class Gateway:
             if notice > 0:
                 await self._sleep(notice)
             self._server.close()
-        if self._lane is not None:
-            await self._lane.drain(float(self._config.server.drain))
+        if self._rpc_server is not None:
+            self._rpc_server.close()
+        drain = float(self._config.server.drain)
+        await asyncio.gather(*(lane.drain(drain) for lane in (self._lane, self._rpc) if lane is not None))
         if self._listener is not None:
             await self._listener.shutdown(float(self._config.server.drain))
         if self._admin_server is not None:
@@ -204,6 +217,25 @@ class Gateway:
             await home.pool.close()
 
     # -- making the parts -------------------------------------------------------------------------
+
+    async def _open_rpc(self, server: Server, written: str, directory: Directory, exchange: Exchange) -> None:
+        """Listen for MessagePack-RPC."""
+        methods = Methods(MethodPorts(self.routes, directory, self.readiness, monotonic))
+        bytes_max = max((route.body_limits.bytes_max for route in self.routes.values()), default=0)
+        options = RpcOptions(
+            server.rpc_in_flight_max,
+            bytes_max + ENVELOPE_BYTES_MAX,
+            BookOptions(server.connections_max, server.connections_per_address_max),
+            _times(server),
+        )
+        self._rpc = RpcLane(RpcDesk(methods, exchange, self.telemetry, self.buffered, monotonic), options)
+        for gauge in rpc_gauges(self._rpc):
+            self.telemetry.watch(gauge)
+        with named("server.rpc", written):
+            self._rpc_server, url = await listen(
+                partial(RpcConnection, self._rpc), parse_address(written), self._shared
+            )
+        self.rpc_address = url.removeprefix("http://")
 
     def _home(self, name: str, backend: Backend) -> Home:
         connect_timeout = float(backend.connect_timeout)
@@ -266,7 +298,8 @@ async def run(
     gateway = Gateway(config, shared)
     try:
         http, admin = await gateway.start()
-        announce(f"tailrace ready http={http} admin={admin}")
+        rpc = f" rpc={gateway.rpc_address}" if gateway.rpc_address else ""
+        announce(f"tailrace ready http={http} admin={admin}{rpc}")
         await stopping.wait()
         _log.info("draining", seconds=float(config.server.drain))
     finally:
@@ -335,18 +368,21 @@ async def kept_up(run: Run, interval: float, sleep: Sleep) -> None:
 
 
 def _edge_options(server: Server) -> EdgeOptions:
-    times = Times(
+    header_bytes_max = int(server.header_bytes_max)
+    return EdgeOptions(header_bytes_max, server.connections_max, server.connections_per_address_max, _times(server))
+
+
+def _times(server: Server) -> Times:
+    return Times(
         head=float(server.head_timeout),
         body=float(server.body_timeout),
         idle=float(server.idle_timeout),
         write=float(server.write_timeout),
         answer=float(server.passthrough_timeout),
     )
-    header_bytes_max = int(server.header_bytes_max)
-    return EdgeOptions(header_bytes_max, server.connections_max, server.connections_per_address_max, times)
 
 
-async def _sweep(lane: EdgeLane, interval: float, sleep: Sleep) -> None:
+async def _sweep(lane: EdgeLane | RpcLane, interval: float, sleep: Sleep) -> None:
     while True:
         await sleep(interval)
         lane.sweep(monotonic())

@@ -59,7 +59,8 @@ def open_files_needed(config: Config) -> int:
         (backend.connections_max + backend.passthrough_connections_max + asking) * len(backend.http)
         for backend in config.backends.values()
     )
-    return config.server.connections_max + ADMIN_CONNECTIONS_MAX + upstream + SPARE_FILES
+    doors = 1 if config.server.rpc is None else 2
+    return doors * config.server.connections_max + ADMIN_CONNECTIONS_MAX + upstream + SPARE_FILES
 
 
 def raise_open_files(config: Config) -> str:

@@ -123,7 +123,11 @@ def _demo(keep: bool) -> int:
 def _config(chosen: argparse.Namespace) -> Config:
     environ: Mapping[str, str] = os.environ
     # A TOML string, so that no address can be taken for a number.
-    listeners = {"TAILRACE_SERVER__HTTP": chosen.http, "TAILRACE_SERVER__ADMIN": chosen.admin}
+    listeners = {
+        "TAILRACE_SERVER__HTTP": chosen.http,
+        "TAILRACE_SERVER__RPC": chosen.rpc,
+        "TAILRACE_SERVER__ADMIN": chosen.admin,
+    }
     given = {name: json.dumps(address) for name, address in listeners.items() if address is not None}
     if chosen.workers is not None:
         given["TAILRACE_SERVER__WORKERS"] = str(chosen.workers)
@@ -194,6 +198,7 @@ def _parser() -> argparse.ArgumentParser:
             help="a Triton's HTTP address, for every model without a route; again for each replica",
         )
         command.add_argument("--http", metavar="ADDR", help="where to answer (default: 127.0.0.1:8080)")
+        command.add_argument("--rpc", metavar="ADDR", help="where to answer MessagePack-RPC (default: nowhere)")
         command.add_argument("--admin", metavar="ADDR", help="where metrics are (default: 127.0.0.1:9090)")
     check.set_defaults(workers=None, worker=None)
     serve.add_argument(

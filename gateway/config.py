@@ -93,6 +93,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The process and its listeners."""
 
     http: str = "127.0.0.1:8080"
+    rpc: str | None = None
     admin: str = "127.0.0.1:9090"
     passthrough: str | None = None
     allow: tuple[Switch, ...] = ()
@@ -111,6 +112,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_timeout: Seconds = _seconds("75s")
     write_timeout: Seconds = _seconds("30s")
     edge: bool = True
+    rpc_in_flight_max: Positive = 256
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     quota_keys_max: Positive = 100_000
     trusted_proxies: tuple[str, ...] = ()
@@ -122,7 +124,12 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         yield from _address_faults("admin", self.admin)
         if self.http == self.admin and not self.http.endswith(":0"):
             yield "admin", f"is the same address as server.http ({self.http})"
-        if self.workers > 1 and self.http.startswith("unix:"):
+        if self.rpc is not None:
+            yield from _address_faults("rpc", self.rpc)
+            for key, other in (("http", self.http), ("admin", self.admin)):
+                if self.rpc == other and not other.endswith(":0"):
+                    yield "rpc", f"is the same address as server.{key} ({other})"
+        if self.workers > 1 and any(each.startswith("unix:") for each in (self.http, self.rpc or "")):
             yield "workers", "is more than 1, and a unix socket cannot be shared; listen on HOST:PORT"
         if self.tls is not None and self.http.startswith("unix:"):
             yield "tls", "is for a network, and http is a unix socket; listen on HOST:PORT, or leave tls out"

@@ -120,6 +120,24 @@ class Pipeline:
         """
         return self._charge(route, caller, True, self._ticker())
 
+    async def facts(self, route: Route, version: str, deadline: Deadline) -> ModelFacts:
+        """What a route's models say of themselves, for a form of request that is not understood without. Raises
+        Refused: 404 for a version that they do not have, 503 if none of them can be asked."""
+        known = route.known_facts(version)
+        if known is not None:
+            return known
+        seconds = deadline.remaining(self._ticker())
+        try:
+            async with asyncio.timeout(seconds):
+                return await route.facts(deadline, version)
+        except Rejected as rejected:
+            raise Refused(_of_model(rejected)) from rejected
+        except UpstreamError as error:
+            raise Refused(self._unavailable(route, error)) from error
+        except TimeoutError:
+            late = UpstreamError(Failure.TIMEOUT, f"its models did not describe themselves within {seconds:.3g} s")
+            raise Refused(self._unavailable(route, late)) from None
+
     def refuse_spent(self, owed: Dues) -> None:
         """Before much is spent on reading a request: Refused (429) if a quota that it will use up is spent
         already. Charges nothing."""

@@ -44,6 +44,10 @@ class Problem(msgspec.Struct, frozen=True):
 
     def body(self) -> bytes:
         """The JSON document. Never fails: text that is not valid Unicode is replaced."""
+        return msgspec.json.encode(self.document())
+
+    def document(self) -> dict[str, Extra]:
+        """The document's members; text that is not valid Unicode is replaced."""
         detail = _clean(self.detail)
         document: dict[str, Extra] = {
             "type": TYPE_PREFIX + self.slug,
@@ -63,7 +67,7 @@ class Problem(msgspec.Struct, frozen=True):
                 document[name] = [_clean(item) for item in value]
             else:
                 document[name] = value
-        return msgspec.json.encode(document)
+        return document
 
     def headers(self) -> list[tuple[str, str]]:
         """Header fields that belong to this problem: its media type, and when to come back."""

@@ -26,8 +26,7 @@ FORM: Final = "TAILRACE_SECTION__KEY, such as TAILRACE_SERVER__HTTP"
 NOT_CONFIGURATION: Final = frozenset({"TAILRACE_TRITON_ENV"})
 """Variables with our prefix that other programs read: where the demo and the tests find a Triton."""
 LATER: Final[Mapping[str, str]] = {
-    "grpc": "is not in this version yet: only the HTTP door exists so far",
-    "rpc": "is not in this version yet: only the HTTP door exists so far",
+    "grpc": "is not in this version yet: there are the doors for HTTP and MessagePack-RPC so far",
     "tables": "is not in this version yet: routes cannot join feature tables so far",
     "rows": "is not in this version yet: whole requests are cached, not single rows",
     "snapshot": "is not in this version yet: there are no snapshots so far",

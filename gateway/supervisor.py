@@ -78,6 +78,14 @@ class Supervisor:
         with named("server.http", server.http):
             # Without listening: holds the port for the workers, also while none is there.
             reserved, http = bind(parse_address(server.http), shared=True)
+        rpc_reserved, rpc = None, ""
+        if server.rpc is not None:
+            try:
+                with named("server.rpc", server.rpc):
+                    rpc_reserved, rpc = bind(parse_address(server.rpc), shared=True)
+            except OSError:
+                reserved.close()
+                raise
         keepers: list[asyncio.Task[None]] = []
         listener: Listener | None = None
         listening: asyncio.Server | None = None
@@ -89,12 +97,14 @@ class Supervisor:
                 listening, admin = await listen(listener, parse_address(server.admin))
             ready = [asyncio.Event() for _ in sockets]
             for worker, path in enumerate(sockets):
-                arguments = ("--worker", str(worker), "--http", http, "--admin", f"unix:{path}")
+                arguments = ["--worker", str(worker), "--http", http, "--admin", f"unix:{path}"]
+                arguments += ["--rpc", rpc] if rpc else []
                 keepers.append(asyncio.create_task(self._keep(worker, arguments, ready[worker], fleet)))
             await self._all_ready(ready, keepers)
             if not self._stopping.is_set():
                 scheme = "http" if server.tls is None else "https"
-                announce(f"tailrace ready http={scheme}://{http} admin={admin} workers={server.workers}")
+                doors = f"http={scheme}://{http} admin={admin}" + (f" rpc={rpc}" if rpc else "")
+                announce(f"tailrace ready {doors} workers={server.workers}")
             await self._stopping.wait()
         finally:
             self._stopping.set()
@@ -104,6 +114,8 @@ class Supervisor:
             if listener is not None:
                 await listener.shutdown(ADMIN_DRAIN_SECONDS)
             reserved.close()
+            if rpc_reserved is not None:
+                rpc_reserved.close()
             shutil.rmtree(directory, ignore_errors=True)
 
     async def _all_ready(self, ready: Sequence[asyncio.Event], keepers: Sequence[asyncio.Task[None]]) -> None:

@@ -1,4 +1,4 @@
-"""JSON data of each KServe datatype to its binary form, and back to the characters Triton prints.
+"""JSON data, or lists, of each KServe datatype to its binary form, and back to the characters Triton prints.
 
 Rule of this file: it knows one tensor's elements at a time, never a request. Wrong data is always
 ``Misfit``, with a one-word reason; no other exception leaves here. Large data goes through numpy.
@@ -85,12 +85,46 @@ def from_json(raw: bytes | memoryview, datatype: str, shape: tuple[int, ...]) ->
     Integers must be in the datatype's range, FP32 must not overflow to infinity, only ``true`` and
     ``false`` are BOOL, only strings are BYTES (they become UTF-8).
     """
-    flat = _flatten(_parse(raw, datatype), shape, _nesting(raw))
+    return pack(flatten(_parse(raw, datatype), shape, _nesting(raw)), datatype)
+
+
+def from_nested_json(raw: bytes | memoryview, datatype: str, rank: int) -> tuple[tuple[int, ...], bytes]:
+    """Shape and binary form of JSON that is nested ``rank`` deep, a bare element for 0; raises Misfit.
+
+    Floats of every datatype, FP16 and BF16 too: this is no form that Triton has.
+    """
+    if rank == 0:
+        raw = b"[" + raw + b"]"
+    nesting = _nesting(raw)
+    if nesting != max(rank, 1):
+        raise Misfit("shape", f"data is nested {0 if rank == 0 else nesting} deep, the model takes rank {rank}")
+    data = _parse(raw, datatype)
+    shape = nested_shape(data, nesting)
+    packed = pack(flatten(data, shape, nesting), datatype)
+    return (shape if rank else ()), packed
+
+
+def nested_shape(data: list[object], nesting: int) -> tuple[int, ...]:
+    """The shape of lists in lists by the first of each level; whether the others agree is `flatten`'s to say."""
+    shape = []
+    level: object = data
+    for _ in range(nesting):
+        assert isinstance(level, list)
+        shape.append(len(level))
+        level = level[0] if level else []
+    return tuple(shape)
+
+
+def pack(flat: Sequence[object], datatype: str) -> bytes:
+    """The binary form of elements: bool for BOOL, str or bytes for BYTES, float for floats, else int; raises Misfit.
+
+    Integers must be in the datatype's range, finite floats must not overflow to infinity.
+    """
     if datatype == "BYTES":
         return _pack_bytes(flat)
     if datatype == "BOOL":
         return np.array(flat, dtype=np.bool_).tobytes()
-    if datatype in _JSON_FLOATS:
+    if datatype in FLOATS:
         return _pack_floats(flat, datatype)
     return _pack_integers(flat, datatype)
 
@@ -157,7 +191,7 @@ def _decoder(datatype: str, nesting: int) -> msgspec.json.Decoder[list[object]]:
         element: object = str
     elif datatype == "BOOL":
         element = bool
-    elif datatype in _JSON_FLOATS:
+    elif datatype in FLOATS:
         element = float
     else:
         element = int
@@ -182,8 +216,8 @@ def _parse(raw: bytes | memoryview, datatype: str) -> list[object]:
         raise Misfit(reason, f"data is not {datatype}: {error}".replace("`", "'")) from error
 
 
-def _flatten(data: list[object], shape: tuple[int, ...], nesting: int) -> list[object]:
-    """One flat list. Nested data must have the shape's own form, level by level."""
+def flatten(data: list[object], shape: tuple[int, ...], nesting: int) -> list[object]:
+    """One flat list. Nested data must have the shape's own form, level by level; raises Misfit."""
     if nesting == 1 and len(shape) != 1:
         expected = 1
         for size in shape:
@@ -210,7 +244,7 @@ def _pack_bytes(items: Sequence[object]) -> bytes:
     parts: list[bytes] = []
     for index, item in enumerate(items):
         try:
-            encoded = str(item).encode()
+            encoded = item if isinstance(item, bytes) else str(item).encode()
         except UnicodeEncodeError as error:
             raise Misfit("utf8", f"element {index} is not valid Unicode") from error
         parts += (_LENGTH.pack(len(encoded)), encoded)
@@ -219,13 +253,22 @@ def _pack_bytes(items: Sequence[object]) -> bytes:
 
 def _pack_floats(items: Sequence[object], datatype: str) -> bytes:
     wide: npt.NDArray[np.float64] = np.array(items, dtype=np.float64)
-    with np.errstate(over="ignore"):
-        values = wide.astype(DTYPES[datatype])
-    beyond = np.flatnonzero(~np.isfinite(values))
+    with np.errstate(over="ignore", invalid="ignore"):  # a signalling NaN is still a NaN
+        values = _upper_halves(wide.astype("<f4")) if datatype == "BF16" else wide.astype(DTYPES[datatype])
+    beyond = np.flatnonzero(~np.isfinite(values) & np.isfinite(wide))
     if beyond.size:
         index = int(beyond[0])
         raise Misfit("range", f"element {index} is {items[index]!r}, beyond the range of {datatype}")
+    if datatype == "BF16":
+        return (values.view(np.uint32) >> np.uint32(16)).astype("<u2").tobytes()
     return values.tobytes()
+
+
+def _upper_halves(values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The nearest FP32 whose lower half is zero, ties to even: what BF16 holds."""
+    bits = values.view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isnan(values), np.float32("nan"), rounded.view(np.float32)).astype(np.float32)
 
 
 def _pack_integers(items: Sequence[object], datatype: str) -> bytes:

@@ -127,10 +127,15 @@ def encode(
         fields = [("Content-Type", "application/json")]
     else:
         fields = [("Content-Type", "application/octet-stream"), (JSON_LENGTH_HEADER, str(json_length))]
+    return coded(parts, fields, encoding)
+
+
+def coded(parts: list[Buffer], fields: list[Field], encoding: str | None) -> tuple[list[Buffer], list[Field]]:
+    """A body in the coding that was chosen, and with it the fields that say so."""
     if encoding is not None:
         parts = [deflate_body(parts, encoding)]
         fields.append(("Content-Encoding", encoding))
-    fields.append(("Vary", "Accept-Encoding"))  # also where that made no difference (RFC 9110 section 12.5.5)
+    fields.append(("Vary", "Accept, Accept-Encoding"))  # also where neither made a difference (RFC 9110 section 12.5.5)
     return parts, fields
 
 
@@ -184,9 +189,9 @@ def negotiate(accept_encoding: str | None) -> str | None:
     weights: dict[str, float] = {}
     for member in accept_encoding.lower().split(","):
         name, *parameters = (part.strip(" \t") for part in member.split(";"))
-        weight = _weight(parameters)
-        if name and weight is not None:
-            weights[_CODINGS.get(name, name)] = weight
+        found = quality(parameters)
+        if name and found is not None:
+            weights[_CODINGS.get(name, name)] = found
     rest = weights.get("*", 0.0)
     best, best_weight = None, weights.get("identity", 0.0)
     for coding in ("deflate", "gzip"):
@@ -297,7 +302,7 @@ def _deflate_bits(body: Buffer) -> int:
     return _ZLIB_BITS if is_zlib else _RAW_BITS
 
 
-def _weight(parameters: Sequence[str]) -> float | None:
+def quality(parameters: Sequence[str]) -> float | None:
     """The q of one member: 1 when absent, None when it is not a weight."""
     if not parameters:
         return 1.0

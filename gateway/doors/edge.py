@@ -27,6 +27,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from gateway.admission.auth import anonymous_name
 from gateway.admission.forwarded import Origin
+from gateway.codec.dialect import PROTOCOL
 from gateway.doors.exchange import recalled, refusal
 from gateway.doors.handover import OURS, THEIRS, LentTransport
 from gateway.doors.head import HEAD_BYTES_REMEMBERED_MAX, Judgement, Lane
@@ -312,7 +313,7 @@ class EdgeConnection(asyncio.Protocol):
             self._size = 0
             self._recount()
             lane.telemetry.refused(question.route.name, refused.problem.slug)
-            self._write(refusal(refused), question.route.name, began)
+            self._write(refusal(refused, question.dialect), question.route.name, began)
             return
         self._turn(_BUSY)
         self._task = asyncio.get_running_loop().create_task(self._answer(question, body, wire, began))
@@ -322,12 +323,12 @@ class EdgeConnection(asyncio.Protocol):
             reply = await self._lane.exchange.answer(question, body, wire, began)
         except Refused as refused:
             self._lane.telemetry.refused(question.route.name, refused.problem.slug)
-            reply = refusal(refused)
+            reply = refusal(refused, question.dialect)
         except asyncio.CancelledError:
             raise
         except Exception:
             _log.exception("bug", route=question.route.name)
-            reply = refusal(Refused(internal()))
+            reply = refusal(Refused(internal()), question.dialect)
         self._task = None
         if self._state is not _BUSY:
             return
@@ -428,7 +429,7 @@ class EdgeConnection(asyncio.Protocol):
         if transport is None or transport.is_closing():
             return
         label = PASSTHROUGH if question is None else question.route.name
-        reply = refusal(Refused(problem))
+        reply = refusal(Refused(problem), PROTOCOL if question is None else question.dialect)
         transport.write(self._lane.answers.head(reply, closes=True) + reply.body)
         telemetry.refused(label, problem.slug)
         telemetry.responded(label, reply.status, reply.state, 0.0)

@@ -10,12 +10,17 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
+import msgspec
+
 from cache.entry import Entry
 from degrade.deadline import Deadline, Ticker
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Verdict, ratelimit_value
-from gateway.call import Call
+from gateway.call import Answer, Call
+from gateway.codec import dialect as dialects
 from gateway.codec import http as codec
+from gateway.codec.dialect import PROTOCOL, Asked, Dialect, Told
+from gateway.codec.http import Buffer
 from gateway.doors.aside import Aside
 from gateway.doors.buffered import Buffered, Held
 from gateway.doors.question import Fields, Question, Reply
@@ -26,7 +31,7 @@ from gateway.problem import (
     too_large,
 )
 from gateway.route import Heading, Route, Served, Wire
-from tiers.inference import InferRequest, InferResponse, Provenance
+from tiers.inference import InferRequest, Provenance
 from tiers.v2.request import WireForm
 
 ASIDE_BYTES: Final = 256 * 1024
@@ -35,6 +40,14 @@ of the event loop, and nobody knows how large a compressed one is before it is i
 
 HEADINGS_MAX: Final = 1024
 """Beginnings of hits remembered, about 600 bytes each: one for each model, version and size of answer."""
+
+
+class Made(msgspec.Struct, frozen=True):
+    """An answer, its bytes in the form that was asked for, and the header fields that describe them."""
+
+    answer: Answer
+    ready: bytes
+    headers: Fields
 
 
 class Exchange:
@@ -66,22 +79,30 @@ class Exchange:
 
     async def answer(self, question: Question, body: bytes, wire: bytes | None, began: float) -> Reply:
         """Answer what is not recalled, within the route's time from ``began``. Raises Refused."""
+        made = await self.make(question, body, wire, began)
+        provenance = codec.provenance_headers(made.answer.provenance, self._ticker() - began)
+        fields = [*made.headers, *provenance, *quota_fields(made.answer.quota)]
+        return Reply(200, fields, made.ready, made.answer.provenance.cache)
+
+    async def make(self, question: Question, body: Buffer, wire: bytes | None, began: float) -> Made:
+        """The same, before it is said in the words of a protocol."""
         with Held(self._buffered) as held:
-            return await self._answer(question, body, wire, began, held)
+            return await self._make(question, body, wire, began, held)
 
     def close(self) -> None:
         """Read nothing more."""
         self._aside.close()
 
-    async def _answer(
-        self, question: Question, body: bytes, wire: bytes | None, began: float, held: Held
-    ) -> Reply:
+    async def _make(
+        self, question: Question, body: Buffer, wire: bytes | None, began: float, held: Held
+    ) -> Made:
         deadline = Deadline.after(began, question.route.timeout)
         decoded, form = await self._decoded(question, body, deadline, held)
         deadline = _sooner(deadline, decoded, self._ticker())
         call = Call(question.route, question.caller, decoded, question.directives, deadline)
         answer = await self._pipeline.answer(call)
-        encode = partial(_encoded, answer.response, form, decoded.id, question.answer_coding)
+        told = Told(answer.response, answer.provenance, form, decoded.id, question.answer_coding)
+        encode = partial(_encoded, question.dialect, told)
         if answer.response.size > ASIDE_BYTES:
             seconds = call.deadline.remaining(self._ticker())
             ready, headers = await self._aside.run(encode, question.caller.name, seconds)
@@ -93,18 +114,21 @@ class Exchange:
         if wire is not None and answer.entry is not None and comes_again:
             heading = self._heading(tuple(headers), len(ready), answer.entry)
             self._pipeline.attach_wire(question.route, answer, wire, Wire(ready, heading))
-        provenance = codec.provenance_headers(answer.provenance, self._ticker() - began)
-        fields = [*headers, *provenance, *quota_fields(answer.quota)]
-        return Reply(200, fields, ready, answer.provenance.cache)
+        return Made(answer, ready, headers)
 
     async def _decoded(
-        self, question: Question, body: bytes, deadline: Deadline, held: Held
+        self, question: Question, body: Buffer, deadline: Deadline, held: Held
     ) -> tuple[InferRequest, WireForm]:
         """The request in a body: at once if that is little work, else aside, where nobody else waits for it."""
         route, coding, limits = question.route, question.body.content_encoding, question.route.body_limits
-        decode = partial(codec.decode, model=route.name, version=question.version, limits=limits)
+        facts = None
+        if question.dialect.plain:
+            self._pipeline.refuse_spent(question.hit_dues)
+            facts = await self._pipeline.facts(route, question.version, deadline)
+        asked = Asked(route.name, question.version, question.body.json_length, facts)
+        decode = partial(dialects.decode, dialect=question.dialect, asked=asked, limits=limits)
         if coding is None and len(body) <= ASIDE_BYTES:
-            return decode(body, json_length=question.body.json_length)
+            return decode(body)
         self._pipeline.refuse_spent(question.hit_dues)
         name = question.caller.name
         if coding is not None:
@@ -113,8 +137,7 @@ class Exchange:
             held.add(0 if inflated is body else len(inflated))
         else:
             inflated = body
-        work = partial(decode, inflated, json_length=question.body.json_length)
-        return await self._aside.run(work, name, deadline.remaining(self._ticker()))
+        return await self._aside.run(partial(decode, inflated), name, deadline.remaining(self._ticker()))
 
     def _heading(self, headers: tuple[tuple[str, str], ...], body_bytes: int, entry: Entry[Served]) -> Heading:
         """How an entry's hits begin: one object for all entries that begin alike, for they are many."""
@@ -132,12 +155,13 @@ def recalled(hit: WireAnswer) -> Reply:
     return Reply(200, fields, hit.wire.body, "hit")
 
 
-def refusal(refused: Refused) -> Reply:
-    """A refusal as a reply."""
+def refusal(refused: Refused, dialect: Dialect = PROTOCOL) -> Reply:
+    """A refusal as a reply, in the form that the answer would have had."""
     problem = refused.problem
+    body, described = dialects.problem_body(problem, dialect)
     provenance = refused.provenance or Provenance(cache="none", reason=problem.slug)
-    fields = [*problem.headers(), *codec.provenance_headers(provenance), *quota_fields(refused.verdict)]
-    return Reply(problem.status, fields, problem.body(), "problem")
+    fields = [*described, *codec.provenance_headers(provenance), *quota_fields(refused.verdict)]
+    return Reply(problem.status, fields, body, "problem")
 
 
 def quota_fields(verdict: Verdict | None) -> Fields:
@@ -159,10 +183,8 @@ def body_limit_key(route: Route) -> str:
     return f"routes.{route.name}.limits.body_bytes_max"
 
 
-def _encoded(
-    response: InferResponse, form: WireForm, request_id: str, coding: str | None
-) -> tuple[bytes, Fields]:
-    parts, headers = codec.encode(response, form, request_id, coding)
+def _encoded(dialect: Dialect, told: Told) -> tuple[bytes, Fields]:
+    parts, headers = dialects.encode(dialect, told)
     return b"".join(parts), headers
 
 

@@ -156,8 +156,9 @@ class Heads:
             target = target_of(method, raw)
             route = self._routes.get(target.model)
             if route is None:
-                return self._passing(method, target, headers, length)
-            if target.kind != "infer":
+                absent = target.kind == "predict" and self._routes  # which is ours where there are routes
+                return elsewhere if absent else self._passing(method, target, headers, length)
+            if target.kind not in ("infer", "predict"):
                 return elsewhere
             caller = identify(self._directory, headers, "")
             question = judge(method, target, headers, route, caller)

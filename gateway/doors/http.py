@@ -18,16 +18,18 @@ import structlog
 from aiohttp import web
 from multidict import CIMultiDict
 
-from degrade.deadline import Deadline, Ticker
+from degrade.deadline import Ticker
 from gateway.admission.auth import Caller, Directory
 from gateway.admission.forwarded import Proxies
+from gateway.codec.dialect import PROTOCOL
 from gateway.config import Server
+from gateway.doors.about import Readiness, metadata, model_ready
 from gateway.doors.buffered import Buffered, Held
 from gateway.doors.exchange import Exchange, body_limit_key, body_too_large, recalled, refusal
 from gateway.doors.origin import origin_of
 from gateway.doors.passthrough import Broken, Passing, Passthrough, ask_for_body
 from gateway.doors.path import Target, target_of
-from gateway.doors.question import METHODS, QUERY_MEDIA, Question, Reply, check_version, identify, judge
+from gateway.doors.question import METHODS, QUERY_MEDIA, Question, Reply, check_version, dialect_in, identify, judge
 from gateway.operate.telemetry import PASSTHROUGH, Telemetry
 from gateway.problem import (
     Problem,
@@ -37,21 +39,12 @@ from gateway.problem import (
     method_not_allowed,
     not_found,
     timed_out,
-    unavailable,
 )
 from gateway.route import Route
-from tiers.inference import Rejected, UpstreamError
 from tiers.pool import Pool
 
 _JSON: Final = {"Content-Type": "application/json"}
 _log = structlog.get_logger("tailrace")
-
-
-class Readiness(msgspec.Struct, frozen=True):
-    """Whether new requests are welcome, and if not, why not."""
-
-    ready: bool
-    reason: str = ""
 
 
 class Ports(msgspec.Struct, frozen=True):
@@ -81,6 +74,7 @@ class HttpDoor:
         """Answer one request; whatever goes wrong becomes a problem document here."""
         began = perf_counter()
         label, state = PASSTHROUGH, "problem"
+        target: Target | None = None
         try:
             target = target_of(request.method, request.rel_url.raw_path_qs)
             route = self._ports.routes.get(target.model)
@@ -88,7 +82,10 @@ class HttpDoor:
                 label = route.name
             response, state = await self._answer(request, target, route, began)
         except Refused as refused:
-            response = _response(refusal(refused))
+            dialect = PROTOCOL
+            if target is not None and (label != PASSTHROUGH or target.kind == "predict"):
+                dialect = dialect_in(request.headers, target)
+            response = _response(refusal(refused, dialect))
             if response.status == HTTPStatus.REQUEST_TIMEOUT:
                 response.force_close()  # what is left of this request may still come, and is not read
             self._ports.telemetry.refused(label, refused.problem.slug)
@@ -120,14 +117,16 @@ class HttpDoor:
         if target.changes is not None and target.changes not in self._server.allow:
             detail = f"{request.method} {target.raw} would change the server behind this gateway."
             raise Refused(forbidden(detail, f'"{target.changes}" in server.allow'))
+        if route is None and target.kind == "predict" and self._ports.routes:
+            raise Refused(not_found(f"There is no route {target.model!r}."))
         if route is None:
             works = request.method == "POST" and target.model
             quota = self._ports.exchange.charge(None, caller) if works else None
             passing = Passing(target, self._ports.passthrough, began, quota)
             return await self._through.answer(request, passing), "passthrough"
-        if target.kind == "infer" and request.method == "OPTIONS":
+        if target.kind in ("infer", "predict") and request.method == "OPTIONS":
             return _options(), "gateway"
-        if target.kind == "infer":
+        if target.kind in ("infer", "predict"):
             return await self._infer(request, target, route, caller)
         check_version(route, target.version)
         if target.kind == "metadata":
@@ -193,41 +192,15 @@ class HttpDoor:
 
     def _ready(self) -> web.Response:
         readiness = self._ports.readiness()
-        document: dict[str, object] = {"ready": readiness.ready}
-        if not readiness.ready:
-            document["error"] = f"not ready: {readiness.reason}"
-        return _plain(document, 200 if readiness.ready else 503)
+        return _plain(readiness.document(), 200 if readiness.ready else 503)
 
     async def _model_ready(self, target: Target, route: Route) -> web.Response:
-        ready = await route.ready(Deadline.after(self._ports.ticker(), route.timeout), target.version)
-        if ready:
-            return _plain({"name": route.name, "ready": True})
-        return _plain({"name": route.name, "ready": False, "error": "no tier of the route is ready"}, 503)
+        document = await model_ready(route, target.version, self._ports.ticker)
+        return _plain(document, 200 if document["ready"] else 503)
 
     async def _metadata(self, request: web.BaseRequest, target: Target, route: Route) -> web.Response:
         _only_read(request.method)
-        no_version = Refused(not_found(f"Route {route.name} has no version {target.version}."))
-        try:
-            facts = await route.facts(Deadline.after(self._ports.ticker(), route.timeout), target.version)
-        except Rejected as error:
-            raise no_version from error
-        except UpstreamError as error:
-            raise Refused(unavailable(f"Route {route.name} cannot describe itself: {error}.")) from error
-        if target.version and target.version not in facts.versions:
-            raise no_version
-        shapes = [
-            [{"name": fact.name, "datatype": fact.datatype, "shape": fact.shape} for fact in side]
-            for side in (facts.inputs, facts.outputs)
-        ]
-        return _plain(
-            {
-                "name": route.name,
-                "versions": route.versions(facts),
-                "platform": "tailrace",
-                "inputs": shapes[0],
-                "outputs": shapes[1],
-            }
-        )
+        return _plain(await metadata(route, target.version, self._ports.ticker))
 
 
 def _only_read(method: str) -> None:

@@ -1,16 +1,13 @@
-"""What the connections of a listener share: the book of who is there, the bounds, and the way to an end.
+"""What the connections of the HTTP listener share: who answers, the bounds, and how long each state may last.
 
-Rule of this file: it counts connections and knows how long each state of one may last; what a connection
-does in a state is ``edge.py``'s. One coarse sweep cuts all who take too long, so that a hit costs no timer.
+Rule of this file: it knows how long each state of a connection may last; what a connection does in a state is
+``edge.py``'s, and who is there is in ``book.py``.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import enum
 import math
-from collections import Counter
 from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Final, Protocol
@@ -21,6 +18,7 @@ from aiohttp.web_protocol import RequestHandler
 from degrade.deadline import Ticker
 from gateway.admission.forwarded import Proxies
 from gateway.doors.answers import Answers
+from gateway.doors.book import Book, BookOptions
 from gateway.doors.buffered import Buffered
 from gateway.doors.exchange import Exchange
 from gateway.doors.handover import Owner
@@ -96,21 +94,6 @@ class Clocks(msgspec.Struct, frozen=True):
     wall: Ticker
 
 
-class Peer(Protocol):
-    """A connection, as its lane sees it. ``limit``: when its peer has taken too long, in ticker's seconds."""
-
-    limit: float
-
-    def expire(self) -> None:
-        """Its limit is over."""
-
-    def finish(self) -> None:
-        """Begin nothing new, and end."""
-
-    def abort(self) -> None:
-        """End now."""
-
-
 class Lent(Protocol):
     """A connection that aiohttp has answered on."""
 
@@ -147,36 +130,14 @@ class EdgeLane:
         self.waits = options.times.waits()
         self.idle_seconds = options.times.idle
         self.answers = Answers(clocks.wall())
-        self.connections: set[Peer] = set()
-        self.cuts: Counter[str] = Counter()
-        """Connections cut, by the reason: full, address, or the state in which the peer took too long."""
+        self._book = Book(BookOptions(options.connections_max, options.connections_per_address_max))
+        self.connections, self.cuts = self._book.connections, self._book.cuts
+        self.admit, self.ended = self._book.admit, self._book.ended
         self.lent: dict[Lent, None] = {}
         """Connections that aiohttp has answered since the last sweep: what it holds for one is several times what we
         do, and who rests needs none of it."""
         self.draining = False
         self._wall = clocks.wall
-        self._addresses: Counter[str] = Counter()
-        self._ended = asyncio.Event()
-
-    def admit(self, connection: Peer, address: str) -> bool:
-        """Write a new connection into the book; whether it may stay. Either way it must be ``ended`` later."""
-        self.connections.add(connection)
-        self._addresses[address] += 1
-        if len(self.connections) > self.options.connections_max:
-            self.cuts["full"] += 1
-            return False
-        if self._addresses[address] > self.options.connections_per_address_max:
-            self.cuts["address"] += 1
-            return False
-        return True
-
-    def ended(self, connection: Peer, address: str) -> None:
-        """A connection is gone."""
-        self.connections.discard(connection)
-        self._addresses[address] -= 1
-        if self._addresses[address] <= 0:
-            del self._addresses[address]
-        self._ended.set()
 
     def sweep(self, now: float) -> None:
         """Cut every connection whose peer has taken longer than it may, let others rest, and set the date."""
@@ -185,18 +146,9 @@ class EdgeLane:
             del self.lent[each]
             if not each.rest():
                 self.lent[each] = None  # behind the others
-        for connection in [each for each in self.connections if each.limit < now]:
-            connection.expire()
+        self._book.sweep(now)
 
     async def drain(self, seconds: float) -> None:
         """End idle connections now, busy ones with their answer, all of them after ``seconds``."""
         self.draining = True
-        for connection in list(self.connections):
-            connection.finish()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self.connections:
-                    self._ended.clear()
-                    await self._ended.wait()
-        for connection in list(self.connections):
-            connection.abort()
+        await self._book.drain(seconds)

@@ -1,4 +1,4 @@
-"""What a request target asks for: KServe v2 paths with Triton's extensions, as a value.
+"""What a request target asks for: KServe v2 paths with Triton's extensions, and one of ours, as a value.
 
 Rule of this file: pure. A target that two readers could understand in two ways (dot segments, empty
 segments, encoded slashes) is refused, so that what is judged here is what Triton then acts on. The
@@ -16,9 +16,10 @@ import msgspec
 from gateway.config import Switch
 from gateway.problem import Refused, malformed
 
-Kind = Literal["live", "ready", "infer", "metadata", "model-ready", "stats", "model-other", "other"]
+Kind = Literal["live", "ready", "infer", "metadata", "model-ready", "stats", "model-other", "predict", "other"]
 
 _MODEL_PATH: Final = re.compile(r"/v2/models/([^/]+)(?:/versions/([^/]+))?(?:/(.+))?")
+_PREDICT_PATH: Final = re.compile(r"/v1/predict/([^/]+)(?:/versions/([^/]+))?")
 _KINDS: Final[dict[str | None, Kind]] = {
     None: "metadata",
     "infer": "infer",
@@ -85,6 +86,9 @@ def target_of(method: str, raw: str) -> Target:
     if changes == "repository":
         parts = plain.split("/")
         loads = parts[-2] if len(parts) > 2 else ""
+    predicted = _PREDICT_PATH.fullmatch(plain)
+    if predicted is not None:
+        return Target("predict", raw, predicted[1], predicted[2] or "")
     found = _MODEL_PATH.fullmatch(plain)
     if found is None or plain == "/v2/models/stats":
         return Target("other", raw, changes=changes, loads=loads)

@@ -15,6 +15,7 @@ from cache.digest import WireDigester
 from gateway.admission.auth import Caller, Directory, Unauthenticated
 from gateway.call import Dues, dues
 from gateway.codec import http as codec
+from gateway.codec.dialect import JSON, OCTETS, PACKED_MEDIA, PROTOCOL, Dialect, dialect_of
 from gateway.config import VERSION
 from gateway.doors.path import Target
 from gateway.problem import (
@@ -33,8 +34,8 @@ Fields = list[tuple[str, str]]
 METHODS: Final = ("POST", "QUERY")
 """QUERY (RFC 10008) says what an infer request is: safe, and with a body. Its answers are those of POST."""
 
-QUERY_MEDIA: Final = ("application/json", "application/octet-stream")
-"""What a QUERY may be made of (Accept-Query): the protocol in JSON, and with binary tensors behind the JSON."""
+QUERY_MEDIA: Final = (JSON, OCTETS, *PACKED_MEDIA)
+"""What a QUERY may be made of (Accept-Query): JSON, JSON with binary tensors behind it, MessagePack."""
 
 CREDENTIALS: Final = ("Authorization", "X-API-Key")
 
@@ -48,6 +49,7 @@ class Question(msgspec.Struct, frozen=True):
     caller: Caller
     version: str
     body: codec.BodyHeaders
+    dialect: Dialect
     answer_coding: str | None
     directives: codec.CacheDirectives
     body_bytes_max: int
@@ -59,6 +61,15 @@ class Question(msgspec.Struct, frozen=True):
         caller = msgspec.structs.replace(self.caller, name=name)
         hit_dues = dues(self.route.allowances, caller, works=False)
         return msgspec.structs.replace(self, caller=caller, hit_dues=hit_dues)
+
+
+class Manner(msgspec.Struct, frozen=True):
+    """How a question is asked: all of a head but who asks what of which route."""
+
+    dialect: Dialect
+    directives: codec.CacheDirectives
+    body: codec.BodyHeaders = codec.BodyHeaders()
+    answer_coding: str | None = None
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -79,15 +90,42 @@ def judge(method: str, target: Target, headers: Headers, route: Route, caller: C
     check_version(route, target.version)
     encoding = _single(headers, "Content-Encoding")
     body = codec.BodyHeaders(encoding, _single(headers, codec.JSON_LENGTH_HEADER))
+    dialect = dialect_in(headers, target)
     coding = codec.negotiate(", ".join(headers.getall("Accept-Encoding", ())))
     directives = codec.parse_cache_control(", ".join(headers.getall("Cache-Control", ())))
+    return question_of(route, caller, target.version, Manner(dialect, directives, body, coding))
+
+
+def question_of(route: Route, caller: Caller, version: str, manner: Manner) -> Question:
+    """A question to a route, asked in this manner."""
     digester = None
     cache = route.config.cache
-    if cache is not None and directives == codec.NO_DIRECTIVES:
+    if cache is not None and manner.directives == codec.NO_DIRECTIVES:
         tenant = "" if cache.shared else caller.tenant
-        digester = WireDigester(msgspec.msgpack.encode((route.name, tenant, target.version, body, coding)))
-    bytes_max, hit_dues = route.body_limits.bytes_max, dues(route.allowances, caller, works=False)
-    return Question(route, caller, target.version, body, coding, directives, bytes_max, digester, hit_dues)
+        decides = (route.name, tenant, version, manner.body, manner.answer_coding, manner.dialect)
+        digester = WireDigester(msgspec.msgpack.encode(decides))
+    return Question(
+        route=route,
+        caller=caller,
+        version=version,
+        body=manner.body,
+        dialect=manner.dialect,
+        answer_coding=manner.answer_coding,
+        directives=manner.directives,
+        body_bytes_max=route.body_limits.bytes_max,
+        digester=digester,
+        hit_dues=dues(route.allowances, caller, works=False),
+    )
+
+
+def dialect_in(headers: Headers, target: Target) -> Dialect:
+    """The forms that a head means; the protocol's own for what is no text, or is said twice and so means nothing."""
+    if target.kind not in ("infer", "predict"):
+        return PROTOCOL
+    types = headers.getall("Content-Type", ())
+    accept = ", ".join(headers.getall("Accept", ()))
+    content_type = types[0] if len(types) == 1 and types[0].isascii() else None
+    return dialect_of(content_type, accept if accept.isascii() else None, plain=target.kind == "predict")
 
 
 def identify(directory: Directory, headers: Headers, peer: str) -> Caller:
@@ -100,8 +138,13 @@ def identify(directory: Directory, headers: Headers, peer: str) -> Caller:
         for name in CREDENTIALS:
             if len(headers.getall(name, ())) > 1:
                 raise Refused(malformed(f"The header {name} is given more than once.", "duplicate-header"))
+    return identified(directory, headers.get("Authorization"), headers.get("X-API-Key"), peer)
+
+
+def identified(directory: Directory, authorization: str | None, api_key: str | None, peer: str) -> Caller:
+    """Who shows these credentials. Raises Refused: 401 for one that is none of ours, 400 for two that differ."""
     try:
-        return directory.identify(headers.get("Authorization"), headers.get("X-API-Key"), peer)
+        return directory.identify(authorization, api_key, peer)
     except Unauthenticated as error:
         if error.reason == "conflict":
             raise Refused(malformed(f"{error}.", "conflict")) from None

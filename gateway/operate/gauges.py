@@ -11,6 +11,7 @@ from typing import Final
 from cache.response import ResponseCache
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.lane import EdgeLane
+from gateway.doors.rpc import RpcLane
 from gateway.operate.telemetry import Gauge, Labels
 from gateway.route import Home, Route, Served, Wire
 from tiers.pool import ReplicaState
@@ -105,6 +106,20 @@ def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:
         one(lambda: buffered.refused),
         counter=True,
     )
+
+
+def rpc_gauges(lane: RpcLane) -> Iterator[Gauge]:
+    """What the MessagePack-RPC door's connections hold."""
+    book = lane.book
+    yield Gauge("tailrace_rpc_connections", "Callers' connections.", (), lambda: iter([((), len(book.connections))]))
+    yield Gauge(
+        "tailrace_rpc_connections_cut",
+        "Connections cut, by what their peer took too long for, or the limit they were over.",
+        ("reason",),
+        lambda: (((reason,), float(count)) for reason, count in book.cuts.items()),
+        counter=True,
+    )
+    yield Gauge("tailrace_rpc_in_flight", "Calls in work.", (), lambda: iter([((), float(lane.in_flight))]))
 
 
 def tls_gauges(handshakes: Handshakes) -> Iterator[Gauge]:

@@ -205,7 +205,7 @@ class Telemetry:
             ("route",),
             self._refresh_failures,
         )
-        yield _counter("tailrace_responses", "HTTP responses by status.", ("route", "status"), statuses)
+        yield _counter("tailrace_responses", "Responses by status, in HTTP's numbers.", ("route", "status"), statuses)
         seconds = HistogramMetricFamily(
             "tailrace_request_seconds",
             "From a request's head to its answer's last byte.",

@@ -253,7 +253,7 @@ def test_display_string_is_percent_encoded():
 def test_encode_names_the_form_and_the_coding():
     response = InferResponse("m", "1", (Tensor("y", "UINT8", (2,), b"\1\2"),))
     parts, fields = encode(response, WireForm(), "7")
-    assert fields == [("Content-Type", "application/json"), ("Vary", "Accept-Encoding")]
+    assert fields == [("Content-Type", "application/json"), ("Vary", "Accept, Accept-Encoding")]
     plain = b"".join(parts)
     parts, fields = encode(response, WireForm(), "7", "gzip")
     assert inflate(parts[0], "gzip", 10**6) == plain

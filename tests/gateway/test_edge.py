@@ -12,6 +12,7 @@ import pytest
 
 from gateway.admission.auth import Directory
 from gateway.admission.forwarded import Proxies
+from gateway.codec.dialect import PROTOCOL
 from gateway.doors.buffered import Buffered
 from gateway.doors.edge import EdgeConnection
 from gateway.doors.handover import OURS, LentTransport
@@ -118,7 +119,7 @@ class Known(Heads):
     def judge(self, head: bytes) -> Judgement:
         if head != OURS_HEAD:
             return super().judge(head)
-        question: Any = SimpleNamespace(route=SimpleNamespace(name="r", timeout=60.0))
+        question: Any = SimpleNamespace(route=SimpleNamespace(name="r", timeout=60.0), dialect=PROTOCOL)
         return Judgement(Lane.EDGE, 40, question)
 
 

@@ -681,7 +681,8 @@ async def test_what_can_only_be_read_is_405_for_other_methods(open_door, path):
 async def test_a_query_is_asked_as_a_post_is_and_says_what_it_may_be_made_of(upstream, open_door):
     door = await open_door(**ROUTE_R)
     path = b"/v2/models/r/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n"
-    media = "Accept-Query: application/json, application/octet-stream"
+    packed = "application/msgpack, application/vnd.msgpack, application/x-msgpack"
+    media = f"Accept-Query: application/json, application/octet-stream, {packed}"
     body = b"\r\n{}"
     of_post = problem(await door.ask(b"POST " + path + body), 400)
     for named in (b"application/json", b"Application/Octet-Stream; a=b"):

@@ -8,7 +8,7 @@ from gateway.app import Gateway
 from gateway.sources import load
 
 
-@pytest.mark.parametrize("key", ["http", "admin"])
+@pytest.mark.parametrize("key", ["http", "admin", "rpc"])
 async def test_an_address_that_is_taken_is_named_with_its_key(key: str) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

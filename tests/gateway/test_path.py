@@ -39,6 +39,12 @@ from gateway.problem import Refused
         ("/v2/models/...", "metadata", "...", "", ""),
         ("/v2/models/m/versions", "model-other", "m", "", "versions"),
         ("/v2/repository/index", "other", "", "", ""),
+        ("/v1/predict/m", "predict", "m", "", ""),
+        ("/v1/predict/a%20b?q=1", "predict", "a b", "", ""),
+        ("/v1/predict/m/versions/3", "predict", "m", "3", ""),
+        ("/v1/predict", "other", "", "", ""),
+        ("/v1/predict/m/infer", "other", "", "", ""),
+        ("/V1/predict/m", "other", "", "", ""),
     ],
 )
 def test_every_path_has_one_meaning(raw, kind, model, version, rest):

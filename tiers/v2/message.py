@@ -121,6 +121,12 @@ def check_duplicates(header: bytes, members: int, limits: Limits) -> None:
         raise Malformed("json", f"not valid JSON: {error}") from error
 
 
+def check_members(header: bytes, limits: Limits) -> None:
+    """Refuse JSON with more members than may be, before it is read by someone who makes an object of each."""
+    if header.count(b":") > limits.members_max:
+        check_count("members in the JSON", _STRING.sub(b"", header).count(b":"), limits.members_max)
+
+
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     members: dict[str, object] = {}
     for name, value in pairs:  # one look-up a member: a hostile object must not cost its square

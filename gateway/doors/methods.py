@@ -1,0 +1,156 @@
+"""What a MessagePack-RPC call asks: its method and its map of parameters, as a question like any other door's.
+
+Rule of this file: it knows no socket and no time but what it is given. The map of a call holds what over HTTP a head
+says: ``model`` (a route), ``version``, ``auth`` (an API key), ``cache_control`` (a Cache-Control field's value); the
+rest is the body. A call's question is remembered under those four, as a head's is under its bytes.
+
+    infer     the protocol's map, tensors as bytes: {"model": ..., "inputs": [...], ...}
+    predict   plain values: {"model": ..., "inputs": {"x": [[...]]}, ...}
+    metadata  of the route ``model``, or of this gateway
+    health    of the route ``model``, or of this gateway
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Final
+
+import msgspec
+
+from cache.memo import Memo
+from degrade.deadline import Ticker
+from gateway.admission.auth import Directory
+from gateway.codec import http, packed, rpc
+from gateway.codec.dialect import PACKED_MEDIA, Dialect
+from gateway.codec.packed import Packed
+from gateway.codec.rpc import Call
+from gateway.doors.about import Readiness, metadata, model_ready
+from gateway.doors.exchange import body_too_large
+from gateway.doors.question import Manner, Question, check_version, identified, question_of
+from gateway.operate.telemetry import PASSTHROUGH
+from gateway.problem import Refused, malformed, not_found
+from gateway.route import Route
+from tiers.v2.message import Malformed, shown
+
+INFER: Final = "infer"
+PREDICT: Final = "predict"
+METADATA: Final = "metadata"
+HEALTH: Final = "health"
+METHODS: Final = (INFER, PREDICT, METADATA, HEALTH)
+
+ENVELOPES_MAX: Final = 1024
+"""Questions remembered: one for each method, route, version, key and Cache-Control that callers use."""
+ENVELOPE_CHARACTERS_MAX: Final = 1024
+"""Of each of them, and so of what is remembered."""
+
+
+class MethodPorts(msgspec.Struct, frozen=True):
+    """What the methods are wired to."""
+
+    routes: Mapping[str, Route]
+    directory: Directory
+    readiness: Callable[[], Readiness]
+    ticker: Ticker
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """What a call asks: a ``question`` with its ``body``, or else something ``about`` a route, or this gateway (None).
+    ``label``: under which name it is counted."""
+
+    label: str
+    question: Question | None = None
+    body: memoryview = memoryview(b"")
+    about: str = ""
+    route: Route | None = None
+    version: str = ""
+
+
+class _Envelope(msgspec.Struct, frozen=True):
+    method: str
+    model: str
+    version: str
+    auth: str | None
+    cache_control: str
+
+
+class Methods:
+    """Reads calls, and tells what is about routes."""
+
+    def __init__(self, ports: MethodPorts) -> None:
+        self._ports = ports
+        self._known: Memo[_Envelope, Question] = Memo(ENVELOPES_MAX)
+
+    def label(self, call: Call) -> str:
+        """Under which name a call is counted, also one that is refused."""
+        try:
+            found = packed.members(rpc.argument(call.params), "'params'")
+            model = packed.text(found["model"], "model") if "model" in found else ""
+        except Malformed:
+            return PASSTHROUGH
+        return model if model in self._ports.routes else PASSTHROUGH
+
+    def read(self, call: Call, peer: str) -> Asked:
+        """What a call asks. ``peer``: what its caller is called without a key. Raises Refused."""
+        if call.method not in METHODS:
+            raise Refused(not_found(f"There is no method {shown(call.method)}; there is {', '.join(METHODS)}."))
+        try:
+            argument = rpc.argument(call.params)
+            envelope = _envelope(call.method, packed.members(argument, "'params'"))
+        except Malformed as fault:
+            raise Refused(malformed(str(fault), fault.reason)) from fault
+        if call.method in (INFER, PREDICT):
+            question = self._known.get(envelope) or self._judged(envelope)
+            if question.caller.name == "addr:":  # whoever is at the other end
+                question = question.by(peer)
+            body = memoryview(argument)
+            if len(body) > question.body_bytes_max:
+                raise Refused(body_too_large(question.route, question.body_bytes_max))
+            return Asked(question.route.name, question, body)
+        if call.method == METADATA or envelope.model:
+            identified(self._ports.directory, None, envelope.auth, peer)
+        if not envelope.model:
+            return Asked(PASSTHROUGH, about=call.method)
+        route = self._route(envelope)
+        return Asked(route.name, about=call.method, route=route, version=envelope.version)
+
+    async def tell(self, asked: Asked) -> dict[str, object]:
+        """What is asked about a route, or about this gateway. Raises Refused."""
+        if asked.route is not None:
+            of = metadata if asked.about == METADATA else model_ready
+            return await of(asked.route, asked.version, self._ports.ticker)
+        if asked.about == METADATA:
+            return {"name": "tailrace", "methods": METHODS, "routes": list(self._ports.routes)}
+        return {"live": True, **self._ports.readiness().document()}
+
+    def _judged(self, envelope: _Envelope) -> Question:
+        caller = identified(self._ports.directory, None, envelope.auth, "")
+        route = self._route(envelope)
+        dialect = Dialect(plain=envelope.method == PREDICT, packed=True, answers=PACKED_MEDIA[0], called=True)
+        manner = Manner(dialect, http.parse_cache_control(envelope.cache_control))
+        question = question_of(route, caller, envelope.version, manner)
+        self._known.put(envelope, question)
+        return question
+
+    def _route(self, envelope: _Envelope) -> Route:
+        if not envelope.model:
+            raise Refused(malformed("'model' must name a route.", "member"))
+        route = self._ports.routes.get(envelope.model)
+        if route is None:
+            detail = f"There is no route {shown(envelope.model)}; models without a route pass through over HTTP alone."
+            raise Refused(not_found(detail))
+        check_version(route, envelope.version)
+        return route
+
+
+def _envelope(method: str, found: Mapping[str, msgspec.Raw]) -> _Envelope:
+    model, version = _said(found, "model"), _said(found, "version")
+    return _Envelope(method, model or "", version or "", _said(found, "auth"), _said(found, "cache_control") or "")
+
+
+def _said(found: Mapping[str, Packed], name: str) -> str | None:
+    if name not in found:
+        return None
+    said = packed.text(found[name], name)
+    if len(said) > ENVELOPE_CHARACTERS_MAX:
+        raise Malformed("member", f"{name} is longer than {ENVELOPE_CHARACTERS_MAX} characters")
+    return said

@@ -1,0 +1,385 @@
+"""The MessagePack-RPC door: calls of one connection in work side by side, each answered when it is done, by its id.
+
+Rule of this file: it owns sockets and time; what bytes are a call is ``codec/rpc.py``'s, what a call asks is
+``methods.py``'s, what an answer is ``exchange.py``'s. A hit is answered in the read callback; everything else in a task
+of its own. Who has as many calls in work as one connection may have, or does not read, is not read from: what he sends
+waits in his own socket.
+
+A stream that is no MessagePack-RPC ends its connection and no other: the call that it happened in is told why, if its
+id is known, those in work are answered, and then our side is closed. So it is at a drain: a call that has been read is
+answered, one that has not finds the connection closed, and its caller asks again elsewhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from typing import Final, cast
+
+import msgspec
+import structlog
+
+from degrade.deadline import Ticker
+from gateway.admission.auth import anonymous_name
+from gateway.admission.quota import Verdict, ratelimit_value
+from gateway.codec import rpc
+from gateway.codec.rpc import Call, Fault, FrameFault, Frames
+from gateway.doors.book import Book, BookOptions
+from gateway.doors.buffered import Buffered
+from gateway.doors.exchange import Exchange
+from gateway.doors.lane import Times
+from gateway.doors.methods import Asked, Methods
+from gateway.operate.telemetry import PASSTHROUGH, Telemetry
+from gateway.problem import Refused, internal, timed_out
+from tiers.inference import Provenance
+
+COPIED_BYTES_MAX: Final = 64 * 1024
+"""Answers up to this go out in one write: copying them is cheaper than a second call."""
+
+TURN_CALLS_MAX: Final = 64
+"""Calls begun in one turn of the event loop: some milliseconds, after which it is others' turn."""
+
+ENVELOPE_BYTES_MAX: Final = 16 * 1024
+"""What a message may hold beyond the largest body that a route takes: its id and its method."""
+
+LINGER_SECONDS_MAX: Final = 1.0
+"""How long a peer may take to close its side after ours is closed."""
+
+_OK: Final = 200
+_log = structlog.get_logger("tailrace")
+
+
+class RpcOptions(msgspec.Struct, frozen=True):
+    """Bounds of the door. ``in_flight_max`` and ``message_bytes_max`` are one connection's."""
+
+    in_flight_max: int
+    message_bytes_max: int
+    book: BookOptions
+    times: Times = Times()
+
+
+class RpcDesk(msgspec.Struct, frozen=True):
+    """Who answers what arrives."""
+
+    methods: Methods
+    exchange: Exchange
+    telemetry: Telemetry
+    buffered: Buffered
+    ticker: Ticker
+
+
+class RpcLane:
+    """What the connections of the door share."""
+
+    def __init__(self, desk: RpcDesk, options: RpcOptions) -> None:
+        self.desk = desk
+        self.options = options
+        self.book = Book(options.book)
+        self.in_flight = 0
+
+    def sweep(self, now: float) -> None:
+        """Cut every connection whose peer has taken longer than it may."""
+        self.book.sweep(now)
+
+    async def drain(self, seconds: float) -> None:
+        """Answer what has been read, and end every connection, within ``seconds``."""
+        await self.book.drain(seconds)
+
+
+class RpcConnection(asyncio.Protocol):
+    """One connection."""
+
+    __slots__ = (
+        "_began", "_closing", "_desk", "_ending", "_frames", "_held", "_lane", "_patient", "_paused", "_peer", "_pumps",
+        "_stopped", "_tasks", "_transport", "_waiting", "_waiting_bytes", "_working_bytes", "limit",
+    )  # fmt: skip
+
+    def __init__(self, lane: RpcLane) -> None:
+        self._lane = lane
+        self._desk = lane.desk
+        self._transport: asyncio.Transport | None = None
+        self._peer = ""
+        self._frames = Frames(lane.options.message_bytes_max)
+        self._waiting: deque[tuple[bytes, float]] = deque()  # whole messages, and when each began
+        self._waiting_bytes = 0
+        self._began = 0.0  # when the message under way began
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._working_bytes = 0
+        self._held = 0  # bytes that the process counts as held here
+        self._paused = False  # the peer does not read: nothing more is begun
+        self._stopped = False  # we do not read
+        self._ending = False  # nothing more is read; ends when all is answered
+        self._closing = False  # our side is closed
+        self._patient = False  # it was given time to read the last answers
+        self._pumps = False  # another turn is due
+        self.limit = math.inf
+
+    # -- the transport's callbacks ----------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        name = transport.get_extra_info("peername")
+        self._peer = anonymous_name(name[0] if isinstance(name, tuple) else "local")
+        self._turn()
+        if not self._lane.book.admit(self, self._peer):
+            self.abort()
+
+    def data_received(self, data: bytes) -> None:
+        if self._ending:
+            return
+        frames, now = self._frames, self._desk.ticker()
+        if not frames.held:
+            self._began = now
+        for message in frames.feed(data):
+            self._waiting.append((message, self._began))
+            self._waiting_bytes += len(message)
+            self._began = now
+        self._recount()
+        if frames.fault is None and self._desk.buffered.refuses(frames.held):
+            self._end_with(Fault(self._desk.buffered.refusal(), frames.known_id()), waits=True)
+        self._pump()
+
+    def eof_received(self) -> bool:
+        return False  # a peer that sends no more is done: close, as the HTTP door does
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._ending = self._closing = True
+        self._lane.book.ended(self, self._peer)
+        for task in self._tasks:
+            task.cancel()  # the caller has left; others may still wait for the same flights
+        self._let_go()
+
+    def pause_writing(self) -> None:
+        self._paused = True
+        self.limit = self._desk.ticker() + self._lane.options.times.write
+
+    def resume_writing(self) -> None:
+        self._paused = False
+        self._pump()
+
+    # -- calls ------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Begin what may be begun, and end if nothing more will be."""
+        if self._closing:
+            return
+        begun = 0
+        while self._waiting and not self._paused and len(self._tasks) < self._lane.options.in_flight_max:
+            if begun == TURN_CALLS_MAX:
+                self._pump_soon()
+                break
+            begun += 1
+            message, began = self._waiting.popleft()
+            self._waiting_bytes -= len(message)
+            self._begin(message, began)
+        fault = self._frames.fault
+        if fault is not None and not self._waiting and not self._ending:
+            self._end_with(fault)
+        self._recount()
+        self._read(not (self._waiting or self._paused or self._ending))
+        self._turn()
+        if self._ending and not self._waiting and not self._tasks:
+            self._hang_up()
+
+    def _pump_soon(self) -> None:
+        if not self._pumps:
+            self._pumps = True
+            asyncio.get_running_loop().call_soon(self._pump_again)
+
+    def _pump_again(self) -> None:
+        self._pumps = False
+        self._pump()
+
+    def _begin(self, message: bytes, began: float) -> None:
+        """One message: answered at once if that is known, else in a task."""
+        desk = self._desk
+        try:
+            call = rpc.call_of(message)
+        except FrameFault as fault:
+            self._waiting.clear()
+            self._waiting_bytes = 0
+            self._end_with(fault.fault)
+            return
+        label = ""
+        try:
+            asked = desk.methods.read(call, self._peer)
+            label, wire = asked.label, None
+            if asked.question is not None:
+                now = desk.ticker()
+                hit, wire = desk.exchange.recall(asked.question, asked.body, now)
+                if hit is not None:
+                    self._write_result(call, hit.wire.body, hit.provenance, hit.quota)
+                    desk.telemetry.recalled(label, desk.ticker() - began)
+                    return
+                if desk.buffered.refuses(len(message)):
+                    raise Refused(desk.buffered.refusal())
+        except Refused as refused:
+            self._write_error(call, refused, label or desk.methods.label(call), began)
+            return
+        self._working_bytes += len(message)
+        self._lane.in_flight += 1
+        task = asyncio.get_running_loop().create_task(self._answer(call, asked, wire, began))
+        self._tasks.add(task)
+        task.add_done_callback(lambda ended: self._ended(ended, len(message)))
+
+    async def _answer(self, call: Call, asked: Asked, wire: bytes | None, began: float) -> None:
+        desk = self._desk
+        try:
+            if asked.question is None:
+                document = msgspec.msgpack.encode(await desk.methods.tell(asked))
+                self._write(call, rpc.answer(call.msgid or 0, [document]))
+                desk.telemetry.responded(asked.label, _OK, "gateway", desk.ticker() - began)
+                return
+            made = await desk.exchange.make(asked.question, asked.body, wire, began)
+            answer = made.answer
+            self._write_result(call, made.ready, answer.provenance, answer.quota)
+            desk.telemetry.responded(asked.label, _OK, answer.provenance.cache, desk.ticker() - began)
+        except Refused as refused:
+            self._write_error(call, refused, asked.label, began)
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            _log.exception("bug", route=asked.label)
+            self._write_error(call, Refused(internal()), asked.label, began)
+
+    def _ended(self, task: asyncio.Task[None], size: int) -> None:
+        self._tasks.discard(task)
+        self._working_bytes -= size
+        self._lane.in_flight -= 1
+        self._recount()
+        self._pump()
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    def _write_result(self, call: Call, ready: bytes, provenance: Provenance, quota: Verdict | None) -> None:
+        if call.msgid is not None:
+            told: dict[str, object] = {"provenance": rpc.provenance_members(provenance)}
+            self._write(call, rpc.answer(call.msgid, rpc.with_members(ready, told | _limits(quota))))
+
+    def _write_error(self, call: Call, refused: Refused, label: str, began: float) -> None:
+        telemetry, problem = self._desk.telemetry, refused.problem
+        telemetry.refused(label, problem.slug)
+        telemetry.responded(label, problem.status, "problem", self._desk.ticker() - began)
+        if call.msgid is None:
+            return
+        provenance = refused.provenance or Provenance(cache="none", reason=problem.slug)
+        told: dict[str, object] = {"provenance": rpc.provenance_members(provenance)}
+        document: dict[str, object] = {**problem.document(), **told, **_limits(refused.verdict)}
+        self._write(call, [rpc.error(call.msgid, document)])
+
+    def _write(self, call: Call, parts: list[bytes | memoryview]) -> None:
+        transport = self._transport
+        if call.msgid is None or transport is None or transport.is_closing() or self._closing:
+            return
+        if sum(map(len, parts)) <= COPIED_BYTES_MAX:
+            transport.write(b"".join(parts))
+        else:
+            transport.writelines(parts)
+
+    # -- ends -------------------------------------------------------------------------------------
+
+    def _end_with(self, fault: Fault, waits: bool = False) -> None:
+        """Read nothing more, and say why to the call that it happened in; ``waits``: calls that came before it are
+        begun all the same."""
+        problem = fault.problem
+        if fault.msgid is not None:
+            self._write_error(Call(fault.msgid, "", msgspec.Raw(b"")), Refused(problem), PASSTHROUGH, self._began)
+        else:
+            self._desk.telemetry.refused(PASSTHROUGH, problem.slug)
+        if not waits:
+            self._waiting.clear()
+            self._waiting_bytes = 0
+        self._ending = True
+        self._frames.let_go()
+
+    def expire(self) -> None:
+        """The peer took too long."""
+        lane = self._lane
+        if self._closing and not self._patient and self._unwritten():
+            self._patient = True
+            self.limit = self._desk.ticker() + lane.options.times.write
+        elif self._paused or self._closing:
+            lane.book.cuts["write" if self._paused else "closing"] += 1
+            self.abort()
+        elif self._frames.held:
+            state = "body" if self._frames.head_is_whole else "head"
+            seconds = lane.options.times.body if state == "body" else lane.options.times.head
+            lane.book.cuts[state] += 1
+            problem = timed_out(f"The message did not arrive within server.{state}_timeout ({seconds:g} s).")
+            self._end_with(Fault(problem, self._frames.known_id()), waits=True)
+            self._pump()
+        else:
+            lane.book.cuts["idle"] += 1
+            self.finish()
+
+    def finish(self) -> None:
+        """Begin nothing that has not been read, and end."""
+        self._ending = True
+        self._frames.let_go()
+        self._pump()
+
+    def abort(self) -> None:
+        """End now."""
+        self._ending = self._closing = True
+        self.limit = math.inf
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _hang_up(self) -> None:
+        """Say that nothing more comes, and wait for them to close: to close at once, while bytes of theirs are unread,
+        could take the last answers away from them."""
+        transport = self._transport
+        if self._closing or transport is None or transport.is_closing():
+            return
+        self._closing = True
+        self.limit = self._desk.ticker() + min(LINGER_SECONDS_MAX, self._lane.options.times.write)
+        self._read(True)
+        transport.write_eof()
+
+    def _unwritten(self) -> bool:
+        return self._transport is not None and self._transport.get_write_buffer_size() > 0
+
+    # -- bounds -----------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        """Set how long the peer may take now; one that does not read stays within the time that it has for that."""
+        if self._paused or self._closing:
+            return
+        times = self._lane.options.times
+        if self._frames.held:
+            self.limit = self._began + (times.body if self._frames.head_is_whole else times.head)
+        elif self._tasks or self._waiting:
+            self.limit = math.inf
+        else:
+            self.limit = self._desk.ticker() + times.idle
+
+    def _read(self, wanted: bool) -> None:
+        transport = self._transport
+        if wanted != self._stopped or transport is None or transport.is_closing():
+            return
+        self._stopped = not wanted
+        if wanted:
+            transport.resume_reading()
+        else:
+            transport.pause_reading()
+
+    def _let_go(self) -> None:
+        self._frames.let_go()
+        self._waiting.clear()
+        self._waiting_bytes = 0
+        self._recount()
+
+    def _recount(self) -> None:
+        """Tell the process how many bytes of requests are held here."""
+        held = self._frames.held + self._waiting_bytes + self._working_bytes
+        if held != self._held:
+            self._desk.buffered.add(held - self._held)
+            self._held = held
+
+
+def _limits(verdict: Verdict | None) -> dict[str, object]:
+    """The quota that is nearest to its end, in the words of the header fields."""
+    if verdict is None:
+        return {}
+    return {"ratelimit": ratelimit_value(verdict), "ratelimit_policy": verdict.quota.policy}
