@@ -94,6 +94,7 @@ class House:
         for lane in LANES:
             environ = {
                 "TAILRACE_SERVER__HTTP": '"127.0.0.1:0"',
+                "TAILRACE_SERVER__GRPC": "off",
                 "TAILRACE_SERVER__ADMIN": '"127.0.0.1:0"',
                 "TAILRACE_SERVER__DRAIN": "100ms",
                 "TAILRACE_SERVER__EDGE": lane,
