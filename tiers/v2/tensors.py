@@ -79,7 +79,7 @@ def tensors_like(outlines: tuple[Outline, ...], tail: memoryview, kind: str) -> 
         data = tail[at : at + outline.size]
         at += outline.size
         if outline.datatype == "BYTES":
-            _check_elements(data, outline.shape, f"{kind} {shown(outline.name)}")
+            check_elements(data, outline.shape, f"{kind} {shown(outline.name)}")
         tensors.append(Tensor(outline.name, outline.datatype, outline.shape, data, outline.parameters))
     return tuple(tensors)
 
@@ -97,7 +97,7 @@ class _Outline(NamedTuple):
 
 def _outline(message: TensorMember, tail: memoryview, kind: str, limits: Limits) -> _Outline:
     label = f"{kind} {shown(named(message.name, kind, limits))}"
-    shape = _shape(message, label, limits)
+    shape = shape_of(message.datatype, message.shape, label, limits)
     parameters = parameters_of(message.parameters, label, limits)
     has_data, shared = message.data is not msgspec.UNSET, SHARED_MEMORY_PARAMETER in parameters
     data: memoryview | None = None
@@ -127,7 +127,7 @@ def _tensor(outline: _Outline) -> Tensor:
     message, shape = outline.message, outline.shape
     data: bytes | memoryview = b"" if outline.data is None else outline.data
     if outline.data is not None and message.datatype == "BYTES":
-        _check_elements(outline.data, shape, outline.label)
+        check_elements(outline.data, shape, outline.label)
     elif message.data is not msgspec.UNSET:
         try:
             data = from_json(memoryview(message.data), message.datatype, shape)
@@ -136,30 +136,30 @@ def _tensor(outline: _Outline) -> Tensor:
     return Tensor(message.name, message.datatype, shape, data, without(outline.parameters, BINARY_SIZE))
 
 
-def _shape(message: TensorMember, label: str, limits: Limits) -> tuple[int, ...]:
-    if message.datatype not in DATATYPE_BYTES:
-        raise Malformed("datatype", f"invalid datatype {shown(message.datatype)} for {label}")
-    if len(message.shape) > limits.rank_max:
-        raise Malformed(
-            "shape", f"{label}: shape has rank {len(message.shape)}, at most {limits.rank_max} is allowed"
-        )
+def shape_of(datatype: str, shape: Sequence[int], label: str, limits: Limits) -> tuple[int, ...]:
+    """A shape that a tensor of a known datatype may have; raises Malformed."""
+    if datatype not in DATATYPE_BYTES:
+        raise Malformed("datatype", f"invalid datatype {shown(datatype)} for {label}")
+    if len(shape) > limits.rank_max:
+        raise Malformed("shape", f"{label}: shape has rank {len(shape)}, at most {limits.rank_max} is allowed")
     elements = 1
-    for size in message.shape:
+    for size in shape:
         if size < 0:
-            raise Malformed("shape", f"{label}: shape {_shape_shown(message.shape)} has a negative dimension")
+            raise Malformed("shape", f"{label}: shape {shape_shown(shape)} has a negative dimension")
         if size >= OVERFLOW:
             raise Malformed("shape", f"{label}: a dimension of the shape overflows 64 bits")
         elements *= max(size, 1)  # a 0 must not hide the overflow of its neighbours
     if elements > limits.elements_max:
         raise Malformed(
             "shape",
-            f"{label}: shape {_shape_shown(message.shape)} overflows; "
+            f"{label}: shape {shape_shown(shape)} overflows; "
             f"a tensor holds at most {limits.elements_max} elements",
         )
-    return tuple(message.shape)
+    return tuple(shape)
 
 
-def _shape_shown(shape: list[int] | tuple[int, ...]) -> str:
+def shape_shown(shape: Sequence[int]) -> str:
+    """A shape in a message, of bounded length."""
     return "[" + ", ".join(str(size) if abs(size) < 2 * OVERFLOW else "huge" for size in shape) + "]"
 
 
@@ -187,12 +187,12 @@ def _check_size(data: memoryview, datatype: str, shape: tuple[int, ...], label: 
     if len(data) != expected:
         raise Malformed(
             "byte-count",
-            f"{label}: shape {_shape_shown(shape)} of {datatype} needs {expected} bytes, "
+            f"{label}: shape {shape_shown(shape)} of {datatype} needs {expected} bytes, "
             f"{BINARY_SIZE} is {len(data)}",
         )
 
 
-def _check_elements(data: memoryview, shape: tuple[int, ...], label: str) -> None:
+def check_elements(data: bytes | memoryview, shape: tuple[int, ...], label: str) -> None:
     """Whether the BYTES elements are as many as the shape says, and none overruns; raises Malformed."""
     elements = math.prod(shape)
     try:
@@ -202,7 +202,7 @@ def _check_elements(data: memoryview, shape: tuple[int, ...], label: str) -> Non
         raise Malformed(misfit.reason, f"{label}: {misfit}") from misfit
     if count != elements:
         got = "more" if count > elements else str(count)
-        raise Malformed("byte-count", f"{label}: shape {_shape_shown(shape)} needs {elements} elements, got {got}")
+        raise Malformed("byte-count", f"{label}: shape {shape_shown(shape)} needs {elements} elements, got {got}")
 
 
 def binary_member(tensor: Tensor | Outline, size: int | None) -> dict[str, object]:
