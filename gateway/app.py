@@ -14,15 +14,15 @@ import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic, time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import uvloop
 
-from degrade.breaker import BreakerOptions, Change
+from degrade.breaker import Change
 from gateway.admission.auth import Caller, Directory
 from gateway.admission.ratelimit import Limiter
-from gateway.config import ALLOW_ALL, Backend, Config, Server, parse_address
+from gateway.config import ALLOW_ALL, Config, Server, parse_address
 from gateway.doors.buffered import Buffered
 from gateway.doors.edge import EdgeConnection
 from gateway.doors.exchange import Exchange
@@ -39,16 +39,17 @@ from gateway.doors.listener import (
     require_strict_parser,
 )
 from gateway.doors.passthrough import RELAYED_BYTES_MAX
+from gateway.homes import Makings
 from gateway.memory import keep_freed_memory, set_start_aside
 from gateway.operate.admin import admin_port
 from gateway.operate.gauges import gauges, lane_gauges
 from gateway.operate.log import set_up
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
-from gateway.route import Home, Route, quota_of
-from tiers.backends.triton_http import TritonHttp, TritonOptions
-from tiers.catalog import Catalog, CatalogOptions
-from tiers.pool import Pool, PoolOptions
+from gateway.route import Route, quota_of
+
+if TYPE_CHECKING:
+    from gateway.doors.grpc_listener import GrpcListener
 
 Sleep = Callable[[float], Awaitable[None]]
 Run = Callable[[float, Sleep], Awaitable[None]]
@@ -75,10 +76,17 @@ class Gateway:
         self._admin: Listener | None = None
         self._server: asyncio.Server | None = None
         self._admin_server: asyncio.Server | None = None
+        self._grpc: GrpcListener | None = None
+        self.grpc_address = ""
+        """Where the gRPC door listens; empty if there is none."""
         self._chance = random.Random()
         self.buffered = Buffered(int(config.server.buffered_bytes_max))
         self.telemetry = Telemetry(monotonic, logs_requests=config.log.level == "debug")
-        self.homes = {name: self._home(name, backend) for name, backend in config.backends.items()}
+        makings = Makings(config.server, monotonic, self._chance)
+        self.homes = {
+            name: makings.home(backend, partial(self._breaker_changed, name), partial(self._model_changed, name))
+            for name, backend in config.backends.items()
+        }
         self.routes = {
             name: Route(
                 name,
@@ -121,6 +129,8 @@ class Gateway:
         make = partial(EdgeConnection, self._lane)
         with named("server.http", server.http):
             self._server, http = await listen(make, parse_address(server.http), self._shared)
+        if server.has_grpc:
+            await self._start_grpc(directory, exchange)
         pools = {name: home.pool for name, home in self.homes.items()}
         admin = admin_port(self.routes, pools, self.telemetry, lambda: self._draining)
         self._admin = Listener(admin.handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
@@ -129,14 +139,41 @@ class Gateway:
         sweep = partial(_sweep, self._lane)
         self._tasks.append(asyncio.create_task(kept_up(sweep, SWEEP_SECONDS, asyncio.sleep)))
         # One look before anyone is told that we are ready: until then readiness would be a guess.
-        await asyncio.gather(*(home.pool.probe_once() for home in self.homes.values()))
+        await asyncio.gather(*(pool.probe_once() for home in self.homes.values() for pool in home.pools))
         for name, home in self.homes.items():
             interval = float(self._config.backends[name].probe)
-            for run in (home.pool.run, home.catalog.run):
+            for run in (*(pool.run for pool in home.pools), home.catalog.run):
                 self._tasks.append(asyncio.create_task(kept_up(run, interval, asyncio.sleep)))
         for task in self._tasks:
             task.add_done_callback(_complain)
         return http, admin_url
+
+    async def _start_grpc(self, directory: Directory, exchange: Exchange) -> None:
+        """grpc is loaded only where it is used: it takes its time, and some 30 MB."""
+        from gateway.doors.grpc import GrpcDoor, GrpcPorts
+        from gateway.doors.grpc_health import Health
+        from gateway.doors.grpc_infer import Inferring
+        from gateway.doors.grpc_listener import GrpcListener
+
+        server = self._config.server
+        passthrough = self.homes[self._config.passthrough].rpc
+        assert passthrough is not None, "every home has one where there is a gRPC door"
+        ports = GrpcPorts(
+            routes=self.routes,
+            passthrough=passthrough,
+            pipeline=self.pipeline,
+            inferring=Inferring(self.pipeline, exchange, self.telemetry, monotonic),
+            directory=directory,
+            telemetry=self.telemetry,
+            readiness=self.readiness,
+            loaded=self._loaded,
+            ticker=monotonic,
+            buffered=self.buffered,
+        )
+        health = Health(lambda: self.readiness().ready)
+        self._grpc = GrpcListener(server, GrpcDoor(server, ports), health, self._shared)
+        with named("server.grpc", server.grpc):
+            self.grpc_address = await self._grpc.start(parse_address(server.grpc))
 
     def readiness(self) -> Readiness:
         """Not while draining, nor while a route or the pass-through has no replica that is ready."""
@@ -158,10 +195,12 @@ class Gateway:
             if notice > 0:
                 await self._sleep(notice)
             self._server.close()
+        ending = asyncio.gather(*([] if self._grpc is None else [self._grpc.stop(float(self._config.server.drain))]))
         if self._lane is not None:
             await self._lane.drain(float(self._config.server.drain))
         if self._listener is not None:
             await self._listener.shutdown(float(self._config.server.drain))
+        await ending
         if self._admin_server is not None:
             self._admin_server.close()
         if self._admin is not None:
@@ -176,31 +215,10 @@ class Gateway:
             await route.close()
         for home in self.homes.values():
             await home.catalog.close()
-            await home.pool.close()
+            for pool in home.pools:
+                await pool.close()
 
     # -- making the parts -------------------------------------------------------------------------
-
-    def _home(self, name: str, backend: Backend) -> Home:
-        connect_timeout = float(backend.connect_timeout)
-        options = TritonOptions(
-            connections_max=backend.connections_max,
-            passthrough_connections_max=backend.passthrough_connections_max,
-            connect_timeout=connect_timeout,
-        )
-        replicas = [TritonHttp(url, options) for url in backend.http]
-        breaker = backend.breaker
-        pool_options = PoolOptions(
-            breaker=BreakerOptions(
-                consecutive_failures=breaker.consecutive_failures,
-                failure_ratio=breaker.failure_ratio,
-                volume_min=breaker.volume_min,
-                window=float(breaker.window),
-                open_seconds=float(breaker.open),
-                open_seconds_max=float(breaker.open_max),
-            )
-        )
-        pool = Pool(replicas, pool_options, monotonic, self._chance, partial(self._breaker_changed, name))
-        return Home(pool, Catalog(replicas, CatalogOptions(), monotonic, partial(self._model_changed, name)))
 
     def _directory(self) -> Directory:
         keys = {}
@@ -220,7 +238,8 @@ class Gateway:
         _log.warning("breaker", backend=backend, replica=replica, model=model, **words)
 
     def _model_changed(self, backend: str, model: str) -> None:
-        self.homes[backend].pool.forget(model)
+        for pool in self.homes[backend].pools:
+            pool.forget(model)
         for route in self.routes.values():
             if route.serves(backend, model):
                 route.turn()
@@ -241,7 +260,8 @@ async def run(
     gateway = Gateway(config, shared)
     try:
         http, admin = await gateway.start()
-        announce(f"tailrace ready http={http} admin={admin}")
+        doors = f"http={http}" + (f" grpc={gateway.grpc_address}" if gateway.grpc_address else "")
+        announce(f"tailrace ready {doors} admin={admin}")
         await stopping.wait()
         _log.info("draining", seconds=float(config.server.drain))
     finally:

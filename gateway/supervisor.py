@@ -77,6 +77,10 @@ class Supervisor:
         directory = Path(tempfile.mkdtemp(prefix="tailrace-"))
         with named("server.http", server.http):
             reserved, http = _reserve(parse_address(server.http))
+        held, grpc = None, "off"
+        if server.has_grpc:
+            with named("server.grpc", server.grpc):
+                held, grpc = _reserve(parse_address(server.grpc))
         keepers: list[asyncio.Task[None]] = []
         listener: Listener | None = None
         listening: asyncio.Server | None = None
@@ -88,11 +92,12 @@ class Supervisor:
                 listening, admin = await listen(listener, parse_address(server.admin))
             ready = [asyncio.Event() for _ in sockets]
             for worker, path in enumerate(sockets):
-                arguments = ("--worker", str(worker), "--http", http, "--admin", f"unix:{path}")
+                arguments = ("--worker", str(worker), "--http", http, "--grpc", grpc, "--admin", f"unix:{path}")
                 keepers.append(asyncio.create_task(self._keep(worker, arguments, ready[worker], fleet)))
             await self._all_ready(ready, keepers)
             if not self._stopping.is_set():
-                announce(f"tailrace ready http=http://{http} admin={admin} workers={server.workers}")
+                doors = f"http=http://{http}" + (f" grpc={grpc}" if server.has_grpc else "")
+                announce(f"tailrace ready {doors} admin={admin} workers={server.workers}")
             await self._stopping.wait()
         finally:
             self._stopping.set()
@@ -102,6 +107,8 @@ class Supervisor:
             if listener is not None:
                 await listener.shutdown(ADMIN_DRAIN_SECONDS)
             reserved.close()
+            if held is not None:
+                held.close()
             shutil.rmtree(directory, ignore_errors=True)
 
     async def _all_ready(self, ready: Sequence[asyncio.Event], keepers: Sequence[asyncio.Task[None]]) -> None:

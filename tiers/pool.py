@@ -28,7 +28,7 @@ from degrade.ladder import TABLE, Failure, Step
 from tiers.backends.relaying import Listener
 from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.inference import InferRequest, InferResponse, Passed, UpstreamError
-from tiers.seat import Judged, Permits, Relayed, Replica, Seat
+from tiers.seat import Judged, Permits, Relayed, Replica, Seat, Seated
 
 OnChange = Callable[[str, str, Change], None]
 """Called with (replica URL, model or "" for the replica itself, what changed about its breaker)."""
@@ -218,6 +218,23 @@ class Pool:
             seat.in_flight -= 1
             if not ended:
                 permit.ignored(self._now())
+
+    def seated(self, sequence: str | None = None) -> Seated:
+        """One replica, for a call that is made in the block; for a sequence, the one where it lives. Only whether it
+        is reached counts.
+
+        Raises UpstreamError if there is none to ask.
+        """
+        seat = self._seat_for_call() if sequence is None else self._home(sequence, "")
+        permit = None if seat is None else seat.reach.acquire(self._now())
+        if seat is None or permit is None:
+            raise self._none_reached()
+        return Seated(seat, permit, self._now)
+
+    def home_of(self, sequence: str) -> str | None:
+        """The URL of the replica where a sequence lives; None if there is none to ask."""
+        seat = self._home(sequence, "")
+        return None if seat is None else seat.replica.url
 
     def relay(self, call: Call, listener: Listener, seconds: float) -> Relayed:
         """Pass a call with its whole body through to one replica, by callbacks; ``seconds`` bound the wait for a

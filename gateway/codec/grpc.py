@@ -10,20 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Final
 from urllib.parse import unquote
 
 import grpc
-from tritonclient.grpc import service_pb2
 
 from gateway.admission.quota import Verdict, ratelimit_value, retry_after_value
 from gateway.codec.http import provenance_headers
 from gateway.problem import Problem, Refused, malformed, too_large
 from tiers.inference import InferRequest, InferResponse, Provenance
 from tiers.v2.message import Malformed
-from tiers.v2.proto import RequestReader, Sketch, identified
-from tiers.v2.proto_response import encode_response
-from tiers.v2.wire import field
+from tiers.v2.proto import RequestReader, Sketch
+from tiers.v2.proto_response import encode_response, stream_error
 
 Pair = tuple[str, str | bytes]
 Metadata = Sequence[Pair]
@@ -59,16 +57,9 @@ _BY_SLUG: Final = MappingProxyType(
 )
 """Where the HTTP status alone would say something else to a gRPC client."""
 
-FINAL_RESPONSE: Final = "triton_final_response"
-"""The parameter that Triton puts on each answer of a stream."""
-
 _PEER_MAX: Final = 256
 _DETAILS_CHARACTERS_MAX: Final = 1024
 _NOT_PRINTABLE: Final = re.compile(r"[^\x20-\x7e]")
-_FINAL: Final = service_pb2.ModelInferResponse(
-    parameters={FINAL_RESPONSE: service_pb2.InferParameter(bool_param=True)}
-).SerializeToString()
-_ERROR_MESSAGE, _INFER_RESPONSE = 1, 2  # fields of ModelStreamInferResponse
 
 
 def sketch(message: bytes) -> Sketch:
@@ -101,27 +92,9 @@ def sequence_of(sketched: Sketch) -> str | None:
     return None if sequence is None else str(sequence)
 
 
-def streamed(ready: bytes, identifier: str) -> bytes:
-    """A ModelInferResponse as the one and last answer of a stream's request."""
-    return b"".join(field(_INFER_RESPONSE, identified(ready, identifier) + _FINAL))
-
-
 def streamed_error(problem: Problem, identifier: str) -> bytes:
-    """What Triton says in a stream of a request that went wrong: the stream goes on."""
-    error: Any = service_pb2.ModelStreamInferResponse(error_message=details(problem))
-    error.infer_response.id = identifier
-    written: bytes = error.SerializeToString()
-    return written
-
-
-def renamed_in_stream(message: bytes, model: str) -> bytes:
-    """A ModelStreamInferResponse under another model's name; one that tells of an error stays as it is.
-
-    protobuf merges a field that comes twice, so the name is added and nothing is read.
-    """
-    if message[:1] == bytes([_ERROR_MESSAGE << 3 | 2]):
-        return message
-    return b"".join((message, *field(_INFER_RESPONSE, b"".join(field(1, model.encode())))))
+    """What is said in a stream of a request that went wrong: the stream goes on."""
+    return stream_error(details(problem), identifier)
 
 
 def status_of(problem: Problem) -> grpc.StatusCode:

@@ -17,9 +17,10 @@ import structlog
 from aiohttp import web
 from multidict import CIMultiDict
 
-from degrade.deadline import Deadline, Ticker
+from degrade.deadline import Ticker
 from gateway.admission.auth import Caller, Directory
 from gateway.config import Server
+from gateway.doors.about import PLATFORM, described, is_ready
 from gateway.doors.buffered import Buffered, Held
 from gateway.doors.exchange import Exchange, body_limit_key, body_too_large, recalled, refusal
 from gateway.doors.passthrough import Broken, Passing, Passthrough, ask_for_body
@@ -32,12 +33,9 @@ from gateway.problem import (
     forbidden,
     internal,
     method_not_allowed,
-    not_found,
     timed_out,
-    unavailable,
 )
 from gateway.route import Route
-from tiers.inference import Rejected, UpstreamError
 from tiers.pool import Pool
 
 _JSON: Final = {"Content-Type": "application/json"}
@@ -191,31 +189,22 @@ class HttpDoor:
         return _plain(document, 200 if readiness.ready else 503)
 
     async def _model_ready(self, target: Target, route: Route) -> web.Response:
-        ready = await route.ready(Deadline.after(self._ports.ticker(), route.timeout), target.version)
-        if ready:
+        if await is_ready(route, target.version, self._ports.ticker):
             return _plain({"name": route.name, "ready": True})
         return _plain({"name": route.name, "ready": False, "error": "no tier of the route is ready"}, 503)
 
     async def _metadata(self, request: web.BaseRequest, target: Target, route: Route) -> web.Response:
         _only_read(request.method)
-        no_version = Refused(not_found(f"Route {route.name} has no version {target.version}."))
-        try:
-            facts = await route.facts(Deadline.after(self._ports.ticker(), route.timeout), target.version)
-        except Rejected as error:
-            raise no_version from error
-        except UpstreamError as error:
-            raise Refused(unavailable(f"Route {route.name} cannot describe itself: {error}.")) from error
-        if target.version and target.version not in facts.versions:
-            raise no_version
+        told = await described(route, target.version, self._ports.ticker)
         shapes = [
             [{"name": fact.name, "datatype": fact.datatype, "shape": fact.shape} for fact in side]
-            for side in (facts.inputs, facts.outputs)
+            for side in (told.inputs, told.outputs)
         ]
         return _plain(
             {
-                "name": route.name,
-                "versions": route.versions(facts),
-                "platform": "tailrace",
+                "name": told.name,
+                "versions": told.versions,
+                "platform": PLATFORM,
                 "inputs": shapes[0],
                 "outputs": shapes[1],
             }

@@ -16,6 +16,7 @@ from gateway.route import Route
 from gateway.units import Seconds
 from tiers.inference import InferRequest, Provenance, Tensor
 from tiers.v2.proto import encode_request
+from tiers.v2.proto_response import renamed_in_stream
 from tiers.v2.request import encode_request as encode_http
 
 
@@ -78,10 +79,10 @@ def test_answers_of_a_stream_get_another_name_and_errors_stay_as_they_are(model:
     answer = pb.ModelStreamInferResponse()
     answer.infer_response.model_name = "m"
     answer.infer_response.raw_output_contents.append(b"1")
-    again = pb.ModelStreamInferResponse.FromString(codec.renamed_in_stream(answer.SerializeToString(), model))
+    again = pb.ModelStreamInferResponse.FromString(renamed_in_stream(answer.SerializeToString(), model))
     assert (again.infer_response.model_name, again.infer_response.raw_output_contents) == (model, [b"1"])
     error = codec.streamed_error(forbidden("no"), "7")
-    assert codec.renamed_in_stream(error, model) == error
+    assert renamed_in_stream(error, model) == error
     parsed = pb.ModelStreamInferResponse.FromString(error)
     assert (parsed.error_message, parsed.infer_response.id) == ("no", "7")
 

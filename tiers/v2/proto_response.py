@@ -24,12 +24,30 @@ from tiers.inference import (
 from tiers.v2.forms import FORM_BYTES_MAX, FORMS_BYTES_MAX, FORMS_MAX
 from tiers.v2.members import text
 from tiers.v2.message import DEFAULT_LIMITS, Limits, Malformed, check_count
-from tiers.v2.proto import check_strings, outline_of, parse, raw_tensor, read_parameters, tensor_of, write_parameters
+from tiers.v2.proto import (
+    MODEL,
+    check_strings,
+    identified,
+    outline_of,
+    parse,
+    raw_tensor,
+    read_parameters,
+    tensor_of,
+    write_parameters,
+)
 from tiers.v2.response import HEADERS_MAX
-from tiers.v2.wire import field, spans
+from tiers.v2.wire import LENGTH_DELIMITED, field, spans
 
 RAW: Final = 6
 """The number of raw_output_contents in ModelInferResponse."""
+
+FINAL_RESPONSE: Final = "triton_final_response"
+"""The parameter that Triton puts on each answer of a stream."""
+
+_FINAL: Final = service_pb2.ModelInferResponse(
+    parameters={FINAL_RESPONSE: service_pb2.InferParameter(bool_param=True)}
+).SerializeToString()
+_ERROR_MESSAGE, _INFER_RESPONSE = 1, 2  # fields of ModelStreamInferResponse
 
 
 class _Known:
@@ -85,6 +103,29 @@ def encode_response(response: InferResponse) -> bytes:
         head = _head(response)
     raws = [field(RAW, b"" if tensor.in_shared_memory else tensor.data) for tensor in response.outputs]
     return b"".join((head, *(part for raw in raws for part in raw)))
+
+
+def streamed(ready: bytes, identifier: str) -> bytes:
+    """A ModelInferResponse as the one and last answer of a stream's request."""
+    return b"".join(field(_INFER_RESPONSE, identified(ready, identifier) + _FINAL))
+
+
+def stream_error(said: str, identifier: str) -> bytes:
+    """What Triton says in a stream of a request that went wrong: the stream goes on."""
+    error: Any = service_pb2.ModelStreamInferResponse(error_message=said)
+    error.infer_response.id = identifier
+    written: bytes = error.SerializeToString()
+    return written
+
+
+def renamed_in_stream(message: bytes, model: str) -> bytes:
+    """A ModelStreamInferResponse under another model's name; one that tells of an error stays as it is.
+
+    protobuf merges a field that comes twice, so the name is added and nothing is read.
+    """
+    if message[:1] == bytes([_ERROR_MESSAGE << 3 | LENGTH_DELIMITED]):
+        return message
+    return b"".join((message, *field(_INFER_RESPONSE, b"".join(field(MODEL, model.encode())))))
 
 
 def _split(message: bytes) -> tuple[bytes, list[memoryview]]:
