@@ -57,6 +57,9 @@ from tiers.rpc import RpcPool
 from tiers.v2.proto import identified
 
 VIA: Final = ("via", "2.0 tailrace")
+DEADLINE_WORDS: Final = "Deadline Exceeded"
+OWN_SECONDS: Final = 0.1
+"""A call whose own deadline is that near is told so in the words of its own library, which says it in this moment."""
 Context = aio.ServicerContext[Any, Any]
 
 _NAMES: Final = tuple(name.lower() for name in CREDENTIALS)
@@ -127,6 +130,8 @@ class GrpcDoor:
             _log.exception("bug", rpc=method.name)
             status, code, words = 500, grpc.StatusCode.INTERNAL, internal().detail
         telemetry.responded(label, status, state, ticker() - began)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and _left(context) <= OWN_SECONDS:
+            words = DEADLINE_WORDS
         if code is not grpc.StatusCode.OK:
             await context.abort(code, words, trailing)
 
@@ -268,8 +273,8 @@ class GrpcDoor:
         return identify(self._ports.directory, shown, codec.address_of(peer))
 
     def _deadline(self, context: Context, began: float) -> Deadline:
-        remaining = context.time_remaining()
-        return Deadline(math.inf) if remaining is None else Deadline.after(began, remaining)
+        remaining = _left(context)
+        return Deadline(math.inf) if math.isinf(remaining) else Deadline.after(began, remaining)
 
     async def _message(self, context: Context) -> bytes:
         """The call's one message, which may not take its time for ever."""
@@ -319,6 +324,12 @@ async def _labelled(saying: Any, label: str) -> Said:
 def label_of(refused: Refused, default: str) -> str:
     """The name that a refusal is counted under."""
     return refused.label if isinstance(refused, _Labelled) else default
+
+
+def _left(context: Context) -> float:
+    """Seconds of the caller's own deadline; infinity if it has none."""
+    remaining = context.time_remaining()
+    return math.inf if remaining is None else remaining
 
 
 def _metadata(context: Context) -> codec.Metadata:
