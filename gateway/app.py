@@ -8,6 +8,7 @@ fail as often as they like; a gateway starts while every backend is down.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import sys
@@ -186,6 +187,11 @@ class Gateway:
             return Readiness(False, f"backend {self._config.passthrough} has no ready replica")
         return Readiness(True)
 
+    @property
+    def grpc_is_stopping(self) -> bool:
+        """Whether the gRPC door takes no new calls any more."""
+        return self._grpc is not None and self._grpc.stopping
+
     async def stop(self) -> None:
         """Turn not ready, serve on for ``server.drain_notice`` so that balancers can see it, let requests in
         flight finish within ``server.drain``, and end everything."""
@@ -283,6 +289,7 @@ def serve(config: Config, announce: Callable[[str], None], worker: int | None = 
         _log.warning("callers may change the servers behind this gateway", allow=ALLOW_ALL)
 
     keep_freed_memory()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong there is told by us, once and in our format
 
     def ready(line: str) -> None:
         set_start_aside()

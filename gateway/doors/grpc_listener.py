@@ -28,17 +28,21 @@ class GrpcListener:
 
     def __init__(self, server: Server, door: GrpcDoor, health: Health, shared: bool) -> None:
         """``shared``: other workers listen on the same port."""
+        self.stopping = False
         self._health = health
         self._server = aio.server(options=_options(server, shared), maximum_concurrent_rpcs=server.grpc_calls_max)
         self._server.add_generic_rpc_handlers((_Service(door, health),))
         reflection.enable_server_reflection((SERVICE, NAME, reflection.SERVICE_NAME), self._server)
 
-    async def start(self, address: Address) -> str:
-        """Listen; returns the address. Raises OSError."""
+    async def start(self, address: Address, credentials: grpc.ServerCredentials | None = None) -> str:
+        """Listen, with TLS if there are credentials; returns the address. Raises OSError."""
         host = f"[{address.host}]" if ":" in address.host else address.host
         target = f"unix:{address.path}" if address.path else f"{host}:{address.port}"
         try:
-            port = self._server.add_insecure_port(target)
+            if credentials is None:
+                port = self._server.add_insecure_port(target)
+            else:
+                port = self._server.add_secure_port(target, credentials)
         except RuntimeError as error:  # grpc tells why on its own log only
             raise OSError(f"{target}: cannot be listened on, it may be in use") from error
         await self._server.start()
@@ -46,6 +50,7 @@ class GrpcListener:
 
     async def stop(self, seconds: float) -> None:
         """Send GOAWAY, let calls in work finish for so long, and end the others."""
+        self.stopping = True
         self._health.close()
         await self._server.stop(seconds)
 

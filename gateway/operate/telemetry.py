@@ -205,7 +205,8 @@ class Telemetry:
             ("route",),
             self._refresh_failures,
         )
-        yield _counter("tailrace_responses", "HTTP responses by status.", ("route", "status"), statuses)
+        help_text = "Responses by status (of gRPC by the HTTP status that stands for its own)."
+        yield _counter("tailrace_responses", help_text, ("route", "status"), statuses)
         seconds = HistogramMetricFamily(
             "tailrace_request_seconds",
             "From a request's head to its answer's last byte.",

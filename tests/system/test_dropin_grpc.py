@@ -7,6 +7,7 @@ import threading
 import time
 from functools import partial
 from multiprocessing.shared_memory import SharedMemory
+from pathlib import Path
 
 import grpc
 import ml_dtypes
@@ -20,6 +21,7 @@ from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 from examples.gatewayprocess import GatewayProcess
 
+MODELS = Path(__file__).parents[1] / "models"
 SERVICE = "/inference.GRPCInferenceService/"
 RANDOM = np.random.default_rng(7)
 NUMBERS = {
@@ -516,9 +518,14 @@ def test_the_bare_form_may_change_the_server(changing):
         client.unload_model("echo_bytes")
         client.load_model("echo_bytes")
         assert client.is_model_ready("echo_bytes")
-        files = {"file:7/model.py": b"not python", "file:1/model.py": b"x"}
+        code = (MODELS / "echo_fp32" / "1" / "model.py").read_bytes()
+        rows = '{"dims": [-1], "data_type": "TYPE_FP32", "name": '
+        config = f'{{"backend": "python", "max_batch_size": 8, "input": [{rows}"x"}}], "output": [{rows}"y"}}]}}'
+        client.load_model("elsewhere", config=config, files={"file:3/model.py": code})
+        answer = client.infer("elsewhere", [tensor("x", "FP32", np.ones((1, 2), np.float32))])
+        assert answer.get_response().model_version == "3"
         with pytest.raises(InferenceServerException, match="fail"):
-            client.load_model("elsewhere", config='{"backend": "python"}', files=files)
+            client.load_model("spoilt", config=config, files={"file:1/model.py": b"not python"})
         with pytest.raises(InferenceServerException, match="failed to load"):
             client.load_model("nobody")
         told = client.update_log_settings({"log_verbose_level": 1, "log_info": True})

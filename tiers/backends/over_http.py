@@ -35,6 +35,8 @@ _CODES: Final = {status: code for code, status in reversed(list(HTTP_STATUSES.it
 """Of several codes with one status the first in that table."""
 _NO_STREAM: Final = "; a stream of several answers needs this backend's gRPC address (backends.NAME.grpc)"
 _PENDING_MAX: Final = 16
+_OF_MESSAGES: Final = ("content-", "inference-", "accept", "transfer-", "proxy-", "if-")
+_OF_CONNECTIONS: Final = frozenset({"host", "connection", "keep-alive", "te", "trailer", "upgrade", "expect", "range"})
 _DOORS: Final = ("HTTP end point", "ModelInfer RPC")
 """What Triton calls the door that a decoupled model was asked by."""
 
@@ -145,8 +147,13 @@ def _good(reply: Reply) -> Reply:
 
 
 def _text(metadata: Metadata) -> tuple[tuple[str, str], ...]:
-    """Metadata as header fields; what is binary has no place there."""
-    return tuple((name, value) for name, value in metadata if isinstance(value, str))
+    """Metadata as header fields; what is binary has no place there, and what would say how a body is to be read or
+    answered in HTTP is not the caller's to say."""
+    return tuple(
+        (name, value)
+        for name, value in metadata
+        if isinstance(value, str) and not name.startswith(_OF_MESSAGES) and name not in _OF_CONNECTIONS
+    )
 
 
 def _path(model: str, version: str = "") -> str:

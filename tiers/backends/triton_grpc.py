@@ -132,7 +132,8 @@ class _Lane:
                 message = await call
                 return RpcReply(message, _pairs(await call.initial_metadata()), _pairs(await call.trailing_metadata()))
             except aio.AioRpcError as error:
-                raise self.meaning(error, remaining) from error
+                late = call.time_remaining() == 0.0  # a server that minds it too ends the call in the same moment
+                raise self._timed_out(remaining) if late else self.meaning(error, remaining) from error
         finally:
             self.leave()
 
@@ -145,7 +146,7 @@ class _Lane:
                 return UpstreamError(Failure.UNREACHABLE, message, before_answer=True)
             message = f"{self._url} closed the connection before any answer: {said}"
             return UpstreamError(Failure.DROPPED, message, before_answer=True)
-        if code is grpc.StatusCode.DEADLINE_EXCEEDED and said == "Deadline Exceeded":
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED:
             return self._timed_out(remaining)
         if code is grpc.StatusCode.RESOURCE_EXHAUSTED and "larger than max" in said:
             return UpstreamError(Failure.OVERSIZED, f"{self._url} answers with too much: {said}")
