@@ -124,8 +124,8 @@ class GrpcDoor:
         except RpcRefused as refused:
             status, code, words = HTTP_STATUSES.get(refused.code, 500), refused.code, refused.details
             trailing, state = (*refused.trailing, *codec.trailers(PASSED, None)), "passthrough"
-        except (asyncio.CancelledError, aio.AbortError):
-            raise  # the caller has left, or has been told
+        except (asyncio.CancelledError, aio.AbortError, aio.InternalError):
+            raise  # the caller has left
         except Exception:
             _log.exception("bug", rpc=method.name)
             status, code, words = 500, grpc.StatusCode.INTERNAL, internal().detail

@@ -157,8 +157,16 @@ def _text(metadata: Metadata) -> tuple[tuple[str, str], ...]:
 
 
 def _path(model: str, version: str = "") -> str:
+    """A model's path. Raises RpcRefused for names that are no segment of one: no model can have them."""
+    if not all(map(_is_segment, (model, version or "1"))):
+        known = f"'{model}'" + (f" version {version}" if version else "")
+        raise RpcRefused(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: {known} is not found")
     path = f"/v2/models/{quote(model, safe='')}"
     return f"{path}/versions/{quote(version, safe='')}" if version else path
+
+
+def _is_segment(name: str) -> bool:
+    return name not in ("", ".", "..") and "/" not in name and "\\" not in name and "\0" not in name
 
 
 def _of_model(ending: str) -> Callable[[Any], Call]:
@@ -169,19 +177,23 @@ def _json(asked: str, document: object) -> Call:
     return Call("POST", asked, (), msgspec.json.encode(document))
 
 
+def _document(reply: Reply) -> dict[str, Any]:
+    return msgspec.json.decode(reply.body, type=dict[str, Any])
+
+
 def _message(kind: str) -> Callable[[Reply], Message]:
     """The document as the members of a message."""
 
     def told(reply: Reply) -> Message:
         found: Message = getattr(service_pb2, kind)()
-        return json_format.ParseDict(msgspec.json.decode(reply.body), found, ignore_unknown_fields=True)
+        return json_format.ParseDict(_document(reply), found, ignore_unknown_fields=True)
 
     return told
 
 
 def _config(reply: Reply) -> Message:
     found = service_pb2.ModelConfigResponse()
-    json_format.ParseDict(msgspec.json.decode(reply.body), found.config, ignore_unknown_fields=True)
+    json_format.ParseDict(_document(reply), found.config, ignore_unknown_fields=True)
     return found  # type: ignore[no-any-return]  # the stubs have no types
 
 
@@ -200,6 +212,9 @@ def _loading(verb: str) -> Callable[[Any], Call]:
         for name, entry in asked.parameters.items():
             value = getattr(entry, entry.WhichOneof("parameter_choice") or "string_param")
             told[name] = base64.b64encode(value).decode() if isinstance(value, bytes) else value
+        if not _is_segment(asked.model_name):
+            said = f"failed to {verb} '{asked.model_name}', failed to poll from model repository"
+            raise RpcRefused(grpc.StatusCode.INTERNAL, said)
         return _json(f"/v2/repository/models/{quote(asked.model_name, safe='')}/{verb}", {"parameters": told})
 
     return call
@@ -210,6 +225,8 @@ def _regions(kind: str) -> str:
 
 
 def _of_region(kind: str, asked: Any, verb: str) -> str:
+    if asked.name and not _is_segment(asked.name):
+        raise RpcRefused(grpc.StatusCode.NOT_FOUND, f"Unable to find {kind} shared memory region: '{asked.name}'")
     return _regions(kind) + (f"/region/{quote(asked.name, safe='')}" if asked.name else "") + f"/{verb}"
 
 
@@ -248,7 +265,7 @@ def _setting(name: str, value: list[str]) -> object:
 
 def _traced(reply: Reply) -> Message:
     found: Any = service_pb2.TraceSettingResponse()
-    for name, value in msgspec.json.decode(reply.body, type=dict[str, Any]).items():
+    for name, value in _document(reply).items():
         found.settings[name].value.extend(value if isinstance(value, list) else [value])
     return found  # type: ignore[no-any-return]
 
@@ -262,7 +279,7 @@ def _log(asked: Any) -> Call:
 
 def _logged(reply: Reply) -> Message:
     found: Any = service_pb2.LogSettingsResponse()
-    for name, value in msgspec.json.decode(reply.body, type=dict[str, Any]).items():
+    for name, value in _document(reply).items():
         kind = {bool: "bool_param", int: "uint32_param"}.get(type(value), "string_param")
         setattr(found.settings[name], kind, value)
     return found  # type: ignore[no-any-return]

@@ -9,6 +9,7 @@ is configured with nothing else serves every door.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -256,13 +257,14 @@ class _Stream:
             await self._call.write(message)
         except aio.AioRpcError as error:
             raise self._lane.meaning(error, self._remaining) from error
-        except asyncio.InvalidStateError:
+        except (asyncio.InvalidStateError, aio.InternalError):
             await self._told()  # it has ended; whoever reads the answers learns why
 
     async def end(self) -> None:
         self._began.set()
         if self._call is not None and not self._call.done():
-            await self._call.done_writing()
+            with contextlib.suppress(aio.InternalError):  # it is ending in this moment
+                await self._call.done_writing()
 
     async def answers(self) -> AsyncIterator[bytes]:
         await self._began.wait()
