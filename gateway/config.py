@@ -237,6 +237,9 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             reason = _target_fault(target)
             if reason:
                 yield f"grpc[{index}]", reason
+        if self.http and self.grpc and len(self.http) != len(self.grpc):
+            counts = f"{len(self.grpc)} and {len(self.http)}"
+            yield "grpc", f"and http name the same servers in the same order, and these are {counts}"
         for target, times in Counter(target.lower() for target in self.grpc).items():
             if times > 1:
                 yield "grpc", f"names {target} {times} times"

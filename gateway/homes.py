@@ -7,7 +7,7 @@ gRPC door passes on over gRPC where that is configured, and over HTTP where it i
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from degrade.breaker import BreakerOptions
@@ -45,7 +45,8 @@ class Makings:
         if not backend.http:
             return Home(pool, catalog, RpcPool(pool, speaking, self._ticker))
         if speaking:
-            return Home(pool, catalog, RpcPool(self._pool(speaking, backend, on_breaker), speaking, self._ticker))
+            spoken = self._pool(speaking, backend, on_breaker, backend.http)
+            return Home(pool, catalog, RpcPool(spoken, speaking, self._ticker))
         from tiers.backends.over_http import SpeaksHttp
 
         return Home(pool, catalog, RpcPool(pool, [SpeaksHttp(replica) for replica in replicas], self._ticker))
@@ -58,7 +59,13 @@ class Makings:
 
         return [TritonGrpc(target, grpc_options(backend, self._server)) for target in backend.grpc]
 
-    def _pool(self, replicas: list[Replica] | list[TritonGrpc], backend: Backend, on_breaker: OnChange) -> Pool:
+    def _pool(
+        self,
+        replicas: list[Replica] | list[TritonGrpc],
+        backend: Backend,
+        on_breaker: OnChange,
+        labels: Sequence[str] = (),
+    ) -> Pool:
         breaker = backend.breaker
         options = PoolOptions(
             breaker=BreakerOptions(
@@ -70,7 +77,7 @@ class Makings:
                 open_seconds_max=float(breaker.open_max),
             )
         )
-        return Pool(replicas, options, self._ticker, self._chance, on_breaker)
+        return Pool(replicas, options, self._ticker, self._chance, on_breaker, labels)
 
 
 def _http_options(backend: Backend) -> TritonOptions:

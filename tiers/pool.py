@@ -95,14 +95,17 @@ class Pool:
         now: Ticker,
         random: chance.Random,
         on_change: OnChange | None = None,
+        labels: Sequence[str] = (),
     ) -> None:
+        """``labels``: one for each replica, by which sequences find it in any pool of the same servers."""
         assert replicas, "a pool needs a replica"
         self._options = options
         self._now = now
         self._random = random
         self._on_change = on_change
         self._budget = RetryBudget(options.retry_ratio, options.retry_floor_per_second)
-        self._seats = [Seat(replica, self._breaker(replica.url, "")) for replica in replicas]
+        named = zip(replicas, labels or [""] * len(replicas), strict=True)
+        self._seats = [Seat(replica, self._breaker(replica.url, ""), label) for replica, label in named]
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -306,7 +309,7 @@ class Pool:
         D. Thaler, C. Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM ToN 6(1), 1998.
         """
         allowed = self._allowed(self._seats, key)
-        return max(allowed, key=lambda seat: crc32(f"{seat.replica.url} {sequence}".encode()), default=None)
+        return max(allowed, key=lambda seat: crc32(f"{seat.label} {sequence}".encode()), default=None)
 
     def _allowed(self, seats: Sequence[Seat], key: str) -> list[Seat]:
         """Those whose breakers allow the model."""

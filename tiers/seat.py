@@ -45,10 +45,12 @@ class Replica(Protocol):
 class Seat:
     """A replica and what is known of it."""
 
-    __slots__ = ("answers", "in_flight", "probed", "reach", "ready", "replica")
+    __slots__ = ("answers", "in_flight", "label", "probed", "reach", "ready", "replica")
 
-    def __init__(self, replica: Replica, reach: Breaker) -> None:
+    def __init__(self, replica: Replica, reach: Breaker, label: str = "") -> None:
+        """``label``: what decides which sequences live here; the replica's URL, if it is empty."""
         self.replica = replica
+        self.label = label or replica.url
         self.reach = reach
         self.answers: OrderedDict[str, Breaker] = OrderedDict()
         self.in_flight = 0

@@ -64,8 +64,8 @@ def test_upstreams_alone_make_a_transparent_proxy() -> None:
 
 
 def test_upstreams_of_both_protocols_are_one_backend() -> None:
-    config = load(None, {}, ["http://a:8000", "grpc://a:8001", "grpc://[::1]:8001"])
-    assert config.backends["upstream"].http == ("http://a:8000",)
+    config = load(None, {}, ["http://a:8000", "http://b", "grpc://a:8001", "grpc://[::1]:8001"])
+    assert config.backends["upstream"].http == ("http://a:8000", "http://b")
     assert config.backends["upstream"].grpc == ("a:8001", "[::1]:8001")
     assert load(None, {}, ["grpc://a:8001"]).backends["upstream"].http == ()
 
@@ -113,6 +113,7 @@ FAULTS = [
     ('[server]\ngrpc = "unix:/x"\nworkers = 2', "server.workers: is more than 1, and a unix socket"),
     ('[server]\ngrpc_message_bytes_max = "2GiB"', "server.grpc_message_bytes_max: is 2GiB; it must be at most"),
     ("[backends.x]\ngrpc = ['a']", "backends.x.grpc[0]: 'a' is neither HOST:PORT"),
+    ("[backends.x]\ngrpc = ['a:1', 'b:1']\nhttp = ['http://a']", "backends.x.grpc: and http name the same servers"),
     ("[backends.x]\ngrpc = ['a:0']", "backends.x.grpc[0]: 'a:0' has no port"),
     ("[backends.x]\ngrpc = ['a:1', 'A:1']", "backends.x.grpc: names a:1 2 times"),
     ('[tables.user]\nkey = "x"', "tables: is not in this version yet"),

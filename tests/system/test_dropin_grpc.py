@@ -702,6 +702,23 @@ def test_a_server_that_goes_away_in_the_middle_of_a_stream(triton_factory, gatew
         client.stop_stream(cancel_requests=True)
 
 
+def test_a_sequence_goes_on_by_another_way(model_repository, triton_factory, gateway_factory):
+    """By single calls of a route, which go over HTTP here, and on a stream, which goes over gRPC."""
+    repository = model_repository("accumulating")
+    servers = [triton_factory(repositories=(repository,)) for _ in range(2)]
+    known = {"http": [server.http_url for server in servers], "grpc": [server.grpc_address for server in servers]}
+    routes = {"accumulating": {"tiers": [{"backend": "b", "model": "accumulating"}], "cache": {"ttl": "1h"}}}
+    gateway = gateway_factory({"backends": {"b": known}, "routes": routes})
+    with triton_grpc.InferenceServerClient(gateway.grpc_address) as client:
+        for sequence in range(1, 9):
+            first, second, third = steps(sequence, [1, 2, 4])
+            assert client.infer(**first).as_numpy("sum").flat[0] == 1
+            (answer,) = streamed(client, [(1, second)])
+            assert int.from_bytes(answer.raw_output_contents[0], "little") == 3
+            assert client.infer(**third).as_numpy("sum").flat[0] == 7
+    assert all(server.statistics("accumulating").requests for server in servers)
+
+
 def test_a_sequence_stays_with_one_replica_and_ends_with_an_error_if_that_dies(
     model_repository, triton_factory, gateway_factory
 ):

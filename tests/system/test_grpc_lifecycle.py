@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
+import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton_grpc
+from grpc import aio
+from tritonclient.grpc import service_pb2 as pb
+
+ROOT = Path(__file__).parents[2]
+SERVICE = "/inference.GRPCInferenceService"
 
 DRAIN_SECONDS = 5.0
 CALLERS = 8
@@ -114,3 +125,61 @@ def test_a_port_that_is_taken_is_named(gateway_factory: Callable[..., Any], trit
         assert f"cannot listen: server.grpc {first.grpc_address}" in str(failed)  # noqa: PT017
     else:
         raise AssertionError("two gateways on one port")
+
+
+def test_callers_that_leave_at_any_moment_leave_nothing(gateway_factory: Callable[..., Any], triton: Any) -> None:
+    config = {
+        "backends": {"b": {"http": [triton.http_url], "grpc": [triton.grpc_address]}},
+        "routes": {"echo": {"tiers": [{"backend": "b", "model": "echo_fp32"}], "cache": {"ttl": "10ms"}}},
+    }
+    gateway = gateway_factory(config)
+    asyncio.run(leaving(gateway.grpc_address))
+    end = time.monotonic() + 20.0
+    kept = ("tailrace_replica_in_flight", "tailrace_buffered_bytes", "tailrace_flights", "tailrace_waiters")
+    while any(gateway.metric(name) for name in kept):
+        assert time.monotonic() < end, {name: gateway.metric(name) for name in kept}
+        time.sleep(0.05)
+    assert gateway.metric("tailrace_responses_total", status="500") == 0
+    assert "Traceback" not in gateway.log()
+
+
+async def leaving(address: str) -> None:
+    """Calls and streams, most of which are given up somewhere on the way."""
+    chance = random.Random(7)
+
+    async def one(channel: aio.Channel) -> None:
+        message = pb.ModelInferRequest(model_name=chance.choice(["echo", "slow", "echo_fp32", "nobody"]))
+        message.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+        message.raw_input_contents.append(chance.randbytes(8))
+        message.parameters["sleep_ms"].int64_param = 20
+        data, timeout = message.SerializeToString(), chance.choice([0.002, 0.01, 0.03, 5.0])
+        with contextlib.suppress(aio.AioRpcError, asyncio.CancelledError, asyncio.InvalidStateError, aio.InternalError):
+            if chance.random() < 0.5:
+                call = channel.unary_unary(f"{SERVICE}/ModelInfer")(data, timeout=timeout)
+            else:
+                call = channel.stream_stream(f"{SERVICE}/ModelStreamInfer")(timeout=timeout)
+                for _ in range(chance.randrange(4)):
+                    await call.write(data)
+            await asyncio.sleep(chance.random() * 0.03)
+            call.cancel()
+
+    async with aio.insecure_channel(address) as channel:
+        for _ in range(30):
+            await asyncio.gather(*(one(channel) for _ in range(16)))
+
+
+def test_check_asks_replicas_over_grpc_too(tmp_path: Path, triton: Any) -> None:
+    def check(*addresses: str) -> tuple[int, str]:
+        path = tmp_path / "tailrace.toml"
+        first = '{ backend = "b", model = "echo_fp32", accept = { output = "y", at_least = 1 } }'
+        tiers = f'tiers = [{first}, {{ backend = "b", model = "two_outputs" }}]'
+        path.write_text(f"[backends.b]\ngrpc = {json.dumps(addresses)}\n[routes.r]\n{tiers}\n")
+        command = [sys.executable, "-m", "gateway.cli", "check", "--config", str(path)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, check=False)
+        return done.returncode, done.stdout + done.stderr
+
+    code, said = check(triton.grpc_address)
+    assert (code, "model two_outputs cannot stand in for echo_fp32" in said) == (1, True)
+    code, said = check(triton.grpc_address, "127.0.0.1:1")
+    assert code == 1
+    assert "backends.b: grpc://127.0.0.1:1: does not accept connections" in said
