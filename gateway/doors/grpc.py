@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final
 
 import grpc
 import msgspec
 import structlog
+from google.protobuf.message import Message
 from grpc import aio
 from multidict import CIMultiDict
 from tritonclient.grpc import service_pb2
@@ -209,7 +210,9 @@ class GrpcDoor:
 
     # -- what the gateway says of its routes, and what it does not ------------------------------------
 
-    async def _of_route(self, method: Method, request: Any, route: Route, passed: Metadata, deadline: Deadline) -> Said:
+    async def _of_route(
+        self, method: Method, request: Message, route: Route, passed: Metadata, deadline: Deadline
+    ) -> Said:
         version = getattr(request, method.version) if method.version else ""
         check_version(route, version)
         ticker = self._ports.ticker
@@ -295,7 +298,7 @@ class GrpcDoor:
             context.set_trailing_metadata(said.trailing)
         await self._bounded(context.write(said.message))
 
-    async def _bounded(self, writing: Any) -> None:
+    async def _bounded(self, writing: Awaitable[None]) -> None:
         """A caller that does not take its answer is cut."""
         seconds = float(self._server.write_timeout)
         try:
@@ -313,12 +316,11 @@ class _Labelled(Refused):
         self.label = label
 
 
-async def _labelled(saying: Any, label: str) -> Said:
+async def _labelled(saying: Awaitable[Said], label: str) -> Said:
     try:
-        said: Said = await saying
+        return await saying
     except Refused as refused:
         raise _Labelled(refused, label) from refused
-    return said
 
 
 def label_of(refused: Refused, default: str) -> str:

@@ -6,7 +6,7 @@ change a server before somebody has looked at it.
 
 from __future__ import annotations
 
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import msgspec
 from google.protobuf.message import DecodeError, Message
@@ -30,7 +30,7 @@ class Method(msgspec.Struct, frozen=True):
     settings: bool = False
     loads: bool = False
 
-    def parse(self, message: bytes) -> Any:  # the stubs have no types
+    def parse(self, message: bytes) -> Message:
         """The RPC's message. Raises Refused (400)."""
         try:
             request: Message = getattr(service_pb2, f"{self.name}Request").FromString(message)
@@ -38,9 +38,9 @@ class Method(msgspec.Struct, frozen=True):
             raise Refused(malformed(f"The message is no {self.name}Request: {error}.", "protobuf")) from error
         return request
 
-    def change(self, request: Any) -> Switch | None:
+    def change(self, request: Message) -> Switch | None:
         """What this message would change."""
-        return None if self.settings and not request.settings else self.changes
+        return None if self.settings and not getattr(request, "settings", None) else self.changes
 
 
 _ALL: Final = (

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2
@@ -40,6 +40,34 @@ from tiers.v2.tensors import check_elements, shape_of, shape_shown
 from tiers.v2.wire import field, spans
 
 M = TypeVar("M", bound=Message)
+
+class ParameterEntry(Protocol):
+    """An ``InferParameter``: one of its members is there."""
+
+    bool_param: bool
+    int64_param: int
+    uint64_param: int
+    double_param: float
+    string_param: str
+
+    def WhichOneof(self, oneof: str, /) -> str | None: ...
+
+
+ParameterEntries = Mapping[str, ParameterEntry]
+"""A message's map of parameters; asking for a name that is not there makes its entry."""
+
+
+class TensorEntry(Protocol):
+    """An input or output of a message."""
+
+    name: str
+    datatype: str
+    shape: Sequence[int]
+    parameters: ParameterEntries
+    contents: Message
+
+    def HasField(self, name: str, /) -> bool: ...
+
 
 MODEL, VERSION, ID, PARAMETERS, RAW = 1, 2, 3, 4, 7
 """Numbers of fields of ModelInferRequest; the first four are ModelInferResponse's too."""
@@ -179,7 +207,7 @@ def parse(kind: type[M], data: bytes) -> M:
         raise Malformed("protobuf", f"the message is no {kind.DESCRIPTOR.name}: {error}") from error
 
 
-def write_parameters(target: Any, parameters: Parameters) -> None:  # a protobuf map
+def write_parameters(target: ParameterEntries, parameters: Parameters) -> None:
     """Parameters into a message's map of them."""
     for name, value in parameters.items():
         entry = target[name]
@@ -212,14 +240,14 @@ def raw_tensor(outline: Outline, data: bytes | memoryview, label: str) -> Tensor
     return Tensor(outline.name, outline.datatype, outline.shape, data, outline.parameters)
 
 
-def outline_of(member: Any, kind: str, limits: Limits) -> tuple[Outline, str]:  # an input or output message
+def outline_of(member: TensorEntry, kind: str, limits: Limits) -> tuple[Outline, str]:
     """All of a tensor but its data, and what it is called in messages; raises Malformed."""
     label = f"{kind} {shown(named(member.name, kind, limits))}"
     shape = shape_of(member.datatype, list(member.shape), label, limits)
     return Outline(member.name, member.datatype, shape, 0, read_parameters(member.parameters, label, limits)), label
 
 
-def tensor_of(member: Any, outline: Outline, raw: memoryview | None, label: str) -> Tensor:
+def tensor_of(member: TensorEntry, outline: Outline, raw: memoryview | None, label: str) -> Tensor:
     """A tensor from its raw contents, or else from its elements; raises Malformed."""
     if raw is not None:
         if member.HasField("contents") and member.contents.ListFields():
@@ -314,7 +342,7 @@ def _check_names(outlines: Sequence[Outline]) -> None:
         seen.add(outline.name)
 
 
-def read_parameters(given: Mapping[str, Any], owner: str, limits: Limits) -> Parameters:
+def read_parameters(given: ParameterEntries, owner: str, limits: Limits) -> Parameters:
     """The parameters of a message's map of them, within their bounds; raises Malformed."""
     if not given:
         return NO_PARAMETERS
