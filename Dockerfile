@@ -36,9 +36,10 @@ USER 10001
 EXPOSE 8080 8081 9090
 STOPSIGNAL SIGTERM
 
-# Live, not ready: a gateway without a backend still answers from its cache and must not be killed.
+# Live, not ready: a gateway without a backend still answers from its cache and must not be killed. Asked of the
+# admin port, which the same event loop serves: with server.tls the other may want a certificate.
 HEALTHCHECK --interval=10s --timeout=3s --start-period=5s --retries=3 \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/v2/health/live', timeout=2)"]
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:9090/', timeout=2)"]
 
 ENTRYPOINT ["tailrace"]
 CMD ["serve", "--config", "/etc/tailrace/tailrace.toml"]

@@ -59,6 +59,10 @@ bench: setup triton benchtools  ## Tailrace beside nginx, HAProxy, Varnish, Trit
 bench-growth: setup benchtools  ## What a hit costs as entries, routes, callers grow (options: BENCH='--axis routes')
 	@$(BIN)/python -m benchmarks.growth $(BENCH)
 
+.PHONY: bench-crowd
+bench-crowd: setup .compiler  ## What 10,000 idle connections cost: memory, and the p99 of busy ones (BENCH='hit')
+	@$(BIN)/python -m benchmarks.crowd $(BENCH)
+
 .PHONY: bench-witness
 bench-witness: setup benchtools  ## The benchmark's client beside wrk, before the same servers
 	@command -v wrk >/dev/null || $(MAKE) --no-print-directory .wrk

@@ -52,12 +52,13 @@ def available_bytes() -> int:
     return int(_first(r"MemAvailable: *([0-9]+)", _text("/proc/meminfo"), "0")) * 1024
 
 
-def allow_files(wanted: int) -> None:
-    """Let this process and its children open ``wanted`` files, as far as the hard limit allows."""
+def allow_files(wanted: int) -> int:
+    """Let this process and its children open ``wanted`` files, as far as the hard limit allows; how many they may."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
     if soft != resource.RLIM_INFINITY and soft < most:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most
 
 
 def version_in(environment: Path, package: str) -> str:

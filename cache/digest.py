@@ -145,7 +145,7 @@ class WireDigester:
     def __init__(self, verdict: bytes) -> None:
         self._verdict = blake3(_WIRE + verdict).digest(length=DIGEST_BYTES)
 
-    def __call__(self, body: bytes | memoryview) -> bytes:
+    def key(self, body: bytes | memoryview) -> bytes:
         """The wire key of a request with exactly this body: ``WIRE_BYTES``."""
         return self._verdict + blake3(body).digest()
 

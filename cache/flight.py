@@ -14,11 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Callable, Coroutine, Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+Fill = Callable[[], Coroutine[object, object, V]]
 
 
 class Abandoned(Exception):
@@ -64,7 +65,7 @@ class Flights(Generic[K, V]):
         """Callers who wait for them, those who began one included."""
         return sum(len(flight.waiters) for flight in self._flights.values())
 
-    async def join(self, key: K, fill: Callable[[], Awaitable[V]], seconds: float = math.inf) -> tuple[V, bool]:
+    async def join(self, key: K, fill: Fill[V], seconds: float = math.inf) -> tuple[V, bool]:
         """Wait for the key's fill, starting it if none is under way: (its value, whether we started it).
 
         Raises what the fill raised, Abandoned, or TimeoutError after ``seconds``; with none nothing is started.
@@ -116,11 +117,8 @@ class Flights(Generic[K, V]):
                 self._forget(key, flight)
                 flight.task.cancel()  # without effect on one that is done
 
-    def _start(self, key: K, fill: Callable[[], Awaitable[V]]) -> _Flight[V]:
-        async def run() -> V:
-            return await fill()
-
-        flight = _Flight(asyncio.get_running_loop().create_task(run()))
+    def _start(self, key: K, fill: Fill[V]) -> _Flight[V]:
+        flight = _Flight(asyncio.get_running_loop().create_task(fill()))
 
         def landed(task: asyncio.Task[V]) -> None:
             self._tasks.discard(task)

@@ -1,17 +1,14 @@
 """Which value leaves when a map bounded in bytes is full: S3-FIFO, SIEVE and LRU.
 
-Rule of this file: a policy is the storage too, so a hit is one dict look-up and a store of a small
-int. Keys are digests, values are opaque; nothing here knows time, freshness or what a value is.
-
-Every value handed to ``put`` ends exactly once: returned as evicted, replaced by a later ``put``,
-taken by ``pop``, or dropped by ``clear``. A put or resize that fits in ``bytes_max`` never evicts its
-own key, so what was put last is found at once. Neither counts as a use: only ``get`` does.
+Rule of this file: a policy keeps nodes in queues and says which is the next to leave; ``bounded.py`` is the map, and
+knows when one must. A use costs a store of a small int. Keys are digests, values are opaque; nothing here knows
+time, freshness or what a value is.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -26,46 +23,31 @@ GHOST_ENTRIES_MIN: Final = 64  # remembered keys when few and large values are h
 
 
 class Policy(Protocol[V]):
-    """A map from digest to value, bounded in bytes. Sizes are bytes and at least 1."""
-
-    @property
-    def bytes_max(self) -> int: ...
+    """Every node that ``admit`` makes is taken out exactly once, by ``leave`` or ``evict``, or ends with ``clear``;
+    a node that has left may be put back into its queue. Sizes are bytes and at least 1."""
 
     @property
     def bytes_used(self) -> int:
-        """The sizes of all values held; never over ``bytes_max``."""
+        """The sizes of all nodes."""
         ...
 
-    def get(self, key: bytes) -> V | None:
-        """The value, counted as a use."""
+    def admit(self, key: bytes, value: V, size: int) -> Node[V]:
+        """A node for a newcomer, in its queue."""
         ...
 
-    def peek(self, key: bytes) -> V | None:
-        """The value, not counted as a use."""
+    def use(self, node: Node[V]) -> None:
+        """The node's value was asked for."""
         ...
 
-    def put(self, key: bytes, value: V, size: int) -> list[tuple[bytes, V]]:
-        """Hold the value, replacing the key's old one; returns what had to leave for it.
-
-        A value larger than ``bytes_max`` is not held, and is itself what is returned.
-        """
+    def leave(self, node: Node[V]) -> None:
+        """Take the node out."""
         ...
 
-    def resize(self, key: bytes, size: int) -> list[tuple[bytes, V]]:
-        """Charge another size for a value; returns what had to leave, as ``put`` does.
-
-        Raises KeyError if the key is not held.
-        """
-        ...
-
-    def pop(self, key: bytes) -> V | None:
-        """Take the value out."""
+    def evict(self) -> Node[V]:
+        """Take out the one whose turn it is; there must be one."""
         ...
 
     def clear(self) -> None: ...
-    def __len__(self) -> int: ...
-    def __contains__(self, key: bytes) -> bool: ...
-    def __iter__(self) -> Iterator[bytes]: ...
 
 
 class S3Fifo(Generic[V]):
@@ -78,124 +60,59 @@ class S3Fifo(Generic[V]):
     ghost is bounded in keys: as many as there are values (and 64 at least).
     """
 
-    __slots__ = ("_bytes_max", "_ghost", "_main", "_nodes", "_small", "_small_bytes_max")
+    __slots__ = ("_ghost", "_main", "_small", "_small_bytes_max")
 
     def __init__(self, bytes_max: int) -> None:
-        assert bytes_max > 0
-        self._bytes_max = bytes_max
         self._small_bytes_max = max(1, int(bytes_max * SMALL_SHARE))
-        self._nodes: dict[bytes, Node[V]] = {}
         self._small: Queue[V] = Queue()
         self._main: Queue[V] = Queue()
         self._ghost: OrderedDict[bytes, None] = OrderedDict()
 
     @property
-    def bytes_max(self) -> int:
-        return self._bytes_max
-
-    @property
     def bytes_used(self) -> int:
         return self._small.bytes_used + self._main.bytes_used
 
-    def get(self, key: bytes) -> V | None:
-        node = self._nodes.get(key)
-        if node is None:
-            return None
-        if node.uses < USES_MAX:
-            node.uses += 1
-        return node.value
-
-    def peek(self, key: bytes) -> V | None:
-        node = self._nodes.get(key)
-        return None if node is None else node.value
-
-    def put(self, key: bytes, value: V, size: int) -> list[tuple[bytes, V]]:
-        assert size > 0
-        if size > self._bytes_max:
-            self.pop(key)
-            return [(key, value)]
-        node = self._nodes.get(key)
-        if node is not None:
-            node.value = value
-            return self.resize(key, size)
-        evicted = self._make_room(size)
+    def admit(self, key: bytes, value: V, size: int) -> Node[V]:
+        queue = self._small
         if key in self._ghost:
             del self._ghost[key]
             queue = self._main
-        else:
-            queue = self._small
-        node = Node(key, value, size, queue)
-        self._nodes[key] = node
-        queue.push(node)
-        return evicted
+        return queue.push(Node(key, value, size, queue))
 
-    def resize(self, key: bytes, size: int) -> list[tuple[bytes, V]]:
-        assert size > 0
-        node = self._nodes[key]
-        queue = node.queue
-        if size > self._bytes_max:
-            del self._nodes[key]
-            queue.remove(node)
-            return [(key, node.value)]
-        if size <= node.size:
-            queue.charge(node, size)
-            return []
-        queue.remove(node)  # out of the way, so that it cannot be what leaves
-        node.size = size
-        evicted = self._make_room(size)
-        queue.push(node)
-        return evicted
+    def use(self, node: Node[V]) -> None:
+        if node.uses < USES_MAX:
+            node.uses += 1
 
-    def pop(self, key: bytes) -> V | None:
-        node = self._nodes.pop(key, None)
-        if node is None:
-            return None
+    def leave(self, node: Node[V]) -> None:
         node.queue.remove(node)
-        return node.value
+
+    def evict(self) -> Node[V]:
+        # Ends: every step takes a node out, moves one from small to main, or takes a use from one.
+        while True:
+            small, main = self._small.oldest, self._main.oldest
+            if small is not None and (main is None or self._small.bytes_used >= self._small_bytes_max):
+                self._small.remove(small)
+                if small.uses < USES_TO_STAY:
+                    self._remember(small.key)
+                    return small
+                small.uses = 0
+                self._main.push(small)
+            else:
+                assert main is not None, "bytes are used but no queue has a node"
+                self._main.remove(main)
+                if not main.uses:
+                    return main
+                main.uses -= 1
+                self._main.push(main)
 
     def clear(self) -> None:
-        self._nodes.clear()
         self._small.clear()
         self._main.clear()
         self._ghost.clear()
 
-    def __len__(self) -> int:
-        return len(self._nodes)
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._nodes
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._nodes)
-
-    def _make_room(self, size: int) -> list[tuple[bytes, V]]:
-        # Ends: every step takes a node out, moves one from small to main, or takes a use from one.
-        evicted: list[tuple[bytes, V]] = []
-        while self.bytes_used + size > self._bytes_max:
-            small, main = self._small.oldest, self._main.oldest
-            if small is not None and (main is None or self._small.bytes_used >= self._small_bytes_max):
-                self._small.remove(small)
-                if small.uses >= USES_TO_STAY:
-                    small.uses = 0
-                    self._main.push(small)
-                    continue
-                del self._nodes[small.key]
-                self._remember(small.key)
-                evicted.append((small.key, small.value))
-            else:
-                assert main is not None, "bytes are used but no queue has a node"
-                self._main.remove(main)
-                if main.uses:
-                    main.uses -= 1
-                    self._main.push(main)
-                    continue
-                del self._nodes[main.key]
-                evicted.append((main.key, main.value))
-        return evicted
-
     def _remember(self, key: bytes) -> None:
         self._ghost[key] = None
-        ghost_entries_max = max(GHOST_ENTRIES_MIN, len(self._nodes))
+        ghost_entries_max = max(GHOST_ENTRIES_MIN, self._small.length + self._main.length)
         while len(self._ghost) > ghost_entries_max:
             self._ghost.popitem(last=False)
 
@@ -208,178 +125,74 @@ class Sieve(Generic[V]):
     next rounds, so the popular gather at the old end and the rest is sifted out quickly.
     """
 
-    __slots__ = ("_bytes_max", "_hand", "_nodes", "_queue")
+    __slots__ = ("_hand", "_queue")
 
     def __init__(self, bytes_max: int) -> None:
-        assert bytes_max > 0
-        self._bytes_max = bytes_max
-        self._nodes: dict[bytes, Node[V]] = {}
         self._queue: Queue[V] = Queue()
         self._hand: Node[V] | None = None  # the next to judge; None: the oldest
-
-    @property
-    def bytes_max(self) -> int:
-        return self._bytes_max
 
     @property
     def bytes_used(self) -> int:
         return self._queue.bytes_used
 
-    def get(self, key: bytes) -> V | None:
-        node = self._nodes.get(key)
-        if node is None:
-            return None
+    def admit(self, key: bytes, value: V, size: int) -> Node[V]:
+        return self._queue.push(Node(key, value, size, self._queue))
+
+    def use(self, node: Node[V]) -> None:
         node.uses = 1
-        return node.value
 
-    def peek(self, key: bytes) -> V | None:
-        node = self._nodes.get(key)
-        return None if node is None else node.value
-
-    def put(self, key: bytes, value: V, size: int) -> list[tuple[bytes, V]]:
-        assert size > 0
-        if size > self._bytes_max:
-            self.pop(key)
-            return [(key, value)]
-        node = self._nodes.get(key)
-        if node is not None:
-            node.value = value
-            return self.resize(key, size)
-        evicted = self._make_room(size)
-        node = Node(key, value, size, self._queue)
-        self._nodes[key] = node
-        self._queue.push(node)
-        return evicted
-
-    def resize(self, key: bytes, size: int) -> list[tuple[bytes, V]]:
-        assert size > 0
-        node = self._nodes[key]
-        if size > self._bytes_max:
-            self.pop(key)
-            return [(key, node.value)]
-        if size <= node.size:
-            self._queue.charge(node, size)
-            return []
-        self._remove(node)  # out of the way, so that it cannot be what leaves
-        node.size = size
-        evicted = self._make_room(size)
-        self._queue.push(node)
-        return evicted
-
-    def pop(self, key: bytes) -> V | None:
-        node = self._nodes.pop(key, None)
-        if node is None:
-            return None
-        self._remove(node)
-        return node.value
-
-    def clear(self) -> None:
-        self._nodes.clear()
-        self._queue.clear()
-        self._hand = None
-
-    def __len__(self) -> int:
-        return len(self._nodes)
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._nodes
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._nodes)
-
-    def _remove(self, node: Node[V]) -> None:
+    def leave(self, node: Node[V]) -> None:
         if self._hand is node:
             self._hand = node.newer
         self._queue.remove(node)
 
-    def _make_room(self, size: int) -> list[tuple[bytes, V]]:
+    def evict(self) -> Node[V]:
         # Ends: every step takes a node out or clears a mark.
-        evicted: list[tuple[bytes, V]] = []
-        while self._queue.bytes_used + size > self._bytes_max:
+        while True:
             node = self._hand or self._queue.oldest
             assert node is not None, "bytes are used but the queue is empty"
-            if node.uses:
-                node.uses = 0
-                self._hand = node.newer
-                continue
             self._hand = node
-            self._remove(node)
-            del self._nodes[node.key]
-            evicted.append((node.key, node.value))
-        return evicted
+            if not node.uses:
+                self.leave(node)
+                return node
+            node.uses = 0
+            self._hand = node.newer
+
+    def clear(self) -> None:
+        self._queue.clear()
+        self._hand = None
 
 
 class Lru(Generic[V]):
     """Least recently used leaves first: the yardstick, and the choice for traffic that is all recency."""
 
-    __slots__ = ("_bytes_max", "_bytes_used", "_held")
+    __slots__ = ("_queue",)
 
     def __init__(self, bytes_max: int) -> None:
-        assert bytes_max > 0
-        self._bytes_max = bytes_max
-        self._bytes_used = 0
-        self._held: OrderedDict[bytes, tuple[V, int]] = OrderedDict()
-
-    @property
-    def bytes_max(self) -> int:
-        return self._bytes_max
+        self._queue: Queue[V] = Queue()
 
     @property
     def bytes_used(self) -> int:
-        return self._bytes_used
+        return self._queue.bytes_used
 
-    def get(self, key: bytes) -> V | None:
-        held = self._held.get(key)
-        if held is None:
-            return None
-        self._held.move_to_end(key)
-        return held[0]
+    def admit(self, key: bytes, value: V, size: int) -> Node[V]:
+        return self._queue.push(Node(key, value, size, self._queue))
 
-    def peek(self, key: bytes) -> V | None:
-        held = self._held.get(key)
-        return None if held is None else held[0]
+    def use(self, node: Node[V]) -> None:
+        self._queue.remove(node)
+        self._queue.push(node)
 
-    def put(self, key: bytes, value: V, size: int) -> list[tuple[bytes, V]]:
-        assert size > 0
-        before = self._held.get(key)
-        if before is not None and size <= before[1]:
-            self._held[key] = (value, size)  # in its place
-            self._bytes_used += size - before[1]
-            return []
-        self.pop(key)
-        if size > self._bytes_max:
-            return [(key, value)]
-        evicted: list[tuple[bytes, V]] = []
-        while self._bytes_used + size > self._bytes_max:
-            oldest, (left, freed) = self._held.popitem(last=False)
-            self._bytes_used -= freed
-            evicted.append((oldest, left))
-        self._held[key] = (value, size)
-        self._bytes_used += size
-        return evicted
+    def leave(self, node: Node[V]) -> None:
+        self._queue.remove(node)
 
-    def resize(self, key: bytes, size: int) -> list[tuple[bytes, V]]:
-        return self.put(key, self._held[key][0], size)
-
-    def pop(self, key: bytes) -> V | None:
-        held = self._held.pop(key, None)
-        if held is None:
-            return None
-        self._bytes_used -= held[1]
-        return held[0]
+    def evict(self) -> Node[V]:
+        node = self._queue.oldest
+        assert node is not None, "bytes are used but the queue is empty"
+        self._queue.remove(node)
+        return node
 
     def clear(self) -> None:
-        self._held.clear()
-        self._bytes_used = 0
-
-    def __len__(self) -> int:
-        return len(self._held)
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._held
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._held)
+        self._queue.clear()
 
 
 class PolicyKind(Protocol):

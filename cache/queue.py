@@ -32,16 +32,18 @@ class Node(msgspec.Struct, Generic[V], eq=False, gc=False):
 
 
 class Queue(Generic[V]):
-    """Nodes from oldest to newest, and the sum of their sizes."""
+    """Nodes from oldest to newest, how many they are, and the sum of their sizes."""
 
-    __slots__ = ("bytes_used", "newest", "oldest")
+    __slots__ = ("bytes_used", "length", "newest", "oldest")
 
     def __init__(self) -> None:
         self.oldest: Node[V] | None = None
         self.newest: Node[V] | None = None
         self.bytes_used = 0
+        self.length = 0
 
-    def push(self, node: Node[V]) -> None:
+    def push(self, node: Node[V]) -> Node[V]:
+        """Make it the newest."""
         node.queue = self
         node.older = self.newest
         if self.newest is None:
@@ -49,7 +51,9 @@ class Queue(Generic[V]):
         else:
             self.newest.newer = node
         self.newest = node
+        self.length += 1
         self.bytes_used += node.size
+        return node
 
     def remove(self, node: Node[V]) -> None:
         if node.older is None:
@@ -61,6 +65,7 @@ class Queue(Generic[V]):
         else:
             node.newer.older = node.older
         node.older = node.newer = None
+        self.length -= 1
         self.bytes_used -= node.size
 
     def charge(self, node: Node[V], size: int) -> None:
@@ -76,4 +81,4 @@ class Queue(Generic[V]):
             node.older = node.newer = None
             node = following
         self.oldest = self.newest = None
-        self.bytes_used = 0
+        self.bytes_used = self.length = 0

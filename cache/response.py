@@ -14,9 +14,10 @@ from __future__ import annotations
 from typing import Generic, TypeVar
 
 from cache.alias import Alias, Held
+from cache.bounded import Bounded
 from cache.digest import Key
 from cache.entry import Entry, Found, Freshness
-from cache.policy import Policy
+from cache.queue import Node
 
 V = TypeVar("V")
 W = TypeVar("W")
@@ -25,15 +26,15 @@ _FRESH, _DEAD = Freshness.FRESH, Freshness.DEAD  # looked up for every hit: a me
 
 
 class ResponseCache(Generic[V, W]):
-    """Answers ``V`` and wire payloads ``W``, bounded in bytes by the policy: one cache per route.
+    """Answers ``V`` and wire payloads ``W``, bounded in bytes: one cache per route.
 
-    The policy must be empty and belong to this cache alone. ``evictions`` counts entries pushed out by
+    The map must be empty and belong to this cache alone. ``evictions`` counts entries pushed out by
     others, ``rejections`` entries that ``store`` refused.
     """
 
-    def __init__(self, policy: Policy[Held[V]], wires_per_entry_max: int = 4) -> None:
-        assert len(policy) == 0
-        self._policy = policy
+    def __init__(self, entries: Bounded[Held[V]], wires_per_entry_max: int = 4) -> None:
+        assert len(entries) == 0
+        self._entries = entries
         self._wires: dict[bytes, Alias[V, W]] = {}
         self._wires_per_entry_max = wires_per_entry_max
         self._ticket = 0
@@ -42,27 +43,29 @@ class ResponseCache(Generic[V, W]):
 
     def find(self, key: Key, now: float) -> Found[V] | None:
         """The entry for a key, fresh or stale; a dead one is removed. Counts as a use."""
-        held = self._policy.get(key.digest)
-        if held is None:
+        node = self._entries.node(key.digest)
+        if node is None:
             return None
-        freshness = held.entry.freshness(now, key.epoch)
+        entry = node.value.entry
+        freshness = entry.freshness(now, key.epoch)
         if freshness is _DEAD:
-            self._drop(held)
+            self._drop(node)
             return None
-        return Found(held.entry, freshness)
+        self._entries.use(node)
+        return Found(entry, freshness)
 
     def find_wire(self, wire: bytes, epoch: int, now: float) -> tuple[Entry[V], W] | None:
         """The entry and ready bytes for a wire digest, if fresh. Counts as a use only then."""
         alias = self._wires.get(wire)
         if alias is None:
             return None
-        held = alias.held
-        freshness = held.entry.freshness(now, epoch)
+        entry = alias.entry
+        freshness = entry.freshness(now, epoch)
         if freshness is _FRESH:
-            self._policy.get(held.digest)
-            return held.entry, alias.payload
+            self._entries.use(alias.node)
+            return entry, alias.payload
         if freshness is _DEAD:
-            self._drop(held)
+            self._drop(alias.node)
         return None
 
     def ticket(self) -> int:
@@ -76,18 +79,17 @@ class ResponseCache(Generic[V, W]):
         cache, or the old one is of a newer epoch: a fill that began before the turn must not undo it.
         """
         assert key.epoch == entry.epoch, "an entry is stored under the epoch it was made in"
-        before = self._policy.peek(key.digest)
+        before = self._entries.peek(key.digest)
         if (
             ticket != self._ticket
-            or entry.size > self._policy.bytes_max
+            or entry.size > self._entries.bytes_max
             or (before is not None and before.entry.epoch > entry.epoch)
         ):
             self._rejections += 1
             return False
         if before is not None:
             self._cut(before)
-        held = Held(key.digest, entry)
-        self._evicted(self._policy.put(key.digest, held, entry.size))
+        self._evicted(self._entries.put(key.digest, Held(entry), entry.size))
         return True
 
     def attach(self, key: Key, entry: Entry[V], wire: bytes, payload: W, size: int) -> bool:
@@ -97,39 +99,40 @@ class ResponseCache(Generic[V, W]):
         cache. At ``wires_per_entry_max`` the entry's oldest alias makes way.
         """
         assert size >= 0
-        held = self._policy.peek(key.digest)
-        if held is None or held.entry is not entry or self._wires_per_entry_max < 1:
+        node = self._entries.node(key.digest)
+        if node is None or node.value.entry is not entry or self._wires_per_entry_max < 1:
             return False
+        held = node.value
         kept: tuple[bytes, ...] = ()
         charged = entry.size + size
         if held.wires:
             wires = tuple([other for other in held.wires if other != wire])
             kept = wires[max(0, len(wires) + 1 - self._wires_per_entry_max) :]
             charged += sum([self._wires[other].size for other in kept])
-        if charged > self._policy.bytes_max:
+        if charged > self._entries.bytes_max:
             return False
         known = self._wires.get(wire)
-        if known is not None and known.held is not held:
+        if known is not None and known.node is not node:
             self._detach(wire, known)
         for gone in held.wires:
             if gone not in kept:
                 del self._wires[gone]
         held.wires = (*kept, wire)
-        self._wires[wire] = Alias(held, payload, size)
-        self._evicted(self._policy.resize(held.digest, charged))
+        self._wires[wire] = Alias(node, entry, payload, size)
+        self._evicted(self._entries.resize(node.key, charged))
         return True
 
     def purge(self) -> int:
         """Drop everything and void all tickets; returns how many entries were dropped."""
-        entries = len(self._policy)
-        self._policy.clear()
+        entries = len(self._entries)
+        self._entries.clear()
         self._wires.clear()
         self._ticket += 1
         return entries
 
     @property
     def entries(self) -> int:
-        return len(self._policy)
+        return len(self._entries)
 
     @property
     def wires(self) -> int:
@@ -137,11 +140,11 @@ class ResponseCache(Generic[V, W]):
 
     @property
     def bytes_used(self) -> int:
-        return self._policy.bytes_used
+        return self._entries.bytes_used
 
     @property
     def bytes_max(self) -> int:
-        return self._policy.bytes_max
+        return self._entries.bytes_max
 
     @property
     def evictions(self) -> int:
@@ -151,9 +154,9 @@ class ResponseCache(Generic[V, W]):
     def rejections(self) -> int:
         return self._rejections
 
-    def _drop(self, held: Held[V]) -> None:
-        self._policy.pop(held.digest)
-        self._cut(held)
+    def _drop(self, node: Node[Held[V]]) -> None:
+        self._entries.pop(node.key)
+        self._cut(node.value)
 
     def _evicted(self, evicted: list[tuple[bytes, Held[V]]]) -> None:
         self._evictions += len(evicted)
@@ -167,8 +170,8 @@ class ResponseCache(Generic[V, W]):
 
     def _detach(self, wire: bytes, alias: Alias[V, W]) -> None:
         """Take one alias from the entry it leads to, which is charged that much less."""
-        held = alias.held
+        held = alias.node.value
         held.wires = tuple(other for other in held.wires if other != wire)
         del self._wires[wire]
         charged = held.entry.size + sum(self._wires[other].size for other in held.wires)
-        self._evicted(self._policy.resize(held.digest, charged))
+        self._evicted(self._entries.resize(alias.node.key, charged))

@@ -24,7 +24,7 @@ from examples.child import Child
 READY_SECONDS: Final = 30.0
 LOG_CHARACTERS_SHOWN_MAX: Final = 6000
 READY_LINE: Final = re.compile(
-    r"^tailrace ready http=(?P<http>http://\S+) (?:grpc=(?P<grpc>\S+) )?admin=(?P<admin>http://\S+)", re.MULTILINE
+    r"^tailrace ready http=(?P<http>https?://\S+) (?:grpc=(?P<grpc>\S+) )?admin=(?P<admin>http://\S+)", re.MULTILINE
 )
 SAMPLE: Final = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
 LABEL: Final = re.compile(r'(?P<name>\w+)="(?P<value>(?:[^"\\]|\\.)*)"')
@@ -67,7 +67,7 @@ class GatewayProcess:
     @property
     def http_address(self) -> str:
         """``host:port``, as tritonclient wants it."""
-        return self.http_url.removeprefix("http://")
+        return self.http_url.partition("://")[2]
 
     def __enter__(self) -> Self:
         self.start()

@@ -22,11 +22,15 @@ import uvloop
 
 from degrade.breaker import Change
 from gateway.admission.auth import Caller, Directory
+from gateway.admission.forwarded import Proxies
 from gateway.admission.ratelimit import Limiter
+from gateway.check import raise_open_files
 from gateway.config import ALLOW_ALL, Config, Server, parse_address
 from gateway.doors.buffered import Buffered
+from gateway.doors.certificates import RENEWAL_SECONDS, Certificates, Unusable
 from gateway.doors.edge import EdgeConnection
 from gateway.doors.exchange import Exchange
+from gateway.doors.handshakes import Handshakes
 from gateway.doors.head import HeadBounds, Heads
 from gateway.doors.http import HttpDoor, Ports, Readiness
 from gateway.doors.lane import Clocks, Desk, EdgeLane, EdgeOptions, Times
@@ -36,6 +40,7 @@ from gateway.doors.listener import (
     Listener,
     ParserMissing,
     listen,
+    listen_secured,
     named,
     require_strict_parser,
 )
@@ -43,7 +48,7 @@ from gateway.doors.passthrough import RELAYED_BYTES_MAX
 from gateway.homes import Makings
 from gateway.memory import keep_freed_memory, set_start_aside
 from gateway.operate.admin import admin_port
-from gateway.operate.gauges import gauges, lane_gauges
+from gateway.operate.gauges import gauges, lane_gauges, tls_gauges
 from gateway.operate.log import set_up
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
@@ -75,8 +80,9 @@ class Gateway:
         self._exchange: Exchange | None = None
         self._listener: Listener | None = None
         self._admin: Listener | None = None
-        self._server: asyncio.Server | None = None
+        self._server: asyncio.Server | Handshakes | None = None
         self._admin_server: asyncio.Server | None = None
+        self.certificates: Certificates | None = None
         self._grpc: GrpcListener | None = None
         self.grpc_address = ""
         """Where the gRPC door listens; empty if there is none."""
@@ -103,10 +109,15 @@ class Gateway:
             self.telemetry.watch(gauge)
 
     async def start(self) -> tuple[str, str]:
-        """Listen, probe and poll; returns the addresses of the HTTP door and the admin port."""
+        """Listen, probe and poll; returns the addresses of the HTTP door and the admin port.
+
+        Raises OSError when an address cannot be listened on, Unusable when the certificate cannot be used.
+        """
         server = self._config.server
+        certificates = self.certificates = None if server.tls is None else Certificates(server.tls)
         directory = self._directory()
         exchange = self._exchange = Exchange(self.pipeline, monotonic, self.buffered)
+        proxies = Proxies(server.trusted_proxies, server.forwarded_field)
         ports = Ports(
             routes=self.routes,
             passthrough=self.homes[self._config.passthrough].pool,
@@ -117,21 +128,21 @@ class Gateway:
             loaded=self._loaded,
             ticker=monotonic,
             buffered=self.buffered,
+            proxies=proxies,
         )
         door = HttpDoor(server, ports)
         header_bytes_max = int(server.header_bytes_max)
         self._listener = Listener(door.handle, header_bytes_max, server.connections_max)
         relayed_bytes_max = min(RELAYED_BYTES_MAX, int(server.passthrough_bytes_max))
-        heads = Heads(self.routes, directory, HeadBounds(header_bytes_max, relayed_bytes_max), server.edge)
-        desk = Desk(heads, exchange, self.telemetry, self.buffered, self._listener.behind, ports.passthrough)
+        heads = Heads(self.routes, directory, HeadBounds(header_bytes_max, relayed_bytes_max), proxies, server.edge)
+        behind = self._listener.behind
+        desk = Desk(heads, exchange, self.telemetry, self.buffered, behind, ports.passthrough, proxies)
         self._lane = EdgeLane(desk, Clocks(monotonic, time), _edge_options(server))
         for gauge in lane_gauges(self._lane):
             self.telemetry.watch(gauge)
-        make = partial(EdgeConnection, self._lane)
-        with named("server.http", server.http):
-            self._server, http = await listen(make, parse_address(server.http), self._shared)
+        http = await self._listen(self._lane, certificates)
         if server.has_grpc:
-            await self._start_grpc(directory, exchange)
+            await self._start_grpc(ports, certificates)
         pools = {name: home.pool for name, home in self.homes.items()}
         admin = admin_port(self.routes, pools, self.telemetry, lambda: self._draining)
         self._admin = Listener(admin.handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
@@ -139,6 +150,8 @@ class Gateway:
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
         sweep = partial(_sweep, self._lane)
         self._tasks.append(asyncio.create_task(kept_up(sweep, SWEEP_SECONDS, asyncio.sleep)))
+        if certificates is not None:
+            self._tasks.append(asyncio.create_task(kept_up(certificates.run, RENEWAL_SECONDS, asyncio.sleep)))
         # One look before anyone is told that we are ready: until then readiness would be a guess.
         await asyncio.gather(*(pool.probe_once() for home in self.homes.values() for pool in home.pools))
         for name, home in self.homes.items():
@@ -149,14 +162,14 @@ class Gateway:
             task.add_done_callback(_complain)
         return http, admin_url
 
-    async def _start_grpc(self, directory: Directory, exchange: Exchange) -> None:
+    async def _start_grpc(self, http: Ports, certificates: Certificates | None) -> None:
         """grpc is loaded only where it is used: it takes its time, and some 30 MB."""
         from gateway.doors.grpc import GrpcDoor, GrpcPorts
         from gateway.doors.grpc_health import Health
         from gateway.doors.grpc_infer import Inferring
         from gateway.doors.grpc_listener import GrpcListener
 
-        server = self._config.server
+        server, exchange = self._config.server, http.exchange
         passthrough = self.homes[self._config.passthrough].rpc
         assert passthrough is not None, "every home has one where there is a gRPC door"
         ports = GrpcPorts(
@@ -164,17 +177,31 @@ class Gateway:
             passthrough=passthrough,
             pipeline=self.pipeline,
             inferring=Inferring(self.pipeline, exchange, self.telemetry, monotonic),
-            directory=directory,
+            directory=http.directory,
             telemetry=self.telemetry,
             readiness=self.readiness,
             loaded=self._loaded,
             ticker=monotonic,
             buffered=self.buffered,
+            proxies=http.proxies,
         )
         health = Health(lambda: self.readiness().ready)
         self._grpc = GrpcListener(server, GrpcDoor(server, ports), health, self._shared)
         with named("server.grpc", server.grpc):
-            self.grpc_address = await self._grpc.start(parse_address(server.grpc))
+            self.grpc_address = await self._grpc.start(parse_address(server.grpc), certificates)
+
+    async def _listen(self, lane: EdgeLane, certificates: Certificates | None) -> str:
+        """Open the HTTP door; where it is."""
+        server = self._config.server
+        make, address = partial(EdgeConnection, lane), parse_address(server.http)
+        with named("server.http", server.http):
+            if certificates is None:
+                self._server, http = await listen(make, address, self._shared)
+                return http
+            self._server, http = listen_secured(make, address, certificates, lane, self._shared)
+        for gauge in tls_gauges(self._server):
+            self.telemetry.watch(gauge)
+        return http
 
     def readiness(self) -> Readiness:
         """Not while draining, nor while a route or the pass-through has no replica that is ready."""
@@ -261,7 +288,7 @@ async def run(
 ) -> None:
     """Run a gateway until ``stopping`` is set; ``announce`` gets one line when it is ready.
 
-    Raises OSError when an address cannot be listened on.
+    Raises OSError when an address cannot be listened on, Unusable when the certificate cannot be used.
     """
     gateway = Gateway(config, shared)
     try:
@@ -288,6 +315,9 @@ def serve(config: Config, announce: Callable[[str], None], worker: int | None = 
     if config.server.allow == ALLOW_ALL:
         _log.warning("callers may change the servers behind this gateway", allow=ALLOW_ALL)
 
+    short = raise_open_files(config)
+    if short:
+        _log.warning("callers may be refused for want of open files", reason=short)
     keep_freed_memory()
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong there is told by us, once and in our format
 
@@ -310,6 +340,10 @@ def serve(config: Config, announce: Callable[[str], None], worker: int | None = 
 
     try:
         uvloop.run(main())
+    except Unusable as unusable:
+        for fault in unusable.faults:
+            print(f"tailrace: {fault}", file=sys.stderr)
+        return 1
     except OSError as error:
         print(f"tailrace: cannot listen: {error}", file=sys.stderr)
         return 1

@@ -20,6 +20,7 @@ import msgspec
 
 from degrade.deadline import Deadline, Ticker
 from gateway.config import Backend, Config, Route, Server, TierConfig
+from gateway.doors import certificates
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ParserMissing, require_strict_parser
 from gateway.homes import grpc_options
 from gateway.sources import GRPC_SCHEME
@@ -68,13 +69,27 @@ def open_files_needed(config: Config) -> int:
     return doors * config.server.connections_max + ADMIN_CONNECTIONS_MAX + upstream + SPARE_FILES
 
 
-def raise_open_files(config: Config) -> None:
-    """Lift this process's soft limit to what is needed, as far as the hard limit lets it."""
+def raise_open_files(config: Config) -> str:
+    """Lift this process's soft limit to what is needed, as far as the hard limit lets it; what is wrong if that is
+    not enough, or else nothing."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = open_files_needed(config)
     allowed = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    return open_files_fault(config, hard)
+
+
+def open_files_fault(config: Config, hard: int) -> str:
+    """Why a full gateway cannot open all of its files under this hard limit; nothing if it can."""
+    needed = open_files_needed(config)
+    if hard == resource.RLIM_INFINITY or hard >= needed:
+        return ""
+    return (
+        f"open files: {needed} are needed (server.connections_max is {config.server.connections_max}; connections_max "
+        f"and passthrough_connections_max of every replica) and the hard limit is {hard}; "
+        "raise it (ulimit -Hn, LimitNOFILE) or lower those keys"
+    )
 
 
 def environment_faults(config: Config, files_hard_limit: int) -> Iterator[str]:
@@ -85,13 +100,10 @@ def environment_faults(config: Config, files_hard_limit: int) -> Iterator[str]:
         yield str(missing)
     if importlib.util.find_spec("uvloop") is None:
         yield "uvloop: is not installed"
-    needed = open_files_needed(config)
-    if files_hard_limit != resource.RLIM_INFINITY and files_hard_limit < needed:
-        yield (
-            f"open files: {needed} are needed (server.connections_max, and connections_max and "
-            f"passthrough_connections_max of every replica) and the hard limit is {files_hard_limit}; "
-            "raise it (ulimit -Hn, LimitNOFILE) or lower those keys"
-        )
+    yield from certificates.faults(config.server.tls)
+    fault = open_files_fault(config, files_hard_limit)
+    if fault:
+        yield fault
 
 
 async def survey(config: Config, now: Ticker = time.monotonic) -> Survey:

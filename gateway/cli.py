@@ -89,9 +89,7 @@ def _serve(chosen: argparse.Namespace, given: Sequence[str]) -> int:
 
         return supervisor.supervise(config, given, _announce)
     from gateway import app
-    from gateway.check import raise_open_files
 
-    raise_open_files(config)
     return app.serve(config, _announce, chosen.worker)
 
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, field
 
+from gateway.admission.forwarded import UNIX, network
 from gateway.schema import Fault
 from gateway.units import Seconds, Size
 
@@ -80,6 +81,20 @@ def _size(written: str) -> Size:
     return default
 
 
+class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The doors' certificate: files in PEM form. ``client_ca``: callers must show one that it has signed."""
+
+    certificate: str
+    key: str
+    client_ca: str | None = None
+    minimum: Literal["1.2", "1.3"] = "1.2"
+
+    def faults(self) -> Iterator[Fault]:
+        for key, path in (("certificate", self.certificate), ("key", self.key), ("client_ca", self.client_ca)):
+            if path == "":
+                yield key, "must name a file in PEM form"
+
+
 class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The process and its listeners."""
 
@@ -112,6 +127,9 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     grpc_ping_interval_min: Seconds = _seconds("10s")
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     quota_keys_max: Positive = 100_000
+    trusted_proxies: tuple[str, ...] = ()
+    forwarded_field: Literal["X-Forwarded-For", "Forwarded"] = "X-Forwarded-For"
+    tls: Tls | None = None
 
     def faults(self) -> Iterator[Fault]:
         doors = {"http": self.http, "grpc": self.grpc, "admin": self.admin}
@@ -126,6 +144,9 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for address in (self.http, self.grpc):
             if self.workers > 1 and address.startswith("unix:"):
                 yield "workers", "is more than 1, and a unix socket cannot be shared; listen on HOST:PORT"
+        if self.tls is not None and self.http.startswith("unix:"):
+            yield "tls", "is for a network, and http is a unix socket; listen on HOST:PORT, or leave tls out"
+        yield from _proxy_faults(self.trusted_proxies)
         yield from _within(HEADER_BYTES_MIN, HEADER_BYTES_MAX, header_bytes_max=self.header_bytes_max)
         yield from _sizes(body_bytes_max=self.body_bytes_max, buffered_bytes_max=self.buffered_bytes_max)
         yield from _sizes(passthrough_bytes_max=self.passthrough_bytes_max)
@@ -396,6 +417,15 @@ def _address_faults(key: str, written: str) -> Iterator[Fault]:
         parse_address(written)
     except ValueError as error:
         yield key, str(error)
+
+
+def _proxy_faults(named: tuple[str, ...]) -> Iterator[Fault]:
+    for position, text in enumerate(named):
+        try:
+            if text != UNIX:
+                network(text)
+        except ValueError as error:
+            yield f"trusted_proxies.{position}", f"{error}; name an address, a network such as 10.0.0.0/8, or {UNIX!r}"
 
 
 def _url_fault(url: str) -> str | None:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import msgspec
 
 from cache.alias import Held
+from cache.bounded import Bounded
 from cache.digest import Key, RequestDigester, request_digest
 from cache.entry import Entry
 from cache.flight import Flights
@@ -419,5 +420,6 @@ def _allowances(name: str, config: RouteConfig) -> list[Allowance]:
 
 
 def _cache(config: CacheConfig) -> ResponseCache[Served, Wire]:
-    policy: Policy[Held[Served]] = POLICIES[config.policy](int(config.bytes_max))
-    return ResponseCache(policy)
+    bytes_max = int(config.bytes_max)
+    policy: Policy[Held[Served]] = POLICIES[config.policy](bytes_max)
+    return ResponseCache(Bounded(bytes_max, policy))

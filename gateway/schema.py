@@ -142,7 +142,9 @@ class Reader:
             return raw
         reason = self._later.get(raw) if isinstance(raw, str) else None
         known = ", ".join(str(choice) for choice in choices)
-        if reason is None:
+        if str(raw) in choices:
+            self.fault(path, f'must be in quotes: "{raw}"')
+        elif reason is None:
             self.fault(path, f"{raw!r} is not one of {known}{_nearest(str(raw), [str(c) for c in choices])}")
         else:
             self.fault(path, f"{raw!r} {reason}; this version has {known}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -88,7 +89,7 @@ def read(path: str | None, environ: Mapping[str, str], upstreams: Sequence[str] 
             reader.fault("--upstream", f"nothing would ever be asked of it: {chosen}; leave one of the two out")
     if config is None or reader.faults:
         raise ConfigError(tuple(reader.faults))
-    return Loaded(_with_plain_urls(config), (*_strangers(environ), *doubts(config, raw)))
+    return Loaded(_with_whole_paths(_with_plain_urls(config), path), (*_strangers(environ), *doubts(config, raw)))
 
 
 def _enter(raw: dict[str, object], *keys: str, value: object) -> None:
@@ -168,3 +169,17 @@ def _with_plain_urls(config: Config) -> Config:
         for name, backend in config.backends.items()
     }
     return msgspec.structs.replace(config, backends=backends)
+
+
+def _with_whole_paths(config: Config, path: str | None) -> Config:
+    """Files named from the folder of the configuration's file, wherever the process was started; without a file,
+    from where it was."""
+    tls = config.server.tls
+    if tls is None:
+        return config
+    folder = Path() if path is None else Path(path).absolute().parent
+    client_ca = None if tls.client_ca is None else str(folder / tls.client_ca)
+    whole = msgspec.structs.replace(
+        tls, certificate=str(folder / tls.certificate), key=str(folder / tls.key), client_ca=client_ca
+    )
+    return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, tls=whole))

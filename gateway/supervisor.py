@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -23,8 +22,9 @@ from typing import Final
 
 import structlog
 
-from gateway.config import Address, Config, parse_address
-from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ADMIN_DRAIN_SECONDS, Listener, listen, named
+from gateway.config import Config, parse_address
+from gateway.doors import certificates
+from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ADMIN_DRAIN_SECONDS, Listener, bind, listen, named
 from gateway.operate.fleet import Fleet, fleet_port
 from gateway.operate.log import set_up
 
@@ -76,11 +76,12 @@ class Supervisor:
         server = self._config.server
         directory = Path(tempfile.mkdtemp(prefix="tailrace-"))
         with named("server.http", server.http):
-            reserved, http = _reserve(parse_address(server.http))
+            # Without listening: holds the port for the workers, also while none is there.
+            reserved, http = bind(parse_address(server.http), shared=True)
         held, grpc = None, "off"
         if server.has_grpc:
             with named("server.grpc", server.grpc):
-                held, grpc = _reserve(parse_address(server.grpc))
+                held, grpc = bind(parse_address(server.grpc), shared=True)
         keepers: list[asyncio.Task[None]] = []
         listener: Listener | None = None
         listening: asyncio.Server | None = None
@@ -96,7 +97,8 @@ class Supervisor:
                 keepers.append(asyncio.create_task(self._keep(worker, arguments, ready[worker], fleet)))
             await self._all_ready(ready, keepers)
             if not self._stopping.is_set():
-                doors = f"http=http://{http}" + (f" grpc={grpc}" if server.has_grpc else "")
+                scheme = "http" if server.tls is None else "https"
+                doors = f"http={scheme}://{http}" + (f" grpc={grpc}" if server.has_grpc else "")
                 announce(f"tailrace ready {doors} admin={admin} workers={server.workers}")
             await self._stopping.wait()
         finally:
@@ -188,6 +190,11 @@ def supervise(config: Config, arguments: Sequence[str], announce: Callable[[str]
     ``arguments`` are those of this process's own command line.
     """
     set_up(config.log)
+    unusable = certificates.faults(config.server.tls)  # told once, and not by each worker
+    for fault in unusable:
+        print(f"tailrace: {fault}", file=sys.stderr)
+    if unusable:
+        return 1
     _warn_of_what_is_kept_apart(config)
     # -P: what lies in the current directory is not ours to import.
     supervisor = Supervisor(config, (sys.executable, "-P", "-m", "gateway.cli", *arguments))
@@ -213,18 +220,3 @@ def _warn_of_what_is_kept_apart(config: Config) -> None:
     quotas = any(route.quota or route.caller_quota for route in config.routes.values())
     if quotas or any(caller.quota for caller in config.callers.values()):
         _log.warning("each worker counts quotas for itself", workers=config.server.workers)
-
-
-def _reserve(address: Address) -> tuple[socket.socket, str]:
-    """Bind without listening: holds the port for the workers, also while none is there. Raises OSError."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        bound.bind((address.host, address.port))
-    except BaseException:
-        bound.close()
-        raise
-    host = f"[{address.host}]" if family is socket.AF_INET6 else address.host
-    return bound, f"{host}:{bound.getsockname()[1]}"

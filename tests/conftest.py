@@ -7,11 +7,14 @@ tests that need one fail with the sentence that says how to get it, they are not
 from __future__ import annotations
 
 import shutil
+import ssl
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import trustme
+from hypothesis import settings
 
 from examples.digits.repository import Digits, prepare
 from examples.gatewayprocess import ConfigValue, GatewayProcess
@@ -23,7 +26,48 @@ from examples.tritonserver import (
     find_environment,
 )
 
+settings.register_profile("tailrace", deadline=None)  # a busy machine must not decide a test
+settings.load_profile("tailrace")
+
 MODELS = Path(__file__).parent / "models"
+
+
+class Pem:
+    """An authority, and the files of what it has signed: ``certificate`` with ``key`` for this machine."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.authority = trustme.CA()
+        self.ca = folder / "ca.pem"
+        self.authority.cert_pem.write_to_path(str(self.ca))
+        self.certificate, self.key = self.issue("server")
+
+    def issue(self, name: str, authority: trustme.CA | None = None) -> tuple[Path, Path]:
+        """A chain and its key, as NAME.pem and NAME.key; what was there before is replaced."""
+        made = (authority or self.authority).issue_cert("localhost", "127.0.0.1")
+        chain, key = self.folder / f"{name}.pem", self.folder / f"{name}.key"
+        chain.write_bytes(b"".join(each.bytes() for each in made.cert_chain_pems))
+        made.private_key_pem.write_to_path(str(key))
+        return chain, key
+
+    def caller(self, shown: tuple[Path, Path] | None = None) -> ssl.SSLContext:
+        """What a client needs that trusts the authority, and shows a certificate of its own if it has one."""
+        context = ssl.create_default_context(cafile=str(self.ca))
+        if shown is not None:
+            context.load_cert_chain(*shown)
+        return context
+
+
+@pytest.fixture(scope="session")
+def pem(tmp_path_factory: pytest.TempPathFactory) -> Pem:
+    """Certificates that nobody changes."""
+    return Pem(tmp_path_factory.mktemp("pem"))
+
+
+@pytest.fixture
+def own_pem(tmp_path: Path) -> Pem:
+    """Certificates of the test's own."""
+    return Pem(tmp_path)
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,9 @@ _KEPT_WHOLE: Final = 1.0625
 """An upstream body is kept as it is when all of it but this share is the answer's tensors: copying a large one would
 hold up everybody else for nothing."""
 
+_COPIED_MAX: Final = 4096
+"""Bodies up to this are copied all the same: the view of one costs more."""
+
 
 class Tensor(msgspec.Struct, frozen=True, gc=False):
     """One named tensor. ``data`` is empty when ``parameters`` name a shared-memory region."""
@@ -161,20 +164,22 @@ class InferResponse(msgspec.Struct, frozen=True, gc=False):
         return 256 + 256 * len(self.outputs) + sum(held.values())
 
     def compact(self) -> InferResponse:
-        """The same answer, fit to be kept: tensors that are small parts of something larger get bytes of their own,
-        so that an upstream body is not kept for a few bytes of it."""
+        """The same answer, fit to be kept: tensors that are small, or small parts of something larger, get bytes of
+        their own. An upstream body is not kept for a few bytes of it, and a view takes 300 bytes by itself."""
         used: dict[int, int] = {}
         for tensor in self.outputs:
             base = _base(tensor)
             used[id(base)] = used.get(id(base), 0) + len(tensor.data)
-        whole = {base for base, held in _held(self.outputs).items() if held <= _KEPT_WHOLE * used[base]}
+        whole = {base for base, held in _held(self.outputs).items() if _COPIED_MAX < held <= _KEPT_WHOLE * used[base]}
         if len(whole) == len(used):
             return self
-        outputs = tuple(
-            tensor if id(_base(tensor)) in whole else msgspec.structs.replace(tensor, data=bytes(tensor.data))
-            for tensor in self.outputs
-        )
+        outputs = tuple([tensor if id(_base(tensor)) in whole else _owning(tensor) for tensor in self.outputs])
         return msgspec.structs.replace(self, outputs=outputs)
+
+
+def _owning(tensor: Tensor) -> Tensor:
+    """The tensor with bytes of its own."""
+    return tensor if isinstance(tensor.data, bytes) else msgspec.structs.replace(tensor, data=bytes(tensor.data))
 
 
 def _base(tensor: Tensor) -> object:

@@ -198,9 +198,10 @@ class Pool:
         return tuple(await asyncio.gather(*(one(seat) for seat in self._seats)))
 
     @asynccontextmanager
-    async def forward(self, call: Call, deadline: Deadline) -> AsyncIterator[Streamed]:
-        """Pass a call through to one replica. Only whether it is reached counts."""
-        seat = self._seat_for_call()
+    async def forward(self, call: Call, deadline: Deadline, sequence: str = "") -> AsyncIterator[Streamed]:
+        """Pass a call through to one replica: that of its ``sequence``, if it belongs to one. Only whether it is
+        reached counts."""
+        seat = self._seat_for_call(sequence)
         now = self._now()
         permit = seat.reach.acquire(now)
         if permit is None:
@@ -222,15 +223,15 @@ class Pool:
             if not ended:
                 permit.ignored(self._now())
 
-    def seated(self, sequence: str | None = None) -> Seated:
-        """One replica, for a call that is made in the block; for a sequence, the one where it lives. Only whether it
-        is reached counts.
+    def seated(self, sequence: str = "") -> Seated:
+        """One replica, for a call that is made in the block; ``sequence`` is as in ``forward``. Only whether it is
+        reached counts.
 
         Raises UpstreamError if there is none to ask.
         """
-        seat = self._seat_for_call() if sequence is None else self._home(sequence, "")
-        permit = None if seat is None else seat.reach.acquire(self._now())
-        if seat is None or permit is None:
+        seat = self._seat_for_call(sequence)
+        permit = seat.reach.acquire(self._now())
+        if permit is None:
             raise self._none_reached()
         return Seated(seat, permit, self._now)
 
@@ -239,13 +240,13 @@ class Pool:
         seat = self._home(sequence, "")
         return None if seat is None else seat.replica.url
 
-    def relay(self, call: Call, listener: Listener, seconds: float) -> Relayed:
+    def relay(self, call: Call, listener: Listener, seconds: float, sequence: str = "") -> Relayed:
         """Pass a call with its whole body through to one replica, by callbacks; ``seconds`` bound the wait for a
-        connection. Only whether the replica is reached counts.
+        connection, ``sequence`` is as in ``forward``. Only whether the replica is reached counts.
 
         Raises UpstreamError if there is none to ask, and Rejected for what cannot be written as a request.
         """
-        seat = self._seat_for_call()
+        seat = self._seat_for_call(sequence)
         permit = seat.reach.acquire(self._now())
         if permit is None:
             raise self._none_reached()
@@ -321,8 +322,8 @@ class Pool:
                 allowed.append(seat)
         return allowed
 
-    def _seat_for_call(self) -> Seat:
-        seat = self._pick(self._seats, "")
+    def _seat_for_call(self, sequence: str = "") -> Seat:
+        seat = self._home(sequence, "") if sequence else self._pick(self._seats, "")
         if seat is None:
             raise self._none_reached()
         return seat

@@ -33,7 +33,7 @@ class RpcPool:
         """Whether there is only one replica: then every sequence lives there."""
         return len(self._speakers) == 1
 
-    async def unary(self, rpc: Rpc, deadline: Deadline, sequence: str | None = None) -> RpcReply:
+    async def unary(self, rpc: Rpc, deadline: Deadline, sequence: str = "") -> RpcReply:
         """One call at one replica. Raises RpcRefused and UpstreamError."""
         with self.pool.seated(sequence) as seated:
             try:
@@ -56,7 +56,7 @@ class RpcPool:
         return tuple(await asyncio.gather(*(one(speaker) for speaker in self._speakers.values())))
 
     @contextmanager
-    def conversing(self, rpc: Rpc, deadline: Deadline, sequence: str | None = None) -> Iterator[Talk]:
+    def conversing(self, rpc: Rpc, deadline: Deadline, sequence: str = "") -> Iterator[Talk]:
         """A stream with one replica, for as long as the block lasts. Raises UpstreamError."""
         with self.pool.seated(sequence) as seated:
             conversation = self._speaker(seated.replica).converse(rpc, deadline, self._now())

@@ -84,7 +84,14 @@ class Lab:
             process.stop()
 
     def fill(self, stage: Stage, requests: int, computed: int) -> float:
-        """Ask so many requests; exactly ``computed`` of them are new. The longest wait, in µs. Raises GrowthFailed."""
+        """Ask so many requests; exactly ``computed`` of them are new. The longest wait, in µs. Raises GrowthFailed.
+
+        New ones are asked once more: what has come again is known by its bytes from then on.
+        """
+        longest = self._fill(stage, requests, computed)
+        return max(longest, self._fill(stage, requests, 0)) if computed else longest
+
+    def _fill(self, stage: Stage, requests: int, computed: int) -> float:
         before = self.upstream.counts(MODEL).succeeded
         picking = replace(stage.picking, requests=requests, patience=FILL_PATIENCE)
         whole = replace(stage, picking=picking, connections=FILL_CONNECTIONS)
@@ -120,6 +127,16 @@ class Lab:
             p99=spread(load.p99 for load, _ in own),
             resident=measure.resident_bytes(grown.group),
         )
+
+    def hits(self, stage: Stage) -> Load:
+        """One run of hits only. Raises GrowthFailed."""
+        answer = self._answer(stage)
+        before = self.upstream.counts(MODEL).succeeded
+        seen, _ = self._load(stage, self._seconds, answer)
+        computed = self.upstream.counts(MODEL).succeeded - before
+        if computed:
+            raise GrowthFailed(f"{computed} hits reached the upstream")
+        return seen
 
     def _answer(self, stage: Stage) -> bytes:
         """The fixed part of the right answer, from one that was looked at."""

@@ -80,10 +80,11 @@ class Limiter:
         That is the refusal with the longest wait, else the quota with the least left. Raises
         ValueError for no pairs: with no quota there is no verdict.
         """
+        if len(pairs) == 1:
+            key, quota = pairs[0]
+            return self.check(key, quota, now)
         if not pairs:
             raise ValueError("check_all needs at least one quota")
-        if len(pairs) == 1:
-            return self.check(*pairs[0], now)
         now_ns = _whole(now)
         planned: dict[_Cell, int] = {}
         verdicts: list[Verdict] = []

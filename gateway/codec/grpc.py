@@ -83,13 +83,12 @@ def encode(response: InferResponse) -> bytes:
     return encode_response(response)
 
 
-def sequence_of(sketched: Sketch) -> str | None:
-    """The sequence that a request is part of. Raises Refused (400)."""
+def sequence_of(sketched: Sketch) -> str:
+    """The sequence that a request is part of; "" for none. Raises Refused (400)."""
     try:
-        sequence = sketched.sequence()
+        return sketched.sequence()
     except Malformed as fault:
         raise Refused(_problem(fault)) from fault
-    return None if sequence is None else str(sequence)
 
 
 def streamed_error(problem: Problem, identifier: str) -> bytes:
@@ -155,10 +154,10 @@ _HOP: Final = frozenset({"te", "user-agent", "content-type", "connection", "host
 
 
 def address_of(peer: str) -> str:
-    """The address in a gRPC peer (``ipv4:1.2.3.4:5``, ``ipv6:%5B::1%5D:5``); ``local`` for a unix socket."""
+    """The address in a gRPC peer (``ipv4:1.2.3.4:5``, ``ipv6:%5B::1%5D:5``); "" for a unix socket."""
     kind, _, rest = unquote(peer[:_PEER_MAX]).partition(":")
     if kind not in ("ipv4", "ipv6"):
-        return "local"
+        return ""
     host, colon, _ = rest.rpartition(":")
     return (host if colon else rest).removeprefix("[").removesuffix("]")
 

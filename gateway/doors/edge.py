@@ -4,8 +4,8 @@ Rule of this file: it owns sockets, order and time; what a head means is ``head.
 ``exchange.py``'s. One request at a time is in work on a connection, and answers go out in the order of
 their requests. What is neither a plain infer request of a route nor small and passed through (``relay.py``) is
 handed to aiohttp through its protocol callbacks, byte for byte and never more than one request's bytes, so
-that what follows is looked at here again. Where only a parser knows a request's end (chunked, upgrades), the
-connection stays with aiohttp.
+that what follows is looked at here again. Where only a parser knows a request's end (chunked), or the caller waits
+to be asked for its body, the connection stays with aiohttp until it rests between two requests.
 
 It is long because it is one machine: all that a connection can be in the middle of, and every way from there.
 What it shares with others, and what needs none of its state, is in the files it names.
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import re
 from typing import Final, cast
 
 import msgspec
@@ -25,10 +26,12 @@ import structlog
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.admission.auth import anonymous_name
+from gateway.admission.forwarded import Origin
 from gateway.doors.exchange import recalled, refusal
-from gateway.doors.handover import OURS, LentTransport
+from gateway.doors.handover import OURS, THEIRS, LentTransport
 from gateway.doors.head import Judgement, Lane
 from gateway.doors.lane import EdgeLane, State
+from gateway.doors.listener import resting
 from gateway.doors.passthrough import Passage
 from gateway.doors.question import Question, Reply
 from gateway.doors.relay import Relay
@@ -39,12 +42,19 @@ from gateway.problem import Problem, Refused, head_over, internal, timed_out
 # Looked up for every hit, where a member of an Enum is not cheap.
 _IDLE, _BODY, _BUSY, _RELAYED = State.IDLE, State.BODY, State.BUSY, State.RELAYED
 
+_LENT: Final = frozenset({State.THEIRS, State.STARTING, State.FOR_GOOD})
+_ENDED: Final = frozenset({State.CLOSING, State.CLOSED})
+
 _END: Final = b"\r\n\r\n"
 _NEWLINE: Final = b"\n"
+_REST_OF_BLANK: Final = re.compile(rb"\n\r\n|\r\n|\n")
 _CARRIAGE_RETURN: Final = 13
 
 COPIED_BYTES_MAX: Final = 64 * 1024
 """Bodies up to this go out in one write with their head: copying them is cheaper than a second call."""
+
+LENT_PARTS_MAX: Final = 64
+"""Into how many parts one piece is cut for aiohttp: nobody's requests are so many in one, and blank lines are cheap."""
 
 _log = structlog.get_logger("tailrace")
 
@@ -65,14 +75,15 @@ class EdgeConnection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_answered", "_asked", "_began", "_buffer", "_handler", "_held", "_lane", "_left", "_parts", "_paused",
-        "_peer", "_relay", "_size", "_state", "_stopped", "_task", "_transport", "limit",
+        "_answered", "_asked", "_began", "_buffer", "_handler", "_held", "_lane", "_left", "_origin", "_parts",
+        "_paused", "_peer", "_relay", "_size", "_state", "_stopped", "_tail", "_task", "_transport", "limit",
     )  # fmt: skip
 
     def __init__(self, lane: EdgeLane) -> None:
         self._lane = lane
         self._transport: asyncio.Transport | None = None
         self._peer = ""
+        self._origin = Origin("")
         self._state = State.IDLE
         self._paused = False  # the peer does not read: nothing more is begun
         self._stopped = 0  # who has stopped our reading
@@ -87,6 +98,7 @@ class EdgeConnection(asyncio.Protocol):
         self._relay: Relay | None = None  # what is passed through
         self._handler: RequestHandler | None = None  # aiohttp's, once it was needed
         self._answered = False  # it has written its answer
+        self._tail = b""  # the end of what it was given for good
         self.limit = math.inf
 
     # -- the transport's callbacks ----------------------------------------------------------------
@@ -94,7 +106,9 @@ class EdgeConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         name = transport.get_extra_info("peername")
-        self._peer = anonymous_name(name[0] if isinstance(name, tuple) else "local")
+        address = name[0] if isinstance(name, tuple) else ""
+        self._origin = Origin(address, transport.get_extra_info("sslcontext") is not None)
+        self._peer = anonymous_name(address or "local")
         self._turn(State.IDLE)
         if not self._lane.admit(self, self._peer):
             self.abort()  # cheaper for both than an answer nobody reads
@@ -226,8 +240,14 @@ class EdgeConnection(asyncio.Protocol):
         if asked is None or asked.judgement is not judgement:
             question, passage = judgement.question, judgement.passage
             if judgement.anonymous:
-                question = None if question is None else question.by(self._peer)
-                passage = None if passage is None else passage.by(self._peer)
+                name = self._peer
+                if judgement.hops:
+                    client = self._lane.proxies.client(self._origin.address, judgement.hops)
+                    name = anonymous_name(client or "local")
+                question = None if question is None else question.by(name)
+                passage = None if passage is None else passage.by(name)
+            if passage is not None:
+                passage = passage.told(self._lane.proxies, self._origin)
             size = len(head) + judgement.length
             asked = self._asked = _Asked(head, judgement, question, passage, len(head), size)
         return asked
@@ -427,9 +447,24 @@ class EdgeConnection(asyncio.Protocol):
         return start + len(part)
 
     def _lend_for_good(self, data: bytes, start: int) -> int:
-        if self._state is not State.FOR_GOOD and self._state is not State.STARTING:
+        handler, state = self._foreign(), self._state
+        answered_early = state is State.RESTING and not resting(handler)  # the rest of a body that was not waited for
+        if state not in (State.FOR_GOOD, State.STARTING) and not answered_early:
             self._turn(State.STARTING)
-        self._foreign().data_received(data[start:])
+        # Up to each blank line, one call each: where its parser refuses something, it forgets what else it has read in
+        # that call. A blank line may have begun in the last piece.
+        rest = _REST_OF_BLANK.match(data, start)
+        cut = rest.end() if rest else 0
+        for _ in range(LENT_PARTS_MAX):
+            blank = data.find(_END, start)
+            if not cut and blank < 0:
+                break
+            end = cut or blank + len(_END)
+            handler.data_received(data[start:end])
+            start, cut = end, 0
+        self._tail = (self._tail + data)[-len(_END) :]
+        if start < len(data):
+            handler.data_received(data[start:])
         return len(data)
 
     def _foreign(self) -> RequestHandler:
@@ -438,6 +473,10 @@ class EdgeConnection(asyncio.Protocol):
             self._handler = self._lane.foreign(self)
             self._handler.connection_made(LentTransport(self._transport, self))
         return self._handler
+
+    @property
+    def bounded(self) -> bool:
+        return self._state is State.THEIRS
 
     def foreign_began(self) -> None:
         """aiohttp has a request's head: from here on the door bounds what happens."""
@@ -452,6 +491,7 @@ class EdgeConnection(asyncio.Protocol):
             self.close()
         elif self._state is not State.THEIRS:
             self._turn(State.RESTING)
+            self._lane.lent.add(self)
         else:
             self._answered = True
             if self._left == 0:
@@ -459,8 +499,27 @@ class EdgeConnection(asyncio.Protocol):
 
     def _foreign_ended(self) -> None:
         self._turn(State.IDLE)
+        self._lane.lent.add(self)
         if self._buffer:
             asyncio.get_running_loop().call_soon(self._pump)  # aiohttp is still in the middle of its turn
+
+    def rest(self) -> bool:
+        """Between two requests aiohttp's side holds nothing that is needed, and may go; the next one gets another."""
+        handler, state = self._handler, self._state
+        if handler is None or state in _ENDED or state in _LENT:
+            return True  # nothing is held, or an answer of theirs will come first
+        half = state is State.RESTING and self._tail != _END
+        if half or self._paused or not resting(handler):
+            return False
+        self._handler, self._tail = None, b""
+        if state is State.RESTING:
+            self._state = State.IDLE
+        self.resume(THEIRS)
+        lent = handler.transport
+        assert isinstance(lent, LentTransport)
+        lent.give_back()
+        handler.connection_lost(None)
+        return True
 
     # -- bounds -----------------------------------------------------------------------------------
 
@@ -485,8 +544,14 @@ class EdgeConnection(asyncio.Protocol):
 
     def finish(self) -> None:
         """Draining: nothing new is begun."""
-        if self._state in (State.IDLE, State.HEAD, State.STARTING, State.RESTING):
-            self.close()
+        transport = self._transport
+        if self._state not in (State.IDLE, State.HEAD, State.STARTING, State.RESTING) or transport is None:
+            return
+        all_sent = transport.get_write_buffer_size() == 0
+        self.close()
+        if self._origin.secure and all_sent:
+            # It is told, and need not answer that, which a client's pool of idle connections never does.
+            asyncio.get_running_loop().call_soon(transport.abort)
 
     def close(self) -> None:
         """Close when what is written has been sent, which may take as long as reading an answer."""
@@ -500,11 +565,11 @@ class EdgeConnection(asyncio.Protocol):
         transport = self._transport
         if self._state is State.CLOSED or transport is None or transport.is_closing():
             return
-        if not transport.can_write_eof():
-            self.close()
-            return
         self._turn(State.CLOSING)
         self._let_go()
+        if not transport.can_write_eof():
+            transport.close()  # under TLS that says it and waits (secured.py)
+            return
         self.resume(self._stopped)
         transport.write_eof()
 

@@ -57,9 +57,10 @@ class Exchange:
 
         Raises Refused when a quota that hits use up is spent.
         """
-        if question.digester is None:
+        digester = question.digester
+        if digester is None:
             return None, None
-        wire = question.digester(body)
+        wire = digester.key(body)
         return self._pipeline.recall_wire(question.route, question.hit_dues, wire, now), wire
 
     def charge(self, route: Route | None, caller: Caller) -> Verdict | None:
@@ -93,7 +94,10 @@ class Exchange:
             ready, headers = await self._aside.run(encode, question.caller.name, seconds)
         else:
             ready, headers = encode()
-        if wire is not None and answer.entry is not None and not decoded.id:  # an id's bytes will not come again
+        # An alias is for bytes that come again, as these just did; most answers are never asked for twice, and
+        # would pay for it in time and memory. A request with an id is never the same bytes again.
+        comes_again = answer.provenance.cache == "hit" and not decoded.id
+        if wire is not None and answer.entry is not None and comes_again:
             heading = self._heading(tuple(headers), len(ready), answer.entry)
             self._pipeline.attach_wire(question.route, answer, wire, Wire(ready, heading))
         provenance = codec.provenance_headers(answer.provenance, self._ticker() - began)

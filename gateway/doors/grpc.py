@@ -26,6 +26,7 @@ from tritonclient.grpc import service_pb2
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure
 from gateway.admission.auth import Caller, Directory
+from gateway.admission.forwarded import Origin, Proxies
 from gateway.admission.quota import Verdict
 from gateway.codec import grpc as codec
 from gateway.codec.http import PASSED, parse_cache_control
@@ -36,7 +37,7 @@ from gateway.doors.grpc_infer import Asking, Inferring
 from gateway.doors.grpc_stream import Streaming, StreamPorts
 from gateway.doors.http import Readiness
 from gateway.doors.passthrough import CHANGES_MAX, withheld
-from gateway.doors.question import CREDENTIALS, check_version, identify
+from gateway.doors.question import check_version, identify
 from gateway.doors.rpcs import Method
 from gateway.operate.telemetry import PASSTHROUGH, Telemetry
 from gateway.pipeline import Pipeline
@@ -63,7 +64,6 @@ OWN_SECONDS: Final = 0.1
 """A call whose own deadline is that near is told so in the words of its own library, which says it in this moment."""
 Context = aio.ServicerContext[Any, Any]
 
-_NAMES: Final = tuple(name.lower() for name in CREDENTIALS)
 _log = structlog.get_logger("tailrace")
 
 
@@ -80,6 +80,7 @@ class GrpcPorts(msgspec.Struct, frozen=True):
     loaded: Callable[[str], None]
     ticker: Ticker
     buffered: Buffered
+    proxies: Proxies
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -98,6 +99,7 @@ class GrpcDoor:
     def __init__(self, server: Server, ports: GrpcPorts) -> None:
         self._server = server
         self._ports = ports
+        self._secure = server.tls is not None
         self._withheld = withheld(ports.directory.has_keys)
         self._timeout = float(server.passthrough_timeout)
         self._changes = asyncio.Semaphore(CHANGES_MAX)
@@ -143,15 +145,16 @@ class GrpcDoor:
             ready = self._ports.readiness().ready
             return Said(service_pb2.ServerReadyResponse(ready=ready).SerializeToString())
         metadata = _metadata(context)
-        caller = self._identify(metadata, context.peer())
-        passed = (*codec.passed_on(metadata, self._withheld), VIA)
+        origin = Origin(codec.address_of(context.peer()), self._secure)
+        caller = self._identify(metadata, origin)
+        passed = self._passed_on(metadata, origin)
         deadline = self._deadline(context, began)
         if method.kind == "stream":
             return await self._stream(context, Streaming(self._stream_ports(), caller, metadata, passed, deadline))
         message = await self._message(context)
         held.add(len(message))
         if method.kind == "infer":
-            return await self._infer(message, caller, metadata, deadline, began)
+            return await self._infer(message, caller, metadata, passed, deadline, began)
         request = method.parse(message)
         change = method.change(request)
         if change is not None and change not in self._server.allow:
@@ -168,17 +171,22 @@ class GrpcDoor:
     # -- infer ------------------------------------------------------------------------------------
 
     async def _infer(
-        self, message: bytes, caller: Caller, metadata: codec.Metadata, deadline: Deadline, began: float
+        self,
+        message: bytes,
+        caller: Caller,
+        metadata: codec.Metadata,
+        passed: Metadata,
+        deadline: Deadline,
+        began: float,
     ) -> Said:
         sketch = codec.sketch(message)
         route = self._ports.routes.get(sketch.model)
         if route is None:
             quota = self._ports.pipeline.charge(None, caller)
             pool = self._ports.passthrough
-            sequence = None if pool.alone else codec.sequence_of(sketch)
-            rpc = Rpc("ModelInfer", message, (*codec.passed_on(metadata, self._withheld), VIA))
+            sequence = "" if pool.alone else codec.sequence_of(sketch)
             bounded = deadline.sooner(Deadline.after(began, self._timeout))
-            reply = await pool.unary(rpc, bounded, sequence)
+            reply = await pool.unary(Rpc("ModelInfer", message, passed), bounded, sequence)
             return self._passed(reply, quota, began)
         directives = parse_cache_control(codec.joined(metadata, "cache-control"))
         asking = Asking(route, caller, sketch, directives, began, deadline)
@@ -271,9 +279,19 @@ class GrpcDoor:
 
     # -- the caller -------------------------------------------------------------------------------
 
-    def _identify(self, metadata: codec.Metadata, peer: str) -> Caller:
-        shown = CIMultiDict((name, value) for name, value in metadata if name in _NAMES and isinstance(value, str))
-        return identify(self._ports.directory, shown, codec.address_of(peer))
+    def _identify(self, metadata: codec.Metadata, origin: Origin) -> Caller:
+        proxies = self._ports.proxies
+        shown = CIMultiDict((name, value) for name, value in metadata if isinstance(value, str))
+        client = proxies.client(origin.address, proxies.hops(shown))
+        return identify(self._ports.directory, shown, client or "local")
+
+    def _passed_on(self, metadata: codec.Metadata, origin: Origin) -> Metadata:
+        """The metadata as a replica gets them: with us in Via, and with whom the call comes from."""
+        kept = codec.passed_on(metadata, self._withheld)
+        text = tuple([(name, value) for name, value in kept if isinstance(value, str)])
+        told = self._ports.proxies.told((*text, VIA), origin)
+        binary = [pair for pair in kept if isinstance(pair[1], bytes)]
+        return (*[(name.lower(), value) for name, value in told], *binary)
 
     def _deadline(self, context: Context, began: float) -> Deadline:
         remaining = _left(context)

@@ -105,7 +105,7 @@ class Inferring:
         if digester is None:
             digester = WireDigester(msgspec.msgpack.encode(("grpc", *key)))
             self._digesters.put(key, digester)
-        return digester(asking.sketch.anonymous())
+        return digester.key(asking.sketch.anonymous())
 
     async def _decoded(self, asking: Asking, deadline: Deadline, hit_dues: Dues) -> InferRequest:
         reader = self._readers.get(asking.route.name)

@@ -7,13 +7,15 @@ here as far as grpc can: connections, calls, messages, metadata, pings.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
 from grpc import aio
 from grpc_reflection.v1alpha import reflection
 
-from gateway.config import Address, Server
+from gateway.config import Address, Server, Tls
+from gateway.doors.certificates import Certificates
 from gateway.doors.grpc import Context, GrpcDoor
 from gateway.doors.grpc_health import NAME, Health
 from gateway.doors.rpcs import METHODS, Method
@@ -34,15 +36,15 @@ class GrpcListener:
         self._server.add_generic_rpc_handlers((_Service(door, health),))
         reflection.enable_server_reflection((SERVICE, NAME, reflection.SERVICE_NAME), self._server)
 
-    async def start(self, address: Address, credentials: grpc.ServerCredentials | None = None) -> str:
-        """Listen, with TLS if there are credentials; returns the address. Raises OSError."""
+    async def start(self, address: Address, certificates: Certificates | None = None) -> str:
+        """Listen, with TLS if there are certificates and it is a network; returns the address. Raises OSError."""
         host = f"[{address.host}]" if ":" in address.host else address.host
         target = f"unix:{address.path}" if address.path else f"{host}:{address.port}"
         try:
-            if credentials is None:
+            if certificates is None or address.path:
                 port = self._server.add_insecure_port(target)
             else:
-                port = self._server.add_secure_port(target, credentials)
+                port = self._server.add_secure_port(target, _credentials(certificates))
         except RuntimeError as error:  # grpc tells why on its own log only
             raise OSError(f"{target}: cannot be listened on, it may be in use") from error
         await self._server.start()
@@ -74,6 +76,29 @@ def _handler(door: GrpcDoor, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
         await door.handle(method, context)
 
     return grpc.stream_stream_rpc_method_handler(behaviour)
+
+
+def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    """What is shown in each handshake: the files that ``certificates`` has found good, read anew when it has taken up
+    new ones. grpc asks on a thread of its own."""
+    seen = certificates.renewals
+
+    def fetch() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal seen
+        if certificates.renewals == seen:
+            return None
+        seen = certificates.renewals
+        return _shown(certificates.tls)
+
+    must_show = certificates.tls.client_ca is not None
+    # None means that nothing has changed, which the stubs do not know.
+    return grpc.dynamic_ssl_server_credentials(_shown(certificates.tls), fetch, must_show)  # type: ignore[arg-type]
+
+
+def _shown(tls: Tls) -> grpc.ServerCertificateConfiguration:
+    key, chain = Path(tls.key).read_bytes(), Path(tls.certificate).read_bytes()
+    authority = None if tls.client_ca is None else Path(tls.client_ca).read_bytes()
+    return grpc.ssl_server_certificate_configuration([(key, chain)], authority)
 
 
 def _options(server: Server, shared: bool) -> list[tuple[str, int]]:

@@ -161,15 +161,15 @@ class Streaming:
             message, name = renamed(message, tier.model, sketch.version or tier.version), route.name
             pool = route.last_rpc
         self._ports.pipeline.charge(route, self._caller)
-        sequence = None if pool.alone else codec.sequence_of(sketch)
+        sequence = "" if pool.alone else codec.sequence_of(sketch)
         talk = self._talk(pool, name, sequence, write)
         with Held(self._ports.buffered) as held:
             held.add(len(message))
             await talk.send(message)
 
-    def _talk(self, pool: RpcPool, name: str, sequence: str | None, write: Write) -> Talk:
+    def _talk(self, pool: RpcPool, name: str, sequence: str, write: Write) -> Talk:
         """The stream on to the replica where a sequence lives, or to any: one for each route and replica."""
-        home = None if sequence is None else pool.pool.home_of(sequence)
+        home = None if not sequence else pool.pool.home_of(sequence)
         for (owner, url), known in self._talks.items():
             if owner == name and home in (None, url):
                 return known

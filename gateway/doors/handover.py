@@ -17,6 +17,10 @@ THEIRS: Final = 2
 class Owner(Protocol):
     """What aiohttp's side tells the connection that it works for."""
 
+    @property
+    def bounded(self) -> bool:
+        """Whether aiohttp was given the bytes of one request, and none of what follows it."""
+
     def foreign_began(self) -> None:
         """A request's head is read, or an answer to it is being written: from here on the door bounds what happens."""
 
@@ -53,6 +57,10 @@ class LentTransport(asyncio.Transport):
         if not self._closed:
             self._closed = True
             self._owner.hang_up()
+
+    def give_back(self) -> None:
+        """aiohttp has no more to do with it: that it closes its side means nothing."""
+        self._closed = True
 
     def abort(self) -> None:
         self._transport.abort()

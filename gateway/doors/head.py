@@ -18,14 +18,16 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 import msgspec
-from aiohttp import HttpVersion11
+from aiohttp import HttpVersion10, HttpVersion11
 from aiohttp.base_protocol import BaseProtocol
 from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 
 from gateway.admission.auth import Caller, Directory
-from gateway.doors.passthrough import Passage, passed_on, withheld
+from gateway.admission.forwarded import Proxies
+from gateway.codec.http import JSON_LENGTH_HEADER
+from gateway.doors.passthrough import Passage, is_plain, passed_on, withheld
 from gateway.doors.path import Target, target_of
 from gateway.doors.question import Question, identify, judge
 from gateway.problem import Refused
@@ -41,7 +43,7 @@ HEAD_LINES_REMEMBERED_MAX: Final = 48
 remembered stays under 60 MiB, however hostile, and is about 5 MiB with heads as clients make them."""
 
 _RELAYED_METHODS: Final = frozenset({"GET", "POST"})
-_ELSEWHERE: Final = frozenset({"transfer-encoding", "upgrade", "expect", "trailer"})
+_ELSEWHERE: Final = frozenset({"transfer-encoding", "expect", "trailer"})
 
 
 class Lane(enum.Enum):
@@ -52,18 +54,20 @@ class Lane(enum.Enum):
     AIOHTTP = "aiohttp"
     """The other lane, for one request whose length is known; what follows is looked at again."""
     AIOHTTP_FOR_GOOD = "aiohttp-for-good"
-    """The other lane from here on: only its parser knows where this request ends."""
+    """The other lane until the connection rests: only its parser knows where this request ends."""
 
 
 class Judgement(msgspec.Struct, frozen=True):
     """What a head means. ``length`` is the body's, in bytes; on the edge lane either ``question`` or
-    ``passage`` is there. ``anonymous``: no credential was judged, so the caller is whoever is at the other end."""
+    ``passage`` is there. ``anonymous``: no credential was judged, so the caller is whoever is at the other end, or
+    where ``hops`` lead from there (``forwarded.py``)."""
 
     lane: Lane
     length: int = 0
     question: Question | None = None
     passage: Passage | None = None
     anonymous: bool = False
+    hops: tuple[str, ...] = ()
 
 
 _FOR_GOOD: Final = Judgement(Lane.AIOHTTP_FOR_GOOD)
@@ -81,13 +85,19 @@ class Heads:
     """Judges heads and remembers. Without ``edge`` everything is the other lane's."""
 
     def __init__(
-        self, routes: Mapping[str, Route], directory: Directory, bounds: HeadBounds, edge: bool = True
+        self,
+        routes: Mapping[str, Route],
+        directory: Directory,
+        bounds: HeadBounds,
+        proxies: Proxies,
+        edge: bool = True,
     ) -> None:
         self._routes = routes
         self._edge = edge
         self._relayed_bytes_max = bounds.relayed_bytes_max
         self._withheld = withheld(directory.has_keys)
         self._directory = directory
+        self._proxies = proxies
         self._header_bytes_max = bounds.header_bytes_max
         self._known: dict[bytes, Judgement] = {}
         self.judged = 0
@@ -122,17 +132,20 @@ class Heads:
             messages, upgraded, tail = parser.feed_data(head)
         except HttpProcessingError:
             return _FOR_GOOD  # the other lane says what is wrong, and closes
-        if len(messages) != 1 or upgraded or tail:
+        if len(messages) != 1 or tail:
             return _FOR_GOOD
         message = messages[0][0]
         headers = message.headers
         lengths = headers.getall("Content-Length", ())
-        odd = any(name in headers for name in _ELSEWHERE) or message.chunked or message.upgrade
-        if odd or message.should_close or message.version != HttpVersion11 or len(lengths) > 1:
+        if any(name in headers for name in _ELSEWHERE) or message.chunked or message.method == "CONNECT":
+            return _FOR_GOOD
+        if message.version not in (HttpVersion10, HttpVersion11) or len(lengths) > 1:
             return _FOR_GOOD
         if lengths and not (lengths[0].isascii() and lengths[0].isdigit()):
             return _FOR_GOOD
         length = int(lengths[0]) if lengths else 0
+        if message.should_close or message.upgrade or upgraded or message.version != HttpVersion11:
+            return Judgement(Lane.AIOHTTP, length)
         return self._of_request(message.method, message.path, headers, length)
 
     def _of_request(self, method: str, raw: str, headers: CIMultiDictProxy[str], length: int) -> Judgement:
@@ -152,7 +165,8 @@ class Heads:
             return elsewhere  # the other lane judges again and says what is wrong
         if length > question.body_bytes_max:
             return elsewhere
-        return Judgement(Lane.EDGE, length, question, anonymous=_is_anonymous(caller))
+        hops = self._proxies.hops(headers)
+        return Judgement(Lane.EDGE, length, question, anonymous=_is_anonymous(caller), hops=hops)
 
     def _passing(self, method: str, target: Target, headers: CIMultiDictProxy[str], length: int) -> Judgement:
         """A request that no route answers. The other lane has those that the gateway answers itself, that change
@@ -162,8 +176,9 @@ class Heads:
             return Judgement(Lane.AIOHTTP, length)
         caller = identify(self._directory, headers, "")
         call = Call(method, target.raw, passed_on(headers.items(), self._withheld))
-        passage = Passage(call, caller, works=method == "POST" and bool(target.model))
-        return Judgement(Lane.EDGE, length, None, passage, _is_anonymous(caller))
+        works, plain = method == "POST" and bool(target.model), is_plain(method, target, headers)
+        passage = Passage(call, caller, works, plain, headers.get(JSON_LENGTH_HEADER))
+        return Judgement(Lane.EDGE, length, None, passage, _is_anonymous(caller), self._proxies.hops(headers))
 
 
 def _is_anonymous(caller: Caller) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from http import HTTPStatus
 from time import perf_counter
 from typing import Final
 
@@ -19,6 +20,7 @@ from multidict import CIMultiDict
 
 from degrade.deadline import Ticker
 from gateway.admission.auth import Caller, Directory
+from gateway.admission.forwarded import Proxies
 from gateway.config import Server
 from gateway.doors.about import PLATFORM, described, is_ready
 from gateway.doors.buffered import Buffered, Held
@@ -61,6 +63,7 @@ class Ports(msgspec.Struct, frozen=True):
     loaded: Callable[[str], None]
     ticker: Ticker
     buffered: Buffered
+    proxies: Proxies
 
 
 class HttpDoor:
@@ -69,7 +72,7 @@ class HttpDoor:
     def __init__(self, server: Server, ports: Ports) -> None:
         self._server = server
         self._ports = ports
-        self._through = Passthrough(server, ports.ticker, ports.loaded, ports.directory.has_keys)
+        self._through = Passthrough(server, ports.ticker, ports.loaded, ports.directory.has_keys, ports.proxies)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; whatever goes wrong becomes a problem document here."""
@@ -83,6 +86,8 @@ class HttpDoor:
             response, state = await self._answer(request, target, route, began)
         except Refused as refused:
             response = _response(refusal(refused))
+            if response.status == HTTPStatus.REQUEST_TIMEOUT:
+                response.force_close()  # what is left of this request may still come, and is not read
             self._ports.telemetry.refused(label, refused.problem.slug)
         except (asyncio.CancelledError, ConnectionError):
             raise  # the caller has left: nobody to answer
@@ -106,7 +111,9 @@ class HttpDoor:
         if target.kind == "ready":
             _only_read(request.method)
             return self._ready(), "gateway"
-        caller = identify(self._ports.directory, request.headers, request.remote or "local")
+        proxies = self._ports.proxies
+        client = proxies.client(request.remote or "", proxies.hops(request.headers))
+        caller = identify(self._ports.directory, request.headers, client or "local")
         if target.changes is not None and target.changes not in self._server.allow:
             detail = f"{request.method} {target.raw} would change the server behind this gateway."
             raise Refused(forbidden(detail, f'"{target.changes}" in server.allow'))

@@ -18,6 +18,7 @@ import msgspec
 from aiohttp.web_protocol import RequestHandler
 
 from degrade.deadline import Ticker
+from gateway.admission.forwarded import Proxies
 from gateway.doors.answers import Answers
 from gateway.doors.buffered import Buffered
 from gateway.doors.exchange import Exchange
@@ -102,13 +103,16 @@ class Peer(Protocol):
     def finish(self) -> None:
         """Begin nothing new, and end."""
 
+    def rest(self) -> bool:
+        """Let go of what only aiohttp needs, if it needs nothing of this connection now; False: ask again later."""
+
     def abort(self) -> None:
         """End now."""
 
 
 class Desk(msgspec.Struct, frozen=True):
     """Who answers what arrives on a lane. ``foreign`` makes aiohttp's protocol for one connection;
-    ``passthrough`` is where that goes which no route answers."""
+    ``passthrough`` is where that goes which no route answers, ``proxies`` whose word on callers is believed."""
 
     heads: Heads
     exchange: Exchange
@@ -116,6 +120,7 @@ class Desk(msgspec.Struct, frozen=True):
     buffered: Buffered
     foreign: Callable[[Owner], RequestHandler]
     passthrough: Pool
+    proxies: Proxies
 
 
 class EdgeLane:
@@ -128,6 +133,7 @@ class EdgeLane:
         self.buffered = desk.buffered
         self.foreign = desk.foreign
         self.passthrough = desk.passthrough
+        self.proxies = desk.proxies
         self.ticker = clocks.ticker
         self.options = options
         self.waits = options.times.waits()
@@ -136,6 +142,9 @@ class EdgeLane:
         self.connections: set[Peer] = set()
         self.cuts: Counter[str] = Counter()
         """Connections cut, by the reason: full, address, or the state in which the peer took too long."""
+        self.lent: set[Peer] = set()
+        """Connections that aiohttp has answered since the last sweep: what it holds for one is several times what we
+        do, and who rests needs none of it."""
         self.draining = False
         self._wall = clocks.wall
         self._addresses: Counter[str] = Counter()
@@ -162,8 +171,10 @@ class EdgeLane:
         self._ended.set()
 
     def sweep(self, now: float) -> None:
-        """Cut every connection whose peer has taken longer than it may, and set the date."""
+        """Cut every connection whose peer has taken longer than it may, let others rest, and set the date."""
         self.answers.set_date(self._wall())
+        lent, self.lent = self.lent, set()
+        self.lent.update([each for each in lent if not each.rest()])
         for connection in [each for each in self.connections if each.limit < now]:
             connection.expire()
 

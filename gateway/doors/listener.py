@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from http import HTTPStatus
 from typing import Final
 
-from aiohttp import HttpVersion10, HttpVersion11, StreamReader, web
+from aiohttp import HttpVersion, HttpVersion10, HttpVersion11, StreamReader, web
 from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http import SERVER_SOFTWARE
 from aiohttp.http_exceptions import LineTooLong
@@ -23,8 +23,12 @@ from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
 from gateway.config import Address
+from gateway.doors.certificates import Certificates
 from gateway.doors.handover import Owner
+from gateway.doors.handshakes import Handshakes
 from gateway.doors.http import problem_response
+from gateway.doors.lane import EdgeLane
+from gateway.doors.passthrough import UNTYPED
 from gateway.problem import Problem, Refused, head_over, internal, malformed
 
 _SILENT: Final = logging.getLogger("tailrace.access")
@@ -39,6 +43,9 @@ BACKLOG: Final = 1024
 
 UNREAD_METHOD: Final = "UNKNOWN"
 """aiohttp's name for the method of a request that its parser refused."""
+
+VERSIONS: Final = (HttpVersion10, HttpVersion11)
+"""Those that are spoken here."""
 
 ADMIN_CONNECTIONS_MAX: Final = 64
 """Callers of an admin port at once: scrapers and people, each of whom may hold a few connections."""
@@ -63,11 +70,16 @@ def require_strict_parser() -> None:
 
 
 class _Request(web.BaseRequest):
-    """A request. Its only difference: answers name this server, not the library and its version."""
+    """A request. Its differences: answers name this server, not the library and its version, and what passes through
+    is given no type that it did not have; ``spoken`` is the version of its head, where answers are in ours."""
+
+    spoken: HttpVersion
 
     async def _prepare_hook(self, response: web.StreamResponse) -> None:
         if response.headers.get("Server") == SERVER_SOFTWARE:
             response.headers["Server"] = SERVER_NAME
+        if UNTYPED in response:
+            response.headers.pop("Content-Type", None)
 
 
 class _Connection(RequestHandler):
@@ -86,19 +98,33 @@ class _Connection(RequestHandler):
         if self._messages and isinstance(self._messages[-1][0], _ErrInfo):
             self._fail_unfinished(self._messages[-1][0])
 
+    @property
+    def resting(self) -> bool:
+        """Whether every request that was read is answered, and read to its end."""
+        return (
+            not self._messages
+            and not self._request_in_progress
+            and self._waiter is not None
+            and (self.latest is None or self.latest.is_eof())
+        )
+
     def _fail_unfinished(self, error: _ErrInfo) -> None:
         """aiohttp forgets a body that stops being HTTP half-way, and its reader would wait for ever:
         give the reader the problem as its answer, instead of the next request."""
-        bodies = [body for _, body in self._messages]
-        if self.latest is not None:
-            bodies.append(self.latest)
-        for body in bodies:
-            if not body.is_eof():
-                body.set_exception(Refused(_unreadable(error.exc, error.message)))
-                body.feed_eof()
-                self._messages.pop()
-                self.close()
+        for place, (message, body) in enumerate(self._messages):
+            if not body.is_eof():  # not begun, perhaps behind others: its answer is the last one
+                assert isinstance(message, RawRequestMessage)
+                self._messages[place] = (message._replace(should_close=True), body)
+                self._fail(body, error)
                 return
+        if self.latest is not None and not self.latest.is_eof():
+            self._fail(self.latest, error)
+            self.close()
+
+    def _fail(self, body: StreamReader, error: _ErrInfo) -> None:
+        body.set_exception(Refused(_unreadable(error.exc, error.message)))
+        body.feed_eof()
+        self._messages.pop()
 
     def log_exception(self, *arguments: object, **named: object) -> None:
         error = named.get("exc_info")
@@ -142,7 +168,8 @@ class Listener(web.Server):
             if edge is not None:
                 await response.prepare(request)
                 await response.write_eof()
-                edge.foreign_done()
+                if response.keep_alive:  # else aiohttp closes, and nothing more is begun
+                    edge.foreign_done()
             return response
 
         super().__init__(strict, request_factory=_request, handler_cancellation=True)
@@ -189,9 +216,21 @@ def _request(
 ) -> web.BaseRequest:
     assert isinstance(protocol, _Connection)
     protocol.latest = payload
-    if message.method == UNREAD_METHOD and message.version == HttpVersion10:
-        message = message._replace(version=HttpVersion11)  # of what it cannot read aiohttp makes up a request
-    return _Request(message, payload, protocol, writer, task, asyncio.get_running_loop())
+    spoken = message.version
+    made_up = message.method == UNREAD_METHOD and spoken == HttpVersion10  # aiohttp does, of what it cannot read
+    if made_up or spoken not in VERSIONS:
+        message = message._replace(version=HttpVersion11)  # an answer is in a version of ours (RFC 9110 section 2.5)
+    bounded = protocol.edge is not None and protocol.edge.bounded
+    if message.upgrade and not bounded:
+        message = message._replace(should_close=True)  # aiohttp may have dropped what it read behind this request
+    request = _Request(message, payload, protocol, writer, task, asyncio.get_running_loop())
+    request.spoken = spoken
+    return request
+
+
+def resting(connection: RequestHandler) -> bool:
+    """Whether nothing would be lost with aiohttp's side of a connection, if no half request was given to it."""
+    return isinstance(connection, _Connection) and connection.resting
 
 
 def _edge_of(request: web.BaseRequest) -> Owner | None:
@@ -208,11 +247,12 @@ def _unreadable(error: BaseException | None, message: str) -> Problem:
 
 def _unacceptable(request: web.BaseRequest) -> Problem | None:
     """What the parser lets through and we do not: other versions, other transfer codings (RFC 9112)."""
-    if request.version not in (HttpVersion10, HttpVersion11):
-        detail = f"HTTP/{request.version.major}.{request.version.minor} is not spoken here; use HTTP/1.1."
+    spoken = request.spoken if isinstance(request, _Request) else request.version
+    if spoken not in VERSIONS:
+        detail = f"HTTP/{spoken.major}.{spoken.minor} is not spoken here; use HTTP/1.1."
         return Problem("http-version", HTTPStatus.HTTP_VERSION_NOT_SUPPORTED, "HTTP version not supported", detail)
     codings = ", ".join(request.headers.getall("Transfer-Encoding", ())).lower()
-    if codings not in ("", "chunked"):
+    if codings != "chunked" and "Transfer-Encoding" in request.headers:
         detail = f"Transfer-Encoding {codings[:64]!r} is not undone here; use chunked alone."
         return Problem("transfer-coding", HTTPStatus.NOT_IMPLEMENTED, "Transfer coding not implemented", detail)
     return None
@@ -228,19 +268,37 @@ async def listen(
     loop = asyncio.get_running_loop()
     if address.path:
         return await loop.create_unix_server(make, address.path, backlog=BACKLOG), f"unix:{address.path}"
+    bound, where = bind(address, shared)
+    return await loop.create_server(make, sock=bound, backlog=BACKLOG), f"http://{where}"
+
+
+def listen_secured(
+    make: Callable[[], asyncio.Protocol],
+    address: Address,
+    certificates: Certificates,
+    lane: EdgeLane,
+    shared: bool = False,
+) -> tuple[Handshakes, str]:
+    """The same with TLS, and never on a unix socket: ``https://HOST:PORT``. Raises OSError."""
+    bound, where = bind(address, shared)
+    bound.listen(BACKLOG)
+    return Handshakes(bound, certificates, lane, make), f"https://{where}"
+
+
+def bind(address: Address, shared: bool) -> tuple[socket.socket, str]:
+    """A socket at HOST:PORT that does not listen yet, and where that is. Raises OSError."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     bound = socket.socket(family, socket.SOCK_STREAM)
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if shared:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         bound.bind((address.host, address.port))
     except BaseException:
         bound.close()
         raise
-    server = await loop.create_server(make, sock=bound, backlog=BACKLOG)
     host = f"[{address.host}]" if family is socket.AF_INET6 else address.host
-    return server, f"http://{host}:{bound.getsockname()[1]}"
+    return bound, f"{host}:{bound.getsockname()[1]}"
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ balancer in front would have changed one of them by chance.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable, Iterable
 from time import perf_counter
 from typing import Final
@@ -19,18 +20,24 @@ from aiohttp import HttpVersion11, web
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure
 from gateway.admission.auth import Caller
+from gateway.admission.forwarded import Origin, Proxies
 from gateway.admission.quota import Verdict
 from gateway.codec import http as codec
 from gateway.config import Server
 from gateway.doors.exchange import quota_fields
 from gateway.doors.path import Target
+from gateway.doors.question import Headers
 from gateway.problem import Problem, Refused, head_too_large, malformed, timed_out, too_large, unavailable
-from tiers.backends.triton_http import Call, Reply
+from tiers.backends.triton_http import Call, Reply, end_to_end
 from tiers.inference import Rejected, UpstreamError
 from tiers.pool import Pool
+from tiers.v2.sequence import sequence_of
 
 CREDENTIALS: Final = frozenset({"authorization", "x-api-key"})
 VIA: Final = ("Via", "1.1 tailrace")
+
+UNTYPED: Final = web.ResponseKey("untyped", bool)
+"""Set on a response that came without a Content-Type: aiohttp would make one up."""
 
 CHANGE_BYTES_MAX: Final = 256 * 2**20
 """A call to every replica is held in memory; loads may carry whole model files."""
@@ -61,22 +68,36 @@ class Passing(msgspec.Struct, frozen=True):
 
 class Passage(msgspec.Struct, frozen=True):
     """A judged head that is passed through; ``call`` has no body yet. ``works``: it puts work on a model, and
-    so uses its caller's quota up."""
+    so uses its caller's quota up. ``plain``: an infer request without a content coding, which can be looked into."""
 
     call: Call
     caller: Caller
     works: bool
+    plain: bool = False
+    json_length: str | None = None
 
     def by(self, name: str) -> Passage:
         """The same, by the caller of this name, who shows no key."""
         return msgspec.structs.replace(self, caller=msgspec.structs.replace(self.caller, name=name))
+
+    def sequence(self, body: bytes) -> str:
+        """The sequence that a request with this body belongs to; "" for none."""
+        return sequence_of(json_part(body, self.json_length)) if self.plain else ""
+
+    def told(self, proxies: Proxies, origin: Origin) -> Passage:
+        """The same, with what a replica is told of where it comes from."""
+        headers = proxies.told(self.call.headers, origin)
+        return msgspec.structs.replace(self, call=msgspec.structs.replace(self.call, headers=headers))
 
 
 class Passthrough:
     """The way through. ``loaded`` is told of a model that was loaded or unloaded, before the caller hears
     of it; ``keys_are_ours`` says that credentials were meant for us, and stay here."""
 
-    def __init__(self, server: Server, ticker: Ticker, loaded: Callable[[str], None], keys_are_ours: bool) -> None:
+    def __init__(
+        self, server: Server, ticker: Ticker, loaded: Callable[[str], None], keys_are_ours: bool, proxies: Proxies
+    ) -> None:
+        self._proxies = proxies
         self._loaded = loaded
         self._bytes_max = int(server.passthrough_bytes_max)
         self._timeout = float(server.passthrough_timeout)
@@ -102,19 +123,26 @@ class Passthrough:
             raise unanswered(request.method, passing.target.raw, error) from error
 
     async def _forwarded(self, request: web.BaseRequest, passing: Passing, deadline: Deadline) -> web.StreamResponse:
-        body = self._parts(request, passing) if request.body_exists else None
+        parts = self._parts(request, passing) if request.body_exists else None
         # Triton answers HEAD with a body, which no client can read: ask as GET, and keep the head
         # (RFC 9110 section 9.3.2: it is the same head).
         only_head = request.method == "HEAD"
         method = "GET" if only_head else request.method
+        body: bytes | AsyncIterator[bytes] | None = parts
+        sequence = ""
+        if parts is not None and self._may_be_of_a_sequence(request, passing):
+            body = b"".join([part async for part in parts])
+            sequence = sequence_of(json_part(body, request.headers.get(codec.JSON_LENGTH_HEADER)))
         call = Call(method, passing.target.raw, self._headers(request), body)
         response = web.StreamResponse()
         try:
-            async with passing.pool.forward(call, deadline) as reply:
+            async with passing.pool.forward(call, deadline, sequence) as reply:
                 self._tell(passing.target)
                 response.set_status(reply.status)
                 response.headers.extend(reply.headers)
                 response.headers.extend(_provenance(passing))
+                if "Content-Type" not in response.headers:
+                    response[UNTYPED] = True
                 await response.prepare(request)
                 if not only_head:
                     async for part in reply.chunks:
@@ -125,6 +153,12 @@ class Passthrough:
                 raise Broken(str(error)) from error
             raise
         return response
+
+    def _may_be_of_a_sequence(self, request: web.BaseRequest, passing: Passing) -> bool:
+        """Whether it must be looked into before a replica is chosen: only where there is a choice."""
+        if len(passing.pool.replicas) == 1 or (request.content_length or math.inf) > RELAYED_BYTES_MAX:
+            return False
+        return is_plain(request.method, passing.target, request.headers)
 
     async def _everywhere(self, request: web.BaseRequest, passing: Passing, deadline: Deadline) -> web.Response:
         """The same call at every replica: the first failure is the answer, or else the last success."""
@@ -156,6 +190,8 @@ class Passthrough:
                 response.headers.add(name, value)
             elif name.lower() == "content-type":
                 response.headers[name] = value
+        if "Content-Type" not in response.headers:
+            response[UNTYPED] = True
         return response
 
     def _tell(self, target: Target) -> None:
@@ -163,7 +199,8 @@ class Passthrough:
             self._loaded(target.loads)
 
     def _headers(self, request: web.BaseRequest) -> tuple[tuple[str, str], ...]:
-        return passed_on(request.headers.items(), self._withheld)
+        told = passed_on(request.headers.items(), self._withheld)
+        return self._proxies.told(told, Origin(request.remote or "", request.secure))
 
     async def _parts(self, request: web.BaseRequest, passing: Passing) -> AsyncIterator[bytes]:
         bytes_max, size = self._bound(passing), 0
@@ -195,9 +232,21 @@ def withheld(keys_are_ours: bool) -> frozenset[str]:
 
 
 def passed_on(headers: Iterable[tuple[str, str]], withheld: frozenset[str]) -> tuple[tuple[str, str], ...]:
-    """A request's fields as a replica gets them: without those withheld, and with us in Via (RFC 9110 section 7.6.3).
-    What is hop-by-hop is left out where the head is written."""
-    return (*(pair for pair in headers if pair[0].lower() not in withheld), VIA)
+    """A request's fields as a replica gets them: without what is hop-by-hop and those withheld, and with us in Via
+    (RFC 9110 section 7.6.3). A caller's Connection must not name what we add, so it has its say first."""
+    return (*(pair for pair in end_to_end(headers) if pair[0].lower() not in withheld), VIA)
+
+
+def is_plain(method: str, target: Target, headers: Headers) -> bool:
+    """Whether a request is one for inference that can be looked into."""
+    return target.kind == "infer" and method == "POST" and "Content-Encoding" not in headers
+
+
+def json_part(body: bytes, length: str | None) -> bytes:
+    """The JSON part of an infer request's body; nothing if its length cannot be read."""
+    if length is None:
+        return body
+    return body[: int(length)] if length.isascii() and length.isdigit() and len(length) < 20 else b""
 
 
 def unsendable(error: Rejected) -> Refused:

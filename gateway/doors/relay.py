@@ -74,7 +74,8 @@ class Relay:
         """Send it to a replica; ``seconds`` bound the wait for a connection."""
         call = msgspec.structs.replace(self._passage.call, body=body) if body else self._passage.call
         try:
-            self._relayed = pool.relay(call, self, seconds)
+            sequence = self._passage.sequence(body) if len(pool.replicas) > 1 else ""
+            self._relayed = pool.relay(call, self, seconds, sequence)
         except Rejected as error:
             self._side.relay_done(unsendable(error))
         except UpstreamError as error:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from cache.response import ResponseCache
+from gateway.doors.handshakes import Handshakes
 from gateway.doors.lane import EdgeLane
 from gateway.operate.telemetry import Gauge, Labels
 from gateway.route import Home, Route, Served, Wire
@@ -106,4 +107,29 @@ def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:
         (),
         one(lambda: buffered.refused),
         counter=True,
+    )
+
+
+def tls_gauges(handshakes: Handshakes) -> Iterator[Gauge]:
+    """How callers' handshakes ended, and whether the certificate is the one on the disk."""
+    certificates = handshakes.certificates
+    yield Gauge(
+        "tailrace_tls_handshakes",
+        "TLS handshakes, by how they ended.",
+        ("outcome",),
+        lambda: (((outcome,), float(count)) for outcome, count in handshakes.outcomes.items()),
+        counter=True,
+    )
+    yield Gauge(
+        "tailrace_tls_renewals",
+        "New certificates taken up.",
+        (),
+        lambda: iter([((), float(certificates.renewals))]),
+        counter=True,
+    )
+    yield Gauge(
+        "tailrace_tls_renewal_failing",
+        "1 while the certificate's files have changed and cannot be used.",
+        (),
+        lambda: iter([((), float(bool(certificates.fault)))]),
     )

@@ -9,9 +9,10 @@ from collections.abc import Callable
 import pytest
 
 from cache.alias import Held
+from cache.bounded import Bounded
 from cache.digest import Key
 from cache.entry import Entry
-from cache.policy import POLICIES, Policy
+from cache.policy import POLICIES
 from cache.response import ResponseCache
 
 ENTRIES = 500
@@ -21,8 +22,8 @@ class Value:
     """Something that can be watched going."""
 
 
-def filled(policy: Policy[Held[Value]]) -> tuple[ResponseCache[Value, bytes], list[weakref.ref[Value]]]:
-    cache: ResponseCache[Value, bytes] = ResponseCache(policy)
+def filled(entries: Bounded[Held[Value]]) -> tuple[ResponseCache[Value, bytes], list[weakref.ref[Value]]]:
+    cache: ResponseCache[Value, bytes] = ResponseCache(entries)
     watched = []
     for number in range(ENTRIES):
         value, digest = Value(), b"%d" % number
@@ -33,11 +34,11 @@ def filled(policy: Policy[Held[Value]]) -> tuple[ResponseCache[Value, bytes], li
     return cache, watched
 
 
-@pytest.mark.parametrize("name", ["s3fifo", "sieve"])
+@pytest.mark.parametrize("name", POLICIES)
 def test_entries_are_not_looked_at_by_the_collector(name: str) -> None:
     gc.collect()
     before = len(gc.get_objects())
-    cache, watched = filled(POLICIES[name](10**6))
+    cache, watched = filled(Bounded(10**6, POLICIES[name](10**6)))
     gc.collect()
     grown = len(gc.get_objects()) - before - len(watched) * 2  # the values of this test, and what watches them
     assert grown < ENTRIES / 10
@@ -51,10 +52,10 @@ def test_what_is_dropped_is_gone_without_a_collection(
 ) -> None:
     gc.disable()
     try:
-        cache, watched = filled(POLICIES[name](10**6))
+        cache, watched = filled(Bounded(10**6, POLICIES[name](10**6)))
         end(cache)
         assert [each for each in watched if each() is not None] == []
-        cache, watched = filled(POLICIES[name](100))  # the rest is evicted
+        cache, watched = filled(Bounded(100, POLICIES[name](100)))  # the rest is evicted
         assert len([each for each in watched if each() is not None]) == cache.entries < ENTRIES
         cache.purge()
     finally:

@@ -152,9 +152,9 @@ def test_the_layout_has_not_changed_by_accident() -> None:
     verdict, body = "a5ba1a0afec14f36d99501198224ee54", (
         "0be9c598ae63835518e7fb422dc3027f452d75f3dbdb94c90d843298b1180ad9"
     )
-    assert WireDigester(b"verdict")(b"body").hex() == verdict + body
+    assert WireDigester(b"verdict").key(b"body").hex() == verdict + body
     assert len(BASE.digest()) == DIGEST_BYTES
-    assert len(WireDigester(b"")(b"")) == WIRE_BYTES
+    assert len(WireDigester(b"").key(b"")) == WIRE_BYTES
 
 
 def test_integers_of_any_length() -> None:
@@ -175,8 +175,8 @@ def test_a_parameter_of_another_type_is_refused() -> None:
 
 def test_wire_digest_covers_verdict_and_body_and_where_they_meet() -> None:
     pairs = [(b"ab", b"c"), (b"a", b"bc"), (b"", b"abc"), (b"abc", b""), (b"ab", b"d"), (b"bb", b"c")]
-    assert len({WireDigester(verdict)(body) for verdict, body in pairs}) == len(pairs)
-    assert WireDigester(b"ab")(memoryview(b"xcx")[1:2]) == WireDigester(b"ab")(b"c")
+    assert len({WireDigester(verdict).key(body) for verdict, body in pairs}) == len(pairs)
+    assert WireDigester(b"ab").key(memoryview(b"xcx")[1:2]) == WireDigester(b"ab").key(b"c")
 
 
 def test_keys_are_values() -> None:

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.policy import GHOST_ENTRIES_MIN, POLICIES, Lru, Policy, S3Fifo, Sieve
+from cache.bounded import Bounded
+from cache.policy import GHOST_ENTRIES_MIN, POLICIES, Lru, S3Fifo, Sieve
 
 BYTES_MAX = 40
 
@@ -17,7 +18,7 @@ def key(number: int) -> bytes:
     return number.to_bytes(16, "little")
 
 
-def hold(policy: Policy[int], *numbers: int, size: int = 1) -> list[int]:
+def hold(policy: Bounded[int], *numbers: int, size: int = 1) -> list[int]:
     """Put each number as its own value; returns the values that left."""
     return [left for number in numbers for _, left in policy.put(key(number), number, size)]
 
@@ -39,7 +40,7 @@ operations = st.lists(
 class Model:
     """Values and sizes of what is held, told which keys left; checks that nothing leaves unreported."""
 
-    def __init__(self, policy: Policy[int]) -> None:
+    def __init__(self, policy: Bounded[int]) -> None:
         self.policy = policy
         self.held: dict[bytes, tuple[int, int]] = {}
         self.puts = 0
@@ -79,7 +80,7 @@ class Model:
 @pytest.mark.parametrize("name", POLICIES)
 @given(operations)
 def test_a_policy_is_a_map_that_forgets_aloud(name: str, steps: list[tuple[str, int, int]]) -> None:
-    policy: Policy[int] = POLICIES[name](BYTES_MAX)
+    policy: Bounded[int] = Bounded(BYTES_MAX, POLICIES[name](BYTES_MAX))
     model = Model(policy)
     for operation, number, size in steps:
         which = key(number)
@@ -100,7 +101,7 @@ def test_a_policy_is_a_map_that_forgets_aloud(name: str, steps: list[tuple[str, 
 
 @given(operations)
 def test_lru_evicts_as_a_list_in_order_of_use_does(steps: list[tuple[str, int, int]]) -> None:
-    policy: Lru[int] = Lru(BYTES_MAX)
+    policy: Bounded[int] = Bounded(BYTES_MAX, Lru(BYTES_MAX))
     order: list[tuple[bytes, int]] = []
     for operation, number, size in steps:
         which = key(number)
@@ -129,7 +130,7 @@ def test_lru_evicts_as_a_list_in_order_of_use_does(steps: list[tuple[str, int, i
 
 def test_sieve_as_in_the_paper() -> None:
     # Figure 1 of the paper's idea: used ones stay where they are, the hand goes on from where it was.
-    policy: Sieve[int] = Sieve(7)
+    policy: Bounded[int] = Bounded(7, Sieve(7))
     hold(policy, 1, 2, 3, 4, 5, 6, 7)
     for used in (1, 2, 7):
         policy.get(key(used))
@@ -143,7 +144,7 @@ def test_sieve_as_in_the_paper() -> None:
 
 
 def test_sieve_removes_what_its_hand_points_at() -> None:
-    policy: Sieve[int] = Sieve(3)
+    policy: Bounded[int] = Bounded(3, Sieve(3))
     hold(policy, 1, 2, 3)
     policy.get(key(1))
     assert hold(policy, 4) == [2]  # the hand is at 3 now
@@ -153,7 +154,7 @@ def test_sieve_removes_what_its_hand_points_at() -> None:
 
 
 def test_s3fifo_one_hit_wonders_leave_by_the_small_queue() -> None:
-    policy: S3Fifo[int] = S3Fifo(20)
+    policy: Bounded[int] = Bounded(20, S3Fifo(20))
     hold(policy, *range(20))
     for popular in range(10):
         policy.get(key(popular))
@@ -163,7 +164,7 @@ def test_s3fifo_one_hit_wonders_leave_by_the_small_queue() -> None:
 
 
 def test_s3fifo_used_once_is_not_enough_and_coming_back_is() -> None:
-    policy: S3Fifo[int] = S3Fifo(20)
+    policy: Bounded[int] = Bounded(20, S3Fifo(20))
     hold(policy, *range(20))
     policy.get(key(0))
     assert hold(policy, 20) == [0]
@@ -173,7 +174,7 @@ def test_s3fifo_used_once_is_not_enough_and_coming_back_is() -> None:
 
 
 def test_s3fifo_main_gives_another_round_per_use() -> None:
-    policy: S3Fifo[int] = S3Fifo(10)
+    policy: Bounded[int] = Bounded(10, S3Fifo(10))
     hold(policy, *range(10))
     for number in range(10):
         for _ in range(9):
@@ -188,22 +189,22 @@ def test_s3fifo_main_gives_another_round_per_use() -> None:
 
 @pytest.mark.parametrize("size", [1, 7])
 def test_s3fifo_remembers_a_bounded_number_of_keys(size: int) -> None:
-    policy: S3Fifo[int] = S3Fifo(700)
+    policy: Bounded[int] = Bounded(700, S3Fifo(700))
     hold(policy, *range(50_000), size=size)
-    assert len(policy._ghost) == max(GHOST_ENTRIES_MIN, 700 // size - 1)
+    assert len(policy._policy._ghost) == max(GHOST_ENTRIES_MIN, 700 // size - 1)
 
 
 def test_s3fifo_memory_does_not_grow_with_puts_and_pops() -> None:
-    policy: S3Fifo[int] = S3Fifo(10)
+    policy: Bounded[int] = Bounded(10, S3Fifo(10))
     for number in range(1000):
         policy.put(key(number), number, 1)
         policy.pop(key(number))
-    assert len(policy) == len(policy._ghost) == policy.bytes_used == 0
+    assert len(policy) == len(policy._policy._ghost) == policy.bytes_used == 0
 
 
 @pytest.mark.parametrize("name", POLICIES)
 def test_a_value_that_grows_pushes_out_others_not_itself(name: str) -> None:
-    policy: Policy[int] = POLICIES[name](10)
+    policy: Bounded[int] = Bounded(10, POLICIES[name](10))
     hold(policy, *range(10))
     assert sorted(left for _, left in policy.put(key(0), 100, 10)) == list(range(1, 10))
     assert policy.peek(key(0)) == 100
@@ -253,7 +254,7 @@ TRACES = {
 }
 
 
-def hits(policy: Policy[int], trace: list[int]) -> int:
+def hits(policy: Bounded[int], trace: list[int]) -> int:
     count = 0
     for number in trace:
         if policy.get(key(number)) is None:
@@ -283,7 +284,7 @@ def hits_clairvoyant(trace: list[int]) -> int:
 @pytest.fixture(scope="module", params=TRACES)
 def judged(request: pytest.FixtureRequest) -> tuple[str, dict[str, int]]:
     trace = TRACES[request.param](random.Random(20231023))
-    counts = {name: hits(POLICIES[name](HELD_MAX), trace) for name in POLICIES}
+    counts = {name: hits(Bounded(HELD_MAX, POLICIES[name](HELD_MAX)), trace) for name in POLICIES}
     counts["clairvoyant"] = hits_clairvoyant(trace)
     counts["unbounded"] = sum(count - 1 for count in Counter(trace).values())
     return request.param, counts

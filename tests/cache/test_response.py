@@ -5,6 +5,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from cache.bounded import Bounded
 from cache.digest import Key
 from cache.entry import Entry, Freshness
 from cache.policy import POLICIES, Lru, S3Fifo
@@ -25,7 +26,7 @@ def an_entry(value: str = "v", *, size: int = 10, now: float = 0.0, epoch: int =
 
 @pytest.fixture
 def cache() -> ResponseCache[str, bytes]:
-    return ResponseCache(S3Fifo(BYTES_MAX))
+    return ResponseCache(Bounded(BYTES_MAX, S3Fifo(BYTES_MAX)))
 
 
 KEY = Key(digest(1), 1)
@@ -126,7 +127,7 @@ def test_a_wire_alias_dies_with_a_replaced_entry(cache: ResponseCache[str, bytes
 
 
 def test_a_wire_alias_dies_with_an_evicted_entry() -> None:
-    cache: ResponseCache[str, bytes] = ResponseCache(Lru(BYTES_MAX))
+    cache: ResponseCache[str, bytes] = ResponseCache(Bounded(BYTES_MAX, Lru(BYTES_MAX)))
     entry = stored(cache, an_entry())
     assert cache.attach(KEY, entry, WIRE, b"payload", 5)
     for number in range(2, 12):
@@ -147,7 +148,7 @@ def test_aliases_are_bounded_in_number_the_oldest_makes_way(cache: ResponseCache
 
 
 def test_aliases_may_be_switched_off() -> None:
-    cache: ResponseCache[str, bytes] = ResponseCache(Lru(BYTES_MAX), wires_per_entry_max=0)
+    cache: ResponseCache[str, bytes] = ResponseCache(Bounded(BYTES_MAX, Lru(BYTES_MAX)), wires_per_entry_max=0)
     entry = stored(cache, an_entry())
     assert not cache.attach(KEY, entry, WIRE, b"payload", 5)
 
@@ -174,7 +175,7 @@ def test_a_wire_leads_to_the_entry_it_was_attached_to_last(cache: ResponseCache[
 
 
 def test_wire_hits_keep_an_entry_from_leaving() -> None:
-    cache: ResponseCache[str, bytes] = ResponseCache(Lru(BYTES_MAX))
+    cache: ResponseCache[str, bytes] = ResponseCache(Bounded(BYTES_MAX, Lru(BYTES_MAX)))
     entry = stored(cache, an_entry())
     assert cache.attach(KEY, entry, WIRE, b"payload", 5)
     for number in range(2, 30):
@@ -190,7 +191,7 @@ class Machine(RuleBasedStateMachine):
 
     @initialize(name=st.sampled_from(sorted(POLICIES)), wires_max=st.integers(0, 3))
     def begin(self, name: str, wires_max: int) -> None:
-        self.cache: ResponseCache[str, bytes] = ResponseCache(POLICIES[name](BYTES_MAX), wires_max)
+        self.cache: ResponseCache[str, bytes] = ResponseCache(Bounded(BYTES_MAX, POLICIES[name](BYTES_MAX)), wires_max)
         self.wires_max = wires_max
         self.now = 0.0
         self.epoch = 1
@@ -293,7 +294,7 @@ class Machine(RuleBasedStateMachine):
 
     def here(self, number: int) -> Entry[str] | None:
         """What the cache holds, without counting as a use and whatever its age."""
-        held = self.cache._policy.peek(digest(number))
+        held = self.cache._entries.peek(digest(number))
         return None if held is None else held.entry
 
 

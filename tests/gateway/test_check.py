@@ -117,9 +117,13 @@ def test_the_python_parser_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_soft_limit_is_lifted_as_far_as_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     lifted: list[tuple[int, int]] = []
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: lifted.append(limits))
+    said = []
     for current in ((16, 32), (16, 10**6), (10**6, 10**6)):
         monkeypatch.setattr(resource, "getrlimit", lambda _, current=current: current)
-        raise_open_files(Config())
+        said.append(raise_open_files(Config()))
+    assert "server.connections_max is 4096" in said[0]
+    assert "the hard limit is 32" in said[0]
+    assert said[1:] == ["", ""]
     assert lifted == [(32, 32), (open_files_needed(Config()), 10**6)]
 
 

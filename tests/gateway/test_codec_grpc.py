@@ -46,8 +46,8 @@ def test_problems_have_the_status_that_triton_would_use(problem: Problem, status
         ("ipv4:10.0.0.7:51234", "10.0.0.7"),
         ("ipv6:%5B::1%5D:51234", "::1"),
         ("ipv6:[fe80::1%25eth0]:1", "fe80::1%eth0"),
-        ("unix:", "local"),
-        ("unix:/run/x.sock", "local"),
+        ("unix:", ""),
+        ("unix:/run/x.sock", ""),
     ],
 )
 def test_peers_are_addresses(peer: str, address: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.admission.auth import Directory
+from gateway.admission.forwarded import Proxies
 from gateway.doors.buffered import Buffered
 from gateway.doors.edge import EdgeConnection
 from gateway.doors.handover import OURS, LentTransport
@@ -35,6 +36,7 @@ class Transport:
     def __init__(self) -> None:
         self.written = b""
         self.reading = True
+        self.has_half_ends = True
         self.ended = self.closed = self.aborted = False
 
     def get_extra_info(self, name: str, default: object = None) -> object:
@@ -57,8 +59,11 @@ class Transport:
     def writelines(self, parts: list[bytes]) -> None:
         self.write(b"".join(parts))
 
+    def get_write_buffer_size(self) -> int:
+        return 0
+
     def can_write_eof(self) -> bool:
-        return True
+        return self.has_half_ends
 
     def write_eof(self) -> None:
         self.ended = True
@@ -125,9 +130,9 @@ class Scene:
         self.exchange = Answering()
         self.theirs = Theirs()
         nothing: Any = self.exchange
-        heads = Known({}, Directory({}, True), HeadBounds(8192, 0))
+        heads = Known({}, Directory({}, True), HeadBounds(8192, 0), Proxies())
         buffered = Buffered(BUFFERED_BYTES_MAX, SMALL_BYTES)
-        desk = Desk(heads, nothing, Telemetry(self.time), buffered, self.foreign, nothing)
+        desk = Desk(heads, nothing, Telemetry(self.time), buffered, self.foreign, nothing, Proxies())
         options = EdgeOptions(8192, 10, 10, TIMES, PIPELINED_BYTES_MAX)
         self.lane = EdgeLane(desk, Clocks(self.time, self.time), options)
 
@@ -407,6 +412,20 @@ async def test_a_connection_that_the_other_lane_ends_is_heard_to_its_end(scene: 
     assert scene.theirs.transport.is_closing()
     connection.data_received(LIVE)
     assert scene.theirs.given == [CHUNKED]
+    scene.after(TIMES.write + 1)
+    assert transport.aborted
+
+
+async def test_a_transport_without_half_ends_is_closed_and_holds_nothing_more(scene: Scene) -> None:
+    connection, transport = scene.connect()
+    transport.has_half_ends = False
+    connection.data_received(OURS_HEAD + b"b")
+    scene.after(TIMES.body + 1)
+    assert transport.written.startswith(b"HTTP/1.1 408 ")
+    assert transport.closed
+    assert not transport.ended
+    assert scene.lane.buffered.bytes == 0
+    assert connection.limit == scene.now + TIMES.write
     scene.after(TIMES.write + 1)
     assert transport.aborted
 

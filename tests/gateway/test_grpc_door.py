@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import json
+import ssl
 
 import aiohttp
 import grpc
@@ -577,6 +578,54 @@ async def test_other_kinds_of_addresses(upstream, open_door, tmp_path, address):
     door = await open_door(SERVER__GRPC=f'"{written}"', CALLERS__A=f'{{ key_sha256 = "{"0" * 64}" }}')
     assert door.gateway.grpc_address.startswith("unix:" if address == "unix" else "[::1]:")
     assert (await door.ask(message=infer()))[0].model_name == "m"
+
+
+async def test_proxies_are_believed_and_replicas_told(upstream, open_door):
+    quota = f'{{ {TIER}, caller_quota = {{ rate = 1, per = "1h" }} }}'
+    door = await open_door(ROUTES__R=quota, SERVER__TRUSTED_PROXIES='["127.0.0.1"]')
+
+    def behind(client):
+        return {"metadata": (("x-forwarded-for", client),)}
+
+    await door.ask(message=infer("r"), **behind("192.0.2.1"))
+    await door.ask(message=infer("r"), **behind("192.0.2.2"))
+    assert (await door.refused(message=infer("r"), **behind("192.0.2.1")))[0] == "RESOURCE_EXHAUSTED"
+    await door.ask(**behind("192.0.2.7"))
+    _, _, got, _ = upstream.asked[-1]
+    assert (got["x-forwarded-for"], got["x-forwarded-proto"]) == ("192.0.2.7, 127.0.0.1", "http")
+
+
+@pytest.mark.parametrize("mutual", [False, True], ids=["server", "mutual"])
+async def test_tls_holds_on_this_door_too_and_new_files_are_taken_up(upstream, open_door, own_pem, mutual):
+    files = f'certificate = "{own_pem.certificate}", key = "{own_pem.key}"'
+    callers = f', client_ca = "{own_pem.ca}"' if mutual else ""
+    client = [path.read_bytes() for path in own_pem.issue("client")]
+    door = await open_door(SERVER__TLS=f"{{ {files}{callers} }}")
+    assert (await door.refused())[0] == "UNAVAILABLE"  # plainly
+
+    def channel(shown):
+        chain, key = client if shown else (None, None)
+        credentials = grpc.ssl_channel_credentials(own_pem.ca.read_bytes(), key, chain)
+        options = [("grpc.use_local_subchannel_pool", 1)]
+        return aio.secure_channel(door.gateway.grpc_address, credentials, options=options)
+
+    for _ in range(2):
+        async with channel(shown=True) as known:
+            found = Door.__new__(Door)
+            found.channel = known
+            assert (await found.ask(message=infer()))[0].model_name == "m"
+        own_pem.issue("server")
+        door.gateway.certificates.renew()
+    assert door.gateway.certificates.renewals == 2
+    if not mutual:
+        address = ("127.0.0.1", int(door.gateway.grpc_address.rpartition(":")[2]))
+        shown = await asyncio.to_thread(ssl.get_server_certificate, address)
+        assert own_pem.certificate.read_text().replace("\n", "").startswith(shown.replace("\n", ""))
+    if mutual:
+        async with channel(shown=False) as unknown:
+            found.channel = unknown
+            assert (await found.refused())[0] == "UNAVAILABLE"
+    assert upstream.asked[0][2]["x-forwarded-proto"] == "https"
 
 
 async def test_who_does_not_take_a_large_answer_is_cut(upstream, open_door):

@@ -7,11 +7,12 @@ import tracemalloc
 import pytest
 
 from gateway.admission.auth import Directory
+from gateway.admission.forwarded import Proxies
 from gateway.doors.head import HEADS_MAX, HeadBounds, Heads, Lane
 
 
 def made() -> Heads:
-    return Heads({}, Directory({}, True), HeadBounds(65536, 1024))
+    return Heads({}, Directory({}, True), HeadBounds(65536, 1024), Proxies())
 
 
 def head(number: int, lines: int, value: str = "") -> bytes:

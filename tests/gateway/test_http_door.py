@@ -69,12 +69,15 @@ async def whole(head, reader):
 class Door:
     """A running gateway in this loop, and raw connections to it."""
 
-    def __init__(self, gateway, url):
+    def __init__(self, gateway, url, tls):
         self.gateway, self.port = gateway, int(url.rpartition(":")[2])
         self.writers = []
+        self.tls = tls
+        self.told = ["X-Forwarded-For: 127.0.0.1", f"X-Forwarded-Proto: {'https' if tls else 'http'}"]
+        self.told += ["X-Forwarded-Host: h"]
 
     async def connect(self):
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port, ssl=self.tls)
         self.writers.append(writer)
         return reader, writer
 
@@ -122,16 +125,21 @@ async def upstream():
     server.close()
 
 
-@pytest.fixture(params=["true", "false"], ids=["edge", "aiohttp"])
-async def open_door(request, upstream):
+@pytest.fixture(params=["edge", "aiohttp", "edge-tls", "aiohttp-tls"])
+async def open_door(request, upstream, pem):
     """``await open_door(KEY=value)`` -> a gateway before the upstream; keys are environment overrides."""
     doors = []
+    lane, _, tls = request.param.partition("-")
 
     async def start(url=None, **overrides):
-        environ = LISTENERS | {"TAILRACE_SERVER__DRAIN": "1s", "TAILRACE_SERVER__EDGE": request.param}
+        edge = "true" if lane == "edge" else "false"
+        environ = LISTENERS | {"TAILRACE_SERVER__DRAIN": "1s", "TAILRACE_SERVER__EDGE": edge}
+        if tls:
+            environ |= {"TAILRACE_SERVER__TLS__CERTIFICATE": str(pem.certificate)}
+            environ |= {"TAILRACE_SERVER__TLS__KEY": str(pem.key)}
         gateway = Gateway(load(None, environ | overrides, [url or upstream.url]))
         http, _ = await gateway.start()
-        doors.append(Door(gateway, http))
+        doors.append(Door(gateway, http, pem.caller() if tls else None))
         return doors[-1]
 
     yield start
@@ -150,7 +158,7 @@ async def test_a_request_goes_out_as_it_came_without_what_was_for_us_alone(upstr
     assert (await door.ask(POST + lines + b"\r\n\r\nabc"))[0] == 200
     assert upstream.heads[0].startswith(b"POST /v2/models/m/infer HTTP/1.1\r\n")
     sent = [line.replace("X-One: 2", "x-one: 2") for line in kept]
-    assert upstream.fields() == [*sent, "Via: 1.1 tailrace", "Content-Length: 3"]
+    assert upstream.fields() == [*sent, "Via: 1.1 tailrace", *door.told, "Content-Length: 3"]
     assert upstream.bodies == [b"abc"]
 
 
@@ -235,13 +243,15 @@ async def test_an_answer_is_passed_on_while_it_comes(upstream, open_door):
 
 
 async def test_the_body_is_asked_for_when_the_caller_waits_to_be_asked(upstream, open_door):
-    reader, writer = await (await open_door()).connect()
+    door = await open_door()
+    reader, writer = await door.connect()
     writer.write(POST + b"Expect: 100-continue\r\nContent-Length: 3\r\n\r\n")
     async with asyncio.timeout(SECONDS):
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
     writer.write(b"abc")
     assert (await answer(reader))[0] == 200
-    assert (upstream.fields(), upstream.bodies) == (["Via: 1.1 tailrace", "Content-Length: 3"], [b"abc"])
+    assert upstream.fields() == ["Via: 1.1 tailrace", *door.told, "Content-Length: 3"]
+    assert upstream.bodies == [b"abc"]
 
 
 async def test_a_body_that_will_be_refused_is_not_asked_for(upstream, open_door):

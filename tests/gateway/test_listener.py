@@ -255,7 +255,13 @@ def test_the_parser_must_be_the_strict_one(monkeypatch):
 
 @pytest.mark.parametrize(
     ("owner", "name"),
-    [(web_protocol, "_ErrInfo"), (web_protocol.RequestHandler, "_messages"), (web.BaseRequest, "_prepare_hook")],
+    [
+        (web_protocol, "_ErrInfo"),
+        (web_protocol.RequestHandler, "_messages"),
+        (web_protocol.RequestHandler, "_request_in_progress"),
+        (web_protocol.RequestHandler, "_waiter"),
+        (web.BaseRequest, "_prepare_hook"),
+    ],
 )
 def test_what_we_use_of_aiohttps_inside_is_still_there(owner, name):
     where = "docs/decisions/0007-what-we-use-of-aiohttps-inside.md"

@@ -133,6 +133,13 @@ def test_an_entry_keeps_its_own_bytes_alive_and_not_the_body_that_they_came_in()
     assert kept.size > len(body) > entry.size
 
 
+def test_a_small_entry_has_bytes_of_its_own_even_if_they_are_all_of_a_body() -> None:
+    response = InferResponse("r", "1", (Tensor("y", "FP32", (1,), memoryview(b"1234")),))
+    (tensor,) = route().entry(Served(response, "large", 1, 0, 1), 3, 50.0).value.response.outputs
+    assert tensor.data == b"1234"
+    assert isinstance(tensor.data, bytes)  # a view takes ten times as much
+
+
 def test_an_entry_of_nearly_all_of_a_body_keeps_it_and_is_charged_for_all_of_it() -> None:
     body = bytes(4_000_200)
     halves = memoryview(body)[200:2_000_200], memoryview(body)[2_000_200:]

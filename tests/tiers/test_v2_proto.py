@@ -143,7 +143,7 @@ def test_the_last_of_a_field_that_comes_twice_counts() -> None:
 
 @pytest.mark.parametrize(
     ("set_parameters", "sequence"),
-    [({}, None), ({"sequence_id": ("int64_param", 0)}, None), ({"sequence_id": ("int64_param", 7)}, 7),
+    [({}, ""), ({"sequence_id": ("int64_param", 0)}, ""), ({"sequence_id": ("int64_param", 7)}, "7"),
      ({"a": ("bool_param", True), "sequence_id": ("string_param", "s")}, "s")],
 )  # fmt: skip
 def test_a_sequence_is_found_without_reading_tensors(set_parameters: dict, sequence: object) -> None:

@@ -114,14 +114,14 @@ class Sketch:
         """The message without its id: itself, if it has none."""
         return self._without((ID,)) if self.id else self.message
 
-    def sequence(self) -> Parameter | None:
-        """The sequence that the request is part of, if it is of one; raises Malformed."""
+    def sequence(self) -> str:
+        """The sequence that the request is part of, as text; "" for none. Raises Malformed."""
         if not self.parameters:
-            return None
+            return ""
         pieces = [self.message[begin:end] for begin, end in self.parameters]
         parsed: Any = parse(service_pb2.ModelInferRequest, b"".join(pieces))
         sequence = read_parameters(parsed.parameters, "the request", DEFAULT_LIMITS).get("sequence_id")
-        return sequence if sequence not in (0, "") else None
+        return str(sequence) if sequence else ""
 
     def _without(self, numbers: tuple[int, ...]) -> bytes:
         kept: list[bytes] = []
