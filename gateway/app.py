@@ -26,13 +26,14 @@ from gateway.admission.forwarded import Proxies
 from gateway.admission.ratelimit import Limiter
 from gateway.check import raise_open_files
 from gateway.config import ALLOW_ALL, Config, Server, parse_address
+from gateway.doors.about import Readiness
 from gateway.doors.buffered import Buffered
 from gateway.doors.certificates import RENEWAL_SECONDS, Certificates, Unusable
 from gateway.doors.edge import EdgeConnection
 from gateway.doors.exchange import Exchange
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.head import HeadBounds, Heads
-from gateway.doors.http import HttpDoor, Ports, Readiness
+from gateway.doors.http import HttpDoor, Ports
 from gateway.doors.lane import Clocks, Desk, EdgeLane, EdgeOptions, Times
 from gateway.doors.listener import (
     ADMIN_CONNECTIONS_MAX,
@@ -185,7 +186,7 @@ class Gateway:
             buffered=self.buffered,
             proxies=http.proxies,
         )
-        health = Health(lambda: self.readiness().ready)
+        health = Health(lambda: self.readiness().ready, float(server.body_timeout))
         self._grpc = GrpcListener(server, GrpcDoor(server, ports), health, self._shared)
         with named("server.grpc", server.grpc):
             self.grpc_address = await self._grpc.start(parse_address(server.grpc), certificates)

@@ -31,11 +31,10 @@ from gateway.admission.quota import Verdict
 from gateway.codec import grpc as codec
 from gateway.codec.http import PASSED, parse_cache_control
 from gateway.config import Server
-from gateway.doors.about import PLATFORM, described, is_ready
+from gateway.doors.about import Readiness, metadata, model_ready
 from gateway.doors.buffered import Buffered, Held
 from gateway.doors.grpc_infer import Asking, Inferring
 from gateway.doors.grpc_stream import Streaming, StreamPorts
-from gateway.doors.http import Readiness
 from gateway.doors.passthrough import CHANGES_MAX, withheld
 from gateway.doors.question import check_version, identify
 from gateway.doors.rpcs import Method
@@ -199,7 +198,13 @@ class GrpcDoor:
         return Said(identified(told.ready, sketch.id), route.name, state, trailing=trailing)
 
     async def _stream(self, context: Context, streaming: Streaming) -> Said:
+        begun = False
+
         async def read() -> bytes | None:
+            nonlocal begun
+            if not begun:  # later ones may be long in coming: a stream is there to be kept
+                begun = True
+                return await first_message(context, float(self._server.body_timeout))
             message = await context.read()
             return message if isinstance(message, bytes) else None
 
@@ -225,14 +230,10 @@ class GrpcDoor:
         check_version(route, version)
         ticker = self._ports.ticker
         if method.kind == "model-ready":
-            ready = await is_ready(route, version, ticker)
+            ready = (await model_ready(route, version, ticker))["ready"]
             return Said(service_pb2.ModelReadyResponse(ready=ready).SerializeToString(), route.name)
         if method.kind == "metadata":
-            told = await described(route, version, ticker)
-            answer = service_pb2.ModelMetadataResponse(name=told.name, versions=told.versions, platform=PLATFORM)
-            for side, facts in ((answer.inputs, told.inputs), (answer.outputs, told.outputs)):
-                for fact in facts:
-                    side.add(name=fact.name, datatype=fact.datatype, shape=fact.shape)
+            answer = service_pb2.ModelMetadataResponse(**await metadata(route, version, ticker))
             return Said(answer.SerializeToString(), route.name)
         # What a route does not have itself (configuration, statistics, trace) is its last tier's.
         tier = route.config.tiers[-1]
@@ -298,14 +299,9 @@ class GrpcDoor:
         return Deadline(math.inf) if math.isinf(remaining) else Deadline.after(began, remaining)
 
     async def _message(self, context: Context) -> bytes:
-        """The call's one message, which may not take its time for ever."""
-        seconds = float(self._server.body_timeout)
-        try:
-            async with asyncio.timeout(seconds):
-                message = await context.read()
-        except TimeoutError:
-            raise Refused(timed_out(f"The message did not arrive within {seconds:g} s.")) from None
-        if not isinstance(message, bytes):
+        """The call's one message."""
+        message = await first_message(context, float(self._server.body_timeout))
+        if message is None:
             raise Refused(malformed("The call has no message.", "protobuf"))
         return message
 
@@ -324,6 +320,16 @@ class GrpcDoor:
                 await writing
         except TimeoutError:
             raise Refused(timed_out(f"The answer was not taken within {seconds:g} s.")) from None
+
+
+async def first_message(context: Context, seconds: float) -> bytes | None:
+    """A call's first message, which may not take its time for ever; None if it has none. Raises Refused (408)."""
+    try:
+        async with asyncio.timeout(seconds):
+            message = await context.read()
+    except TimeoutError:
+        raise Refused(timed_out(f"The message did not arrive within {seconds:g} s.")) from None
+    return message if isinstance(message, bytes) else None
 
 
 class _Labelled(Refused):

@@ -14,6 +14,8 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 from grpc_health.v1 import health_pb2
 
+from gateway.doors.grpc import first_message
+from gateway.problem import Refused
 from tiers.backends.rpc import SERVICE
 
 NAME: Final = "grpc.health.v1.Health"
@@ -27,21 +29,24 @@ Context = aio.ServicerContext[Any, Any]
 class Health:
     """The service's two methods. ``close`` ends what is watched, after its last word."""
 
-    def __init__(self, is_ready: Callable[[], bool]) -> None:
+    def __init__(self, is_ready: Callable[[], bool], patience: float) -> None:
+        """``patience``: seconds in which a call's message must have come."""
         self._is_ready = is_ready
+        self._patience = patience
         self._closing = asyncio.Event()
 
     def close(self) -> None:
         self._closing.set()
 
-    async def check(self, message: bytes, context: Context) -> bytes:
-        status = self._status(self._service(message))
+    async def check(self, _: object, context: Context) -> None:
+        """As a stream of one message, so that the wait for it can be bounded (see ``grpc.py``)."""
+        status = self._status(await self._service(context))
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
-        return self._told(status)
+        await context.write(self._told(status))
 
-    async def watch(self, message: bytes, context: Context) -> None:
-        service = self._service(message)
+    async def watch(self, _: object, context: Context) -> None:
+        service = await self._service(context)
         before: int | None = None
         while True:
             closing = self._closing.is_set()
@@ -57,9 +62,14 @@ class Health:
             except TimeoutError:
                 continue
 
-    def _service(self, message: bytes) -> str:
+    async def _service(self, context: Context) -> str:
+        """The service that is asked about."""
         try:
-            return str(health_pb2.HealthCheckRequest.FromString(message).service)
+            message = await first_message(context, self._patience)
+            return str(health_pb2.HealthCheckRequest.FromString(message or b"").service)
+        except Refused as refused:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, refused.problem.detail)
+            raise
         except DecodeError:
             return "?"
 

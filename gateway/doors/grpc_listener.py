@@ -64,8 +64,8 @@ class _Service(grpc.GenericRpcHandler):
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             f"/{SERVICE}/{method.name}": _handler(door, method) for method in METHODS.values()
         }
-        self._handlers[f"/{NAME}/Check"] = grpc.unary_unary_rpc_method_handler(health.check)
-        self._handlers[f"/{NAME}/Watch"] = grpc.unary_stream_rpc_method_handler(health.watch)
+        self._handlers[f"/{NAME}/Check"] = grpc.stream_stream_rpc_method_handler(health.check)
+        self._handlers[f"/{NAME}/Watch"] = grpc.stream_stream_rpc_method_handler(health.watch)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         return self._handlers.get(handler_call_details.method)

@@ -22,7 +22,7 @@ from degrade.deadline import Ticker
 from gateway.admission.auth import Caller, Directory
 from gateway.admission.forwarded import Proxies
 from gateway.config import Server
-from gateway.doors.about import PLATFORM, described, is_ready
+from gateway.doors.about import Readiness, metadata, model_ready
 from gateway.doors.buffered import Buffered, Held
 from gateway.doors.exchange import Exchange, body_limit_key, body_too_large, recalled, refusal
 from gateway.doors.passthrough import Broken, Passing, Passthrough, ask_for_body
@@ -42,13 +42,6 @@ from tiers.pool import Pool
 
 _JSON: Final = {"Content-Type": "application/json"}
 _log = structlog.get_logger("tailrace")
-
-
-class Readiness(msgspec.Struct, frozen=True):
-    """Whether new requests are welcome, and if not, why not."""
-
-    ready: bool
-    reason: str = ""
 
 
 class Ports(msgspec.Struct, frozen=True):
@@ -190,32 +183,15 @@ class HttpDoor:
 
     def _ready(self) -> web.Response:
         readiness = self._ports.readiness()
-        document: dict[str, object] = {"ready": readiness.ready}
-        if not readiness.ready:
-            document["error"] = f"not ready: {readiness.reason}"
-        return _plain(document, 200 if readiness.ready else 503)
+        return _plain(readiness.document(), 200 if readiness.ready else 503)
 
     async def _model_ready(self, target: Target, route: Route) -> web.Response:
-        if await is_ready(route, target.version, self._ports.ticker):
-            return _plain({"name": route.name, "ready": True})
-        return _plain({"name": route.name, "ready": False, "error": "no tier of the route is ready"}, 503)
+        document = await model_ready(route, target.version, self._ports.ticker)
+        return _plain(document, 200 if document["ready"] else 503)
 
     async def _metadata(self, request: web.BaseRequest, target: Target, route: Route) -> web.Response:
         _only_read(request.method)
-        told = await described(route, target.version, self._ports.ticker)
-        shapes = [
-            [{"name": fact.name, "datatype": fact.datatype, "shape": fact.shape} for fact in side]
-            for side in (told.inputs, told.outputs)
-        ]
-        return _plain(
-            {
-                "name": told.name,
-                "versions": told.versions,
-                "platform": PLATFORM,
-                "inputs": shapes[0],
-                "outputs": shapes[1],
-            }
-        )
+        return _plain(await metadata(route, target.version, self._ports.ticker))
 
 
 def _only_read(method: str) -> None:

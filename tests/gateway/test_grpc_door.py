@@ -1,6 +1,7 @@
 """The gRPC door before an upstream that records what comes: rules of admission and cache, what goes through, limits."""
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import ssl
@@ -531,6 +532,11 @@ async def test_who_sends_no_message_or_takes_no_answer_is_cut(open_door):
     async with asyncio.timeout(SECONDS):
         assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "did not arrive within 0.05 s" in await call.details()
+    for method in (f"{SERVICE}/ModelStreamInfer", "grpc.health.v1.Health/Check"):
+        call = door.channel.stream_stream(f"/{method}")(timeout=SECONDS)
+        async with asyncio.timeout(SECONDS):
+            assert await call.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert "did not arrive within 0.05 s" in await call.details()
     empty = door.channel.stream_stream(f"/{SERVICE}/ModelInfer")(timeout=SECONDS)
     await empty.done_writing()
     assert await empty.code() is grpc.StatusCode.INVALID_ARGUMENT
@@ -545,6 +551,24 @@ async def test_calls_at_once_are_bounded(upstream, open_door):
     assert (await door.refused())[0] == "RESOURCE_EXHAUSTED"
     going.set()
     await asyncio.gather(*calls)
+
+
+async def test_connections_and_metadata_are_bounded(upstream, open_door):
+    door = await open_door(SERVER__CONNECTIONS_MAX="2", SERVER__HEADER_BYTES_MAX="4KiB")
+    await door.ask()
+    assert (await door.refused(metadata=(("x-large", "x" * 6000),)))[0] in ("RESOURCE_EXHAUSTED", "INTERNAL")
+    assert len(upstream.asked) == 1
+    options = [("grpc.use_local_subchannel_pool", 1)]
+    answered = 0
+    async with contextlib.AsyncExitStack() as opened:
+        for _ in range(4):
+            other = Door.__new__(Door)
+            other.channel = aio.insecure_channel(door.gateway.grpc_address, options=options)
+            await opened.enter_async_context(other.channel)
+            with contextlib.suppress(aio.AioRpcError):
+                await other.ask(timeout=2.0)
+                answered += 1
+    assert answered == 1
 
 
 async def test_what_is_in_work_is_finished_and_health_turns_first(upstream, open_door):

@@ -20,7 +20,6 @@ from tritonclient.grpc import service_pb2
 from cache.memo import Memo
 from tiers.datatype import Misfit
 from tiers.inference import (
-    DATATYPE_BYTES,
     NO_PARAMETERS,
     SHARED_MEMORY_PARAMETER,
     Form,
@@ -36,7 +35,7 @@ from tiers.v2.forms import FORM_BYTES_MAX, FORMS_BYTES_MAX, FORMS_MAX
 from tiers.v2.members import named, parameters_of, text
 from tiers.v2.message import DEFAULT_LIMITS, Limits, Malformed, check_count, shown
 from tiers.v2.reserved import OF_INPUTS, OF_OUTPUTS, OF_REQUESTS, check_reserved
-from tiers.v2.tensors import check_elements, shape_of, shape_shown
+from tiers.v2.tensors import check_elements, check_size, shape_of
 from tiers.v2.wire import field, spans
 
 M = TypeVar("M", bound=Message)
@@ -223,20 +222,11 @@ def write_parameters(target: ParameterEntries, parameters: Parameters) -> None:
             entry.string_param = value
 
 
-def raw_tensor(outline: Outline, data: bytes | memoryview, label: str) -> Tensor:
+def raw_tensor(outline: Outline, data: memoryview, label: str) -> Tensor:
     """A tensor whose bytes are as many as its shape needs; raises Malformed."""
+    check_size(data, outline.datatype, outline.shape, label, "its raw contents have")
     if outline.datatype == "BYTES":
-        if len(data) < 4 * math.prod(outline.shape):
-            raise Malformed("byte-count", f"{label}: {len(data)} bytes are too few for {shape_shown(outline.shape)}")
         check_elements(data, outline.shape, label)
-    else:
-        expected = math.prod(outline.shape) * DATATYPE_BYTES[outline.datatype]
-        if len(data) != expected:
-            raise Malformed(
-                "byte-count",
-                f"{label}: shape {shape_shown(outline.shape)} of {outline.datatype} needs {expected} bytes, "
-                f"its raw contents have {len(data)}",
-            )
     return Tensor(outline.name, outline.datatype, outline.shape, data, outline.parameters)
 
 

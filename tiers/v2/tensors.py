@@ -108,7 +108,7 @@ def _outline(message: TensorMember, tail: memoryview, kind: str, limits: Limits)
                 "byte-count", f"{label}: {BINARY_SIZE} is {size}, the body has only {len(tail)} bytes left"
             )
         data = tail[:size]
-        _check_size(data, message.datatype, shape, label)
+        check_size(data, message.datatype, shape, label)
     elif has_data and shared:
         raise Malformed("data", f"{label} has both data and {SHARED_MEMORY_PARAMETER}")
     elif has_data and message.datatype in BINARY_ONLY:
@@ -137,7 +137,7 @@ def _tensor(outline: _Outline) -> Tensor:
 
 
 def shape_of(datatype: str, shape: Sequence[int], label: str, limits: Limits) -> tuple[int, ...]:
-    """A shape that a tensor of a known datatype may have; raises Malformed."""
+    """The shape of a tensor of a known datatype, within its bounds; raises Malformed."""
     if datatype not in DATATYPE_BYTES:
         raise Malformed("datatype", f"invalid datatype {shown(datatype)} for {label}")
     if len(shape) > limits.rank_max:
@@ -145,21 +145,19 @@ def shape_of(datatype: str, shape: Sequence[int], label: str, limits: Limits) ->
     elements = 1
     for size in shape:
         if size < 0:
-            raise Malformed("shape", f"{label}: shape {shape_shown(shape)} has a negative dimension")
+            raise Malformed("shape", f"{label}: shape {_shape_shown(shape)} has a negative dimension")
         if size >= OVERFLOW:
             raise Malformed("shape", f"{label}: a dimension of the shape overflows 64 bits")
         elements *= max(size, 1)  # a 0 must not hide the overflow of its neighbours
     if elements > limits.elements_max:
         raise Malformed(
             "shape",
-            f"{label}: shape {shape_shown(shape)} overflows; "
-            f"a tensor holds at most {limits.elements_max} elements",
+            f"{label}: shape {_shape_shown(shape)} overflows; a tensor holds at most {limits.elements_max} elements",
         )
     return tuple(shape)
 
 
-def shape_shown(shape: Sequence[int]) -> str:
-    """A shape in a message, of bounded length."""
+def _shape_shown(shape: Sequence[int]) -> str:
     return "[" + ", ".join(str(size) if abs(size) < 2 * OVERFLOW else "huge" for size in shape) + "]"
 
 
@@ -174,7 +172,11 @@ def _binary_size(message: TensorMember, parameters: Parameters, label: str) -> i
     return size
 
 
-def _check_size(data: memoryview, datatype: str, shape: tuple[int, ...], label: str) -> None:
+def check_size(
+    data: memoryview, datatype: str, shape: tuple[int, ...], label: str, told: str = f"{BINARY_SIZE} is"
+) -> None:
+    """Whether these can be the bytes of such a tensor, by their number; raises Malformed. ``told``: what says how many
+    there are."""
     elements = math.prod(shape)
     if datatype == "BYTES":
         if len(data) < 4 * elements:
@@ -187,12 +189,12 @@ def _check_size(data: memoryview, datatype: str, shape: tuple[int, ...], label: 
     if len(data) != expected:
         raise Malformed(
             "byte-count",
-            f"{label}: shape {shape_shown(shape)} of {datatype} needs {expected} bytes, "
-            f"{BINARY_SIZE} is {len(data)}",
+            f"{label}: shape {_shape_shown(shape)} of {datatype} needs {expected} bytes, "
+            f"{told} {len(data)}",
         )
 
 
-def check_elements(data: bytes | memoryview, shape: tuple[int, ...], label: str) -> None:
+def check_elements(data: memoryview, shape: tuple[int, ...], label: str) -> None:
     """Whether the BYTES elements are as many as the shape says, and none overruns; raises Malformed."""
     elements = math.prod(shape)
     try:
@@ -202,7 +204,7 @@ def check_elements(data: bytes | memoryview, shape: tuple[int, ...], label: str)
         raise Malformed(misfit.reason, f"{label}: {misfit}") from misfit
     if count != elements:
         got = "more" if count > elements else str(count)
-        raise Malformed("byte-count", f"{label}: shape {shape_shown(shape)} needs {elements} elements, got {got}")
+        raise Malformed("byte-count", f"{label}: shape {_shape_shown(shape)} needs {elements} elements, got {got}")
 
 
 def binary_member(tensor: Tensor | Outline, size: int | None) -> dict[str, object]:
