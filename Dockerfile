@@ -30,9 +30,10 @@ COPY --from=build /opt/tailrace /opt/tailrace
 ENV PATH=/opt/tailrace/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     TAILRACE_SERVER__HTTP=0.0.0.0:8080 \
+    TAILRACE_SERVER__GRPC=0.0.0.0:8081 \
     TAILRACE_SERVER__ADMIN=0.0.0.0:9090
 USER 10001
-EXPOSE 8080 9090
+EXPOSE 8080 8081 9090
 STOPSIGNAL SIGTERM
 
 # Live, not ready: a gateway without a backend still answers from its cache and must not be killed. Asked of the

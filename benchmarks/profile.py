@@ -96,7 +96,8 @@ def by_file(stats: Any) -> dict[str, float]:
 @contextmanager
 def environment(url: str, kind: str) -> Iterator[dict[str, str]]:
     """Where a gateway listens, and what it is to do."""
-    environ = {"TAILRACE_SERVER__HTTP": '"127.0.0.1:0"', "TAILRACE_SERVER__ADMIN": '"127.0.0.1:0"'}
+    environ = {f"TAILRACE_SERVER__{name}": '"127.0.0.1:0"' for name in ("HTTP", "ADMIN")}
+    environ["TAILRACE_SERVER__GRPC"] = "off"
     if kind != "pass":
         cached = 'cache = { ttl = "1h" }, ' if kind == "hit" else ""
         quota = "caller_quota = { rate = 1000000, hits_count = true }"

@@ -24,7 +24,9 @@ from examples.child import Child
 READY_SECONDS: Final = 30.0
 LOG_CHARACTERS_SHOWN_MAX: Final = 6000
 READY_LINE: Final = re.compile(
-    r"^tailrace ready http=(?P<http>https?://\S+) admin=(?P<admin>http://\S+)(?: rpc=(?P<rpc>\S+))?", re.MULTILINE
+    r"^tailrace ready http=(?P<http>https?://\S+)(?: grpc=(?P<grpc>\S+))?(?: rpc=(?P<rpc>\S+))?"
+    r" admin=(?P<admin>http://\S+)",
+    re.MULTILINE,
 )
 SAMPLE: Final = re.compile(r"^(?P<name>[a-zA-Z_:][\w:]*)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
 LABEL: Final = re.compile(r'(?P<name>\w+)="(?P<value>(?:[^"\\]|\\.)*)"')
@@ -48,6 +50,7 @@ class GatewayProcess:
     ) -> None:
         """``config``: TOML text, or the same as a mapping, or None for a run by ``arguments`` alone."""
         self.http_url = ""
+        self.grpc_address = ""
         self.admin_url = ""
         self.rpc_address = ""  # host:port or unix:path, if that door is open
         self._config = config if config is None or isinstance(config, str) else toml(config)
@@ -135,7 +138,7 @@ class GatewayProcess:
             path = directory / "tailrace.toml"
             path.write_text(self._config)
             command += ["--config", str(path)]
-        for flag in ("--http", "--admin"):
+        for flag in ("--http", "--grpc", "--admin"):
             if flag not in self._arguments:
                 command += [flag, "127.0.0.1:0"]
         return [*command, *self._arguments]
@@ -154,7 +157,7 @@ class GatewayProcess:
             found = READY_LINE.search(child.out())
             if found is not None:
                 self.http_url, self.admin_url = found["http"], found["admin"]
-                self.rpc_address = found["rpc"] or ""
+                self.rpc_address, self.grpc_address = found["rpc"] or "", found["grpc"] or ""
                 return
             if ended:
                 raise GatewayFailed(f"the gateway ended with {child.returncode}:\n{self._tail(child)}")

@@ -8,23 +8,24 @@ fail as often as they like; a gateway starts while every backend is down.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic, time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import uvloop
 
-from degrade.breaker import BreakerOptions, Change
+from degrade.breaker import Change
 from gateway.admission.auth import Caller, Directory
 from gateway.admission.forwarded import Proxies
 from gateway.admission.ratelimit import Limiter
 from gateway.check import raise_open_files
-from gateway.config import ALLOW_ALL, Backend, Config, Server, parse_address
+from gateway.config import ALLOW_ALL, Config, Server, parse_address
 from gateway.doors.about import Readiness
 from gateway.doors.book import BookOptions
 from gateway.doors.buffered import Buffered
@@ -48,16 +49,17 @@ from gateway.doors.listener import (
 from gateway.doors.methods import MethodPorts, Methods
 from gateway.doors.passthrough import RELAYED_BYTES_MAX
 from gateway.doors.rpc import ENVELOPE_BYTES_MAX, RpcConnection, RpcDesk, RpcLane, RpcOptions
+from gateway.homes import Makings
 from gateway.memory import keep_freed_memory, set_start_aside
 from gateway.operate.admin import admin_port
 from gateway.operate.gauges import gauges, lane_gauges, rpc_gauges, tls_gauges
 from gateway.operate.log import set_up
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
-from gateway.route import Home, Route, quota_of
-from tiers.backends.triton_http import TritonHttp, TritonOptions
-from tiers.catalog import Catalog, CatalogOptions
-from tiers.pool import Pool, PoolOptions
+from gateway.route import Route, quota_of
+
+if TYPE_CHECKING:
+    from gateway.doors.grpc_listener import GrpcListener
 
 Sleep = Callable[[float], Awaitable[None]]
 Run = Callable[[float, Sleep], Awaitable[None]]
@@ -88,10 +90,18 @@ class Gateway:
         self._admin: Listener | None = None
         self._server: asyncio.Server | Handshakes | None = None
         self._admin_server: asyncio.Server | None = None
+        self.certificates: Certificates | None = None
+        self._grpc: GrpcListener | None = None
+        self.grpc_address = ""
+        """Where the gRPC door listens; empty if there is none."""
         self._chance = random.Random()
         self.buffered = Buffered(int(config.server.buffered_bytes_max))
         self.telemetry = Telemetry(monotonic, logs_requests=config.log.level == "debug")
-        self.homes = {name: self._home(name, backend) for name, backend in config.backends.items()}
+        makings = Makings(config.server, monotonic, self._chance)
+        self.homes = {
+            name: makings.home(backend, partial(self._breaker_changed, name), partial(self._model_changed, name))
+            for name, backend in config.backends.items()
+        }
         self.routes = {
             name: Route(
                 name,
@@ -112,7 +122,7 @@ class Gateway:
         Raises OSError when an address cannot be listened on, Unusable when the certificate cannot be used.
         """
         server = self._config.server
-        certificates = None if server.tls is None else Certificates(server.tls)
+        certificates = self.certificates = None if server.tls is None else Certificates(server.tls)
         directory = self._directory()
         exchange = self._exchange = Exchange(self.pipeline, monotonic, self.buffered)
         proxies = Proxies(server.trusted_proxies, server.forwarded_field)
@@ -141,6 +151,8 @@ class Gateway:
         http = await self._listen(self._lane, certificates)
         if server.rpc is not None:
             await self._open_rpc(server, server.rpc, directory, exchange)
+        if server.has_grpc:
+            await self._start_grpc(ports, certificates)
         pools = {name: home.pool for name, home in self.homes.items()}
         admin = admin_port(self.routes, pools, self.telemetry, lambda: self._draining)
         self._admin = Listener(admin.handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
@@ -152,14 +164,42 @@ class Gateway:
         if certificates is not None:
             self._tasks.append(asyncio.create_task(kept_up(certificates.run, RENEWAL_SECONDS, asyncio.sleep)))
         # One look before anyone is told that we are ready: until then readiness would be a guess.
-        await asyncio.gather(*(home.pool.probe_once() for home in self.homes.values()))
+        await asyncio.gather(*(pool.probe_once() for home in self.homes.values() for pool in home.pools))
         for name, home in self.homes.items():
             interval = float(self._config.backends[name].probe)
-            for run in (home.pool.run, home.catalog.run):
+            for run in (*(pool.run for pool in home.pools), home.catalog.run):
                 self._tasks.append(asyncio.create_task(kept_up(run, interval, asyncio.sleep)))
         for task in self._tasks:
             task.add_done_callback(_complain)
         return http, admin_url
+
+    async def _start_grpc(self, http: Ports, certificates: Certificates | None) -> None:
+        """grpc is loaded only where it is used: it takes its time, and some 30 MB."""
+        from gateway.doors.grpc import GrpcDoor, GrpcPorts
+        from gateway.doors.grpc_health import Health
+        from gateway.doors.grpc_infer import Inferring
+        from gateway.doors.grpc_listener import GrpcListener
+
+        server, exchange = self._config.server, http.exchange
+        passthrough = self.homes[self._config.passthrough].rpc
+        assert passthrough is not None, "every home has one where there is a gRPC door"
+        ports = GrpcPorts(
+            routes=self.routes,
+            passthrough=passthrough,
+            pipeline=self.pipeline,
+            inferring=Inferring(self.pipeline, exchange, self.telemetry, monotonic),
+            directory=http.directory,
+            telemetry=self.telemetry,
+            readiness=self.readiness,
+            loaded=self._loaded,
+            ticker=monotonic,
+            buffered=self.buffered,
+            proxies=http.proxies,
+        )
+        health = Health(lambda: self.readiness().ready, float(server.body_timeout))
+        self._grpc = GrpcListener(server, GrpcDoor(server, ports), health, self._shared)
+        with named("server.grpc", server.grpc):
+            self.grpc_address = await self._grpc.start(parse_address(server.grpc), certificates)
 
     async def _listen(self, lane: EdgeLane, certificates: Certificates | None) -> str:
         """Open the HTTP door; where it is."""
@@ -185,6 +225,11 @@ class Gateway:
             return Readiness(False, f"backend {self._config.passthrough} has no ready replica")
         return Readiness(True)
 
+    @property
+    def grpc_is_stopping(self) -> bool:
+        """Whether the gRPC door takes no new calls any more."""
+        return self._grpc is not None and self._grpc.stopping
+
     async def stop(self) -> None:
         """Turn not ready, serve on for ``server.drain_notice`` so that balancers can see it, let requests in
         flight finish within ``server.drain``, and end everything."""
@@ -197,9 +242,13 @@ class Gateway:
         if self._rpc_server is not None:
             self._rpc_server.close()
         drain = float(self._config.server.drain)
-        await asyncio.gather(*(lane.drain(drain) for lane in (self._lane, self._rpc) if lane is not None))
+        draining = [lane.drain(drain) for lane in (self._lane, self._rpc) if lane is not None]
+        grpc = [] if self._grpc is None else [self._grpc.stop(drain)]
+        ending = asyncio.gather(*grpc)
+        await asyncio.gather(*draining)
         if self._listener is not None:
             await self._listener.shutdown(float(self._config.server.drain))
+        await ending
         if self._admin_server is not None:
             self._admin_server.close()
         if self._admin is not None:
@@ -214,7 +263,8 @@ class Gateway:
             await route.close()
         for home in self.homes.values():
             await home.catalog.close()
-            await home.pool.close()
+            for pool in home.pools:
+                await pool.close()
 
     # -- making the parts -------------------------------------------------------------------------
 
@@ -237,28 +287,6 @@ class Gateway:
             )
         self.rpc_address = url.removeprefix("http://")
 
-    def _home(self, name: str, backend: Backend) -> Home:
-        connect_timeout = float(backend.connect_timeout)
-        options = TritonOptions(
-            connections_max=backend.connections_max,
-            passthrough_connections_max=backend.passthrough_connections_max,
-            connect_timeout=connect_timeout,
-        )
-        replicas = [TritonHttp(url, options) for url in backend.http]
-        breaker = backend.breaker
-        pool_options = PoolOptions(
-            breaker=BreakerOptions(
-                consecutive_failures=breaker.consecutive_failures,
-                failure_ratio=breaker.failure_ratio,
-                volume_min=breaker.volume_min,
-                window=float(breaker.window),
-                open_seconds=float(breaker.open),
-                open_seconds_max=float(breaker.open_max),
-            )
-        )
-        pool = Pool(replicas, pool_options, monotonic, self._chance, partial(self._breaker_changed, name))
-        return Home(pool, Catalog(replicas, CatalogOptions(), monotonic, partial(self._model_changed, name)))
-
     def _directory(self) -> Directory:
         keys = {}
         for name, caller in self._config.callers.items():
@@ -277,7 +305,8 @@ class Gateway:
         _log.warning("breaker", backend=backend, replica=replica, model=model, **words)
 
     def _model_changed(self, backend: str, model: str) -> None:
-        self.homes[backend].pool.forget(model)
+        for pool in self.homes[backend].pools:
+            pool.forget(model)
         for route in self.routes.values():
             if route.serves(backend, model):
                 route.turn()
@@ -298,8 +327,8 @@ async def run(
     gateway = Gateway(config, shared)
     try:
         http, admin = await gateway.start()
-        rpc = f" rpc={gateway.rpc_address}" if gateway.rpc_address else ""
-        announce(f"tailrace ready http={http} admin={admin}{rpc}")
+        doors = {"http": http, "grpc": gateway.grpc_address, "rpc": gateway.rpc_address, "admin": admin}
+        announce(f"tailrace ready {' '.join(f'{name}={url}' for name, url in doors.items() if url)}")
         await stopping.wait()
         _log.info("draining", seconds=float(config.server.drain))
     finally:
@@ -324,6 +353,7 @@ def serve(config: Config, announce: Callable[[str], None], worker: int | None = 
     if short:
         _log.warning("callers may be refused for want of open files", reason=short)
     keep_freed_memory()
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong there is told by us, once and in our format
 
     def ready(line: str) -> None:
         set_start_aside()

@@ -19,16 +19,21 @@ from urllib.parse import quote
 import msgspec
 
 from degrade.deadline import Deadline, Ticker
-from gateway.config import Backend, Config, Route, TierConfig
+from gateway.config import Backend, Config, Route, Server, TierConfig
 from gateway.doors import certificates
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ParserMissing, require_strict_parser
+from gateway.homes import grpc_options
+from gateway.sources import GRPC_SCHEME
 from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, PROBING_CONNECTIONS_MAX, Call, TritonHttp, TritonOptions
 from tiers.catalog import Catalog, CatalogOptions, ModelFacts
 from tiers.datatype import FLOATS
 from tiers.inference import Rejected, UpstreamError
+from tiers.seat import Replica
 
 SPARE_FILES: Final = 64
 """Open files beside connections: listeners, logs, the interpreter's own."""
+GRPC_CONNECTIONS: Final = 3
+"""To each replica over gRPC: for routes, for what passes through, and for probes."""
 ANSWER_SECONDS_MAX: Final = 5.0
 NOT_NUMBERS: Final = frozenset({"BYTES", "BOOL"})
 
@@ -59,7 +64,8 @@ def open_files_needed(config: Config) -> int:
         (backend.connections_max + backend.passthrough_connections_max + asking) * len(backend.http)
         for backend in config.backends.values()
     )
-    doors = 1 if config.server.rpc is None else 2
+    upstream += sum(GRPC_CONNECTIONS * len(backend.grpc) for backend in config.backends.values())
+    doors = 1 + config.server.has_grpc + (config.server.rpc is not None)
     return doors * config.server.connections_max + ADMIN_CONNECTIONS_MAX + upstream + SPARE_FILES
 
 
@@ -109,8 +115,8 @@ async def survey(config: Config, now: Ticker = time.monotonic) -> Survey:
                 wanted[tier.backend].append((tier.model, tier.version))
     found: list[str] = []
     facts: dict[tuple[str, str, str], ModelFacts] = {}
-    replicas = [(name, url) for name, backend in config.backends.items() for url in backend.http]
-    answers = await asyncio.gather(*(_replica(config.backends[name], url, wanted[name], now) for name, url in replicas))
+    replicas = [(name, url) for name, backend in config.backends.items() for url in _urls(backend, config.server)]
+    answers = await asyncio.gather(*(_replica(config, name, url, wanted[name], now) for name, url in replicas))
     for (name, url), (problems, models) in zip(replicas, answers, strict=True):
         found += [f"backends.{name}: {url}: {problem}" for problem in problems]
         for (model, version), told in models.items():
@@ -122,13 +128,26 @@ async def survey(config: Config, now: Ticker = time.monotonic) -> Survey:
     return Survey(tuple(found), facts)
 
 
+def _urls(backend: Backend, server: Server) -> list[str]:
+    """The replicas as they will be asked: over gRPC too, if that is used."""
+    asked = server.has_grpc or not backend.http
+    return [*backend.http, *(f"{GRPC_SCHEME}{target}" for target in backend.grpc if asked)]
+
+
+def _asked(url: str, backend: Backend, server: Server) -> Replica:
+    if not url.startswith(GRPC_SCHEME):
+        return TritonHttp(url, TritonOptions(connect_timeout=float(backend.connect_timeout)))
+    from tiers.backends.triton_grpc import TritonGrpc
+
+    return TritonGrpc(url.removeprefix(GRPC_SCHEME), grpc_options(backend, server))
+
+
 async def _replica(
-    backend: Backend, url: str, models: list[tuple[str, str]], now: Ticker
+    config: Config, name: str, url: str, models: list[tuple[str, str]], now: Ticker
 ) -> tuple[list[str], dict[tuple[str, str], ModelFacts]]:
     facts: dict[tuple[str, str], ModelFacts] = {}
-    options = TritonOptions(connect_timeout=float(backend.connect_timeout))
     async with contextlib.AsyncExitStack() as opened:
-        replica = TritonHttp(url, options)
+        replica = _asked(url, config.backends[name], config.server)
         opened.push_async_callback(replica.close)
         catalog = Catalog((replica,), CatalogOptions(load_timeout=ANSWER_SECONDS_MAX), now, lambda _: None)
         opened.push_async_callback(catalog.close)

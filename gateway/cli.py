@@ -29,6 +29,8 @@ EXAMPLES: Final = """\
 examples:
   tailrace serve --upstream http://127.0.0.1:8000
       stand before one Triton and change nothing: every model passes through
+  tailrace serve --upstream http://127.0.0.1:8000 --upstream grpc://127.0.0.1:8001
+      the same, with all of gRPC passed on as it comes (streams of decoupled models too)
   tailrace serve --upstream http://a:8000 --upstream http://b:8000
       the same before two replicas
   tailrace serve --config tailrace.toml
@@ -123,11 +125,8 @@ def _demo(keep: bool) -> int:
 def _config(chosen: argparse.Namespace) -> Config:
     environ: Mapping[str, str] = os.environ
     # A TOML string, so that no address can be taken for a number.
-    listeners = {
-        "TAILRACE_SERVER__HTTP": chosen.http,
-        "TAILRACE_SERVER__RPC": chosen.rpc,
-        "TAILRACE_SERVER__ADMIN": chosen.admin,
-    }
+    doors = {"HTTP": chosen.http, "GRPC": chosen.grpc, "RPC": chosen.rpc, "ADMIN": chosen.admin}
+    listeners = {f"TAILRACE_SERVER__{name}": address for name, address in doors.items()}
     given = {name: json.dumps(address) for name, address in listeners.items() if address is not None}
     if chosen.workers is not None:
         given["TAILRACE_SERVER__WORKERS"] = str(chosen.workers)
@@ -195,9 +194,13 @@ def _parser() -> argparse.ArgumentParser:
             metavar="URL",
             action="append",
             default=[],
-            help="a Triton's HTTP address, for every model without a route; again for each replica",
+            help="a Triton's address, http://HOST:PORT or grpc://HOST:PORT, for every model without a route; again for "
+            "each replica and for each of the two protocols",
         )
         command.add_argument("--http", metavar="ADDR", help="where to answer (default: 127.0.0.1:8080)")
+        command.add_argument(
+            "--grpc", metavar="ADDR", help="where to answer gRPC, or off (default: 127.0.0.1:8081)"
+        )
         command.add_argument("--rpc", metavar="ADDR", help="where to answer MessagePack-RPC (default: nowhere)")
         command.add_argument("--admin", metavar="ADDR", help="where metrics are (default: 127.0.0.1:9090)")
     check.set_defaults(workers=None, worker=None)

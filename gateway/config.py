@@ -49,12 +49,18 @@ SIZE_MAX: Final = Size.parse("1TiB")
 HEADER_BYTES_MIN: Final = Size.parse("1KiB")
 HEADER_BYTES_MAX: Final = Size.parse("1MiB")
 """A request's head is held in memory before anyone knows whose it is: no head needs more."""
+MESSAGE_BYTES_MAX: Final = Size(2**31 - 1)
+"""The largest message of gRPC: its libraries count in 32 bits with a sign."""
 RATE_MAX: Final = 10**9
 """Requests a second of a quota: it counts in whole nanoseconds."""
 
 
 VERSION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 """As Triton's repositories name versions: "01" is none of any model."""
+
+
+GRPC_OFF: Final = ("", "off")
+"""What ``server.grpc`` says where there is to be no gRPC door."""
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -76,7 +82,7 @@ def _size(written: str) -> Size:
 
 
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The HTTP door's certificate: files in PEM form. ``client_ca``: callers must show one that it has signed."""
+    """The doors' certificate: files in PEM form. ``client_ca``: callers must show one that it has signed."""
 
     certificate: str
     key: str
@@ -93,6 +99,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The process and its listeners."""
 
     http: str = "127.0.0.1:8080"
+    grpc: str = "127.0.0.1:8081"
     rpc: str | None = None
     admin: str = "127.0.0.1:9090"
     passthrough: str | None = None
@@ -112,6 +119,13 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_timeout: Seconds = _seconds("75s")
     write_timeout: Seconds = _seconds("30s")
     edge: bool = True
+    grpc_message_bytes_max: Size = _size("256MiB")
+    grpc_calls_max: Positive = 4096
+    grpc_streams_max: Positive = 1024
+    grpc_stream_pending_max: Annotated[int, Meta(ge=1, le=4096)] = 64
+    grpc_keepalive: Seconds = _seconds("1m")
+    grpc_keepalive_timeout: Seconds = _seconds("20s")
+    grpc_ping_interval_min: Seconds = _seconds("10s")
     rpc_in_flight_max: Positive = 256
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     quota_keys_max: Positive = 100_000
@@ -120,16 +134,18 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     tls: Tls | None = None
 
     def faults(self) -> Iterator[Fault]:
-        yield from _address_faults("http", self.http)
-        yield from _address_faults("admin", self.admin)
-        if self.http == self.admin and not self.http.endswith(":0"):
-            yield "admin", f"is the same address as server.http ({self.http})"
-        if self.rpc is not None:
-            yield from _address_faults("rpc", self.rpc)
-            for key, other in (("http", self.http), ("admin", self.admin)):
-                if self.rpc == other and not other.endswith(":0"):
-                    yield "rpc", f"is the same address as server.{key} ({other})"
-        if self.workers > 1 and any(each.startswith("unix:") for each in (self.http, self.rpc or "")):
+        doors = {"http": self.http, "grpc": self.grpc, "rpc": self.rpc, "admin": self.admin}
+        if not self.has_grpc:
+            del doors["grpc"]
+        seen: dict[str, str] = {}
+        for key, address in doors.items():
+            if address is None:
+                continue
+            yield from _address_faults(key, address)
+            owner = seen.setdefault(address, key)
+            if owner != key and not address.endswith(":0"):
+                yield key, f"is the same address as server.{owner} ({address})"
+        if self.workers > 1 and any(each.startswith("unix:") for each in (self.http, self.grpc, self.rpc or "")):
             yield "workers", "is more than 1, and a unix socket cannot be shared; listen on HOST:PORT"
         if self.tls is not None and self.http.startswith("unix:"):
             yield "tls", "is for a network, and http is a unix socket; listen on HOST:PORT, or leave tls out"
@@ -146,7 +162,16 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             body_timeout=self.body_timeout,
             idle_timeout=self.idle_timeout,
             write_timeout=self.write_timeout,
+            grpc_keepalive=self.grpc_keepalive,
+            grpc_keepalive_timeout=self.grpc_keepalive_timeout,
+            grpc_ping_interval_min=self.grpc_ping_interval_min,
         )
+        yield from _within(HEADER_BYTES_MIN, MESSAGE_BYTES_MAX, grpc_message_bytes_max=self.grpc_message_bytes_max)
+
+    @property
+    def has_grpc(self) -> bool:
+        """Whether there is a gRPC door."""
+        return self.grpc not in GRPC_OFF
 
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -214,7 +239,8 @@ class BreakerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Replicas that serve the same models."""
 
-    http: tuple[str, ...]
+    http: tuple[str, ...] = ()
+    grpc: tuple[str, ...] = ()
     connections_max: Positive = 64
     passthrough_connections_max: Positive = 64
     connect_timeout: Seconds = _seconds("1s")
@@ -222,8 +248,8 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
 
     def faults(self) -> Iterator[Fault]:
-        if not self.http:
-            yield "http", "needs at least one replica, such as http://127.0.0.1:8000"
+        if not self.http and not self.grpc:
+            yield "http", "needs at least one replica, such as http://127.0.0.1:8000; or name some in grpc"
         for index, url in enumerate(self.http):
             reason = _url_fault(url)
             if reason:
@@ -231,6 +257,16 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for url, times in Counter(_replica(url) for url in self.http).items():
             if times > 1:
                 yield "http", f"names {url} {times} times"
+        for index, target in enumerate(self.grpc):
+            reason = _target_fault(target)
+            if reason:
+                yield f"grpc[{index}]", reason
+        if self.http and self.grpc and len(self.http) != len(self.grpc):
+            counts = f"{len(self.grpc)} and {len(self.http)}"
+            yield "grpc", f"and http name the same servers in the same order, and these are {counts}"
+        for target, times in Counter(target.lower() for target in self.grpc).items():
+            if times > 1:
+                yield "grpc", f"names {target} {times} times"
         yield from _within(WAIT_MIN, WAIT_MAX, connect_timeout=self.connect_timeout)
         yield from _within(PROBE_MIN, PROBE_MAX, probe=self.probe)
 
@@ -406,6 +442,15 @@ def _url_fault(url: str) -> str | None:
     if parts.username is not None or parts.query or parts.fragment or parts.path not in ("", "/"):
         return f"{url!r} must be only http://HOST:PORT, without user, path or query"
     return None
+
+
+def _target_fault(target: str) -> str | None:
+    """What is wrong with a replica's gRPC address; None if nothing is."""
+    try:
+        address = parse_address(target)
+    except ValueError as error:
+        return str(error)
+    return f"{target!r} has no port" if not address.path and address.port == 0 else None
 
 
 def _replica(url: str) -> str:

@@ -43,6 +43,9 @@ def between(config: Config, written: Written) -> Iterator[Fault]:
 
 def doubts(config: Config, written: Written) -> Iterator[str]:
     """What is no fault, but hardly what the operator means."""
+    tls = config.server.tls
+    if tls is not None and tls.minimum != "1.2" and config.server.has_grpc:
+        yield f"server.tls.minimum: is {tls.minimum}, which grpc cannot be told: the gRPC door speaks 1.2 too"
     for name, route in config.routes.items():
         steps, cache = said(written, "routes", name, "degrade"), route.cache
         if isinstance(steps, list) and "stale" in steps and cache is not None and cache.max_stale <= 0:

@@ -44,6 +44,7 @@ from tiers.inference import (
     UpstreamError,
 )
 from tiers.pool import Pool
+from tiers.rpc import RpcPool
 from tiers.v2.forms import FORMS_MAX, RequestForms
 from tiers.v2.message import Limits
 
@@ -96,10 +97,17 @@ class Wire(msgspec.Struct, frozen=True, gc=False):
 
 
 class Home(msgspec.Struct, frozen=True):
-    """Where a tier's model lives: the replicas that run it and what they say about it."""
+    """Where a tier's model lives: the replicas that run it and what they say about it. ``rpc``: the same servers as
+    they are asked by RPC; None where nobody does."""
 
     pool: Pool
     catalog: Catalog
+    rpc: RpcPool | None = None
+
+    @property
+    def pools(self) -> tuple[Pool, ...]:
+        """All pools of replicas: RPCs may have one of their own."""
+        return (self.pool,) if self.rpc is None or self.rpc.pool is self.pool else (self.pool, self.rpc.pool)
 
 
 class Allowance(msgspec.Struct, frozen=True):
@@ -146,6 +154,13 @@ class Route:
     def last_pool(self) -> Pool:
         """Where the route's last tier lives: it answers for what the route itself does not have."""
         return self._homes[-1].pool
+
+    @property
+    def last_rpc(self) -> RpcPool:
+        """The same, asked by RPC."""
+        rpc = self._homes[-1].rpc
+        assert rpc is not None, "made without a gRPC door"
+        return rpc
 
     @property
     def refreshes(self) -> int:

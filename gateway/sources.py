@@ -21,12 +21,14 @@ from gateway.schema import Reader
 UPSTREAM: Final = "upstream"
 """The name of the backend that ``--upstream`` makes."""
 
+GRPC_SCHEME: Final = "grpc://"
+"""How ``--upstream`` names a Triton's gRPC address."""
+
 PREFIX: Final = "TAILRACE_"
 FORM: Final = "TAILRACE_SECTION__KEY, such as TAILRACE_SERVER__HTTP"
 NOT_CONFIGURATION: Final = frozenset({"TAILRACE_TRITON_ENV"})
 """Variables with our prefix that other programs read: where the demo and the tests find a Triton."""
 LATER: Final[Mapping[str, str]] = {
-    "grpc": "is not in this version yet: there are the doors for HTTP and MessagePack-RPC so far",
     "tables": "is not in this version yet: routes cannot join feature tables so far",
     "rows": "is not in this version yet: whole requests are cached, not single rows",
     "snapshot": "is not in this version yet: there are no snapshots so far",
@@ -62,15 +64,17 @@ def load(path: str | None, environ: Mapping[str, str], upstreams: Sequence[str] 
 def read(path: str | None, environ: Mapping[str, str], upstreams: Sequence[str] = ()) -> Loaded:
     """The configuration of ``path`` (None: no file) under ``environ`` and ``--upstream`` URLs.
 
-    Upstreams become one backend called "upstream", which serves every model without a route. With no file
-    they are all there is, and every path that changes a server is allowed: whoever runs that wants a
-    transparent proxy. Raises ConfigError with every fault there is.
+    Upstreams (``http://``, ``https://``, ``grpc://``) become one backend called "upstream", which serves every
+    model without a route. With no file they are all there is, and every path that changes a server is allowed:
+    whoever runs that wants a transparent proxy. Raises ConfigError with every fault there is.
     """
     raw = _file(path) if path is not None else {}
     if upstreams and path is None:
         raw["server"] = {"allow": list(ALLOW_ALL)}
-    if upstreams:
-        _enter(raw, "backends", UPSTREAM, "http", value=list(upstreams))
+    for key, scheme in (("grpc", True), ("http", False)):
+        urls = [url.removeprefix(GRPC_SCHEME) for url in upstreams if url.startswith(GRPC_SCHEME) is scheme]
+        if urls:
+            _enter(raw, "backends", UPSTREAM, key, value=urls)
     reader = Reader(LATER)
     _override(raw, environ, reader)
     if upstreams and said(raw, "server", "passthrough") is None:

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -78,14 +79,19 @@ class Supervisor:
         with named("server.http", server.http):
             # Without listening: holds the port for the workers, also while none is there.
             reserved, http = bind(parse_address(server.http), shared=True)
-        rpc_reserved, rpc = None, ""
-        if server.rpc is not None:
-            try:
-                with named("server.rpc", server.rpc):
-                    rpc_reserved, rpc = bind(parse_address(server.rpc), shared=True)
-            except OSError:
-                reserved.close()
-                raise
+        held: list[socket.socket] = []
+        addresses = {"grpc": server.grpc if server.has_grpc else None, "rpc": server.rpc}
+        others: dict[str, str] = {}
+        try:
+            for door, written in addresses.items():
+                if written is not None:
+                    with named(f"server.{door}", written):
+                        bound, others[door] = bind(parse_address(written), shared=True)
+                    held.append(bound)
+        except OSError:
+            for each in (reserved, *held):
+                each.close()
+            raise
         keepers: list[asyncio.Task[None]] = []
         listener: Listener | None = None
         listening: asyncio.Server | None = None
@@ -98,13 +104,14 @@ class Supervisor:
             ready = [asyncio.Event() for _ in sockets]
             for worker, path in enumerate(sockets):
                 arguments = ["--worker", str(worker), "--http", http, "--admin", f"unix:{path}"]
-                arguments += ["--rpc", rpc] if rpc else []
+                arguments += ["--grpc", others.get("grpc", "off")]
+                arguments += ["--rpc", others["rpc"]] if "rpc" in others else []
                 keepers.append(asyncio.create_task(self._keep(worker, arguments, ready[worker], fleet)))
             await self._all_ready(ready, keepers)
             if not self._stopping.is_set():
                 scheme = "http" if server.tls is None else "https"
-                doors = f"http={scheme}://{http} admin={admin}" + (f" rpc={rpc}" if rpc else "")
-                announce(f"tailrace ready {doors} workers={server.workers}")
+                doors = " ".join([f"http={scheme}://{http}", *(f"{door}={where}" for door, where in others.items())])
+                announce(f"tailrace ready {doors} admin={admin} workers={server.workers}")
             await self._stopping.wait()
         finally:
             self._stopping.set()
@@ -114,8 +121,8 @@ class Supervisor:
             if listener is not None:
                 await listener.shutdown(ADMIN_DRAIN_SECONDS)
             reserved.close()
-            if rpc_reserved is not None:
-                rpc_reserved.close()
+            for each in held:
+                each.close()
             shutil.rmtree(directory, ignore_errors=True)
 
     async def _all_ready(self, ready: Sequence[asyncio.Event], keepers: Sequence[asyncio.Task[None]]) -> None:

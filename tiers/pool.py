@@ -28,7 +28,7 @@ from degrade.ladder import TABLE, Failure, Step
 from tiers.backends.relaying import Listener
 from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.inference import InferRequest, InferResponse, Passed, UpstreamError
-from tiers.seat import Judged, Permits, Relayed, Replica, Seat
+from tiers.seat import Judged, Permits, Relayed, Replica, Seat, Seated
 
 OnChange = Callable[[str, str, Change], None]
 """Called with (replica URL, model or "" for the replica itself, what changed about its breaker)."""
@@ -95,14 +95,17 @@ class Pool:
         now: Ticker,
         random: chance.Random,
         on_change: OnChange | None = None,
+        labels: Sequence[str] = (),
     ) -> None:
+        """``labels``: one for each replica, by which sequences find it in any pool of the same servers."""
         assert replicas, "a pool needs a replica"
         self._options = options
         self._now = now
         self._random = random
         self._on_change = on_change
         self._budget = RetryBudget(options.retry_ratio, options.retry_floor_per_second)
-        self._seats = [Seat(replica, self._breaker(replica.url, "")) for replica in replicas]
+        named = zip(replicas, labels or [""] * len(replicas), strict=True)
+        self._seats = [Seat(replica, self._breaker(replica.url, ""), label) for replica, label in named]
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -220,6 +223,23 @@ class Pool:
             if not ended:
                 permit.ignored(self._now())
 
+    def seated(self, sequence: str = "") -> Seated:
+        """One replica, for a call that is made in the block; ``sequence`` is as in ``forward``. Only whether it is
+        reached counts.
+
+        Raises UpstreamError if there is none to ask.
+        """
+        seat = self._seat_for_call(sequence)
+        permit = seat.reach.acquire(self._now())
+        if permit is None:
+            raise self._none_reached()
+        return Seated(seat, permit, self._now)
+
+    def home_of(self, sequence: str) -> str | None:
+        """The URL of the replica where a sequence lives; None if there is none to ask."""
+        seat = self._home(sequence, "")
+        return None if seat is None else seat.replica.url
+
     def relay(self, call: Call, listener: Listener, seconds: float, sequence: str = "") -> Relayed:
         """Pass a call with its whole body through to one replica, by callbacks; ``seconds`` bound the wait for a
         connection, ``sequence`` is as in ``forward``. Only whether the replica is reached counts.
@@ -290,7 +310,7 @@ class Pool:
         D. Thaler, C. Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM ToN 6(1), 1998.
         """
         allowed = self._allowed(self._seats, key)
-        return max(allowed, key=lambda seat: crc32(f"{seat.replica.url} {sequence}".encode()), default=None)
+        return max(allowed, key=lambda seat: crc32(f"{seat.label} {sequence}".encode()), default=None)
 
     def _allowed(self, seats: Sequence[Seat], key: str) -> list[Seat]:
         """Those whose breakers allow the model."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import OrderedDict
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import Protocol, Self
 
 from msgspec import Struct
 
@@ -17,9 +17,17 @@ from degrade.breaker import Breaker, Permit
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure
 from tiers.backends.answer import AnswerHead
-from tiers.backends.relaying import Listener, Relaying
+from tiers.backends.relaying import Listener
 from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.inference import NOT_ASKED, InferRequest, InferResponse, Rejected, UpstreamError
+
+
+class Carried(Protocol):
+    """A call on its way to a replica, whose answer goes to a listener; Relaying in life."""
+
+    def start(self, seconds: float) -> None: ...
+    def resume(self) -> None: ...
+    def abort(self) -> None: ...
 
 
 class Replica(Protocol):
@@ -30,17 +38,19 @@ class Replica(Protocol):
     async def infer(self, request: InferRequest, deadline: Deadline, now: float) -> InferResponse: ...
     async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply: ...
     def stream(self, call: Call, deadline: Deadline, now: float) -> AbstractAsyncContextManager[Streamed]: ...
-    def relay(self, call: Call, listener: Listener) -> Relaying: ...
+    def relay(self, call: Call, listener: Listener) -> Carried: ...
     async def close(self) -> None: ...
 
 
 class Seat:
     """A replica and what is known of it."""
 
-    __slots__ = ("answers", "in_flight", "probed", "reach", "ready", "replica")
+    __slots__ = ("answers", "in_flight", "label", "probed", "reach", "ready", "replica")
 
-    def __init__(self, replica: Replica, reach: Breaker) -> None:
+    def __init__(self, replica: Replica, reach: Breaker, label: str = "") -> None:
+        """``label``: what decides which sequences live here; the replica's URL, if it is empty."""
         self.replica = replica
+        self.label = label or replica.url
         self.reach = reach
         self.answers: OrderedDict[str, Breaker] = OrderedDict()
         self.in_flight = 0
@@ -116,6 +126,43 @@ class Judged:
         return asked and self._had_time and self._now() >= self._proof
 
 
+class Seated:
+    """A replica for one call that its caller makes: in flight until the block ends. Only whether it is reached
+    counts: that is known with the answer's beginning (``reached``), or by how the block ends without one."""
+
+    __slots__ = ("_now", "_permit", "_seat", "replica")
+
+    def __init__(self, seat: Seat, permit: Permit, now: Ticker) -> None:
+        self._seat = seat
+        self._permit: Permit | None = permit
+        self._now = now
+        self.replica = seat.replica
+
+    def reached(self) -> None:
+        """It has answered, whatever it said."""
+        permit, self._permit = self._permit, None
+        if permit is not None:
+            permit.succeeded(self._now())
+
+    def left(self, error: UpstreamError | None = None) -> None:
+        """There was no answer, for this reason or for none of the replica's."""
+        permit, self._permit = self._permit, None
+        if permit is None:
+            return
+        if error is not None and error.failure is Failure.UNREACHABLE:
+            permit.failed(self._now(), error.failure.value)
+        else:
+            permit.ignored(self._now())
+
+    def __enter__(self) -> Self:
+        self._seat.in_flight += 1
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._seat.in_flight -= 1
+        self.left(error if isinstance(error, UpstreamError) else None)
+
+
 class Relayed:
     """A call that a pool passes through: its permit and its place end exactly once, with its answer's beginning
     and with its end."""
@@ -127,7 +174,7 @@ class Relayed:
         self._permit: Permit | None = permit
         self._now = now
         self._listener = listener
-        self._relaying: Relaying | None = None
+        self._relaying: Carried | None = None
         seat.in_flight += 1
 
     def start(self, call: Call, seconds: float) -> None:

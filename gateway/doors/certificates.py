@@ -1,4 +1,4 @@
-"""The certificate of the HTTP door: what is wrong with its files, and how new ones are taken up.
+"""The certificate of the doors: what is wrong with its files, and how new ones are taken up.
 
 Rule of this file: files in, an SSL context out; it knows no connection. A context is made whole or not at all, and
 never changed: new files make a new one, which the handshakes after that use, so that nothing half renewed is ever
@@ -87,7 +87,7 @@ class Certificates:
     """The context of the day. Raises Unusable if there is none to begin with."""
 
     def __init__(self, tls: Tls) -> None:
-        self._tls = tls
+        self.tls = tls
         self._seen = _stamp(tls)  # before they are read: what changes meanwhile is seen as changed
         self.context = context_of(tls)
         self.renewals = 0
@@ -97,11 +97,11 @@ class Certificates:
     def renew(self) -> None:
         """Take up new files, if they have changed and can be used. What cannot is tried again each time: of two
         files one is always written first."""
-        stamp = _stamp(self._tls)
+        stamp = _stamp(self.tls)
         if stamp == self._seen and not self.fault:
             return
         try:
-            context = context_of(self._tls)
+            context = context_of(self.tls)
         except Unusable as unusable:
             if str(unusable) != self.fault:
                 _log.error("new certificate is not used", faults=unusable.faults)
@@ -109,7 +109,7 @@ class Certificates:
             return
         self.context, self._seen, self.fault = context, stamp, ""
         self.renewals += 1
-        _log.info("certificate renewed", certificate=self._tls.certificate)
+        _log.info("certificate renewed", certificate=self.tls.certificate)
 
     async def run(self, interval: float, sleep: Sleep) -> None:
         """Look every ``interval`` seconds, for ever."""

@@ -7,8 +7,9 @@ answer's bytes. The same head need not be judged again.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -33,6 +34,8 @@ from gateway.problem import (
 from gateway.route import Heading, Route, Served, Wire
 from tiers.inference import InferRequest, Provenance
 from tiers.v2.request import WireForm
+
+R = TypeVar("R")
 
 ASIDE_BYTES: Final = 256 * 1024
 """Messages above this, and all that are compressed, are read and written aside: JSON of this size takes some 20 ms
@@ -89,6 +92,10 @@ class Exchange:
         with Held(self._buffered) as held:
             return await self._make(question, body, wire, began, held)
 
+    async def aside(self, work: Callable[[], R], caller: str, seconds: float) -> R:
+        """Work on a large message where nobody else waits for it (see ``Aside``). Raises Refused."""
+        return await self._aside.run(work, caller, seconds)
+
     def close(self) -> None:
         """Read nothing more."""
         self._aside.close()
@@ -98,7 +105,7 @@ class Exchange:
     ) -> Made:
         deadline = Deadline.after(began, question.route.timeout)
         decoded, form = await self._decoded(question, body, deadline, held)
-        deadline = _sooner(deadline, decoded, self._ticker())
+        deadline = sooner(deadline, decoded, self._ticker())
         call = Call(question.route, question.caller, decoded, question.directives, deadline)
         answer = await self._pipeline.answer(call)
         told = Told(answer.response, answer.provenance, form, decoded.id, question.answer_coding)
@@ -188,7 +195,7 @@ def _encoded(dialect: Dialect, told: Told) -> tuple[bytes, Fields]:
     return b"".join(parts), headers
 
 
-def _sooner(deadline: Deadline, request: InferRequest, now: float) -> Deadline:
+def sooner(deadline: Deadline, request: InferRequest, now: float) -> Deadline:
     """The request's own timeout (Triton's ``timeout`` parameter, microseconds) shortens the deadline."""
     timeout = request.parameters.get("timeout")
     if isinstance(timeout, int) and not isinstance(timeout, bool) and timeout > 0:

@@ -32,7 +32,10 @@ def gauges(routes: Mapping[str, Route], homes: Mapping[str, Home], is_draining: 
 
     def of_replicas(read: Callable[[ReplicaState], float]) -> Callable[[], Samples]:
         return lambda: (
-            ((name, state.url), read(state)) for name, home in homes.items() for state in home.pool.states()
+            ((name, state.url), read(state))
+            for name, home in homes.items()
+            for pool in home.pools
+            for state in pool.states()
         )
 
     route, replica = ("route",), ("backend", "replica")

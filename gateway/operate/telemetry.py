@@ -205,7 +205,8 @@ class Telemetry:
             ("route",),
             self._refresh_failures,
         )
-        yield _counter("tailrace_responses", "Responses by status, in HTTP's numbers.", ("route", "status"), statuses)
+        help_text = "Responses by status, in HTTP's numbers (of other doors the one that stands for their own)."
+        yield _counter("tailrace_responses", help_text, ("route", "status"), statuses)
         seconds = HistogramMetricFamily(
             "tailrace_request_seconds",
             "From a request's head to its answer's last byte.",

@@ -63,6 +63,18 @@ def test_upstreams_alone_make_a_transparent_proxy() -> None:
     assert config.routes == {}
 
 
+def test_upstreams_of_both_protocols_are_one_backend() -> None:
+    config = load(None, {}, ["http://a:8000", "http://b", "grpc://a:8001", "grpc://[::1]:8001"])
+    assert config.backends["upstream"].http == ("http://a:8000", "http://b")
+    assert config.backends["upstream"].grpc == ("a:8001", "[::1]:8001")
+    assert load(None, {}, ["grpc://a:8001"]).backends["upstream"].http == ()
+
+
+@pytest.mark.parametrize(("written", "on"), [("127.0.0.1:8081", True), ("off", False), ("", False)])
+def test_the_grpc_door_can_be_left_out(write: Write, written: str, on: bool) -> None:
+    assert load(write(f'[server]\ngrpc = "{written}"\n{MINIMAL}'), {}).server.has_grpc is on
+
+
 def test_upstreams_beside_a_file_get_what_has_no_route_and_allow_nothing_more(write: Write) -> None:
     config = load(write(MINIMAL), {}, ["http://a:8000"])
     assert list(config.backends) == ["gpu", "upstream"]
@@ -95,7 +107,15 @@ FAULTS = [
     ("", "backends: there is none"),
     ("[servr]", "servr: unknown key; did you mean server?"),
     ("[server]\nhtp = 1", "server.htp: unknown key; did you mean http?"),
-    ('[server]\ngrpc = "a:1"', "server.grpc: is not in this version yet"),
+    ('[server]\nrpc = "a:1"', "server.rpc: is not in this version yet"),
+    ('[server]\ngrpc = "8081"', "server.grpc: '8081' is neither HOST:PORT"),
+    ('[server]\ngrpc = "127.0.0.1:9090"', "server.admin: is the same address as server.grpc"),
+    ('[server]\ngrpc = "unix:/x"\nworkers = 2', "server.workers: is more than 1, and a unix socket"),
+    ('[server]\ngrpc_message_bytes_max = "2GiB"', "server.grpc_message_bytes_max: is 2GiB; it must be at most"),
+    ("[backends.x]\ngrpc = ['a']", "backends.x.grpc[0]: 'a' is neither HOST:PORT"),
+    ("[backends.x]\ngrpc = ['a:1', 'b:1']\nhttp = ['http://a']", "backends.x.grpc: and http name the same servers"),
+    ("[backends.x]\ngrpc = ['a:0']", "backends.x.grpc[0]: 'a:0' has no port"),
+    ("[backends.x]\ngrpc = ['a:1', 'A:1']", "backends.x.grpc: names a:1 2 times"),
     ('[tables.user]\nkey = "x"', "tables: is not in this version yet"),
     ('[server]\nallow = ["repo"]', "server.allow[0]: 'repo' is not one of repository, logging"),
     ('[server]\nhttp = "localhost"', "server.http: 'localhost' is neither HOST:PORT"),
@@ -421,7 +441,7 @@ def test_the_example_has_every_key_and_states_its_true_default() -> None:
                 told = msgspec.to_builtins(default, enc_hook=plain)
                 assert everything[name] == (list(told) if isinstance(told, tuple) else told), name
             if name in live and not structs_in(field.type):
-                assert default is None, f"{name} has a default; write it as #{name} = ..."
+                assert default in (None, ()), f"{name} has a default; write it as #{name} = ..."
     for kind, names in seen.items():
         assert names == {field.encode_name for field in msgspec.structs.fields(kind)}, kind.__name__
     schema = json_schema(Config)

@@ -10,7 +10,7 @@ from gateway.app import Gateway
 from gateway.sources import load
 
 SECONDS = 10.0
-LISTENERS = {"TAILRACE_SERVER__HTTP": '"127.0.0.1:0"', "TAILRACE_SERVER__ADMIN": '"127.0.0.1:0"'}
+LISTENERS = {f"TAILRACE_SERVER__{name}": '"127.0.0.1:0"' for name in ("HTTP", "GRPC", "ADMIN")}
 NOBODY = "http://127.0.0.1:1"
 
 

@@ -7,7 +7,7 @@ from gateway.app import Gateway
 from gateway.sources import load
 
 SECONDS = 10.0
-LISTENERS = {"TAILRACE_SERVER__HTTP": '"127.0.0.1:0"', "TAILRACE_SERVER__ADMIN": '"127.0.0.1:0"'}
+LISTENERS = {f"TAILRACE_SERVER__{name}": '"127.0.0.1:0"' for name in ("HTTP", "GRPC", "ADMIN")}
 
 
 async def test_draining_is_seen_on_new_connections_before_the_listener_closes() -> None:

@@ -22,6 +22,7 @@ SECONDS = 10.0
 OURS = ("10.0.0.0/8", "fd00::/8")
 LISTENERS = {
     "TAILRACE_SERVER__HTTP": '"127.0.0.1:0"',
+    "TAILRACE_SERVER__GRPC": "off",
     "TAILRACE_SERVER__ADMIN": '"127.0.0.1:0"',
     "TAILRACE_SERVER__DRAIN": "0s",
 }

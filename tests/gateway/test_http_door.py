@@ -13,7 +13,7 @@ from gateway.sources import load
 SECONDS = 10.0
 POST = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\n"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
-LISTENERS = {"TAILRACE_SERVER__HTTP": '"127.0.0.1:0"', "TAILRACE_SERVER__ADMIN": '"127.0.0.1:0"'}
+LISTENERS = {f"TAILRACE_SERVER__{name}": '"127.0.0.1:0"' for name in ("HTTP", "GRPC", "ADMIN")}
 
 
 class Upstream:

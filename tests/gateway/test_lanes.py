@@ -106,6 +106,7 @@ class House:
         for lane in GATEWAYS:
             environ = {
                 "TAILRACE_SERVER__HTTP": '"127.0.0.1:0"',
+                "TAILRACE_SERVER__GRPC": "off",
                 "TAILRACE_SERVER__ADMIN": '"127.0.0.1:0"',
                 "TAILRACE_SERVER__ALLOW": "[]",
                 "TAILRACE_SERVER__DRAIN": "100ms",

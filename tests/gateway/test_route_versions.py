@@ -8,7 +8,7 @@ from gateway.app import Gateway
 from gateway.sources import load
 
 SECONDS = 10.0
-NOWHERE = {"TAILRACE_SERVER__HTTP": '"127.0.0.1:0"', "TAILRACE_SERVER__ADMIN": '"127.0.0.1:0"'}
+NOWHERE = {f"TAILRACE_SERVER__{name}": '"127.0.0.1:0"' for name in ("HTTP", "GRPC", "ADMIN")}
 MODEL = {"name": "m", "versions": ["2", "1"], "inputs": [], "outputs": []}
 ONE = '{ backend = "upstream", model = "m" }'
 BOUND = '{ backend = "upstream", model = "m", version = "1" }'

@@ -57,6 +57,7 @@ async def test_a_sequence_that_passes_through_stays_on_its_replica(
     urls, bodies = replicas
     environ = {
         "TAILRACE_SERVER__HTTP": '"127.0.0.1:0"',
+        "TAILRACE_SERVER__GRPC": "off",
         "TAILRACE_SERVER__ADMIN": '"127.0.0.1:0"',
         "TAILRACE_SERVER__DRAIN": "0s",
         "TAILRACE_SERVER__EDGE": edge,

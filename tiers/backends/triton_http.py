@@ -23,6 +23,7 @@ from tiers.backends.arrival import Arrival, ConnectionFault, Fault
 from tiers.backends.connection import Connection, ConnectionBounds, died_of_age
 from tiers.backends.connections import Address, Connections, ConnectionsOptions
 from tiers.backends.fields import Body, Headers, IllFormed, LineTooLong, Outgoing, RequestHeads, end_to_end
+from tiers.backends.judging import judged, timeout_of
 from tiers.backends.refusal import refusal
 from tiers.backends.relaying import Listener, Relaying
 from tiers.inference import NOT_ASKED, InferRequest, InferResponse, Rejected, UpstreamError
@@ -42,7 +43,6 @@ __all__ = [
 ]
 
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
-_MICROSECONDS: Final = 1_000_000
 _REPEATABLE: Final = frozenset({"GET", "HEAD"})
 _INFER_HEADS_MAX: Final = 1024
 ASKING_CONNECTIONS_MAX: Final = 8
@@ -149,7 +149,7 @@ class TritonHttp:
         connection: Triton closes idle connections, and that says nothing about its health.
         """
         remaining = deadline.remaining(now)
-        parts, json_length = self._writer.encode(request, _timeout(request, remaining))
+        parts, json_length = self._writer.encode(request, timeout_of(request, remaining))
         size = sum(len(part) if isinstance(part, bytes) else part.nbytes for part in parts)
         head = self._infer_head(request.model, request.version)
         lengths = b"Content-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n" % (size, json_length)
@@ -350,14 +350,7 @@ class TritonHttp:
             if isinstance(error, Malformed) and error.reason in BEYOND_LIMITS:
                 raise UpstreamError(Failure.OVERSIZED, f"{self.url} answers with too much: {error}", 200) from error
             raise UpstreamError(Failure.BROKEN, f"{self.url} answered what is no inference: {error}", 200) from error
-        fault = _fault(request, response)
-        if fault:
-            raise UpstreamError(Failure.BROKEN, f"{self.url} answered {fault}", 200)
-        held = {output.name for output in response.outputs}
-        missing = [output.name for output in request.outputs if output.name not in held]
-        if missing:  # Triton lets a model leave an output out, which it may do for one input and not for another
-            raise UpstreamError(Failure.RAISED, f"{self.url} answered without output {missing[0]!r}", 200)
-        return response
+        return judged(self.url, request, response)
 
 
 async def _end(upload: asyncio.Task[None]) -> None:
@@ -378,22 +371,3 @@ def _address(url: str) -> tuple[Address, str]:
     port = parts.port or default
     shown = f"[{host}]" if ":" in host else host
     return Address(host, port, secure), shown if port == default else f"{shown}:{port}"
-
-
-def _fault(request: InferRequest, response: InferResponse) -> str:
-    """What makes a well-formed answer not the answer of this model; empty if nothing does."""
-    if response.model != request.model:
-        return f"for model {response.model!r} where {request.model!r} was asked"
-    if request.version and response.version != request.version:
-        return f"for version {response.version!r} where {request.version!r} was asked"
-    return ""
-
-
-def _timeout(request: InferRequest, remaining: float) -> int | None:
-    """The remaining time for Triton's ``timeout`` parameter (microseconds); None where the caller's own, which is
-    sooner, stays or there is no deadline."""
-    if math.isinf(remaining):
-        return None
-    microseconds = max(1, int(remaining * _MICROSECONDS))
-    own = request.parameters.get("timeout")
-    return None if isinstance(own, int) and 0 < own < microseconds else microseconds

@@ -1,0 +1,202 @@
+"""One ModelStreamInfer: many requests and many answers, of any models, on one call.
+
+Rule of this file: each request goes its own way. On a route it is answered by the pipeline as a single call is, in
+the order of the requests; one whose model is decoupled or keeps state between requests, and one without a route, goes
+on to a replica as it came, and its answers come back as they come. A request that is refused is told so in the stream,
+which goes on, as Triton does it; a replica that goes away ends the stream with an error, so that no sequence is begun
+anew in silence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import ExitStack
+
+import msgspec
+
+from degrade.deadline import Deadline, Ticker
+from gateway.admission.auth import Caller
+from gateway.codec import grpc as codec
+from gateway.codec.http import parse_cache_control
+from gateway.doors.buffered import Buffered, Held
+from gateway.doors.exchange import body_too_large
+from gateway.doors.grpc_infer import Asking, Inferring
+from gateway.doors.question import check_version
+from gateway.operate.telemetry import PASSTHROUGH, Telemetry
+from gateway.pipeline import Pipeline
+from gateway.problem import Refused, forbidden
+from gateway.route import Route
+from tiers.backends.rpc import Metadata, Rpc
+from tiers.inference import Rejected, UpstreamError
+from tiers.rpc import RpcPool, Talk
+from tiers.v2.proto import Sketch, renamed
+from tiers.v2.proto_response import renamed_in_stream, streamed
+
+Read = Callable[[], Awaitable[bytes | None]]
+Write = Callable[[bytes], Awaitable[None]]
+
+
+class StreamPorts(msgspec.Struct, frozen=True):
+    """What streams are wired to; ``pending_max`` bounds the requests of one that are in work."""
+
+    routes: Mapping[str, Route]
+    passthrough: RpcPool
+    pipeline: Pipeline
+    inferring: Inferring
+    telemetry: Telemetry
+    ticker: Ticker
+    buffered: Buffered
+    pending_max: int
+
+
+class Streaming:
+    """One stream of one caller."""
+
+    def __init__(
+        self, ports: StreamPorts, caller: Caller, metadata: codec.Metadata, passed: Metadata, deadline: Deadline
+    ) -> None:
+        self._ports = ports
+        self._caller = caller
+        self._directives = parse_cache_control(codec.joined(metadata, "cache-control"))
+        self._passed = passed
+        self._deadline = deadline
+        self._talks: dict[tuple[str, str], Talk] = {}
+        self._open = ExitStack()
+        self._tasks = asyncio.TaskGroup()
+        self._ready: deque[asyncio.Task[bytes]] = deque()
+        self._more = asyncio.Event()
+        self._ended = False
+        self._free = asyncio.Semaphore(ports.pending_max)
+        self._writing = asyncio.Lock()
+
+    async def run(self, read: Read, write: Write) -> None:
+        """Answer until the caller has ended its side and all is said. Raises RpcRefused, UpstreamError, Refused."""
+        with self._open:
+            try:
+                async with self._tasks:
+                    self._tasks.create_task(self._answers(write))
+                    self._tasks.create_task(self._requests(read, write))
+            except BaseExceptionGroup as failed:
+                raise failed.exceptions[0] from None
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    async def _requests(self, read: Read, write: Write) -> None:
+        while (message := await read()) is not None:
+            await self._free.acquire()
+            try:
+                sketch = codec.sketch(message)
+            except Refused as refused:
+                self._refuse(refused, "", PASSTHROUGH)
+                continue
+            route = self._ports.routes.get(sketch.model)
+            label = PASSTHROUGH if route is None else route.name
+            try:
+                if route is not None and not await self._passes(route, sketch):
+                    self._answer(route, sketch)
+                    continue
+                await self._pass_on(route, sketch, write)
+                self._free.release()
+            except Refused as refused:
+                self._refuse(refused, sketch.id, label)
+        self._ended = True
+        self._more.set()
+        for talk in self._talks.values():
+            await talk.end()
+
+    async def _passes(self, route: Route, sketch: Sketch) -> bool:
+        """Whether the route's model answers in a way of its own. Raises Refused for a version it has not."""
+        check_version(route, sketch.version)
+        facts = route.known_facts(sketch.version)
+        if facts is None:
+            try:
+                within = Deadline.after(self._ports.ticker(), route.timeout)
+                facts = await route.facts(within.sooner(self._deadline), sketch.version)
+            except (UpstreamError, Rejected):
+                return False  # the pipeline says what that comes to
+        return facts.decoupled or facts.sequence
+
+    def _answer(self, route: Route, sketch: Sketch) -> None:
+        began = self._ports.ticker()
+        asking = Asking(route, self._caller, sketch, self._directives, began, self._deadline)
+        self._ready.append(self._tasks.create_task(self._answered(asking)))
+        self._more.set()
+
+    async def _answered(self, asking: Asking) -> bytes:
+        name, began = asking.route.name, asking.began
+        telemetry, ticker = self._ports.telemetry, self._ports.ticker
+        try:
+            with Held(self._ports.buffered) as held:
+                held.add(len(asking.sketch.message))
+                told = await self._ports.inferring.answer(asking)
+        except Refused as refused:
+            telemetry.refused(name, refused.problem.slug)
+            telemetry.responded(name, refused.problem.status, "problem", ticker() - began)
+            return codec.streamed_error(refused.problem, asking.sketch.id)
+        telemetry.responded(name, 200, told.provenance.cache, ticker() - began)
+        return streamed(told.ready, asking.sketch.id)
+
+    def _refuse(self, refused: Refused, identifier: str, label: str) -> None:
+        """Tell a refusal in its turn."""
+        self._ports.telemetry.refused(label, refused.problem.slug)
+
+        async def told() -> bytes:
+            return codec.streamed_error(refused.problem, identifier)
+
+        self._ready.append(self._tasks.create_task(told()))
+        self._more.set()
+
+    async def _pass_on(self, route: Route | None, sketch: Sketch, write: Write) -> None:
+        message, name = sketch.message, ""
+        pool = self._ports.passthrough
+        if route is not None:
+            if route.config.inputs:
+                detail = f"A stream cannot be held to what route {route.name} declares of its inputs; use ModelInfer."
+                raise Refused(forbidden(detail))
+            if len(message) > route.body_limits.bytes_max:
+                raise Refused(body_too_large(route, route.body_limits.bytes_max))
+            tier = route.config.tiers[-1]
+            message, name = renamed(message, tier.model, sketch.version or tier.version), route.name
+            pool = route.last_rpc
+        self._ports.pipeline.charge(route, self._caller)
+        sequence = "" if pool.alone else codec.sequence_of(sketch)
+        talk = self._talk(pool, name, sequence, write)
+        with Held(self._ports.buffered) as held:
+            held.add(len(message))
+            await talk.send(message)
+
+    def _talk(self, pool: RpcPool, name: str, sequence: str, write: Write) -> Talk:
+        """The stream on to the replica where a sequence lives, or to any: one for each route and replica."""
+        home = None if not sequence else pool.pool.home_of(sequence)
+        for (owner, url), known in self._talks.items():
+            if owner == name and home in (None, url):
+                return known
+        rpc = Rpc("ModelStreamInfer", b"", self._passed)
+        talk = self._open.enter_context(pool.conversing(rpc, self._deadline, sequence))
+        self._talks[name, talk.url] = talk
+        self._tasks.create_task(self._read(talk, name, write))
+        return talk
+
+    # -- answers ----------------------------------------------------------------------------------
+
+    async def _read(self, talk: Talk, name: str, write: Write) -> None:
+        """Write a replica's answers as they come; ``name``: of the route, whose answers carry it."""
+        async for answer in talk.answers():
+            async with self._writing:
+                await write(renamed_in_stream(answer, name) if name else answer)
+
+    async def _answers(self, write: Write) -> None:
+        """Write the pipeline's answers in the order of their requests, until there will be no more."""
+        while True:
+            while not self._ready:
+                if self._ended:
+                    return
+                self._more.clear()
+                await self._more.wait()
+            answer = await self._ready[0]
+            async with self._writing:
+                await write(answer)
+            self._ready.popleft()
+            self._free.release()

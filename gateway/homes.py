@@ -1,0 +1,101 @@
+"""A backend's replicas from its configuration: who speaks what, with which bounds.
+
+Rule of this file: it makes parts and asks nothing. With ``http`` routes ask over HTTP, without it over gRPC; the
+gRPC door passes on over gRPC where that is configured, and over HTTP where it is not.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from degrade.breaker import BreakerOptions
+from degrade.deadline import Ticker
+from gateway.config import Backend, Server
+from gateway.route import Home
+from tiers.backends.triton_http import TritonHttp, TritonOptions
+from tiers.catalog import Catalog, CatalogOptions
+from tiers.pool import OnChange, Pool, PoolOptions
+from tiers.seat import Replica
+
+if TYPE_CHECKING:
+    from tiers.backends.triton_grpc import GrpcOptions, TritonGrpc
+
+
+class Makings:
+    """What every backend's parts have in common."""
+
+    def __init__(self, server: Server, ticker: Ticker, chance: random.Random) -> None:
+        self._server = server
+        self._ticker = ticker
+        self._chance = chance
+
+    def home(self, backend: Backend, on_breaker: OnChange, on_model: Callable[[str], None]) -> Home:
+        """The parts of one backend; call it within the event loop that they are to live in."""
+        from tiers.rpc import RpcPool
+
+        speaking = self._speaking_grpc(backend)
+        replicas: list[Replica] = []
+        replicas += [TritonHttp(url, _http_options(backend)) for url in backend.http] or speaking
+        pool = self._pool(replicas, backend, on_breaker)
+        catalog = Catalog(replicas, CatalogOptions(), self._ticker, on_model)
+        if not self._server.has_grpc:
+            return Home(pool, catalog)
+        if not backend.http:
+            return Home(pool, catalog, RpcPool(pool, speaking, self._ticker))
+        if speaking:
+            spoken = self._pool(speaking, backend, on_breaker, backend.http)
+            return Home(pool, catalog, RpcPool(spoken, speaking, self._ticker))
+        from tiers.backends.over_http import SpeaksHttp
+
+        return Home(pool, catalog, RpcPool(pool, [SpeaksHttp(replica) for replica in replicas], self._ticker))
+
+    def _speaking_grpc(self, backend: Backend) -> list[TritonGrpc]:
+        """Those asked over gRPC: none if nobody would ask them. grpc itself is loaded only here and at its door."""
+        if not backend.grpc or (backend.http and not self._server.has_grpc):
+            return []
+        from tiers.backends.triton_grpc import TritonGrpc
+
+        return [TritonGrpc(target, grpc_options(backend, self._server)) for target in backend.grpc]
+
+    def _pool(
+        self,
+        replicas: list[Replica] | list[TritonGrpc],
+        backend: Backend,
+        on_breaker: OnChange,
+        labels: Sequence[str] = (),
+    ) -> Pool:
+        breaker = backend.breaker
+        options = PoolOptions(
+            breaker=BreakerOptions(
+                consecutive_failures=breaker.consecutive_failures,
+                failure_ratio=breaker.failure_ratio,
+                volume_min=breaker.volume_min,
+                window=float(breaker.window),
+                open_seconds=float(breaker.open),
+                open_seconds_max=float(breaker.open_max),
+            )
+        )
+        return Pool(replicas, options, self._ticker, self._chance, on_breaker, labels)
+
+
+def _http_options(backend: Backend) -> TritonOptions:
+    return TritonOptions(
+        connections_max=backend.connections_max,
+        passthrough_connections_max=backend.passthrough_connections_max,
+        connect_timeout=float(backend.connect_timeout),
+    )
+
+
+def grpc_options(backend: Backend, server: Server) -> GrpcOptions:
+    """How a replica is asked over gRPC."""
+    from tiers.backends.triton_grpc import GrpcOptions
+
+    return GrpcOptions(
+        calls_max=backend.connections_max,
+        passthrough_calls_max=backend.passthrough_connections_max,
+        connect_timeout=float(backend.connect_timeout),
+        message_bytes_max=int(server.grpc_message_bytes_max),
+        silence_max=float(server.passthrough_timeout),
+    )
