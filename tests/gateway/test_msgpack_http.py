@@ -19,7 +19,11 @@ from gateway.sources import load
 from tests.gateway.conftest import EchoTriton
 
 SECONDS = 20.0
-LISTENERS = {"TAILRACE_SERVER__HTTP": '"127.0.0.1:0"', "TAILRACE_SERVER__ADMIN": '"127.0.0.1:0"'}
+LISTENERS = {
+    "TAILRACE_SERVER__HTTP": '"127.0.0.1:0"',
+    "TAILRACE_SERVER__GRPC": '"off"',
+    "TAILRACE_SERVER__ADMIN": '"127.0.0.1:0"',
+}
 ROW = struct.pack("<2f", 1.5, -2)
 TWICE = struct.pack("<2f", 3, -4)
 PACKED = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": ROW}]}

@@ -22,6 +22,7 @@ from tests.gateway.conftest import EchoTriton
 SECONDS = 20.0
 LISTENERS = {
     "TAILRACE_SERVER__HTTP": '"127.0.0.1:0"',
+    "TAILRACE_SERVER__GRPC": '"off"',
     "TAILRACE_SERVER__ADMIN": '"127.0.0.1:0"',
     "TAILRACE_SERVER__RPC": '"127.0.0.1:0"',
     "TAILRACE_SERVER__DRAIN": "2s",
