@@ -19,7 +19,7 @@ from gateway.app import Gateway
 from gateway.sources import load
 from tests.gateway.conftest import EchoTriton
 
-SECONDS = 20.0
+SECONDS = 60.0
 LISTENERS = {
     "TAILRACE_SERVER__HTTP": '"127.0.0.1:0"',
     "TAILRACE_SERVER__GRPC": '"off"',
