@@ -38,6 +38,7 @@ STEPS_MAX: Final = 2**19
 """Heads, or runs of heads, of one message: each takes about half a microsecond. As many BYTES elements as one message
 may have are half of it."""
 
+_PART_BYTES: Final = 64 * 1024
 _RUN_MAX: Final = 128
 _RUN_MIN: Final = 8
 _PREFIX_BYTES: Final = 8
@@ -89,14 +90,15 @@ class Fault(msgspec.Struct, frozen=True):
 class Frames:
     """The messages of one connection. ``bytes_max`` bounds one message."""
 
-    __slots__ = ("_bytes_max", "_carry", "_left", "_levels", "_parts", "_size", "_skip", "_steps", "fault")
+    __slots__ = ("_bytes_max", "_carry", "_left", "_levels", "_parts", "_size", "_skip", "_steps", "_tail", "fault")
 
     def __init__(self, bytes_max: int) -> None:
         self._bytes_max = bytes_max
         self.fault: Fault | None = None
         """What the stream ended with."""
         self._carry = b""  # a value's head that was cut
-        self._parts: list[bytes] = []  # of the message that is not whole
+        self._parts: list[bytes] = []  # of the message that is not whole, each of some size
+        self._tail = bytearray()  # and what has come since, in pieces of any
         self._size = 0
         self._left = 1  # values still to come at this depth
         self._levels: list[int] = []  # and at those above it
@@ -121,7 +123,8 @@ class Frames:
         if self._carry:
             data, self._carry = self._carry + data, b""
         messages: list[bytes] = []
-        left, levels, skip = self._left, self._levels, self._skip
+        left, levels, skip, steps = self._left, self._levels, self._skip, self._steps
+        after_of = _AFTER
         start, at, end = 0, 0, len(data)
         while at < end:
             if skip:
@@ -132,14 +135,14 @@ class Frames:
                     break
             else:
                 code = data[at]
-                after = _AFTER[code]
-                self._steps += 1
-                if after == _BAD or self._steps > STEPS_MAX or not (levels or _is_array(code)):
-                    return self._end(messages, data[start:], self._wrong(code))
+                after = after_of[code]
+                steps += 1
+                if after == _BAD or steps > STEPS_MAX or not (levels or _is_array(code)):
+                    return self._end(messages, data[start:], _wrong(code, steps))
                 if after >= 0:
                     width = after + 1
                     after_it = at + width
-                    if left > _RUN_MIN and after_it < end and _AFTER[data[after_it]] == after:
+                    if left > _RUN_MIN and after_it < end and after_of[data[after_it]] == after:
                         count = _run(data, at, width, min(left, _RUN_MAX))
                         left -= count - 1
                         at += count * width
@@ -177,19 +180,18 @@ class Frames:
                 if self._size + at - start > self._bytes_max:
                     return self._end(messages, data[start:], self._too_large())
                 messages.append(self._whole(data[start:at]))
-                start, left = at, 1
-        self._left, self._levels, self._skip = left, levels, skip
+                start, left, steps = at, 1, 0
+        self._left, self._levels, self._skip, self._steps = left, levels, skip, steps
         self._carry = data[at:]
         if at > start:
-            self._parts.append(data[start:at])
-            self._size += at - start
+            self._keep(data[start:at])
         if self._size + skip > self._bytes_max:
             return self._end(messages, b"", self._too_large())
         return messages
 
     def known_id(self) -> int | None:
         """The id of the message under way, if it is a request and its id is there."""
-        return known_id(b"".join(self._parts[:_PREFIX_BYTES])[:_PREFIX_BYTES])
+        return known_id((self._parts[0] if self._parts else bytes(self._tail))[:_PREFIX_BYTES])
 
     def let_go(self) -> None:
         """Hold nothing more; what comes now has no beginning."""
@@ -199,26 +201,30 @@ class Frames:
             self.fault = Fault(malformed("nothing more is read", "ended"))
 
     def _begin(self) -> None:
-        self._parts, self._size = [], 0
+        self._parts, self._tail, self._size = [], bytearray(), 0
         self._left, self._levels, self._skip, self._steps = 1, [], 0, 0
 
+    def _keep(self, piece: bytes) -> None:
+        """Gather small pieces: a list of single bytes would take many times what was sent."""
+        self._size += len(piece)
+        if len(piece) >= _PART_BYTES and not self._tail:
+            self._parts.append(piece)
+            return
+        self._tail += piece
+        if len(self._tail) >= _PART_BYTES:
+            self._parts.append(bytes(self._tail))
+            self._tail = bytearray()
+
     def _whole(self, last: bytes) -> bytes:
-        message = b"".join((*self._parts, last)) if self._parts else last
+        message = b"".join((*self._parts, self._tail, last)) if self._size else last
         self._begin()
         return message
 
     def _end(self, messages: list[bytes], rest: bytes, problem: Problem) -> list[bytes]:
-        self._parts.append(rest[:_PREFIX_BYTES])
+        self._keep(rest[:_PREFIX_BYTES])
         self.fault = Fault(problem, self.known_id())
         self.let_go()
         return messages
-
-    def _wrong(self, code: int) -> Problem:
-        if self._steps > STEPS_MAX:
-            return too_large("A message has too many values; send tensors as bytes.")
-        if code == 0xC1:
-            return malformed("The stream is not valid MessagePack: a value begins with 0xc1.", "msgpack")
-        return malformed("A MessagePack-RPC message must be an array.", "frame")
 
     def _too_large(self) -> Problem:
         return too_large(f"A message has more than {self._bytes_max} bytes.", self._bytes_max)
@@ -314,6 +320,15 @@ def _run(data: bytes, at: int, width: int, count_max: int) -> int:
     else:
         run, codes = data[at : at + count_max * width : width], data[at : at + 1]
     return len(run) - len(run.lstrip(codes))
+
+
+def _wrong(code: int, steps: int) -> Problem:
+    """Why a value cannot begin like this."""
+    if steps > STEPS_MAX:
+        return too_large("A message has too many values; send tensors as bytes.")
+    if code == 0xC1:
+        return malformed("The stream is not valid MessagePack: a value begins with 0xc1.", "msgpack")
+    return malformed("A MessagePack-RPC message must be an array.", "frame")
 
 
 def _too_deep() -> Problem:

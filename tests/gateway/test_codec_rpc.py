@@ -205,6 +205,14 @@ def test_what_a_stream_makes_us_hold_is_what_it_sent() -> None:
         tracemalloc.stop()
         assert frames.held == len(stream)
         assert peak < 1.2 * len(stream)
+    frames, stream = Frames(BYTES_MAX), hostile + bytes(2**16)
+    tracemalloc.start()
+    for at in range(len(stream)):
+        frames.feed(stream[at : at + 1])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert frames.held == len(stream)
+    assert peak < 4 * len(stream)
     deep = Frames(BYTES_MAX)
     deep.feed(b"\x94\x00\x07\xa1m" + b"\x91" * (DEPTH_MAX - 1))
     assert deep.fault is None
