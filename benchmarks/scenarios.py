@@ -66,16 +66,17 @@ CROWD_PEERS: Final = tuple(peer for peer in HIT_PEERS if not peer.startswith("tr
 """Asked by a thousand connections, Triton 2.51 leaves some without an answer: it has read and counted their requests
 (hundreds with its response cache, now and then some without), nothing is on the way, and nothing comes in 20 s."""
 PROXIES: Final = ("nginx-proxy", "haproxy", "aiohttp-client")
+FLOORED_PROXIES: Final = ("tailrace-pass", *PROXIES, "floor-pass", "static")
 UNIQUE_PEERS: Final = ("tailrace", "tailrace-route", "nginx-cache", "varnish")
 
 SCENARIOS: Final = (
-    Scenario("hit-0.4k", Kind.HIT, SMALL, HIT_PEERS, connections=(1, 16, 64)),
+    Scenario("hit-0.4k", Kind.HIT, SMALL, (*HIT_PEERS, "floor"), connections=(1, 16, 64)),
     Scenario("hit-0.4k-crowd", Kind.HIT, SMALL, CROWD_PEERS, connections=(1000,)),
     Scenario("hit-16k", Kind.HIT, MEDIUM, HIT_PEERS, connections=(16, 64)),
     Scenario("hit-150k", Kind.HIT, LARGE, LARGE_HIT_PEERS, connections=(16, 64)),
     Scenario("heads-0.4k", Kind.HEADS, SMALL, ("tailrace", "nginx-cache", "varnish")),
     Scenario("quota-0.4k", Kind.QUOTA, SMALL, ("tailrace-limited", "nginx-limited")),
-    Scenario("passthrough-static-0.4k", Kind.PASSTHROUGH, SMALL, ("tailrace-pass", *PROXIES, "static"), "static"),
+    Scenario("passthrough-static-0.4k", Kind.PASSTHROUGH, SMALL, FLOORED_PROXIES, "static"),
     Scenario("passthrough-static-150k", Kind.PASSTHROUGH, LARGE, ("tailrace-pass", *PROXIES, "static"), "static"),
     Scenario("passthrough-0.4k", Kind.PASSTHROUGH, SMALL, ("tailrace-pass", *PROXIES, "triton")),
     Scenario("passthrough-150k", Kind.PASSTHROUGH, LARGE, ("tailrace-pass", *PROXIES, "triton")),
@@ -100,6 +101,8 @@ TITLES: Final = {
     "varnish": "Varnish, bodyaccess",
     "aiohttp": "aiohttp handler with a dict",
     "aiohttp-client": "aiohttp handler with its client",
+    "floor": "bare uvloop: a digest, a dict, a write",
+    "floor-pass": "bare uvloop: bytes handed on",
     "triton-cache": "Triton, its own response cache",
     "triton": "Triton, asked directly",
     "static": "the static upstream, asked directly",
@@ -111,7 +114,7 @@ TITLES: Final = {
 
 CACHING: Final = frozenset(
     {"tailrace", "tailrace-limited", "nginx-cache", "nginx-digest", "nginx-limited", "varnish", "triton-cache"}
-    | {"aiohttp"}
+    | {"aiohttp", "floor"}
 )
 
 

@@ -1,4 +1,4 @@
-"""What the response cache keeps beside an entry: what leads to it.
+"""What leads to a cached answer by the exact bytes of a request.
 
 Rule of this file: values only, untracked by the garbage collector like the entries themselves.
 """
@@ -16,18 +16,11 @@ V = TypeVar("V")
 W = TypeVar("W")
 
 
-class Held(msgspec.Struct, Generic[V], eq=False, gc=False):
-    """What is kept for a digest: the entry, and the wire digests that lead to it, oldest first."""
-
-    entry: Entry[V]
-    wires: tuple[bytes, ...] = ()  # most entries never have one: a shared empty tuple
-
-
 class Alias(msgspec.Struct, Generic[V, W], eq=False, gc=False):
-    """One wire digest's way to an entry (and to where that is held), and the ready bytes; ``size`` is what they are
-    charged for."""
+    """One wire digest's way to an entry, and the ready bytes; ``size`` is what they are charged for. ``older``: the
+    wire digest that leads to the same entry and was there before; the latest is the node's tag."""
 
-    node: Node[Held[V]]
-    entry: Entry[V]
+    node: Node[Entry[V]]
     payload: W
     size: int
+    older: bytes | None

@@ -2,8 +2,8 @@
 
 Rule of this file: it is the storage, and knows when something must leave; what that is, its policy says
 (``policy.py``). Every value handed to ``put`` ends exactly once: returned as evicted, replaced by a later ``put``,
-taken by ``pop``, or dropped by ``clear``. A put or resize that fits in ``bytes_max`` never evicts its own key, so what
-was put last is found at once. Neither counts as a use: only ``get`` and ``use`` do.
+taken by ``pop``, or dropped by ``clear``. A put or resize never evicts its own key, so what was put last is found at
+once. Neither counts as a use: only ``get`` and ``use`` do.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ V = TypeVar("V")
 
 
 class Bounded(Generic[V]):
-    """Holds values whose sizes (bytes, at least 1) are together at most ``bytes_max``. The policy must be empty and
-    this map's alone."""
+    """Holds values whose sizes (bytes, at least 1) are together at most ``bytes_max``; a larger one is its owner's to
+    refuse. The policy must be empty and this map's alone."""
 
     __slots__ = ("_bytes_max", "_nodes", "_policy", "use")
 
@@ -58,33 +58,20 @@ class Bounded(Generic[V]):
         """Where the value is, not counted as a use: the same place for as long as the key is held."""
         return self._nodes.get(key)
 
-    def put(self, key: bytes, value: V, size: int) -> list[tuple[bytes, V]]:
-        """Hold the value, replacing the key's old one; returns what had to leave for it.
-
-        A value larger than ``bytes_max`` is not held, and is itself what is returned.
-        """
-        assert size > 0
-        if size > self._bytes_max:
-            self.pop(key)
-            return [(key, value)]
+    def put(self, key: bytes, value: V, size: int) -> list[Node[V]]:
+        """Hold the value, replacing the key's old one; returns what had to leave for it."""
+        assert 0 < size <= self._bytes_max
         node = self._nodes.get(key)
         if node is not None:
             node.value = value
-            return self.resize(key, size)
+            return self.resize(node, size)
         evicted = self._make_room(size)
         self._nodes[key] = self._policy.admit(key, value, size)
         return evicted
 
-    def resize(self, key: bytes, size: int) -> list[tuple[bytes, V]]:
-        """Charge another size for a value; returns what had to leave, as ``put`` does.
-
-        Raises KeyError if the key is not held.
-        """
-        assert size > 0
-        node = self._nodes[key]
-        if size > self._bytes_max:
-            self.pop(key)
-            return [(key, node.value)]
+    def resize(self, node: Node[V], size: int) -> list[Node[V]]:
+        """Charge another size for what a node holds; returns what had to leave, as ``put`` does."""
+        assert 0 < size <= self._bytes_max
         if size <= node.size:
             node.queue.charge(node, size)
             return []
@@ -115,10 +102,10 @@ class Bounded(Generic[V]):
     def __iter__(self) -> Iterator[bytes]:
         return iter(self._nodes)
 
-    def _make_room(self, size: int) -> list[tuple[bytes, V]]:
-        evicted: list[tuple[bytes, V]] = []
+    def _make_room(self, size: int) -> list[Node[V]]:
+        evicted: list[Node[V]] = []
         while self._policy.bytes_used + size > self._bytes_max:
             node = self._policy.evict()
             del self._nodes[node.key]
-            evicted.append((node.key, node.value))
+            evicted.append(node)
         return evicted

@@ -19,12 +19,12 @@ import msgspec
 from blake3 import blake3
 
 DIGEST_BYTES: Final = 16
-WIRE_BYTES: Final = DIGEST_BYTES + 32
+WIRE_BYTES: Final = 2 * DIGEST_BYTES
 
 # The first bytes of each kind of digest, so that no request digest can ever equal a wire digest by
 # construction; the number is the layout's version and must change with the layout.
 _REQUEST: Final = b"tailrace request 1\n"
-_WIRE: Final = b"tailrace wire 2\n"
+_WIRE: Final = b"tailrace wire 3\n"
 
 Parameters = Mapping[str, bool | int | float | str]
 
@@ -147,7 +147,7 @@ class WireDigester:
 
     def key(self, body: bytes | memoryview) -> bytes:
         """The wire key of a request with exactly this body: ``WIRE_BYTES``."""
-        return self._verdict + blake3(body).digest()
+        return self._verdict + blake3(body).digest(DIGEST_BYTES)
 
 
 class _Outline(msgspec.Struct, frozen=True, gc=False):

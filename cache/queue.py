@@ -15,7 +15,8 @@ V = TypeVar("V")
 
 
 class Node(msgspec.Struct, Generic[V], eq=False, gc=False):
-    """A key's value, its size in bytes, how often it was used lately, and its neighbours in a queue.
+    """A key's value, its size in bytes, how often it was used lately, and its neighbours in a queue. ``tag`` is the
+    holder's own: a key by which it finds what else belongs to the value.
 
     Untracked by the garbage collector, which would else look at every entry of a cache of millions in each full
     collection, and stop everybody for seconds. So a queue that is no longer needed must be cleared: only that cuts
@@ -29,6 +30,7 @@ class Node(msgspec.Struct, Generic[V], eq=False, gc=False):
     uses: int = 0
     older: Node[V] | None = None
     newer: Node[V] | None = None
+    tag: bytes | None = None
 
 
 class Queue(Generic[V]):

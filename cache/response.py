@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Generic, TypeVar
 
-from cache.alias import Alias, Held
+from cache.alias import Alias
 from cache.bounded import Bounded
 from cache.digest import Key
 from cache.entry import Entry, Found, Freshness
@@ -32,7 +32,7 @@ class ResponseCache(Generic[V, W]):
     others, ``rejections`` entries that ``store`` refused.
     """
 
-    def __init__(self, entries: Bounded[Held[V]], wires_per_entry_max: int = 4) -> None:
+    def __init__(self, entries: Bounded[Entry[V]], wires_per_entry_max: int = 4) -> None:
         assert len(entries) == 0
         self._entries = entries
         self._wires: dict[bytes, Alias[V, W]] = {}
@@ -46,26 +46,26 @@ class ResponseCache(Generic[V, W]):
         node = self._entries.node(key.digest)
         if node is None:
             return None
-        entry = node.value.entry
-        freshness = entry.freshness(now, key.epoch)
+        freshness = node.value.freshness(now, key.epoch)
         if freshness is _DEAD:
             self._drop(node)
             return None
         self._entries.use(node)
-        return Found(entry, freshness)
+        return Found(node.value, freshness)
 
     def find_wire(self, wire: bytes, epoch: int, now: float) -> tuple[Entry[V], W] | None:
         """The entry and ready bytes for a wire digest, if fresh. Counts as a use only then."""
         alias = self._wires.get(wire)
         if alias is None:
             return None
-        entry = alias.entry
+        node = alias.node
+        entry = node.value
         freshness = entry.freshness(now, epoch)
         if freshness is _FRESH:
-            self._entries.use(alias.node)
+            self._entries.use(node)
             return entry, alias.payload
         if freshness is _DEAD:
-            self._drop(alias.node)
+            self._drop(node)
         return None
 
     def ticket(self) -> int:
@@ -79,17 +79,17 @@ class ResponseCache(Generic[V, W]):
         cache, or the old one is of a newer epoch: a fill that began before the turn must not undo it.
         """
         assert key.epoch == entry.epoch, "an entry is stored under the epoch it was made in"
-        before = self._entries.peek(key.digest)
+        before = self._entries.node(key.digest)
         if (
             ticket != self._ticket
             or entry.size > self._entries.bytes_max
-            or (before is not None and before.entry.epoch > entry.epoch)
+            or (before is not None and before.value.epoch > entry.epoch)
         ):
             self._rejections += 1
             return False
         if before is not None:
             self._cut(before)
-        self._evicted(self._entries.put(key.digest, Held(entry), entry.size))
+        self._evicted(self._entries.put(key.digest, entry, entry.size))
         return True
 
     def attach(self, key: Key, entry: Entry[V], wire: bytes, payload: W, size: int) -> bool:
@@ -100,26 +100,19 @@ class ResponseCache(Generic[V, W]):
         """
         assert size >= 0
         node = self._entries.node(key.digest)
-        if node is None or node.value.entry is not entry or self._wires_per_entry_max < 1:
+        if node is None or node.value is not entry or self._wires_per_entry_max < 1:
             return False
-        held = node.value
-        kept: tuple[bytes, ...] = ()
-        charged = entry.size + size
-        if held.wires:
-            wires = tuple([other for other in held.wires if other != wire])
-            kept = wires[max(0, len(wires) + 1 - self._wires_per_entry_max) :]
-            charged += sum([self._wires[other].size for other in kept])
+        kept = [other for other in self._wires_of(node) if other != wire][: self._wires_per_entry_max - 1]
+        charged = entry.size + size + sum([self._wires[other].size for other in kept])
         if charged > self._entries.bytes_max:
             return False
         known = self._wires.get(wire)
         if known is not None and known.node is not node:
-            self._detach(wire, known)
-        for gone in held.wires:
-            if gone not in kept:
-                del self._wires[gone]
-        held.wires = (*kept, wire)
-        self._wires[wire] = Alias(node, entry, payload, size)
-        self._evicted(self._entries.resize(node.key, charged))
+            self._detach(wire, known.node)
+        self._chain(node, kept)
+        self._wires[wire] = Alias(node, payload, size, node.tag)
+        node.tag = wire
+        self._evicted(self._entries.resize(node, charged))
         return True
 
     def purge(self) -> int:
@@ -154,24 +147,37 @@ class ResponseCache(Generic[V, W]):
     def rejections(self) -> int:
         return self._rejections
 
-    def _drop(self, node: Node[Held[V]]) -> None:
+    def _drop(self, node: Node[Entry[V]]) -> None:
         self._entries.pop(node.key)
-        self._cut(node.value)
+        self._cut(node)
 
-    def _evicted(self, evicted: list[tuple[bytes, Held[V]]]) -> None:
+    def _evicted(self, evicted: list[Node[Entry[V]]]) -> None:
         self._evictions += len(evicted)
-        for _, held in evicted:
-            self._cut(held)
+        for node in evicted:
+            self._cut(node)
 
-    def _cut(self, held: Held[V]) -> None:
-        for wire in held.wires:
-            del self._wires[wire]
-        held.wires = ()
+    def _cut(self, node: Node[Entry[V]]) -> None:
+        self._chain(node, [])
 
-    def _detach(self, wire: bytes, alias: Alias[V, W]) -> None:
+    def _wires_of(self, node: Node[Entry[V]]) -> list[bytes]:
+        """The wire digests that lead to an entry, the latest first."""
+        found, wire = [], node.tag
+        while wire is not None:
+            found.append(wire)
+            wire = self._wires[wire].older
+        return found
+
+    def _chain(self, node: Node[Entry[V]], kept: list[bytes]) -> None:
+        """Forget those that lead to an entry but these, the latest first."""
+        for wire in self._wires_of(node):
+            if wire not in kept:
+                del self._wires[wire]
+        for wire, older in zip(kept, [*kept[1:], None], strict=True) if kept else ():
+            self._wires[wire].older = older
+        node.tag = kept[0] if kept else None
+
+    def _detach(self, wire: bytes, node: Node[Entry[V]]) -> None:
         """Take one alias from the entry it leads to, which is charged that much less."""
-        held = alias.node.value
-        held.wires = tuple(other for other in held.wires if other != wire)
-        del self._wires[wire]
-        charged = held.entry.size + sum(self._wires[other].size for other in held.wires)
-        self._evicted(self._entries.resize(alias.node.key, charged))
+        self._chain(node, [other for other in self._wires_of(node) if other != wire])
+        charged = node.value.size + sum([self._wires[other].size for other in self._wires_of(node)])
+        self._evicted(self._entries.resize(node, charged))

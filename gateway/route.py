@@ -15,7 +15,6 @@ from urllib.parse import quote
 
 import msgspec
 
-from cache.alias import Held
 from cache.bounded import Bounded
 from cache.digest import Key, RequestDigester, request_digest
 from cache.entry import Entry
@@ -421,5 +420,5 @@ def _allowances(name: str, config: RouteConfig) -> list[Allowance]:
 
 def _cache(config: CacheConfig) -> ResponseCache[Served, Wire]:
     bytes_max = int(config.bytes_max)
-    policy: Policy[Held[Served]] = POLICIES[config.policy](bytes_max)
+    policy: Policy[Entry[Served]] = POLICIES[config.policy](bytes_max)
     return ResponseCache(Bounded(bytes_max, policy))

@@ -151,6 +151,17 @@ def aiohttp(name: str, setting: Setting, *, mode: str) -> Iterator[Peer]:
         yield Peer(name, port, group, setting.upstream)
 
 
+@contextmanager
+def floor(name: str, setting: Setting, *, mode: str) -> Iterator[Peer]:
+    port = free_port()
+    command = [sys.executable, str(HERE / "uvloop_peer.py"), str(port), str(setting.upstream.port), mode]
+    with (
+        tempfile.TemporaryDirectory(prefix="tailrace-bench-") as directory,
+        listening(command, directory, port) as group,
+    ):
+        yield Peer(name, port, group, setting.upstream)
+
+
 START: Final[Mapping[str, Callable[[str, Setting], AbstractContextManager[Peer]]]] = {
     "tailrace": partial(tailrace, caches=True),
     "tailrace-route": partial(tailrace, caches=False),
@@ -164,6 +175,8 @@ START: Final[Mapping[str, Callable[[str, Setting], AbstractContextManager[Peer]]
     "varnish": varnish,
     "aiohttp": partial(aiohttp, mode="dict"),
     "aiohttp-client": partial(aiohttp, mode="pass"),
+    "floor": partial(floor, mode="dict"),
+    "floor-pass": partial(floor, mode="pass"),
     "triton-cache": triton_cache,
     "triton": direct,
     "static": direct,

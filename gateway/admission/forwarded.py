@@ -19,7 +19,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from cache.memo import Memo
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
-Fields = tuple[tuple[str, str], ...]
+Pairs = tuple[tuple[str, str], ...]
 
 UNIX: Final = "unix"
 """In a list of trusted proxies: whoever comes by a unix socket."""
@@ -67,7 +67,7 @@ class Proxies:
         self._networks = tuple([network(text) for text in named if text != UNIX])
         self._unix = UNIX in named
         self._field = field
-        self._told: Memo[tuple[Fields, Origin], Fields] = Memo(TOLD_MAX, TOLD_BYTES_MAX)
+        self._told: Memo[tuple[Pairs, Origin], Pairs] = Memo(TOLD_MAX, TOLD_BYTES_MAX)
 
     def hops(self, headers: Headers) -> tuple[str, ...]:
         """The addresses that a head names, the nearest last, "" for what is none; nothing if nobody is trusted."""
@@ -96,7 +96,7 @@ class Proxies:
         known = _parsed(address)
         return known is not None and any(known in each for each in self._networks)
 
-    def told(self, fields: Fields, origin: Origin) -> Fields:
+    def told(self, fields: Pairs, origin: Origin) -> Pairs:
         """A request's fields as a replica gets them: with whom it comes from, and how that one reached us, at the
         end of what a trusted proxy has said of it; what others have said is left out."""
         key = fields, origin
@@ -106,7 +106,7 @@ class Proxies:
             self._told.put(key, told, sum([_PAIR_BYTES + len(name) + len(value) for name, value in told]))
         return told
 
-    def _with_origin(self, fields: Fields, origin: Origin) -> Fields:
+    def _with_origin(self, fields: Pairs, origin: Origin) -> Pairs:
         said: dict[str, list[str]] = {name: [] for name in ("host", *_TOLD)}
         believed = self.trusts(origin.address)
         for name, value in fields:
@@ -130,17 +130,22 @@ class Proxies:
 
 
 def network(text: str) -> _Network:
-    """An address, or a network (``10.0.0.0/8``). Raises ValueError."""
-    return ipaddress.ip_network(text, strict=False)
+    """An address, or a network (``10.0.0.0/8``). Raises ValueError, also for one that could never match."""
+    named = ipaddress.ip_network(text)
+    if isinstance(named, ipaddress.IPv6Network) and named.network_address.ipv4_mapped is not None:
+        raise ValueError(f"{text!r} is IPv4 within IPv6, which is known here by its IPv4 address")
+    return named
 
 
 def _named(value: str) -> list[str]:
-    """What each element of `Forwarded` says in ``for`` (RFC 7239 section 4); [""] if it cannot be read."""
+    """What each element of `Forwarded` says in ``for`` (RFC 7239 section 4), as far as it can be read: of what
+    cannot, the last element alone, so that nobody's odd beginning hides what a proxy has added to it."""
     found, current, at = [], "", 0
     while True:
         pair = _PAIR.match(value, at)
         if pair is None:
-            return [""]
+            _, comma, last = value.rpartition(",")
+            return ["", *_named(last)] if comma else [""]
         if (pair["name"] or "").lower() == "for":
             current = pair["token"] or re.sub(r"\\(.)", r"\1", pair["quoted"] or "")
         if pair["end"] != ";":

@@ -6,8 +6,8 @@ request moves it by one emission interval T = per / rate, and conforms while it 
 ``burst * T`` of now. So in any window of t seconds at most ``burst + t / T`` requests pass. Times
 are whole nanoseconds, and T is rounded up: no sum of floats ever opens or closes a quota.
 
-Rule of this file: pure, ``now`` is an argument. It must not know HTTP beyond the text of three
-header fields, nor who the callers are. Memory is bounded: a cell whose time has come is equal to no
+Rule of this file: pure, ``now`` is an argument. It must know neither HTTP (how a quota is told is
+``quota.py``'s) nor who the callers are. Memory is bounded: a cell whose time has come is equal to no
 cell at all, so it may be dropped; while every remembered cell is active, newcomers share one cell
 per quota (and take its debt along) instead of pushing an active one out, which would give its owner
 a fresh burst.

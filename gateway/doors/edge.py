@@ -29,9 +29,10 @@ from gateway.admission.auth import anonymous_name
 from gateway.admission.forwarded import Origin
 from gateway.doors.exchange import recalled, refusal
 from gateway.doors.handover import OURS, THEIRS, LentTransport
-from gateway.doors.head import Judgement, Lane
+from gateway.doors.head import HEAD_BYTES_REMEMBERED_MAX, Judgement, Lane
 from gateway.doors.lane import EdgeLane, State
 from gateway.doors.listener import resting
+from gateway.doors.origin import origin_of
 from gateway.doors.passthrough import Passage
 from gateway.doors.question import Question, Reply
 from gateway.doors.relay import Relay
@@ -105,10 +106,8 @@ class EdgeConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        name = transport.get_extra_info("peername")
-        address = name[0] if isinstance(name, tuple) else ""
-        self._origin = Origin(address, transport.get_extra_info("sslcontext") is not None)
-        self._peer = anonymous_name(address or "local")
+        self._origin = origin_of(transport)
+        self._peer = anonymous_name(self._origin.address or "local")
         self._turn(State.IDLE)
         if not self._lane.admit(self, self._peer):
             self.abort()  # cheaper for both than an answer nobody reads
@@ -140,6 +139,7 @@ class EdgeConnection(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self._state = State.CLOSED
         self._lane.ended(self, self._peer)
+        self._lane.lent.pop(self, None)
         if self._task is not None:
             self._task.cancel()  # the caller has left; others may still wait for the same flight
         if self._relay is not None:
@@ -228,6 +228,7 @@ class EdgeConnection(asyncio.Protocol):
         now = self._began = lane.ticker()
         stop = end + judgement.length
         if stop <= len(data):
+            self._forget_large()
             self._ask(asked, data[end:stop], now)
             return stop
         self._parts, self._left = [], judgement.length
@@ -251,6 +252,11 @@ class EdgeConnection(asyncio.Protocol):
             size = len(head) + judgement.length
             asked = self._asked = _Asked(head, judgement, question, passage, len(head), size)
         return asked
+
+    def _forget_large(self) -> None:
+        """An idle connection must not hold a large head, which nobody else would either."""
+        if self._asked is not None and self._asked.head_bytes > HEAD_BYTES_REMEMBERED_MAX:
+            self._asked = None
 
     def _await_head(self, data: bytes, start: int) -> int:
         """A head that is not whole: wait, unless it can be none, which the strict parser has words for."""
@@ -278,8 +284,9 @@ class EdgeConnection(asyncio.Protocol):
             self._refuse(self._lane.buffered.refusal(), self._asked.question)
             return len(data)
         if self._left == 0:
-            body, self._parts = b"".join(self._parts), None
-            self._ask(self._asked, body, self._lane.ticker())
+            body, self._parts, asked = b"".join(self._parts), None, self._asked
+            self._forget_large()
+            self._ask(asked, body, self._lane.ticker())
             if self._state not in (_BUSY, _RELAYED):
                 self._size = 0
                 self._recount()
@@ -491,7 +498,7 @@ class EdgeConnection(asyncio.Protocol):
             self.close()
         elif self._state is not State.THEIRS:
             self._turn(State.RESTING)
-            self._lane.lent.add(self)
+            self._lane.lent[self] = None
         else:
             self._answered = True
             if self._left == 0:
@@ -499,7 +506,7 @@ class EdgeConnection(asyncio.Protocol):
 
     def _foreign_ended(self) -> None:
         self._turn(State.IDLE)
-        self._lane.lent.add(self)
+        self._lane.lent[self] = None
         if self._buffer:
             asyncio.get_running_loop().call_soon(self._pump)  # aiohttp is still in the middle of its turn
 

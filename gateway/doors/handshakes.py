@@ -166,9 +166,6 @@ class Handshake:
         """Draining: no request has begun."""
         self.abort()
 
-    def rest(self) -> bool:
-        return True  # aiohttp has not seen it yet
-
     def abort(self) -> None:
         if self._task is not None:
             self._task.cancel()

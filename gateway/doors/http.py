@@ -25,6 +25,7 @@ from gateway.config import Server
 from gateway.doors.about import Readiness, metadata, model_ready
 from gateway.doors.buffered import Buffered, Held
 from gateway.doors.exchange import Exchange, body_limit_key, body_too_large, recalled, refusal
+from gateway.doors.origin import origin_of
 from gateway.doors.passthrough import Broken, Passing, Passthrough, ask_for_body
 from gateway.doors.path import Target, target_of
 from gateway.doors.question import METHODS, QUERY_MEDIA, Question, Reply, check_version, identify, judge
@@ -105,7 +106,7 @@ class HttpDoor:
             _only_read(request.method)
             return self._ready(), "gateway"
         proxies = self._ports.proxies
-        client = proxies.client(request.remote or "", proxies.hops(request.headers))
+        client = proxies.client(origin_of(request.transport).address, proxies.hops(request.headers))
         caller = identify(self._ports.directory, request.headers, client or "local")
         if target.changes is not None and target.changes not in self._server.allow:
             detail = f"{request.method} {target.raw} would change the server behind this gateway."

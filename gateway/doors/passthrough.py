@@ -25,6 +25,7 @@ from gateway.admission.quota import Verdict
 from gateway.codec import http as codec
 from gateway.config import Server
 from gateway.doors.exchange import quota_fields
+from gateway.doors.origin import origin_of
 from gateway.doors.path import Target
 from gateway.doors.question import Headers
 from gateway.problem import Problem, Refused, head_too_large, malformed, timed_out, too_large, unavailable
@@ -200,7 +201,7 @@ class Passthrough:
 
     def _headers(self, request: web.BaseRequest) -> tuple[tuple[str, str], ...]:
         told = passed_on(request.headers.items(), self._withheld)
-        return self._proxies.told(told, Origin(request.remote or "", request.secure))
+        return self._proxies.told(told, origin_of(request.transport))
 
     async def _parts(self, request: web.BaseRequest, passing: Passing) -> AsyncIterator[bytes]:
         bytes_max, size = self._bound(passing), 0

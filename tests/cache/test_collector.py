@@ -8,7 +8,6 @@ from collections.abc import Callable
 
 import pytest
 
-from cache.alias import Held
 from cache.bounded import Bounded
 from cache.digest import Key
 from cache.entry import Entry
@@ -22,7 +21,7 @@ class Value:
     """Something that can be watched going."""
 
 
-def filled(entries: Bounded[Held[Value]]) -> tuple[ResponseCache[Value, bytes], list[weakref.ref[Value]]]:
+def filled(entries: Bounded[Entry[Value]]) -> tuple[ResponseCache[Value, bytes], list[weakref.ref[Value]]]:
     cache: ResponseCache[Value, bytes] = ResponseCache(entries)
     watched = []
     for number in range(ENTRIES):

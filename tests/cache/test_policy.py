@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from cache.bounded import Bounded
 from cache.policy import GHOST_ENTRIES_MIN, POLICIES, Lru, S3Fifo, Sieve
+from cache.queue import Node
 
 BYTES_MAX = 40
 
@@ -20,16 +21,16 @@ def key(number: int) -> bytes:
 
 def hold(policy: Bounded[int], *numbers: int, size: int = 1) -> list[int]:
     """Put each number as its own value; returns the values that left."""
-    return [left for number in numbers for _, left in policy.put(key(number), number, size)]
+    return [left.value for number in numbers for left in policy.put(key(number), number, size)]
 
 
 operations = st.lists(
     st.one_of(
-        st.tuples(st.just("put"), st.integers(0, 15), st.integers(1, BYTES_MAX + 5)),
+        st.tuples(st.just("put"), st.integers(0, 15), st.integers(1, BYTES_MAX)),
         st.tuples(st.just("put"), st.integers(0, 15), st.integers(1, 6)),
         st.tuples(st.just("get"), st.integers(0, 15), st.just(0)),
         st.tuples(st.just("get"), st.integers(0, 15), st.just(0)),
-        st.tuples(st.just("resize"), st.integers(0, 15), st.integers(1, BYTES_MAX + 5)),
+        st.tuples(st.just("resize"), st.integers(0, 15), st.integers(1, BYTES_MAX)),
         st.tuples(st.just("pop"), st.integers(0, 15), st.just(0)),
         st.tuples(st.just("clear"), st.just(0), st.just(0)),
     ),
@@ -49,22 +50,19 @@ class Model:
         self.puts += 1
         value = self.puts  # every put has a value of its own, so a report of an old one shows
         self.held[which] = (value, size)
-        self.leave(self.policy.put(which, value, size), which, size)
+        self.leave(self.policy.put(which, value, size), which)
 
     def resize(self, which: bytes, size: int) -> None:
-        if which not in self.held:
-            with pytest.raises(KeyError):
-                self.policy.resize(which, size)
-            return
-        self.held[which] = (self.held[which][0], size)
-        self.leave(self.policy.resize(which, size), which, size)
+        node = self.policy.node(which)
+        assert (node is None) == (which not in self.held)
+        if node is not None:
+            self.held[which] = (self.held[which][0], size)
+            self.leave(self.policy.resize(node, size), which)
 
-    def leave(self, evicted: list[tuple[bytes, int]], which: bytes, size: int) -> None:
-        for gone, value in evicted:
-            assert self.held.pop(gone)[0] == value
-        assert (which in self.held) == (size <= BYTES_MAX)
-        if size > BYTES_MAX:
-            assert [gone for gone, _ in evicted] == [which]
+    def leave(self, evicted: list[Node[int]], which: bytes) -> None:
+        for gone in evicted:
+            assert self.held.pop(gone.key)[0] == gone.value
+        assert which in self.held
 
     def check(self) -> None:
         assert self.policy.bytes_used == sum(size for _, size in self.held.values()) <= BYTES_MAX
@@ -111,7 +109,7 @@ def test_lru_evicts_as_a_list_in_order_of_use_does(steps: list[tuple[str, int, i
             order.append(order.pop(place))
         if operation != "put":
             continue
-        gone = [left for left, _ in policy.put(which, number, size)]
+        gone = [left.key for left in policy.put(which, number, size)]
         if place is not None and size <= order[place][1]:
             order[place] = (which, size)
             assert gone == []
@@ -119,12 +117,9 @@ def test_lru_evicts_as_a_list_in_order_of_use_does(steps: list[tuple[str, int, i
         if place is not None:
             del order[place]
         order.append((which, size))
-        expected = [which] if size > BYTES_MAX else []
+        expected = []
         while sum(held for _, held in order) > BYTES_MAX:
-            victim = which if size > BYTES_MAX else order[0][0]
-            order = [(held, charged) for held, charged in order if held != victim]
-            if victim != which:
-                expected.append(victim)
+            expected.append(order.pop(0)[0])
         assert gone == expected
 
 
@@ -206,10 +201,12 @@ def test_s3fifo_memory_does_not_grow_with_puts_and_pops() -> None:
 def test_a_value_that_grows_pushes_out_others_not_itself(name: str) -> None:
     policy: Bounded[int] = Bounded(10, POLICIES[name](10))
     hold(policy, *range(10))
-    assert sorted(left for _, left in policy.put(key(0), 100, 10)) == list(range(1, 10))
+    assert sorted(left.value for left in policy.put(key(0), 100, 10)) == list(range(1, 10))
     assert policy.peek(key(0)) == 100
-    assert policy.resize(key(0), 11) == [(key(0), 100)]
-    assert len(policy) == policy.bytes_used == 0
+    node = policy.node(key(0))
+    assert node is not None
+    assert policy.resize(node, 1) == []
+    assert (len(policy), policy.bytes_used) == (1, 1)
 
 
 # Traces: each value one byte, so that "clairvoyant" is exactly Belady's MIN and a bound for all.

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from collections.abc import AsyncIterator
 from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -67,6 +70,9 @@ def test_the_client_by_x_forwarded_for(peer: str, values: list[str], expected: s
         ("for=192.0.2.7;;", "192.0.2.7"),  # empty pairs are allowed
         ("for=192.0.2.7=", "10.0.0.1"),
         ('for="192.0.2.7', "10.0.0.1"),
+        ('", for=192.0.2.7', "192.0.2.7"),  # a client's own odd line, and what its proxy adds
+        ('for="a, for=192.0.2.7', "192.0.2.7"),
+        ('for=192.0.2.7, "', "10.0.0.1"),
         ("for=192.0.2.7 for=192.0.2.8", "10.0.0.1"),
         ("192.0.2.7", "10.0.0.1"),
     ],
@@ -233,7 +239,37 @@ async def test_what_we_add_is_not_the_callers_to_take_away(upstream: tuple[str, 
         assert b"\r\n" + field + b"\r\n" in told
 
 
-@pytest.mark.parametrize("written", ['["10.0.0.0/33"]', '["proxy.example"]', '["unix:/run/x"]'])
+@pytest.mark.parametrize(
+    "written",
+    ["10.0.0.0/33", "10.0.0.5/8", "::ffff:10.0.0.0/104", "proxy.example", "unix:/run/x"],
+)
 def test_what_is_no_address_is_a_fault(written: str) -> None:
     with pytest.raises(ConfigError, match=r"server\.trusted_proxies\.0"):
-        load(None, LISTENERS | {"TAILRACE_SERVER__TRUSTED_PROXIES": written}, ["http://127.0.0.1:1"])
+        load(None, LISTENERS | {"TAILRACE_SERVER__TRUSTED_PROXIES": f'["{written}"]'}, ["http://127.0.0.1:1"])
+
+
+@pytest.mark.parametrize("edge", ["true", "false"])
+async def test_a_name_that_a_unix_client_gives_itself_is_no_address(
+    upstream: tuple[str, list[bytes]], edge: str, tmp_path: Path
+) -> None:
+    url, heads = upstream
+    door = LISTENERS | {"TAILRACE_SERVER__HTTP": f'"unix:{tmp_path}/door"', "TAILRACE_SERVER__EDGE": edge}
+    gateway = Gateway(load(None, door, [url]))
+    await gateway.start()
+    client = socket.socket(socket.AF_UNIX)
+    client.setblocking(False)
+    with contextlib.chdir(tmp_path):
+        client.bind("203.0.113.7")
+    try:
+        await asyncio.get_running_loop().sock_connect(client, f"{tmp_path}/door")
+        reader, writer = await asyncio.open_unix_connection(sock=client)
+        head = f"POST /v2/models/n/infer HTTP/1.1\r\nHost: h\r\nContent-Length: {len(BODY)}\r\n\r\n"
+        writer.write((head + BODY).encode())
+        async with asyncio.timeout(SECONDS):
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+        writer.close()
+    finally:
+        await gateway.stop()
+    told = [head for head in heads if b"/v2/models/n/infer" in head][-1]
+    assert b"203.0.113.7" not in told
+    assert b"X-Forwarded-For" not in told

@@ -483,7 +483,7 @@ def comparable(stream: Any) -> range:
 
 
 ENDING = frozenset({"unfinished", "close", "1.0", "upgrade"})
-UNLIMITED = 408
+LATE = 408
 """Whether half a head was there before the answer to the last request decides if its sender is told of its time."""
 
 
@@ -491,7 +491,7 @@ async def heard(house: House, stream: Any) -> list[list[Answer]]:
     """What each lane says, less a last word on time."""
     said = await asyncio.gather(*(told(house, lane, stream) for lane in comparable(stream)))
     late = "unfinished" in stream.tags
-    return [each[:-1] if late and each and each[-1].status == UNLIMITED else each for each in said]
+    return [each[:-1] if late and each and each[-1].status == LATE else each for each in said]
 
 
 def warm(house: House) -> None:
