@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import math
+import zlib
 
 import grpc
 import pytest
@@ -104,7 +106,6 @@ def test_the_other_way_paths_are_rpcs_and_statuses_errors() -> None:
     "call",
     [
         Call("POST", "/v2/models/m/generate", (), b"{}"),
-        Call("POST", "/v2/models/m/infer", (("Content-Encoding", "gzip"),), b""),
         Call("DELETE", "/v2/models/m"),
         Call("POST", "/v2/models/m/config", (), b"{}"),
     ],
@@ -112,6 +113,21 @@ def test_the_other_way_paths_are_rpcs_and_statuses_errors() -> None:
 def test_what_has_no_counterpart_is_rejected_in_words(call: Call) -> None:
     with pytest.raises(Rejected):
         over_grpc(call, pb.ServerLiveResponse())
+
+
+def test_compressed_bodies_are_inflated_and_sent_on_plain() -> None:
+    document = b'{"inputs": [{"name": "x", "datatype": "INT8", "shape": [2], "data": [1, 2]}]}'
+    answer = pb.ModelInferResponse(model_name="m", model_version="1")
+    answer.outputs.add(name="y", datatype="INT8", shape=[1])
+    answer.raw_output_contents.append(b"\x07")
+    for coding, packed in (("gzip", gzip.compress), ("deflate", zlib.compress)):
+        call = Call("POST", "/v2/models/m/infer", (("Content-Encoding", coding),), packed(document))
+        reply, asked = over_grpc(call, answer)
+        assert (reply.status, json.loads(reply.body)["outputs"][0]["data"]) == (200, [7])
+        assert pb.ModelInferRequest.FromString(asked[0].message).raw_input_contents == [b"\x01\x02"]
+    for coding, status in (("gzip", 400), ("br", 415), ("gzip, gzip", 415)):
+        reply, asked = over_grpc(Call("POST", "/v2/models/m/infer", (("Content-Encoding", coding),), b"{}"), answer)
+        assert (reply.status, asked) == (status, [])
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b"\xff"])
