@@ -80,6 +80,16 @@ def test_its_errors_are_statuses_in_its_words(status: int, code: str) -> None:
     assert caught.value.code is grpc.StatusCode[code]
 
 
+def test_small_and_large_messages_are_said_alike() -> None:
+    body, length = b'{"model_name":"m","model_version":"1","outputs":[]}', "51"
+    for elements in (1, 200_000):
+        message = pb.ModelInferRequest(model_name="m", id="7")
+        message.inputs.add(name="x", datatype="INT32", shape=[elements]).contents.int_contents.extend([300] * elements)
+        calls, answer = ask(Reply(200, (("Inference-Header-Content-Length", length),), body), "ModelInfer", message)
+        assert (answer.model_name, answer.id, calls[0].target) == ("m", "7", "/v2/models/m/infer")
+        assert calls[0].body.endswith(b"\x2c\x01\0\0" * elements)
+
+
 def over_grpc(call: Call, answer) -> tuple[Reply, list[Rpc]]:
     asked: list[Rpc] = []
 
