@@ -22,6 +22,8 @@ import msgspec
 
 from gateway.problem import Problem, Refused, malformed, too_large, unsupported_encoding
 from tiers.inference import InferRequest, InferResponse, Provenance
+from tiers.v2 import coding as codings
+from tiers.v2.coding import CODINGS, GZIP_BITS, ZLIB_BITS
 from tiers.v2.forms import RequestForms
 from tiers.v2.message import DEFAULT_LIMITS, Limits, Malformed
 from tiers.v2.request import WireForm, decode_request
@@ -36,8 +38,6 @@ CACHE_NAME: Final = "tailrace"
 Buffer = bytes | memoryview
 Field = tuple[str, str]
 
-_CODINGS: Final = {"gzip": "gzip", "x-gzip": "gzip", "deflate": "deflate"}
-_GZIP_BITS, _ZLIB_BITS, _RAW_BITS = 31, 15, -15
 _LEVEL: Final = 1  # tensors hardly compress; higher levels cost 5 times the CPU for a few percent
 _DIGITS: Final = re.compile(r"[0-9]{1,19}")
 _WEIGHT: Final = re.compile(r"0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?")
@@ -155,27 +155,12 @@ def inflate(body: Buffer, encoding: str | None, bytes_max: int) -> Buffer:
     of them). Raises Refused: 413 for a bomb, 400 for a stream that is broken, cut or followed by more,
     415 for any other coding or more than one.
     """
-    if len(body) > bytes_max:
-        detail = f"the body has {len(body)} bytes, at most {bytes_max} are allowed"
-        raise Refused(too_large(detail, bytes_max))
-    coding = (encoding or "").strip(" \t").lower()
-    if coding in ("", "identity"):
-        return body
-    if coding not in _CODINGS:
-        what = "more than one coding" if "," in coding else f"{coding[:32]!r}"
-        raise Refused(unsupported_encoding(f"Content-Encoding is {what}; send gzip, deflate or identity"))
-    stream = zlib.decompressobj(_GZIP_BITS if _CODINGS[coding] == "gzip" else _deflate_bits(body))
     try:
-        inflated = stream.decompress(body, bytes_max + 1)
-    except zlib.error as error:
-        raise Refused(malformed(f"the body is not valid {coding}: {error}", "encoding")) from error
-    if len(inflated) > bytes_max:
-        raise Refused(too_large(f"the body inflates to more than the {bytes_max} bytes that are allowed", bytes_max))
-    if not stream.eof:
-        raise Refused(malformed(f"the {coding} body is truncated", "encoding"))
-    if stream.unused_data:
-        raise Refused(malformed(f"the {coding} body is followed by {len(stream.unused_data)} more bytes", "encoding"))
-    return inflated
+        return codings.inflate(body, encoding, bytes_max)
+    except Malformed as fault:
+        if fault.status == 415:
+            raise Refused(unsupported_encoding(str(fault))) from fault
+        raise Refused(too_large(str(fault), bytes_max) if fault.status == 413 else _problem(fault)) from fault
 
 
 def negotiate(accept_encoding: str | None) -> str | None:
@@ -191,7 +176,7 @@ def negotiate(accept_encoding: str | None) -> str | None:
         name, *parameters = (part.strip(" \t") for part in member.split(";"))
         found = quality(parameters)
         if name and found is not None:
-            weights[_CODINGS.get(name, name)] = found
+            weights[CODINGS.get(name, name)] = found
     rest = weights.get("*", 0.0)
     best, best_weight = None, weights.get("identity", 0.0)
     for coding in ("deflate", "gzip"):
@@ -203,7 +188,7 @@ def negotiate(accept_encoding: str | None) -> str | None:
 
 def deflate_body(parts: Iterable[Buffer], encoding: str) -> bytes:
     """All parts as one gzip or deflate (zlib) stream; the same parts give the same bytes."""
-    stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, _GZIP_BITS if encoding == "gzip" else _ZLIB_BITS)
+    stream = zlib.compressobj(_LEVEL, zlib.DEFLATED, GZIP_BITS if encoding == "gzip" else ZLIB_BITS)
     pieces = [stream.compress(part) for part in parts]
     pieces.append(stream.flush())
     return b"".join(pieces)
@@ -291,15 +276,6 @@ def _words(provenance: Provenance, age: str, ttl: str | None) -> tuple[str, str,
 
 def _problem(fault: Malformed) -> Problem:
     return too_large(str(fault)) if fault.status == 413 else malformed(str(fault), fault.reason)
-
-
-def _deflate_bits(body: Buffer) -> int:
-    """zlib's two-byte head (RFC 1950 section 2.2) tells it from bare DEFLATE."""
-    if len(body) < 2:
-        return _ZLIB_BITS
-    method, flags = body[0], body[1]
-    is_zlib = method & 15 == 8 and method >> 4 <= 7 and (method * 256 + flags) % 31 == 0
-    return _ZLIB_BITS if is_zlib else _RAW_BITS
 
 
 def quality(parameters: Sequence[str]) -> float | None:

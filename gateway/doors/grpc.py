@@ -144,7 +144,8 @@ class GrpcDoor:
             ready = self._ports.readiness().ready
             return Said(service_pb2.ServerReadyResponse(ready=ready).SerializeToString())
         metadata = _metadata(context)
-        origin = Origin(codec.address_of(context.peer()), self._secure)
+        address = codec.address_of(context.peer())
+        origin = Origin(address, self._secure and bool(address))  # a unix socket is never encrypted
         caller = self._identify(metadata, origin)
         passed = self._passed_on(metadata, origin)
         deadline = self._deadline(context, began)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import math
+import zlib
 
 import grpc
 import pytest
@@ -78,6 +80,16 @@ def test_its_errors_are_statuses_in_its_words(status: int, code: str) -> None:
     assert caught.value.code is grpc.StatusCode[code]
 
 
+def test_small_and_large_messages_are_said_alike() -> None:
+    body, length = b'{"model_name":"m","model_version":"1","outputs":[]}', "51"
+    for elements in (1, 200_000):
+        message = pb.ModelInferRequest(model_name="m", id="7")
+        message.inputs.add(name="x", datatype="INT32", shape=[elements]).contents.int_contents.extend([300] * elements)
+        calls, answer = ask(Reply(200, (("Inference-Header-Content-Length", length),), body), "ModelInfer", message)
+        assert (answer.model_name, answer.id, calls[0].target) == ("m", "7", "/v2/models/m/infer")
+        assert calls[0].body.endswith(b"\x2c\x01\0\0" * elements)
+
+
 def over_grpc(call: Call, answer) -> tuple[Reply, list[Rpc]]:
     asked: list[Rpc] = []
 
@@ -104,7 +116,6 @@ def test_the_other_way_paths_are_rpcs_and_statuses_errors() -> None:
     "call",
     [
         Call("POST", "/v2/models/m/generate", (), b"{}"),
-        Call("POST", "/v2/models/m/infer", (("Content-Encoding", "gzip"),), b""),
         Call("DELETE", "/v2/models/m"),
         Call("POST", "/v2/models/m/config", (), b"{}"),
     ],
@@ -112,6 +123,21 @@ def test_the_other_way_paths_are_rpcs_and_statuses_errors() -> None:
 def test_what_has_no_counterpart_is_rejected_in_words(call: Call) -> None:
     with pytest.raises(Rejected):
         over_grpc(call, pb.ServerLiveResponse())
+
+
+def test_compressed_bodies_are_inflated_and_sent_on_plain() -> None:
+    document = b'{"inputs": [{"name": "x", "datatype": "INT8", "shape": [2], "data": [1, 2]}]}'
+    answer = pb.ModelInferResponse(model_name="m", model_version="1")
+    answer.outputs.add(name="y", datatype="INT8", shape=[1])
+    answer.raw_output_contents.append(b"\x07")
+    for coding, packed in (("gzip", gzip.compress), ("deflate", zlib.compress)):
+        call = Call("POST", "/v2/models/m/infer", (("Content-Encoding", coding),), packed(document))
+        reply, asked = over_grpc(call, answer)
+        assert (reply.status, json.loads(reply.body)["outputs"][0]["data"]) == (200, [7])
+        assert pb.ModelInferRequest.FromString(asked[0].message).raw_input_contents == [b"\x01\x02"]
+    for coding, status in (("gzip", 400), ("br", 415), ("gzip, gzip", 415)):
+        reply, asked = over_grpc(Call("POST", "/v2/models/m/infer", (("Content-Encoding", coding),), b"{}"), answer)
+        assert (reply.status, asked) == (status, [])
 
 
 @pytest.mark.parametrize("body", [b"[]", b"{", b"\xff"])

@@ -2,7 +2,7 @@
 else.
 
 Rule of this file: a table from paths to RPCs and back from messages to documents; it sends nothing itself. What has
-no counterpart (``generate``, compressed bodies) is Rejected in words that say what would help.
+no counterpart (``generate``) is Rejected in words that say what would help.
 """
 
 from __future__ import annotations
@@ -25,11 +25,12 @@ from tiers.backends.plain import plain
 from tiers.backends.relaying import Listener
 from tiers.backends.rpc import HTTP_STATUSES, Rpc, RpcRefused, RpcReply
 from tiers.backends.triton_http import HEADER_LENGTH, Call, Headers, Reply
-from tiers.inference import Rejected, UpstreamError
+from tiers.inference import InferRequest, Rejected, UpstreamError
+from tiers.v2.coding import inflate
 from tiers.v2.message import Malformed
 from tiers.v2.proto import encode_request
 from tiers.v2.proto_response import decode_response
-from tiers.v2.request import decode_request
+from tiers.v2.request import WireForm, decode_request
 from tiers.v2.response import encode_response
 
 Ask = Callable[[Rpc], Awaitable[RpcReply]]
@@ -38,6 +39,11 @@ _MODEL: Final = r"/v2/models/(?P<model>[^/]+)(?:/versions/(?P<version>[^/]+))?"
 _INFER: Final = re.compile(_MODEL + "/infer")
 _REGIONS: Final = r"/v2/(?P<kind>system|cuda)sharedmemory(?:/region/(?P<region>[^/]+))?"
 _READS: Final = ("GET", "HEAD")
+ASIDE_BYTES: Final = 256 * 1024
+"""Larger messages, and compressed ones, are read and written on a thread: JSON of this size takes some 20 ms."""
+INFLATED_BYTES_MAX: Final = 256 * 1024 * 1024
+"""What a compressed body may come to: as much as a replica's answer may have."""
+
 _Document = Mapping[str, Any]  # JSON
 
 
@@ -125,22 +131,30 @@ class Carrier:
 
 async def _infer(model: str, version: str, call: Call, body: bytes, ask: Ask) -> Reply:
     named = {name.lower(): value for name, value in call.headers}
-    if named.get("content-encoding", "identity") != "identity":
-        raise Rejected(415, "a compressed body cannot be sent on over gRPC; send it plain, or make the model a route")
-    length = named.get(HEADER_LENGTH.lower())
+    coding, length = named.get("content-encoding"), named.get(HEADER_LENGTH.lower())
     if length is not None and not re.fullmatch(r"[0-9]{1,19}", length):
         raise Malformed("header-length", f"{HEADER_LENGTH} must be a number of bytes")
-    request, form = decode_request(body, None if length is None else int(length), model, version)
-    reply = await ask(Rpc("ModelInfer", encode_request(request)))
+
+    def read() -> tuple[InferRequest, WireForm, bytes]:
+        plainly = inflate(body, coding, INFLATED_BYTES_MAX)
+        request, form = decode_request(plainly, None if length is None else int(length), model, version)
+        return request, form, encode_request(request)
+
+    def write() -> Reply:
+        parts, json_length = encode_response(response, form, request.id)
+        headers: Headers = _JSON
+        if json_length is not None:
+            headers = (("Content-Type", "application/octet-stream"), (HEADER_LENGTH, str(json_length)))
+        return Reply(200, headers, b"".join(parts))
+
+    is_small = len(body) <= ASIDE_BYTES and coding is None
+    request, form, message = read() if is_small else await asyncio.to_thread(read)
+    reply = await ask(Rpc("ModelInfer", message))
     try:
         response = decode_response(reply.message, regions=request.regions)
     except Malformed as fault:
         raise UpstreamError(Failure.BROKEN, f"the answer is no inference: {fault}", 200) from fault
-    parts, json_length = encode_response(response, form, request.id)
-    headers: Headers = _JSON
-    if json_length is not None:
-        headers = (("Content-Type", "application/octet-stream"), (HEADER_LENGTH, str(json_length)))
-    return Reply(200, headers, b"".join(parts))
+    return write() if len(reply.message) <= ASIDE_BYTES else await asyncio.to_thread(write)
 
 
 def _asked(method: str, path: str, body: bytes) -> _Asked:

@@ -24,7 +24,7 @@ from tiers.backends.rpc import HTTP_STATUSES, Conversation, Metadata, Rpc, RpcRe
 from tiers.backends.triton_http import HEADER_LENGTH, Call, Reply
 from tiers.inference import Rejected, UpstreamError
 from tiers.v2.message import Malformed
-from tiers.v2.proto import RequestReader, Sketch, identified, parse
+from tiers.v2.proto import RequestReader, Sketch, decode_request, identified, parse
 from tiers.v2.proto_response import encode_response, stream_error, streamed
 from tiers.v2.request import encode_request
 from tiers.v2.response import decode_response
@@ -35,6 +35,8 @@ _CODES: Final = {status: code for code, status in reversed(list(HTTP_STATUSES.it
 """Of several codes with one status the first in that table."""
 _NO_STREAM: Final = "; a stream of several answers needs this backend's gRPC address (backends.NAME.grpc)"
 _PENDING_MAX: Final = 16
+ASIDE_BYTES: Final = 256 * 1024
+"""Larger messages are read on a thread: elements one by one take a second for some millions of them."""
 _OF_MESSAGES: Final = ("content-", "inference-", "accept", "transfer-", "proxy-", "if-")
 _OF_CONNECTIONS: Final = frozenset({"host", "connection", "keep-alive", "te", "trailer", "upgrade", "expect", "range"})
 _DOORS: Final = ("HTTP end point", "ModelInfer RPC")
@@ -89,7 +91,10 @@ class SpeaksHttp:
         return _OneByOne(lambda message: self.unary(Rpc("ModelInfer", message, rpc.metadata), deadline, now))
 
     async def _infer(self, rpc: Rpc, deadline: Deadline, now: float) -> bytes:
-        request = self._reader.decode(Sketch(rpc.message))
+        if len(rpc.message) <= ASIDE_BYTES:
+            request = self._reader.decode(Sketch(rpc.message))
+        else:
+            request = await asyncio.to_thread(decode_request, rpc.message)
         parts, length = encode_request(request)
         headers = (*_text(rpc.metadata), ("Content-Type", "application/octet-stream"), (HEADER_LENGTH, str(length)))
         call = Call("POST", _path(request.model, request.version) + "/infer", headers, b"".join(parts))
