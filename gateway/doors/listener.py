@@ -85,13 +85,16 @@ class _Request(web.BaseRequest):
 class _Connection(RequestHandler):
     """One connection. Its difference: what cannot be parsed gets a problem document, at any time."""
 
-    __slots__ = ("edge", "latest")
+    __slots__ = ("edge", "ending", "latest")
 
     edge: Owner | None
     """The edge lane's connection that this one works for, if it does."""
 
     latest: StreamReader | None
     """The body of the request that was last begun to be answered."""
+
+    ending: bool
+    """That body turned bad: its answer is the last one, and says so."""
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
@@ -119,6 +122,7 @@ class _Connection(RequestHandler):
                 return
         if self.latest is not None and not self.latest.is_eof():
             self._fail(self.latest, error)
+            self.ending = True
             self.close()
 
     def _fail(self, body: StreamReader, error: _ErrInfo) -> None:
@@ -162,6 +166,8 @@ class Listener(web.Server):
             problem = _unacceptable(request)
             if problem is None:
                 response = await handler(request)
+                if isinstance(request.protocol, _Connection) and request.protocol.ending:
+                    response.force_close()
             else:
                 response = problem_response(problem)
                 response.force_close()  # where this request ends is not certain
@@ -192,6 +198,7 @@ class Listener(web.Server):
             lingering_time=2.0,
         )
         connection.latest = None
+        connection.ending = False
         connection.edge = None
         return connection
 

@@ -460,6 +460,14 @@ def test_a_body_that_does_not_come_ends_the_connection(house: House) -> None:
         assert [(each.status, dict(each.fields)["connection"]) for each in answered] == [(408, "close")]
 
 
+@pytest.mark.parametrize("lane", range(len(LANES)), ids=LANES)
+def test_a_body_that_turns_bad_while_it_is_read_has_the_last_answer_and_that_says_so(house: House, lane: int) -> None:
+    pieces = (KNOWN + INFER + CHUNKED + b"\r\n", b"1" + b"0" * 16 + b"\r\n")
+    answered = house.runner.run(told(house, lane, STREAMS["Stream"](pieces, 1, True, frozenset())))
+    assert [each.status for each in answered] == [200, 400]
+    assert dict(answered[-1].fields)["connection"] == "close"
+
+
 async def told(house: House, lane: int, stream: Any) -> list[Answer]:
     """What a lane says to a stream."""
     protocol = house.protocol(lane)
