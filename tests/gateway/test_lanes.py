@@ -462,6 +462,7 @@ def test_a_body_that_does_not_come_ends_the_connection(house: House) -> None:
 
 @pytest.mark.parametrize("lane", range(len(LANES)), ids=LANES)
 def test_a_body_that_turns_bad_while_it_is_read_has_the_last_answer_and_that_says_so(house: House, lane: int) -> None:
+    warm(house)
     pieces = (KNOWN + INFER + CHUNKED + b"\r\n", b"1" + b"0" * 16 + b"\r\n")
     answered = house.runner.run(told(house, lane, STREAMS["Stream"](pieces, 1, True, frozenset())))
     assert [each.status for each in answered] == [200, 400]
