@@ -30,7 +30,7 @@ from gateway.admission.forwarded import Origin, Proxies
 from gateway.admission.quota import Verdict
 from gateway.codec import grpc as codec
 from gateway.codec.http import PASSED, parse_cache_control
-from gateway.config import Server
+from gateway.config import Server, Switch
 from gateway.doors.about import Readiness, metadata, model_ready
 from gateway.doors.buffered import Buffered, Held
 from gateway.doors.grpc_infer import Asking, Inferring
@@ -155,11 +155,11 @@ class GrpcDoor:
         held.add(len(message))
         if method.kind == "infer":
             return await self._infer(message, caller, metadata, passed, deadline, began)
+        if not method.settings:  # what it is suffices, so that nothing is read for who may not
+            self._check_allowed(method, method.changes)
         request = method.parse(message)
         change = method.change(request)
-        if change is not None and change not in self._server.allow:
-            detail = f"{method.name} would change the server behind this gateway."
-            raise Refused(forbidden(detail, f'"{change}" in server.allow'))
+        self._check_allowed(method, change)
         route = self._ports.routes.get(getattr(request, method.model)) if method.model and not method.loads else None
         if route is not None:
             return await _labelled(self._of_route(method, request, route, passed, deadline), route.name)
@@ -167,6 +167,12 @@ class GrpcDoor:
         bounded = deadline.sooner(Deadline.after(began, self._timeout))
         loads = getattr(request, method.model) if method.loads else ""
         return await self._through(rpc, self._ports.passthrough, bounded, everywhere=change is not None, loads=loads)
+
+    def _check_allowed(self, method: Method, change: Switch | None) -> None:
+        """Raises Refused (403) for a call that would change what it may not."""
+        if change is not None and change not in self._server.allow:
+            detail = f"{method.name} would change the server behind this gateway."
+            raise Refused(forbidden(detail, f'"{change}" in server.allow'))
 
     # -- infer ------------------------------------------------------------------------------------
 

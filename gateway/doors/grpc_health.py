@@ -15,6 +15,7 @@ from grpc import aio
 from grpc_health.v1 import health_pb2
 
 from gateway.doors.grpc import first_message
+from gateway.doors.rpcs import MESSAGE_BYTES_MAX
 from gateway.problem import Refused
 from tiers.backends.rpc import SERVICE
 
@@ -65,8 +66,10 @@ class Health:
     async def _service(self, context: Context) -> str:
         """The service that is asked about."""
         try:
-            message = await first_message(context, self._patience)
-            return str(health_pb2.HealthCheckRequest.FromString(message or b"").service)
+            message = await first_message(context, self._patience) or b""
+            if len(message) > MESSAGE_BYTES_MAX:
+                return "?"  # no service has such a name, and reading it takes time
+            return str(health_pb2.HealthCheckRequest.FromString(message).service)
         except Refused as refused:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, refused.problem.detail)
             raise

@@ -13,6 +13,7 @@ from grpc import aio
 from tritonclient.grpc import service_pb2 as pb
 
 from gateway.app import Gateway
+from gateway.doors.rpcs import MESSAGE_BYTES_MAX
 from gateway.sources import load
 
 SERVICE = "inference.GRPCInferenceService"
@@ -524,6 +525,19 @@ async def test_messages_are_bounded_also_inflated_ones(upstream, open_door):
 
 
 LIMITS = '{ body_bytes_max = "1KiB" }'
+
+
+@pytest.mark.parametrize("name", ["LogSettings", "TraceSetting", "ModelMetadata", "RepositoryIndex"])
+async def test_what_asks_or_sets_is_bounded_before_it_is_read(upstream, open_door, name):
+    """A map of a million settings would take seconds to read, in which nobody else is answered."""
+    door = await open_door(SERVER__ALLOW="[]")
+    large = b"\x0a\x00" * (MESSAGE_BYTES_MAX // 2 + 1)
+    assert (await door.refused(name, large))[0] == "RESOURCE_EXHAUSTED"
+    assert (await door.refused("RepositoryModelLoad", b"no message"))[0] == "PERMISSION_DENIED"  # before it is read
+    with pytest.raises(aio.AioRpcError) as caught:
+        await door.channel.unary_unary("/grpc.health.v1.Health/Check")(large, timeout=SECONDS)
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    assert upstream.asked == []
 
 
 async def test_who_sends_no_message_or_takes_no_answer_is_cut(open_door):
