@@ -121,6 +121,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     edge: bool = True
     grpc_message_bytes_max: Size = _size("256MiB")
     grpc_calls_max: Positive = 4096
+    grpc_calls_per_address_max: Positive = 1024
     grpc_streams_max: Positive = 1024
     grpc_stream_pending_max: Annotated[int, Meta(ge=1, le=4096)] = 64
     grpc_keepalive: Seconds = _seconds("1m")

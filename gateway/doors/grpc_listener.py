@@ -6,20 +6,30 @@ here as far as grpc can: connections, calls, messages, metadata, pings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 from grpc import aio
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from gateway.admission.auth import anonymous_name
+from gateway.codec.grpc import address_of
 from gateway.config import Address, Server, Tls
 from gateway.doors.certificates import Certificates
 from gateway.doors.grpc import Context, GrpcDoor
 from gateway.doors.grpc_health import NAME, Health
-from gateway.doors.rpcs import METHODS, Method
+from gateway.doors.guests import Guests
+from gateway.doors.rpcs import MESSAGE_BYTES_MAX, METHODS, Method
 from tiers.backends.rpc import SERVICE
+
+Behaviour = Callable[[object, Context], Awaitable[None]]
+
+REFLECTION_SECONDS: Final = 60.0
+CROWDED: Final = "this address has as many calls in work as server.grpc_calls_per_address_max allows"
 
 PINGS_STRIKES_MAX: Final = 2
 """Pings that come too soon before a caller is cut, as many as Triton's default."""
@@ -33,8 +43,8 @@ class GrpcListener:
         self.stopping = False
         self._health = health
         self._server = aio.server(options=_options(server, shared), maximum_concurrent_rpcs=server.grpc_calls_max)
-        self._server.add_generic_rpc_handlers((_Service(door, health),))
-        reflection.enable_server_reflection((SERVICE, NAME, reflection.SERVICE_NAME), self._server)
+        self.guests = Guests(server.grpc_calls_per_address_max)
+        self._server.add_generic_rpc_handlers((_Service(door, health, self.guests),))
 
     async def start(self, address: Address, certificates: Certificates | None = None) -> str:
         """Listen, with TLS if there are certificates and it is a network; returns the address. Raises OSError."""
@@ -60,22 +70,61 @@ class GrpcListener:
 class _Service(grpc.GenericRpcHandler):
     """Every RPC by its path."""
 
-    def __init__(self, door: GrpcDoor, health: Health) -> None:
+    def __init__(self, door: GrpcDoor, health: Health, guests: Guests) -> None:
+        self._guests = guests
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            f"/{SERVICE}/{method.name}": _handler(door, method) for method in METHODS.values()
+            f"/{SERVICE}/{method.name}": self._bounded(_behaviour(door, method)) for method in METHODS.values()
         }
-        self._handlers[f"/{NAME}/Check"] = grpc.stream_stream_rpc_method_handler(health.check)
-        self._handlers[f"/{NAME}/Watch"] = grpc.stream_stream_rpc_method_handler(health.watch)
+        self._handlers[f"/{NAME}/Check"] = self._bounded(health.check)
+        self._handlers[f"/{NAME}/Watch"] = self._bounded(health.watch)
+        self._handlers[f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"] = self._bounded(_reflection())
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         return self._handlers.get(handler_call_details.method)
 
+    def _bounded(self, behaviour: Behaviour) -> grpc.RpcMethodHandler[Any, Any]:
+        """An RPC, of which one address may not have all places there are."""
 
-def _handler(door: GrpcDoor, method: Method) -> grpc.RpcMethodHandler[Any, Any]:
+        async def bounded(requests: object, context: Context) -> None:
+            address = anonymous_name(address_of(context.peer()) or "local")
+            if not self._guests.enter(address):
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)
+            try:
+                await behaviour(requests, context)
+            finally:
+                self._guests.leave(address)
+
+        return grpc.stream_stream_rpc_method_handler(bounded)
+
+
+def _behaviour(door: GrpcDoor, method: Method) -> Behaviour:
     async def behaviour(_: object, context: Context) -> None:
         await door.handle(method, context)
 
-    return grpc.stream_stream_rpc_method_handler(behaviour)
+    return behaviour
+
+
+def _reflection() -> Behaviour:
+    """The reflection service, for REFLECTION_SECONDS: who lists services is done in a moment."""
+    servicer = reflection.aio.ReflectionServicer((SERVICE, NAME, reflection.SERVICE_NAME))
+
+    async def questions(context: Context) -> AsyncIterator[Any]:
+        while isinstance(message := await context.read(), bytes):
+            if len(message) > MESSAGE_BYTES_MAX:
+                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the question is too large")
+            yield reflection_pb2.ServerReflectionRequest.FromString(message)
+
+    async def behaviour(_: object, context: Context) -> None:
+        try:
+            async with asyncio.timeout(REFLECTION_SECONDS):
+                async for answer in servicer.ServerReflectionInfo(questions(context), context):
+                    await context.write(answer.SerializeToString())
+        except TimeoutError:
+            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"within {REFLECTION_SECONDS:g} s")
+        except DecodeError:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no ServerReflectionRequest")
+
+    return behaviour
 
 
 def _credentials(certificates: Certificates) -> grpc.ServerCredentials:

@@ -567,6 +567,21 @@ async def test_calls_at_once_are_bounded(upstream, open_door):
     await asyncio.gather(*calls)
 
 
+async def test_one_address_does_not_get_all_places(upstream, open_door):
+    door = await open_door(SERVER__GRPC_CALLS_PER_ADDRESS_MAX="3")
+    guests = door.gateway._grpc.guests
+    watch = door.channel.unary_stream("/grpc.health.v1.Health/Watch")
+    reflect = door.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
+    held = [watch(b"", timeout=SECONDS), watch(b"", timeout=SECONDS), reflect(timeout=SECONDS)]
+    await until(lambda: guests._calls.total() == 3)
+    code, details, _ = await door.refused("ServerLive", pb.ServerLiveRequest())
+    assert (code, "server.grpc_calls_per_address_max" in details) == ("RESOURCE_EXHAUSTED", True)
+    for each in held:
+        each.cancel()
+    await until(lambda: not len(guests))
+    await door.ask("ServerLive", pb.ServerLiveRequest())
+
+
 async def test_connections_and_metadata_are_bounded(upstream, open_door):
     door = await open_door(SERVER__CONNECTIONS_MAX="2", SERVER__HEADER_BYTES_MAX="4KiB")
     await door.ask()
