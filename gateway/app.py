@@ -228,7 +228,7 @@ class Gateway:
     @property
     def grpc_is_stopping(self) -> bool:
         """Whether the gRPC door takes no new calls any more."""
-        return self._grpc is not None and self._grpc.stopping
+        return self._grpc is not None and self._grpc.guests.closing
 
     async def stop(self) -> None:
         """Turn not ready, serve on for ``server.drain_notice`` so that balancers can see it, let requests in

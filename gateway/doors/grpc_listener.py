@@ -28,6 +28,10 @@ from tiers.backends.rpc import SERVICE
 
 Behaviour = Callable[[object, Context], Awaitable[None]]
 
+QUIET_SECONDS: Final = 0.02
+TURNING_SECONDS_MAX: Final = 0.1
+"""How long nobody must come before grpc is stopped, and how long that is waited for."""
+
 REFLECTION_SECONDS: Final = 60.0
 CROWDED: Final = "this address has as many calls in work as server.grpc_calls_per_address_max allows"
 
@@ -40,7 +44,6 @@ class GrpcListener:
 
     def __init__(self, server: Server, door: GrpcDoor, health: Health, shared: bool) -> None:
         """``shared``: other workers listen on the same port."""
-        self.stopping = False
         self._health = health
         self._server = aio.server(options=_options(server, shared), maximum_concurrent_rpcs=server.grpc_calls_max)
         self.guests = Guests(server.grpc_calls_per_address_max)
@@ -56,15 +59,25 @@ class GrpcListener:
             else:
                 port = self._server.add_secure_port(target, _credentials(certificates))
         except RuntimeError as error:  # grpc tells why on its own log only
-            raise OSError(f"{target}: cannot be listened on, it may be in use") from error
+            raise OSError("cannot be listened on, it may be in use") from error
         await self._server.start()
         return target if address.path else f"{host}:{port}"
 
     async def stop(self, seconds: float) -> None:
-        """Send GOAWAY, let calls in work finish for so long, and end the others."""
-        self.stopping = True
+        """Turn new calls away, send GOAWAY, let calls in work finish for so long, and end the others.
+
+        In that order, for what grpc has received and not yet handed to us when it stops is CANCELLED, which no client
+        tries again; UNAVAILABLE is. So it stops in a moment in which nobody comes, if there is one soon: whoever is
+        turned away may come back to us until grpc has sent its GOAWAY.
+        """
         self._health.close()
-        await self._server.stop(seconds)
+        self.guests.closing = True
+        loop = asyncio.get_running_loop()
+        began, before = loop.time(), -1
+        while self.guests.turned_away != before and loop.time() - began < min(TURNING_SECONDS_MAX, seconds / 2):
+            before = self.guests.turned_away
+            await asyncio.sleep(QUIET_SECONDS)
+        await self._server.stop(max(0.0, seconds - (loop.time() - began)))
 
 
 class _Service(grpc.GenericRpcHandler):
@@ -75,17 +88,20 @@ class _Service(grpc.GenericRpcHandler):
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
             f"/{SERVICE}/{method.name}": self._bounded(_behaviour(door, method)) for method in METHODS.values()
         }
-        self._handlers[f"/{NAME}/Check"] = self._bounded(health.check)
-        self._handlers[f"/{NAME}/Watch"] = self._bounded(health.watch)
+        self._handlers[f"/{NAME}/Check"] = self._bounded(health.check, always=True)
+        self._handlers[f"/{NAME}/Watch"] = self._bounded(health.watch, always=True)
         self._handlers[f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"] = self._bounded(_reflection())
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         return self._handlers.get(handler_call_details.method)
 
-    def _bounded(self, behaviour: Behaviour) -> grpc.RpcMethodHandler[Any, Any]:
-        """An RPC, of which one address may not have all places there are."""
+    def _bounded(self, behaviour: Behaviour, always: bool = False) -> grpc.RpcMethodHandler[Any, Any]:
+        """An RPC, of which one address may not have all places there are; ``always``: also while we are closing."""
 
         async def bounded(requests: object, context: Context) -> None:
+            if self._guests.closing and not always:
+                self._guests.turned_away += 1
+                await context.abort(grpc.StatusCode.UNAVAILABLE, "the gateway is draining")
             address = anonymous_name(address_of(context.peer()) or "local")
             if not self._guests.enter(address):
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)

@@ -10,11 +10,14 @@ from collections import Counter
 
 
 class Guests:
-    """At most ``calls_max`` calls of an address at once."""
+    """At most ``calls_max`` calls of an address at once. ``closing``: no more are let in; those are
+    ``turned_away``."""
 
     def __init__(self, calls_max: int) -> None:
         self._calls_max = calls_max
         self._calls: Counter[str] = Counter()
+        self.closing = False
+        self.turned_away = 0
 
     def enter(self, address: str) -> bool:
         """Take a place; whether there was one. If so it must be left again."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import tritonclient.grpc as triton_grpc
 from grpc import aio
 from tritonclient.grpc import service_pb2 as pb
@@ -24,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 SERVICE = "/inference.GRPCInferenceService"
 
 DRAIN_SECONDS = 5.0
-CALLERS = 8
+CALLERS = 16
 AGAIN = {
     "methodConfig": [
         {
@@ -34,7 +35,7 @@ AGAIN = {
                 "initialBackoff": "0.02s",
                 "maxBackoff": "0.2s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE"],
+                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],  # of what grpc had received and not begun
             },
         }
     ],
@@ -48,9 +49,10 @@ def rows(number: int) -> list[triton_grpc.InferInput]:
     return [x]
 
 
-def test_sigterm_under_load_fails_no_call(gateway_factory: Callable[..., Any], triton: Any) -> None:
+@pytest.mark.parametrize("notice", ["500ms", "0s"])
+def test_sigterm_under_load_fails_no_call(gateway_factory: Callable[..., Any], triton: Any, notice: str) -> None:
     config = {
-        "server": {"drain": f"{DRAIN_SECONDS:g}s", "drain_notice": "500ms"},
+        "server": {"drain": f"{DRAIN_SECONDS:g}s", "drain_notice": notice},
         "backends": {"b": {"http": [triton.http_url], "grpc": [triton.grpc_address]}},
         "routes": {"echo": {"tiers": [{"backend": "b", "model": "echo_fp32"}], "cache": {"ttl": "1h"}}},
     }
@@ -71,7 +73,7 @@ def test_sigterm_under_load_fails_no_call(gateway_factory: Callable[..., Any], t
                     assert answer.tolist() == [[number % 50, 1]]
                     answered.append(caller)
                 except Exception as error:
-                    failures.append(repr(error))
+                    failures.append(f"{error!r} {error}")
 
     threads = [threading.Thread(target=call, args=(caller,)) for caller in range(CALLERS)]
     for thread in threads:
