@@ -32,8 +32,8 @@ from tiers.seat import Replica
 
 SPARE_FILES: Final = 64
 """Open files beside connections: listeners, logs, the interpreter's own."""
-GRPC_CONNECTIONS: Final = 3
-"""To each replica over gRPC: for routes, for what passes through, and for probes."""
+GRPC_CONNECTIONS: Final = 4
+"""To each replica over gRPC: for routes, for what passes through, for streams, and for probes."""
 ANSWER_SECONDS_MAX: Final = 5.0
 NOT_NUMBERS: Final = frozenset({"BYTES", "BOOL"})
 

@@ -40,6 +40,9 @@ COPIED_BYTES_MAX: Final = 64 * 1024
 TURN_CALLS_MAX: Final = 64
 """Calls begun in one turn of the event loop: some milliseconds, after which it is others' turn."""
 
+SCAN_SECONDS_MAX: Final = 0.005
+"""How long one connection's bytes may be looked at before others have a turn."""
+
 ENVELOPE_BYTES_MAX: Final = 16 * 1024
 """What a message may hold beyond the largest body that a route takes: its id and its method."""
 
@@ -92,7 +95,7 @@ class RpcConnection(asyncio.Protocol):
 
     __slots__ = (
         "_began", "_closing", "_desk", "_ending", "_frames", "_held", "_lane", "_patient", "_paused", "_peer", "_pumps",
-        "_stopped", "_tasks", "_transport", "_waiting", "_waiting_bytes", "_working_bytes", "limit",
+        "_resting", "_stopped", "_tasks", "_transport", "_waiting", "_waiting_bytes", "_working_bytes", "limit",
     )  # fmt: skip
 
     def __init__(self, lane: RpcLane) -> None:
@@ -109,6 +112,7 @@ class RpcConnection(asyncio.Protocol):
         self._held = 0  # bytes that the process counts as held here
         self._paused = False  # the peer does not read: nothing more is begun
         self._stopped = False  # we do not read
+        self._resting = False  # nor shall we until others have had their turn
         self._ending = False  # nothing more is read; ends when all is answered
         self._closing = False  # our side is closed
         self._patient = False  # it was given time to read the last answers
@@ -138,6 +142,14 @@ class RpcConnection(asyncio.Protocol):
         self._recount()
         if frames.fault is None and self._desk.buffered.refuses(frames.held):
             self._end_with(Fault(self._desk.buffered.refusal(), frames.known_id()), waits=True)
+        if self._desk.ticker() - now > SCAN_SECONDS_MAX and not self._resting:
+            # Small values in small messages cost much time for few bytes, and the loop reads on while there are some.
+            self._resting = True
+            asyncio.get_running_loop().call_soon(self._rested)
+        self._pump()
+
+    def _rested(self) -> None:
+        self._resting = False
         self._pump()
 
     def eof_received(self) -> bool:
@@ -177,7 +189,7 @@ class RpcConnection(asyncio.Protocol):
         if fault is not None and not self._waiting and not self._ending:
             self._end_with(fault)
         self._recount()
-        self._read(not (self._waiting or self._paused or self._ending))
+        self._read(not (self._waiting or self._paused or self._ending or self._resting))
         self._turn()
         if self._ending and not self._waiting and not self._tasks:
             self._hang_up()

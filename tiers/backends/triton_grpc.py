@@ -69,7 +69,8 @@ class GrpcOptions(Struct, frozen=True):
     calls_max: int = 256
     """Calls for inference at once; further ones wait within their own deadline, in order."""
     passthrough_calls_max: int = 256
-    """Calls at once, and open streams, of all that passes through: apart, as over HTTP."""
+    """Calls at once of all that passes through, apart from inference, as over HTTP; and as many open streams, apart
+    from both: they may stay for ever."""
     passthrough_wait: float = 10.0
     waiting_max: int = 10_000
     connect_timeout: float = 1.0
@@ -180,10 +181,11 @@ class TritonGrpc:
 
         self._inferring = lane(options.calls_max)
         self._passing = lane(options.passthrough_calls_max, options.passthrough_wait)
+        self._streaming = lane(options.passthrough_calls_max, options.passthrough_wait)
         self._probing = lane(PROBING_CALLS_MAX)
 
     async def close(self) -> None:
-        for lane in (self._inferring, self._passing, self._probing):
+        for lane in (self._inferring, self._passing, self._streaming, self._probing):
             await lane.channel.close()
 
     async def infer(self, request: InferRequest, deadline: Deadline, now: float) -> InferResponse:
@@ -209,7 +211,7 @@ class TritonGrpc:
 
     def converse(self, rpc: Rpc, deadline: Deadline, now: float) -> Conversation:
         """A stream passed through."""
-        return _Stream(self._passing, rpc, deadline.remaining(now))
+        return _Stream(self._streaming, rpc, deadline.remaining(now))
 
     async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply:
         """A call in HTTP's words with its whole answer. Raises UpstreamError, and Rejected for what has no
