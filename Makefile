@@ -42,7 +42,8 @@ demo: setup triton  ## A real Triton, the gateway before it, and what that gains
 
 .PHONY: test
 test: check triton javascript .compiler  ## All checks, then all tests, with a real Triton
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 tests --ignore=tests/system --ignore=tests/examples
+	$(BIN)/python -m pytest tests/system tests/examples
 
 .PHONY: fuzz
 fuzz: setup  ## Hostile bytes for every codec, ten minutes each (FUZZ='--minutes 1 --codec rpc')
