@@ -225,11 +225,6 @@ class Gateway:
             return Readiness(False, f"backend {self._config.passthrough} has no ready replica")
         return Readiness(True)
 
-    @property
-    def grpc_is_stopping(self) -> bool:
-        """Whether the gRPC door takes no new calls any more."""
-        return self._grpc is not None and self._grpc.guests.closing
-
     async def stop(self) -> None:
         """Turn not ready, serve on for ``server.drain_notice`` so that balancers can see it, let requests in
         flight finish within ``server.drain``, and end everything."""
@@ -243,12 +238,11 @@ class Gateway:
             self._rpc_server.close()
         drain = float(self._config.server.drain)
         draining = [lane.drain(drain) for lane in (self._lane, self._rpc) if lane is not None]
-        grpc = [] if self._grpc is None else [self._grpc.stop(drain)]
-        ending = asyncio.gather(*grpc)
+        if self._grpc is not None:
+            draining.append(self._grpc.stop(drain))
         await asyncio.gather(*draining)
         if self._listener is not None:
-            await self._listener.shutdown(float(self._config.server.drain))
-        await ending
+            await self._listener.shutdown(drain)
         if self._admin_server is not None:
             self._admin_server.close()
         if self._admin is not None:

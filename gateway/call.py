@@ -41,6 +41,12 @@ class Answer(msgspec.Struct, frozen=True):
     key: Key | None = None
     entry: Entry[Served] | None = None
 
+    @property
+    def comes_again(self) -> bool:
+        """Whether its request has come before. A wire form is for bytes that do: most answers are never asked for
+        twice, and would pay for one in time and memory."""
+        return self.entry is not None and self.provenance.cache == "hit"
+
 
 def dues(allowances: Sequence[Allowance], caller: Caller, works: bool) -> Dues:
     """The quotas that a request uses up, which depend on whether it puts work on a server (``works``)."""

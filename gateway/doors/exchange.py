@@ -115,10 +115,8 @@ class Exchange:
             ready, headers = await self._aside.run(encode, question.caller.name, seconds)
         else:
             ready, headers = encode()
-        # An alias is for bytes that come again, as these just did; most answers are never asked for twice, and
-        # would pay for it in time and memory. A request with an id is never the same bytes again.
-        comes_again = answer.provenance.cache == "hit" and not decoded.id
-        if wire is not None and answer.entry is not None and comes_again:
+        # A request with an id is never the same bytes again.
+        if wire is not None and answer.entry is not None and answer.comes_again and not decoded.id:
             heading = self._heading(tuple(headers), len(ready), answer.entry)
             self._pipeline.attach_wire(question.route, answer, wire, Wire(ready, heading))
         return Made(answer, ready, headers)

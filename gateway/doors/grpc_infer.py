@@ -91,7 +91,7 @@ class Inferring:
             ready = await self._exchange.aside(encode, caller.name, seconds)
         else:
             ready = encode()
-        if wire is not None and answer.entry is not None:
+        if wire is not None and answer.comes_again:
             self._pipeline.attach_wire(route, answer, wire, Wire(ready, _HEADING))
         return Told(ready, answer.provenance, answer.quota)
 

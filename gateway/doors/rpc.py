@@ -30,6 +30,7 @@ from gateway.doors.buffered import Buffered
 from gateway.doors.exchange import Exchange
 from gateway.doors.lane import Times
 from gateway.doors.methods import Asked, Methods
+from gateway.doors.origin import origin_of
 from gateway.operate.telemetry import PASSTHROUGH, Telemetry
 from gateway.problem import Refused, internal, timed_out
 from tiers.inference import Provenance
@@ -123,8 +124,7 @@ class RpcConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        name = transport.get_extra_info("peername")
-        self._peer = anonymous_name(name[0] if isinstance(name, tuple) else "local")
+        self._peer = anonymous_name(origin_of(transport).address or "local")
         self._turn()
         if not self._lane.book.admit(self, self._peer):
             self.abort()

@@ -255,16 +255,16 @@ async def test_a_request_by_one_door_is_a_hit_by_the_other(upstream, open_door):
 
 async def test_known_bytes_are_a_hit_whatever_their_id_and_elements_meet_raw_bytes(upstream, open_door):
     door = await open_door(ROUTES__R=CACHED)
-    for identifier in ("", "a", "", "b"):
+    for number, identifier in enumerate(("", "a", "", "b")):
         answer, told = await door.ask(message=infer("r", ONE_TWO, id=identifier))
         assert (answer.id, answer.raw_output_contents) == (identifier, [ONE_TWO])
+        assert door.gateway.routes["r"].cache.wires == min(number, 1), "known by its bytes from the first repeat on"
     assert told["age"] == "0"
-    wires = door.gateway.routes["r"].cache.wires
     explicit = infer("r")
     del explicit.raw_input_contents[:]
     explicit.inputs[0].contents.fp32_contents.extend([1.0, 2.0])
     assert "; hit;" in (await door.ask(message=explicit))[1]["cache-status"]
-    assert (len(upstream.asked), wires) == (1, 1)
+    assert len(upstream.asked) == 1
 
 
 @pytest.mark.parametrize("change", ["version", "data", "output", "parameter"])
@@ -614,7 +614,7 @@ async def test_what_is_in_work_is_finished_and_health_turns_first(upstream, open
         assert await watch.read() == b"\x08\x02"
         assert await check(b"", timeout=SECONDS) == b"\x08\x02"
         assert not (await door.ask("ServerReady", pb.ServerReadyRequest()))[0].ready
-        await until(lambda: door.gateway.grpc_is_stopping)
+        await until(lambda: door.gateway._grpc.guests.closing)
         late = aio.insecure_channel(door.gateway.grpc_address, options=[("grpc.use_local_subchannel_pool", 1)])
         with pytest.raises(aio.AioRpcError) as caught:
             await late.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=1.0)
