@@ -11,6 +11,7 @@ still found, as STALE, until a newer one replaces it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from cache.alias import Alias
@@ -52,6 +53,18 @@ class ResponseCache(Generic[V, W]):
             return None
         self._entries.use(node)
         return Found(node.value, freshness)
+
+    def fresh(self, digests: Sequence[bytes], epoch: int, now: float) -> list[Entry[V] | None]:
+        """The fresh entry for each digest, if there is one. Each counts as a use."""
+        entries, found = self._entries, list[Entry[V] | None]()
+        for digest in digests:
+            node = entries.node(digest)
+            if node is None or node.value.freshness(now, epoch) is not _FRESH:
+                found.append(None)
+                continue
+            entries.use(node)
+            found.append(node.value)
+        return found
 
     def find_wire(self, wire: bytes, epoch: int, now: float) -> tuple[Entry[V], W] | None:
         """The entry and ready bytes for a wire digest, if fresh. Counts as a use only then."""

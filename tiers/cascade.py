@@ -75,7 +75,7 @@ class CascadeOptions(Struct, frozen=True):
 
 class CascadeAnswer(Struct, frozen=True):
     """``tier`` and ``version`` are those of the largest tier used. ``rows`` is 1 for an answer that is one
-    whole; ``rows_escalated`` counts the rows whose answer is not the first tier's. ``reason`` says why the
+    whole; ``escalated`` are the indices of the rows whose answer is not the first tier's. ``reason`` says why the
     first tier was not asked at all ("classification", "sequence", "shared-memory"), else it is empty.
 
     ``tier_rows`` names each model used with the rows whose answer is its own: every row counts once.
@@ -87,11 +87,16 @@ class CascadeAnswer(Struct, frozen=True):
     tier: str
     version: str
     rows: int
-    rows_escalated: int
+    escalated: tuple[int, ...]
     tier_rows: tuple[tuple[str, int], ...] = ()
     passed: tuple[Passed, ...] = ()
     degraded: bool = False
     reason: str = ""
+
+    @property
+    def rows_escalated(self) -> int:
+        """How many rows' answers are not the first tier's."""
+        return len(self.escalated)
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -221,7 +226,7 @@ async def run(
         tier=tiers[parts[-1].position].model,
         version=parts[-1].response.version,
         rows=1 if rows is None else rows,
-        rows_escalated=_escalated(parts),
+        escalated=_escalated(parts),
         tier_rows=_tier_rows(tiers, parts),
         passed=passed,
         degraded=bool(pending),
@@ -237,7 +242,7 @@ async def _alone(tier: Tier, request: InferRequest, deadline: Deadline, options:
     response = _wanted(request, answered.response)
     rows = 1 if reason or options.rows is None else options.rows
     own = ((tier.model, rows),)
-    return CascadeAnswer(response, tier.model, response.version, rows, 0, own, answered.passed, False, reason)
+    return CascadeAnswer(response, tier.model, response.version, rows, (), own, answered.passed, False, reason)
 
 
 def _share(deadline: Deadline, now: float) -> Deadline:
@@ -280,10 +285,10 @@ def _wanted(request: InferRequest, response: InferResponse) -> InferResponse:
     return msgspec.structs.replace(response, outputs=outputs, form=None)
 
 
-def _escalated(parts: Sequence[_Part]) -> int:
+def _escalated(parts: Sequence[_Part]) -> tuple[int, ...]:
     """Rows whose answer is not the first tier's; the parts' rows shrink, each is within the one before."""
     later = [part for part in parts if part.position > 0]
-    return len(later[0].indices) if later else 0
+    return later[0].indices if later else ()
 
 
 def _tier_rows(tiers: Sequence[Tier], parts: Sequence[_Part]) -> tuple[tuple[str, int], ...]:

@@ -1,4 +1,4 @@
-"""A batch as rows: take some of them, and merge answers for some rows into an answer for all.
+"""A batch as rows: take some of them, merge answers for some rows into an answer for all, and single rows as bytes.
 
 Rule of this file: a row is what one index of the first axis of every tensor holds. Fixed-size
 datatypes are moved as opaque bytes (never interpreted: BF16 or NaN payloads survive), BYTES by
@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import islice, pairwise
-from typing import Final
+from itertools import accumulate, islice, pairwise
+from typing import Final, cast
 
 import msgspec
 import numpy as np
@@ -23,6 +23,7 @@ from tiers.inference import (
     SHARED_MEMORY_PARAMETER,
     InferRequest,
     InferResponse,
+    Parameters,
     Rejected,
     Tensor,
     UpstreamError,
@@ -84,6 +85,90 @@ def merge_rows(rows: int, parts: Sequence[tuple[InferResponse, Sequence[int]]]) 
     except _Uneven as error:
         raise UpstreamError(Failure.BROKEN, f"partial answers do not merge: output {error}") from error
     return msgspec.structs.replace(last, outputs=outputs, form=None)
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """What rows of a batch have in common: a tensor each, its first axis left out."""
+
+    tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
+    """Name, datatype, and the shape of one row."""
+    parameters: tuple[Parameters, ...]
+
+    @property
+    def widths(self) -> tuple[int, ...] | None:
+        """Bytes of a row in each tensor; None if it is not the same in every row (BYTES)."""
+        widths = [DATATYPE_BYTES.get(datatype, 0) * math.prod(shape) for _, datatype, shape in self.tensors]
+        return None if any(datatype == "BYTES" for _, datatype, _ in self.tensors) else tuple(widths)
+
+
+def plan_of(tensors: Sequence[Tensor]) -> Plan:
+    """What the rows of these tensors have in common, in the order of the tensors."""
+    return Plan(
+        tuple([(tensor.name, tensor.datatype, tensor.shape[1:]) for tensor in tensors]),
+        tuple([tensor.parameters for tensor in tensors]),
+    )
+
+
+def split_rows(tensors: Sequence[Tensor], rows: int) -> list[bytes]:
+    """Each row's bytes, those of the first tensor first. Rows of one plan are equal if their bytes are: a row's bytes
+    in a tensor have a fixed length, or tell it (BYTES).
+
+    Raises UpstreamError(BROKEN) when a tensor's bytes do not hold ``rows`` rows.
+    """
+    try:
+        columns = [_column(tensor, rows) for tensor in tensors]
+    except _Uneven as error:
+        raise UpstreamError(Failure.BROKEN, f"no rows can be taken: {error}") from error
+    return columns[0] if len(columns) == 1 else list(map(b"".join, zip(*columns, strict=True)))
+
+
+def join_rows(plan: Plan, rows: Sequence[bytes]) -> tuple[Tensor, ...]:
+    """The tensors of which these are the rows, in this order. They must be rows of this plan (asserted)."""
+    widths, data = plan.widths, b"".join(rows)
+    if len(plan.tensors) == 1:
+        columns = [data]
+    elif widths is None:
+        parts = [_parted(plan, row) for row in rows]
+        columns = [b"".join([part[position] for part in parts]) for position in range(len(plan.tensors))]
+    else:
+        block = np.frombuffer(data, dtype=np.uint8).reshape(len(rows), sum(widths))
+        ends = list(accumulate(widths))
+        columns = [block[:, end - width : end].tobytes() for width, end in zip(widths, ends, strict=True)]
+    return tuple(
+        [
+            Tensor(name, datatype, (len(rows), *shape), column, parameters)
+            for (name, datatype, shape), column, parameters in zip(plan.tensors, columns, plan.parameters, strict=True)
+        ]
+    )
+
+
+def _column(tensor: Tensor, rows: int) -> list[bytes]:
+    """A tensor's rows, each with bytes of its own."""
+    if not tensor.shape or tensor.shape[0] != rows:
+        raise _Uneven(f"{tensor.name!r} has shape {list(tensor.shape)} where {rows} rows are due")
+    if tensor.datatype == "BYTES":
+        data = bytes(tensor.data)
+        return [data[start:end] for start, end in _spans(tensor)]
+    block = _block(tensor)
+    if not block.shape[1]:
+        return [_NO_ROWS] * rows
+    return cast(list[bytes], block.view(np.dtype((np.void, block.shape[1]))).ravel().tolist())
+
+
+def _parted(plan: Plan, row: bytes) -> list[bytes]:
+    """A row's bytes in each tensor."""
+    parts, start = [], 0
+    for _, datatype, shape in plan.tensors:
+        elements, end = math.prod(shape), start
+        if datatype == "BYTES":
+            for _ in range(elements):
+                end += 4 + int.from_bytes(row[end : end + 4], "little")
+        else:
+            end += DATATYPE_BYTES[datatype] * elements
+        parts.append(row[start:end])
+        start = end
+    assert start == len(row), "a row of another plan"
+    return parts
 
 
 def _take(tensor: Tensor, indices: Sequence[int]) -> Tensor:

@@ -9,7 +9,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.digest import DIGEST_BYTES, WIRE_BYTES, Key, WireDigester, request_digest
+from cache.digest import (
+    DIGEST_BYTES,
+    ROW_BYTES_AS_THEY_ARE_MAX,
+    WIRE_BYTES,
+    Key,
+    RowDigester,
+    WireDigester,
+    request_digest,
+)
 
 Value = bool | int | float | str
 
@@ -226,3 +234,39 @@ def test_the_order_of_inputs_and_parameters_never_matters(asked: Asked, chance: 
     chance.shuffle(parameters)  # type: ignore[attr-defined]  # as above
     other = msgspec.structs.replace(asked, inputs=tuple(inputs), parameters=dict(parameters))
     assert other.digest() == asked.digest()
+
+
+def digester(**changes: object) -> RowDigester:
+    same: dict[str, object] = {"route": "r", "tenant": "t", "version": "1", "parameters": {}, "outputs": ()}
+    same["inputs"] = [("x", "FP32", (4,))]
+    return RowDigester(**(same | changes))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [0, 1, ROW_BYTES_AS_THEY_ARE_MAX, ROW_BYTES_AS_THEY_ARE_MAX + 1, 10_000])
+def test_a_row_has_a_key_of_its_own_and_only_its_own(size: int) -> None:
+    row, other = b"\x01" * size, b"\x01" * size + b"\x02"
+    first, second = digester().keys([row, other])
+    assert first != second
+    assert digester().keys([bytearray(row)]) == [first]  # type: ignore[list-item]
+    assert len(first) <= DIGEST_BYTES + ROW_BYTES_AS_THEY_ARE_MAX
+    # No row can be written that has the key of a digest: what comes before that is another digest.
+    assert digester().keys([first[DIGEST_BYTES:]])[0] == first or size > ROW_BYTES_AS_THEY_ARE_MAX
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"route": "s"},
+        {"tenant": ""},
+        {"version": ""},
+        {"inputs": [("y", "FP32", (4,))]},
+        {"inputs": [("x", "INT32", (4,))]},
+        {"inputs": [("x", "FP32", (2, 2))]},
+        {"inputs": [("x", "FP32", (4,)), ("y", "FP32", (0,))]},
+        {"parameters": {"a": 1}},
+        {"outputs": [("y", {})]},
+    ],
+)
+def test_rows_of_other_requests_have_other_keys(change: dict[str, object]) -> None:
+    rows = [b"1234" * 4, b"1" * 1000]
+    assert not set(digester().keys(rows)) & set(digester(**change).keys(rows))

@@ -84,6 +84,16 @@ def test_an_entry_larger_than_the_cache_is_refused_and_the_old_one_stays(
     assert (cache.bytes_used, cache.bytes_max, cache.rejections) == (BYTES_MAX, BYTES_MAX, 1)
 
 
+def test_many_are_found_at_once_if_they_are_fresh(cache: ResponseCache[str, bytes]) -> None:
+    old = stored(cache, an_entry("old"), 1)
+    new = stored(cache, an_entry("new", now=5.0), 2)
+    stored(cache, an_entry("older epoch", epoch=0), 3)
+    digests = [digest(2), digest(1), digest(3), digest(4), digest(2)]
+    assert cache.fresh(digests, 1, 10.0) == [new, old, None, None, new]
+    assert cache.fresh(digests, 1, 12.0) == [new, None, None, None, new]
+    assert cache.entries == 3, "what is stale may be of use yet"
+
+
 def test_a_purge_drops_everything_and_voids_tickets(cache: ResponseCache[str, bytes]) -> None:
     before = cache.ticket()
     entry = stored(cache, an_entry())

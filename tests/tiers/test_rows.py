@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from degrade.ladder import Failure
 from tiers.inference import DATATYPE_BYTES, InferRequest, InferResponse, Rejected, Tensor, UpstreamError
-from tiers.rows import batch_size, merge_rows, take_rows
+from tiers.rows import batch_size, join_rows, merge_rows, plan_of, split_rows, take_rows
 
 
 @st.composite
@@ -123,3 +123,42 @@ def test_only_common_outputs_are_merged_and_the_last_part_names_the_model() -> N
 def test_an_uncovered_row_is_our_bug() -> None:
     with pytest.raises(AssertionError):
         merge_rows(2, [(InferResponse("f", "1", (floats("a", 1),)), [0])])
+
+
+@given(batches())
+def test_rows_as_bytes_make_the_same_tensors_again(batch: tuple[InferRequest, list[int], int]) -> None:
+    request, order, _ = batch
+    rows = split_rows(request.inputs, len(order))
+    assert all(type(row) is bytes for row in rows)
+    joined = join_rows(plan_of(request.inputs), [rows[index] for index in order])
+    taken = take_rows(request, order).inputs
+    assert [(t.name, t.datatype, t.shape, bytes(t.data)) for t in joined] == [
+        (t.name, t.datatype, t.shape, bytes(t.data)) for t in taken
+    ]
+
+
+def words(*said: bytes) -> bytes:
+    return b"".join(struct.pack("<I", len(word)) + word for word in said)
+
+
+def test_rows_are_equal_only_if_their_tensors_are() -> None:
+    one = Tensor("a", "BYTES", (3, 1), words(b"x", b"xy", b""))
+    other = Tensor("b", "BYTES", (3, 1), words(b"yz", b"z", b"xyz"))
+    assert len(set(split_rows((one, other), 3))) == 3
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        Tensor("y", "FP32", (3,), b"1234" * 2),
+        Tensor("y", "FP32", (2, 2), b"1234" * 4),
+        Tensor("y", "FP32", (), b"1234"),
+        Tensor("y", "BYTES", (3,), words(b"a", b"b")),
+        Tensor("y", "BYTES", (3,), words(b"a", b"b", b"c", b"d")),
+        Tensor("y", "BYTES", (3,), words(b"a", b"b") + b"\xff\xff\xff\xff"),
+    ],
+)
+def test_an_answer_of_other_rows_is_broken(tensor: Tensor) -> None:
+    with pytest.raises(UpstreamError) as error:
+        split_rows((Tensor("x", "INT8", (3,), b"abc"), tensor), 3)
+    assert error.value.failure is Failure.BROKEN
