@@ -60,6 +60,10 @@ class Flights(Generic[K, V]):
         """Fills that somebody waits for."""
         return len(self._flights)
 
+    def __contains__(self, key: K) -> bool:
+        """Whether somebody waits for this key's fill."""
+        return key in self._flights
+
     @property
     def waiters(self) -> int:
         """Callers who wait for them, those who began one included."""

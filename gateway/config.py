@@ -311,6 +311,8 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bytes_max: Size = _size("256MiB")
     policy: Literal["s3fifo", "sieve", "lru"] = "s3fifo"
     shared: bool = False
+    rows: bool = False
+    rows_bytes_max: Size = _size("256MiB")
 
     def faults(self) -> Iterator[Fault]:
         if self.ttl <= 0:
@@ -318,7 +320,7 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         yield from _within(Seconds(0), AGE_MAX, ttl=self.ttl, max_stale=self.max_stale)
         if self.refresh > self.max_stale:
             yield "refresh", f"is longer than max_stale ({self.refresh} > {self.max_stale})"
-        yield from _within(Size.parse("1MiB"), SIZE_MAX, bytes_max=self.bytes_max)
+        yield from _within(Size.parse("1MiB"), SIZE_MAX, bytes_max=self.bytes_max, rows_bytes_max=self.rows_bytes_max)
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

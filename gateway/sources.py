@@ -30,7 +30,6 @@ NOT_CONFIGURATION: Final = frozenset({"TAILRACE_TRITON_ENV"})
 """Variables with our prefix that other programs read: where the demo and the tests find a Triton."""
 LATER: Final[Mapping[str, str]] = {
     "tables": "is not in this version yet: routes cannot join feature tables so far",
-    "rows": "is not in this version yet: whole requests are cached, not single rows",
     "snapshot": "is not in this version yet: there are no snapshots so far",
     "default": "is not in this version yet: routes cannot declare a default answer so far",
 }

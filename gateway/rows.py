@@ -1,0 +1,307 @@
+"""Rows of a route's answers: kept one by one, found one by one, and asked for only where they are missing.
+
+Rule of this file: what a row is is ``tiers/rows.py``'s, where it is true ``cache/digest.py``'s, and how long
+``cache/response.py``'s; here is what they come to for a batch. A row that several requests miss at the same time is
+asked for once: each request waits for the fills that its rows are in, its own and others'.
+
+A row is kept by itself, so what rows have in common with the answer that they came in is one object for all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from typing import Final
+
+import msgspec
+
+from cache.bounded import Bounded
+from cache.digest import Key, RowDigester
+from cache.entry import Entry
+from cache.flight import Flights
+from cache.memo import Memo
+from cache.policy import POLICIES, Policy
+from cache.response import ResponseCache
+from degrade.ladder import Failure
+from gateway.config import CacheConfig
+from tiers.cascade import CascadeAnswer
+from tiers.inference import Form, InferRequest, InferResponse, Parameters, Passed, Tensor, UpstreamError
+from tiers.rows import Plan, join_rows, plan_of, split_rows, take_rows
+from tiers.v2.forms import FORMS_MAX
+
+ROW_OVERHEAD_BYTES: Final = 448
+"""What a row costs beyond its key and its bytes: objects' heads, bookkeeping of cache and policy."""
+
+FILLS_MAX: Final = 4096
+"""Fills of one route's rows under way at once; beyond it callers ask for themselves."""
+
+PLANS_MAX: Final = 256
+"""Shapes of answers that are remembered."""
+
+ROUNDS_MAX: Final = 2
+"""How often rows are asked for before an answer is given up whose rows do not fit together: its model has just changed,
+and what was kept of the old one does not fit the new one's."""
+
+
+class Made(msgspec.Struct, frozen=True):
+    """What the rows of one answer have in common."""
+
+    plan: Plan
+    parameters: Parameters
+    tier: str
+    version: str
+    escalated: bool
+
+
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """One row of an answer."""
+
+    data: bytes
+    made: Made
+
+
+class Asked(msgspec.Struct, frozen=True):
+    """A batch. ``keys``: a row's each, in order. ``reuse``: whether kept rows will do, and others' fills; ``keep``:
+    whether its own rows may be kept; ``outputs``: those that every tier has, None for all that come."""
+
+    request: InferRequest
+    keys: Sequence[bytes]
+    epoch: int
+    reuse: bool = True
+    keep: bool = True
+    outputs: frozenset[str] | None = None
+
+
+class Assembled(msgspec.Struct, frozen=True):
+    """An answer made of rows. ``kept``: how many of them were there already; ``made_at``: when the oldest was made."""
+
+    response: InferResponse
+    tier: str
+    escalated: int
+    kept: int
+    made_at: float
+    tier_rows: tuple[tuple[str, int], ...] = ()
+    passed: tuple[Passed, ...] = ()
+    degraded: bool = False
+
+
+class Filling(msgspec.Struct, frozen=True):
+    """What a fill brings: rows by their keys, and what the tiers said around them."""
+
+    rows: Mapping[bytes, Entry[Row]]
+    tier_rows: tuple[tuple[str, int], ...]
+    passed: tuple[Passed, ...]
+    degraded: bool
+
+
+Ask = Callable[[InferRequest, int], Awaitable[CascadeAnswer]]
+"""Asks the tiers for a request of so many rows."""
+
+
+class _Fill:
+    """Rows that are asked for now. ``outcome``: what came of it, for those who find that it has just ended."""
+
+    __slots__ = ("names", "outcome", "run")
+
+    def __init__(self, names: Sequence[_Name], run: Callable[[], Coroutine[object, object, Filling]]) -> None:
+        self.names = names
+        self.run = run
+        self.outcome: Filling | UpstreamError | None = None
+
+
+_Name = tuple[bytes, int, int]
+"""A row's key, the epoch it is asked in, and the ticket of the cache."""
+
+
+class Rows:
+    """The rows of one route."""
+
+    def __init__(self, name: str, config: CacheConfig, ticker: Callable[[], float]) -> None:
+        bytes_max = int(config.rows_bytes_max)
+        policy: Policy[Entry[Row]] = POLICIES[config.policy](bytes_max)
+        self.cache: ResponseCache[Row, None] = ResponseCache(Bounded(bytes_max, policy), wires_per_entry_max=0)
+        self.flights: Flights[_Fill, Filling] = Flights(FILLS_MAX)
+        self._name = name
+        self._ttl, self._max_stale = float(config.ttl), float(config.max_stale)
+        self._ticker = ticker
+        self._digesters: Memo[tuple[Form, str, str], RowDigester] = Memo(FORMS_MAX)
+        self._plans: Memo[object, Plan] = Memo(PLANS_MAX)
+        self._under_way: dict[_Name, _Fill] = {}
+
+    def keys(self, tenant: str, request: InferRequest, rows: int) -> list[bytes]:
+        """A key for each of a request's ``rows``, which its inputs must have. None of its parameters is one caller's
+        own."""
+        inputs = sorted(request.inputs, key=_name)
+        known = None if request.form is None else (request.form, tenant, request.version)
+        digester = None if known is None else self._digesters.get(known)
+        if digester is None:
+            digester = RowDigester(
+                route=self._name,
+                tenant=tenant,
+                version=request.version,
+                inputs=plan_of(inputs).tensors,
+                parameters=request.parameters,
+                outputs=[(output.name, output.parameters) for output in request.outputs],
+            )
+            if known is not None:
+                self._digesters.put(known, digester)
+        return digester.keys(split_rows(inputs, rows))
+
+    def knows(self, keys: Sequence[bytes], epoch: int) -> bool:
+        """Whether nothing need be asked for these."""
+        return None not in self.cache.fresh(keys, epoch, self._ticker())
+
+    async def answer(self, asked: Asked, ask: Ask, seconds: float) -> Assembled:
+        """The answer to a batch, within ``seconds``. Raises what ``ask`` raises, Abandoned, and TimeoutError."""
+        rows = self._kept(asked)
+        kept = sum([key in rows for key in asked.keys])
+        fillings: list[Filling] = []
+        for _ in range(ROUNDS_MAX):
+            missing = list(dict.fromkeys([key for key in asked.keys if key not in rows]))
+            filled: dict[bytes, Entry[Row]] = {}
+            for filling in await self._filled(asked, missing, ask, seconds) if missing else ():
+                fillings.append(filling)
+                filled.update(filling.rows)
+            rows.update(filled)
+            newest = max((filled or rows).values(), key=_stored_at).value.made.plan
+            rows = {key: entry for key, entry in rows.items() if entry.value.made.plan is newest}
+            if all(key in rows for key in asked.keys):
+                return self._assembled(asked, rows, kept, fillings)
+            kept = 0
+        raise UpstreamError(Failure.BROKEN, f"answers for rows of route {self._name} do not fit together")
+
+    def older(self, asked: Asked) -> Assembled | None:
+        """The answer as far back as it is kept, if all of its rows are."""
+        now, rows = self._ticker(), dict[bytes, Entry[Row]]()
+        for key in asked.keys:
+            found = self.cache.find(Key(key, asked.epoch), now)
+            if found is None:
+                return None
+            rows[key] = found.entry
+        plans = {id(entry.value.made.plan) for entry in rows.values()}
+        return self._assembled(asked, rows, len(asked.keys), []) if len(plans) == 1 else None
+
+    async def close(self) -> None:
+        """Give up fills under way, and what is kept."""
+        await self.flights.close()
+        self.cache.purge()
+
+    def _kept(self, asked: Asked) -> dict[bytes, Entry[Row]]:
+        if not asked.reuse:
+            return {}
+        found = self.cache.fresh(asked.keys, asked.epoch, self._ticker())
+        return {key: entry for key, entry in zip(asked.keys, found, strict=True) if entry is not None}
+
+    async def _filled(self, asked: Asked, missing: Sequence[bytes], ask: Ask, seconds: float) -> list[Filling]:
+        """Ask for the rows that nobody asks for yet, and wait for all of them."""
+        ticket = self.cache.ticket()
+        fills: dict[_Fill, None] = {}
+        own: list[bytes] = []
+        for key in missing:
+            fill = self._under_way.get((key, asked.epoch, ticket)) if asked.reuse else None
+            if fill is None:
+                own.append(key)
+            else:
+                fills[fill] = None
+        begun = self._begin(asked, own, ticket, ask) if own else None
+        if begun is not None:
+            fills[begun] = None
+        joined = [asyncio.ensure_future(self._joined(fill, seconds)) for fill in fills]
+        try:
+            return await asyncio.gather(*joined)
+        finally:
+            for each in joined:
+                each.cancel()
+            await asyncio.gather(*joined, return_exceptions=True)
+            if begun is not None and begun not in self.flights:
+                self._ended(begun)  # it may never have run
+
+    async def _joined(self, fill: _Fill, seconds: float) -> Filling:
+        if isinstance(fill.outcome, UpstreamError):
+            raise fill.outcome
+        return fill.outcome or (await self.flights.join(fill, fill.run, seconds))[0]
+
+    def _begin(self, asked: Asked, keys: Sequence[bytes], ticket: int, ask: Ask) -> _Fill:
+        """A fill for these rows, which others find from now on if it may be reused."""
+
+        async def run() -> Filling:
+            try:
+                fill.outcome = outcome = await self._fill(asked, keys, ticket, ask)
+                return outcome
+            except UpstreamError as error:
+                fill.outcome = error
+                raise
+            finally:
+                self._ended(fill)
+
+        fill = _Fill([(key, asked.epoch, ticket) for key in keys], run)
+        if asked.reuse:
+            self._under_way.update(dict.fromkeys(fill.names, fill))
+        return fill
+
+    def _ended(self, fill: _Fill) -> None:
+        """Nobody new finds it."""
+        for name in fill.names:
+            if self._under_way.get(name) is fill:
+                del self._under_way[name]
+
+    async def _fill(self, asked: Asked, keys: Sequence[bytes], ticket: int, ask: Ask) -> Filling:
+        """Ask the tiers for these rows of a batch, and keep what they say unless it is a degraded answer."""
+        places: dict[bytes, int] = {}
+        for place, key in enumerate(asked.keys):
+            places.setdefault(key, place)
+        whole = len(keys) == len(asked.keys)
+        request = asked.request if whole else take_rows(asked.request, [places[key] for key in keys])
+        answer = await ask(request, len(keys))
+        outputs = [each for each in answer.response.outputs if asked.outputs is None or each.name in asked.outputs]
+        data = split_rows(outputs, len(keys))
+        now, plan = self._ticker(), self._plan(outputs)
+        response = answer.response
+        first = Made(plan, response.parameters, answer.tier_rows[0][0], answer.version, escalated=False)
+        later = Made(plan, response.parameters, answer.tier, answer.version, escalated=True)
+        beyond = frozenset(answer.escalated)
+        filled = {}
+        for place, (key, row) in enumerate(zip(keys, data, strict=True)):
+            made = later if place in beyond else first
+            size = ROW_OVERHEAD_BYTES + len(key) + len(row)
+            entry = filled[key] = Entry(Row(row, made), size, now, self._ttl, self._max_stale, asked.epoch)
+            if asked.keep and not answer.degraded:
+                self.cache.store(Key(key, asked.epoch), entry, ticket)
+        return Filling(filled, answer.tier_rows, answer.passed, answer.degraded)
+
+    def _plan(self, outputs: Sequence[Tensor]) -> Plan:
+        """What rows of these outputs have in common: one object for all that are alike."""
+        plan = plan_of(outputs)
+        said = tuple([tuple([(name, type(value), value) for name, value in each.items()]) for each in plan.parameters])
+        known = plan.tensors, said  # with types: 1 and True are equal, and two values
+        held = self._plans.get(known)
+        if held is None:
+            held = plan
+            self._plans.put(known, held)
+        return held
+
+    def _assembled(
+        self, asked: Asked, rows: Mapping[bytes, Entry[Row]], kept: int, fillings: Sequence[Filling]
+    ) -> Assembled:
+        entries = [rows[key] for key in asked.keys]
+        outputs = join_rows(entries[0].value.made.plan, [entry.value.data for entry in entries])
+        escalated = [entry.value.made for entry in entries if entry.value.made.escalated]
+        made = escalated[-1] if escalated else entries[-1].value.made
+        return Assembled(
+            response=InferResponse(self._name, made.version, outputs, parameters=made.parameters),
+            tier=made.tier,
+            escalated=len(escalated),
+            kept=kept,
+            made_at=min([entry.stored_at for entry in entries]),
+            tier_rows=tuple([each for filling in fillings for each in filling.tier_rows]),
+            passed=tuple([each for filling in fillings for each in filling.passed]),
+            degraded=any(filling.degraded for filling in fillings),
+        )
+
+
+def _name(tensor: Tensor) -> str:
+    return tensor.name
+
+
+def _stored_at(entry: Entry[Row]) -> float:
+    return entry.stored_at

@@ -1,0 +1,241 @@
+"""Rows of a route's answers: found one by one, asked for once, put together as if the whole batch had been asked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+
+from cache.flight import Abandoned
+from degrade.ladder import Failure
+from gateway.config import CacheConfig
+from gateway.rows import Asked, Assembled, Rows
+from gateway.units import Seconds, Size
+from tiers.cascade import CascadeAnswer
+from tiers.inference import InferRequest, InferResponse, Tensor, UpstreamError
+
+SECONDS = 10.0
+
+
+class World:
+    """Rows and a model that doubles them: y = 2 x, and says which rows it was asked for."""
+
+    def __init__(self, **settings: object) -> None:
+        self.now = 0.0
+        config = CacheConfig(ttl=Seconds(10), max_stale=Seconds(5), rows=True, **settings)  # type: ignore[arg-type]
+        self.rows = Rows("r", config, lambda: self.now)
+        self.asked: list[list[int]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.failure: UpstreamError | None = None
+        self.version = "1"
+        self.extra: tuple[Tensor, ...] = ()
+        self.escalates: Callable[[int], bool] = lambda _: False
+        self.degraded = False
+
+    async def ask(self, request: InferRequest, rows: int) -> CascadeAnswer:
+        values = np.frombuffer(request.inputs[0].data, "<i4").tolist()
+        assert len(values) == rows
+        self.asked.append(values)
+        await self.gate.wait()
+        if self.failure is not None:
+            raise self.failure
+        outputs = (Tensor("y", "INT32", (rows, 1), np.array([2 * v for v in values], "<i4").tobytes()), *self.extra)
+        beyond = tuple(place for place, value in enumerate(values) if self.escalates(value))
+        own = (("small", rows - len(beyond)), ("large", len(beyond))) if beyond else (("small", rows),)
+        tier = "large" if beyond else "small"
+        response = InferResponse(tier, self.version, outputs)
+        return CascadeAnswer(response, tier, self.version, rows, beyond, own, degraded=self.degraded)
+
+    def batch(self, values: Sequence[int], epoch: int = 0, reuse: bool = True, keep: bool = True) -> Asked:
+        data = np.array(values, "<i4").tobytes()
+        request = InferRequest("r", (Tensor("x", "INT32", (len(values), 1), data),))
+        return Asked(request, self.rows.keys("", request, len(values)), epoch, reuse, keep)
+
+    async def answer(self, *values: int, epoch: int = 0, reuse: bool = True, keep: bool = True) -> Assembled:
+        found = await self.rows.answer(self.batch(values, epoch, reuse, keep), self.ask, SECONDS)
+        assert doubled(found) == [2 * value for value in values]
+        return found
+
+
+def doubled(found: Assembled) -> list[int]:
+    told: list[int] = np.frombuffer(found.response.outputs[0].data, "<i4").tolist()
+    assert found.response.outputs[0].shape == (len(told), 1)
+    return told
+
+
+@pytest.fixture
+async def world() -> World:
+    return World()
+
+
+async def test_of_a_batch_only_what_is_not_known_is_asked_for(world: World) -> None:
+    assert (await world.answer(1, 2, 3)).kept == 0
+    assert (await world.answer(3, 4, 1, 5)).kept == 2
+    assert (await world.answer(5, 4, 3, 2, 1)).kept == 5
+    assert world.asked == [[1, 2, 3], [4, 5]]
+
+
+async def test_rows_that_are_the_same_are_asked_for_once(world: World) -> None:
+    assert (await world.answer(7, 7, 8, 7)).kept == 0
+    assert (await world.answer(8, 9, 9, 8)).kept == 2
+    assert world.asked == [[7, 8], [9]]
+
+
+async def test_what_others_ask_for_is_waited_for(world: World) -> None:
+    world.gate.clear()
+    first = asyncio.create_task(world.answer(1, 2))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(world.answer(2, 3))
+    third = asyncio.create_task(world.answer(3, 1))
+    await asyncio.sleep(0)
+    world.gate.set()
+    await asyncio.gather(first, second, third)
+    assert sorted(world.asked) == [[1, 2], [3]]
+    assert world.rows._under_way == {}
+
+
+async def test_who_leaves_takes_nothing_from_those_who_wait(world: World) -> None:
+    world.gate.clear()
+    first = asyncio.create_task(world.answer(1, 2))
+    await asyncio.sleep(0)
+    second = asyncio.create_task(world.answer(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.gather(first, return_exceptions=True)
+    world.gate.set()
+    await second
+    assert world.asked == [[1, 2]]
+    assert world.rows._under_way == {}
+
+
+async def test_a_fill_that_nobody_waits_for_is_given_up_and_forgotten(world: World) -> None:
+    world.gate.clear()
+    for turns in range(4):  # before its task has begun, and after
+        task = asyncio.create_task(world.answer(1))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        assert world.rows._under_way == {}
+    with pytest.raises(TimeoutError):
+        await world.rows.answer(world.batch([1]), world.ask, 0.0)
+    assert world.rows._under_way == {}
+    world.gate.set()
+    await world.answer(1)
+
+
+async def test_rows_age_and_die_each_by_itself(world: World) -> None:
+    await world.answer(1)
+    world.now = 6.0
+    found = await world.answer(1, 2)
+    assert (found.kept, found.made_at) == (1, 0.0)
+    world.now = 11.0
+    found = await world.answer(1, 2)
+    assert (found.kept, found.made_at) == (1, 6.0)
+    assert world.asked == [[1], [2], [1]]
+
+
+async def test_an_epoch_and_a_purge_end_what_is_kept_and_what_is_joined(world: World) -> None:
+    await world.answer(1)
+    await world.answer(1, epoch=1)
+    world.gate.clear()
+    for change in (lambda: None, world.rows.cache.purge):
+        before = asyncio.create_task(world.answer(9, epoch=1))
+        await asyncio.sleep(0)
+        change()
+    await asyncio.sleep(0)
+    after = asyncio.create_task(world.answer(9, epoch=1))
+    await asyncio.sleep(0)
+    world.gate.set()
+    await asyncio.gather(before, after)
+    assert world.asked[2:] == [[9], [9]]
+    assert (await world.answer(9, epoch=1)).kept == 1
+
+
+async def test_who_wants_it_new_gets_it_new_and_leaves_it_to_others(world: World) -> None:
+    await world.answer(1)
+    assert (await world.answer(1, reuse=False)).kept == 0
+    await world.answer(2, keep=False)
+    assert (await world.answer(1, 2)).kept == 1
+    assert world.asked == [[1], [1], [2], [2]]
+
+
+async def test_a_degraded_answer_is_not_kept(world: World) -> None:
+    world.degraded = True
+    assert (await world.answer(1)).degraded
+    world.degraded = False
+    assert not (await world.answer(1)).degraded
+    assert len(world.asked) == 2
+
+
+async def test_rows_remember_whose_they_are(world: World) -> None:
+    world.escalates = lambda value: value > 10
+    found = await world.answer(1, 20)
+    assert (found.tier, found.escalated, found.tier_rows) == ("large", 1, (("small", 1), ("large", 1)))
+    found = await world.answer(1)
+    assert (found.tier, found.escalated, found.tier_rows) == ("small", 0, ())
+    found = await world.answer(20, 2)
+    assert (found.tier, found.escalated, found.kept, found.tier_rows) == ("large", 1, 1, (("small", 1),))
+
+
+async def test_rows_of_two_shapes_of_answer_never_meet(world: World) -> None:
+    await world.answer(1, 2)
+    world.extra = (Tensor("z", "INT8", (1,), b"z"),)
+    world.rows.cache.ticket()
+
+    async def ask(request: InferRequest, rows: int) -> CascadeAnswer:
+        world.extra = (Tensor("z", "INT8", (rows,), b"z" * rows),)
+        return await world.ask(request, rows)
+
+    found = await world.rows.answer(world.batch([1, 3]), ask, SECONDS)
+    assert doubled(found) == [2, 6]
+    assert [tensor.name for tensor in found.response.outputs] == ["y", "z"]
+    assert world.asked == [[1, 2], [3], [1]]
+
+
+async def test_an_answer_that_is_no_batch_is_broken(world: World) -> None:
+    world.extra = (Tensor("z", "INT8", (5,), b"zzzzz"),)
+    with pytest.raises(UpstreamError) as error:
+        await world.rows.answer(world.batch([1, 3]), world.ask, SECONDS)
+    assert error.value.failure is Failure.BROKEN
+    assert world.rows._under_way == {}
+
+
+async def test_a_failure_reaches_all_who_wait_and_old_rows_are_there_for_it(world: World) -> None:
+    await world.answer(1, 2)
+    world.now = 12.0
+    world.failure = UpstreamError(Failure.UNREACHABLE, "gone")
+    waiting = [asyncio.create_task(world.rows.answer(world.batch([1, 2]), world.ask, SECONDS)) for _ in range(3)]
+    told = await asyncio.gather(*waiting, return_exceptions=True)
+    assert all(each is world.failure for each in told)
+    assert len(world.asked) == 2
+    old = world.rows.older(world.batch([2, 1]))
+    assert old is not None
+    assert (doubled(old), old.made_at) == ([4, 2], 0.0)
+    assert world.rows.older(world.batch([2, 3])) is None
+    world.now = 15.1
+    assert world.rows.older(world.batch([2, 1])) is None
+
+
+async def test_memory_is_bounded() -> None:
+    world = World(rows_bytes_max=Size(2**20))
+    for start in range(0, 10_000, 100):
+        await world.answer(*range(start, start + 100))
+    assert world.rows.cache.bytes_used <= 2**20
+    assert world.rows.cache.evictions > 0
+    counted = Counter(value for values in world.asked for value in values)
+    assert set(counted.values()) == {1}
+
+
+async def test_closing_gives_up_what_is_under_way(world: World) -> None:
+    world.gate.clear()
+    task = asyncio.create_task(world.rows.answer(world.batch([1]), world.ask, SECONDS))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    await world.rows.close()
+    with pytest.raises(Abandoned):
+        await task
