@@ -99,7 +99,12 @@ class Gateway:
         self.telemetry = Telemetry(monotonic, logs_requests=config.log.level == "debug")
         makings = Makings(config.server, monotonic, self._chance)
         self.homes = {
-            name: makings.home(backend, partial(self._breaker_changed, name), partial(self._model_changed, name))
+            name: makings.home(
+                backend,
+                config.has_models(name),
+                partial(self._breaker_changed, name),
+                partial(self._model_changed, name),
+            )
             for name, backend in config.backends.items()
         }
         self.routes = {

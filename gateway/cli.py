@@ -97,9 +97,11 @@ def _check(chosen: argparse.Namespace) -> int:
     from gateway import check
 
     config = _config(chosen)
-    found = asyncio.run(check.faults(config, chosen.offline))
-    if found:
-        return _report(found, UNFIT)
+    found = asyncio.run(check.findings(config, chosen.offline))
+    for note in found.notes:
+        print(f"tailrace: note: {note}", file=sys.stderr)
+    if found.faults:
+        return _report(found.faults, UNFIT)
     asked = "not asked" if chosen.offline else "ready"
     backends, routes = _count(len(config.backends), "backend"), _count(len(config.routes), "route")
     print(f"all well: {backends} ({asked}), {routes}")

@@ -59,6 +59,9 @@ VERSION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 """As Triton's repositories name versions: "01" is none of any model."""
 
 
+_PROBE_PATH: Final = re.compile(r"/[!-\"$-~]*")
+"""A path, and a query if there is one: printable ASCII, and no fragment."""
+
 GRPC_OFF: Final = ("", "off")
 """What ``server.grpc`` says where there is to be no gRPC door."""
 
@@ -246,6 +249,7 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     passthrough_connections_max: Positive = 64
     connect_timeout: Seconds = _seconds("1s")
     probe: Seconds = _seconds("1s")
+    probe_path: str | None = None
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
 
     def faults(self) -> Iterator[Fault]:
@@ -270,6 +274,10 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 yield "grpc", f"names {target} {times} times"
         yield from _within(WAIT_MIN, WAIT_MAX, connect_timeout=self.connect_timeout)
         yield from _within(PROBE_MIN, PROBE_MAX, probe=self.probe)
+        if self.probe_path is not None and not _PROBE_PATH.fullmatch(self.probe_path):
+            yield "probe_path", f"{self.probe_path!r} is no path, such as /healthz"
+        elif self.probe_path is not None and not self.http:
+            yield "probe_path", "is asked over HTTP, and this backend has no http; leave it out"
 
 
 class Accept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -395,6 +403,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def passthrough(self) -> str:
         """The backend that serves every model without a route."""
         return self.server.passthrough or next(iter(self.backends))
+
+    def has_models(self, backend: str) -> bool:
+        """Whether routes name models of this backend, which must be a Triton then."""
+        return any(tier.backend == backend for route in self.routes.values() for tier in route.tiers)
 
 
 def parse_address(written: str) -> Address:

@@ -38,10 +38,27 @@ DECENT_SECONDS: Final = 1.0
 """A silence of this speaks against a model; a shorter one of the caller, unless the caller's route says otherwise."""
 
 
+READY_PATH: Final = "/v2/health/ready"
+NOT_SPOKEN: Final = frozenset({404, 405, 501})
+"""What a server says to Triton's question whether it is ready that speaks something else: it lives."""
+
+
+class Probe(Struct, frozen=True):
+    """How a replica is asked whether it is ready: a GET of ``path``, to which 2xx says yes. ``foreign``: so does the
+    answer of a server that does not know the question."""
+
+    path: str = READY_PATH
+    foreign: bool = False
+
+    def is_ready(self, status: int) -> bool:
+        return 200 <= status < 300 or (self.foreign and status in NOT_SPOKEN)
+
+
 class PoolOptions(Struct, frozen=True):
     """Times in seconds."""
 
     breaker: BreakerOptions = BreakerOptions()
+    probe: Probe = Probe()
     retry_ratio: float = 0.2
     """Retries as a share of requests: more of them would double the load of a backend that is failing."""
     retry_floor_per_second: float = 10.0
@@ -376,7 +393,7 @@ class Pool:
 
     async def _probe(self, seat: Seat) -> None:
         now = self._now()
-        call = Call("GET", "/v2/health/ready", probe=True)
+        call = Call("GET", self._options.probe.path, probe=True)
         try:
             reply = await seat.replica.exchange(call, Deadline.after(now, self._options.probe_timeout), now)
         except UpstreamError as error:
@@ -387,7 +404,7 @@ class Pool:
             if permit is not None:
                 permit.failed(self._now(), f"probe-{error.failure.value}")
             return
-        was_ready, seat.probed, seat.ready = seat.ready, True, reply.status == 200
+        was_ready, seat.probed, seat.ready = seat.ready, True, self._options.probe.is_ready(reply.status)
         if not seat.ready:
             return
         if seat.reach.state != "closed":
