@@ -56,7 +56,8 @@ from gateway.operate.gauges import gauges, lane_gauges, rpc_gauges, tls_gauges
 from gateway.operate.log import set_up
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
-from gateway.route import Route, quota_of
+from gateway.route import Route
+from gateway.service import quota_of
 
 if TYPE_CHECKING:
     from gateway.doors.grpc_listener import GrpcListener

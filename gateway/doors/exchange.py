@@ -31,11 +31,12 @@ from gateway.problem import (
     Refused,
     too_large,
 )
-from gateway.route import Heading, Route, Served, Wire
-from tiers.inference import InferRequest, Provenance
+from gateway.route import Route
+from gateway.service import Heading, Q, R, Response, Served, Service, Wire
+from tiers.inference import InferRequest, InferResponse, Provenance
 from tiers.v2.request import WireForm
 
-R = TypeVar("R")
+T = TypeVar("T")
 
 ASIDE_BYTES: Final = 256 * 1024
 """Messages above this, and all that are compressed, are read and written aside: JSON of this size takes some 20 ms
@@ -48,7 +49,7 @@ HEADINGS_MAX: Final = 1024
 class Made(msgspec.Struct, frozen=True):
     """An answer, its bytes in the form that was asked for, and the header fields that describe them."""
 
-    answer: Answer
+    answer: Answer[InferResponse]
     ready: bytes
     headers: Fields
 
@@ -92,7 +93,7 @@ class Exchange:
         with Held(self._buffered) as held:
             return await self._make(question, body, wire, began, held)
 
-    async def aside(self, work: Callable[[], R], caller: str, seconds: float) -> R:
+    async def aside(self, work: Callable[[], T], caller: str, seconds: float) -> T:
         """Work on a large message where nobody else waits for it (see ``Aside``). Raises Refused."""
         return await self._aside.run(work, caller, seconds)
 
@@ -144,7 +145,9 @@ class Exchange:
             inflated = body
         return await self._aside.run(partial(decode, inflated), name, deadline.remaining(self._ticker()))
 
-    def _heading(self, headers: tuple[tuple[str, str], ...], body_bytes: int, entry: Entry[Served]) -> Heading:
+    def _heading(
+        self, headers: tuple[tuple[str, str], ...], body_bytes: int, entry: Entry[Served[Response]]
+    ) -> Heading:
         """How an entry's hits begin: one object for all entries that begin alike, for they are many."""
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers]).replace("%", "%%")
         begun = f"HTTP/1.1 200 OK\r\n{lines}Content-Length: {body_bytes}\r\n".encode()
@@ -176,16 +179,9 @@ def quota_fields(verdict: Verdict | None) -> Fields:
     return [("RateLimit", ratelimit_value(verdict)), ("RateLimit-Policy", verdict.quota.policy)]
 
 
-def body_too_large(route: Route, bytes_max: int) -> Problem:
+def body_too_large(route: Service[Q, R], bytes_max: int) -> Problem:
     """413, naming the key whose limit was crossed."""
-    return too_large(f"The body is larger than {body_limit_key(route)} ({bytes_max} bytes).", bytes_max)
-
-
-def body_limit_key(route: Route) -> str:
-    """Where the bound on a route's bodies is written."""
-    if route.config.limits.body_bytes_max is None:
-        return "server.body_bytes_max"
-    return f"routes.{route.name}.limits.body_bytes_max"
+    return too_large(f"The body is larger than {route.limit} ({bytes_max} bytes).", bytes_max)
 
 
 def _encoded(dialect: Dialect, told: Told) -> tuple[bytes, Fields]:

@@ -25,7 +25,7 @@ from gateway.codec.dialect import PROTOCOL
 from gateway.config import Server
 from gateway.doors.about import Readiness, metadata, model_ready
 from gateway.doors.buffered import Buffered, Held
-from gateway.doors.exchange import Exchange, body_limit_key, body_too_large, recalled, refusal
+from gateway.doors.exchange import Exchange, body_too_large, recalled, refusal
 from gateway.doors.origin import origin_of
 from gateway.doors.passthrough import Broken, Passing, Passthrough, ask_for_body
 from gateway.doors.path import Target, target_of
@@ -149,7 +149,7 @@ class HttpDoor:
             raise Refused(forbidden(detail))
         quota = self._ports.exchange.charge(route, caller)
         bytes_max = route.body_limits.bytes_max
-        return msgspec.structs.replace(passing, quota=quota, bytes_max=bytes_max, limit=body_limit_key(route))
+        return msgspec.structs.replace(passing, quota=quota, bytes_max=bytes_max, limit=route.limit)
 
     # -- infer ----------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from gateway.doors.http import problem_response
 from gateway.operate.telemetry import Telemetry
 from gateway.problem import malformed, method_not_allowed, not_found
-from gateway.route import Route
+from gateway.service import Watched, purged
 from tiers.pool import Pool
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
@@ -45,19 +45,19 @@ class AdminPort:
 
 
 def admin_port(
-    routes: Mapping[str, Route],
+    routes: Mapping[str, Watched],
     pools: Mapping[str, Pool],
     telemetry: Telemetry,
     is_draining: Callable[[], bool],
 ) -> AdminPort:
-    """The admin port's paths: ``/metrics``, ``/status``, ``/purge`` and a plain index."""
+    """The admin port's paths: ``/metrics``, ``/status``, ``/purge`` and a plain index. ``routes``: endpoints too."""
 
     async def index(_: web.BaseRequest) -> web.Response:
         return web.Response(
             text="Tailrace admin port\n\n"
             "GET  /metrics            Prometheus metrics\n"
-            "GET  /status             routes, caches and replicas as JSON\n"
-            "POST /purge?route=NAME   drop a route's cached answers\n"
+            "GET  /status             routes, endpoints, caches and replicas as JSON\n"
+            "POST /purge?route=NAME   drop a route's or an endpoint's cached answers\n"
             "POST /purge?all          drop every cached answer\n"
         )
 
@@ -83,17 +83,16 @@ def admin_port(
                 known = ", ".join(routes) or "none"
                 return problem_response(not_found(f"There is no route {name}; the routes are: {known}."))
             chosen = [routes[name]]
-        dropped = {route.name: route.cache.purge() for route in chosen if route.cache is not None}
-        return web.Response(body=msgspec.json.encode({"purged": dropped}), content_type="application/json")
+        return web.Response(body=msgspec.json.encode({"purged": purged(chosen)}), content_type="application/json")
 
     return AdminPort({"/": index, "/metrics": metrics, "/status": status}, {"/purge": purge})
 
 
-def _route_status(route: Route) -> dict[str, object]:
+def _route_status(route: Watched) -> dict[str, object]:
     cache = route.cache
     return {
         "epoch": route.epoch,
-        "tiers": [f"{tier.backend}/{tier.model}" for tier in route.config.tiers],
+        "tiers": route.asks,
         "flights": len(route.flights),
         "cache": None
         if cache is None
