@@ -17,6 +17,7 @@ from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import structlog
 import uvloop
 
@@ -49,6 +50,7 @@ from gateway.doors.listener import (
 from gateway.doors.methods import MethodPorts, Methods
 from gateway.doors.passthrough import RELAYED_BYTES_MAX
 from gateway.doors.rpc import ENVELOPE_BYTES_MAX, RpcConnection, RpcDesk, RpcLane, RpcOptions
+from gateway.endpoint import Endpoint
 from gateway.homes import Makings
 from gateway.memory import keep_freed_memory, set_start_aside
 from gateway.operate.admin import admin_port
@@ -57,7 +59,7 @@ from gateway.operate.log import set_up
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
 from gateway.route import Route
-from gateway.service import quota_of
+from gateway.service import Watched, quota_of
 
 if TYPE_CHECKING:
     from gateway.doors.grpc_listener import GrpcListener
@@ -117,9 +119,11 @@ class Gateway:
             )
             for name, route in config.routes.items()
         }
+        self.endpoints = {name: self._endpoint(name) for name in config.endpoints}
+        self.services: dict[str, Watched] = {**self.routes, **self.endpoints}
         limiter = Limiter(config.server.quota_keys_max)
         self.pipeline = Pipeline(limiter, self.telemetry, monotonic, self._chance)
-        for gauge in gauges(self.routes, self.homes, lambda: self._draining):
+        for gauge in gauges(self.services, self.homes, lambda: self._draining):
             self.telemetry.watch(gauge)
 
     async def start(self) -> tuple[str, str]:
@@ -143,12 +147,14 @@ class Gateway:
             ticker=monotonic,
             buffered=self.buffered,
             proxies=proxies,
+            endpoints={endpoint.config.path: endpoint for endpoint in self.endpoints.values()},
         )
         door = HttpDoor(server, ports)
         header_bytes_max = int(server.header_bytes_max)
         self._listener = Listener(door.handle, header_bytes_max, server.connections_max)
         relayed_bytes_max = min(RELAYED_BYTES_MAX, int(server.passthrough_bytes_max))
-        heads = Heads(self.routes, directory, HeadBounds(header_bytes_max, relayed_bytes_max), proxies, server.edge)
+        bounds = HeadBounds(header_bytes_max, relayed_bytes_max)
+        heads = Heads(self.routes, directory, bounds, proxies, server.edge, ports.endpoints)
         behind = self._listener.behind
         desk = Desk(heads, exchange, self.telemetry, self.buffered, behind, ports.passthrough, proxies)
         self._lane = EdgeLane(desk, Clocks(monotonic, time), _edge_options(server))
@@ -160,7 +166,7 @@ class Gateway:
         if server.has_grpc:
             await self._start_grpc(ports, certificates)
         pools = {name: home.pool for name, home in self.homes.items()}
-        admin = admin_port(self.routes, pools, self.telemetry, lambda: self._draining)
+        admin = admin_port(self.services, pools, self.telemetry, lambda: self._draining)
         self._admin = Listener(admin.handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
@@ -221,13 +227,16 @@ class Gateway:
         return http
 
     def readiness(self) -> Readiness:
-        """Not while draining, nor while a route or the pass-through has no replica that is ready."""
+        """Not while draining, nor while a route, an endpoint or the pass-through has no replica that is ready."""
         if self._draining:
             return Readiness(False, "the gateway is draining")
         for name, route in self.routes.items():
             if not any(self._is_up(tier.backend) for tier in route.config.tiers):
                 return Readiness(False, f"route {name} has no ready replica")
-        if not self.routes and not self._is_up(self._config.passthrough):
+        for name, endpoint in self._config.endpoints.items():
+            if not self._is_up(self._config.backend_of(endpoint)):
+                return Readiness(False, f"endpoint {name} has no ready replica")
+        if not self.services and not self._is_up(self._config.passthrough):
             return Readiness(False, f"backend {self._config.passthrough} has no ready replica")
         return Readiness(True)
 
@@ -261,6 +270,8 @@ class Gateway:
         await self.pipeline.close()
         for route in self.routes.values():
             await route.close()
+        for endpoint in self.endpoints.values():
+            await endpoint.close()
         for home in self.homes.values():
             await home.catalog.close()
             for pool in home.pools:
@@ -286,6 +297,12 @@ class Gateway:
                 partial(RpcConnection, self._rpc), parse_address(written), self._shared
             )
         self.rpc_address = url.removeprefix("http://")
+
+    def _endpoint(self, name: str) -> Endpoint:
+        config = self._config.endpoints[name]
+        backend = self._config.backend_of(config)
+        known = msgspec.structs.replace(config, backend=backend)
+        return Endpoint(name, known, self.homes[backend].pool, int(self._config.server.body_bytes_max))
 
     def _directory(self) -> Directory:
         keys = {}

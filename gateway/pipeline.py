@@ -47,7 +47,7 @@ from gateway.problem import (
 from gateway.problem import quota as quota_problem
 from gateway.recall import Action, Recall, recall, tolerates
 from gateway.route import Route
-from gateway.service import Allowance, Filled, Q, R, Response, Served, Service, Wire
+from gateway.service import Allowance, Filled, Q, R, Response, Served, Service, Watched, Wire
 from tiers.cascade import CascadeOptions
 from tiers.catalog import ModelFacts
 from tiers.inference import Provenance, Rejected, UpstreamError
@@ -99,7 +99,7 @@ class Pipeline:
         self._telemetry.answered(call.route.name, answer.provenance)
         return answer
 
-    def recall_wire(self, route: Service[Q, R], hit_dues: Dues, wire: bytes, now: float) -> WireAnswer | None:
+    def recall_wire(self, route: Watched, hit_dues: Dues, wire: bytes, now: float) -> WireAnswer | None:
         """A fresh hit by the exact bytes of a request without Cache-Control, or None; ``hit_dues`` are the
         quotas that it uses up (see ``dues``).
 
@@ -234,7 +234,7 @@ class Pipeline:
         to be for that one alone, and then the others ask for themselves."""
         if key is not None and choice.action is not Action.FETCH_ALONE:
             filled, led = await self._share(call, key, rows, call.deadline.remaining(self._ticker()))
-            if led or _is_for(call, key, filled):
+            if led or _is_for(call, filled):
                 return filled, led
         keep = key if not call.directives.no_store else None
         async with asyncio.timeout(call.deadline.remaining(self._ticker())):
@@ -267,13 +267,13 @@ class Pipeline:
             self._telemetry.passed(route.name, error.passed)
             raise
         self._telemetry.filled(route.name, given)
-        if key is not None:
-            key = route.settled(call.caller, call.request, key, given)
-        if key is None or route.cache is None or given.degraded:
-            return Filled(given.served, given.steps, given.degraded, None, key)
-        entry = route.entry(given.served, key.epoch, self._ticker())
-        stored = route.cache.store(key, entry, ticket)
-        return Filled(entry.value, given.steps, False, entry if stored else None, key)
+        settled = None if key is None else route.settled(call.caller, call.request, key, given)
+        alike = settled is key
+        if settled is None or route.cache is None or given.degraded:
+            return Filled(given.served, given.steps, given.degraded, None, settled, alike)
+        entry = route.entry(given.served, settled.epoch, self._ticker())
+        stored = route.cache.store(settled, entry, ticket)
+        return Filled(entry.value, given.steps, False, entry if stored else None, settled, alike)
 
     def _cascade_steps(self, call: Call[Q, R], key: Key | None) -> tuple[Step, ...]:
         """The ladder's steps that the tiers may take: those before ``stale``, if an old answer is there."""
@@ -385,11 +385,11 @@ def _spent(verdict: Verdict) -> Refused:
     return Refused(quota_problem(detail, verdict.retry_after), verdict)
 
 
-def _is_for(call: Call[Q, R], key: Key, filled: Filled[R]) -> bool:
+def _is_for(call: Call[Q, R], filled: Filled[R]) -> bool:
     """Whether what another caller's fill brought is this one's answer too."""
-    if filled.key is None or filled.key == key:
-        return filled.key is not None
-    return filled.key.digest == call.route.digest(call.caller, call.request)
+    if filled.key is None:
+        return False
+    return filled.alike or filled.key.digest == call.route.digest(call.caller, call.request)
 
 
 def _looked(choice: Recall) -> Provenance:

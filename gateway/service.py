@@ -84,13 +84,14 @@ class Given(msgspec.Struct, Generic[R], frozen=True):
 
 class Filled(msgspec.Struct, Generic[R], frozen=True):
     """What a fill brings to all who waited: the answer, the ladder's steps on the way, its entry. ``key``: where it is
-    true; None: nowhere but for the one who asked."""
+    true; None: nowhere but for the one who asked. ``alike``: all who asked under the flight's key asked the same."""
 
     served: Served[R]
     steps: tuple[str, ...]
     degraded: bool
     entry: Entry[Served[R]] | None
     key: Key | None
+    alike: bool
 
 
 class Heading(msgspec.Struct, frozen=True):
@@ -128,7 +129,7 @@ class Admitted(msgspec.Struct, frozen=True):
 
 
 class Shelf(Protocol):
-    """A cache as operators see it."""
+    """A cache as those see it who do not ask what its answers are."""
 
     @property
     def entries(self) -> int: ...
@@ -143,6 +144,7 @@ class Shelf(Protocol):
     @property
     def rejections(self) -> int: ...
     def purge(self) -> int: ...
+    def find_wire(self, wire: bytes, epoch: int, now: float) -> tuple[Entry[Served[Response]], Wire] | None: ...
 
 
 class Underway(Protocol):
@@ -154,10 +156,13 @@ class Underway(Protocol):
 
 
 class Watched(Protocol):
-    """A service as operators see it. ``asks``: what it asks, in their words (BACKEND/MODEL, BACKEND/PATH)."""
+    """A service, whatever it is asked and answers. ``limit``: the key of the bound on its bodies; ``asks``: what it
+    asks, in operators' words (BACKEND/MODEL, BACKEND/PATH)."""
 
     @property
     def name(self) -> str: ...
+    @property
+    def limit(self) -> str: ...
     @property
     def asks(self) -> list[str]: ...
     @property
@@ -173,16 +178,13 @@ class Watched(Protocol):
 class Service(Protocol[Q, R]):
     """Something that is asked ``Q`` and answers ``R``; Route and Endpoint in life.
 
-    ``title`` is how problems name it, ``limit`` the key of the bound on its bodies. ``epoch`` grows when every answer
-    so far may be wrong.
+    ``title`` is how problems name it; ``epoch`` grows when every answer so far may be wrong.
     """
 
     @property
     def name(self) -> str: ...
     @property
     def title(self) -> str: ...
-    @property
-    def limit(self) -> str: ...
     @property
     def timeout(self) -> float: ...
     @property
@@ -221,8 +223,8 @@ class Service(Protocol[Q, R]):
         """The answer. Raises Rejected and UpstreamError."""
 
     def settled(self, caller: Caller, request: Q, key: Key, given: Given[R]) -> Key | None:
-        """Where an answer to what was asked under ``key`` is true: there, or, as it turned out, elsewhere, or for
-        nobody but who asked (None)."""
+        """Where an answer to what was asked under ``key`` is true: there (that very key), or, as the answer tells,
+        where more of the request is in it, or for nobody but who asked (None)."""
 
     def entry(self, served: Served[R], epoch: int, now: float) -> Entry[Served[R]]:
         """An entry for an answer that was made in ``epoch``."""

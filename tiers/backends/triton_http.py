@@ -81,7 +81,7 @@ class TritonOptions(Struct, frozen=True):
 class Call(Struct, frozen=True):
     """An HTTP request for a replica. ``target`` is the raw path and query, sent verbatim, from its "/" on.
     ``probe``: it is to tell how the replica or a model is, so it waits behind nothing that callers ask. ``work``: it is
-    what routes and endpoints are for, so it shares inference's connections, and may be sent twice."""
+    what routes and endpoints are for, so it shares inference's connections; ``again``: it may be sent twice."""
 
     method: str
     target: str
@@ -89,6 +89,7 @@ class Call(Struct, frozen=True):
     body: Body = None
     probe: bool = False
     work: bool = False
+    again: bool = False
 
 
 class Reply(Struct, frozen=True):
@@ -166,14 +167,16 @@ class TritonHttp:
         """A small call with its whole answer, whatever its status. Raises UpstreamError, and Rejected for
         what cannot be written as an HTTP request.
 
-        Only GET, HEAD and ``work`` are sent again after a kept connection closes without an answer. What is more than
+        Only GET, HEAD and ``again`` are sent again after a kept connection closes without an answer. What is more than
         a question shares the connections of what is passed through, and probes have some of their own.
         """
         asks = call.method in _REPEATABLE and call.body is None
         connections = self._probing if call.probe else self._asking if asks else self._passing
         if call.work:
-            connections, asks = self._inferring, True
-        return await self._buffered(connections, self._outgoing(call), deadline.remaining(now), asks)
+            connections = self._inferring
+        return await self._buffered(
+            connections, self._outgoing(call), deadline.remaining(now), asks or call.again
+        )
 
     @asynccontextmanager
     async def stream(self, call: Call, deadline: Deadline, now: float) -> AsyncIterator[Streamed]:

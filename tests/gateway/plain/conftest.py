@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
 import pytest
 from aiohttp import ClientSession, web
+from yarl import URL
 
 from gateway.app import Gateway
 from gateway.sources import load
@@ -33,6 +34,8 @@ class Predictor:
         self.status = 200
         self.fields: dict[str, str] = {}
         self.reply: bytes | None = None
+        self.echoes = ""  # a request field whose value is the answer
+        self.cookies = False  # whether each answer hands out another one
         self.gate = asyncio.Event()
         self.gate.set()
         self.url = ""
@@ -80,12 +83,16 @@ class Predictor:
         self.posts.append((request.query_string, request.headers, body))
         await self.gate.wait()
         reply = self.reply
+        if self.echoes:
+            reply = request.headers.get(self.echoes, "").encode()
         if reply is None:
             try:
                 reply = json.dumps({"sum": sum(json.loads(body)["inputs"])}).encode()
             except (ValueError, KeyError, UnicodeDecodeError):
                 reply = b'{"sum": "unread"}'
         fields = {"Content-Type": "application/json"} | self.fields
+        if self.cookies:
+            fields["Set-Cookie"] = f"visit={len(self.posts)}"
         return web.Response(body=reply, status=self.status, headers=fields)
 
 
@@ -102,8 +109,9 @@ class Front:
     ) -> Told:
         """One request; a body that is no bytes goes as JSON."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
-        async with self.client.request(method, f"{self.url}{path}", data=data, headers=headers) as got:
-            return Told(got.status, dict(got.headers), await got.read())
+        url = URL(f"{self.url}{path}", encoded=True)
+        async with self.client.request(method, url, data=data, headers=headers) as got:
+            return Told(got.status, got.headers, await got.read())
 
     async def predict(self, *inputs: int, path: str = "/predict", **fields: str) -> Told:
         """A post of the endpoint; ``fields`` are header fields, with _ for -."""
@@ -119,7 +127,7 @@ class Front:
 class Told:
     """An answer as a caller sees it."""
 
-    def __init__(self, status: int, headers: dict[str, str], body: bytes) -> None:
+    def __init__(self, status: int, headers: Mapping[str, str], body: bytes) -> None:
         self.status, self.headers, self.body = status, headers, body
 
     @property
