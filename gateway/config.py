@@ -445,6 +445,10 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """Whether routes name models of this backend, which must be a Triton then."""
         return any(tier.backend == backend for route in self.routes.values() for tier in route.tiers)
 
+    def asks_alike(self, name: str, backend: Backend, has_models: bool) -> bool:
+        """Whether this configuration asks the backend of this name as it would be asked by that one."""
+        return self.backends.get(name) == backend and self.has_models(name) is has_models
+
 
 def parse_address(written: str) -> Address:
     """``HOST:PORT``, ``[V6]:PORT`` or ``unix:PATH``; raises ValueError with the reason."""

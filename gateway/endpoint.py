@@ -114,8 +114,22 @@ class Endpoint:
         self.flights: Flights[tuple[Key, int], Filled[Page]] = Flights(FLIGHTS_MAX)
         self.refreshing: set[Key] = set()
         self._pool = pool
+        self._succeeded = False  # another endpoint goes on with the answers kept here
         self._declared = DECIDING.union(name.lower() for name in config.vary)
-        self._deciding = self._declared  # and what Vary has named
+        self._deciding = set(self._declared)  # and what Vary has named; a successor's too
+
+    def under(self, config: EndpointConfig, pool: Pool, body_bytes_max: int) -> Endpoint:
+        """This endpoint under another configuration: the same one if nothing is different, else its successor, which
+        goes on with the answers kept here unless others might be given now."""
+        successor = Endpoint(self.name, config, pool, body_bytes_max)
+        if pool is self._pool and config == self.config and successor.body_bytes_max == self.body_bytes_max:
+            return self
+        aside = ("quota", "caller_quota", "timeout", "degrade", "body_bytes_max")
+        like = msgspec.structs.replace(config, **{name: getattr(self.config, name) for name in aside})
+        if pool is self._pool and like == self.config:
+            successor.cache, successor._deciding = self.cache, self._deciding
+            self._succeeded = True
+        return successor
 
     @property
     def asks(self) -> list[str]:
@@ -172,10 +186,9 @@ class Endpoint:
             return None
         if named <= self._declared:
             return key
-        deciding = self._deciding | named
-        if len(deciding) > len(self._declared) + VARIES_MAX:
+        if len(self._deciding | named) > len(self._declared) + VARIES_MAX:
             return None
-        self._deciding = deciding  # it may have grown since the key was made, by this answer or another
+        self._deciding |= named  # it may have grown since the key was made, by this answer or another
         return Key(self.digest(caller, request), key.epoch)
 
     def entry(self, served: Served[Page], epoch: int, now: float) -> Entry[Served[Page]]:
@@ -192,7 +205,7 @@ class Endpoint:
     async def close(self) -> None:
         """Give up fills under way."""
         await self.flights.close()
-        if self.cache is not None:
+        if self.cache is not None and not self._succeeded:
             self.cache.purge()  # its queues are circles that nobody else would cut
 
     def _page(self, reply: Reply) -> Page:

@@ -11,7 +11,7 @@ from aiohttp import ClientSession, web
 from yarl import URL
 
 from gateway.app import Gateway
-from gateway.sources import load
+from gateway.sources import load, read
 
 LISTENERS = {f"TAILRACE_SERVER__{name}": '"127.0.0.1:0"' for name in ("HTTP", "ADMIN")} | {
     "TAILRACE_SERVER__GRPC": "off",
@@ -103,6 +103,7 @@ class Front:
         self.gateway, self.url, self.admin = gateway, http, admin
         self.port = int(http.rpartition(":")[2])
         self.client = ClientSession(auto_decompress=False)
+        self.write: Callable[[str], int] = lambda _: 0
 
     async def ask(
         self, method: str, path: str, body: object = None, headers: Mapping[str, str] | None = None
@@ -118,6 +119,12 @@ class Front:
         headers = {"Content-Type": "application/json"}
         headers |= {name.replace("_", "-"): value for name, value in fields.items()}
         return await self.ask("POST", path, {"inputs": inputs}, headers)
+
+    async def reload(self, toml: str) -> int:
+        """Write the file anew but for its backend, and have it taken; the status of that."""
+        self.write(toml)
+        async with self.client.post(f"{self.admin}/reload") as got:
+            return got.status
 
     async def close(self) -> None:
         await self.client.close()
@@ -169,10 +176,13 @@ async def open_front(
             gateway = Gateway(load(None, environ, named))
         else:
             path = tmp_path_factory.mktemp("config") / "tailrace.toml"
-            path.write_text(f"[backends.plain]\nhttp = {json.dumps(named)}\nprobe = '100ms'\n{toml}")
-            gateway = Gateway(load(str(path), environ))
+            begun = f"[backends.plain]\nhttp = {json.dumps(named)}\nprobe = '100ms'\n"
+            path.write_text(begun + toml)
+            gateway = Gateway(load(str(path), environ), reread=lambda: read(str(path), environ))
         http, admin = await gateway.start()
         fronts.append(Front(gateway, http, admin))
+        if toml is not None:
+            fronts[-1].write = lambda text: path.write_text(begun + text)
         return fronts[-1]
 
     yield start

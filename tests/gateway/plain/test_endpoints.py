@@ -49,8 +49,8 @@ async def test_the_second_of_two_equal_posts_is_a_hit_and_says_so(predictor: Pre
     assert again.headers["Server-Timing"] == "cache;desc=hit", "known by its bytes"
     assert set(again.headers) == set(hit.headers)
     assert len(predictor.posts) == 1
-    assert front.gateway.endpoints["score"].cache is not None
-    assert front.gateway.endpoints["score"].cache.wires == 1
+    assert front.gateway.standing.endpoints["score"].cache is not None
+    assert front.gateway.standing.endpoints["score"].cache.wires == 1
 
 
 async def test_the_server_gets_the_post_as_it_came(predictor: Predictor, open_front: Open) -> None:
@@ -124,7 +124,7 @@ async def test_all_who_ask_the_same_at_once_wait_for_one_call(predictor: Predict
     front = await open_front(CACHED)
     predictor.gate.clear()
     asked = [asyncio.create_task(front.predict(1, 2)) for _ in range(50)]
-    await until(lambda: front.gateway.endpoints["score"].flights.waiters == 50)
+    await until(lambda: front.gateway.standing.endpoints["score"].flights.waiters == 50)
     predictor.gate.set()
     told = await asyncio.gather(*asked)
     assert len(predictor.posts) == 1
@@ -203,7 +203,7 @@ async def test_who_waited_for_an_answer_that_varies_gets_no_others(
     predictor.gate.clear()
     langs = [first, *("de", "en", "") * 4]
     asked = [asyncio.create_task(front.predict(1, **({"X_Lang": lang} if lang else {}))) for lang in langs]
-    await until(lambda: front.gateway.endpoints["score"].flights.waiters == 13)
+    await until(lambda: front.gateway.standing.endpoints["score"].flights.waiters == 13)
     predictor.gate.set()
     assert [each.body.decode() for each in await asyncio.gather(*asked)] == langs
 
@@ -270,7 +270,7 @@ async def test_a_cookie_is_its_receivers_alone(predictor: Predictor, open_front:
     predictor.cookies = True
     predictor.gate.clear()
     asked = [asyncio.create_task(front.predict(1)) for _ in range(5)]
-    await until(lambda: front.gateway.endpoints["score"].flights.waiters == 5)
+    await until(lambda: front.gateway.standing.endpoints["score"].flights.waiters == 5)
     predictor.gate.set()
     told = await asyncio.gather(*asked)
     assert len({each.headers["Set-Cookie"] for each in told}) == 5
@@ -323,7 +323,7 @@ async def test_an_old_answer_is_served_while_a_new_one_is_fetched(predictor: Pre
     assert old.headers["Tailrace-Provenance"] == "cache=stale, reason=revalidating, age=0"
     await until(lambda: len(predictor.posts) == 2)
     predictor.gate.set()
-    await until(lambda: front.gateway.endpoints["score"].refreshes == 0)
+    await until(lambda: front.gateway.standing.endpoints["score"].refreshes == 0)
 
 
 async def test_only_its_posts_are_an_endpoints(predictor: Predictor, open_front: Open) -> None:
@@ -409,3 +409,26 @@ async def test_a_gateway_is_not_ready_without_its_endpoints_server(predictor: Pr
     await predictor.stop()
     await until(lambda: not front.gateway.readiness().ready)
     assert "endpoint score has no ready replica" in (await front.ask("GET", "/v2/health/ready")).body.decode()
+
+
+async def test_a_reload_keeps_answers_that_are_still_true(predictor: Predictor, open_front: Open) -> None:
+    front = await open_front(CACHED)
+    predictor.echoes, predictor.fields = "X-Lang", {"Vary": "X-Lang"}
+    for lang in ("de", "en"):
+        assert (await front.predict(1, X_Lang=lang)).cache == "miss"
+    assert await front.reload(CACHED + 'quota = { rate = 1, per = "1h" }\n') == 200
+    for lang in ("de", "en"):
+        told = await front.predict(1, X_Lang=lang)
+        assert (told.cache, told.body.decode()) == ("hit", lang)
+    assert [(await front.predict(number)).status for number in (7, 8)] == [200, 429]
+    assert await front.reload(CACHED.replace("1h", "2h")) == 200
+    assert (await front.predict(1, X_Lang="de")).cache == "miss", "another time to live is another cache"
+    moved = CACHED.replace("/predict", "/echo")
+    assert await front.reload(moved) == 200
+    assert (await front.predict(1, X_Lang="de")).cache == "bypass"
+    assert (await front.ask("POST", "/echo", b"x")).cache == "miss"
+    assert await front.reload(moved + "nonsense = 1\n") == 422
+    assert (await front.ask("POST", "/echo", b"x")).cache == "hit"
+    assert await front.reload("") == 200
+    assert (await front.ask("POST", "/echo", b"x")).cache == "bypass"
+    assert front.gateway.standing.endpoints == {}
