@@ -203,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="URL",
             action="append",
             default=[],
-            help="a Triton's address, http://HOST:PORT or grpc://HOST:PORT, for every model without a route; again for "
+            help="a server's address, http://HOST:PORT or grpc://HOST:PORT, for all that has no route; again for "
             "each replica and for each of the two protocols",
         )
         command.add_argument("--http", metavar="ADDR", help="where to answer (default: 127.0.0.1:8080)")

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
+import sys
 
+import pytest
+from aiohttp import ClientSession
+
+from examples.gatewayprocess import GatewayProcess
 from gateway.check import findings
 from gateway.config import Backend, Config, Route, TierConfig
 from gateway.doors.about import Readiness
@@ -86,3 +91,35 @@ def test_a_probe_path_that_is_none_is_a_fault(path: str) -> None:
 def test_a_probe_path_is_for_http() -> None:
     assert [key for key, _ in Backend((), ("h:1",), probe_path="/healthz").faults()] == ["probe_path"]
     assert not list(Backend(("http://h",), probe_path="/healthz?deep=1").faults())
+
+
+async def test_the_command_before_it_is_quiet_and_ready(predictor: Predictor) -> None:
+    """With all doors open, as anyone would start it."""
+    environ = {"TAILRACE_BACKENDS__UPSTREAM__PROBE": "100ms", "TAILRACE_LOG__LEVEL": "info"}
+    gateway = GatewayProcess(None, ["--upstream", predictor.url], environ)
+    try:
+        await asyncio.to_thread(gateway.start)
+        async with ClientSession() as client:
+            async with client.get(f"{gateway.http_url}/v2/health/ready") as got:
+                assert got.status == 200
+            async with client.post(f"{gateway.http_url}/predict", json={"inputs": [1, 2]}) as got:
+                assert await got.json() == {"sum": 3}
+            async with client.get(f"{gateway.http_url}/v2/models/m") as got:
+                assert got.status == 404
+        seen = len(predictor.probed)
+        await until(lambda: len(predictor.probed) > seen + 5)
+    finally:
+        await asyncio.to_thread(gateway.stop)
+    told = [line for line in gateway.log().splitlines() if "callers may change the servers" not in line]
+    assert not [line for line in told if "warning" in line.lower() or "error" in line.lower()], told
+    assert set(predictor.asked) == {("POST", "/predict"), ("GET", "/v2/models/m")}
+
+
+async def test_check_ends_well_and_says_what_it_found(predictor: Predictor) -> None:
+    command = [sys.executable, "-m", "gateway.cli", "check", "--grpc", "off", "--upstream", predictor.url]
+    pipe = asyncio.subprocess.PIPE
+    process = await asyncio.create_subprocess_exec(*command, stdout=pipe, stderr=pipe)
+    out, err = await process.communicate()
+    assert (process.returncode, out) == (0, b"all well: 1 backend (ready), 0 routes\n")
+    assert b"note: backends.upstream: " in err
+    assert b"is no Triton" in err
