@@ -26,6 +26,7 @@ WIRE_BYTES: Final = 2 * DIGEST_BYTES
 _REQUEST: Final = b"tailrace request 1\n"
 _ROWS: Final = b"tailrace rows 1\n"
 _WIRE: Final = b"tailrace wire 3\n"
+_POST: Final = b"tailrace post 1\n"
 
 Parameters = Mapping[str, bool | int | float | str]
 
@@ -174,6 +175,13 @@ class RowDigester:
         return [
             of_rows + row if len(row) <= few else of_digests + blake3(row).digest(DIGEST_BYTES) for row in rows
         ]
+
+
+def post_digest(verdict: bytes, body: bytes | memoryview) -> bytes:
+    """16 bytes that name one request whose body is not read: all of its head that decides, framed, and the body."""
+    hasher = blake3(_POST + _field(b"v", verdict))
+    hasher.update(body)
+    return hasher.digest(length=DIGEST_BYTES)
 
 
 class WireDigester:

@@ -6,6 +6,7 @@ from types import MappingProxyType
 
 import msgspec
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -16,6 +17,7 @@ from cache.digest import (
     Key,
     RowDigester,
     WireDigester,
+    post_digest,
     request_digest,
 )
 
@@ -270,3 +272,10 @@ def test_a_row_has_a_key_of_its_own_and_only_its_own(size: int) -> None:
 def test_rows_of_other_requests_have_other_keys(change: dict[str, object]) -> None:
     rows = [b"1234" * 4, b"1" * 1000]
     assert not set(digester().keys(rows)) & set(digester(**change).keys(rows))
+def test_a_post_is_its_head_and_its_body_and_where_they_meet() -> None:
+    digests = {post_digest(verdict, body) for verdict, body in ((b"", b""), (b"a", b""), (b"", b"a"), (b"ab", b"c"))}
+    digests |= {post_digest(b"a", b"bc"), post_digest(b"a", b"b"), blake3(b"a").digest(DIGEST_BYTES)}
+    assert len(digests) == 7
+    assert {len(digest) for digest in digests} == {DIGEST_BYTES}
+    assert post_digest(b"a", memoryview(b"bc")) == post_digest(b"a", b"bc")
+    assert post_digest(b"v", b"body").hex() == "b665ae8c57a2f3ed02248ed5374c6568"
