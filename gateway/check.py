@@ -242,6 +242,8 @@ def _tier_faults(where: str, tier: TierConfig, told: ModelFacts, route: Route) -
         yield f"{where}: model {told.name} is decoupled; only pass-through serves such models"
     if told.sequence and (route.cache is not None or len(route.tiers) > 1):
         yield f"{where}: model {told.name} keeps state between requests: no cache, and no second tier"
+    if route.cache is not None and route.cache.rows and told.max_batch < 1:
+        yield f"{where}: cache.rows is on, and model {told.name} takes no batches"
     batch_max = route.limits.batch_max
     if batch_max is not None and batch_max > max(told.max_batch, 1):
         yield f"{where}: limits.batch_max is {batch_max}, and model {told.name} takes {told.max_batch}"

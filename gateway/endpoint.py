@@ -18,7 +18,7 @@ from urllib.parse import unquote
 import msgspec
 
 from cache.digest import Key, post_digest
-from cache.entry import Entry
+from cache.entry import Entry, Found
 from cache.flight import Flights
 from cache.response import ResponseCache
 from degrade.deadline import Deadline, Ticker
@@ -28,11 +28,21 @@ from gateway.config import Endpoint as EndpointConfig
 from gateway.doors.path import Target
 from gateway.recall import RecallRules
 from gateway.route import ENTRY_OVERHEAD_BYTES
-from gateway.service import DECENT_SHARE, FLIGHTS_MAX, Admitted, Filled, Given, Served, Wire, allowances_of, cache_of
+from gateway.service import (
+    DECENT_SHARE,
+    FLIGHTS_MAX,
+    Admitted,
+    Filled,
+    Given,
+    Served,
+    Terms,
+    Wire,
+    allowances_of,
+    cache_of,
+)
 from gateway.storing import Life, life_of, varying
 from tiers.backends.erring import Erred, answered
 from tiers.backends.triton_http import Call, Headers, Reply
-from tiers.cascade import CascadeOptions
 from tiers.inference import UpstreamError
 from tiers.pool import Pool, Work
 from tiers.seat import Replica
@@ -137,6 +147,15 @@ class Endpoint:
         return [f"{self.config.backend or ''}{self.config.path}"]
 
     @property
+    def in_parts(self) -> bool:
+        """Never: a page is one whole."""
+        return False
+
+    @property
+    def row_cache(self) -> None:
+        """There are no rows in a page."""
+
+    @property
     def refreshes(self) -> int:
         """Background refreshes under way, each of another key."""
         return len(self.refreshing)
@@ -164,10 +183,15 @@ class Endpoint:
         """Nothing is known of what may be posted."""
         return Admitted()
 
-    async def ask(self, request: Post, deadline: Deadline, options: CascadeOptions, ticker: Ticker) -> Given[Page]:
+    def find(self, caller: Caller, request: Post, key: Key, now: float) -> Found[Served[Page]] | None:
+        """What is kept of an answer."""
+        assert self.cache is not None
+        return self.cache.find(key, now)
+
+    async def ask(self, request: Post, deadline: Deadline, terms: Terms, ticker: Ticker) -> Given[Page]:
         """The server's answer, whatever it is. Raises Rejected for what cannot be written as a request, and
         UpstreamError, which is Erred where the server said so itself."""
-        again = Step.REPLICA in options.order
+        again = Step.REPLICA in terms.options.order
         target = self.config.path + request.query  # not the caller's spelling of it, which is in no key
         call = Call("POST", target, request.fields, request.body, work=True, again=again)
 

@@ -47,7 +47,7 @@ from gateway.problem import (
 from gateway.problem import quota as quota_problem
 from gateway.recall import Action, Recall, recall, tolerates
 from gateway.route import Route
-from gateway.service import Allowance, Filled, Q, R, Response, Served, Service, Watched, Wire
+from gateway.service import Allowance, Filled, Q, R, Response, Served, Service, Terms, Watched, Wire
 from tiers.cascade import CascadeOptions
 from tiers.catalog import ModelFacts
 from tiers.inference import Provenance, Rejected, UpstreamError
@@ -166,7 +166,7 @@ class Pipeline:
         key, choice = self._look_up(call)
         found = None
         if key is not None and route.cache is not None:
-            found = route.cache.find(key, now)
+            found = route.find(call.caller, call.request, key, now)
             choice = recall(found, call.directives, route.recall_rules, route.epoch, now)
         elif call.directives.only_if_cached:
             choice = Recall(Action.REFUSE, "bypass", choice.reason)
@@ -232,13 +232,14 @@ class Pipeline:
     ) -> tuple[Filled[R], bool]:
         """Ask the tiers, alone or in a flight. A flight outlives the caller who began it; what it brings may turn out
         to be for that one alone, and then the others ask for themselves."""
-        if key is not None and choice.action is not Action.FETCH_ALONE:
+        alone = choice.action is Action.FETCH_ALONE or (call.route.in_parts and call.directives.max_age is not None)
+        if key is not None and not alone:
             filled, led = await self._share(call, key, rows, call.deadline.remaining(self._ticker()))
             if led or _is_for(call, filled):
                 return filled, led
         keep = key if not call.directives.no_store else None
         async with asyncio.timeout(call.deadline.remaining(self._ticker())):
-            return await self._fill(call, keep, call.deadline, rows), True
+            return await self._fill(call, keep, call.deadline, rows, reuse=False), True
 
     async def _share(
         self, call: Call[Q, R], key: Key, rows: int | None, seconds: float = math.inf
@@ -254,15 +255,18 @@ class Pipeline:
         ticket = 0 if route.cache is None else route.cache.ticket()
         return await route.flights.join((key, ticket), lambda: self._fill(shared, key, deadline, rows), seconds)
 
-    async def _fill(self, call: Call[Q, R], key: Key | None, deadline: Deadline, rows: int | None) -> Filled[R]:
-        """One run of the cascade, or one answer of a server; stored under ``key``, unless it is a degraded one."""
+    async def _fill(
+        self, call: Call[Q, R], key: Key | None, deadline: Deadline, rows: int | None, reuse: bool = True
+    ) -> Filled[R]:
+        """One run of the cascade, or one answer of a server; stored under ``key``, unless it is a degraded one.
+        ``reuse``: parts of it that are known will do."""
         route, now = call.route, self._ticker()
         seconds = deadline.remaining(now)
         deadline = Deadline.after(now, seconds - min(LADDER_SECONDS_MAX, seconds * LADDER_SHARE))
         ticket = 0 if route.cache is None else route.cache.ticket()
-        options = CascadeOptions(rows, self._cascade_steps(call, key))
+        terms = Terms(call.caller, key, reuse, CascadeOptions(rows, self._cascade_steps(call, key)))
         try:
-            given = await route.ask(call.request, deadline, options, self._ticker)
+            given = await route.ask(call.request, deadline, terms, self._ticker)
         except UpstreamError as error:
             self._telemetry.passed(route.name, error.passed)
             raise
@@ -270,10 +274,11 @@ class Pipeline:
         settled = None if key is None else route.settled(call.caller, call.request, key, given)
         alike = settled is key
         if settled is None or route.cache is None or given.degraded:
-            return Filled(given.served, given.steps, given.degraded, None, settled, alike)
-        entry = route.entry(given.served, settled.epoch, self._ticker())
+            return Filled(given.served, given.steps, given.degraded, None, settled, alike, given.rows_kept)
+        made_at = self._ticker() if given.made_at is None else given.made_at
+        entry = route.entry(given.served, settled.epoch, made_at)
         stored = route.cache.store(settled, entry, ticket)
-        return Filled(entry.value, given.steps, False, entry if stored else None, settled, alike)
+        return Filled(entry.value, given.steps, False, entry if stored else None, settled, alike, given.rows_kept)
 
     def _cascade_steps(self, call: Call[Q, R], key: Key | None) -> tuple[Step, ...]:
         """The ladder's steps that the tiers may take: those before ``stale``, if an old answer is there."""
@@ -332,7 +337,7 @@ class Pipeline:
         """What is kept for the ladder, if there is something and the caller would have it."""
         if key is None or call.route.cache is None:
             return None
-        found = call.route.cache.find(key, now)
+        found = call.route.find(call.caller, call.request, key, now)
         return found if found is not None and tolerates(found, call.directives, now) else None
 
     def _unavailable(self, route: Service[Q, R], error: UpstreamError) -> Problem:
@@ -366,9 +371,10 @@ class Pipeline:
         served, entry = filled.served, filled.entry
         provenance = Provenance(
             cache=choice.state,
-            reason=choice.reason,
+            reason="partial" if filled.rows_kept else choice.reason,
             tier=served.tier,
             version=served.response.version,
+            rows_kept=filled.rows_kept,
             ttl_left=None if entry is None else entry.ttl_left(self._ticker()),
             rows=served.rows,
             rows_escalated=served.rows_escalated,

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import msgspec
 
 from cache.digest import Key, RequestDigester, request_digest
-from cache.entry import Entry
+from cache.entry import Entry, Found, Freshness
 from cache.flight import Flights
 from cache.memo import Memo
 from cache.response import ResponseCache
@@ -29,6 +29,7 @@ from gateway.config import Route as RouteConfig
 from gateway.config import TierConfig
 from gateway.problem import Refused, not_found
 from gateway.recall import RecallRules
+from gateway.rows import Asked, Assembled, Row, Rows
 from gateway.service import (
     DECENT_SHARE,
     FLIGHTS_MAX,
@@ -36,13 +37,14 @@ from gateway.service import (
     Filled,
     Given,
     Served,
+    Terms,
     Wire,
     allowances_of,
     cache_of,
 )
 from tiers import cascade
 from tiers.backends.triton_http import Call as Outbound
-from tiers.cascade import Accept, CascadeOptions, Tier
+from tiers.cascade import Accept, CascadeAnswer, CascadeOptions, Tier
 from tiers.catalog import Catalog, ModelFacts, TensorFact
 from tiers.inference import (
     SCHEDULING_PARAMETERS,
@@ -116,6 +118,7 @@ class Route:
         self._merged: Memo[str, tuple[tuple[ModelFacts, ...], ModelFacts]] = Memo(VERSIONS_MAX)
         self.allowances = allowances_of("route", name, config.quota, config.caller_quota)
         self.cache: ResponseCache[Served[InferResponse], Wire] | None = cache_of(config.cache)
+        self.rows = None if config.cache is None or not config.cache.rows else Rows(name, config.cache)
         self._ttl = 0.0 if config.cache is None else float(config.cache.ttl)  # one object for all entries
         self._max_stale = 0.0 if config.cache is None else float(config.cache.max_stale)
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
@@ -135,9 +138,19 @@ class Route:
             return self
         successor = Route(self.name, config, homes, body_bytes_max)
         if alike and _answers_alike(config, self.config):
-            successor.cache, successor.epoch = self.cache, self.epoch
+            successor.cache, successor.rows, successor.epoch = self.cache, self.rows, self.epoch
             self._succeeded = True
         return successor
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether an answer may be made of rows that are older than it is."""
+        return self.rows is not None
+
+    @property
+    def row_cache(self) -> ResponseCache[Row, None] | None:
+        """Its rows as operators see them."""
+        return None if self.rows is None else self.rows.cache
 
     @property
     def last_pool(self) -> Pool:
@@ -193,16 +206,63 @@ class Route:
         self.validator.check(request, facts)
         return Admitted(batch_size(request) if facts.max_batch > 0 else None, _stateful(facts))
 
+    def find(
+        self, caller: Caller, request: InferRequest, key: Key, now: float
+    ) -> Found[Served[InferResponse]] | None:
+        """What is kept of an answer: as it was given once, or as its rows are."""
+        assert self.cache is not None
+        found = self.cache.find(key, now)
+        if self.rows is None or (found is not None and found.freshness is Freshness.FRESH):
+            return found
+        asked = self._in_rows(caller, request, key)
+        made = None if asked is None else self.rows.whole(asked, now)
+        if made is None:
+            return found
+        entry = self.entry(_of_rows(made), made.epoch, made.made_at)
+        freshness = entry.freshness(now, key.epoch)
+        if freshness is Freshness.FRESH:
+            self.cache.store(key, entry, self.cache.ticket())
+        elif found is not None or freshness is Freshness.DEAD:
+            return found
+        return Found(entry, freshness)
+
     async def ask(
-        self, request: InferRequest, deadline: Deadline, options: CascadeOptions, ticker: Ticker
+        self, request: InferRequest, deadline: Deadline, terms: Terms, ticker: Ticker
     ) -> Given[InferResponse]:
-        """The cascade's answer, under the route's name. Raises Rejected and UpstreamError."""
-        answer = await cascade.run(self.tiers, request, deadline, options, ticker)
+        """The cascade's answer, under the route's name; of rows that are kept, theirs. Raises Rejected, UpstreamError,
+        and where rows are kept Abandoned and TimeoutError."""
+        order = terms.options.order
+
+        async def cascaded(request: InferRequest, rows: int | None) -> CascadeAnswer:
+            return await cascade.run(self.tiers, request, deadline, CascadeOptions(rows, order), ticker)
+
+        asked = None if terms.key is None else self._in_rows(terms.caller, request, terms.key)
+        if asked is not None and self.rows is not None:
+            asked = msgspec.structs.replace(asked, reuse=terms.reuse)
+            made = await self.rows.answer(asked, cascaded, deadline.remaining(ticker()), ticker)
+            return Given(
+                _of_rows(made), made.tier_rows, made.passed, made.degraded, made.escalated_now, made.kept, made.made_at
+            )
+        answer = await cascaded(request, terms.options.rows)
         response = answer.response
         if response.model != self.name:
             response = msgspec.structs.replace(response, model=self.name)
-        served = Served(response, answer.tier, answer.rows, answer.rows_escalated, options.rows)
-        return Given(served, answer.tier_rows, answer.passed, answer.degraded)
+        served = Served(response, answer.tier, answer.rows, answer.rows_escalated, terms.options.rows)
+        return Given(served, answer.tier_rows, answer.passed, answer.degraded, answer.rows_escalated)
+
+    def _in_rows(self, caller: Caller, request: InferRequest, key: Key) -> Asked | None:
+        """The request as rows; None where it has none that are kept, or is to be refused."""
+        facts = None if self.rows is None else self.known_facts(request.version)
+        rows = batch_size(request)
+        if self.rows is None or facts is None or facts.max_batch < 1 or _stateful(facts) or not rows:
+            return None
+        try:
+            self.validator.check(request, facts)
+        except Refused:
+            return None  # who admits it says why
+        request = self.for_all(request)
+        names = None if len(self.tiers) == 1 else frozenset([output.name for output in facts.outputs])
+        return Asked(request, self.rows.keys(self._tenant(caller), request, rows), key.epoch, outputs=names)
 
     def settled(self, caller: Caller, request: InferRequest, key: Key, given: Given[InferResponse]) -> Key:
         """An inference is true for what it was asked."""
@@ -213,8 +273,7 @@ class Route:
 
     def digest(self, caller: Caller, request: InferRequest) -> bytes:
         """What makes two requests the same one (DESIGN section 6), but for the epoch."""
-        assert self.config.cache is not None
-        tenant = "" if self.config.cache.shared else caller.tenant
+        tenant = self._tenant(caller)
         form = request.form
         if form is None:
             return request_digest(
@@ -238,6 +297,11 @@ class Route:
             )
             self._digesters.put(key, digester)
         return digester([tensor.data for tensor in request.inputs])
+
+    def _tenant(self, caller: Caller) -> str:
+        """Whose answers a caller may have."""
+        assert self.config.cache is not None
+        return "" if self.config.cache.shared else caller.tenant
 
     def entry(self, served: Served[InferResponse], epoch: int, now: float) -> Entry[Served[InferResponse]]:
         """An entry for an answer that was made in ``epoch``."""
@@ -324,8 +388,12 @@ class Route:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self.cache is not None and not self._succeeded:
+        if self._succeeded:
+            return
+        if self.cache is not None:
             self.cache.purge()  # its queues are circles that nobody else would cut
+        if self.rows is not None:
+            await self.rows.close()
 
     async def _told(self, position: int, version: str, deadline: Deadline) -> ModelFacts:
         """What a tier says of itself. Once it has, its catalog remembers."""
@@ -369,6 +437,12 @@ class Route:
             if await home.pool.some(Outbound("GET", path), deadline, tier.model, version):
                 return True
         return False
+
+
+def _of_rows(made: Assembled) -> Served[InferResponse]:
+    """An answer made of rows as the cache keeps it."""
+    rows = made.response.outputs[0].shape[0]
+    return Served(made.response, made.tier, rows, made.escalated, rows)
 
 
 def _answers_alike(one: RouteConfig, other: RouteConfig) -> bool:

@@ -17,11 +17,12 @@ import msgspec
 
 from cache.bounded import Bounded
 from cache.digest import Key, RowDigester
-from cache.entry import Entry
+from cache.entry import Entry, Found, Freshness
 from cache.flight import Flights
 from cache.memo import Memo
 from cache.policy import POLICIES, Policy
 from cache.response import ResponseCache
+from degrade.deadline import Ticker
 from degrade.ladder import Failure
 from gateway.config import CacheConfig
 from tiers.cascade import CascadeAnswer
@@ -73,13 +74,17 @@ class Asked(msgspec.Struct, frozen=True):
 
 
 class Assembled(msgspec.Struct, frozen=True):
-    """An answer made of rows. ``kept``: how many of them were there already; ``made_at``: when the oldest was made."""
+    """An answer made of rows. ``kept``: how many of them were there already; ``made_at`` and ``epoch``: when the oldest
+    was made, and in which epoch. ``escalated`` and ``tier`` are of all rows, ``escalated_now`` and ``tier_rows`` of
+    those alone that were asked for this answer."""
 
     response: InferResponse
     tier: str
     escalated: int
     kept: int
     made_at: float
+    epoch: int
+    escalated_now: int = 0
     tier_rows: tuple[tuple[str, int], ...] = ()
     passed: tuple[Passed, ...] = ()
     degraded: bool = False
@@ -89,6 +94,7 @@ class Filling(msgspec.Struct, frozen=True):
     """What a fill brings: rows by their keys, and what the tiers said around them."""
 
     rows: Mapping[bytes, Entry[Row]]
+    escalated: int
     tier_rows: tuple[tuple[str, int], ...]
     passed: tuple[Passed, ...]
     degraded: bool
@@ -116,14 +122,13 @@ _Name = tuple[bytes, int, int]
 class Rows:
     """The rows of one route."""
 
-    def __init__(self, name: str, config: CacheConfig, ticker: Callable[[], float]) -> None:
+    def __init__(self, name: str, config: CacheConfig) -> None:
         bytes_max = int(config.rows_bytes_max)
         policy: Policy[Entry[Row]] = POLICIES[config.policy](bytes_max)
         self.cache: ResponseCache[Row, None] = ResponseCache(Bounded(bytes_max, policy), wires_per_entry_max=0)
         self.flights: Flights[_Fill, Filling] = Flights(FILLS_MAX)
         self._name = name
         self._ttl, self._max_stale = float(config.ttl), float(config.max_stale)
-        self._ticker = ticker
         self._digesters: Memo[tuple[Form, str, str], RowDigester] = Memo(FORMS_MAX)
         self._plans: Memo[object, Plan] = Memo(PLANS_MAX)
         self._under_way: dict[_Name, _Fill] = {}
@@ -147,19 +152,27 @@ class Rows:
                 self._digesters.put(known, digester)
         return digester.keys(split_rows(inputs, rows))
 
-    def knows(self, keys: Sequence[bytes], epoch: int) -> bool:
-        """Whether nothing need be asked for these."""
-        return None not in self.cache.fresh(keys, epoch, self._ticker())
+    def whole(self, asked: Asked, now: float) -> Assembled | None:
+        """The answer to a batch, if all of its rows are here and fit together; however old they are."""
+        rows: dict[bytes, Entry[Row]] = {}
+        for key, fresh in zip(asked.keys, self.cache.fresh(asked.keys, asked.epoch, now), strict=True):
+            found = Found(fresh, Freshness.FRESH) if fresh else self.cache.find(Key(key, asked.epoch), now)
+            if found is None:
+                return None
+            rows[key] = found.entry
+        plans = {id(entry.value.made.plan) for entry in rows.values()}
+        return self._assembled(asked, rows, len(asked.keys), []) if len(plans) == 1 else None
 
-    async def answer(self, asked: Asked, ask: Ask, seconds: float) -> Assembled:
+    async def answer(self, asked: Asked, ask: Ask, seconds: float, ticker: Ticker) -> Assembled:
         """The answer to a batch, within ``seconds``. Raises what ``ask`` raises, Abandoned, and TimeoutError."""
-        rows = self._kept(asked)
+        rows = self._kept(asked, ticker())
         kept = sum([key in rows for key in asked.keys])
         fillings: list[Filling] = []
         for _ in range(ROUNDS_MAX):
             missing = list(dict.fromkeys([key for key in asked.keys if key not in rows]))
             filled: dict[bytes, Entry[Row]] = {}
-            for filling in await self._filled(asked, missing, ask, seconds) if missing else ():
+            fills = self._fills(asked, missing, ask, ticker)
+            for filling in await self._filled(fills, seconds) if missing else ():
                 fillings.append(filling)
                 filled.update(filling.rows)
             rows.update(filled)
@@ -170,30 +183,19 @@ class Rows:
             kept = 0
         raise UpstreamError(Failure.BROKEN, f"answers for rows of route {self._name} do not fit together")
 
-    def older(self, asked: Asked) -> Assembled | None:
-        """The answer as far back as it is kept, if all of its rows are."""
-        now, rows = self._ticker(), dict[bytes, Entry[Row]]()
-        for key in asked.keys:
-            found = self.cache.find(Key(key, asked.epoch), now)
-            if found is None:
-                return None
-            rows[key] = found.entry
-        plans = {id(entry.value.made.plan) for entry in rows.values()}
-        return self._assembled(asked, rows, len(asked.keys), []) if len(plans) == 1 else None
-
     async def close(self) -> None:
         """Give up fills under way, and what is kept."""
         await self.flights.close()
         self.cache.purge()
 
-    def _kept(self, asked: Asked) -> dict[bytes, Entry[Row]]:
+    def _kept(self, asked: Asked, now: float) -> dict[bytes, Entry[Row]]:
         if not asked.reuse:
             return {}
-        found = self.cache.fresh(asked.keys, asked.epoch, self._ticker())
+        found = self.cache.fresh(asked.keys, asked.epoch, now)
         return {key: entry for key, entry in zip(asked.keys, found, strict=True) if entry is not None}
 
-    async def _filled(self, asked: Asked, missing: Sequence[bytes], ask: Ask, seconds: float) -> list[Filling]:
-        """Ask for the rows that nobody asks for yet, and wait for all of them."""
+    def _fills(self, asked: Asked, missing: Sequence[bytes], ask: Ask, ticker: Ticker) -> list[_Fill]:
+        """Those under way that these rows are in, and one for those that nobody asks for yet."""
         ticket = self.cache.ticket()
         fills: dict[_Fill, None] = {}
         own: list[bytes] = []
@@ -203,9 +205,12 @@ class Rows:
                 own.append(key)
             else:
                 fills[fill] = None
-        begun = self._begin(asked, own, ticket, ask) if own else None
-        if begun is not None:
-            fills[begun] = None
+        if own:
+            fills[self._begin(asked, own, ticket, ask, ticker)] = None
+        return list(fills)
+
+    async def _filled(self, fills: Sequence[_Fill], seconds: float) -> list[Filling]:
+        """Wait for all of them."""
         joined = [asyncio.ensure_future(self._joined(fill, seconds)) for fill in fills]
         try:
             return await asyncio.gather(*joined)
@@ -213,20 +218,26 @@ class Rows:
             for each in joined:
                 each.cancel()
             await asyncio.gather(*joined, return_exceptions=True)
-            if begun is not None and begun not in self.flights:
-                self._ended(begun)  # it may never have run
+            for fill in fills:
+                if fill not in self.flights:
+                    self._ended(fill)  # it may never have run
 
     async def _joined(self, fill: _Fill, seconds: float) -> Filling:
         if isinstance(fill.outcome, UpstreamError):
             raise fill.outcome
-        return fill.outcome or (await self.flights.join(fill, fill.run, seconds))[0]
+        if fill.outcome is not None:
+            return _others(fill.outcome)
+        filling, led = await self.flights.join(fill, fill.run, seconds)
+        return filling if led else _others(filling)
 
-    def _begin(self, asked: Asked, keys: Sequence[bytes], ticket: int, ask: Ask) -> _Fill:
+    def _begin(
+        self, asked: Asked, keys: Sequence[bytes], ticket: int, ask: Ask, ticker: Ticker
+    ) -> _Fill:
         """A fill for these rows, which others find from now on if it may be reused."""
 
         async def run() -> Filling:
             try:
-                fill.outcome = outcome = await self._fill(asked, keys, ticket, ask)
+                fill.outcome = outcome = self._kept_of(asked, keys, ticket, await self._ask(asked, keys, ask), ticker())
                 return outcome
             except UpstreamError as error:
                 fill.outcome = error
@@ -245,18 +256,22 @@ class Rows:
             if self._under_way.get(name) is fill:
                 del self._under_way[name]
 
-    async def _fill(self, asked: Asked, keys: Sequence[bytes], ticket: int, ask: Ask) -> Filling:
-        """Ask the tiers for these rows of a batch, and keep what they say unless it is a degraded answer."""
+    async def _ask(self, asked: Asked, keys: Sequence[bytes], ask: Ask) -> CascadeAnswer:
+        """Ask the tiers for these rows of a batch."""
         places: dict[bytes, int] = {}
         for place, key in enumerate(asked.keys):
             places.setdefault(key, place)
         whole = len(keys) == len(asked.keys)
         request = asked.request if whole else take_rows(asked.request, [places[key] for key in keys])
-        answer = await ask(request, len(keys))
+        return await ask(request, len(keys))
+
+    def _kept_of(
+        self, asked: Asked, keys: Sequence[bytes], ticket: int, answer: CascadeAnswer, now: float
+    ) -> Filling:
+        """The rows of an answer, kept unless it is a degraded one."""
         outputs = [each for each in answer.response.outputs if asked.outputs is None or each.name in asked.outputs]
         data = split_rows(outputs, len(keys))
-        now, plan = self._ticker(), self._plan(outputs)
-        response = answer.response
+        plan, response = self._plan(outputs), answer.response
         first = Made(plan, response.parameters, answer.tier_rows[0][0], answer.version, escalated=False)
         later = Made(plan, response.parameters, answer.tier, answer.version, escalated=True)
         beyond = frozenset(answer.escalated)
@@ -267,7 +282,7 @@ class Rows:
             entry = filled[key] = Entry(Row(row, made), size, now, self._ttl, self._max_stale, asked.epoch)
             if asked.keep and not answer.degraded:
                 self.cache.store(Key(key, asked.epoch), entry, ticket)
-        return Filling(filled, answer.tier_rows, answer.passed, answer.degraded)
+        return Filling(filled, len(beyond), answer.tier_rows, answer.passed, answer.degraded)
 
     def _plan(self, outputs: Sequence[Tensor]) -> Plan:
         """What rows of these outputs have in common: one object for all that are alike."""
@@ -293,10 +308,17 @@ class Rows:
             escalated=len(escalated),
             kept=kept,
             made_at=min([entry.stored_at for entry in entries]),
+            epoch=min([entry.epoch for entry in entries]),
+            escalated_now=sum([filling.escalated for filling in fillings]),
             tier_rows=tuple([each for filling in fillings for each in filling.tier_rows]),
             passed=tuple([each for filling in fillings for each in filling.passed]),
             degraded=any(filling.degraded for filling in fillings),
         )
+
+
+def _others(filling: Filling) -> Filling:
+    """Another one's fill, which has been counted."""
+    return msgspec.structs.replace(filling, escalated=0, tier_rows=())
 
 
 def _name(tensor: Tensor) -> str:

@@ -6,6 +6,7 @@ path and no order: that is ``pipeline.py``'s.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final, Generic, Protocol, Self, TypeVar
 from urllib.parse import quote
@@ -14,7 +15,7 @@ import msgspec
 
 from cache.bounded import Bounded
 from cache.digest import Key
-from cache.entry import Entry
+from cache.entry import Entry, Found
 from cache.flight import Flights
 from cache.policy import POLICIES, Policy
 from cache.response import ResponseCache
@@ -64,17 +65,28 @@ class Served(msgspec.Struct, Generic[R_co], frozen=True, gc=False):
     batch: int | None = None
 
 
+class Terms(msgspec.Struct, frozen=True):
+    """How a request is asked. ``key``: where its answer will be true; None: it is not to be kept. ``reuse``: whether
+    parts of it that are known will do. ``options``: see ``CascadeOptions``."""
+
+    caller: Caller
+    key: Key | None
+    reuse: bool
+    options: CascadeOptions
+
+
 class Given(msgspec.Struct, Generic[R], frozen=True):
-    """What those asked have given: an answer, whose it is by rows, what failed on the way (see ``CascadeAnswer``)."""
+    """What those asked have given: an answer, whose it is by rows, what failed on the way (see ``CascadeAnswer``), and
+    how many rows were escalated for it.
+    ``rows_kept``: how many of its rows were known already; ``made_at``: when its oldest part was made, if not now."""
 
     served: Served[R]
     tier_rows: tuple[tuple[str, int], ...] = ()
     passed: tuple[Passed, ...] = ()
     degraded: bool = False
-
-    @property
-    def rows_escalated(self) -> int:
-        return self.served.rows_escalated
+    rows_escalated: int = 0
+    rows_kept: int = 0
+    made_at: float | None = None
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -84,7 +96,8 @@ class Given(msgspec.Struct, Generic[R], frozen=True):
 
 class Filled(msgspec.Struct, Generic[R], frozen=True):
     """What a fill brings to all who waited: the answer, the ladder's steps on the way, its entry. ``key``: where it is
-    true; None: nowhere but for the one who asked. ``alike``: all who asked under the flight's key asked the same."""
+    true; None: nowhere but for the one who asked. ``alike``: all who asked under the flight's key asked the same.
+    ``rows_kept``: how many of its rows were known already."""
 
     served: Served[R]
     steps: tuple[str, ...]
@@ -92,6 +105,7 @@ class Filled(msgspec.Struct, Generic[R], frozen=True):
     entry: Entry[Served[R]] | None
     key: Key | None
     alike: bool
+    rows_kept: int = 0
 
 
 class Heading(msgspec.Struct, frozen=True):
@@ -129,21 +143,26 @@ class Admitted(msgspec.Struct, frozen=True):
 
 
 class Shelf(Protocol):
-    """A cache as those see it who do not ask what its answers are."""
+    """A cache as operators see it."""
 
     @property
     def entries(self) -> int: ...
-    @property
-    def wires(self) -> int: ...
     @property
     def bytes_used(self) -> int: ...
     @property
     def bytes_max(self) -> int: ...
     @property
     def evictions(self) -> int: ...
+    def purge(self) -> int: ...
+
+
+class AnswerShelf(Shelf, Protocol):
+    """A cache of answers, as those see it who do not ask what its answers are."""
+
+    @property
+    def wires(self) -> int: ...
     @property
     def rejections(self) -> int: ...
-    def purge(self) -> int: ...
     def find_wire(self, wire: bytes, epoch: int, now: float) -> tuple[Entry[Served[Response]], Wire] | None: ...
 
 
@@ -166,13 +185,15 @@ class Watched(Protocol):
     @property
     def asks(self) -> list[str]: ...
     @property
-    def cache(self) -> Shelf | None: ...
+    def cache(self) -> AnswerShelf | None: ...
     @property
     def flights(self) -> Underway: ...
     @property
     def refreshes(self) -> int: ...
     @property
     def epoch(self) -> int: ...
+    @property
+    def row_cache(self) -> Shelf | None: ...
 
 
 class Service(Protocol[Q, R]):
@@ -196,6 +217,9 @@ class Service(Protocol[Q, R]):
     @property
     def recall_rules(self) -> RecallRules: ...
     @property
+    def in_parts(self) -> bool:
+        """Whether parts of an answer are kept too, so that one given now may be older than that."""
+    @property
     def flights(self) -> Flights[tuple[Key, int], Filled[R]]: ...
     @property
     def refreshing(self) -> set[Key]: ...
@@ -217,9 +241,10 @@ class Service(Protocol[Q, R]):
         """Hold a request against what is known of those who will be asked. Raises Refused, Rejected, UpstreamError,
         and TimeoutError after ``seconds``."""
 
-    async def ask(
-        self, request: Q, deadline: Deadline, options: CascadeOptions, ticker: Ticker
-    ) -> Given[R]:
+    def find(self, caller: Caller, request: Q, key: Key, now: float) -> Found[Served[R]] | None:
+        """What is kept of the answer. There is a cache."""
+
+    async def ask(self, request: Q, deadline: Deadline, terms: Terms, ticker: Ticker) -> Given[R]:
         """The answer. Raises Rejected and UpstreamError."""
 
     def settled(self, caller: Caller, request: Q, key: Key, given: Given[R]) -> Key | None:
@@ -262,5 +287,9 @@ def cache_of(config: CacheConfig | None) -> ResponseCache[Served[R], Wire] | Non
 
 
 def purged(services: Sequence[Watched]) -> dict[str, int]:
-    """How many answers each has dropped."""
-    return {each.name: each.cache.purge() for each in services if each.cache is not None}
+    """How many answers each has dropped, rows among them."""
+    shelves = [(each.name, shelf) for each in services for shelf in (each.cache, each.row_cache) if shelf is not None]
+    dropped: Counter[str] = Counter()
+    for name, shelf in shelves:
+        dropped[name] += shelf.purge()
+    return dict(dropped)

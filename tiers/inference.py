@@ -207,7 +207,8 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
     equals the metric label. ``tier`` names the model whose answer this is ("cascade" rows may mix:
     then it is the largest tier used). ``steps`` are the ladder steps taken, in order; empty means
     nothing failed. ``degraded`` means the answer is not what health would give: an old one, or a fast
-    tier's that it was not sure of; another replica's answer is as good as the first's. ``age`` and
+    tier's that it was not sure of; another replica's answer is as good as the first's. ``rows_kept`` of its ``rows``
+    were known, and not asked for. ``age`` and
     ``ttl_left`` are in seconds, ``ttl_left`` negative once stale.
     """
 
@@ -219,6 +220,7 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
     ttl_left: float | None = None
     rows: int = 0
     rows_escalated: int = 0
+    rows_kept: int = 0
     steps: tuple[str, ...] = ()
     stored: bool = False
     collapsed: bool = False

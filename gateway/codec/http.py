@@ -60,6 +60,7 @@ _FORWARDED: Final = {
     "dead": "stale",
     "epoch": "stale",
     "expired": "stale",
+    "partial": "partial",
     "uri-miss": "uri-miss",
     "bypass": "bypass",
 }
@@ -341,6 +342,8 @@ def _provenance(provenance: Provenance, age: str) -> str:
     if provenance.rows:
         members.append(f"rows={_whole(provenance.rows)}")
         members.append(f"escalated={_whole(provenance.rows_escalated)}")
+    if provenance.rows_kept:
+        members.append(f"kept={_whole(provenance.rows_kept)}")
     if provenance.steps:
         members.append(f"steps=({' '.join(_item(step) for step in provenance.steps)})")
     if provenance.degraded:

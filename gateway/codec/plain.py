@@ -109,6 +109,8 @@ def provenance_members(provenance: Provenance) -> dict[str, object]:
     if provenance.rows:
         told["rows"] = provenance.rows
         told["escalated"] = provenance.rows_escalated
+    if provenance.rows_kept:
+        told["kept"] = provenance.rows_kept
     if provenance.steps:
         told["steps"] = provenance.steps
     told["degraded"] = provenance.degraded

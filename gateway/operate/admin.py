@@ -20,7 +20,7 @@ from gateway.operate.telemetry import Telemetry
 from gateway.problem import Problem, malformed, method_not_allowed, not_found
 from gateway.reload import Outcome, Reloads
 from gateway.route import Home
-from gateway.service import Watched, purged
+from gateway.service import Shelf, Watched, purged
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
 _READS: Final = ("GET", "HEAD")
@@ -120,17 +120,21 @@ def reloaded(outcome: Outcome | None) -> web.Response:
 
 
 def _route_status(route: Watched) -> dict[str, object]:
-    cache = route.cache
     return {
         "epoch": route.epoch,
         "tiers": route.asks,
         "flights": len(route.flights),
-        "cache": None
-        if cache is None
-        else {
-            "entries": cache.entries,
-            "bytes_used": cache.bytes_used,
-            "bytes_max": cache.bytes_max,
-            "evictions": cache.evictions,
-        },
+        "cache": _shelf_status(route.cache),
+        "rows": _shelf_status(route.row_cache),
+    }
+
+
+def _shelf_status(shelf: Shelf | None) -> dict[str, int] | None:
+    if shelf is None:
+        return None
+    return {
+        "entries": shelf.entries,
+        "bytes_used": shelf.bytes_used,
+        "bytes_max": shelf.bytes_max,
+        "evictions": shelf.evictions,
     }

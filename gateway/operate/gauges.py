@@ -14,7 +14,7 @@ from gateway.doors.rpc import RpcLane
 from gateway.operate.telemetry import Gauge, Labels
 from gateway.reload import Reloads
 from gateway.route import Home
-from gateway.service import Shelf, Watched
+from gateway.service import AnswerShelf, Shelf, Watched
 from tiers.pool import ReplicaState
 
 Samples = Iterator[tuple[Labels, float]]
@@ -30,8 +30,11 @@ def gauges(routes: Routes, homes: Homes, is_draining: Callable[[], bool]) -> Ite
     """Every gauge of a gateway; ``routes`` are its endpoints too. What is there is asked for at each scrape: a reload
     changes it."""
 
-    def of_caches(read: Callable[[Shelf], float]) -> Callable[[], Samples]:
+    def of_caches(read: Callable[[AnswerShelf], float]) -> Callable[[], Samples]:
         return lambda: (((name,), read(route.cache)) for name, route in routes().items() if route.cache is not None)
+
+    def of_rows(read: Callable[[Shelf], float]) -> Callable[[], Samples]:
+        return lambda: (((name,), read(it.row_cache)) for name, it in routes().items() if it.row_cache is not None)
 
     def of_routes(read: Callable[[Watched], float]) -> Callable[[], Samples]:
         return lambda: (((name,), read(route)) for name, route in routes().items())
@@ -63,6 +66,10 @@ def gauges(routes: Routes, homes: Homes, is_draining: Callable[[], bool]) -> Ite
         of_caches(lambda cache: cache.rejections),
         counter=True,
     )
+    yield Gauge("tailrace_row_entries", "Rows kept.", route, of_rows(lambda cache: cache.entries))
+    yield Gauge("tailrace_row_bytes", "Bytes charged for them.", route, of_rows(lambda cache: cache.bytes_used))
+    yield Gauge("tailrace_row_bytes_max", "The bound on them.", route, of_rows(lambda cache: cache.bytes_max))
+    yield Gauge("tailrace_row_evictions", "Rows pushed out.", route, of_rows(lambda each: each.evictions), counter=True)
     yield Gauge("tailrace_epoch", "Turns when a model behind changes.", route, of_routes(lambda each: each.epoch))
     yield Gauge("tailrace_flights", "Fills under way.", route, of_routes(lambda each: len(each.flights)))
     yield Gauge("tailrace_waiters", "Callers who wait for fills.", route, of_routes(lambda each: each.flights.waiters))

@@ -106,6 +106,7 @@ class Telemetry:
         self._tier_rows: dict[Labels, int] = defaultdict(int)
         self._fills: dict[Labels, int] = defaultdict(int)
         self._escalated: dict[Labels, int] = defaultdict(int)
+        self._rows_kept: dict[Labels, int] = defaultdict(int)
         self._refresh_failures: dict[Labels, int] = defaultdict(int)
         self._statuses: dict[tuple[str, int], int] = defaultdict(int)
         self._seconds: dict[Labels, Histogram] = defaultdict(Histogram)
@@ -118,6 +119,8 @@ class Telemetry:
     def answered(self, route: str, provenance: Provenance) -> None:
         """A request got an answer, of whatever kind."""
         self._answers[route, provenance.cache, provenance.reason] += 1
+        if provenance.rows_kept:
+            self._rows_kept[(route,)] += provenance.rows_kept
         if provenance.collapsed:
             self._collapsed[(route,)] += 1
 
@@ -208,6 +211,7 @@ class Telemetry:
             ("route", "tier"),
             self._tier_rows,
         )
+        yield _counter("tailrace_rows_kept", "Rows known where others of a batch were not.", ("route",), self._rows_kept)
         yield _counter("tailrace_rows_escalated", "Rows that went beyond the first tier.", ("route",), self._escalated)
         yield _counter(
             "tailrace_refresh_failures",

@@ -26,7 +26,7 @@ class World:
     def __init__(self, **settings: object) -> None:
         self.now = 0.0
         config = CacheConfig(ttl=Seconds(10), max_stale=Seconds(5), rows=True, **settings)  # type: ignore[arg-type]
-        self.rows = Rows("r", config, lambda: self.now)
+        self.rows = Rows("r", config)
         self.asked: list[list[int]] = []
         self.gate = asyncio.Event()
         self.gate.set()
@@ -35,6 +35,9 @@ class World:
         self.extra: tuple[Tensor, ...] = ()
         self.escalates: Callable[[int], bool] = lambda _: False
         self.degraded = False
+
+    def ticker(self) -> float:
+        return self.now
 
     async def ask(self, request: InferRequest, rows: int) -> CascadeAnswer:
         values = np.frombuffer(request.inputs[0].data, "<i4").tolist()
@@ -56,7 +59,7 @@ class World:
         return Asked(request, self.rows.keys("", request, len(values)), epoch, reuse, keep)
 
     async def answer(self, *values: int, epoch: int = 0, reuse: bool = True, keep: bool = True) -> Assembled:
-        found = await self.rows.answer(self.batch(values, epoch, reuse, keep), self.ask, SECONDS)
+        found = await self.rows.answer(self.batch(values, epoch, reuse, keep), self.ask, SECONDS, self.ticker)
         assert doubled(found) == [2 * value for value in values]
         return found
 
@@ -122,7 +125,7 @@ async def test_a_fill_that_nobody_waits_for_is_given_up_and_forgotten(world: Wor
         await asyncio.gather(task, return_exceptions=True)
         assert world.rows._under_way == {}
     with pytest.raises(TimeoutError):
-        await world.rows.answer(world.batch([1]), world.ask, 0.0)
+        await world.rows.answer(world.batch([1]), world.ask, 0.0, world.ticker)
     assert world.rows._under_way == {}
     world.gate.set()
     await world.answer(1)
@@ -191,7 +194,7 @@ async def test_rows_of_two_shapes_of_answer_never_meet(world: World) -> None:
         world.extra = (Tensor("z", "INT8", (rows,), b"z" * rows),)
         return await world.ask(request, rows)
 
-    found = await world.rows.answer(world.batch([1, 3]), ask, SECONDS)
+    found = await world.rows.answer(world.batch([1, 3]), ask, SECONDS, world.ticker)
     assert doubled(found) == [2, 6]
     assert [tensor.name for tensor in found.response.outputs] == ["y", "z"]
     assert world.asked == [[1, 2], [3], [1]]
@@ -200,7 +203,7 @@ async def test_rows_of_two_shapes_of_answer_never_meet(world: World) -> None:
 async def test_an_answer_that_is_no_batch_is_broken(world: World) -> None:
     world.extra = (Tensor("z", "INT8", (5,), b"zzzzz"),)
     with pytest.raises(UpstreamError) as error:
-        await world.rows.answer(world.batch([1, 3]), world.ask, SECONDS)
+        await world.rows.answer(world.batch([1, 3]), world.ask, SECONDS, world.ticker)
     assert error.value.failure is Failure.BROKEN
     assert world.rows._under_way == {}
 
@@ -209,16 +212,17 @@ async def test_a_failure_reaches_all_who_wait_and_old_rows_are_there_for_it(worl
     await world.answer(1, 2)
     world.now = 12.0
     world.failure = UpstreamError(Failure.UNREACHABLE, "gone")
-    waiting = [asyncio.create_task(world.rows.answer(world.batch([1, 2]), world.ask, SECONDS)) for _ in range(3)]
+    asked = world.batch([1, 2])
+    waiting = [asyncio.create_task(world.rows.answer(asked, world.ask, SECONDS, world.ticker)) for _ in range(3)]
     told = await asyncio.gather(*waiting, return_exceptions=True)
     assert all(each is world.failure for each in told)
     assert len(world.asked) == 2
-    old = world.rows.older(world.batch([2, 1]))
+    old = world.rows.whole(world.batch([2, 1]), world.now)
     assert old is not None
     assert (doubled(old), old.made_at) == ([4, 2], 0.0)
-    assert world.rows.older(world.batch([2, 3])) is None
+    assert world.rows.whole(world.batch([2, 3]), world.now) is None
     world.now = 15.1
-    assert world.rows.older(world.batch([2, 1])) is None
+    assert world.rows.whole(world.batch([2, 1]), world.now) is None
 
 
 async def test_memory_is_bounded() -> None:
@@ -233,7 +237,7 @@ async def test_memory_is_bounded() -> None:
 
 async def test_closing_gives_up_what_is_under_way(world: World) -> None:
     world.gate.clear()
-    task = asyncio.create_task(world.rows.answer(world.batch([1]), world.ask, SECONDS))
+    task = asyncio.create_task(world.rows.answer(world.batch([1]), world.ask, SECONDS, world.ticker))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     await world.rows.close()
