@@ -211,7 +211,7 @@ class Telemetry:
             ("route", "tier"),
             self._tier_rows,
         )
-        yield _counter("tailrace_rows_kept", "Rows known where others of a batch were not.", ("route",), self._rows_kept)
+        yield _counter("tailrace_rows_kept", "Rows known of batches that had others.", ("route",), self._rows_kept)
         yield _counter("tailrace_rows_escalated", "Rows that went beyond the first tier.", ("route",), self._escalated)
         yield _counter(
             "tailrace_refresh_failures",

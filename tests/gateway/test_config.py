@@ -198,7 +198,7 @@ ROUTE_FAULTS = [
     ("cache = { ttl = '0s' }", "routes.r.cache.ttl: is 0"),
     ("cache = { max_stale = '1h' }", "routes.r.cache.ttl: is required"),
     ("cache = { ttl = '1m', refresh = '1m' }", "routes.r.cache.refresh: is longer than max_stale (1m > 0s)"),
-    ("cache = { ttl = '1m', rows = true }", "routes.r.cache.rows: is not in this version yet"),
+    ("cache = { ttl = '1m', rows_bytes_max = '1KiB' }", "routes.r.cache.rows_bytes_max: is 1KiB; it must be at least"),
     ("cache = { ttl = '1m', policy = 'lfu' }", "routes.r.cache.policy: 'lfu' is not one of s3fifo, sieve, lru"),
     ("degrade = ['snapshot']", "routes.r.degrade[0]: 'snapshot' is not in this version yet"),
     ("degrade = ['tier', 'tier']", "routes.r.degrade: names tier 2 times"),
