@@ -41,7 +41,7 @@ demo: setup triton  ## A real Triton, the gateway before it, and what that gains
 	@$(BIN)/tailrace demo
 
 .PHONY: test
-test: check triton javascript .compiler  ## All checks, then all tests, with a real Triton
+test: check triton javascript .compiler .redis  ## All checks, then all tests, with a real Triton
 	$(BIN)/python -m pytest -n 2 tests --ignore=tests/system --ignore=tests/examples
 	$(BIN)/python -m pytest tests/system tests/examples
 
@@ -156,6 +156,15 @@ $(JAVASCRIPT)/.stamp: requirements/javascript/package.json requirements/javascri
 .PHONY: .node
 .node:
 	$(call quietly,Node from Debian,$(call debian,nodejs npm))
+
+# The tests start servers of their own; Debian's service is not used.
+.PHONY: .redis
+.redis:
+	@command -v redis-server >/dev/null || command -v valkey-server >/dev/null || $(MAKE) --no-print-directory .redis-server
+
+.PHONY: .redis-server
+.redis-server:
+	$(call quietly,Redis from Debian,$(call debian,redis-server))
 
 .PHONY: .libpython
 .libpython:

@@ -1,0 +1,200 @@
+"""A file on this host as a store: the one that needs no server, shared by all workers.
+
+Rule of this file: LMDB's own rules are kept (one environment for each file in a process, opened after a fork), its
+exceptions end here, and neither reading nor writing holds the event loop up for longer than a few look-ups. Who writes
+may be another process: a reader sees each commit whole, and never waits for a writer.
+
+A value lies behind a header: version, CRC-32 of what follows, and when it ends (seconds of the wall clock, 0: never).
+LMDB itself forgets nothing, so what has ended is only not seen any more; `tailrace table load` writes over it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Final, TypeVar
+
+import lmdb
+from msgspec import Struct
+
+from cache.stores.store import Found, StoreError
+
+T = TypeVar("T")
+
+VERSION: Final = 1
+_HEADER: Final = struct.Struct("<BxxxId")
+_CHECKED_FROM: Final = 8
+"""The end is under the checksum too."""
+
+DIRECT_KEYS_MAX: Final = 64
+"""Read on the event loop: 0.1 ms, which is what the way to a thread and back costs."""
+STEP_KEYS_MAX: Final = 1024
+"""Read in one go of the thread, before it looks whether anybody still waits."""
+
+
+class LmdbOptions(Struct, frozen=True):
+    """``bytes_max``: the file's largest size; it takes disk only as it fills. ``readers_max``: of all processes."""
+
+    bytes_max: int = 64 * 2**30
+    readers_max: int = 1024
+
+
+class LmdbStore:
+    """A `Store` in an LMDB file (a folder is made if ``path`` names one that ends in a slash, or exists).
+
+    Opened when it is first used, and anew in a forked process. A file that is not there yet is "unreachable" to a
+    reader and made by a writer.
+    """
+
+    def __init__(
+        self, path: str, writable: bool, clock: Callable[[], float] = time.time, options: LmdbOptions | None = None
+    ) -> None:
+        """``clock``: the wall clock, which other processes share."""
+        self._path = Path(path)
+        self._writable = writable
+        self._clock = clock
+        self._options = options or LmdbOptions()
+        self._environment: lmdb.Environment | None = None
+        self._process = 0
+        self._thread: ThreadPoolExecutor | None = None
+        self._opening = threading.Lock()
+        self._closed = False
+
+    async def get_many(self, keys: Sequence[bytes], seconds: float) -> list[Found]:
+        until = time.monotonic() + seconds
+        if len(keys) <= DIRECT_KEYS_MAX:
+            return self._read(keys, until)
+        return await self._aside(lambda: self._read(keys, until), seconds)
+
+    async def put_many(self, pairs: Sequence[tuple[bytes, bytes]], ttl: float | None, seconds: float) -> None:
+        """All of the pairs, or none."""
+        ends = 0.0 if ttl is None else self._clock() + ttl
+        records = [(key, record(value, ends)) for key, value in pairs]
+
+        def write() -> None:
+            with _mapped(self._path), self._opened().begin(write=True) as transaction, transaction.cursor() as cursor:
+                cursor.putmulti(records)
+
+        await self._aside(write, seconds)
+
+    async def delete_many(self, keys: Sequence[bytes], seconds: float) -> None:
+        def delete() -> None:
+            with _mapped(self._path), self._opened().begin(write=True) as transaction:
+                for key in keys:
+                    transaction.delete(key)
+
+        await self._aside(delete, seconds)
+
+    async def healthy(self, seconds: float) -> bool:
+        try:
+            self._read([b"\0"], time.monotonic() + seconds)
+        except StoreError:
+            return False
+        return True
+
+    async def close(self) -> None:
+        self._closed = True
+        thread, self._thread = self._thread, None
+        if thread is not None:
+            await asyncio.get_running_loop().run_in_executor(None, thread.shutdown)
+        environment, self._environment = self._environment, None
+        if environment is not None and self._process == os.getpid():
+            environment.close()
+
+    def _read(self, keys: Sequence[bytes], until: float) -> list[Found]:
+        now = self._clock()
+        found: list[Found] = []
+        with _mapped(self._path):
+            environment = self._opened()
+            longest = environment.max_key_size()
+            for start in range(0, len(keys), STEP_KEYS_MAX):
+                if time.monotonic() > until:
+                    raise StoreError("timeout", f"{self._path}: {start} of {len(keys)} keys were read in time")
+                with environment.begin(buffers=True) as transaction:
+                    get = transaction.get
+                    for key in keys[start : start + STEP_KEYS_MAX]:
+                        held = get(key) if 0 < len(key) <= longest else None
+                        found.append(None if held is None else value_of(held, now))
+        return found
+
+    def _opened(self) -> lmdb.Environment:
+        with self._opening:  # the thread and the event loop may both be the first
+            return self._open()
+
+    def _open(self) -> lmdb.Environment:
+        if self._closed:
+            raise StoreError("unreachable", f"{self._path}: closed")
+        if self._environment is None or self._process != os.getpid():
+            if not self._writable and not self._path.exists():
+                raise StoreError("unreachable", f"{self._path}: there is no such file")
+            self._environment = lmdb.open(
+                str(self._path),
+                map_size=self._options.bytes_max,
+                subdir=self._path.is_dir(),
+                readonly=not self._writable,
+                create=self._writable,
+                max_readers=self._options.readers_max,
+                readahead=False,  # keys of one request lie anywhere
+                meminit=False,
+            )
+            self._process = os.getpid()
+        return self._environment
+
+    async def _aside(self, work: Callable[[], T], seconds: float) -> T:
+        """Beside the event loop, one at a time. What is late goes on to its own end; nobody waits for it."""
+        if seconds <= 0.0:
+            raise StoreError("timeout", f"{self._path}: no time was left to ask in")
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="lmdb")
+        doing = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        done, _ = await asyncio.wait([doing], timeout=seconds)
+        if not done:
+            doing.add_done_callback(lambda late: late.cancelled() or late.exception())
+            doing.cancel()  # if it has not begun
+            raise StoreError("timeout", f"{self._path}: not done within {seconds:.3g} s")
+        return doing.result()
+
+
+def record(value: bytes, ends: float) -> bytes:
+    """A value behind its header. ``ends``: seconds of the wall clock, 0 for never."""
+    checked = struct.pack("<d", ends) + value
+    return struct.pack("<BxxxI", VERSION, zlib.crc32(checked)) + checked
+
+
+def value_of(held: bytes | memoryview, now: float) -> Found:
+    """What a record says now. It is copied: LMDB's memory is not ours for longer than a transaction."""
+    if len(held) < _HEADER.size:
+        return StoreError("corrupt", f"has {len(held)} bytes, and a header has {_HEADER.size}")
+    version, checksum, ends = _HEADER.unpack_from(held)
+    if version != VERSION:
+        return StoreError("corrupt", f"is of version {version}, and this is version {VERSION}")
+    if zlib.crc32(held[_CHECKED_FROM:]) != checksum:
+        return StoreError("corrupt", "its checksum is another one")
+    return None if 0.0 < ends <= now else bytes(held[_HEADER.size :])
+
+
+_KINDS: Final = (
+    ((lmdb.MapFullError, lmdb.DiskError), "full"),
+    ((lmdb.CorruptedError, lmdb.InvalidError, lmdb.PanicError, lmdb.PageNotFoundError), "corrupt"),
+    ((lmdb.VersionMismatchError, lmdb.IncompatibleError), "corrupt"),
+    ((lmdb.ReadonlyError, lmdb.LockError, lmdb.BadValsizeError, PermissionError), "refused"),
+    ((lmdb.ReadersFullError, lmdb.MapResizedError, lmdb.TlsFullError), "unavailable"),
+)
+
+
+@contextlib.contextmanager
+def _mapped(path: Path) -> Iterator[None]:
+    """Foreign exceptions become ours here."""
+    try:
+        yield
+    except (lmdb.Error, OSError) as error:
+        kind = next((kind for classes, kind in _KINDS if isinstance(error, classes)), "unreachable")
+        raise StoreError(kind, f"{path}: {error}") from None

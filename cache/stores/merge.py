@@ -1,0 +1,144 @@
+"""Look-ups that come in the same turn of the event loop, as one call to the store.
+
+Rule of this file: a key is asked once in a batch, however many ask for it; whoever waits has a bound of its own and can
+leave; a batch that nobody waits for any more is not asked. While `flights_max` batches are under way, what comes
+gathers in the next: a slow store makes batches larger and not more of them. It does not know what is asked, or of whom.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+from msgspec import Struct
+
+from cache.stores.store import Found, StoreError, raise_if_nothing
+
+Fetch = Callable[[Sequence[bytes], float], Awaitable[list[Found]]]
+"""(keys that all differ, seconds) -> what is under each; raises StoreError if that is one reason for all."""
+
+
+class MergeOptions(Struct, frozen=True):
+    """``keys_max`` in one batch: while it is on its way, what the store does for others waits. ``flights_max`` batches
+    at once: each has a connection. ``waiting_keys_max`` not yet asked: beyond it, asking later is of no use."""
+
+    keys_max: int = 1024
+    flights_max: int = 4
+    waiting_keys_max: int = 262_144
+
+
+class _Batch:
+    __slots__ = ("keys", "landed", "until", "waiters")
+
+    def __init__(self, landed: asyncio.Future[list[Found] | StoreError]) -> None:
+        self.keys: dict[bytes, int] = {}
+        self.until = 0.0  # of the one that waits longest
+        self.landed = landed
+        self.waiters = 0
+
+
+class Merged:
+    """Makes one fetch of many look-ups. Belongs to one event loop."""
+
+    def __init__(self, fetch: Fetch, options: MergeOptions) -> None:
+        self._fetch = fetch
+        self._options = options
+        self._queue: deque[_Batch] = deque()  # the last of them still takes keys
+        self._waiting_keys = 0
+        self._flying: set[asyncio.Task[None]] = set()
+        self._due = False
+        self._closed = False
+
+    async def get_many(self, keys: Sequence[bytes], seconds: float) -> list[Found]:
+        """As `Store.get_many`."""
+        if not keys:
+            return []
+        if self._closed:
+            raise StoreError("unreachable", "closed")
+        if seconds <= 0.0:
+            raise StoreError("timeout", "no time was left to ask in")
+        if self._waiting_keys + len(keys) > self._options.waiting_keys_max:
+            raise StoreError("unavailable", f"more than {self._options.waiting_keys_max} keys would wait to be asked")
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        places = [self._place(key, loop) for key in keys]
+        batches = list(dict.fromkeys(batch for batch, _ in places))
+        for batch in batches:
+            batch.waiters += 1
+            batch.until = max(batch.until, until)
+        if not self._due:
+            self._due = True
+            loop.call_soon(self._start)
+        try:
+            await asyncio.wait([batch.landed for batch in batches], timeout=seconds)
+        finally:
+            for batch in batches:
+                batch.waiters -= 1
+        late = StoreError("timeout", f"no answer within {seconds:.3g} s")
+        told = {batch: batch.landed.result() if batch.landed.done() else late for batch in batches}
+        found = [_at(told[batch], position) for batch, position in places]
+        raise_if_nothing(found)
+        return found
+
+    async def close(self) -> None:
+        """End what is under way; whoever waits is told."""
+        self._closed = True
+        flying = tuple(self._flying)
+        for task in flying:
+            task.cancel()
+        await asyncio.gather(*flying, return_exceptions=True)
+        self._start()
+
+    def _place(self, key: bytes, loop: asyncio.AbstractEventLoop) -> tuple[_Batch, int]:
+        batch = self._queue[-1] if self._queue else None
+        if batch is not None:
+            known = batch.keys.get(key)
+            if known is not None:
+                return batch, known
+        if batch is None or len(batch.keys) >= self._options.keys_max:
+            batch = _Batch(loop.create_future())
+            self._queue.append(batch)
+        position = batch.keys[key] = len(batch.keys)
+        self._waiting_keys += 1
+        return batch, position
+
+    def _start(self) -> None:
+        """Ask for what has gathered, as far as there is room."""
+        self._due = False
+        while self._queue and (self._closed or len(self._flying) < self._options.flights_max):
+            batch = self._queue.popleft()
+            self._waiting_keys -= len(batch.keys)
+            if self._closed:
+                _land(batch, StoreError("unreachable", "closed"))
+            elif batch.waiters:
+                task = asyncio.get_running_loop().create_task(self._fly(batch))
+                self._flying.add(task)
+                task.add_done_callback(partial(self._down, batch))
+
+    async def _fly(self, batch: _Batch) -> None:
+        told: list[Found] | StoreError = StoreError("unreachable", "closed")
+        try:
+            told = await self._fetch(tuple(batch.keys), batch.until - asyncio.get_running_loop().time())
+            assert len(told) == len(batch.keys)
+        except StoreError as error:
+            told = error
+        finally:
+            _land(batch, told)
+
+    def _down(self, batch: _Batch, task: asyncio.Task[None]) -> None:
+        self._flying.discard(task)
+        _land(batch, StoreError("unreachable", "closed"))  # of a task that was cancelled before its first step
+        if not task.cancelled():
+            task.result()  # a bug of ours must be seen
+        self._start()
+
+
+def _land(batch: _Batch, told: list[Found] | StoreError) -> None:
+    if not batch.landed.done():
+        batch.landed.set_result(told)
+
+
+def _at(told: list[Found] | StoreError, position: int) -> Found:
+    return told if isinstance(told, StoreError) else told[position]

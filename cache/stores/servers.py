@@ -1,0 +1,362 @@
+"""Which server is asked about a key: one, whichever Sentinels call the master, or a cluster's node.
+
+Rule of this file: it finds servers and hands commands to them (`cache/stores/node.py`); it does not know what a command
+means. What was learnt of the servers is learnt again beside the calls, not within them, but for the first time and
+after a failure that says that it was wrong. A redirection is followed, for that is an answer; nothing else is asked
+twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
+from typing import Final, Protocol, TypeVar
+
+from redis.crc import key_slot
+
+from cache.stores.address import RedisAddress
+from cache.stores.node import Command, Node, NodeOptions, Redirect, Reply
+from cache.stores.store import Gate, StoreError
+from cache.stores.turnstile import Turnstile, TurnstileOptions
+
+SLOTS: Final = 16384
+REDIRECTS_MAX: Final = 3
+"""How often one command is sent on: a slot moves once, and the map is learnt meanwhile."""
+REFRESH_SECONDS: Final = 1.0
+"""How old what is known of the servers may get: a failover that breaks no connection is noticed within this."""
+RELEARN_SECONDS: Final = 0.1
+"""Between two attempts to learn: whoever fails in between fails at once."""
+HEAD_START_SECONDS: Final = 0.05
+"""For the one that was quick last time, before the others are asked too."""
+LEARN_SECONDS: Final = 1.0
+"""For asking where the servers are; whoever waits for it has a bound of its own."""
+WRONG_SERVER: Final = frozenset({"unreachable", "timeout", "refused", "loading", "unavailable"})
+"""After these it may be that another server should have been asked."""
+
+Asked = tuple[bytes, Command]
+"""(the key that it is about, a command)"""
+
+
+class Servers(Protocol):
+    """Where commands go. Raises StoreError if none was answered; a command's own error stands in its reply's place."""
+
+    @property
+    def keys_together(self) -> bool:
+        """Whether one command may be about several keys."""
+
+    async def ask(self, asked: Sequence[Asked], seconds: float) -> list[Reply]: ...
+    async def masters(self, seconds: float) -> tuple[Node, ...]: ...
+    async def healthy(self, seconds: float) -> bool: ...
+    async def close(self) -> None: ...
+
+
+class One:
+    """One server, whose address never changes."""
+
+    keys_together = True
+
+    def __init__(self, address: RedisAddress, options: NodeOptions) -> None:
+        host, port = address.hosts[0]
+        self._node = Node(host, port, options)
+
+    async def ask(self, asked: Sequence[Asked], seconds: float) -> list[Reply]:
+        return await self._node.ask([command for _, command in asked], seconds)
+
+    async def masters(self, seconds: float) -> tuple[Node, ...]:
+        return (self._node,)
+
+    async def healthy(self, seconds: float) -> bool:
+        return await _pong(self._node, seconds)
+
+    async def close(self) -> None:
+        self._node.close()
+
+
+class Sentinels:
+    """The master of a service, as its Sentinels know it: the first that answers is believed."""
+
+    keys_together = True
+
+    def __init__(self, address: RedisAddress, options: NodeOptions) -> None:
+        self._service = address.service
+        self._options = options
+        plain = NodeOptions(tls=options.tls, connect_seconds=options.connect_seconds, connections_max=2)
+        self._sentinels = [Node(host, port, plain) for host, port in address.hosts]
+        self._master: Node | None = None
+        self._learning = Learning(self._learn)
+
+    async def ask(self, asked: Sequence[Asked], seconds: float) -> list[Reply]:
+        started = asyncio.get_running_loop().time()
+        await self._learning.ready(seconds)
+        master = self._master
+        if master is None:
+            raise StoreError("unavailable", f"no Sentinel tells a master of {self._service}")
+        left = seconds - (asyncio.get_running_loop().time() - started)
+        try:
+            replies = await master.ask([command for _, command in asked], left)
+        except StoreError as error:
+            if error.kind in WRONG_SERVER:
+                self._learning.doubt()
+            raise
+        if any(isinstance(each, StoreError) and each.kind == "refused" for each in replies):
+            self._learning.doubt()  # read-only: it was the master once
+        return replies
+
+    async def masters(self, seconds: float) -> tuple[Node, ...]:
+        await self._learning.ready(seconds)
+        return () if self._master is None else (self._master,)
+
+    async def healthy(self, seconds: float) -> bool:
+        try:
+            masters = await self.masters(seconds)
+        except StoreError:
+            return False
+        well = bool(masters) and await _pong(masters[0], seconds)
+        if not well:
+            self._learning.doubt()
+        return well
+
+    async def close(self) -> None:
+        await self._learning.close()
+        for node in (*self._sentinels, *([self._master] if self._master else ())):
+            node.close()
+
+    async def _learn(self, seconds: float) -> None:
+        question: Command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
+
+        async def told_by(sentinel: Node) -> tuple[str, int] | None:
+            (reply,) = await sentinel.ask([question], seconds)
+            if not isinstance(reply, list) or len(reply) != 2:
+                return None
+            host, port = reply
+            assert isinstance(host, bytes)
+            assert isinstance(port, bytes)
+            return host.decode(), int(port)
+
+        teller, found = await _first(self._sentinels, told_by)
+        self._sentinels.sort(key=lambda each: each is not teller)  # stable: who was quick is asked first next time
+        if self._master is None or found != (self._master.host, self._master.port):
+            before, self._master = self._master, Node(*found, self._options, must_be_master=True)
+            if before is not None:
+                before.close()
+
+
+class Cluster:
+    """A cluster: each key is asked of the master that has its slot, all of a node's in one journey."""
+
+    keys_together = False
+
+    def __init__(
+        self, address: RedisAddress, options: NodeOptions, gate: Callable[[], Gate], trial: TurnstileOptions
+    ) -> None:
+        """``gate`` makes one for each node: whether one node is worth asking says nothing of the others."""
+        self._options = options
+        self._gate = gate
+        self._trial = trial
+        self._hosts = address.hosts
+        self._nodes: dict[tuple[str, int], Node] = {}
+        self._turnstiles: dict[Node, Turnstile] = {}
+        self._slots: list[Node | None] = [None] * SLOTS
+        self._teller: Node | None = None
+        self._learning = Learning(self._learn)
+
+    async def ask(self, asked: Sequence[Asked], seconds: float) -> list[Reply]:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        await self._learning.ready(seconds)
+        replies: list[Reply] = [StoreError("unavailable", "no node has the slot")] * len(asked)
+        groups: dict[Node, list[int]] = {}
+        for index, (key, _) in enumerate(asked):
+            node = self._slots[key_slot(key)]
+            if node is not None:
+                groups.setdefault(node, []).append(index)
+        if sum(map(len, groups.values())) < len(asked):
+            self._learning.doubt()
+        asking: set[int] = set()  # those that a node takes on ASK's word alone
+        for _ in range(1 + REDIRECTS_MAX):
+            parts = [self._ask(node, asked, indices, asking, until - loop.time()) for node, indices in groups.items()]
+            for indices, answers in zip(groups.values(), await asyncio.gather(*parts), strict=True):
+                for index, answer in zip(indices, answers, strict=True):
+                    replies[index] = answer
+            moved = [index for indices in groups.values() for index in indices if isinstance(replies[index], Redirect)]
+            if not moved:
+                break
+            groups, asking = self._follow(moved, replies)
+        return replies
+
+    def _follow(self, moved: Sequence[int], replies: Sequence[Reply]) -> tuple[dict[Node, list[int]], set[int]]:
+        groups: dict[Node, list[int]] = {}
+        asking: set[int] = set()
+        for index in moved:
+            redirect = replies[index]
+            assert isinstance(redirect, Redirect)
+            node = self._node(redirect.host, redirect.port)
+            groups.setdefault(node, []).append(index)
+            if redirect.asking:
+                asking.add(index)
+            else:
+                self._slots[redirect.slot] = node
+                self._learning.doubt()
+        return groups, asking
+
+    async def _ask(
+        self, node: Node, asked: Sequence[Asked], indices: Sequence[int], asking: set[int], seconds: float
+    ) -> list[Reply]:
+        """One node's replies; its own failure in each one's place."""
+        commands: list[Command] = []
+        for index in indices:
+            if index in asking:
+                commands.append(("ASKING",))
+            commands.append(asked[index][1])
+        try:
+            replies = await self._turnstiles[node].call(lambda: node.ask(commands, seconds), seconds)
+        except StoreError as error:
+            if error.kind in WRONG_SERVER:
+                self._learning.doubt()
+            return [error] * len(indices)
+        if any(isinstance(each, StoreError) and each.kind in ("unavailable", "refused") for each in replies):
+            self._learning.doubt()
+        return [reply for reply, command in zip(replies, commands, strict=True) if command != ("ASKING",)]
+
+    async def masters(self, seconds: float) -> tuple[Node, ...]:
+        await self._learning.ready(seconds)
+        return tuple(dict.fromkeys(node for node in self._slots if node is not None))
+
+    async def healthy(self, seconds: float) -> bool:
+        try:
+            masters = await self.masters(seconds)
+        except StoreError:
+            return False
+        return any(await asyncio.gather(*(_pong(node, seconds) for node in masters)))
+
+    async def close(self) -> None:
+        await self._learning.close()
+        for node, turnstile in self._turnstiles.items():
+            await turnstile.close()
+            node.close()
+
+    async def _learn(self, seconds: float) -> None:
+        """The map as the first node that answers has it: those in use, and those that were named."""
+        known = [*dict.fromkeys([*self._nodes.values(), *(self._node(host, port) for host, port in self._hosts)])]
+
+        async def told_by(node: Node) -> list[tuple[int, int, str, int]] | None:
+            (reply,) = await node.ask([("CLUSTER", "SLOTS")], seconds)
+            return None if not isinstance(reply, list) or not reply else [_range(entry, node.host) for entry in reply]
+
+        known.sort(key=lambda each: each is not self._teller)
+        self._teller, ranges = await _first(known, told_by)
+        slots: list[Node | None] = [None] * SLOTS
+        for first, last, host, port in ranges:
+            slots[first : last + 1] = [self._node(host, port)] * (last + 1 - first)
+        self._slots = slots
+        used = {*(node for node in slots if node is not None), *(self._nodes.get(each) for each in self._hosts)}
+        for address, node in tuple(self._nodes.items()):
+            if node not in used:
+                node.close()
+                del self._nodes[address], self._turnstiles[node]
+
+    def _node(self, host: str, port: int) -> Node:
+        node = self._nodes.get((host, port))
+        if node is None:
+            node = self._nodes[host, port] = Node(host, port, self._options)
+            now = asyncio.get_running_loop().time
+            self._turnstiles[node] = Turnstile(self._gate(), partial(_pong, node), now, self._trial)
+        return node
+
+
+class Learning:
+    """When to learn where the servers are: waited for while nothing is known or what is known was wrong, and otherwise
+    beside the calls."""
+
+    def __init__(self, learn: Callable[[float], Awaitable[None]]) -> None:
+        self._learn = learn
+        self._task: asyncio.Task[None] | None = None
+        self._learnt_at = -1e9
+        self._tried_at = -1e9
+        self._doubtful = True
+        self._failure: StoreError | None = None
+
+    def doubt(self) -> None:
+        """What was learnt may be wrong."""
+        self._doubtful = True
+
+    async def ready(self, seconds: float) -> None:
+        """Wait until it is known, no longer than ``seconds``. What was known before is good enough if asking fails;
+        raises StoreError if nothing was."""
+        loop = asyncio.get_running_loop()
+        due = self._doubtful or loop.time() - self._learnt_at > REFRESH_SECONDS
+        if due and self._task is None and loop.time() - self._tried_at >= RELEARN_SECONDS:
+            self._tried_at = loop.time()
+            self._task = loop.create_task(self._run(LEARN_SECONDS))
+        if self._doubtful and self._task is not None:
+            await asyncio.wait([self._task], timeout=max(0.0, seconds))
+        if self._learnt_at < 0.0:
+            raise self._failure or StoreError("timeout", "the servers are not known yet")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _run(self, seconds: float) -> None:
+        try:
+            await self._learn(seconds)
+        except StoreError as error:
+            self._failure = StoreError(error.kind, str(error).partition(": ")[2])
+        else:
+            self._learnt_at = asyncio.get_running_loop().time()
+            self._doubtful = False
+        finally:
+            self._task = None
+
+
+T = TypeVar("T")
+
+
+async def _first(nodes: Sequence[Node], ask: Callable[[Node], Coroutine[object, object, T | None]]) -> tuple[Node, T]:
+    """Who tells it first, and what; the first node alone if it is quick, or else whichever answers. Raises
+    StoreError."""
+    tasks: dict[asyncio.Task[T | None], Node] = {}
+    failure = StoreError("unavailable", "none of the servers that were asked knows")
+    try:
+        for head_start, some in ((HEAD_START_SECONDS, nodes[:1]), (None, nodes[1:])):
+            tasks.update({asyncio.ensure_future(ask(node)): node for node in some})
+            waiting = {task for task in tasks if not task.done()}
+            while waiting:
+                done, waiting = await asyncio.wait(waiting, timeout=head_start, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    break
+                for task in done:
+                    try:
+                        told = task.result()
+                    except StoreError as error:
+                        failure = error
+                        continue
+                    if told is not None:
+                        return tasks[task], told
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    raise failure
+
+
+def _range(entry: Reply, asked_at: str) -> tuple[int, int, str, int]:
+    """(first slot, last slot, host, port of the master), of one entry of CLUSTER SLOTS."""
+    assert isinstance(entry, list)
+    first, last, master = entry[:3]
+    assert isinstance(master, list)
+    host, port = master[:2]
+    assert isinstance(first, int)
+    assert isinstance(last, int)
+    assert isinstance(port, int)
+    return first, last, host.decode() if isinstance(host, bytes) and host else asked_at, port
+
+
+async def _pong(node: Node, seconds: float) -> bool:
+    try:
+        (reply,) = await node.ask([("PING",)], seconds)
+    except StoreError:
+        return False
+    return not isinstance(reply, StoreError)

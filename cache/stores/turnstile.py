@@ -1,0 +1,111 @@
+"""Calls to something that may be ill: a bound in time, and a breaker's word before each.
+
+Rule of this file: the first callers of what hangs wait for their time at most; from then on the answer is "open" at
+once, and one look beside the calls, never a caller's own, finds out when it is well again. What speaks against one
+value speaks for the store: it answered. It does not know what is called.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final, TypeVar
+
+from msgspec import Struct
+
+from cache.stores.store import OF_ONE_KEY, Gate, Permit, StoreError
+
+T = TypeVar("T")
+Ticker = Callable[[], float]
+
+WELL: Final = OF_ONE_KEY | {"full"}
+"""Kinds after which a store can be read all the same."""
+GRACE_SECONDS: Final = 0.005
+"""What is called ends by itself in time; it is only cut off if it does not."""
+
+
+class TurnstileOptions(Struct, frozen=True):
+    """``trial_seconds``: what a look may take that decides whether all is well. ``proof_seconds``: a call that had less
+    time and heard nothing proves nothing."""
+
+    trial_seconds: float = 0.25
+    proof_seconds: float = 0.0
+
+
+class Turnstile:
+    """Lets calls through, or not. Belongs to one event loop."""
+
+    def __init__(
+        self, gate: Gate, healthy: Callable[[float], Awaitable[bool]], now: Ticker, options: TurnstileOptions
+    ) -> None:
+        self._gate = gate
+        self._healthy = healthy
+        self._now = now
+        self._options = options
+        self._looking: asyncio.Task[None] | None = None
+
+    async def call(self, work: Callable[[], Awaitable[T]], seconds: float) -> T:
+        """What ``work`` gives, within ``seconds``. Raises StoreError, "open" if it was not called."""
+        if self._gate.state != "closed":
+            self.look()
+            raise StoreError("open", "left alone for a while")
+        permit = self._gate.acquire(self._now())
+        if permit is None:
+            raise StoreError("open", "left alone for a while")
+        try:
+            async with asyncio.timeout(seconds + GRACE_SECONDS):
+                done = await work()
+        except StoreError as error:
+            self._settle(permit, error.kind, seconds)
+            raise
+        except TimeoutError:
+            self._settle(permit, "timeout", seconds)
+            raise StoreError("timeout", f"no answer within {seconds:.3g} s") from None
+        except BaseException:  # cancelled, or our own bug: says nothing of the other side
+            permit.ignored(self._now())
+            raise
+        permit.succeeded(self._now())
+        return done
+
+    def look(self) -> None:
+        """See whether what is left alone is well again, if it is time to."""
+        if self._gate.state == "closed" or self._looking is not None or not self._gate.allows(self._now()):
+            return
+        permit = self._gate.acquire(self._now())
+        if permit is not None:
+            self._looking = asyncio.get_running_loop().create_task(self._trial(permit))
+
+    async def close(self) -> None:
+        looking = self._looking
+        if looking is not None:
+            looking.cancel()
+            await asyncio.gather(looking, return_exceptions=True)
+
+    def _settle(self, permit: Permit, kind: str, seconds: float) -> None:
+        now = self._now()
+        if kind in WELL:
+            permit.succeeded(now)
+        elif kind == "open":  # of a cluster, each of whose nodes is left alone by its own breaker
+            permit.ignored(now)
+        elif kind != "timeout":
+            permit.failed(now, kind)
+        elif seconds >= self._options.proof_seconds:
+            permit.silent(now, kind)
+        else:
+            permit.ignored(now)
+
+    async def _trial(self, permit: Permit) -> None:
+        well: bool | None = None
+        try:
+            async with asyncio.timeout(self._options.trial_seconds + GRACE_SECONDS):
+                well = await self._healthy(self._options.trial_seconds)
+        except TimeoutError:
+            well = False
+        finally:
+            self._looking = None
+            if well is None:
+                permit.ignored(self._now())
+            elif well:
+                permit.succeeded(self._now())
+            else:
+                permit.failed(self._now(), "unhealthy")
