@@ -367,6 +367,48 @@ class InputRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             yield "min", f"is above max ({self.min} > {self.max})"
 
 
+class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a request names by ids. ``many``: candidates, a row of the model for each; else one for all rows."""
+
+    datatype: Literal["INT64", "BYTES"] = "INT64"
+    many: bool = False
+
+
+class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The rows that a table has of an entity."""
+
+    entity: str
+    table: str
+
+
+class FeatureInput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An input of the model, made of its parts in this order: side by side, or each as a row of its own."""
+
+    parts: tuple[Part, ...]
+    join: Literal["concatenate", "stack"] = "concatenate"
+
+    def faults(self) -> Iterator[Fault]:
+        if not self.parts:
+            yield "parts", "needs at least one { entity, table }"
+
+
+class Features(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Which inputs of a route's models are made of tables' rows, by the ids that its callers send."""
+
+    entities: dict[str, Entity]
+    inputs: dict[str, FeatureInput]
+
+    def faults(self) -> Iterator[Fault]:
+        for name, wanted in (("entities", self.entities), ("inputs", self.inputs)):
+            if not wanted:
+                yield name, "must name at least one"
+        used = {part.entity for wanted in self.inputs.values() for part in wanted.parts}
+        for name in used - set(self.entities):
+            yield "inputs", f"are made of entity {name!r}, which is none of entities ({', '.join(self.entities)})"
+        for name in set(self.entities) - used:
+            yield f"entities.{name}", "is in no input: nothing would be looked up by it"
+
+
 class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A public model name with its policy."""
 
@@ -376,6 +418,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     caller_quota: QuotaConfig | None = None
     limits: Limits = field(default_factory=Limits)
     inputs: dict[str, InputRule] = field(default_factory=dict)
+    features: Features | None = None
     timeout: Seconds = _seconds("10s")
     degrade: tuple[DegradeStep, ...] = ("replica", "tier", "stale")
 

@@ -375,6 +375,7 @@ class Pipeline:
             tier=served.tier,
             version=served.response.version,
             rows_kept=filled.rows_kept,
+            tables=served.tables,
             ttl_left=None if entry is None else entry.ttl_left(self._ticker()),
             rows=served.rows,
             rows_escalated=served.rows_escalated,
@@ -423,6 +424,7 @@ def _of_entry(
         ttl_left=ttl_left,
         rows=served.rows,
         rows_escalated=served.rows_escalated,
+        tables=served.tables,
         steps=steps,
         degraded=bool(steps),
     )

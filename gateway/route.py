@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import Mapping, Sequence
 from operator import is_
+from types import MappingProxyType
 from typing import Final
 from urllib.parse import quote
 
@@ -27,6 +28,7 @@ from gateway.admission.validate import EVERY_INPUT, TensorRule, Validator
 from gateway.codec.http import BodyLimits
 from gateway.config import Route as RouteConfig
 from gateway.config import TierConfig
+from gateway.features import Features, tables_of
 from gateway.problem import Refused, not_found
 from gateway.recall import RecallRules
 from gateway.rows import Asked, Assembled, Row, Rows
@@ -42,6 +44,7 @@ from gateway.service import (
     allowances_of,
     cache_of,
 )
+from gateway.tables import Table
 from tiers import cascade
 from tiers.backends.triton_http import Call as Outbound
 from tiers.cascade import Accept, CascadeAnswer, CascadeOptions, Tier
@@ -53,6 +56,7 @@ from tiers.inference import (
     InferResponse,
     Parameters,
     Rejected,
+    TableTold,
     UpstreamError,
 )
 from tiers.pool import Pool
@@ -65,6 +69,8 @@ VERSIONS_MAX: Final = 16
 """Versions of a route's model whose facts are remembered as merged."""
 LEARNING_GRACE_SECONDS: Final = 0.1
 """How long a tier not yet known is waited for once another is: a model tells its facts in a few milliseconds."""
+
+NO_TABLES: Final[Mapping[str, Table]] = MappingProxyType({})
 
 ENTRY_OVERHEAD_BYTES: Final = 512
 """What an entry costs beyond its answer's size: key, bookkeeping of cache and policy."""
@@ -90,10 +96,26 @@ class Home(msgspec.Struct, frozen=True):
             await pool.close()
 
 
+class _Merged(msgspec.Struct, frozen=True, eq=False):
+    """What the tiers ``told``, ``merged`` into one model's facts, and ``shown`` as callers may use the route."""
+
+    told: tuple[ModelFacts, ...]
+    merged: ModelFacts
+    shown: ModelFacts
+
+
 class Route:
     """One route. ``epoch`` grows by one whenever a model behind it may have changed."""
 
-    def __init__(self, name: str, config: RouteConfig, homes: Sequence[Home], body_bytes_max: int) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: RouteConfig,
+        homes: Sequence[Home],
+        body_bytes_max: int,
+        tables: Mapping[str, Table] = NO_TABLES,
+    ) -> None:
+        """``homes``: of each tier, in order. ``tables``: those that ``config.features`` name, and maybe others."""
         assert len(homes) == len(config.tiers)
         self.name = name
         self.title = f"Route {name}"
@@ -112,10 +134,14 @@ class Route:
         self._homes = tuple(homes)
         self._body_bytes_max = body_bytes_max
         self._succeeded = False  # another route goes on with the answers kept here
+        named = {} if config.features is None else {name: tables[name] for name in tables_of(config.features)}
+        self._tables = named
+        batch_max = config.limits.batch_max
+        self.features = None if config.features is None else Features(config.features, named, batch_max)
         self.rules = _rules(config)
         self.validator = Validator(self.rules, config.limits.batch_max)
         self._digesters: Memo[tuple[Form, str, str], RequestDigester] = Memo(FORMS_MAX)
-        self._merged: Memo[str, tuple[tuple[ModelFacts, ...], ModelFacts]] = Memo(VERSIONS_MAX)
+        self._merged: Memo[str, _Merged] = Memo(VERSIONS_MAX)
         self.allowances = allowances_of("route", name, config.quota, config.caller_quota)
         self.cache: ResponseCache[Served[InferResponse], Wire] | None = cache_of(config.cache)
         self.rows = None if config.cache is None or not config.cache.rows else Rows(name, config.cache)
@@ -129,14 +155,21 @@ class Route:
         self._learning: dict[int, asyncio.Task[None]] = {}
         self.epoch = 0
 
-    def under(self, config: RouteConfig, homes: Sequence[Home], body_bytes_max: int) -> Route:
+    def under(
+        self,
+        config: RouteConfig,
+        homes: Sequence[Home],
+        body_bytes_max: int,
+        tables: Mapping[str, Table] = NO_TABLES,
+    ) -> Route:
         """This route under another configuration: the same one if nothing is different, else its successor, which
         goes on with the answers kept here unless others might be given now, or be refused."""
         bytes_alike = body_bytes_max == self._body_bytes_max
         alike = bytes_alike and len(homes) == len(self._homes) and all(map(is_, homes, self._homes))
+        alike = alike and all(tables.get(name) is table for name, table in self._tables.items())
         if alike and config == self.config:
             return self
-        successor = Route(self.name, config, homes, body_bytes_max)
+        successor = Route(self.name, config, homes, body_bytes_max, tables)
         if alike and _answers_alike(config, self.config):
             successor.cache, successor.rows, successor.epoch = self.cache, self.rows, self.epoch
             self._succeeded = True
@@ -212,10 +245,10 @@ class Route:
         """What is kept of an answer: as it was given once, or as its rows are."""
         assert self.cache is not None
         found = self.cache.find(key, now)
-        if self.rows is None or (found is not None and found.freshness is Freshness.FRESH):
+        rows = None if found is not None and found.freshness is Freshness.FRESH else self._known_rows(request)
+        if self.rows is None or rows is None:
             return found
-        asked = self._in_rows(caller, request, key)
-        made = None if asked is None else self.rows.whole(asked, now)
+        made = self.rows.whole(self._in_rows(caller, request, key, rows), now)
         if made is None:
             return found
         entry = self.entry(_of_rows(made), made.epoch, made.made_at)
@@ -231,37 +264,56 @@ class Route:
     ) -> Given[InferResponse]:
         """The cascade's answer, under the route's name; of rows that are kept, theirs. Raises Rejected, UpstreamError,
         and where rows are kept Abandoned and TimeoutError."""
-        order = terms.options.order
+        order, rows, tables = terms.options.order, terms.options.rows, tuple[TableTold, ...]()
+        if self.features is not None:
+            await self.facts(deadline, request.version)
+            facts = self._facts_of_models(request.version)
+            seconds = deadline.remaining(ticker())
+            request, count, tables = await self.features.made(request, facts, seconds)
+            rows = count if facts.max_batch > 0 else None
+        is_degraded = any(told.steps for told in tables)
 
         async def cascaded(request: InferRequest, rows: int | None) -> CascadeAnswer:
             return await cascade.run(self.tiers, request, deadline, CascadeOptions(rows, order), ticker)
 
-        asked = None if terms.key is None else self._in_rows(terms.caller, request, terms.key)
-        if asked is not None and self.rows is not None:
-            asked = msgspec.structs.replace(asked, reuse=terms.reuse)
+        if self.rows is not None and rows and terms.key is not None:
+            asked = self._in_rows(terms.caller, request, terms.key, rows)
+            asked = msgspec.structs.replace(asked, reuse=terms.reuse, keep=not is_degraded)
             made = await self.rows.answer(asked, cascaded, deadline.remaining(ticker()), ticker)
             return Given(
-                _of_rows(made), made.tier_rows, made.passed, made.degraded, made.escalated_now, made.kept, made.made_at
-            )
-        answer = await cascaded(request, terms.options.rows)
+                _of_rows(made, tables), made.tier_rows, made.passed, made.degraded or is_degraded,
+                made.escalated_now, made.kept, made.made_at,
+            )  # fmt: skip
+        answer = await cascaded(request, rows)
         response = answer.response
         if response.model != self.name:
             response = msgspec.structs.replace(response, model=self.name)
-        served = Served(response, answer.tier, answer.rows, answer.rows_escalated, terms.options.rows)
-        return Given(served, answer.tier_rows, answer.passed, answer.degraded, answer.rows_escalated)
+        served = Served(response, answer.tier, answer.rows, answer.rows_escalated, terms.options.rows, tables)
+        degraded = answer.degraded or is_degraded
+        return Given(served, answer.tier_rows, answer.passed, degraded, answer.rows_escalated)
 
-    def _in_rows(self, caller: Caller, request: InferRequest, key: Key) -> Asked | None:
-        """The request as rows; None where it has none that are kept, or is to be refused."""
-        facts = None if self.rows is None else self.known_facts(request.version)
+    def _known_rows(self, request: InferRequest) -> int | None:
+        """How many rows a request has whose answers may be here; None where that is not to be known, or it is to be
+        refused."""
+        if self.rows is None or self.features is not None:
+            return None
+        facts = self.known_facts(request.version)
         rows = batch_size(request)
-        if self.rows is None or facts is None or facts.max_batch < 1 or _stateful(facts) or not rows:
+        if facts is None or facts.max_batch < 1 or _stateful(facts) or not rows:
             return None
         try:
             self.validator.check(request, facts)
         except Refused:
             return None  # who admits it says why
+        return rows
+
+    def _in_rows(self, caller: Caller, request: InferRequest, key: Key, rows: int) -> Asked:
+        """The request as rows."""
+        assert self.rows is not None
         request = self.for_all(request)
-        names = None if len(self.tiers) == 1 else frozenset([output.name for output in facts.outputs])
+        facts = self.known_facts(request.version)
+        several = len(self.tiers) > 1 and facts is not None
+        names = frozenset([output.name for output in facts.outputs]) if several and facts is not None else None
         return Asked(request, self.rows.keys(self._tenant(caller), request, rows), key.epoch, outputs=names)
 
     def settled(self, caller: Caller, request: InferRequest, key: Key, given: Given[InferResponse]) -> Key:
@@ -370,11 +422,18 @@ class Route:
     def _merge(self, version: str, told: Sequence[ModelFacts]) -> ModelFacts:
         """The tiers' facts as the route's: one object as long as they are the same."""
         held = self._merged.get(version)
-        if held is not None and len(held[0]) == len(told) and all(map(is_, held[0], told)):
-            return held[1]
+        if held is not None and len(held.told) == len(told) and all(map(is_, held.told, told)):
+            return held.shown
         merged = merged_facts(self.name, told)
-        self._merged.put(version, (tuple(told), merged))
-        return merged
+        shown = merged if self.features is None else self.features.facts(merged)
+        self._merged.put(version, _Merged(tuple(told), merged, shown))
+        return shown
+
+    def _facts_of_models(self, version: str) -> ModelFacts:
+        """What the models take, where callers send something else. They are known."""
+        held = self._merged.get(version)
+        assert held is not None, "who asks has had the route's facts in this turn"
+        return held.merged
 
     def _check_version(self, asked: str) -> None:
         for tier in self.tiers:
@@ -439,10 +498,10 @@ class Route:
         return False
 
 
-def _of_rows(made: Assembled) -> Served[InferResponse]:
+def _of_rows(made: Assembled, tables: tuple[TableTold, ...] = ()) -> Served[InferResponse]:
     """An answer made of rows as the cache keeps it."""
     rows = made.response.outputs[0].shape[0]
-    return Served(made.response, made.tier, rows, made.escalated, rows)
+    return Served(made.response, made.tier, rows, made.escalated, rows, tables)
 
 
 def _answers_alike(one: RouteConfig, other: RouteConfig) -> bool:

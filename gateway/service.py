@@ -26,7 +26,7 @@ from gateway.admission.quota import Quota
 from gateway.config import CacheConfig, QuotaConfig
 from gateway.recall import RecallRules
 from tiers.cascade import CascadeOptions
-from tiers.inference import Passed, UpstreamError
+from tiers.inference import Passed, TableTold, UpstreamError
 
 _QUOTA_NAME_SAFE: Final = " !$&'()*+,-.:;<=>@[]^_`{|}~"
 """What a quota's name keeps as it is: RFC 9651 strings hold printable ASCII and nothing else."""
@@ -56,13 +56,15 @@ R_co = TypeVar("R_co", bound=Response, covariant=True)
 
 class Served(msgspec.Struct, Generic[R_co], frozen=True, gc=False):
     """An answer and where it came from: what the cache keeps. ``tier``: the model whose answer it is; "" where there
-    are none. ``batch`` is None when the model does not batch and the answer is one whole."""
+    are none. ``batch`` is None when the model does not batch and the answer is one whole. ``tables``: what it was made
+    of."""
 
     response: R_co
     tier: str = ""
     rows: int = 0
     rows_escalated: int = 0
     batch: int | None = None
+    tables: tuple[TableTold, ...] = ()
 
 
 class Terms(msgspec.Struct, frozen=True):
@@ -90,8 +92,9 @@ class Given(msgspec.Struct, Generic[R], frozen=True):
 
     @property
     def steps(self) -> tuple[str, ...]:
-        """The ladder's steps taken, in order."""
-        return tuple([each.step.value for each in self.passed])
+        """What was taken in place of what health would give, in order: of tables, then the ladder's steps."""
+        of_tables = [step for told in self.served.tables for step in told.steps]
+        return (*of_tables, *[each.step.value for each in self.passed])
 
 
 class Filled(msgspec.Struct, Generic[R], frozen=True):

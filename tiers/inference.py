@@ -200,6 +200,25 @@ def _held(tensors: Iterable[Tensor]) -> dict[int, int]:
     return held
 
 
+class TableTold(msgspec.Struct, frozen=True):
+    """What the rows of one look-up in a feature table are: so many as the store has them, so many old ones, so many
+    defaults: of ids that the store does not have (``absent``), or that it could not tell of (``lost``). ``age``:
+    seconds, of the oldest row."""
+
+    name: str
+    fresh: int = 0
+    stale: int = 0
+    absent: int = 0
+    lost: int = 0
+    age: float = 0.0
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """What was taken in place of what the store would say if it were well."""
+        found = ((self.stale, "stale"), (self.lost, "default"))
+        return tuple([f"{self.name}:{word}" for count, word in found if count])
+
+
 class Provenance(msgspec.Struct, frozen=True, gc=False):
     """What an answer was made of; every door writes it on the wire (DESIGN section 7).
 
@@ -208,7 +227,7 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
     then it is the largest tier used). ``steps`` are the ladder steps taken, in order; empty means
     nothing failed. ``degraded`` means the answer is not what health would give: an old one, or a fast
     tier's that it was not sure of; another replica's answer is as good as the first's. ``rows_kept`` of its ``rows``
-    were known, and not asked for. ``age`` and
+    were known, and not asked for; ``tables`` are those that its inputs were made of, as of then. ``age`` and
     ``ttl_left`` are in seconds, ``ttl_left`` negative once stale.
     """
 
@@ -221,6 +240,7 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
     rows: int = 0
     rows_escalated: int = 0
     rows_kept: int = 0
+    tables: tuple[TableTold, ...] = ()
     steps: tuple[str, ...] = ()
     stored: bool = False
     collapsed: bool = False

@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from gateway.problem import Problem, Refused, malformed, too_large, unsupported_encoding
-from tiers.inference import InferRequest, InferResponse, Provenance
+from tiers.inference import InferRequest, InferResponse, Provenance, TableTold
 from tiers.v2 import coding as codings
 from tiers.v2.coding import CODINGS, GZIP_BITS, ZLIB_BITS
 from tiers.v2.forms import RequestForms
@@ -344,11 +344,19 @@ def _provenance(provenance: Provenance, age: str) -> str:
         members.append(f"escalated={_whole(provenance.rows_escalated)}")
     if provenance.rows_kept:
         members.append(f"kept={_whole(provenance.rows_kept)}")
+    if provenance.tables:
+        members.append(f"tables=({' '.join(map(_table, provenance.tables))})")
     if provenance.steps:
         members.append(f"steps=({' '.join(_item(step) for step in provenance.steps)})")
     if provenance.degraded:
         members.append("degraded")
     return ", ".join(members)
+
+
+def _table(told: TableTold) -> str:
+    """A table's name, with what its rows were as parameters."""
+    counts = (("fresh", told.fresh), ("stale", told.stale), ("absent", told.absent), ("lost", told.lost))
+    return _item(told.name) + "".join([f";{word}={count}" for word, count in counts if count]) + f";age={int(told.age)}"
 
 
 def _item(text: str) -> str:

@@ -111,6 +111,8 @@ def provenance_members(provenance: Provenance) -> dict[str, object]:
         told["escalated"] = provenance.rows_escalated
     if provenance.rows_kept:
         told["kept"] = provenance.rows_kept
+    if provenance.tables:
+        told["tables"] = [msgspec.structs.asdict(each) for each in provenance.tables]
     if provenance.steps:
         told["steps"] = provenance.steps
     told["degraded"] = provenance.degraded

@@ -1,0 +1,148 @@
+"""A route that joins features: ids of entities in the request, rows of tables in their place, inputs of the model out.
+
+Rule of this file: which table's rows of which entity make up which input, and nothing else. What a row is worth is
+``tables.py``'s, which model is asked with it the route's.
+
+One of a request's entities may be many (the candidates of a ranking): their number is that of the model's rows, and
+what there is one of (the user, the caller's own context) is repeated for each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Mapping, Sequence
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from degrade.ladder import Failure
+from gateway.config import FeatureInput
+from gateway.config import Features as FeaturesConfig
+from gateway.tables import Ids, Looked, Table, UnknownId
+from tiers.catalog import ModelFacts, TensorFact
+from tiers.datatype import DTYPES, bytes_spans
+from tiers.inference import InferRequest, Rejected, TableTold, Tensor, UpstreamError
+from tiers.rows import take_rows
+
+Rows = NDArray[np.float32]
+
+
+def tables_of(config: FeaturesConfig) -> frozenset[str]:
+    """The tables that features are made of."""
+    return frozenset(part.table for wanted in config.inputs.values() for part in wanted.parts)
+
+
+class Features:
+    """The features of one route. ``rows_max``: the route's own bound on a batch."""
+
+    def __init__(self, config: FeaturesConfig, tables: Mapping[str, Table], rows_max: int | None) -> None:
+        self._config = config
+        self._tables = tables
+        self._rows_max = rows_max
+        parts = [(part.entity, part.table) for wanted in config.inputs.values() for part in wanted.parts]
+        self._pairs = tuple(dict.fromkeys(parts))
+
+    def facts(self, facts: ModelFacts) -> ModelFacts:
+        """What callers send: ids instead of the inputs that are made of them. The number of rows is not theirs to
+        choose beside that of the ids."""
+        entities = [
+            TensorFact(name, entity.datatype, (-1,) if entity.many else (1,))
+            for name, entity in self._config.entities.items()
+        ]
+        others = [fact for fact in facts.inputs if fact.name not in self._config.inputs]
+        return msgspec.structs.replace(facts, inputs=(*entities, *others), max_batch=0)
+
+    async def made(
+        self, request: InferRequest, facts: ModelFacts, seconds: float
+    ) -> tuple[InferRequest, int, tuple[TableTold, ...]]:
+        """The request as the model takes it, its rows, and what the tables' rows were.
+
+        Raises Rejected for what no table can make an input of, and UpstreamError for a table that cannot tell.
+        """
+        ids = {name: _ids(tensor) for tensor in request.inputs if (name := tensor.name) in self._config.entities}
+        rows = self._rows(ids, facts)
+        looked = await self._look_up(ids, seconds)
+        made = [self._input(name, wanted, looked, rows, facts) for name, wanted in self._config.inputs.items()]
+        others = [_spread(tensor, rows) for tensor in request.inputs if tensor.name not in ids]
+        request = msgspec.structs.replace(request, inputs=(*made, *others), form=None)
+        return request, rows, tuple([each.told for each in looked.values()])
+
+    def _rows(self, ids: Mapping[str, Ids], facts: ModelFacts) -> int:
+        """How many rows the model is asked for."""
+        counts = {name: len(ids[name]) for name, entity in self._config.entities.items() if entity.many}
+        if len(set(counts.values())) > 1:
+            told = ", ".join(f"{name} {count}" for name, count in counts.items())
+            raise Rejected(400, f"entities that are many must be as many as each other, and these are: {told}")
+        rows = next(iter(counts.values()), 1)
+        most = min([limit for limit in (facts.max_batch, self._rows_max) if limit], default=None)
+        if rows < 1 or (most is not None and rows > most):
+            named = ", ".join(counts)
+            raise Rejected(400, f"{named}: {rows} ids; model {facts.name} takes 1 to {most or 'any number'}")
+        return rows
+
+    async def _look_up(self, ids: Mapping[str, Ids], seconds: float) -> dict[tuple[str, str], Looked]:
+        """All tables at once. The first that fails ends the others."""
+        tables = self._tables
+        asked = [asyncio.ensure_future(tables[table].look_up(ids[entity], seconds)) for entity, table in self._pairs]
+        try:
+            return dict(zip(self._pairs, await asyncio.gather(*asked), strict=True))
+        except UnknownId as unknown:
+            raise Rejected(400, str(unknown)) from unknown
+        finally:
+            for each in asked:
+                each.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+
+    def _input(
+        self,
+        name: str,
+        wanted: FeatureInput,
+        looked: Mapping[tuple[str, str], Looked],
+        rows: int,
+        facts: ModelFacts,
+    ) -> Tensor:
+        """One input of the model, in the datatype and the shape that it takes."""
+        fact = next((each for each in facts.inputs if each.name == name), None)
+        if fact is None or fact.datatype not in DTYPES:
+            message = f"features make input {name}, and model {facts.name} has none of numbers that is called so"
+            raise UpstreamError(Failure.BROKEN, message)
+        parts = [looked[part.entity, part.table].rows for part in wanted.parts]
+        spread = [np.broadcast_to(part, (rows, *part.shape[1:])) for part in parts]
+        if wanted.join == "stack":
+            joined: Rows = np.stack(spread, axis=1)
+        else:
+            joined = np.concatenate([part.reshape(rows, -1) for part in spread], axis=1)
+        shape = _fitted(joined.shape, fact, facts)
+        return Tensor(name, fact.datatype, shape, joined.astype(DTYPES[fact.datatype]).tobytes())
+
+
+def _ids(tensor: Tensor) -> Ids:
+    """An entity's ids, in their order."""
+    if tensor.datatype == "BYTES":
+        data = bytes(tensor.data)
+        return [data[start:end] for start, end in bytes_spans(data)]
+    return np.frombuffer(tensor.data, "<i8")
+
+
+def _spread(tensor: Tensor, rows: int) -> Tensor:
+    """A tensor of the caller's own with a row for each of the model's: what there is one of is repeated."""
+    first = tensor.shape[0] if tensor.shape else 0
+    if first == rows:
+        return tensor
+    if first != 1:
+        raise Rejected(400, f"input {tensor.name} has {first} rows, and the ids make {rows}; give it 1 or {rows}")
+    return take_rows(InferRequest("", (tensor,)), [0] * rows).inputs[0]
+
+
+def _fitted(shape: Sequence[int], fact: TensorFact, facts: ModelFacts) -> tuple[int, ...]:
+    """The shape that the model takes, of as many numbers. Raises UpstreamError(BROKEN) if there is none."""
+    rows, wanted = shape[0], fact.shape
+    if len(wanted) == len(shape) and all(size in (-1, own) for size, own in zip(wanted, shape, strict=True)):
+        return tuple(shape)
+    tail = wanted[1:]
+    if wanted and wanted[0] in (-1, rows) and -1 not in tail and math.prod(tail) == math.prod(shape[1:]):
+        return (rows, *tail)
+    made, takes = list(shape), list(wanted)
+    raise UpstreamError(Failure.BROKEN, f"features make {fact.name} {made}, and model {facts.name} takes {takes}")

@@ -1,0 +1,227 @@
+"""A feature table at run time: rows by their ids, from the near cache first and from the store for the rest.
+
+Rule of this file: it knows one table. What is held and how far it may be trusted is ``cache/table.py``'s, where the
+truth is ``cache/stores/``'s, what a store's failure costs ``degrade/guard.py``'s; here is what a look-up comes to, row
+by row, and every row that is not what a store said lately is counted: old, or a declared default. It knows no request.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from cache.stores.pattern import Pattern
+from cache.stores.store import Found, Store, StoreError
+from cache.table import ABSENT, FRESH, MISSING, STALE, Lives, NearTable, TableShape
+from cache.vector import Codec
+from degrade.deadline import Ticker
+from degrade.ladder import Failure
+from tiers.inference import TableTold, UpstreamError
+
+Ids = NDArray[np.int64] | Sequence[bytes]
+Rows = NDArray[np.float32]
+
+FAILURES: Final = {
+    "unreachable": Failure.UNREACHABLE,
+    "timeout": Failure.TIMEOUT,
+    "unavailable": Failure.OVERLOADED,
+    "open": Failure.UNREACHABLE,
+}
+"""What a store's failure is to the ladder; all others are BROKEN."""
+
+SHOWN_MAX: Final = 5
+"""Ids named in a message."""
+
+
+class Looked(msgspec.Struct, frozen=True, eq=False):
+    """``rows``: float32 [n, *shape]."""
+
+    rows: Rows
+    told: TableTold
+
+
+class UnknownId(Exception):
+    """The store does not have an id, and the table has no default for it: the caller's fault."""
+
+    def __init__(self, table: str, ids: Sequence[str]) -> None:
+        named = ", ".join(ids[:SHOWN_MAX]) + (" ..." if len(ids) > SHOWN_MAX else "")
+        super().__init__(f"table {table} has no {named}")
+
+
+class TableOptions(msgspec.Struct, frozen=True):
+    """``default``: one number for every place of a row, "mean" of the rows seen so far, or None: none.
+    ``timeout``: seconds that the store may take. ``bytes_max``: memory of the near cache."""
+
+    shape: tuple[int, ...]
+    lives: Lives
+    bytes_max: int
+    timeout: float
+    default: float | str | None = None
+    key_width: int = 0
+
+
+class Mean:
+    """The mean of all rows that were read, as the default that says least."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._sum = np.zeros(shape, np.float64)
+        self._count = 0
+
+    def add(self, rows: Rows) -> None:
+        self._sum += rows.sum(axis=0, dtype=np.float64)
+        self._count += len(rows)
+
+    @property
+    def row(self) -> Rows:
+        """float32 [*shape]; zeros before any row was seen."""
+        return (self._sum / max(1, self._count)).astype(np.float32)
+
+
+class Table:
+    """One table. Belongs to one event loop."""
+
+    def __init__(
+        self, name: str, options: TableOptions, source: Source, ticker: Ticker, seed: bytes
+    ) -> None:
+        self.name = name
+        self.shape = options.shape
+        self._options = options
+        self._source = source
+        self._ticker = ticker
+        shape = TableShape(options.bytes_max, "float32", options.shape, options.key_width)
+        self.near = NearTable(shape, options.lives, seed)
+        self._mean = Mean(options.shape)
+        self.rows_told: dict[str, int] = dict.fromkeys(("fresh", "stale", "absent", "lost"), 0)
+        self.failures: dict[str, int] = {}
+
+    def invalidate(self, keys: Sequence[bytes]) -> None:
+        """These keys of the store were written by someone."""
+        self.near.invalidate(self._source.pattern.ids(keys))
+
+    def distrust(self) -> None:
+        """Any key may have been."""
+        self.near.distrust()
+
+    async def look_up(self, ids: Ids, seconds: float) -> Looked:
+        """The rows of these ids, in order, within ``seconds`` and the table's own timeout.
+
+        Raises UnknownId, and UpstreamError where the store could not tell and there is neither an old row nor a
+        default.
+        """
+        now = self._ticker()
+        gathered = self.near.find(ids, now)
+        state = gathered.state
+        if not self._source.is_live():
+            state = np.where(state == FRESH, STALE, np.where(state == ABSENT, MISSING, state))
+        wanted = np.flatnonzero((state == MISSING) | (state == STALE))
+        if not len(wanted):
+            return self._looked(ids, np.asarray(gathered.rows, np.float32), state, gathered.age)
+        rows = np.array(gathered.rows, np.float32)
+        age, state = gathered.age.copy(), state.copy()
+        asked = _taken(ids, wanted)
+        failure: StoreError | None = None
+        try:
+            found = await self._read(asked, min(seconds, self._options.timeout))
+        except StoreError as error:
+            failure = error
+            self.failures[error.kind] = self.failures.get(error.kind, 0) + 1
+        else:
+            read, present, absent, failure = found
+            rows[wanted[present]], state[wanted[present]], age[wanted[present]] = read[present], FRESH, 0.0
+            state[wanted[absent]] = ABSENT
+        return self._looked(ids, rows, state, age, failure)
+
+    async def close(self) -> None:
+        """Give back the store."""
+        await self._source.store.close()
+
+    async def _read(
+        self, ids: Ids, seconds: float
+    ) -> tuple[Rows, NDArray[np.bool_], NDArray[np.bool_], StoreError | None]:
+        """Ask the store, and hold what it says: rows, which are there, which it does not have, and why not others."""
+        source = self._source
+        began, ticket = self._ticker(), self.near.ticket()
+        values: list[Found] = await source.store.get_many(source.pattern.keys(ids), seconds)
+        decoded = source.codec.decode(values)
+        rows = decoded.rows.astype(np.float32, copy=False)
+        present = decoded.found
+        absent = np.array([value is None for value in values], np.bool_)
+        if present.any():
+            there = np.flatnonzero(present)
+            self._mean.add(rows[there])
+            self.near.put(_taken(ids, there), rows[there], began, ticket)
+        if absent.any():
+            self.near.put_absent(_taken(ids, np.flatnonzero(absent)), began, ticket)
+        for fault in decoded.faults.values():
+            self.failures[fault.kind] = self.failures.get(fault.kind, 0) + 1
+        return rows, present, absent, next(iter(decoded.faults.values()), None)
+
+    def _looked(
+        self,
+        ids: Ids,
+        rows: Rows,
+        state: NDArray[np.uint8],
+        age: NDArray[np.float64],
+        failure: StoreError | None = None,
+    ) -> Looked:
+        """Put defaults where there is nothing, and count."""
+        without = (state == ABSENT) | (state == MISSING)
+        if without.any():
+            default = self._default()
+            if default is None:
+                self._refuse(ids, state, failure)
+            else:
+                rows = rows if rows.flags.writeable else rows.copy()
+                rows[without] = default
+        counts = np.bincount(state, minlength=4)
+        here = ~without
+        told = TableTold(
+            self.name,
+            fresh=int(counts[FRESH]),
+            stale=int(counts[STALE]),
+            absent=int(counts[ABSENT]),
+            lost=int(counts[MISSING]),
+            age=float(age[here].max()) if here.any() else 0.0,
+        )
+        for word in self.rows_told:
+            self.rows_told[word] += getattr(told, word)
+        return Looked(rows, told)
+
+    def _default(self) -> Rows | None:
+        default = self._options.default
+        if default is None:
+            return None
+        return self._mean.row if isinstance(default, str) else np.full(self.shape, default, np.float32)
+
+    def _refuse(self, ids: Ids, state: NDArray[np.uint8], failure: StoreError | None) -> None:
+        """Raise for the rows that are not here: the store's failure before the caller's."""
+        if (state == MISSING).any():
+            assert failure is not None, "what is missing was asked for"
+            kind = FAILURES.get(failure.kind, Failure.BROKEN)
+            raise UpstreamError(kind, f"table {self.name}: {failure}", before_answer=True)
+        unknown = _taken(ids, np.flatnonzero(state == ABSENT))
+        raise UnknownId(self.name, [_shown(each) for each in unknown])
+
+
+class Source(msgspec.Struct, frozen=True):
+    """Where a table's truth is. ``is_live``: whether what is held may be called fresh (a tracker's word); always, where
+    only the ttl says so."""
+
+    store: Store
+    codec: Codec
+    pattern: Pattern
+    is_live: Callable[[], bool] = lambda: True
+
+
+def _shown(each: bytes | np.int64) -> str:
+    return each.decode(errors="replace") if isinstance(each, bytes) else str(each)
+
+
+def _taken(ids: Ids, places: NDArray[np.intp]) -> Ids:
+    if isinstance(ids, np.ndarray):
+        return ids[places]
+    return [ids[place] for place in places.tolist()]

@@ -1,0 +1,174 @@
+"""A table's look-up: what the store says, what is held of it, what is put in its place, and how each is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+
+from cache.stores.pattern import Pattern
+from cache.stores.store import Found, StoreError
+from cache.table import Lives
+from cache.vector import Bounds, Vectors
+from degrade.ladder import Failure
+from gateway.tables import Source, Table, TableOptions, UnknownId
+from tiers.inference import TableTold, UpstreamError
+
+
+class Shelf:
+    """A store in memory that can be told to fail."""
+
+    def __init__(self) -> None:
+        self.values: dict[bytes, bytes] = {}
+        self.asked: list[list[bytes]] = []
+        self.failure: StoreError | None = None
+
+    async def get_many(self, keys: Sequence[bytes], seconds: float) -> list[Found]:
+        self.asked.append(list(keys))
+        if self.failure is not None:
+            raise self.failure
+        return [self.values.get(key) for key in keys]
+
+    async def put_many(self, pairs: Sequence[tuple[bytes, bytes]], ttl: float | None, seconds: float) -> None:
+        self.values.update(pairs)
+
+    async def delete_many(self, keys: Sequence[bytes], seconds: float) -> None:
+        for key in keys:
+            self.values.pop(key, None)
+
+    async def healthy(self, seconds: float) -> bool:
+        return self.failure is None
+
+    async def close(self) -> None:
+        pass
+
+
+class World:
+    def __init__(self, default: float | str | None = None, width: int = 0) -> None:
+        self.now = 100.0
+        self.shelf = Shelf()
+        self.live = True
+        source = Source(self.shelf, Vectors("float32", (2,), Bounds()), Pattern("u:{id}"), lambda: self.live)
+        options = TableOptions((2,), Lives(10.0, 50.0, 5.0), 2**20, 0.5, default, width)
+        self.table = Table("user", options, source, lambda: self.now, b"seed")
+
+    def write(self, **rows: float) -> None:
+        for name, number in rows.items():
+            self.shelf.values[b"u:" + name.removeprefix("_").encode()] = np.array([number, -number], "<f4").tobytes()
+
+    async def look_up(self, *ids: int) -> tuple[list[float], TableTold]:
+        looked = await self.table.look_up(np.array(ids, np.int64), 1.0)
+        assert looked.rows.dtype == np.float32
+        assert looked.rows.shape == (len(ids), 2)
+        assert (looked.rows[:, 0] == -looked.rows[:, 1]).all()
+        return looked.rows[:, 0].tolist(), looked.told
+
+
+@pytest.fixture
+def world() -> World:
+    made = World()
+    made.write(_1=1, _2=2, _3=3)
+    return made
+
+
+async def test_what_is_held_is_not_asked_for(world: World) -> None:
+    assert await world.look_up(1, 2) == ([1, 2], TableTold("user", fresh=2))
+    world.now += 4
+    assert await world.look_up(2, 3, 1, 2) == ([2, 3, 1, 2], TableTold("user", fresh=4, age=4.0))
+    assert world.shelf.asked == [[b"u:1", b"u:2"], [b"u:3"]]
+    world.now += 7
+    world.write(_1=10)
+    assert await world.look_up(1) == ([10], TableTold("user", fresh=1))
+
+
+async def test_ids_may_be_strings() -> None:
+    world = World(width=2)
+    world.write(ann=1, bob=2)
+    looked = await world.table.look_up([b"bob", b"ann"], 1.0)
+    assert looked.rows[:, 0].tolist() == [2, 1]
+    with pytest.raises(UnknownId, match="table user has no eve"):
+        await world.table.look_up([b"ann", b"eve"], 1.0)
+
+
+@pytest.mark.parametrize(("default", "number"), [(0.0, 0.0), (7.5, 7.5), ("mean", 2.0)])
+async def test_what_the_store_does_not_have_gets_the_default(default: float | str, number: float) -> None:
+    world = World(default)
+    world.write(_1=1, _3=3)
+    await world.look_up(1, 3)
+    looked = await world.table.look_up(np.array([1, 9], np.int64), 1.0)
+    expected = [number, -number] if isinstance(default, str) else [number, number]
+    assert looked.rows[1].tolist() == expected
+    assert looked.told == TableTold("user", fresh=1, absent=1)
+    assert not looked.told.steps
+    await world.table.look_up(np.array([9], np.int64), 1.0)
+    assert len(world.shelf.asked) == 2, "that there is none is known too"
+    world.now += 6
+    await world.table.look_up(np.array([9], np.int64), 1.0)
+    assert len(world.shelf.asked) == 3
+
+
+async def test_an_unknown_id_without_a_default_is_the_callers(world: World) -> None:
+    with pytest.raises(UnknownId, match=r"table user has no 8, 9, 8$"):
+        await world.look_up(8, 9, 1, 8)
+
+
+async def test_old_rows_are_served_while_the_store_fails_and_say_so(world: World) -> None:
+    await world.look_up(1, 2)
+    world.now += 20
+    world.shelf.failure = StoreError("timeout", "0.5 s")
+    numbers, told = await world.look_up(1, 2)
+    assert (numbers, told, told.steps) == ([1, 2], TableTold("user", stale=2, age=20.0), ("user:stale",))
+    with pytest.raises(UpstreamError, match="table user: timeout") as error:
+        await world.look_up(1, 3)
+    assert error.value.failure is Failure.TIMEOUT
+    world.now += 41
+    with pytest.raises(UpstreamError):
+        await world.look_up(1)
+    assert world.table.failures == {"timeout": 3}
+    world.shelf.failure = None
+    assert (await world.look_up(1))[1] == TableTold("user", fresh=1)
+
+
+async def test_what_the_store_cannot_tell_of_gets_the_default_and_is_degraded() -> None:
+    world = World(0.0)
+    world.shelf.failure = StoreError("unreachable")
+    numbers, told = await world.look_up(5)
+    assert (numbers, told, told.steps) == ([0.0], TableTold("user", lost=1), ("user:default",))
+    assert world.table.rows_told == {"fresh": 0, "stale": 0, "absent": 0, "lost": 1}
+
+
+async def test_a_value_that_is_broken_costs_its_own_row(world: World) -> None:
+    await world.look_up(1, 2)
+    world.now += 11
+    world.shelf.values[b"u:2"] = b"short"
+    assert await world.look_up(1, 2) == ([1, 2], TableTold("user", fresh=1, stale=1, age=11.0))
+    assert world.table.failures == {"corrupt": 1}
+    world.shelf.values[b"u:7"] = np.array([np.nan, 1], "<f4").tobytes()
+    with pytest.raises(UpstreamError) as error:
+        await world.look_up(1, 7)
+    assert error.value.failure is Failure.BROKEN
+
+
+async def test_what_was_written_is_read_again(world: World) -> None:
+    await world.look_up(1, 2)
+    world.write(_1=11)
+    world.table.invalidate([b"u:1", b"x:2"])
+    assert await world.look_up(1, 2) == ([11, 2], TableTold("user", fresh=2))
+    assert world.shelf.asked[1:] == [[b"u:1"]]
+    world.table.distrust()
+    await world.look_up(1, 2)
+    assert world.shelf.asked[2:] == [[b"u:1", b"u:2"]]
+
+
+async def test_nothing_is_fresh_while_nobody_listens_for_writes(world: World) -> None:
+    await world.look_up(1)
+    world.live = False
+    world.write(_1=5)
+    assert (await world.look_up(1))[0] == [5]
+    world.shelf.failure = StoreError("unreachable")
+    assert await world.look_up(1) == ([5], TableTold("user", stale=1))
+
+
+async def test_no_ids_at_all(world: World) -> None:
+    assert await world.look_up() == ([], TableTold("user"))
