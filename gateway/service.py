@@ -6,7 +6,6 @@ path and no order: that is ``pipeline.py``'s.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final, Generic, Protocol, Self, TypeVar
 from urllib.parse import quote
 
@@ -259,8 +258,3 @@ def cache_of(config: CacheConfig | None) -> ResponseCache[Served[R], Wire] | Non
     bytes_max = int(config.bytes_max)
     policy: Policy[Entry[Served[R]]] = POLICIES[config.policy](bytes_max)
     return ResponseCache(Bounded(bytes_max, policy))
-
-
-def purged(services: Sequence[Watched]) -> dict[str, int]:
-    """How many answers each has dropped."""
-    return {each.name: each.cache.purge() for each in services if each.cache is not None}

@@ -20,7 +20,7 @@ from gateway.operate.telemetry import Telemetry
 from gateway.problem import Problem, malformed, method_not_allowed, not_found
 from gateway.reload import Outcome, Reloads
 from gateway.route import Home
-from gateway.service import Watched, purged
+from gateway.service import Watched
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
 _READS: Final = ("GET", "HEAD")
@@ -93,7 +93,8 @@ def admin_port(shown: Shown) -> AdminPort:
                 known = ", ".join(routes) or "none"
                 return problem_response(not_found(f"There is no route {name}; the routes are: {known}."))
             chosen = [routes[name]]
-        return web.Response(body=msgspec.json.encode({"purged": purged(chosen)}), content_type="application/json")
+        dropped = {route.name: route.cache.purge() for route in chosen if route.cache is not None}
+        return web.Response(body=msgspec.json.encode({"purged": dropped}), content_type="application/json")
 
     async def reload(_: web.BaseRequest) -> web.Response:
         return reloaded(None if shown.reloads is None else await shown.reloads.reload())
