@@ -132,8 +132,7 @@ class HttpDoor:
         if route is None and target.kind == "predict" and self._ports.routes:
             raise Refused(not_found(f"There is no route {target.model!r}."))
         if route is None:
-            works = request.method == "POST" and target.model
-            quota = self._ports.exchange.charge(None, caller) if works else None
+            quota = self._ports.exchange.charge(None, caller) if target.works(request.method) else None
             passing = Passing(target, self._ports.passthrough, began, quota)
             return await self._through.answer(request, passing), "passthrough"
         if target.kind in ("infer", "predict") and request.method == "OPTIONS":
