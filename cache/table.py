@@ -1,0 +1,192 @@
+"""The near cache of one table: vectors of one shape by key, each with how old it is and whether it may be trusted.
+
+Rule of this file: it holds what was read from a store and when, and decides by arithmetic what that is worth now; it
+never reads a store. Rows live in an arena (``arena.py``), what is known of each beside it by slot.
+
+A fill races with writes: a value read before a write may arrive after the news of it. So whoever reads takes a
+*ticket* before, and hands it in with the rows. Each invalidation and each distrust turns a counter; a row whose key
+was invalidated (or that was read before a distrust) after its ticket was drawn is dropped. What was invalidated when is
+kept for keys that are not here too, in *fences*: one turn for all keys of one hash modulo their number. Two keys with
+one fence may cost a fill for nothing, never a wrong value. An invalidated row stays, but is never fresh again: an old
+value that says its age is what degradation may need when the store is gone.
+
+What is known to be absent takes a row's place too: S3-FIFO lets a flood of ids that nobody has pass through a tenth of
+the rows.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import DTypeLike, NDArray
+
+from cache.arena import Arena, Room
+from cache.index import Slots
+from cache.words import Keys, Words, hashing, words
+
+Rows = NDArray[np.generic]
+Told = tuple[float, int, int]
+"""When rows were read, the ticket of that, and whether they are absent (1) or here (0)."""
+
+MISSING: Final = 0
+"""Not here, or older than ``max_stale`` allows."""
+FRESH: Final = 1
+STALE: Final = 2
+"""Here, but older than ``ttl``, or invalidated, or distrusted."""
+ABSENT: Final = 3
+"""Known to be in no store, lately enough."""
+
+FENCES_MAX: Final = 65_536
+"""512 KB: with a thousand writes a second and reads of ten milliseconds one fill in 6,500 is dropped for nothing."""
+
+
+class Lives(Struct, frozen=True):
+    """Seconds: how long a value is fresh, how long after that it may still be served as stale, and how long the store's
+    word that there is none is believed."""
+
+    ttl: float
+    max_stale: float
+    negative_ttl: float
+
+
+class TableShape(Struct, frozen=True):
+    """What the rows are, and how much memory they may have together with all that belongs to them.
+
+    ``key_width`` is ``words.py``'s: 0 for whole numbers, or 8 bytes for each, one of them not the key's.
+    """
+
+    bytes_max: int
+    dtype: str
+    shape: tuple[int, ...]
+    key_width: int = 0
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
+
+
+class Gathered(Struct, frozen=True, eq=False):
+    """``rows``: [n, *shape], zeros where the state is MISSING or ABSENT. ``state``: uint8 [n]. ``age``: float64 [n],
+    seconds, infinite where the state is MISSING."""
+
+    rows: Rows
+    state: NDArray[np.uint8]
+    age: NDArray[np.float64]
+
+
+class NearTable:
+    """For one thread (an event loop's) at a time. ``seed`` is a secret from which nobody outside can tell which keys
+    meet. Raises ValueError if ``bytes_max`` is too little."""
+
+    BESIDE_BYTES: Final = 12
+
+    def __init__(self, shape: TableShape, lives: Lives, seed: bytes) -> None:
+        self._kind = np.dtype(shape.dtype)
+        self._shape = shape.shape
+        self._void: DTypeLike = np.dtype((np.void, shape.row_bytes))
+        self._width = shape.key_width
+        self._lives = lives
+        self._hashing = hashing(shape.key_width, seed)
+        fence_count = min(FENCES_MAX, max(1, shape.bytes_max // 1024))
+        room = Room(
+            shape.bytes_max - fence_count * 8, shape.row_bytes, max(1, shape.key_width), beside_bytes=self.BESIDE_BYTES
+        )
+        self._arena = Arena(room, self._hashing)
+        self._stored_at = np.full(self._arena.capacity + 1, -np.inf)
+        self._trust = np.zeros(self._arena.capacity + 1, np.uint32)  # _trusted, + 1 for what is absent; 0: for nothing
+        self._trusted = 2  # steps of two: the lowest bit says absent
+        self._turn = 0
+        self._distrusted_turn = 0
+        self._fences = np.zeros(fence_count, np.int64)
+
+    @property
+    def entries(self) -> int:
+        return self._arena.entries
+
+    @property
+    def capacity(self) -> int:
+        """Rows at most."""
+        return self._arena.capacity
+
+    @property
+    def evictions(self) -> int:
+        """Rows that had to leave for others, from the start."""
+        return self._arena.evictions
+
+    @property
+    def bytes_reserved(self) -> int:
+        """Memory of everything; what no row has been put into yet counts too."""
+        return self._arena.bytes_reserved + self._fences.nbytes
+
+    def find(self, keys: Keys, now: float) -> Gathered:
+        """What is known of these keys at ``now`` (seconds, of the same clock as in ``put``)."""
+        asked, fits = words(keys, self._width)
+        slots = self._arena.find(asked)
+        if not fits.all():
+            slots[~fits] = self._arena.spare
+        age = now - self._stored_at.take(slots)
+        trust = self._trust.take(slots)
+        is_absent = (trust & 1).astype(np.bool_)
+        is_trusted = trust >= self._trusted
+        lives = self._lives
+        state = np.where(age < lives.ttl + lives.max_stale, np.uint8(STALE), np.uint8(MISSING))
+        state[is_trusted & (age < lives.ttl)] = FRESH
+        if is_absent.any():
+            state[is_absent] = MISSING
+            state[is_absent & is_trusted & (age < lives.negative_ttl)] = ABSENT
+        nothing = state == MISSING
+        if nothing.any():
+            age[nothing] = np.inf
+            slots[nothing] = self._arena.spare
+        return Gathered(self._read(slots), state, age)
+
+    def ticket(self) -> int:
+        """To be taken before the store is read, for what that gives."""
+        return self._turn
+
+    def put(self, keys: Keys, rows: Rows, now: float, ticket: int) -> None:
+        """Hold rows [n, *shape] that were read from the store after ``ticket`` was taken; of a key that comes twice the
+        later one. ``now`` is from when their age counts: the time of the ticket, to be strict."""
+        assert rows.shape == (len(keys), *self._shape)
+        assert rows.dtype == self._kind
+        asked, fits = words(keys, self._width)
+        self._hold(asked, fits, np.ascontiguousarray(rows).reshape(-1).view(self._void), (now, ticket, 0))
+
+    def put_absent(self, keys: Keys, now: float, ticket: int) -> None:
+        """Know that the store has none of these."""
+        asked, fits = words(keys, self._width)
+        self._hold(asked, fits, np.broadcast_to(np.zeros((), self._void), len(keys)), (now, ticket, 1))
+
+    def invalidate(self, keys: Keys) -> None:
+        """These were written by someone: nothing that was read before now is fresh."""
+        asked, fits = words(keys, self._width)
+        asked = asked[fits]
+        self._turn += 1
+        self._fences[self._fence(asked)] = self._turn
+        self._trust[self._arena.peek(asked)] &= 1
+
+    def distrust(self) -> None:
+        """Nothing that was read before now is fresh."""
+        self._turn += 1
+        self._distrusted_turn = self._turn
+        self._trusted += 2
+
+    def _hold(self, asked: Words, fits: NDArray[np.bool_], rows: NDArray[np.void], told: Told) -> None:
+        now, ticket, absent = told
+        if ticket < self._distrusted_turn:
+            return
+        good = fits & (self._fences.take(self._fence(asked)) <= ticket)
+        if not good.all():
+            asked, rows = asked[good], rows[good]
+        slots = self._arena.put(asked, rows)
+        slots = slots[slots != self._arena.spare]
+        self._stored_at[slots] = now
+        self._trust[slots] = self._trusted + absent
+
+    def _fence(self, keys: Words) -> Slots:
+        return (self._hashing(keys) % len(self._fences)).view(np.int64)
+
+    def _read(self, slots: Slots) -> Rows:
+        return self._arena.rows(slots).view(self._kind).reshape(len(slots), *self._shape)
