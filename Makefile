@@ -41,7 +41,7 @@ demo: setup triton  ## A real Triton, the gateway before it, and what that gains
 	@$(BIN)/tailrace demo
 
 .PHONY: test
-test: check triton javascript .compiler .redis  ## All checks, then all tests, with a real Triton
+test: check triton javascript .compiler .redis .feast  ## All checks, then all tests, with a real Triton
 	$(BIN)/python -m pytest -n 2 tests --ignore=tests/system --ignore=tests/examples
 	$(BIN)/python -m pytest tests/system tests/examples
 
@@ -85,6 +85,10 @@ bench-peers: setup triton .compiler  ## Other model servers beside Triton: Mosec
 			>$(LOGS)/$$peer.log 2>&1 && touch .cache/peers/$$peer/.stamp; } \
 		|| echo "$$peer was not installed: $(LOGS)/$$peer.log says why"; done
 	@$(BIN)/python -m benchmarks.servers $(BENCH)
+
+.PHONY: coherence
+coherence: setup .redis  ## A minute of 1,000 writes a second: how soon each is seen, and nothing too old called fresh
+	@$(BIN)/python -m benchmarks.coherence $(BENCH)
 
 .PHONY: .wrk
 .wrk:
@@ -141,6 +145,17 @@ $(TRITON)/.stamp: $(VENV)/.stamp requirements/triton.lock
 	$(call quietly,Triton and scikit-learn,$(call locked,$(TRITON),requirements/triton.lock))
 	@touch $@
 
+# Feast in an environment of its own: it writes what the tests read. Some 60 packages, and never one of ours.
+FEAST := .cache/feast
+.PHONY: .feast
+.feast: $(FEAST)/.stamp
+
+$(FEAST)/.stamp: $(VENV)/.stamp requirements/feast.lock
+	@rm -rf $(FEAST); mkdir -p $(FEAST)
+	$(call quietly,python environment in $(FEAST),$(PYTHON) -m venv --clear $(FEAST))
+	$(call quietly,Feast,$(call locked,$(FEAST),requirements/feast.lock))
+	@touch $@
+
 # For the tests that run the JavaScript of docs/clients.md.
 JAVASCRIPT := .cache/javascript
 .PHONY: javascript
@@ -181,6 +196,7 @@ lock: setup  ## Bring the locks up to date with pyproject.toml and requirements/
 	$(COMPILE) requirements/uv.in -c requirements/dev.lock -o requirements/uv.lock
 	$(COMPILE) requirements/build.in -c requirements/dev.lock -o requirements/build.lock
 	$(COMPILE) requirements/triton.in -o requirements/triton.lock
+	$(COMPILE) requirements/feast.in -o requirements/feast.lock
 
 .PHONY: clean
 clean:  ## Remove what make made

@@ -38,7 +38,7 @@ class Bounds(Struct, frozen=True):
 
     def broken(self, rows: Rows) -> NDArray[np.bool_]:
         """Which rows ([n, ...]) have a number that is not finite or not within: [n]."""
-        flat = rows.reshape(len(rows), -1)
+        flat = rows.reshape(len(rows), math.prod(rows.shape[1:]))  # -1 means nothing for no rows
         # One pass for both: whatever is beyond the bounds or no number fails the comparison.
         low, high = max(self.low, float(np.finfo(flat.dtype).min)), min(self.high, float(np.finfo(flat.dtype).max))
         kept: NDArray[np.bool_] = np.logical_and.reduce((flat >= low) & (flat <= high), axis=1)

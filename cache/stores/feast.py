@@ -15,15 +15,14 @@ from collections.abc import Iterator, Sequence
 from typing import Final, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cache.stores.frame import unframed
 from cache.stores.node import Command, Reply
-from cache.stores.pattern import Keys
 from cache.stores.redis import Hashes
 from cache.stores.servers import Asked
 from cache.stores.store import Found, StoreError
 from cache.vector import Bounds, Decoded, Rows, decode_each
+from cache.words import Keys
 
 _STRING: Final = 2
 _INT64: Final = 4
@@ -54,22 +53,19 @@ class FeastKeys:
         return [prefix + struct.pack("<II", _STRING, len(each)) + each + suffix for each in ids]
 
     def ids(self, keys: Sequence[bytes]) -> list[bytes]:
-        """Of those keys whose ids are strings."""
-        return [key for kind, key in map(self._parts, keys) if kind == _STRING]
+        """The ids of those keys that are this view's; integers in decimal digits."""
+        return [each for each in map(self._id, keys) if each is not None]
 
-    def integers(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
-        """Of those keys whose ids are integers."""
-        found = [struct.unpack("<q", each)[0] for kind, each in map(self._parts, keys) if kind == _INT64]
-        return np.array(found, np.int64)
-
-    def _parts(self, key: bytes) -> tuple[int, bytes]:
-        """(type, bytes of the id); type 0 for another's key."""
+    def _id(self, key: bytes) -> bytes | None:
         body = key[len(self.prefix) : len(key) - len(self.suffix)]
         if len(body) < 8 or not key.startswith(self.prefix) or not key.endswith(self.suffix):
-            return 0, b""
+            return None
         kind, length = struct.unpack_from("<II", body)
-        whole = len(body) == 8 + length and (kind == _STRING or (kind == _INT64 and length == 8))
-        return (kind, body[8:]) if whole else (0, b"")
+        if len(body) != 8 + length:
+            return None
+        if kind == _INT64 and length == 8:
+            return b"%d" % int.from_bytes(body[8:], "little", signed=True)
+        return body[8:] if kind == _STRING else None
 
 
 class FeastHashes:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import struct
 import threading
 import time
@@ -50,8 +49,8 @@ class LmdbOptions(Struct, frozen=True):
 class LmdbStore:
     """A `Store` in an LMDB file (a folder is made if ``path`` names one that ends in a slash, or exists).
 
-    Opened when it is first used, and anew in a forked process. A file that is not there yet is "unreachable" to a
-    reader and made by a writer.
+    Opened when it is first used: a process that forks has to do so before. A file that is not there yet is
+    "unreachable" to a reader and made by a writer.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class LmdbStore:
         self._clock = clock
         self._options = options or LmdbOptions()
         self._environment: lmdb.Environment | None = None
-        self._process = 0
         self._thread: ThreadPoolExecutor | None = None
         self._opening = threading.Lock()
         self._closed = False
@@ -106,7 +104,7 @@ class LmdbStore:
         if thread is not None:
             await asyncio.get_running_loop().run_in_executor(None, thread.shutdown)
         environment, self._environment = self._environment, None
-        if environment is not None and self._process == os.getpid():
+        if environment is not None:
             environment.close()
 
     def _read(self, keys: Sequence[bytes], until: float) -> list[Found]:
@@ -132,7 +130,7 @@ class LmdbStore:
     def _open(self) -> lmdb.Environment:
         if self._closed:
             raise StoreError("unreachable", f"{self._path}: closed")
-        if self._environment is None or self._process != os.getpid():
+        if self._environment is None:
             if not self._writable and not self._path.exists():
                 raise StoreError("unreachable", f"{self._path}: there is no such file")
             self._environment = lmdb.open(
@@ -145,7 +143,6 @@ class LmdbStore:
                 readahead=False,  # keys of one request lie anywhere
                 meminit=False,
             )
-            self._process = os.getpid()
         return self._environment
 
     async def _aside(self, work: Callable[[], T], seconds: float) -> T:

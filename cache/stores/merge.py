@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from typing import Final
 
 from msgspec import Struct
 
@@ -18,6 +19,12 @@ from cache.stores.store import Found, StoreError, raise_if_nothing
 
 Fetch = Callable[[Sequence[bytes], float], Awaitable[list[Found]]]
 """(keys that all differ, seconds) -> what is under each; raises StoreError if that is one reason for all."""
+
+
+LANDING_SHARE: Final = 0.1
+LANDING_SECONDS_MAX: Final = 0.02
+"""Of the time that a batch has, kept back: what was found until then must still reach those who wait, for one node of a
+cluster may have been late and the others not."""
 
 
 class MergeOptions(Struct, frozen=True):
@@ -120,7 +127,8 @@ class Merged:
     async def _fly(self, batch: _Batch) -> None:
         told: list[Found] | StoreError = StoreError("unreachable", "closed")
         try:
-            told = await self._fetch(tuple(batch.keys), batch.until - asyncio.get_running_loop().time())
+            left = batch.until - asyncio.get_running_loop().time()
+            told = await self._fetch(tuple(batch.keys), left - min(LANDING_SHARE * left, LANDING_SECONDS_MAX))
             assert len(told) == len(batch.keys)
         except StoreError as error:
             told = error

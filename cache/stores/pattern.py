@@ -1,21 +1,20 @@
 """A table's key pattern: ``user:{id}`` makes store keys of ids, and ids of store keys.
 
 Rule of this file: text only. What comes before ``{id}`` is the prefix by which a table's keys are known in a store, and
-what comes after it their suffix. Ids are bytes, or 64-bit integers in decimal.
+what comes after it their suffix. Ids are bytes; a 64-bit integer is the same id as its decimal digits
+(`cache/words.py`).
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
+
+from cache.words import Keys
 
 HOLE: Final = "{id}"
-Keys = NDArray[np.int64] | Sequence[bytes]
-_DECIMAL: Final = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 
 
 class Pattern:
@@ -44,8 +43,3 @@ class Pattern:
     def ids(self, keys: Sequence[bytes]) -> list[bytes]:
         """The ids of those keys that are of this pattern."""
         return [each for key in keys if (each := self.id(key)) is not None]
-
-    def integers(self, keys: Sequence[bytes]) -> NDArray[np.int64]:
-        """The same as integers; those that `keys` would not write so are no keys of ours."""
-        found = (int(each) for each in self.ids(keys) if _DECIMAL.fullmatch(each))
-        return np.array([each for each in found if -(2**63) <= each < 2**63], np.int64)

@@ -106,9 +106,7 @@ AMBIGUOUS: dict[str, tuple[Asked, Asked]] = {
     ),
     "an input's bytes look like a second input": (
         changed(inputs=(View(name="a", data=b""), View(name="b", data=b""))),
-        changed(
-            inputs=(View(name="a", data=b"n" + struct.pack("<Q", 1) + b"b" + b"d" + struct.pack("<Q", 4)),)
-        ),
+        changed(inputs=(View(name="a", data=b"n" + struct.pack("<Q", 1) + b"b" + b"d" + struct.pack("<Q", 4)),)),
     ),
     "parameter name and value": (changed(parameters={"a": "bc"}), changed(parameters={"ab": "c"})),
     "one parameter or two": (changed(parameters={"a": "1", "b": "2"}), changed(parameters={"a": "1b2"})),

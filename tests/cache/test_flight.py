@@ -62,9 +62,7 @@ def flights(complaints: list[object]) -> Flights[str, str]:
     return Flights(flights_max=8)
 
 
-def join(
-    flights: Flights[str, str], fill: Callable[[], Awaitable[str]], key: str = "k"
-) -> asyncio.Task[Joined]:
+def join(flights: Flights[str, str], fill: Callable[[], Awaitable[str]], key: str = "k") -> asyncio.Task[Joined]:
     return asyncio.create_task(flights.join(key, fill))
 
 
@@ -252,9 +250,7 @@ async def test_a_fill_that_fails_before_its_first_await(flights: Flights[str, st
     assert [str(end) for end in ends] == ["at once", "at once"]
 
 
-async def test_nobody_is_left_to_hear_the_exception(
-    flights: Flights[str, str], complaints: list[object]
-) -> None:
+async def test_nobody_is_left_to_hear_the_exception(flights: Flights[str, str], complaints: list[object]) -> None:
     started = asyncio.Event()
 
     async def fill() -> str:

@@ -1,0 +1,192 @@
+"""A cluster of three real nodes: a slot that moves, a node that hangs, one that is killed and comes back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from redis import Redis
+from redis.crc import key_slot
+
+from cache.stores.frame import framed
+from cache.stores.redis import Hashes, RedisOptions, RedisStore
+from cache.stores.servers import SLOTS
+from cache.stores.store import StoreError
+from examples.redisserver import RedisServer, free_ports
+from tests.cache.conftest import StoreAt, until
+
+SECONDS = 0.25
+KEYS = [b"user:%d" % each for each in range(300)]
+
+
+class Nodes:
+    """Three masters, each with a third of the slots; when one is gone the others go on."""
+
+    def __init__(self, servers: list[RedisServer]) -> None:
+        self.servers = servers
+
+    @property
+    def url(self) -> str:
+        return "redis+cluster://" + ",".join(each.address for each in self.servers[:2])
+
+    def owner(self, slot: int) -> int:
+        return min(slot * 3 // SLOTS, 2)
+
+    def keys_of(self, index: int) -> list[bytes]:
+        return [key for key in KEYS if self.owner(key_slot(key)) == index]
+
+
+@pytest.fixture
+async def nodes() -> AsyncIterator[Nodes]:
+    with contextlib.ExitStack() as stack:
+        servers: list[RedisServer] = []
+        buses = free_ports(3)
+        for index, bus in enumerate(buses):
+            settings = [
+                "cluster-enabled yes",
+                f"cluster-config-file nodes-{index}.conf",
+                f"cluster-port {bus}",
+                "cluster-node-timeout 1000",
+                "cluster-require-full-coverage no",
+            ]
+            servers.append(stack.enter_context(RedisServer(settings)))
+        made = Nodes(servers)
+        for index, server in enumerate(servers):
+            with server.client() as client:
+                own = [slot for slot in range(SLOTS) if made.owner(slot) == index]
+                client.execute_command("CLUSTER", "ADDSLOTSRANGE", own[0], own[-1])
+                client.execute_command("CLUSTER", "SET-CONFIG-EPOCH", index + 1)
+                for other, bus in zip(servers[:index], buses, strict=False):
+                    client.execute_command("CLUSTER", "MEET", other.host, other.port, bus)
+
+        def joined() -> bool:
+            told = []
+            for server in servers:
+                with server.client() as client:
+                    state = _text(client.execute_command("CLUSTER INFO"))
+                    told.append("cluster_state:ok" in state and _slots_known(client) == SLOTS)
+            return all(told)
+
+        await until(joined, what="nodes that know each other")
+        yield made
+
+
+def _slots_known(client: Redis) -> int:
+    ranges = client.execute_command("CLUSTER SLOTS")
+    if isinstance(ranges, dict):
+        return sum(last - first + 1 for first, last in ranges)
+    return sum(each[1] - each[0] + 1 for each in ranges)
+
+
+def _text(value: object) -> str:
+    if isinstance(value, dict):
+        return "\n".join(f"{_text(name)}:{_text(each)}" for name, each in value.items())
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+async def test_keys_of_all_nodes_in_one_call(nodes: Nodes, store_at: StoreAt) -> None:
+    store = store_at(nodes.url)
+    await store.put_many([(key, key[::-1]) for key in KEYS], 1000.0, 10.0)
+    assert await store.get_many([*KEYS, b"nothing"], 10.0) == [*(key[::-1] for key in KEYS), None]
+    assert len(await store.masters(10.0)) == 3
+    assert await store.healthy(10.0)
+    hashes = store_at(nodes.url, Hashes([b"a"]))
+    (found,) = await hashes.get_many([KEYS[0]], 10.0)
+    assert isinstance(found, StoreError)
+    assert found.kind == "wrong-type"
+    await hashes.put_many([(b"h:%d" % each, framed([b"%d" % each])) for each in range(20)], 1000.0, 10.0)
+    assert (await hashes.get_many([b"h:7"], 10.0)) == [framed([b"7"])]
+    await store.delete_many(KEYS, 10.0)
+    assert await store.get_many(KEYS, 10.0) == [None] * len(KEYS)
+
+
+async def test_a_slot_that_moves_while_it_is_read(nodes: Nodes, store_at: StoreAt) -> None:
+    """Before, within and after the move every key of it has its value; afterwards the new ones."""
+    store = store_at(nodes.url)
+    tagged = [b"{moving}:%d" % each for each in range(40)]
+    slot = key_slot(b"moving")
+    source = nodes.servers[nodes.owner(slot)]
+    target = nodes.servers[(nodes.owner(slot) + 1) % 3]
+    await store.put_many([(key, b"old") for key in [*tagged, *KEYS]], None, 10.0)
+    with source.client() as here, target.client() as there:
+        source_id, target_id = (_text(each.execute_command("CLUSTER", "MYID")) for each in (here, there))
+        there.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
+        here.execute_command("CLUSTER", "SETSLOT", slot, "MIGRATING", target_id)
+        for done, key in enumerate(tagged):
+            here.execute_command("MIGRATE", target.host, target.port, key, 0, 5000)
+            if done % 10 == 0:  # half here, half there: ASK
+                assert await store.get_many([*tagged, *KEYS], 10.0) == [b"old"] * (len(tagged) + len(KEYS))
+        await store.put_many([(key, b"asked") for key in tagged], None, 10.0)
+        assert await store.get_many(tagged, 10.0) == [b"asked"] * len(tagged)
+        there.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target_id)
+        here.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target_id)
+        for key in tagged:
+            there.set(key, "new")
+    assert await store.get_many([*tagged, *KEYS], 10.0) == [b"new"] * len(tagged) + [b"old"] * len(KEYS)
+
+
+async def test_a_node_that_hangs_costs_its_own_keys_once(nodes: Nodes, store_at: StoreAt) -> None:
+    store = store_at(nodes.url, None, RedisOptions(connect_seconds=SECONDS))
+    await store.put_many([(key, b"old") for key in KEYS], None, 10.0)
+    lost = set(nodes.keys_of(1))
+    nodes.servers[1].pause()
+    late = 0
+    for _ in range(20):
+        started = time.monotonic()
+        try:
+            found = await store.get_many(KEYS, SECONDS)
+        except StoreError as error:  # on a busy machine the others' values may come too late as well, once
+            late += 1 if error.kind == "timeout" else 100
+            continue
+        assert time.monotonic() - started < SECONDS + 2.0
+        assert all((value == b"old") is (key not in lost) for key, value in zip(KEYS, found, strict=True))
+        late += "timeout" in {each.kind for each in found if isinstance(each, StoreError)}
+    assert late == 1
+    with pytest.raises(StoreError):
+        await store.get_many(sorted(lost), SECONDS)
+    nodes.servers[1].resume()
+    await until(lambda: _reads(store, [b"old"] * len(KEYS)), what="all keys again")
+
+
+async def test_a_node_that_is_killed_and_comes_back(nodes: Nodes, store_at: StoreAt) -> None:
+    store = store_at(nodes.url, None, RedisOptions(connect_seconds=SECONDS))
+    await store.put_many([(key, b"old") for key in KEYS], None, 10.0)
+    lost = set(nodes.keys_of(0))
+    nodes.servers[0].kill()
+    over = asyncio.Event()
+
+    async def load() -> None:
+        while not over.is_set():
+            started = time.monotonic()
+            found = await store.get_many(KEYS, SECONDS)  # never raises: two thirds can be read
+            assert time.monotonic() - started < SECONDS + 2.0
+            assert not [key for key, value in zip(KEYS, found, strict=True) if key not in lost and value is None]
+            await asyncio.sleep(0.01)
+
+    loading = [asyncio.create_task(load()) for _ in range(4)]
+    found = await store.get_many(KEYS, SECONDS)
+    assert all(isinstance(value, StoreError) is (key in lost) for key, value in zip(KEYS, found, strict=True))
+    nodes.servers[0].start()  # empty: it kept nothing
+    with nodes.servers[0].client() as client:
+
+        def takes_writes() -> bool:
+            with contextlib.suppress(Exception):
+                for key in lost:
+                    client.set(key, "new")
+                return True
+            return False
+
+        await until(takes_writes, what="the node's own slots")
+    wanted = [b"new" if key in lost else b"old" for key in KEYS]
+    await until(lambda: _reads(store, wanted), what="the new values of the node that was killed")
+    over.set()
+    await asyncio.gather(*loading)
+
+
+async def _reads(store: RedisStore, wanted: list[bytes]) -> bool:
+    with contextlib.suppress(StoreError):
+        return await store.get_many(KEYS, SECONDS) == wanted
+    return False

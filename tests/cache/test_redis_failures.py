@@ -1,0 +1,285 @@
+"""What Redis does on its bad days, each with a real server: the call ends in its time, says why in one word, and
+afterwards the values are the new ones."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+
+from cache.stores.redis import Hashes, RedisOptions
+from cache.stores.store import StoreError
+from cache.stores.turnstile import TurnstileOptions
+from degrade.breaker import Breaker
+from degrade.guard import STORE_BREAKER, Guarded
+from examples.redisserver import RedisServer
+from tests.cache.conftest import StoreAt, until
+
+SECONDS = 0.1
+"""What a call may take here."""
+LATE = 2.0
+"""By how much a busy machine may be late; what it is compared with never ends by itself."""
+
+
+async def fails(store: Guarded, kind: str) -> float:
+    """One read that fails in time, for this reason; how long it took."""
+    started = time.monotonic()
+    with pytest.raises(StoreError) as failed:
+        await store.get_many([b"k"], SECONDS)
+    took = time.monotonic() - started
+    assert failed.value.kind == kind
+    assert took < SECONDS + LATE
+    return took
+
+
+async def read(store: Guarded, value: bytes) -> bool:
+    with contextlib.suppress(StoreError):
+        return await store.get_many([b"k"], SECONDS) == [value]
+    return False
+
+
+def guarded(store_at: StoreAt, url: str) -> Guarded:
+    options = RedisOptions(connect_seconds=SECONDS)
+    breaker = Breaker(STORE_BREAKER)
+    return Guarded(store_at(url, None, options), breaker, time.monotonic, TurnstileOptions(trial_seconds=SECONDS))
+
+
+async def recovers(store: Guarded, kind: str, server: RedisServer, mend: Callable[[], None]) -> None:
+    """The first call fails for this reason; those after it cost nothing; what is mended is found again, by itself."""
+    await fails(store, kind)
+    for _ in range(50):
+        with pytest.raises(StoreError) as failed:
+            await store.get_many([b"k"], SECONDS)
+        assert failed.value.kind == "open"
+    mend()
+    server.await_answer()
+    with server.client() as client:
+        client.set("k", "new")
+    await until(lambda: read(store, b"new"), what="the new value")
+    assert store.state == "closed"
+    await store.close()
+
+
+async def test_off_at_boot(own_redis: RedisServer, store_at: StoreAt) -> None:
+    own_redis.kill()
+    store = guarded(store_at, own_redis.url)
+    assert not await store.healthy(SECONDS)
+    await recovers(store, "unreachable", own_redis, own_redis.start)
+
+
+async def test_gone_between_two_calls(own_redis: RedisServer, store_at: StoreAt) -> None:
+    store = guarded(store_at, own_redis.url)
+    await store.put_many([(b"k", b"old")], None, 10.0)
+    assert await store.get_many([b"k"], 10.0) == [b"old"]
+    own_redis.kill()
+    await recovers(store, "unreachable", own_redis, own_redis.start)
+
+
+async def test_started_again_between_two_calls(own_redis: RedisServer, store_at: StoreAt) -> None:
+    """The old connection is seen to be over before it is used: not one call fails."""
+    store = guarded(store_at, own_redis.url)
+    assert await store.get_many([b"k"], 10.0) == [None]
+    own_redis.kill()
+    own_redis.start()
+    await asyncio.sleep(0)
+    assert await store.get_many([b"k"], 10.0) == [None]
+    await store.close()
+
+
+async def test_hung(own_redis: RedisServer, store_at: StoreAt) -> None:
+    store = guarded(store_at, own_redis.url)
+    assert await store.get_many([b"k"], 10.0) == [None]
+    own_redis.pause()
+    await recovers(store, "timeout", own_redis, own_redis.resume)
+
+
+async def test_hung_before_the_first_call(own_redis: RedisServer, store_at: StoreAt) -> None:
+    own_redis.pause()
+    await recovers(guarded(store_at, own_redis.url), "timeout", own_redis, own_redis.resume)
+
+
+async def test_busy_for_two_seconds(own_redis: RedisServer, store_at: StoreAt) -> None:
+    store = guarded(store_at, own_redis.url)
+    assert await store.get_many([b"k"], 10.0) == [None]
+    _, writer = await asyncio.open_connection(own_redis.host, own_redis.port)
+    writer.write(b"DEBUG SLEEP 2\r\n")
+    await writer.drain()
+    await until(lambda: not_answering(store), what="a server that sleeps")
+    await recovers_later(store, own_redis)
+    writer.close()
+
+
+async def not_answering(store: Guarded) -> bool:
+    with contextlib.suppress(StoreError):
+        await store.get_many([b"k"], SECONDS)
+        return False
+    return True
+
+
+async def recovers_later(store: Guarded, server: RedisServer) -> None:
+    with pytest.raises(StoreError) as failed:
+        await store.get_many([b"k"], SECONDS)
+    assert failed.value.kind == "open"
+    server.await_answer()
+    with server.client() as client:
+        client.set("k", "new")
+    await until(lambda: read(store, b"new"), what="the new value")
+    await store.close()
+
+
+@contextlib.asynccontextmanager
+async def slow(server: RedisServer, delay: asyncio.Event) -> AsyncIterator[int]:
+    """A way to the server on which every answer takes two seconds until ``delay`` is set; its port."""
+    tasks: set[asyncio.Task[None] | None] = set()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: bool) -> None:
+        with contextlib.suppress(ConnectionError):
+            while some := await reader.read(65536):
+                if answers and not delay.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(delay.wait(), 2.0)
+                writer.write(some)
+            writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        tasks.add(asyncio.current_task())
+        inner_reader, inner_writer = await asyncio.open_connection(server.host, server.port)
+        await asyncio.gather(pump(reader, inner_writer, False), pump(inner_reader, writer, True))
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield listening.sockets[0].getsockname()[1]
+    listening.close()
+    for task in tasks:
+        if task is not None:
+            task.cancel()
+    await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
+
+
+async def test_every_answer_takes_two_seconds(own_redis: RedisServer, store_at: StoreAt) -> None:
+    quick = asyncio.Event()
+    async with slow(own_redis, quick) as port:
+        store = guarded(store_at, f"redis://127.0.0.1:{port}/0")
+        await recovers(store, "timeout", own_redis, quick.set)
+
+
+async def test_many_callers_of_a_slow_server_each_keep_their_time(own_redis: RedisServer, store_at: StoreAt) -> None:
+    """Without a breaker too: a thousand wait, none for longer than it said, and no more connections than allowed."""
+    async with slow(own_redis, asyncio.Event()) as port:
+        store = store_at(f"redis://127.0.0.1:{port}/0", None, RedisOptions(connect_seconds=SECONDS))
+        started = time.monotonic()
+        calls = (store.get_many([b"k%d" % each], SECONDS) for each in range(1000))
+        told = await asyncio.gather(*calls, return_exceptions=True)
+        assert time.monotonic() - started < SECONDS + LATE
+        assert {each.kind for each in told if isinstance(each, StoreError)} == {"timeout"}
+        assert len(told) == 1000
+        with own_redis.client() as client:
+            assert client.info("clients")["connected_clients"] <= 1 + RedisOptions().connections_max
+
+
+async def test_what_comes_late_answers_no_other_question(own_redis: RedisServer, store_at: StoreAt) -> None:
+    quick = asyncio.Event()
+    async with slow(own_redis, quick) as port:
+        store = store_at(f"redis://127.0.0.1:{port}/0", None, RedisOptions(connect_seconds=10.0))
+        with own_redis.client() as client:
+            client.mset({"a": "1", "b": "2"})
+        with pytest.raises(StoreError):
+            await store.get_many([b"a"], SECONDS)
+        quick.set()
+        assert await store.get_many([b"b"], 10.0) == [b"2"]
+
+
+async def test_wrong_password(store_at: StoreAt) -> None:
+    with RedisServer(password="right") as server:
+        store = guarded(store_at, f"redis://:wrong@{server.address}/0")
+
+        def let_in() -> None:
+            with server.client() as client:
+                client.execute_command("ACL", "SETUSER", "default", ">wrong")
+
+        await recovers(store, "refused", server, let_in)
+        with pytest.raises(StoreError) as failed:
+            await store_at(server.url).get_many([b"k"], 10.0)  # without any
+        assert failed.value.kind == "refused"
+
+
+async def test_loading(store_at: StoreAt) -> None:
+    """A server that reads a large append-only file answers LOADING to everything until it is through."""
+    with RedisServer(["key-load-delay 100", "loading-process-events-interval-bytes 1024"]) as server:
+        with server.client() as client:
+            client.execute_command("CONFIG", "SET", "key-load-delay", "0")
+            for start in range(0, 200_000, 20_000):
+                client.mset({f"key:{each}": "x" * 20 for each in range(start, start + 20_000)})
+            client.set("k", "old")
+            client.save()
+        server.kill()
+        server.start(ready=False)
+        store = guarded(store_at, server.url)
+        await until(lambda: tells(store, "loading"), what="LOADING")
+
+        def go_on() -> None:
+            with server.client() as client:
+                client.execute_command("CONFIG", "SET", "key-load-delay", "0")
+
+        await recovers(store, "loading", server, go_on)
+
+
+async def tells(store: Guarded, kind: str) -> bool:
+    try:
+        await store._store.get_many([b"k"], 5.0)
+    except StoreError as error:
+        return error.kind == kind
+    return False
+
+
+async def test_another_type_opens_nothing(redis: RedisServer, store_at: StoreAt) -> None:
+    hashes = store_at(redis.url, Hashes([b"x"]))
+    store = Guarded(hashes, Breaker(STORE_BREAKER), time.monotonic, TurnstileOptions())
+    with redis.client() as client:
+        client.set("k", "1")
+    for _ in range(20):
+        (found,) = await store.get_many([b"k"], 10.0)
+        assert isinstance(found, StoreError)
+        assert found.kind == "wrong-type"
+    assert store.state == "closed"
+    await store.close()
+
+
+async def test_full_and_read_only(own_redis: RedisServer, store_at: StoreAt) -> None:
+    store = guarded(store_at, own_redis.url)
+    await store.put_many([(b"k", b"1")], None, 10.0)
+    with own_redis.client() as client:
+        client.config_set("maxmemory", 1)
+    with pytest.raises(StoreError) as failed:
+        await store.put_many([(b"k", b"2")], None, 10.0)
+    assert failed.value.kind == "full"
+    assert await store.get_many([b"k"], 10.0) == [b"1"]  # who has no room for more can be read
+    with own_redis.client() as client:
+        client.config_set("maxmemory", 0)
+        client.execute_command("REPLICAOF", "127.0.0.1", 1)
+    with pytest.raises(StoreError) as failed:
+        await store.put_many([(b"k", b"2")], None, 10.0)
+    assert failed.value.kind == "refused"
+    await store.close()
+
+
+async def test_no_master_behind_a_replica(own_redis: RedisServer, store_at: StoreAt) -> None:
+    with own_redis.client() as client:
+        client.config_set("replica-serve-stale-data", "no")
+        client.execute_command("REPLICAOF", "127.0.0.1", 1)
+    with pytest.raises(StoreError) as failed:
+        await store_at(own_redis.url).get_many([b"k"], 10.0)
+    assert failed.value.kind == "unavailable"
+
+
+async def test_no_time_is_a_timeout_and_a_closed_store_is_unreachable(redis: RedisServer, store_at: StoreAt) -> None:
+    store = store_at(redis.url)
+    with pytest.raises(StoreError) as failed:
+        await store.get_many([b"k"], 0.0)
+    assert failed.value.kind == "timeout"
+    await store.close()
+    with pytest.raises(StoreError) as failed:
+        await store.get_many([b"k"], 10.0)
+    assert failed.value.kind == "unreachable"

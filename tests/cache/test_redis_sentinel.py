@@ -1,0 +1,164 @@
+"""A master behind Sentinels that dies under load: real servers, real Sentinels."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from cache.stores.redis import RedisOptions
+from cache.stores.store import StoreError
+from cache.stores.turnstile import TurnstileOptions
+from degrade.breaker import Breaker
+from degrade.guard import STORE_BREAKER, Guarded
+from examples.redisserver import RedisServer
+from tests.cache.conftest import StoreAt, until
+
+SECONDS = 0.2
+SERVICE = "features"
+
+
+class Watched:
+    """A master, its replica, and three Sentinels."""
+
+    def __init__(self, master: RedisServer, replica: RedisServer, sentinels: list[RedisServer]) -> None:
+        self.servers = {master.port: master, replica.port: replica}
+        self.sentinels = sentinels
+
+    @property
+    def url(self) -> str:
+        return f"redis+sentinel://{','.join(each.address for each in self.sentinels)}/{SERVICE}/0"
+
+    @property
+    def master(self) -> RedisServer:
+        """The one that the first Sentinel calls so."""
+        with self.sentinels[0].client() as client:
+            _, port = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
+        return self.servers[int(port)]
+
+
+@pytest.fixture
+async def watched() -> AsyncIterator[Watched]:
+    with contextlib.ExitStack() as stack:
+        master = stack.enter_context(RedisServer())
+        settings = [f"replicaof {master.host} {master.port}", "repl-diskless-sync-delay 0"]
+        replica = stack.enter_context(RedisServer(settings))
+        settings = [
+            f"sentinel monitor {SERVICE} {master.host} {master.port} 2",
+            f"sentinel down-after-milliseconds {SERVICE} 500",
+            f"sentinel failover-timeout {SERVICE} 3000",
+        ]
+        sentinels = [stack.enter_context(RedisServer(settings, ["--sentinel"])) for _ in range(3)]
+
+        def ready() -> bool:
+            with sentinels[0].client() as client:
+                told = client.execute_command("SENTINEL", "CKQUORUM", SERVICE) if knows_all() else b""
+            return str(told).find("OK 3") >= 0
+
+        def knows_all() -> bool:
+            for each in sentinels:
+                with each.client() as client:
+                    (state,) = client.execute_command("SENTINEL", "MASTERS")
+                told = state if isinstance(state, dict) else dict(zip(state[::2], state[1::2], strict=True))
+                plain = {_text(key): _text(value) for key, value in told.items()}
+                if plain["num-other-sentinels"] != "2" or plain["num-slaves"] != "1":
+                    return False
+            return True
+
+        await until(ready, what="Sentinels that know each other and the replica")
+        yield Watched(master, replica, sentinels)
+
+
+def _text(value: object) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+async def test_a_failover_under_load(watched: Watched, store_at: StoreAt) -> None:
+    """Each read is answered or fails within its time, and in the end every value is one written to the new master."""
+    inner = store_at(watched.url, None, RedisOptions(connect_seconds=SECONDS))
+    store = Guarded(inner, Breaker(STORE_BREAKER), time.monotonic, TurnstileOptions(trial_seconds=SECONDS))
+    keys = [b"k%d" % each for each in range(50)]
+    await store.put_many([(key, b"old") for key in keys], None, 10.0)
+    assert await store.get_many(keys, 10.0) == [b"old"] * 50
+    over = asyncio.Event()
+    slowest = 0.0
+    outcomes: dict[str, int] = {}
+
+    async def load() -> None:
+        nonlocal slowest
+        while not over.is_set():
+            started = time.monotonic()
+            try:
+                await store.get_many(keys, SECONDS)
+                kind = "well"
+            except StoreError as error:
+                kind = error.kind
+            slowest = max(slowest, time.monotonic() - started)
+            outcomes[kind] = outcomes.get(kind, 0) + 1
+            await asyncio.sleep(0.005)
+
+    callers = [asyncio.create_task(load()) for _ in range(8)]
+    old = watched.master
+    old.pause()  # hung: worse than dead, for its connections stay
+    await until(lambda: watched.master is not old, what="another master")
+    with watched.master.client() as client:
+        client.mset(dict.fromkeys(keys, b"new"))
+
+    async def renewed() -> bool:
+        with contextlib.suppress(StoreError):
+            return await store.get_many(keys, SECONDS) == [b"new"] * 50
+        return False
+
+    await until(renewed, what="the new master's values")
+    old.resume()  # it believes to be the master, until a Sentinel tells it otherwise
+    for _ in range(100):
+        assert await renewed()
+    over.set()
+    await asyncio.gather(*callers)
+    assert outcomes["well"] > 0
+    assert outcomes["open"] > outcomes["timeout"], outcomes
+    assert slowest < SECONDS + 2.0
+    await store.close()
+
+
+async def test_sentinels_that_are_off_or_hung_while_one_answers(watched: Watched, store_at: StoreAt) -> None:
+    watched.sentinels[0].kill()
+    watched.sentinels[1].pause()
+    store = store_at(watched.url)
+    assert await store.get_many([b"k"], 10.0) == [None]
+    with pytest.raises(StoreError) as failed:
+        await store_at(watched.url.replace(SERVICE, "other")).get_many([b"k"], 10.0)
+    assert failed.value.kind in ("timeout", "unreachable", "unavailable")  # the last that was heard of
+    watched.sentinels[2].kill()
+    assert await store.get_many([b"k"], 10.0) == [None]  # what was known is good enough
+    with pytest.raises(StoreError) as failed:
+        await store_at(watched.url).get_many([b"k"], 10.0)
+    assert failed.value.kind in ("timeout", "unreachable", "unavailable")
+    watched.sentinels[1].resume()
+
+
+async def test_who_is_no_master_any_more_is_not_read_from(watched: Watched, store_at: StoreAt) -> None:
+    """A Sentinel that is behind names a server that has become a replica: its values may be old ones."""
+    store = store_at(watched.url)
+    await store.put_many([(b"k", b"1")], None, 10.0)
+    for each in watched.sentinels:
+        each.pause()
+    old = next(iter(watched.servers.values()))
+    with old.client() as client:
+        client.execute_command("REPLICAOF", "127.0.0.1", 1)
+        client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+    await asyncio.sleep(0)
+
+    async def refuses() -> bool:
+        try:
+            await store.get_many([b"k"], 10.0)
+        except StoreError as error:
+            return error.kind == "unavailable"
+        return False
+
+    await until(refuses, what="a refusal to read from a replica")
+    for each in watched.sentinels:
+        each.resume()
