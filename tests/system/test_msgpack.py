@@ -100,36 +100,6 @@ def row(number: float) -> dict[str, Any]:
     return {"model": "echo", "inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": data}]}
 
 
-async def test_every_form_says_what_triton_says_and_asks_it_once(
-    triton: Any, gateway: Any, counting: Callable[..., Any]
-) -> None:
-    values = np.random.default_rng(3).standard_normal((3, 5), np.float32)
-    given = triton_http.InferInput("x", [3, 5], "FP32")
-    given.set_data_from_numpy(values)
-    direct = triton_http.InferenceServerClient(triton.http_address).infer("echo_fp32", [given]).as_numpy("y")
-    packed = {"inputs": [{"name": "x", "shape": [3, 5], "datatype": "FP32", "data": values.tobytes()}]}
-    plain = {"inputs": {"x": values.tolist()}}
-    url = gateway.http_url
-    peer = Peer([gateway.rpc_address])
-    await peer.connect()
-    with counting(triton, "echo_fp32") as counted:
-        through = triton_http.InferenceServerClient(gateway.http_address).infer("echo", [given]).as_numpy("y")
-        answers = [
-            msgpack.unpackb(post(f"{url}/v2/models/echo/infer", msgpack.packb(packed), MEDIA))["outputs"][0]["data"],
-            np.float32(msgpack.unpackb(post(f"{url}/v1/predict/echo", msgpack.packb(plain), MEDIA))["outputs"]["y"]),
-            np.float32(json.loads(post(f"{url}/v1/predict/echo", json.dumps(plain).encode(), "application/json"))
-                       ["outputs"]["y"]),
-        ]  # fmt: skip
-        model = {"model": "echo"}
-        of_rpc = await peer.all_of({1: ("infer", packed | model), 2: ("predict", plain | model)})
-        answers += [of_rpc[1]["outputs"][0]["data"], np.float32(of_rpc[2]["outputs"]["y"])]
-    assert counted.requests == 1
-    for answer in (through, *answers):
-        found = np.frombuffer(answer, "<f4").reshape(3, 5) if isinstance(answer, bytes) else answer
-        np.testing.assert_array_equal(found, direct)
-    peer.writer.close()
-
-
 async def test_strings_say_what_triton_says(triton: Any, gateway: Any) -> None:
     words = np.array(["ab", "é", "", "日本"], dtype=object)
     given = triton_http.InferInput("text", [4], "BYTES")
