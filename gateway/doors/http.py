@@ -8,7 +8,6 @@ codec's; every decision about an answer is the pipeline's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
 from http import HTTPStatus
 from time import perf_counter
 from typing import Final
@@ -18,19 +17,18 @@ import structlog
 from aiohttp import web
 from multidict import CIMultiDict
 
-from degrade.deadline import Ticker
-from gateway.admission.auth import Caller, Directory
-from gateway.admission.forwarded import Proxies
+from gateway.admission.auth import Caller
 from gateway.codec.dialect import PROTOCOL
 from gateway.config import Server
-from gateway.doors.about import Readiness, metadata, model_ready
-from gateway.doors.buffered import Buffered, Held
-from gateway.doors.exchange import Exchange, body_limit_key, body_too_large, recalled, refusal
+from gateway.doors.about import metadata, model_ready
+from gateway.doors.buffered import Held
+from gateway.doors.exchange import body_limit_key, body_too_large, recalled, refusal
 from gateway.doors.origin import origin_of
 from gateway.doors.passthrough import Broken, Passing, Passthrough, ask_for_body
 from gateway.doors.path import Target, target_of
+from gateway.doors.ports import Ports
 from gateway.doors.question import METHODS, QUERY_MEDIA, Question, Reply, check_version, dialect_in, identify, judge
-from gateway.operate.telemetry import PASSTHROUGH, Telemetry
+from gateway.operate.telemetry import PASSTHROUGH
 from gateway.problem import (
     Problem,
     Refused,
@@ -41,25 +39,9 @@ from gateway.problem import (
     timed_out,
 )
 from gateway.route import Route
-from tiers.pool import Pool
 
 _JSON: Final = {"Content-Type": "application/json"}
 _log = structlog.get_logger("tailrace")
-
-
-class Ports(msgspec.Struct, frozen=True):
-    """What the door is wired to; ``loaded`` is told of a model that a caller loaded or unloaded."""
-
-    routes: Mapping[str, Route]
-    passthrough: Pool
-    exchange: Exchange
-    directory: Directory
-    telemetry: Telemetry
-    readiness: Callable[[], Readiness]
-    loaded: Callable[[str], None]
-    ticker: Ticker
-    buffered: Buffered
-    proxies: Proxies
 
 
 class HttpDoor:
@@ -126,7 +108,7 @@ class HttpDoor:
         if route is None:
             works = request.method == "POST" and target.model
             quota = self._ports.exchange.charge(None, caller) if works else None
-            passing = Passing(target, self._ports.passthrough, began, quota)
+            passing = Passing(target, self._ports.passthrough.pool, began, quota)
             return await self._through.answer(request, passing), "passthrough"
         if target.kind in ("infer", "predict") and request.method == "OPTIONS":
             return _options(), "gateway"
