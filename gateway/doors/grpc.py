@@ -35,6 +35,7 @@ from gateway.doors.about import metadata, model_ready
 from gateway.doors.buffered import Held
 from gateway.doors.grpc_infer import Asking, Inferring
 from gateway.doors.grpc_stream import Streaming, StreamPorts
+from gateway.doors.hangup import hang_up
 from gateway.doors.passthrough import CHANGES_MAX, withheld
 from gateway.doors.ports import Ports
 from gateway.doors.question import check_version, identify
@@ -207,7 +208,7 @@ class GrpcDoor:
             return message if isinstance(message, bytes) else None
 
         async def write(message: bytes) -> None:
-            await self._bounded(context.write(message))
+            await self._bounded(context, message)
 
         await streaming.run(read, write)
         return Said(None, state="stream")
@@ -308,15 +309,17 @@ class GrpcDoor:
             await context.send_initial_metadata(said.metadata)
         if said.trailing:
             context.set_trailing_metadata(said.trailing)
-        await self._bounded(context.write(said.message))
+        assert said.message is not None
+        await self._bounded(context, said.message)
 
-    async def _bounded(self, writing: Awaitable[None]) -> None:
-        """A caller that does not take its answer is cut."""
+    async def _bounded(self, context: Context, message: bytes) -> None:
+        """A caller that does not take its answer is cut, and so are its other calls: grpc would hold all of it."""
         seconds = float(self._server.write_timeout)
         try:
             async with asyncio.timeout(seconds):
-                await writing
+                await context.write(message)
         except TimeoutError:
+            await asyncio.to_thread(hang_up, context.peer())
             raise Refused(timed_out(f"The answer was not taken within {seconds:g} s.")) from None
 
 
