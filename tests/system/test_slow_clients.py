@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.doors import hostile
+from benchmarks import hostile
+from benchmarks.crowd import allow, await_gone, files_of, memory
 from tests.doors.callers import ALL
 from tests.doors.question import Ask, Doors
 
@@ -26,6 +27,9 @@ LIMITS = {
 EARLY = 0.85
 """grpc takes up to a tenth off its timers, so that callers who came together are not cut together."""
 LATE_SECONDS = 15.0
+IDLE = 2000
+IDLE_BYTES_MAX = {"http": 16 * 1024, "grpc": 64 * 1024, "rpc": 16 * 1024}
+"""What an idle connection may cost."""
 EACH = 5
 """Clients of each manner, all at once."""
 
@@ -37,8 +41,8 @@ def config(triton: Any) -> dict[str, Any]:
     return {"server": server, "backends": {"b": {"http": [triton.http_url]}}, "routes": {"r": route}}
 
 
-async def cut(address: str, manners: dict[str, hostile.Manner]) -> list[str]:
-    """All at once; what was not cut when it should have been."""
+async def cut(address: str, manners: dict[str, hostile.Manner], each: int = EACH) -> list[str]:
+    """All at once, ``each`` so many times; what was not cut when it should have been."""
 
     async def one(name: str, manner: hostile.Manner) -> str:
         limit = sum(LIMITS[key] for key in manner.limits)
@@ -49,8 +53,8 @@ async def cut(address: str, manners: dict[str, hostile.Manner]) -> list[str]:
             return f"{name}: not within {limit:g} s ({' + '.join(manner.limits)})"
         return "" if took > limit * EARLY else f"{name}: after {took:.2f} s already, before {limit:g} s"
 
-    found = await asyncio.gather(*(one(*item) for item in manners.items() for _ in range(EACH)))
-    return [each for each in found if each]
+    found = await asyncio.gather(*(one(*item) for item in manners.items() for _ in range(each)))
+    return [fault for fault in found if fault]
 
 
 async def test_each_is_cut_at_its_limit_at_every_door_and_others_are_served(
@@ -74,6 +78,32 @@ async def test_each_is_cut_at_its_limit_at_every_door_and_others_are_served(
     for caller in callers.values():
         await caller.close()
     assert "Traceback" not in gateway.log()
+
+
+@pytest.mark.parametrize(("door", "manner"), [("http", "silent"), ("grpc", "answers no ping"), ("rpc", "silent")])
+async def test_two_thousand_idle_connections_cost_little_are_cut_and_hold_up_nobody(
+    gateway_factory: Callable[..., Any], triton: Any, door: str, manner: str
+) -> None:
+    allow(IDLE)
+    gateway = gateway_factory(config(triton), ("--rpc", "127.0.0.1:0"))
+    doors = Doors(gateway.http_address, gateway.grpc_address, gateway.rpc_address)
+    callers = [made.make(doors) for made in ALL.values()]
+    for caller in callers:
+        await caller.ask(Ask())  # what a first call takes is not the crowd's
+    manners = {"http": hostile.http, "grpc": hostile.grpc, "rpc": hostile.rpc}[door]("r")
+    pid = gateway.process.pid
+    before, files, most, peak = memory(pid).resident, files_of(pid), 0, 0
+    crowd = asyncio.create_task(cut(getattr(doors, door), {manner: manners[manner]}, IDLE))
+    while not crowd.done():
+        for caller in callers:
+            assert (await caller.ask(Ask())).values == Ask().rows[0]
+        most, peak = max(most, files_of(pid) - files), max(peak, memory(pid).resident - before)
+    assert await crowd == []
+    assert most >= IDLE * 0.9, "they were there together"
+    assert peak < IDLE_BYTES_MAX[door] * IDLE, f"{peak / IDLE / 1024:.1f} KiB each"
+    await_gone(pid, files)
+    for caller in callers:
+        await caller.close()
 
 
 async def test_handshakes_that_do_not_end_are_cut(gateway_factory: Callable[..., Any], triton: Any, pem: Any) -> None:
