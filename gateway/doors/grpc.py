@@ -36,7 +36,8 @@ from gateway.doors.buffered import Held
 from gateway.doors.grpc_infer import Asking, Inferring
 from gateway.doors.grpc_stream import Streaming, StreamPorts
 from gateway.doors.hangup import hang_up
-from gateway.doors.passthrough import CHANGES_MAX, withheld
+from gateway.doors.onward import withheld
+from gateway.doors.passthrough import CHANGES_MAX
 from gateway.doors.ports import Ports
 from gateway.doors.question import check_version, identify
 from gateway.doors.rpcs import Method

@@ -15,6 +15,7 @@ from gateway.admission.forwarded import Proxies
 from gateway.doors.about import Readiness
 from gateway.doors.buffered import Buffered
 from gateway.doors.exchange import Exchange
+from gateway.endpoint import NO_ENDPOINTS, Endpoint
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
 from gateway.route import Home, Route
@@ -35,3 +36,4 @@ class Ports(msgspec.Struct, frozen=True):
     ticker: Ticker
     buffered: Buffered
     proxies: Proxies
+    endpoints: Mapping[str, Endpoint] = NO_ENDPOINTS
