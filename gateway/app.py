@@ -25,6 +25,7 @@ from gateway.admission.auth import Caller, Directory
 from gateway.admission.forwarded import Proxies
 from gateway.admission.ratelimit import Limiter
 from gateway.check import raise_open_files
+from gateway.codec.ndarray import plain_bytes_max
 from gateway.config import ALLOW_ALL, Config, Server, parse_address
 from gateway.doors.about import Readiness
 from gateway.doors.book import BookOptions
@@ -265,10 +266,11 @@ class Gateway:
     async def _open_rpc(self, server: Server, written: str, directory: Directory, exchange: Exchange) -> None:
         """Listen for MessagePack-RPC."""
         methods = Methods(MethodPorts(self.routes, directory, self.readiness, monotonic))
-        bytes_max = max((route.body_limits.bytes_max for route in self.routes.values()), default=0)
+        limits = [route.body_limits for route in self.routes.values()]
         options = RpcOptions(
             server.rpc_in_flight_max,
-            bytes_max + ENVELOPE_BYTES_MAX,
+            max((each.bytes_max for each in limits), default=0) + ENVELOPE_BYTES_MAX,
+            max((plain_bytes_max(each.message) for each in limits), default=0) + ENVELOPE_BYTES_MAX,
             BookOptions(server.connections_max, server.connections_per_address_max),
             _times(server),
         )

@@ -76,6 +76,16 @@ class Exchange:
         wire = digester.key(body)
         return self._pipeline.recall_wire(question.route, question.hit_dues, wire, now), wire
 
+    async def recall_aside(
+        self, question: Question, body: bytes | memoryview, seconds: float
+    ) -> tuple[WireAnswer | None, bytes | None]:
+        """The same for a large body, whose digest is made aside, within ``seconds``."""
+        digester = question.digester
+        if digester is None:
+            return None, None
+        wire = await self._aside.run(partial(digester.key, body), question.caller.name, seconds)
+        return self._pipeline.recall_wire(question.route, question.hit_dues, wire, self._ticker()), wire
+
     def charge(self, route: Route | None, caller: Caller) -> Verdict | None:
         """Charge a request that is passed through: every quota of caller and route, or none. Raises Refused."""
         return self._pipeline.charge(route, caller)
