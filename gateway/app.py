@@ -271,6 +271,7 @@ class Gateway:
             server.rpc_in_flight_max,
             max((each.bytes_max for each in limits), default=0) + ENVELOPE_BYTES_MAX,
             max((plain_bytes_max(each.message) for each in limits), default=0) + ENVELOPE_BYTES_MAX,
+            {name: self._places(route) for name, route in self.routes.items()},
             BookOptions(server.connections_max, server.connections_per_address_max),
             _times(server),
         )
@@ -282,6 +283,11 @@ class Gateway:
                 partial(RpcConnection, self._rpc), parse_address(written), self._shared
             )
         self.rpc_address = url.removeprefix("http://")
+
+    def _places(self, route: Route) -> int:
+        """How many calls the replicas of a route's tiers take at once: of the tier that takes the fewest."""
+        backends = [self._config.backends[tier.backend] for tier in route.config.tiers]
+        return min(each.connections_max * len(each.http or each.grpc) for each in backends)
 
     def _directory(self) -> Directory:
         keys = {}

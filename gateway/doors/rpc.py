@@ -13,10 +13,10 @@ answered, one that has not finds the connection closed, and its caller asks agai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections import deque
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterator, Mapping
 from typing import Final, cast
 
 import msgspec
@@ -70,6 +70,8 @@ class RpcOptions(msgspec.Struct, frozen=True):
     in_flight_max: int
     message_bytes_max: int
     plain_bytes_max: int
+    places: Mapping[str, int]
+    """Of each route: how many calls its replicas take at once."""
     book: BookOptions
     times: Times = Times()
 
@@ -114,8 +116,9 @@ class RpcConnection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_began", "_closing", "_desk", "_ending", "_frames", "_held", "_lane", "_patient", "_paused", "_peer", "_pumps",
-        "_resting", "_stopped", "_tasks", "_transport", "_waiting", "_waiting_bytes", "_working_bytes", "limit",
+        "_began", "_closing", "_desk", "_ending", "_frames", "_held", "_lane", "_patient", "_paused", "_peer",
+        "_places", "_pumps", "_resting", "_stopped", "_tasks", "_transport", "_waiting", "_waiting_bytes",
+        "_working_bytes", "limit",
     )  # fmt: skip
 
     def __init__(self, lane: RpcLane) -> None:
@@ -128,6 +131,7 @@ class RpcConnection(asyncio.Protocol):
         self._waiting_bytes = 0
         self._began = 0.0  # when the message under way began
         self._tasks: set[asyncio.Task[None]] = set()
+        self._places: dict[str, asyncio.Semaphore] = {}
         self._working_bytes = 0
         self._held = 0  # bytes that the process counts as held here
         self._paused = False  # the peer does not read: nothing more is begun
@@ -301,12 +305,20 @@ class RpcConnection(asyncio.Protocol):
             self._write(call, rpc.answer(call.msgid or 0, [document]))
             desk.telemetry.responded(asked.label, _OK, "gateway", desk.ticker() - work.began)
             return
-        made = await desk.exchange.make(asked.question, asked.body, wire, work.began)
+        async with self._place(asked.question.route.name):
+            made = await desk.exchange.make(asked.question, asked.body, wire, work.began)
         answer = made.answer
         self._write_result(call, made.ready, answer.provenance, answer.quota)
         desk.telemetry.responded(asked.label, _OK, answer.provenance.cache, desk.ticker() - work.began)
 
-    @contextmanager
+    def _place(self, route: str) -> asyncio.Semaphore:
+        """One connection takes as many calls to a route's replicas as they have places, and the others wait here: in
+        the replicas' line they would be before whatever anyone else asks next."""
+        if route not in self._places:
+            self._places[route] = asyncio.Semaphore(self._lane.options.places[route])
+        return self._places[route]
+
+    @contextlib.contextmanager
     def _telling(self, work: Work) -> Iterator[None]:
         """Whatever goes wrong with a call is told to its caller."""
         try:
@@ -415,7 +427,8 @@ class RpcConnection(asyncio.Protocol):
         self._closing = True
         self.limit = self._desk.ticker() + min(LINGER_SECONDS_MAX, self._lane.options.times.write)
         self._read(True)
-        transport.write_eof()
+        with contextlib.suppress(OSError):  # they are gone, and we have not been told yet
+            transport.write_eof()
 
     def _unwritten(self) -> bool:
         return self._transport is not None and self._transport.get_write_buffer_size() > 0

@@ -240,6 +240,33 @@ async def test_no_more_calls_are_in_work_than_may_be(open_house: Open, triton_ec
     assert house.gateway.buffered.bytes == 0
 
 
+async def test_who_sends_many_calls_is_not_before_all_others_at_a_replica(
+    open_house: Open, triton_echo: EchoTriton
+) -> None:
+    house = await open_house(TAILRACE_BACKENDS__UPSTREAM__CONNECTIONS_MAX="4")
+    peer, other = await house.connect(), await house.connect()
+    for cache in ("miss", "hit"):
+        assert (await peer.ask("infer", row(0)))["provenance"]["cache"] == cache
+    triton_echo.gate.clear()
+    for msgid in range(2, 202):
+        peer.send(msgid, "infer", row(msgid) | {"cache_control": "no-store"})
+    await until(lambda: house.lane.in_flight == 200)
+    other.send(1, "infer", row(1000) | {"cache_control": "no-store"})
+    await until(lambda: house.lane.in_flight == 201)
+    assert (await peer.ask("infer", row(0)))["provenance"]["cache"] == "hit"  # known by its bytes: it needs no place
+    asked = triton_echo.asked
+    triton_echo.gate.set()
+    answer = await other.receive()
+    assert answer is not None
+    assert answer[3]["outputs"][0]["data"] == doubled(1000)
+    assert triton_echo.asked - asked < 100
+    for _ in range(200):
+        answer = await peer.receive()
+        assert answer is not None
+        assert answer[2] is None
+    await until(lambda: house.lane.in_flight == 0)
+
+
 async def test_a_corrupt_frame_ends_its_connection_and_no_other(open_house: Open, triton_echo: EchoTriton) -> None:
     house = await open_house()
     triton_echo.gate.clear()
