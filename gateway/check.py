@@ -92,8 +92,9 @@ def open_files_fault(config: Config, hard: int) -> str:
     )
 
 
-def environment_faults(config: Config, files_hard_limit: int) -> Iterator[str]:
-    """What is wrong with this process. The soft limit on files is not asked: serving lifts it."""
+def environment_faults(config: Config, files_hard_limit: int, clock: Ticker = time.time) -> Iterator[str]:
+    """What is wrong with this process. The soft limit on files is not asked: serving lifts it. ``clock``: seconds since
+    1970."""
     try:
         require_strict_parser()
     except ParserMissing as missing:
@@ -101,6 +102,7 @@ def environment_faults(config: Config, files_hard_limit: int) -> Iterator[str]:
     if importlib.util.find_spec("uvloop") is None:
         yield "uvloop: is not installed"
     yield from certificates.faults(config.server.tls)
+    yield from certificates.doubts(config.server.tls, clock())
     fault = open_files_fault(config, files_hard_limit)
     if fault:
         yield fault
