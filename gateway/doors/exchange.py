@@ -41,6 +41,9 @@ ASIDE_BYTES: Final = 256 * 1024
 """Messages above this, and all that are compressed, are read and written aside: JSON of this size takes some 20 ms
 of the event loop, and nobody knows how large a compressed one is before it is inflated."""
 
+LOOKED_UP_BYTES: Final = 4 * 2**20
+"""Bodies above this are put together and digested aside too: a millisecond, or two, for each MiB."""
+
 HEADINGS_MAX: Final = 1024
 """Beginnings of hits remembered, about 600 bytes each: one for each model, version and size of answer."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from time import perf_counter
 from typing import Final
@@ -25,7 +26,7 @@ from gateway.codec.dialect import PROTOCOL
 from gateway.config import Server
 from gateway.doors.about import Readiness, metadata, model_ready
 from gateway.doors.buffered import Buffered, Held
-from gateway.doors.exchange import Exchange, body_limit_key, body_too_large, recalled, refusal
+from gateway.doors.exchange import LOOKED_UP_BYTES, Exchange, body_limit_key, body_too_large, recalled, refusal
 from gateway.doors.origin import origin_of
 from gateway.doors.passthrough import Broken, Passing, Passthrough, ask_for_body
 from gateway.doors.path import Target, target_of
@@ -160,12 +161,16 @@ class HttpDoor:
         question = judge(request.method, target, request.headers, route, caller)
         with Held(self._ports.buffered) as held:
             body = await self._body(request, question, held)
-            hit, wire = self._ports.exchange.recall(question, body, self._ports.ticker())
+            exchange, now = self._ports.exchange, self._ports.ticker()
+            if len(body) > LOOKED_UP_BYTES:
+                hit, wire = await exchange.recall_aside(question, body, began + route.timeout - now)
+            else:
+                hit, wire = exchange.recall(question, body, now)
             if hit is not None:
                 reply = recalled(hit)
                 self._ports.telemetry.answered(route.name, hit.provenance)
             else:
-                reply = await self._ports.exchange.answer(question, body, wire, began)
+                reply = await exchange.answer(question, body, wire, began)
         return _response(reply), reply.state
 
     async def _body(self, request: web.BaseRequest, question: Question, held: Held) -> bytes:
@@ -186,6 +191,8 @@ class HttpDoor:
                     parts.append(part)
         except TimeoutError:
             raise Refused(timed_out(f"The body did not arrive within {seconds:g} s.")) from None
+        if size > LOOKED_UP_BYTES:
+            return await self._ports.exchange.aside(partial(b"".join, parts), question.caller.name, seconds)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     # -- what the gateway says of itself and of its routes ----------------------------------------
