@@ -49,7 +49,8 @@ from gateway.doors.listener import (
 )
 from gateway.doors.methods import MethodPorts, Methods
 from gateway.doors.passthrough import RELAYED_BYTES_MAX
-from gateway.doors.rpc import ENVELOPE_BYTES_MAX, RpcConnection, RpcDesk, RpcLane, RpcOptions
+from gateway.doors.rpc import RpcConnection
+from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
 from gateway.memory import keep_freed_memory, set_start_aside
 from gateway.operate.admin import admin_port

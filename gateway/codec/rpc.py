@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw
 
+from gateway.admission.quota import Verdict, ratelimit_value
 from gateway.codec import packed, plain
 from gateway.codec.extent import STEPS_MAX, Extent
 from gateway.problem import Problem, Refused, malformed
@@ -262,6 +263,13 @@ def provenance_members(provenance: Provenance) -> dict[str, object]:
     if provenance.collapsed:
         told["collapsed"] = True
     return told
+
+
+def quota_members(verdict: Verdict | None) -> dict[str, object]:
+    """The quota that is nearest to its end, in the words of the header fields."""
+    if verdict is None:
+        return {}
+    return {"ratelimit": ratelimit_value(verdict), "ratelimit_policy": verdict.quota.policy}
 
 
 def _is_array(code: int) -> bool:

@@ -16,25 +16,22 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator
 from typing import Final, cast
 
 import msgspec
 import structlog
 
-from degrade.deadline import Ticker
 from gateway.admission.auth import anonymous_name
-from gateway.admission.quota import Verdict, ratelimit_value
+from gateway.admission.quota import Verdict
 from gateway.codec import rpc
 from gateway.codec.rpc import Call, Fault, FrameFault, Frames, Message
 from gateway.doors import methods
-from gateway.doors.book import Book, BookOptions
-from gateway.doors.buffered import Buffered
-from gateway.doors.exchange import ASIDE_BYTES, Exchange
-from gateway.doors.lane import Times
-from gateway.doors.methods import Asked, Methods, Opened
+from gateway.doors.exchange import ASIDE_BYTES
+from gateway.doors.methods import Asked, Opened
 from gateway.doors.origin import origin_of
-from gateway.operate.telemetry import PASSTHROUGH, Telemetry
+from gateway.doors.rpc_lane import RpcLane
+from gateway.operate.telemetry import PASSTHROUGH
 from gateway.pipeline import WireAnswer
 from gateway.problem import Refused, internal, timed_out
 from tiers.inference import Provenance
@@ -53,27 +50,11 @@ SCAN_SECONDS_MAX: Final = 0.001
 """After how long a look at one connection's bytes others have a turn: the loop reads on while there are some, up to
 32 times in one of its turns."""
 
-ENVELOPE_BYTES_MAX: Final = 16 * 1024
-"""What a message may hold beyond the largest body that a route takes: its id and its method."""
-
 LINGER_SECONDS_MAX: Final = 1.0
 """How long a peer may take to close its side after ours is closed."""
 
 _OK: Final = 200
 _log = structlog.get_logger("tailrace")
-
-
-class RpcOptions(msgspec.Struct, frozen=True):
-    """Bounds of the door. ``in_flight_max`` is one connection's, the next two are one message's: all of it, and what it
-    holds beside strings and bytes."""
-
-    in_flight_max: int
-    message_bytes_max: int
-    plain_bytes_max: int
-    places: Mapping[str, int]
-    """Of each route: how many calls its replicas take at once."""
-    book: BookOptions
-    times: Times = Times()
 
 
 class Work(msgspec.Struct):
@@ -82,34 +63,6 @@ class Work(msgspec.Struct):
     call: Call
     began: float
     label: str = ""
-
-
-class RpcDesk(msgspec.Struct, frozen=True):
-    """Who answers what arrives."""
-
-    methods: Methods
-    exchange: Exchange
-    telemetry: Telemetry
-    buffered: Buffered
-    ticker: Ticker
-
-
-class RpcLane:
-    """What the connections of the door share."""
-
-    def __init__(self, desk: RpcDesk, options: RpcOptions) -> None:
-        self.desk = desk
-        self.options = options
-        self.book = Book(options.book)
-        self.in_flight = 0
-
-    def sweep(self, now: float) -> None:
-        """Cut every connection whose peer has taken longer than it may."""
-        self.book.sweep(now)
-
-    async def drain(self, seconds: float) -> None:
-        """Answer what has been read, and end every connection, within ``seconds``."""
-        await self.book.drain(seconds)
 
 
 class RpcConnection(asyncio.Protocol):
@@ -347,7 +300,7 @@ class RpcConnection(asyncio.Protocol):
     def _write_result(self, call: Call, ready: bytes, provenance: Provenance, quota: Verdict | None) -> None:
         if call.msgid is not None:
             told: dict[str, object] = {"provenance": rpc.provenance_members(provenance)}
-            self._write(call, rpc.answer(call.msgid, rpc.with_members(ready, told | _limits(quota))))
+            self._write(call, rpc.answer(call.msgid, rpc.with_members(ready, told | rpc.quota_members(quota))))
 
     def _write_error(self, work: Work, refused: Refused) -> None:
         telemetry, problem, call, label = self._desk.telemetry, refused.problem, work.call, work.label or PASSTHROUGH
@@ -357,7 +310,7 @@ class RpcConnection(asyncio.Protocol):
             return
         provenance = refused.provenance or Provenance(cache="none", reason=problem.slug)
         told: dict[str, object] = {"provenance": rpc.provenance_members(provenance)}
-        document: dict[str, object] = {**problem.document(), **told, **_limits(refused.verdict)}
+        document: dict[str, object] = {**problem.document(), **told, **rpc.quota_members(refused.verdict)}
         self._write(call, [rpc.error(call.msgid, document)])
 
     def _write(self, call: Call, parts: list[bytes | memoryview]) -> None:
@@ -469,10 +422,3 @@ class RpcConnection(asyncio.Protocol):
         if held != self._held:
             self._desk.buffered.add(held - self._held)
             self._held = held
-
-
-def _limits(verdict: Verdict | None) -> dict[str, object]:
-    """The quota that is nearest to its end, in the words of the header fields."""
-    if verdict is None:
-        return {}
-    return {"ratelimit": ratelimit_value(verdict), "ratelimit_policy": verdict.quota.policy}

@@ -11,7 +11,7 @@ from typing import Final
 from cache.response import ResponseCache
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.lane import EdgeLane
-from gateway.doors.rpc import RpcLane
+from gateway.doors.rpc_lane import RpcLane
 from gateway.operate.telemetry import Gauge, Labels
 from gateway.route import Home, Route, Served, Wire
 from tiers.pool import ReplicaState
