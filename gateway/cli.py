@@ -14,11 +14,12 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from typing import Final, Protocol, cast
 
 from gateway.config import Config
-from gateway.sources import ConfigError, read
+from gateway.sources import ConfigError, Loaded, read
 
 WELL: Final = 0
 UNFIT: Final = 1
@@ -84,13 +85,14 @@ def _run(chosen: argparse.Namespace, given: Sequence[str]) -> int:
 
 def _serve(chosen: argparse.Namespace, given: Sequence[str]) -> int:
     config = _config(chosen)
+    reread = partial(_read, chosen)
     if config.server.workers > 1 and chosen.worker is None:
         from gateway import supervisor
 
-        return supervisor.supervise(config, given, _announce)
-    from gateway import app
+        return supervisor.supervise(config, reread, given, _announce)
+    from gateway import process
 
-    return app.serve(config, _announce, chosen.worker)
+    return process.serve(config, reread, _announce, chosen.worker)
 
 
 def _check(chosen: argparse.Namespace) -> int:
@@ -123,6 +125,13 @@ def _demo(keep: bool) -> int:
 
 
 def _config(chosen: argparse.Namespace) -> Config:
+    loaded = _read(chosen)
+    for warning in loaded.warnings if chosen.worker is None else ():  # by the first process alone
+        print(f"tailrace: warning: {warning}", file=sys.stderr)
+    return loaded.config
+
+
+def _read(chosen: argparse.Namespace) -> Loaded:
     environ: Mapping[str, str] = os.environ
     # A TOML string, so that no address can be taken for a number.
     doors = {"HTTP": chosen.http, "GRPC": chosen.grpc, "RPC": chosen.rpc, "ADMIN": chosen.admin}
@@ -130,10 +139,7 @@ def _config(chosen: argparse.Namespace) -> Config:
     given = {name: json.dumps(address) for name, address in listeners.items() if address is not None}
     if chosen.workers is not None:
         given["TAILRACE_SERVER__WORKERS"] = str(chosen.workers)
-    loaded = read(chosen.config, {**environ, **given}, chosen.upstream)
-    for warning in loaded.warnings if chosen.worker is None else ():  # by the first process alone
-        print(f"tailrace: warning: {warning}", file=sys.stderr)
-    return loaded.config
+    return read(chosen.config, {**environ, **given}, chosen.upstream)
 
 
 def _announce(line: str) -> None:
@@ -174,6 +180,7 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="stand before Triton and answer",
         description="Answer requests until SIGTERM or Ctrl-C, then finish the open ones (server.drain).\n"
+        "SIGHUP reads the configuration again and takes it as a whole, or says why not and changes nothing.\n"
         "Prints one line when ready. With no file, every model passes through and nothing is cached.",
         epilog="ADDR is HOST:PORT or unix:PATH; port 0 takes a free one, and the ready line tells which.",
         formatter_class=raw,

@@ -109,6 +109,12 @@ class Home(msgspec.Struct, frozen=True):
         """All pools of replicas: RPCs may have one of their own."""
         return (self.pool,) if self.rpc is None or self.rpc.pool is self.pool else (self.pool, self.rpc.pool)
 
+    async def close(self) -> None:
+        """Ask nothing more, and hang up."""
+        await self.catalog.close()
+        for pool in self.pools:
+            await pool.close()
+
 
 class Allowance(msgspec.Struct, frozen=True):
     """One quota that a request must pass. ``per_caller``: each caller has one of its own."""
@@ -135,6 +141,8 @@ class Route:
         message = Limits(json_bytes_max=json_bytes_max, json_depth_max=limits.json_depth_max)
         self.body_limits = BodyLimits(bytes_max, message, RequestForms(message))
         self._homes = tuple(homes)
+        self._body_bytes_max = body_bytes_max
+        self._succeeded = False  # another route goes on with the answers kept here
         self.rules = _rules(config)
         self.validator = Validator(self.rules, config.limits.batch_max)
         self._digesters: Memo[tuple[Form, str, str], RequestDigester] = Memo(FORMS_MAX)
@@ -149,6 +157,19 @@ class Route:
         self._learnt: set[int] = set()
         self._learning: dict[int, asyncio.Task[None]] = {}
         self.epoch = 0
+
+    def under(self, config: RouteConfig, homes: Sequence[Home], body_bytes_max: int) -> Route:
+        """This route under another configuration: the same one if nothing is different, else its successor, which
+        goes on with the answers kept here unless others might be given now, or be refused."""
+        bytes_alike = body_bytes_max == self._body_bytes_max
+        alike = bytes_alike and len(homes) == len(self._homes) and all(map(is_, homes, self._homes))
+        if alike and config == self.config:
+            return self
+        successor = Route(self.name, config, homes, body_bytes_max)
+        if alike and _answers_alike(config, self.config):
+            successor.cache, successor.epoch = self.cache, self.epoch
+            self._succeeded = True
+        return successor
 
     @property
     def last_pool(self) -> Pool:
@@ -283,7 +304,7 @@ class Route:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self.cache is not None:
+        if self.cache is not None and not self._succeeded:
             self.cache.purge()  # its queues are circles that nobody else would cut
 
     async def _told(self, position: int, version: str, deadline: Deadline) -> ModelFacts:
@@ -328,6 +349,12 @@ class Route:
             if await home.pool.some(Outbound("GET", path), deadline, tier.model, version):
                 return True
         return False
+
+
+def _answers_alike(one: RouteConfig, other: RouteConfig) -> bool:
+    """Whether two configurations give the same answers to the same requests, and keep them for the same time."""
+    aside = {name: getattr(other, name) for name in ("quota", "caller_quota", "timeout", "degrade")}
+    return msgspec.structs.replace(one, **aside) == other
 
 
 def _semantic(request: InferRequest) -> Parameters:

@@ -32,7 +32,7 @@ from gateway.admission.forwarded import Origin
 from gateway.codec.dialect import PROTOCOL
 from gateway.doors.exchange import LOOKED_UP_BYTES, recalled, refusal
 from gateway.doors.handover import OURS, THEIRS, LentTransport
-from gateway.doors.head import HEAD_BYTES_REMEMBERED_MAX, Judgement, Lane
+from gateway.doors.head import HEAD_BYTES_REMEMBERED_MAX, Heads, Judgement, Lane
 from gateway.doors.lane import EdgeLane, State
 from gateway.doors.listener import resting
 from gateway.doors.origin import origin_of
@@ -65,8 +65,9 @@ _log = structlog.get_logger("tailrace")
 
 class _Asked(msgspec.Struct, frozen=True):
     """A request's head as this connection's peer asks it: a question to a route, or a passage by all of them.
-    ``size`` is that of the whole request in bytes."""
+    ``size`` is that of the whole request in bytes; ``heads`` judged it, and are others' after a reload."""
 
+    heads: Heads
     head: bytes
     judgement: Judgement
     question: Question | None
@@ -119,7 +120,8 @@ class EdgeConnection(asyncio.Protocol):
         state = self._state
         if state is _IDLE and not self._paused and not self._buffer:
             asked = self._asked
-            if asked is not None and len(data) == asked.size and data.startswith(asked.head):
+            same = asked is not None and len(data) == asked.size and data.startswith(asked.head)
+            if same and asked is not None and asked.heads is self._lane.heads:
                 now = self._began = self._lane.ticker()
                 self._ask(asked, data[asked.head_bytes :], now)  # as the last one: nothing to look up
                 return
@@ -253,7 +255,7 @@ class EdgeConnection(asyncio.Protocol):
             if passage is not None:
                 passage = passage.told(self._lane.proxies, self._origin)
             size = len(head) + judgement.length
-            asked = self._asked = _Asked(head, judgement, question, passage, len(head), size)
+            asked = self._asked = _Asked(self._lane.heads, head, judgement, question, passage, len(head), size)
         return asked
 
     def _forget_large(self) -> None:

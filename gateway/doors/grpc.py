@@ -96,12 +96,16 @@ class GrpcDoor:
     """The handler of every RPC."""
 
     def __init__(self, server: Server, ports: GrpcPorts) -> None:
-        self._server = server
-        self._ports = ports
         self._secure = server.tls is not None
-        self._withheld = withheld(ports.directory.has_keys)
         self._timeout = float(server.passthrough_timeout)
         self._changes = asyncio.Semaphore(CHANGES_MAX)
+        self.take(server, ports)
+
+    def take(self, server: Server, ports: GrpcPorts) -> None:
+        """Answer by these from now on, also what comes by streams that are open."""
+        self._server = server
+        self._ports = ports
+        self._withheld = withheld(ports.directory.has_keys)
 
     async def handle(self, method: Method, context: Context) -> None:
         """Answer one call; whatever goes wrong becomes a status here."""
@@ -150,7 +154,7 @@ class GrpcDoor:
         passed = self._passed_on(metadata, origin)
         deadline = self._deadline(context, began)
         if method.kind == "stream":
-            return await self._stream(context, Streaming(self._stream_ports(), caller, metadata, passed, deadline))
+            return await self._stream(context, Streaming(self._stream_ports, caller, metadata, passed, deadline))
         message = await self._message(context)
         held.add(len(message))
         if method.kind == "infer":

@@ -55,9 +55,15 @@ class Streaming:
     """One stream of one caller."""
 
     def __init__(
-        self, ports: StreamPorts, caller: Caller, metadata: codec.Metadata, passed: Metadata, deadline: Deadline
+        self,
+        ports: Callable[[], StreamPorts],
+        caller: Caller,
+        metadata: codec.Metadata,
+        passed: Metadata,
+        deadline: Deadline,
     ) -> None:
-        self._ports = ports
+        """``ports`` are asked for with every request: a stream may outlive them."""
+        self._told_ports = ports
         self._caller = caller
         self._directives = parse_cache_control(codec.joined(metadata, "cache-control"))
         self._passed = passed
@@ -68,8 +74,12 @@ class Streaming:
         self._ready: deque[asyncio.Task[bytes]] = deque()
         self._more = asyncio.Event()
         self._ended = False
-        self._free = asyncio.Semaphore(ports.pending_max)
+        self._free = asyncio.Semaphore(ports().pending_max)
         self._writing = asyncio.Lock()
+
+    @property
+    def _ports(self) -> StreamPorts:
+        return self._told_ports()
 
     async def run(self, read: Read, write: Write) -> None:
         """Answer until the caller has ended its side and all is said. Raises RpcRefused, UpstreamError, Refused."""

@@ -67,6 +67,10 @@ class HttpDoor:
     """The handler of one HTTP listener."""
 
     def __init__(self, server: Server, ports: Ports) -> None:
+        self.take(server, ports)
+
+    def take(self, server: Server, ports: Ports) -> None:
+        """Answer by these from now on; what is in work goes on by those that it began with."""
         self._server = server
         self._ports = ports
         self._through = Passthrough(server, ports.ticker, ports.loaded, ports.directory.has_keys, ports.proxies)

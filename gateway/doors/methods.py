@@ -87,6 +87,10 @@ class Methods:
     """Reads calls, and tells what is about routes."""
 
     def __init__(self, ports: MethodPorts) -> None:
+        self.take(ports)
+
+    def take(self, ports: MethodPorts) -> None:
+        """Answer by these from now on: what was judged by others is forgotten."""
         self._ports = ports
         self._known: Memo[Envelope, Question] = Memo(ENVELOPES_MAX)
 

@@ -84,7 +84,7 @@ class RpcConnection(asyncio.Protocol):
         self._waiting_bytes = 0
         self._began = 0.0  # when the message under way began
         self._tasks: set[asyncio.Task[None]] = set()
-        self._places: dict[str, asyncio.Semaphore] = {}
+        self._places: dict[tuple[str, int], asyncio.Semaphore] = {}
         self._working_bytes = 0
         self._held = 0  # bytes that the process counts as held here
         self._paused = False  # the peer does not read: nothing more is begun
@@ -244,7 +244,8 @@ class RpcConnection(asyncio.Protocol):
             asked = desk.methods.asked(opened, self._peer)
             wire = None
             if asked.question is not None:
-                hit, wire = await desk.exchange.recall_aside(asked.question, asked.body, seconds)
+                left = work.began + asked.question.route.timeout - desk.ticker()
+                hit, wire = await desk.exchange.recall_aside(asked.question, asked.body, left)
                 if hit is not None:
                     self._write_hit(work, hit)
                     return
@@ -267,9 +268,9 @@ class RpcConnection(asyncio.Protocol):
     def _place(self, route: str) -> asyncio.Semaphore:
         """One connection takes as many calls to a route's replicas as they have places, and the others wait here: in
         the replicas' line they would be before whatever anyone else asks next."""
-        if route not in self._places:
-            self._places[route] = asyncio.Semaphore(self._lane.options.places[route])
-        return self._places[route]
+        options = self._lane.options
+        places = options.places.get(route, options.in_flight_max)  # a reload may have taken a route away meanwhile
+        return self._places.setdefault((route, places), asyncio.Semaphore(places))
 
     @contextlib.contextmanager
     def _telling(self, work: Work) -> Iterator[None]:

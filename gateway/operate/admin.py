@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
@@ -16,9 +17,9 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from gateway.doors.http import problem_response
 from gateway.operate.telemetry import Telemetry
-from gateway.problem import malformed, method_not_allowed, not_found
-from gateway.route import Route
-from tiers.pool import Pool
+from gateway.problem import Problem, malformed, method_not_allowed, not_found
+from gateway.reload import Outcome, Reloads
+from gateway.route import Home, Route
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
 _READS: Final = ("GET", "HEAD")
@@ -44,13 +45,18 @@ class AdminPort:
         return problem_response(not_found(f"There is no {path} here; / says what there is."))
 
 
-def admin_port(
-    routes: Mapping[str, Route],
-    pools: Mapping[str, Pool],
-    telemetry: Telemetry,
-    is_draining: Callable[[], bool],
-) -> AdminPort:
-    """The admin port's paths: ``/metrics``, ``/status``, ``/purge`` and a plain index."""
+class Shown(msgspec.Struct, frozen=True):
+    """What an admin port shows. What is there is asked for each time: a reload changes it."""
+
+    routes: Callable[[], Mapping[str, Route]]
+    homes: Callable[[], Mapping[str, Home]]
+    telemetry: Telemetry
+    is_draining: Callable[[], bool]
+    reloads: Reloads | None = None
+
+
+def admin_port(shown: Shown) -> AdminPort:
+    """The admin port's paths: ``/metrics``, ``/status``, ``/purge``, ``/reload`` and a plain index."""
 
     async def index(_: web.BaseRequest) -> web.Response:
         return web.Response(
@@ -59,23 +65,25 @@ def admin_port(
             "GET  /status             routes, caches and replicas as JSON\n"
             "POST /purge?route=NAME   drop a route's cached answers\n"
             "POST /purge?all          drop every cached answer\n"
+            "POST /reload             read the configuration again, and take it if nothing is wrong with it\n"
         )
 
     async def metrics(_: web.BaseRequest) -> web.Response:
-        return web.Response(body=telemetry.exposition(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+        return web.Response(body=shown.telemetry.exposition(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def status(_: web.BaseRequest) -> web.Response:
         document = {
             "pid": os.getpid(),
-            "draining": is_draining(),
-            "routes": {name: _route_status(route) for name, route in routes.items()},
-            "backends": {name: [msgspec.to_builtins(state) for state in pool.states()] for name, pool in pools.items()},
+            "draining": shown.is_draining(),
+            "routes": {name: _route_status(route) for name, route in shown.routes().items()},
+            "backends": {name: msgspec.to_builtins(home.pool.states()) for name, home in shown.homes().items()},
         }
         return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
     async def purge(request: web.BaseRequest) -> web.Response:
         if set(request.query) - {"route", "all"} or len(request.query) != 1:
             return problem_response(malformed("Say either ?route=NAME or ?all.", "query"))
+        routes = shown.routes()
         chosen = list(routes.values())
         if "route" in request.query:
             name = request.query["route"]
@@ -86,7 +94,28 @@ def admin_port(
         dropped = {route.name: route.cache.purge() for route in chosen if route.cache is not None}
         return web.Response(body=msgspec.json.encode({"purged": dropped}), content_type="application/json")
 
-    return AdminPort({"/": index, "/metrics": metrics, "/status": status}, {"/purge": purge})
+    async def reload(_: web.BaseRequest) -> web.Response:
+        return reloaded(None if shown.reloads is None else await shown.reloads.reload())
+
+    return AdminPort({"/": index, "/metrics": metrics, "/status": status}, {"/purge": purge, "/reload": reload})
+
+
+def reloaded(outcome: Outcome | None) -> web.Response:
+    """What a reload came to: 200 and what has changed, or 422 and every fault. None: there is nothing to read again."""
+    if outcome is None:
+        return problem_response(not_found("This gateway's configuration was given to it, and cannot be read again."))
+    if outcome.faults:
+        return problem_response(
+            Problem(
+                "configuration-refused",
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                "Configuration refused",
+                f"Nothing has changed: {outcome.faults[0]}" + (" ..." if len(outcome.faults) > 1 else ""),
+                extras={"faults": list(outcome.faults)},
+            )
+        )
+    document = {"changed": outcome.changed, "warnings": outcome.warnings}
+    return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
 
 def _route_status(route: Route) -> dict[str, object]:
