@@ -32,7 +32,7 @@ from gateway.codec.rpc import FrameFault, Frames, begun, call_of, error, with_me
 from gateway.doors.methods import MethodPorts, Methods, opened
 from gateway.problem import Refused
 from gateway.sources import load
-from tiers.catalog import ModelFacts, TensorFact
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, InferResponse, Provenance
 from tiers.v2.forms import RequestForms
 from tiers.v2.message import Limits
@@ -188,7 +188,7 @@ def _methods() -> Methods:
 
     with asyncio.Runner() as runner:
         gateway = runner.run(made())
-    return Methods(MethodPorts(gateway.routes, gateway._directory(), gateway.readiness, lambda: 0.0))
+    return Methods(MethodPorts(gateway.routes, gateway.standing.directory, gateway.readiness, lambda: 0.0))
 
 
 METHODS = _methods()
