@@ -25,8 +25,9 @@ from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ParserMissing, require
 from gateway.homes import grpc_options
 from gateway.sources import GRPC_SCHEME
 from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, PROBING_CONNECTIONS_MAX, Call, TritonHttp, TritonOptions
-from tiers.catalog import Catalog, CatalogOptions, ModelFacts
+from tiers.catalog import Catalog, CatalogOptions
 from tiers.datatype import FLOATS
+from tiers.facts import ModelFacts
 from tiers.inference import Rejected, UpstreamError
 from tiers.seat import Replica
 

@@ -48,7 +48,7 @@ from gateway.recall import Action, Recall, recall, tolerates
 from gateway.route import Filled, Route, Served, Wire
 from tiers import cascade
 from tiers.cascade import CascadeOptions
-from tiers.catalog import ModelFacts
+from tiers.facts import ModelFacts
 from tiers.inference import SCHEDULING_PARAMETERS, InferRequest, InferResponse, Provenance, Rejected, UpstreamError
 from tiers.rows import batch_size
 

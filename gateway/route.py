@@ -33,7 +33,8 @@ from gateway.config import Route as RouteConfig
 from gateway.recall import RecallRules
 from tiers.backends.triton_http import Call as Outbound
 from tiers.cascade import Accept, Tier
-from tiers.catalog import Catalog, ModelFacts, TensorFact
+from tiers.catalog import Catalog
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import (
     SCHEDULING_PARAMETERS,
     Form,

@@ -18,7 +18,7 @@ import msgspec
 from gateway.codec import extent, http, msgpack, ndarray, plain
 from gateway.codec.http import BodyLimits, Buffer, Field
 from gateway.problem import Problem
-from tiers.catalog import ModelFacts
+from tiers.facts import ModelFacts
 from tiers.inference import InferRequest, InferResponse, Provenance
 from tiers.v2.request import WireForm
 

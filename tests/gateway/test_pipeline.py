@@ -28,7 +28,7 @@ from gateway.pipeline import Pipeline
 from gateway.problem import Refused
 from gateway.route import Heading, Home, Route, Wire
 from gateway.units import Seconds
-from tiers.catalog import ModelFacts, TensorFact
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import (
     InferRequest,
     InferResponse,

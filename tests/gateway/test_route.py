@@ -17,7 +17,7 @@ from gateway.config import Route as RouteConfig
 from gateway.route import Home, Route, Served, merged_facts, quota_of
 from gateway.units import Seconds, Size
 from tiers.backends.triton_http import Call
-from tiers.catalog import ModelFacts, TensorFact
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, InferResponse, Rejected, RequestedOutput, Tensor, UpstreamError
 
 LAST: Final = TierConfig("gpu", "large")
