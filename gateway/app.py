@@ -50,6 +50,7 @@ from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
 from gateway.reload import Reloads
 from gateway.route import Home, Route
+from gateway.service import Watched
 from gateway.sources import ConfigError, Loaded
 from gateway.standing import Retired, Standing, Watching, changed_quotas, homes, retired, stand
 
@@ -110,7 +111,7 @@ class Gateway:
         self.pipeline = Pipeline(self._limiter, self.telemetry, monotonic, self._chance)
         self._exchange = Exchange(self.pipeline, monotonic, self.buffered)
         self.reloads = None if reread is None else Reloads(config, reread, self.take)
-        shown = (lambda: self.routes, lambda: self.homes, lambda: self._draining)
+        shown = (lambda: self.services, lambda: self.homes, lambda: self._draining)
         for gauge in (*gauges(*shown), *(() if self.reloads is None else reload_gauges(self.reloads))):
             self.telemetry.watch(gauge)
 
@@ -118,6 +119,11 @@ class Gateway:
     def routes(self) -> Mapping[str, Route]:
         """The routes that are answered now."""
         return self.standing.routes
+
+    @property
+    def services(self) -> Mapping[str, Watched]:
+        """The routes and the endpoints that are answered now."""
+        return self.standing.services
 
     @property
     def homes(self) -> Mapping[str, Home]:
@@ -143,7 +149,7 @@ class Gateway:
             await self._open_rpc(server, server.rpc)
         if server.has_grpc:
             await self._start_grpc(ports, certificates)
-        shown = Shown(lambda: self.routes, lambda: self.homes, self.telemetry, lambda: self._draining, self.reloads)
+        shown = Shown(lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining, self.reloads)
         self._admin = Listener(admin_port(shown).handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
@@ -206,6 +212,7 @@ class Gateway:
             ticker=monotonic,
             buffered=self.buffered,
             proxies=standing.proxies,
+            endpoints=standing.by_path,
         )
 
     def _desk(self, standing: Standing) -> Desk:
@@ -213,7 +220,9 @@ class Gateway:
         assert listener is not None
         relayed_bytes_max = min(RELAYED_BYTES_MAX, int(server.passthrough_bytes_max))
         bounds = HeadBounds(int(server.header_bytes_max), relayed_bytes_max)
-        heads = Heads(standing.routes, standing.directory, bounds, standing.proxies, server.edge)
+        heads = Heads(
+            standing.routes, standing.directory, bounds, standing.proxies, server.edge, standing.by_path
+        )
         pool, proxies = standing.passthrough.pool, standing.proxies
         return Desk(heads, self._exchange, self.telemetry, self.buffered, listener.behind, pool, proxies)
 
@@ -267,14 +276,18 @@ class Gateway:
         return http
 
     def readiness(self) -> Readiness:
-        """Not while draining, nor while a route or the pass-through has no replica that is ready."""
+        """Not while draining, nor while a route, an endpoint or the pass-through has no replica that is ready."""
         if self._draining:
             return Readiness(False, "the gateway is draining")
         for name, route in self.routes.items():
             if not any(self._is_up(tier.backend) for tier in route.config.tiers):
                 return Readiness(False, f"route {name} has no ready replica")
-        passthrough = self.standing.config.passthrough
-        if not self.routes and not self._is_up(passthrough):
+        config = self.standing.config
+        for name, endpoint in config.endpoints.items():
+            if not self._is_up(config.backend_of(endpoint)):
+                return Readiness(False, f"endpoint {name} has no ready replica")
+        passthrough = config.passthrough
+        if not self.services and not self._is_up(passthrough):
             return Readiness(False, f"backend {passthrough} has no ready replica")
         return Readiness(True)
 
@@ -306,7 +319,7 @@ class Gateway:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._exchange.close()
         await self.pipeline.close()
-        await Retired(tuple(self.homes.values()), tuple(self.routes.values())).close()
+        await Retired(tuple(self.homes.values()), self.standing.answering).close()
 
     # -- making the parts -------------------------------------------------------------------------
 

@@ -37,7 +37,8 @@ from gateway.doors.lane import EdgeLane, State
 from gateway.doors.listener import resting
 from gateway.doors.origin import origin_of
 from gateway.doors.passthrough import Passage
-from gateway.doors.question import Question, Reply
+from gateway.doors.posting import AnyQuestion, Posting
+from gateway.doors.question import Reply
 from gateway.doors.relay import Relay
 from gateway.operate.telemetry import PASSTHROUGH
 from gateway.pipeline import WireAnswer
@@ -70,7 +71,7 @@ class _Asked(msgspec.Struct, frozen=True):
     heads: Heads
     head: bytes
     judgement: Judgement
-    question: Question | None
+    question: AnyQuestion | None
     passage: Passage | None
     head_bytes: int
     size: int
@@ -252,6 +253,8 @@ class EdgeConnection(asyncio.Protocol):
                     name = anonymous_name(client or "local")
                 question = None if question is None else question.by(name)
                 passage = None if passage is None else passage.by(name)
+            if isinstance(question, Posting):
+                question = question.told(self._lane.proxies, self._origin)
             if passage is not None:
                 passage = passage.told(self._lane.proxies, self._origin)
             size = len(head) + judgement.length
@@ -324,11 +327,11 @@ class EdgeConnection(asyncio.Protocol):
             return
         self._begin_answer(question, partial(lane.exchange.answer, question, body, wire, began))
 
-    def _begin_answer(self, question: Question, make: Callable[[], Awaitable[Reply]]) -> None:
+    def _begin_answer(self, question: AnyQuestion, make: Callable[[], Awaitable[Reply]]) -> None:
         self._turn(_BUSY)
         self._task = asyncio.get_running_loop().create_task(self._answer(question, make, self._began))
 
-    async def _gathered(self, question: Question, parts: list[bytes], began: float) -> Reply:
+    async def _gathered(self, question: AnyQuestion, parts: list[bytes], began: float) -> Reply:
         """What a large body asks: it is put together, and looked up by its bytes, where nobody else waits for that."""
         exchange, name = self._lane.exchange, question.caller.name
         seconds = began + question.route.timeout - self._lane.ticker()
@@ -340,7 +343,7 @@ class EdgeConnection(asyncio.Protocol):
         self._lane.telemetry.answered(question.route.name, hit.provenance)
         return recalled(hit)
 
-    async def _answer(self, question: Question, make: Callable[[], Awaitable[Reply]], began: float) -> None:
+    async def _answer(self, question: AnyQuestion, make: Callable[[], Awaitable[Reply]], began: float) -> None:
         try:
             reply = await make()
         except Refused as refused:
@@ -410,7 +413,7 @@ class EdgeConnection(asyncio.Protocol):
 
     # -- writing ----------------------------------------------------------------------------------
 
-    def _write_hit(self, hit: WireAnswer, question: Question, began: float) -> None:
+    def _write_hit(self, hit: WireAnswer, question: AnyQuestion, began: float) -> None:
         lane = self._lane
         transport = self._transport
         if transport is None or lane.draining:
@@ -445,7 +448,7 @@ class EdgeConnection(asyncio.Protocol):
         if lane.draining:
             self.close()
 
-    def _refuse(self, problem: Problem, question: Question | None = None) -> None:
+    def _refuse(self, problem: Problem, question: AnyQuestion | None = None) -> None:
         """Answer what is not read to its end, and end: our side now, theirs when they have read that."""
         transport, telemetry = self._transport, self._lane.telemetry
         if transport is None or transport.is_closing():

@@ -35,7 +35,8 @@ from gateway.doors.about import Readiness, metadata, model_ready
 from gateway.doors.buffered import Buffered, Held
 from gateway.doors.grpc_infer import Asking, Inferring
 from gateway.doors.grpc_stream import Streaming, StreamPorts
-from gateway.doors.passthrough import CHANGES_MAX, withheld
+from gateway.doors.onward import withheld
+from gateway.doors.passthrough import CHANGES_MAX
 from gateway.doors.question import check_version, identify
 from gateway.doors.rpcs import Method
 from gateway.operate.telemetry import PASSTHROUGH, Telemetry

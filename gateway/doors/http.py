@@ -26,11 +26,14 @@ from gateway.codec.dialect import PROTOCOL
 from gateway.config import Server
 from gateway.doors.about import Readiness, metadata, model_ready
 from gateway.doors.buffered import Buffered, Held
-from gateway.doors.exchange import LOOKED_UP_BYTES, Exchange, body_limit_key, body_too_large, recalled, refusal
+from gateway.doors.exchange import LOOKED_UP_BYTES, Exchange, body_too_large, recalled, refusal
+from gateway.doors.onward import withheld
 from gateway.doors.origin import origin_of
-from gateway.doors.passthrough import Broken, Passing, Passthrough, ask_for_body
+from gateway.doors.passthrough import UNTYPED, Broken, Passing, Passthrough, ask_for_body
 from gateway.doors.path import Target, target_of
-from gateway.doors.question import METHODS, QUERY_MEDIA, Question, Reply, check_version, dialect_in, identify, judge
+from gateway.doors.posting import AnyQuestion, judge_post
+from gateway.doors.question import METHODS, QUERY_MEDIA, Reply, check_version, dialect_in, identify, judge
+from gateway.endpoint import NO_ENDPOINTS, Endpoint, endpoint_of
 from gateway.operate.telemetry import PASSTHROUGH, Telemetry
 from gateway.problem import (
     Problem,
@@ -61,6 +64,7 @@ class Ports(msgspec.Struct, frozen=True):
     ticker: Ticker
     buffered: Buffered
     proxies: Proxies
+    endpoints: Mapping[str, Endpoint] = NO_ENDPOINTS
 
 
 class HttpDoor:
@@ -73,6 +77,7 @@ class HttpDoor:
         """Answer by these from now on; what is in work goes on by those that it began with."""
         self._server = server
         self._ports = ports
+        self._withheld = withheld(ports.directory.has_keys)
         self._through = Passthrough(server, ports.ticker, ports.loaded, ports.directory.has_keys, ports.proxies)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -83,9 +88,14 @@ class HttpDoor:
         try:
             target = target_of(request.method, request.rel_url.raw_path_qs)
             route = self._ports.routes.get(target.model)
-            if route is not None:
-                label = route.name
-            response, state = await self._answer(request, target, route, began)
+            endpoint = endpoint_of(self._ports.endpoints, request.method, target)
+            service = endpoint or route
+            if service is not None:
+                label = service.name
+            if endpoint is not None:
+                response, state = await self._post(request, target, endpoint)
+            else:
+                response, state = await self._answer(request, target, route, began)
         except Refused as refused:
             dialect = PROTOCOL
             if target is not None and (label != PASSTHROUGH or target.kind == "predict"):
@@ -116,17 +126,14 @@ class HttpDoor:
         if target.kind == "ready":
             _only_read(request.method)
             return self._ready(), "gateway"
-        proxies = self._ports.proxies
-        client = proxies.client(origin_of(request.transport).address, proxies.hops(request.headers))
-        caller = identify(self._ports.directory, request.headers, client or "local")
+        caller = self._caller(request)
         if target.changes is not None and target.changes not in self._server.allow:
             detail = f"{request.method} {target.raw} would change the server behind this gateway."
             raise Refused(forbidden(detail, f'"{target.changes}" in server.allow'))
         if route is None and target.kind == "predict" and self._ports.routes:
             raise Refused(not_found(f"There is no route {target.model!r}."))
         if route is None:
-            works = request.method == "POST" and target.model
-            quota = self._ports.exchange.charge(None, caller) if works else None
+            quota = self._ports.exchange.charge(None, caller) if target.works(request.method) else None
             passing = Passing(target, self._ports.passthrough, began, quota)
             return await self._through.answer(request, passing), "passthrough"
         if target.kind in ("infer", "predict") and request.method == "OPTIONS":
@@ -147,6 +154,11 @@ class HttpDoor:
             passing = self._bounded(target, route, caller, passing)
         return await self._through.answer(request, passing), "passthrough"
 
+    def _caller(self, request: web.BaseRequest) -> Caller:
+        proxies = self._ports.proxies
+        client = proxies.client(origin_of(request.transport).address, proxies.hops(request.headers))
+        return identify(self._ports.directory, request.headers, client or "local")
+
     def _bounded(self, target: Target, route: Route, caller: Caller, passing: Passing) -> Passing:
         """What passes through a route and puts work on its model keeps to the route's limits (``generate``)."""
         if route.config.inputs:
@@ -154,30 +166,38 @@ class HttpDoor:
             raise Refused(forbidden(detail))
         quota = self._ports.exchange.charge(route, caller)
         bytes_max = route.body_limits.bytes_max
-        return msgspec.structs.replace(passing, quota=quota, bytes_max=bytes_max, limit=body_limit_key(route))
+        return msgspec.structs.replace(passing, quota=quota, bytes_max=bytes_max, limit=route.limit)
 
     # -- infer ----------------------------------------------------------------------------------
 
     async def _infer(
         self, request: web.BaseRequest, target: Target, route: Route, caller: Caller
     ) -> tuple[web.StreamResponse, str]:
+        return await self._asked(request, judge(request.method, target, request.headers, route, caller))
+
+    async def _post(
+        self, request: web.BaseRequest, target: Target, endpoint: Endpoint
+    ) -> tuple[web.StreamResponse, str]:
+        posting = judge_post(target, request.headers, endpoint, self._caller(request), self._withheld)
+        return await self._asked(request, posting.told(self._ports.proxies, origin_of(request.transport)))
+
+    async def _asked(self, request: web.BaseRequest, question: AnyQuestion) -> tuple[web.StreamResponse, str]:
         began = self._ports.ticker()
-        question = judge(request.method, target, request.headers, route, caller)
         with Held(self._ports.buffered) as held:
             body = await self._body(request, question, held)
             exchange, now = self._ports.exchange, self._ports.ticker()
             if len(body) > LOOKED_UP_BYTES:
-                hit, wire = await exchange.recall_aside(question, body, began + route.timeout - now)
+                hit, wire = await exchange.recall_aside(question, body, began + question.route.timeout - now)
             else:
                 hit, wire = exchange.recall(question, body, now)
             if hit is not None:
                 reply = recalled(hit)
-                self._ports.telemetry.answered(route.name, hit.provenance)
+                self._ports.telemetry.answered(question.route.name, hit.provenance)
             else:
                 reply = await exchange.answer(question, body, wire, began)
         return _response(reply), reply.state
 
-    async def _body(self, request: web.BaseRequest, question: Question, held: Held) -> bytes:
+    async def _body(self, request: web.BaseRequest, question: AnyQuestion, held: Held) -> bytes:
         """The whole body, within the route's bounds, the server's bound on a body's time, and that of all bodies."""
         route, bytes_max = question.route, question.body_bytes_max
         if (request.content_length or 0) > bytes_max:
@@ -236,4 +256,7 @@ def _plain(document: object, status: int = 200) -> web.Response:
 
 
 def _response(reply: Reply) -> web.Response:
-    return web.Response(body=reply.body, status=reply.status, headers=CIMultiDict(reply.fields))
+    response = web.Response(body=reply.body, status=reply.status, headers=CIMultiDict(reply.fields))
+    if "Content-Type" not in CIMultiDict(reply.fields):  # a server behind an endpoint need not say one
+        response[UNTYPED] = True
+    return response

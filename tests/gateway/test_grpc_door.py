@@ -180,7 +180,7 @@ async def test_a_call_goes_out_as_it_came_without_what_was_for_us_alone(upstream
     assert request == infer(id="7")
     assert {name: got[name] for name, _ in metadata} == dict(metadata)
     assert got["via"] == "2.0 tailrace"
-    assert 0 < remaining <= SECONDS * 1.1  # grpc rounds a time up when it writes it
+    assert 0 < remaining <= SECONDS * 1.02  # grpc rounds a timeout up to a few digits, at each of the two calls
     assert "passthrough" in trailing["cache-status"]
 
 
