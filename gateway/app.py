@@ -19,6 +19,7 @@ import structlog
 from degrade.breaker import Change
 from gateway.admission.ratelimit import Limiter
 from gateway.background import Sleep, kept, sweep
+from gateway.codec.ndarray import plain_bytes_max
 from gateway.config import Config, Server, parse_address
 from gateway.doors.about import Readiness
 from gateway.doors.book import BookOptions
@@ -41,7 +42,8 @@ from gateway.doors.listener import (
 from gateway.doors.methods import MethodPorts, Methods
 from gateway.doors.passthrough import RELAYED_BYTES_MAX
 from gateway.doors.ports import Ports
-from gateway.doors.rpc import ENVELOPE_BYTES_MAX, RpcConnection, RpcDesk, RpcLane, RpcOptions
+from gateway.doors.rpc import RpcConnection
+from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
 from gateway.operate.admin import Shown, admin_port
 from gateway.operate.gauges import gauges, lane_gauges, reload_gauges, rpc_gauges, tls_gauges
@@ -370,13 +372,21 @@ def _edge_options(server: Server) -> EdgeOptions:
 
 def _rpc_options(standing: Standing) -> RpcOptions:
     server = standing.config.server
-    bytes_max = max((route.body_limits.bytes_max for route in standing.routes.values()), default=0)
+    limits = [route.body_limits for route in standing.routes.values()]
     return RpcOptions(
         server.rpc_in_flight_max,
-        bytes_max + ENVELOPE_BYTES_MAX,
+        max((each.bytes_max for each in limits), default=0) + ENVELOPE_BYTES_MAX,
+        max((plain_bytes_max(each.message) for each in limits), default=0) + ENVELOPE_BYTES_MAX,
+        {name: _places(standing, route) for name, route in standing.routes.items()},
         BookOptions(server.connections_max, server.connections_per_address_max),
         _times(server),
     )
+
+
+def _places(standing: Standing, route: Route) -> int:
+    """How many calls the replicas of a route's tiers take at once: of the tier that takes the fewest."""
+    backends = [standing.config.backends[tier.backend] for tier in route.config.tiers]
+    return min(each.connections_max * len(each.http or each.grpc) for each in backends)
 
 
 def _times(server: Server) -> Times:

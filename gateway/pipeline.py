@@ -49,7 +49,7 @@ from gateway.recall import Action, Recall, recall, tolerates
 from gateway.route import Route
 from gateway.service import Allowance, Filled, Q, R, Response, Served, Service, Watched, Wire
 from tiers.cascade import CascadeOptions
-from tiers.catalog import ModelFacts
+from tiers.facts import ModelFacts
 from tiers.inference import Provenance, Rejected, UpstreamError
 
 RETRY_AFTER_SECONDS: Final = 1.0

@@ -23,6 +23,7 @@ from gateway.doors.certificates import Certificates
 from gateway.doors.grpc import Context, GrpcDoor
 from gateway.doors.grpc_health import NAME, Health
 from gateway.doors.guests import Guests
+from gateway.doors.listener import check_free
 from gateway.doors.rpcs import MESSAGE_BYTES_MAX, METHODS, Method
 from tiers.backends.rpc import SERVICE
 
@@ -53,6 +54,8 @@ class GrpcListener:
         """Listen, with TLS if there are certificates and it is a network; returns the address. Raises OSError."""
         host = f"[{address.host}]" if ":" in address.host else address.host
         target = f"unix:{address.path}" if address.path else f"{host}:{address.port}"
+        if address.path:
+            check_free(address.path)
         try:
             if certificates is None or address.path:
                 port = self._server.add_insecure_port(target)

@@ -8,6 +8,7 @@ codec's; every decision about an answer is the pipeline's.
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from http import HTTPStatus
 from time import perf_counter
 from typing import Final
@@ -22,7 +23,7 @@ from gateway.codec.dialect import PROTOCOL
 from gateway.config import Server
 from gateway.doors.about import metadata, model_ready
 from gateway.doors.buffered import Held
-from gateway.doors.exchange import body_too_large, recalled, refusal
+from gateway.doors.exchange import LOOKED_UP_BYTES, body_too_large, recalled, refusal
 from gateway.doors.onward import withheld
 from gateway.doors.origin import origin_of
 from gateway.doors.passthrough import UNTYPED, Broken, Passing, Passthrough, ask_for_body
@@ -165,12 +166,16 @@ class HttpDoor:
         began = self._ports.ticker()
         with Held(self._ports.buffered) as held:
             body = await self._body(request, question, held)
-            hit, wire = self._ports.exchange.recall(question, body, self._ports.ticker())
+            exchange, now = self._ports.exchange, self._ports.ticker()
+            if len(body) > LOOKED_UP_BYTES:
+                hit, wire = await exchange.recall_aside(question, body, began + question.route.timeout - now)
+            else:
+                hit, wire = exchange.recall(question, body, now)
             if hit is not None:
                 reply = recalled(hit)
                 self._ports.telemetry.answered(question.route.name, hit.provenance)
             else:
-                reply = await self._ports.exchange.answer(question, body, wire, began)
+                reply = await exchange.answer(question, body, wire, began)
         return _response(reply), reply.state
 
     async def _body(self, request: web.BaseRequest, question: AnyQuestion, held: Held) -> bytes:
@@ -191,6 +196,8 @@ class HttpDoor:
                     parts.append(part)
         except TimeoutError:
             raise Refused(timed_out(f"The body did not arrive within {seconds:g} s.")) from None
+        if size > LOOKED_UP_BYTES:
+            return await self._ports.exchange.aside(partial(b"".join, parts), question.caller.name, seconds)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     # -- what the gateway says of itself and of its routes ----------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import struct
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from cache.digest import WireDigester
 from gateway.app import Gateway
 from gateway.codec.dialect import Dialect, dialect_of
 from gateway.sources import load
@@ -94,6 +96,32 @@ async def test_a_request_in_messagepack_is_answered_in_it(door: Door, triton_ech
         assert document["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": TWICE}]
         assert (document["model_name"], document["model_version"]) == ("r", "1")
     assert triton_echo.asked == 2
+
+
+async def test_a_large_body_is_looked_up_aside_and_answered_as_any_other(
+    door: Door, triton_echo: EchoTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def key(digester: WireDigester, body: bytes) -> bytes:
+        threads.append(threading.current_thread().name)
+        return make(digester, body)
+
+    make = WireDigester.key
+    monkeypatch.setattr(WireDigester, "key", key)
+    large = msgpack.packb(PACKED | {"padding": b"\0" * 5 * 2**20})
+    for cache in ("miss", "hit", "hit"):  # the last by its bytes
+        status, fields, body = await door.ask(INFER, large, f"Content-Type: {MEDIA}")
+        assert (status, msgpack.unpackb(body)["outputs"][0]["data"]) == (200, TWICE)
+        assert f"cache={cache}" in fields["tailrace-provenance"]
+    assert triton_echo.asked == 1
+    assert len(threads) == 3
+    assert all(name.startswith("tailrace-aside") for name in threads), threads
+    assert door.gateway.buffered.bytes == 0
+    values = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1] * (9 * 2**20)}]}
+    status, _, body = await door.ask(INFER, msgpack.packb(values), f"Content-Type: {MEDIA}")
+    assert (status, msgpack.unpackb(body)["detail"]) == (413, "A message has too many values; send tensors as bytes.")
+    assert (await door.ask(INFER, msgpack.packb(PACKED), f"Content-Type: {MEDIA}"))[0] == 200
 
 
 async def test_one_entry_for_all_forms(door: Door, triton_echo: EchoTriton) -> None:
