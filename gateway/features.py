@@ -21,8 +21,8 @@ from degrade.ladder import Failure
 from gateway.config import FeatureInput
 from gateway.config import Features as FeaturesConfig
 from gateway.tables import Ids, Looked, Table, UnknownId
-from tiers.catalog import ModelFacts, TensorFact
 from tiers.datatype import DTYPES, bytes_spans
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, Rejected, TableTold, Tensor, UpstreamError
 from tiers.rows import take_rows
 

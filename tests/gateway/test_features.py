@@ -24,7 +24,7 @@ from gateway.tables import Source, Table, TableOptions
 from gateway.units import Seconds
 from tests.gateway.test_pipeline import NOBODY, House, Upstream
 from tests.gateway.test_tables import Shelf
-from tiers.catalog import ModelFacts, TensorFact
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, InferResponse, Tensor
 from tiers.pool import Answered
 
