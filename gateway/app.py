@@ -29,7 +29,7 @@ from gateway.doors.edge import EdgeConnection
 from gateway.doors.exchange import Exchange
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.head import HeadBounds, Heads
-from gateway.doors.http import HttpDoor, Ports
+from gateway.doors.http import HttpDoor
 from gateway.doors.lane import Clocks, Desk, EdgeLane, EdgeOptions, Times
 from gateway.doors.listener import (
     ADMIN_CONNECTIONS_MAX,
@@ -41,6 +41,7 @@ from gateway.doors.listener import (
 )
 from gateway.doors.methods import MethodPorts, Methods
 from gateway.doors.passthrough import RELAYED_BYTES_MAX
+from gateway.doors.ports import Ports
 from gateway.doors.rpc import RpcConnection
 from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
@@ -55,7 +56,7 @@ from gateway.sources import ConfigError, Loaded
 from gateway.standing import Retired, Standing, Watching, changed_quotas, homes, retired, stand
 
 if TYPE_CHECKING:
-    from gateway.doors.grpc import GrpcDoor, GrpcPorts
+    from gateway.doors.grpc import GrpcDoor
     from gateway.doors.grpc_listener import GrpcListener
 
 SWEEP_SECONDS: Final = 0.5
@@ -196,14 +197,15 @@ class Gateway:
             self._methods.take(self._method_ports(after))
             self._rpc.options = _rpc_options(after)
         if self._grpc_door is not None:
-            self._grpc_door.take(config.server, self._grpc_ports(ports))
+            self._grpc_door.take(config.server, ports)
         self._keep(after)
         self._retire(retired(before, after), float(before.config.server.passthrough_timeout))
 
     def _ports(self, standing: Standing) -> Ports:
         return Ports(
             routes=standing.routes,
-            passthrough=standing.passthrough.pool,
+            passthrough=standing.passthrough,
+            pipeline=self.pipeline,
             exchange=self._exchange,
             directory=standing.directory,
             telemetry=self.telemetry,
@@ -226,37 +228,17 @@ class Gateway:
         pool, proxies = standing.passthrough.pool, standing.proxies
         return Desk(heads, self._exchange, self.telemetry, self.buffered, listener.behind, pool, proxies)
 
-    def _grpc_ports(self, http: Ports) -> GrpcPorts:
-        from gateway.doors.grpc import GrpcPorts
-        from gateway.doors.grpc_infer import Inferring
-
-        passthrough = self.standing.passthrough.rpc
-        assert passthrough is not None, "every home has one where there is a gRPC door"
-        return GrpcPorts(
-            routes=http.routes,
-            passthrough=passthrough,
-            pipeline=self.pipeline,
-            inferring=Inferring(self.pipeline, http.exchange, self.telemetry, monotonic),
-            directory=http.directory,
-            telemetry=self.telemetry,
-            readiness=self.readiness,
-            loaded=self._loaded,
-            ticker=monotonic,
-            buffered=self.buffered,
-            proxies=http.proxies,
-        )
-
     def _method_ports(self, standing: Standing) -> MethodPorts:
         return MethodPorts(standing.routes, standing.directory, self.readiness, monotonic)
 
-    async def _start_grpc(self, http: Ports, certificates: Certificates | None) -> None:
+    async def _start_grpc(self, ports: Ports, certificates: Certificates | None) -> None:
         """grpc is loaded only where it is used: it takes its time, and some 30 MB."""
         from gateway.doors.grpc import GrpcDoor
         from gateway.doors.grpc_health import Health
         from gateway.doors.grpc_listener import GrpcListener
 
         server = self.standing.config.server
-        self._grpc_door = GrpcDoor(server, self._grpc_ports(http))
+        self._grpc_door = GrpcDoor(server, ports)
         health = Health(lambda: self.readiness().ready, float(server.body_timeout))
         self._grpc = GrpcListener(server, self._grpc_door, health, self._shared)
         with named("server.grpc", server.grpc):

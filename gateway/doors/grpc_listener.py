@@ -183,6 +183,10 @@ def _told(server: Server, shared: bool) -> Iterator[tuple[str, int]]:
     yield "grpc.max_allowed_incoming_connections", server.connections_max
     yield "grpc.keepalive_time_ms", _milliseconds(server.grpc_keepalive)
     yield "grpc.keepalive_timeout_ms", _milliseconds(server.grpc_keepalive_timeout)
+    # It is this one that ends who answers no ping; 60 s by grpc's default, whatever the one above says.
+    yield "grpc.http2.ping_timeout_ms", _milliseconds(server.grpc_keepalive_timeout)
+    # Of a connection without a call, one whose head never ends included: grpc has no other bound on that.
+    yield "grpc.max_connection_idle_ms", _milliseconds(server.idle_timeout)
     yield "grpc.keepalive_permit_without_calls", 1
     yield "grpc.http2.min_ping_interval_without_data_ms", _milliseconds(server.grpc_ping_interval_min)
     yield "grpc.http2.max_ping_strikes", PINGS_STRIKES_MAX
