@@ -6,7 +6,7 @@ Rule of this file: it names metrics and where each is read; it keeps nothing its
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.lane import EdgeLane
@@ -16,6 +16,9 @@ from gateway.reload import Reloads
 from gateway.route import Home
 from gateway.service import AnswerShelf, Shelf, Watched
 from tiers.pool import ReplicaState
+
+if TYPE_CHECKING:
+    from gateway.tables import Table
 
 Samples = Iterator[tuple[Labels, float]]
 
@@ -177,4 +180,49 @@ def reload_gauges(reloads: Reloads) -> Iterator[Gauge]:
         "1 while the last reload was refused, and the configuration before it is in force.",
         (),
         lambda: iter([((), float(bool(reloads.faults)))]),
+    )
+
+
+def table_gauges(tables: Callable[[], Mapping[str, Table]]) -> Iterator[Gauge]:
+    """What is held of feature tables, what their look-ups came to, and how their stores are."""
+
+    def of_tables(read: Callable[[Table], float]) -> Callable[[], Samples]:
+        return lambda: (((name,), read(table)) for name, table in tables().items())
+
+    def by_word(read: Callable[[Table], Mapping[str, int]]) -> Callable[[], Samples]:
+        return lambda: (
+            ((name, word), float(count)) for name, table in tables().items() for word, count in read(table).items()
+        )
+
+    table = ("table",)
+    yield Gauge("tailrace_table_entries", "Rows held.", table, of_tables(lambda each: each.near.entries))
+    yield Gauge("tailrace_table_bytes", "Memory for them.", table, of_tables(lambda each: each.near.bytes_reserved))
+    yield Gauge(
+        "tailrace_table_evictions", "Rows pushed out.", table, of_tables(lambda each: each.near.evictions), counter=True
+    )
+    yield Gauge(
+        "tailrace_table_rows",
+        "Rows looked up: fresh, stale, absent (the store has none) or lost (it could not tell).",
+        ("table", "state"),
+        by_word(lambda each: each.rows_told),
+        counter=True,
+    )
+    yield Gauge(
+        "tailrace_table_failures",
+        "Look-ups, and single values, that the store failed in, by kind.",
+        ("table", "kind"),
+        by_word(lambda each: each.failures),
+        counter=True,
+    )
+    yield Gauge(
+        "tailrace_table_breaker_state",
+        "0 closed, 1 half open, 2 open.",
+        table,
+        of_tables(lambda each: BREAKER_STATES[each.state]),
+    )
+    yield Gauge(
+        "tailrace_table_live",
+        "1 while what is held may be called fresh: always, but where writes are listened to.",
+        table,
+        of_tables(lambda each: float(each.is_live)),
     )

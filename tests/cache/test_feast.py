@@ -44,7 +44,7 @@ async def read(
 ) -> Decoded:
     store = store_at(server.url, FeastHashes(view, features))
     values = await store.get_many(keys.keys(ids), SECONDS)
-    return FeastValues(len(features), numbers, "float32", Bounds()).decode(values)
+    return FeastValues(len(features), (numbers,), "float32", Bounds()).decode(values)
 
 
 async def test_what_feast_wrote(own_redis: RedisServer, store_at: StoreAt, tmp_path: Path) -> None:

@@ -115,7 +115,6 @@ FAULTS = [
     ("[backends.x]\ngrpc = ['a:1', 'b:1']\nhttp = ['http://a']", "backends.x.grpc: and http name the same servers"),
     ("[backends.x]\ngrpc = ['a:0']", "backends.x.grpc[0]: 'a:0' has no port"),
     ("[backends.x]\ngrpc = ['a:1', 'A:1']", "backends.x.grpc: names a:1 2 times"),
-    ('[tables.user]\nkey = "x"', "tables: is not in this version yet"),
     ('[server]\nallow = ["repo"]', "server.allow[0]: 'repo' is not one of repository, logging"),
     ('[server]\nhttp = "localhost"', "server.http: 'localhost' is neither HOST:PORT"),
     ('[server]\nhttp = "127.0.0.1:9090"', "server.admin: is the same address"),
