@@ -348,8 +348,8 @@ class InputRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a request names by ids. ``many``: candidates, a row of the model for each; else one for all rows."""
 
+    many: bool
     datatype: Literal["INT64", "BYTES"] = "INT64"
-    many: bool = False
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

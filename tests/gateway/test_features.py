@@ -34,7 +34,7 @@ FACTS = ModelFacts(
     False,
 )
 FEATURES = Features(
-    entities={"user": Entity("BYTES"), "items": Entity("INT64", many=True)},
+    entities={"user": Entity(many=False, datatype="BYTES"), "items": Entity(many=True)},
     inputs={"x": FeatureInput((Part("user", "user"), Part("items", "item")))},
 )
 CACHE = CacheConfig(ttl=Seconds(10), max_stale=Seconds(100))
