@@ -50,9 +50,9 @@ from gateway.doors.methods import MethodPorts, Methods
 from gateway.doors.passthrough import RELAYED_BYTES_MAX
 from gateway.doors.rpc import ENVELOPE_BYTES_MAX, RpcConnection, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
-from gateway.memory import keep_freed_memory, set_start_aside
+from gateway.memory import keep_freed_memory, set_start_aside, taken
 from gateway.operate.admin import admin_port
-from gateway.operate.gauges import gauges, lane_gauges, rpc_gauges, tls_gauges
+from gateway.operate.gauges import gauges, grpc_gauges, lane_gauges, rpc_gauges, tls_gauges
 from gateway.operate.log import set_up
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
@@ -178,11 +178,20 @@ class Gateway:
         from gateway.doors.grpc import GrpcDoor, GrpcPorts
         from gateway.doors.grpc_health import Health
         from gateway.doors.grpc_infer import Inferring
-        from gateway.doors.grpc_listener import GrpcListener
+        from gateway.doors.grpc_listener import GrpcListener, message_bytes_max
+        from gateway.doors.reception import Reception, ReceptionPorts
 
         server, exchange = self._config.server, http.exchange
         passthrough = self.homes[self._config.passthrough].rpc
         assert passthrough is not None, "every home has one where there is a gRPC door"
+        in_use = taken()
+
+        def memory() -> int | None:
+            now, caches = in_use(), (route.cache for route in self.routes.values())
+            known = self.buffered.bytes + sum(cache.bytes_used for cache in caches if cache is not None)
+            return None if now is None else now - known
+
+        reception = Reception(ReceptionPorts(self.buffered, memory, monotonic), message_bytes_max(server))
         ports = GrpcPorts(
             routes=self.routes,
             passthrough=passthrough,
@@ -194,10 +203,13 @@ class Gateway:
             loaded=self._loaded,
             ticker=monotonic,
             buffered=self.buffered,
+            reception=reception,
             proxies=http.proxies,
         )
-        health = Health(lambda: self.readiness().ready, float(server.body_timeout))
-        self._grpc = GrpcListener(server, GrpcDoor(server, ports), health, self._shared)
+        health = Health(lambda: self.readiness().ready, reception, float(server.body_timeout))
+        self._grpc = GrpcListener(server, GrpcDoor(server, ports), health, reception, self._shared)
+        for gauge in grpc_gauges(self._grpc.service):
+            self.telemetry.watch(gauge)
         with named("server.grpc", server.grpc):
             self.grpc_address = await self._grpc.start(parse_address(server.grpc), certificates)
 

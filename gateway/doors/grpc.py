@@ -37,6 +37,7 @@ from gateway.doors.grpc_infer import Asking, Inferring
 from gateway.doors.grpc_stream import Streaming, StreamPorts
 from gateway.doors.passthrough import CHANGES_MAX, withheld
 from gateway.doors.question import check_version, identify
+from gateway.doors.reception import Reception
 from gateway.doors.rpcs import Method
 from gateway.operate.telemetry import PASSTHROUGH, Telemetry
 from gateway.pipeline import Pipeline
@@ -79,6 +80,7 @@ class GrpcPorts(msgspec.Struct, frozen=True):
     loaded: Callable[[str], None]
     ticker: Ticker
     buffered: Buffered
+    reception: Reception
     proxies: Proxies
 
 
@@ -124,7 +126,7 @@ class GrpcDoor:
             trailing = codec.trailers(provenance, refused.verdict, problem=problem)
             telemetry.refused(label, problem.slug)
         except RpcRefused as refused:
-            status, code, words = HTTP_STATUSES.get(refused.code, 500), refused.code, refused.details
+            status, code, words = HTTP_STATUSES.get(refused.code.name, 500), refused.code, refused.details
             trailing, state = (*refused.trailing, *codec.trailers(PASSED, None)), "passthrough"
         except (asyncio.CancelledError, aio.AbortError, aio.InternalError):
             raise  # the caller has left
@@ -154,7 +156,7 @@ class GrpcDoor:
         message = await self._message(context)
         held.add(len(message))
         if method.kind == "infer":
-            return await self._infer(message, caller, metadata, passed, deadline, began)
+            return await self._infer(message, held, caller, metadata, passed, deadline, began)
         if not method.settings:  # what it is suffices, so that nothing is read for who may not
             self._check_allowed(method, method.changes)
         request = method.parse(message)
@@ -179,6 +181,7 @@ class GrpcDoor:
     async def _infer(
         self,
         message: bytes,
+        held: Held,
         caller: Caller,
         metadata: codec.Metadata,
         passed: Metadata,
@@ -188,6 +191,7 @@ class GrpcDoor:
         sketch = codec.sketch(message)
         route = self._ports.routes.get(sketch.model)
         if route is None:
+            held.add(len(message))  # grpc makes a copy of what it sends
             quota = self._ports.pipeline.charge(None, caller)
             pool = self._ports.passthrough
             sequence = "" if pool.alone else codec.sequence_of(sketch)
@@ -211,9 +215,8 @@ class GrpcDoor:
             nonlocal begun
             if not begun:  # later ones may be long in coming: a stream is there to be kept
                 begun = True
-                return await first_message(context, float(self._server.body_timeout))
-            message = await context.read()
-            return message if isinstance(message, bytes) else None
+                return await self._ports.reception.first(context, float(self._server.body_timeout))
+            return await self._ports.reception.later(context)
 
         async def write(message: bytes) -> None:
             await self._bounded(context.write(message))
@@ -225,7 +228,7 @@ class GrpcDoor:
         ports = self._ports
         return StreamPorts(
             ports.routes, ports.passthrough, ports.pipeline, ports.inferring, ports.telemetry, ports.ticker,
-            ports.buffered, self._server.grpc_stream_pending_max,
+            ports.buffered, self._server.grpc_stream_pending_max, float(self._server.grpc_stream_idle_timeout),
         )  # fmt: skip
 
     # -- what the gateway says of its routes, and what it does not ------------------------------------
@@ -253,9 +256,7 @@ class GrpcDoor:
         said = await self._through(rpc, route.last_rpc, bounded, everywhere=everywhere)
         return msgspec.structs.replace(said, label=route.name)
 
-    async def _through(
-        self, rpc: Rpc, pool: RpcPool, deadline: Deadline, everywhere: bool, loads: str = ""
-    ) -> Said:
+    async def _through(self, rpc: Rpc, pool: RpcPool, deadline: Deadline, everywhere: bool, loads: str = "") -> Said:
         """Pass a call through: to one replica, or to every one if it changes servers."""
         began = self._ports.ticker()
         try:
@@ -307,7 +308,7 @@ class GrpcDoor:
 
     async def _message(self, context: Context) -> bytes:
         """The call's one message."""
-        message = await first_message(context, float(self._server.body_timeout))
+        message = await self._ports.reception.first(context, float(self._server.body_timeout))
         if message is None:
             raise Refused(malformed("The call has no message.", "protobuf"))
         return message
@@ -327,16 +328,6 @@ class GrpcDoor:
                 await writing
         except TimeoutError:
             raise Refused(timed_out(f"The answer was not taken within {seconds:g} s.")) from None
-
-
-async def first_message(context: Context, seconds: float) -> bytes | None:
-    """A call's first message, which may not take its time for ever; None if it has none. Raises Refused (408)."""
-    try:
-        async with asyncio.timeout(seconds):
-            message = await context.read()
-    except TimeoutError:
-        raise Refused(timed_out(f"The message did not arrive within {seconds:g} s.")) from None
-    return message if isinstance(message, bytes) else None
 
 
 class _Labelled(Refused):
@@ -379,5 +370,3 @@ def _unanswered(rpc: str, error: UpstreamError | Rejected) -> Refused:
     if error.failure in (Failure.TIMEOUT, Failure.LATE):
         return Refused(deadline_exceeded(detail))
     return Refused(unavailable(detail, max(1.0, error.retry_after)))
-
-
