@@ -34,8 +34,8 @@ Behaviour = Callable[[object, Context], Awaitable[None]]
 
 TURN_SECONDS: Final = 0.01
 TURNING_SECONDS_MAX: Final = 1.0
-"""How often connections that have nothing left to do are looked for, and how long before grpc itself is stopped: until
-then a caller whose connection is busy is turned away again and again, after that it is told to go elsewhere."""
+"""How often connections that have nothing left to do are looked for, and for how long while streams are open, which
+may not end by themselves: a caller whose connection is busy is turned away until then, and sent elsewhere after it."""
 
 REFLECTION_SECONDS: Final = 60.0
 CROWDED: Final = {
@@ -85,11 +85,13 @@ class GrpcListener:
         """
         self._health.close()
         loop, connections = asyncio.get_running_loop(), self.service.connections
-        until, turned = loop.time() + seconds, loop.time() + min(TURNING_SECONDS_MAX, seconds / 2)
+        began = loop.time()
         connections.closing = True
-        while end_idle(self._own, connections.busy()) and loop.time() < turned:  # noqa: ASYNC110 - no event
+        while end_idle(self._own, connections.busy()):
+            if loop.time() - began > min(seconds / 2, TURNING_SECONDS_MAX if self.service.streams.calls else seconds):
+                break
             await asyncio.sleep(TURN_SECONDS)
-        await self._server.stop(max(0.0, until - loop.time()))
+        await self._server.stop(max(0.0, seconds - (loop.time() - began)))
 
 
 class _Service(grpc.GenericRpcHandler):

@@ -33,7 +33,7 @@ AGAIN = {
             "name": [{}],
             "retryPolicy": {
                 "maxAttempts": 5,
-                "initialBackoff": "0.1s",
+                "initialBackoff": "0.2s",
                 "maxBackoff": "1s",
                 "backoffMultiplier": 2,
                 "retryableStatusCodes": ["UNAVAILABLE"],
@@ -70,7 +70,7 @@ def test_sigterm_under_load_fails_no_call(
         while not stopping.is_set():
             number += 1
             model = ("echo", "echo_fp32", "slow")[number % 3]  # hits and misses, and what passes through
-            named = {"parameters": {"sleep_ms": 30}} if model == "slow" else {}
+            named = {"parameters": {"sleep_ms": 10}} if model == "slow" else {}
             try:
                 answer = client.infer(model, rows(number % 50), client_timeout=30, **named).as_numpy("y")
                 assert answer.tolist() == [[number % 50, 1]]
