@@ -23,6 +23,7 @@ from examples.child import Child
 
 READY_SECONDS: Final = 30.0
 LOG_CHARACTERS_SHOWN_MAX: Final = 6000
+CONFIG: Final = "tailrace.toml"
 READY_LINE: Final = re.compile(
     r"^tailrace ready http=(?P<http>https?://\S+)(?: grpc=(?P<grpc>\S+))?(?: rpc=(?P<rpc>\S+))?"
     r" admin=(?P<admin>http://\S+)",
@@ -91,6 +92,12 @@ class GatewayProcess:
             self.stop()
             raise
 
+    def rewrite(self, config: str | Mapping[str, ConfigValue]) -> None:
+        """Write the configuration's file anew; it is read at a reload."""
+        if self._directory is None:
+            raise GatewayFailed("the gateway is not started")
+        (self._directory / CONFIG).write_text(config if isinstance(config, str) else toml(config))
+
     def stop(self) -> None:
         """SIGTERM, then SIGKILL. Safe to call any number of times; ``log()`` still answers afterwards."""
         if self._child is not None:
@@ -135,7 +142,7 @@ class GatewayProcess:
     def _command(self, directory: Path) -> list[str]:
         command = [sys.executable, "-m", "gateway.cli", "serve"]
         if self._config is not None:
-            path = directory / "tailrace.toml"
+            path = directory / CONFIG
             path.write_text(self._config)
             command += ["--config", str(path)]
         for flag in ("--http", "--grpc", "--admin"):

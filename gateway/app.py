@@ -8,64 +8,63 @@ fail as often as they like; a gateway starts while every backend is down.
 from __future__ import annotations
 
 import asyncio
-import os
 import random
-import signal
-import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final
 
 import structlog
-import uvloop
 
 from degrade.breaker import Change
-from gateway.admission.auth import Caller, Directory
-from gateway.admission.forwarded import Proxies
 from gateway.admission.ratelimit import Limiter
-from gateway.check import raise_open_files
-from gateway.config import ALLOW_ALL, Config, Server, parse_address
+from gateway.background import Sleep, kept, sweep
+from gateway.codec.ndarray import plain_bytes_max
+from gateway.config import Config, Server, parse_address
 from gateway.doors.about import Readiness
 from gateway.doors.book import BookOptions
 from gateway.doors.buffered import Buffered
-from gateway.doors.certificates import RENEWAL_SECONDS, Certificates, Unusable
+from gateway.doors.certificates import RENEWAL_SECONDS, Certificates
 from gateway.doors.edge import EdgeConnection
 from gateway.doors.exchange import Exchange
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.head import HeadBounds, Heads
-from gateway.doors.http import HttpDoor, Ports
+from gateway.doors.http import HttpDoor
 from gateway.doors.lane import Clocks, Desk, EdgeLane, EdgeOptions, Times
 from gateway.doors.listener import (
     ADMIN_CONNECTIONS_MAX,
     ADMIN_DRAIN_SECONDS,
     Listener,
-    ParserMissing,
     listen,
     listen_secured,
     named,
-    require_strict_parser,
 )
 from gateway.doors.methods import MethodPorts, Methods
 from gateway.doors.passthrough import RELAYED_BYTES_MAX
-from gateway.doors.rpc import ENVELOPE_BYTES_MAX, RpcConnection, RpcDesk, RpcLane, RpcOptions
+from gateway.doors.ports import Ports
+from gateway.doors.rpc import RpcConnection
+from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
-from gateway.memory import keep_freed_memory, set_start_aside, taken
-from gateway.operate.admin import admin_port
-from gateway.operate.gauges import gauges, grpc_gauges, lane_gauges, rpc_gauges, tls_gauges
-from gateway.operate.log import set_up
+from gateway.memory import taken
+from gateway.operate.admin import Shown, admin_port
+from gateway.operate.gauges import gauges, grpc_gauges, lane_gauges, reload_gauges, rpc_gauges, tls_gauges
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
-from gateway.route import Route, quota_of
+from gateway.reload import Reloads
+from gateway.route import Home, Route
+from gateway.service import Watched
+from gateway.sources import ConfigError, Loaded
+from gateway.standing import Retired, Standing, Watching, changed_quotas, homes, retired, stand
 
 if TYPE_CHECKING:
+    from gateway.doors.grpc import GrpcDoor
     from gateway.doors.grpc_listener import GrpcListener
-
-Sleep = Callable[[float], Awaitable[None]]
-Run = Callable[[float, Sleep], Awaitable[None]]
 
 SWEEP_SECONDS: Final = 0.5
 """How often slow peers are looked for; how late they may be cut."""
+
+RETIREMENTS_MAX: Final = 8
+"""Reloads whose predecessors' requests are still at work: each keeps the parts that it has replaced."""
 
 _log = structlog.get_logger("tailrace")
 
@@ -73,141 +72,184 @@ _log = structlog.get_logger("tailrace")
 class Gateway:
     """All parts of one running gateway. Make it inside the event loop that it is to live in."""
 
-    def __init__(self, config: Config, shared: bool = False, sleep: Sleep = asyncio.sleep) -> None:
-        """``shared``: other workers listen on the same port. ``sleep``: how the notice of draining passes."""
+    def __init__(
+        self,
+        config: Config,
+        shared: bool = False,
+        sleep: Sleep = asyncio.sleep,
+        reread: Callable[[], Loaded] | None = None,
+    ) -> None:
+        """``shared``: other workers listen on the same port. ``sleep``: how the notice of draining passes. ``reread``:
+        how the configuration is read again; None: it is what it is."""
         self._sleep = sleep
-        self._config = config
         self._shared = shared
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
+        self._keeping: dict[str, tuple[Home, list[asyncio.Task[None]]]] = {}  # probes and polls, by backend
+        self._retiring: set[asyncio.Task[None]] = set()
         self._lane: EdgeLane | None = None
+        self._door: HttpDoor | None = None
+        self._methods: Methods | None = None
         self._rpc: RpcLane | None = None
         self._rpc_server: asyncio.Server | None = None
         self.rpc_address = ""
         """Where the MessagePack-RPC door is, once started, if it is open: HOST:PORT or unix:PATH."""
-        self._exchange: Exchange | None = None
         self._listener: Listener | None = None
         self._admin: Listener | None = None
         self._server: asyncio.Server | Handshakes | None = None
         self._admin_server: asyncio.Server | None = None
         self.certificates: Certificates | None = None
+        self._grpc_door: GrpcDoor | None = None
         self._grpc: GrpcListener | None = None
         self.grpc_address = ""
         """Where the gRPC door listens; empty if there is none."""
         self._chance = random.Random()
         self.buffered = Buffered(int(config.server.buffered_bytes_max))
         self.telemetry = Telemetry(monotonic, logs_requests=config.log.level == "debug")
-        makings = Makings(config.server, monotonic, self._chance)
-        self.homes = {
-            name: makings.home(backend, partial(self._breaker_changed, name), partial(self._model_changed, name))
-            for name, backend in config.backends.items()
-        }
-        self.routes = {
-            name: Route(
-                name,
-                route,
-                [self.homes[tier.backend] for tier in route.tiers],
-                int(config.server.body_bytes_max),
-            )
-            for name, route in config.routes.items()
-        }
-        limiter = Limiter(config.server.quota_keys_max)
-        self.pipeline = Pipeline(limiter, self.telemetry, monotonic, self._chance)
-        for gauge in gauges(self.routes, self.homes, lambda: self._draining):
+        self._makings = Makings(config.server, monotonic, self._chance)
+        self._watching = Watching(self._breaker_changed, self._model_changed)
+        self.standing = stand(config, homes(config, self._makings, self._watching))
+        self._limiter = Limiter(config.server.quota_keys_max)
+        self.pipeline = Pipeline(self._limiter, self.telemetry, monotonic, self._chance)
+        self._exchange = Exchange(self.pipeline, monotonic, self.buffered)
+        self.reloads = None if reread is None else Reloads(config, reread, self.take)
+        shown = (lambda: self.services, lambda: self.homes, lambda: self._draining)
+        for gauge in (*gauges(*shown), *(() if self.reloads is None else reload_gauges(self.reloads))):
             self.telemetry.watch(gauge)
+
+    @property
+    def routes(self) -> Mapping[str, Route]:
+        """The routes that are answered now."""
+        return self.standing.routes
+
+    @property
+    def services(self) -> Mapping[str, Watched]:
+        """The routes and the endpoints that are answered now."""
+        return self.standing.services
+
+    @property
+    def homes(self) -> Mapping[str, Home]:
+        """The backends that are asked now."""
+        return self.standing.homes
 
     async def start(self) -> tuple[str, str]:
         """Listen, probe and poll; returns the addresses of the HTTP door and the admin port.
 
         Raises OSError when an address cannot be listened on, Unusable when the certificate cannot be used.
         """
-        server = self._config.server
+        server = self.standing.config.server
         certificates = self.certificates = None if server.tls is None else Certificates(server.tls)
-        directory = self._directory()
-        exchange = self._exchange = Exchange(self.pipeline, monotonic, self.buffered)
-        proxies = Proxies(server.trusted_proxies, server.forwarded_field)
-        ports = Ports(
-            routes=self.routes,
-            passthrough=self.homes[self._config.passthrough].pool,
-            exchange=exchange,
-            directory=directory,
-            telemetry=self.telemetry,
-            readiness=self.readiness,
-            loaded=self._loaded,
-            ticker=monotonic,
-            buffered=self.buffered,
-            proxies=proxies,
-        )
-        door = HttpDoor(server, ports)
+        ports = self._ports(self.standing)
+        self._door = HttpDoor(server, ports)
         header_bytes_max = int(server.header_bytes_max)
-        self._listener = Listener(door.handle, header_bytes_max, server.connections_max)
-        relayed_bytes_max = min(RELAYED_BYTES_MAX, int(server.passthrough_bytes_max))
-        heads = Heads(self.routes, directory, HeadBounds(header_bytes_max, relayed_bytes_max), proxies, server.edge)
-        behind = self._listener.behind
-        desk = Desk(heads, exchange, self.telemetry, self.buffered, behind, ports.passthrough, proxies)
-        self._lane = EdgeLane(desk, Clocks(monotonic, time), _edge_options(server))
+        self._listener = Listener(self._door.handle, header_bytes_max, server.connections_max)
+        self._lane = EdgeLane(self._desk(self.standing), Clocks(monotonic, time), _edge_options(server))
         for gauge in lane_gauges(self._lane):
             self.telemetry.watch(gauge)
         http = await self._listen(self._lane, certificates)
         if server.rpc is not None:
-            await self._open_rpc(server, server.rpc, directory, exchange)
+            await self._open_rpc(server, server.rpc)
         if server.has_grpc:
             await self._start_grpc(ports, certificates)
-        pools = {name: home.pool for name, home in self.homes.items()}
-        admin = admin_port(self.routes, pools, self.telemetry, lambda: self._draining)
-        self._admin = Listener(admin.handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
+        shown = Shown(lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining, self.reloads)
+        self._admin = Listener(admin_port(shown).handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
         for lane in (self._lane, self._rpc):
             if lane is not None:
-                self._tasks.append(asyncio.create_task(kept_up(partial(_sweep, lane), SWEEP_SECONDS, asyncio.sleep)))
+                self._tasks.append(kept(partial(sweep, lane), SWEEP_SECONDS))
         if certificates is not None:
-            self._tasks.append(asyncio.create_task(kept_up(certificates.run, RENEWAL_SECONDS, asyncio.sleep)))
+            self._tasks.append(kept(certificates.run, RENEWAL_SECONDS))
         # One look before anyone is told that we are ready: until then readiness would be a guess.
-        await asyncio.gather(*(pool.probe_once() for home in self.homes.values() for pool in home.pools))
-        for name, home in self.homes.items():
-            interval = float(self._config.backends[name].probe)
-            for run in (*(pool.run for pool in home.pools), home.catalog.run):
-                self._tasks.append(asyncio.create_task(kept_up(run, interval, asyncio.sleep)))
-        for task in self._tasks:
-            task.add_done_callback(_complain)
+        await self._probe(self.homes.values())
+        self._keep(self.standing)
         return http, admin_url
 
-    async def _start_grpc(self, http: Ports, certificates: Certificates | None) -> None:
-        """grpc is loaded only where it is used: it takes its time, and some 30 MB."""
-        from gateway.doors.grpc import GrpcDoor, GrpcPorts
-        from gateway.doors.grpc_health import Health
-        from gateway.doors.grpc_infer import Inferring
-        from gateway.doors.grpc_listener import GrpcListener, message_bytes_max
-        from gateway.doors.reception import Reception, ReceptionPorts
+    async def take(self, config: Config) -> None:
+        """Answer by this configuration from now on; requests in work end by the one that they began with.
 
-        server, exchange = self._config.server, http.exchange
-        passthrough = self.homes[self._config.passthrough].rpc
-        assert passthrough is not None, "every home has one where there is a gRPC door"
-        in_use = taken()
+        Raises ConfigError, and changes nothing, when this is not the time for it.
+        """
+        if self._draining:
+            raise ConfigError(("the gateway is draining",))
+        if len(self._retiring) >= RETIREMENTS_MAX:
+            raise ConfigError((f"what {RETIREMENTS_MAX} reloads have replaced is still at work; try again later",))
+        made = homes(config, self._makings, self._watching, self.standing)
+        new = [home for name, home in made.items() if self.homes.get(name) is not home]
+        try:
+            await self._probe(new)
+            if self._draining:
+                raise ConfigError(("the gateway is draining",))
+        except BaseException:
+            for home in new:
+                await home.close()
+            raise
+        # From here to the end no await: whoever asks next is answered by all of the new or, before, all of the old.
+        before = self.standing
+        after = self.standing = stand(config, made, before)
+        self._limiter.forget(changed_quotas(before, after))
+        self.buffered.bytes_max = int(config.server.buffered_bytes_max)
+        ports = self._ports(after)
+        assert self._door is not None, "a gateway takes a configuration once it is started"
+        assert self._lane is not None
+        self._door.take(config.server, ports)
+        self._lane.take(self._desk(after))
+        if self._methods is not None and self._rpc is not None:
+            self._methods.take(self._method_ports(after))
+            self._rpc.options = _rpc_options(after)
+        if self._grpc_door is not None:
+            self._grpc_door.take(config.server, ports)
+        self._keep(after)
+        self._retire(retired(before, after), float(before.config.server.passthrough_timeout))
 
-        def memory() -> int | None:
-            now, caches = in_use(), (route.cache for route in self.routes.values())
-            known = self.buffered.bytes + sum(cache.bytes_used for cache in caches if cache is not None)
-            return None if now is None else now - known
-
-        reception = Reception(ReceptionPorts(self.buffered, memory, monotonic), message_bytes_max(server))
-        ports = GrpcPorts(
-            routes=self.routes,
-            passthrough=passthrough,
+    def _ports(self, standing: Standing) -> Ports:
+        return Ports(
+            routes=standing.routes,
+            passthrough=standing.passthrough,
             pipeline=self.pipeline,
-            inferring=Inferring(self.pipeline, exchange, self.telemetry, monotonic),
-            directory=http.directory,
+            exchange=self._exchange,
+            directory=standing.directory,
             telemetry=self.telemetry,
             readiness=self.readiness,
             loaded=self._loaded,
             ticker=monotonic,
             buffered=self.buffered,
-            reception=reception,
-            proxies=http.proxies,
+            proxies=standing.proxies,
+            endpoints=standing.by_path,
         )
+
+    def _desk(self, standing: Standing) -> Desk:
+        server, listener = standing.config.server, self._listener
+        assert listener is not None
+        relayed_bytes_max = min(RELAYED_BYTES_MAX, int(server.passthrough_bytes_max))
+        bounds = HeadBounds(int(server.header_bytes_max), relayed_bytes_max)
+        heads = Heads(
+            standing.routes, standing.directory, bounds, standing.proxies, server.edge, standing.by_path
+        )
+        pool, proxies = standing.passthrough.pool, standing.proxies
+        return Desk(heads, self._exchange, self.telemetry, self.buffered, listener.behind, pool, proxies)
+
+    def _method_ports(self, standing: Standing) -> MethodPorts:
+        return MethodPorts(standing.routes, standing.directory, self.readiness, monotonic)
+
+    async def _start_grpc(self, ports: Ports, certificates: Certificates | None) -> None:
+        """grpc is loaded only where it is used: it takes its time, and some 30 MB."""
+        from gateway.doors.grpc import GrpcDoor
+        from gateway.doors.grpc_health import Health
+        from gateway.doors.grpc_listener import GrpcListener, message_bytes_max
+        from gateway.doors.reception import Reception, ReceptionPorts
+
+        server, in_use = self.standing.config.server, taken()
+
+        def memory() -> int | None:
+            now, caches = in_use(), (service.cache for service in self.services.values())
+            known = self.buffered.bytes + sum(cache.bytes_used for cache in caches if cache is not None)
+            return None if now is None else now - known
+
+        reception = Reception(ReceptionPorts(self.buffered, memory, monotonic), message_bytes_max(server))
+        self._grpc_door = GrpcDoor(server, ports, reception)
         health = Health(lambda: self.readiness().ready, reception, float(server.body_timeout))
-        self._grpc = GrpcListener(server, GrpcDoor(server, ports), health, reception, self._shared)
+        self._grpc = GrpcListener(server, self._grpc_door, health, reception, self._shared)
         for gauge in grpc_gauges(self._grpc.service):
             self.telemetry.watch(gauge)
         with named("server.grpc", server.grpc):
@@ -215,7 +257,7 @@ class Gateway:
 
     async def _listen(self, lane: EdgeLane, certificates: Certificates | None) -> str:
         """Open the HTTP door; where it is."""
-        server = self._config.server
+        server = self.standing.config.server
         make, address = partial(EdgeConnection, lane), parse_address(server.http)
         with named("server.http", server.http):
             if certificates is None:
@@ -227,14 +269,19 @@ class Gateway:
         return http
 
     def readiness(self) -> Readiness:
-        """Not while draining, nor while a route or the pass-through has no replica that is ready."""
+        """Not while draining, nor while a route, an endpoint or the pass-through has no replica that is ready."""
         if self._draining:
             return Readiness(False, "the gateway is draining")
         for name, route in self.routes.items():
             if not any(self._is_up(tier.backend) for tier in route.config.tiers):
                 return Readiness(False, f"route {name} has no ready replica")
-        if not self.routes and not self._is_up(self._config.passthrough):
-            return Readiness(False, f"backend {self._config.passthrough} has no ready replica")
+        config = self.standing.config
+        for name, endpoint in config.endpoints.items():
+            if not self._is_up(config.backend_of(endpoint)):
+                return Readiness(False, f"endpoint {name} has no ready replica")
+        passthrough = config.passthrough
+        if not self.services and not self._is_up(passthrough):
+            return Readiness(False, f"backend {passthrough} has no ready replica")
         return Readiness(True)
 
     async def stop(self) -> None:
@@ -242,13 +289,13 @@ class Gateway:
         flight finish within ``server.drain``, and end everything."""
         self._draining = True
         if self._server is not None:
-            notice = float(self._config.server.drain_notice)
+            notice = float(self.standing.config.server.drain_notice)
             if notice > 0:
                 await self._sleep(notice)
             self._server.close()
         if self._rpc_server is not None:
             self._rpc_server.close()
-        drain = float(self._config.server.drain)
+        drain = float(self.standing.config.server.drain)
         draining = [lane.drain(drain) for lane in (self._lane, self._rpc) if lane is not None]
         if self._grpc is not None:
             draining.append(self._grpc.stop(drain))
@@ -259,32 +306,21 @@ class Gateway:
             self._admin_server.close()
         if self._admin is not None:
             await self._admin.shutdown(ADMIN_DRAIN_SECONDS)
-        for task in self._tasks:
+        tasks = [*self._tasks, *(task for _, each in self._keeping.values() for task in each), *self._retiring]
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        if self._exchange is not None:
-            self._exchange.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._exchange.close()
         await self.pipeline.close()
-        for route in self.routes.values():
-            await route.close()
-        for home in self.homes.values():
-            await home.catalog.close()
-            for pool in home.pools:
-                await pool.close()
+        await Retired(tuple(self.homes.values()), self.standing.answering).close()
 
     # -- making the parts -------------------------------------------------------------------------
 
-    async def _open_rpc(self, server: Server, written: str, directory: Directory, exchange: Exchange) -> None:
+    async def _open_rpc(self, server: Server, written: str) -> None:
         """Listen for MessagePack-RPC."""
-        methods = Methods(MethodPorts(self.routes, directory, self.readiness, monotonic))
-        bytes_max = max((route.body_limits.bytes_max for route in self.routes.values()), default=0)
-        options = RpcOptions(
-            server.rpc_in_flight_max,
-            bytes_max + ENVELOPE_BYTES_MAX,
-            BookOptions(server.connections_max, server.connections_per_address_max),
-            _times(server),
-        )
-        self._rpc = RpcLane(RpcDesk(methods, exchange, self.telemetry, self.buffered, monotonic), options)
+        self._methods = Methods(self._method_ports(self.standing))
+        desk = RpcDesk(self._methods, self._exchange, self.telemetry, self.buffered, monotonic)
+        self._rpc = RpcLane(desk, _rpc_options(self.standing))
         for gauge in rpc_gauges(self._rpc):
             self.telemetry.watch(gauge)
         with named("server.rpc", written):
@@ -293,13 +329,29 @@ class Gateway:
             )
         self.rpc_address = url.removeprefix("http://")
 
-    def _directory(self) -> Directory:
-        keys = {}
-        for name, caller in self._config.callers.items():
-            quota = None if caller.quota is None else quota_of(f"caller:{name}", caller.quota)
-            counts = caller.quota is not None and caller.quota.hits_count
-            keys[caller.key_sha256] = Caller(name, caller.tenant, quota, counts)
-        return Directory(keys, self._config.server.anonymous)
+    # -- what runs beside the requests --------------------------------------------------------------
+
+    async def _probe(self, made: Iterable[Home]) -> None:
+        await asyncio.gather(*(pool.probe_once() for home in made for pool in home.pools))
+
+    def _keep(self, standing: Standing) -> None:
+        """Probe and poll the backends that are there, and no others."""
+        for name, (home, tasks) in list(self._keeping.items()):
+            if standing.homes.get(name) is not home:
+                del self._keeping[name]
+                for task in tasks:
+                    task.cancel()
+        for name, home in standing.homes.items():
+            if name not in self._keeping:
+                interval = float(standing.config.backends[name].probe)
+                runs = (*(pool.run for pool in home.pools), home.catalog.run)
+                self._keeping[name] = home, [kept(run, interval) for run in runs]
+
+    def _retire(self, old: Retired, seconds_max: float) -> None:
+        if old != Retired((), ()):
+            task = asyncio.create_task(old.end(monotonic, asyncio.sleep, seconds_max))
+            self._retiring.add(task)
+            task.add_done_callback(self._retiring.discard)
 
     # -- what the parts tell ----------------------------------------------------------------------
 
@@ -311,7 +363,8 @@ class Gateway:
         _log.warning("breaker", backend=backend, replica=replica, model=model, **words)
 
     def _model_changed(self, backend: str, model: str) -> None:
-        for pool in self.homes[backend].pools:
+        home = self.homes.get(backend)
+        for pool in () if home is None else home.pools:
             pool.forget(model)
         for route in self.routes.values():
             if route.serves(backend, model):
@@ -320,92 +373,31 @@ class Gateway:
 
     def _loaded(self, model: str) -> None:
         """A caller loaded or unloaded a model through us: no need to wait for the next poll to see it."""
-        self._model_changed(self._config.passthrough, model)
-
-
-async def run(
-    config: Config, announce: Callable[[str], None], stopping: asyncio.Event, shared: bool = False
-) -> None:
-    """Run a gateway until ``stopping`` is set; ``announce`` gets one line when it is ready.
-
-    Raises OSError when an address cannot be listened on, Unusable when the certificate cannot be used.
-    """
-    gateway = Gateway(config, shared)
-    try:
-        http, admin = await gateway.start()
-        doors = {"http": http, "grpc": gateway.grpc_address, "rpc": gateway.rpc_address, "admin": admin}
-        announce(f"tailrace ready {' '.join(f'{name}={url}' for name, url in doors.items() if url)}")
-        await stopping.wait()
-        _log.info("draining", seconds=float(config.server.drain))
-    finally:
-        await gateway.stop()
-
-
-def serve(config: Config, announce: Callable[[str], None], worker: int | None = None) -> int:
-    """Run a gateway until SIGTERM or SIGINT; returns the process's exit code.
-
-    ``worker``: the number of a supervisor's worker, which ends when its standard input does.
-    """
-    set_up(config.log, worker)
-    try:
-        require_strict_parser()
-    except ParserMissing as error:
-        print(f"tailrace: {error}", file=sys.stderr)
-        return 1
-    if config.server.allow == ALLOW_ALL:
-        _log.warning("callers may change the servers behind this gateway", allow=ALLOW_ALL)
-
-    short = raise_open_files(config)
-    if short:
-        _log.warning("callers may be refused for want of open files", reason=short)
-    keep_freed_memory()
-    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong there is told by us, once and in our format
-
-    def ready(line: str) -> None:
-        set_start_aside()
-        announce(line)
-
-    async def main() -> None:
-        stopping = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopping.set)
-        if worker is not None:
-            loop.add_reader(sys.stdin.fileno(), stopping.set)  # nobody writes there: readable means its end
-        try:
-            await run(config, ready, stopping, shared=worker is not None)
-        finally:
-            if worker is not None:
-                loop.remove_reader(sys.stdin.fileno())
-
-    try:
-        uvloop.run(main())
-    except Unusable as unusable:
-        for fault in unusable.faults:
-            print(f"tailrace: {fault}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"tailrace: cannot listen: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-async def kept_up(run: Run, interval: float, sleep: Sleep) -> None:
-    """Run a background loop, and again ``interval`` seconds after a bug of ours has ended it.
-
-    Without the catalog's polls an old model's answers would go on as fresh, so a bug there must not be its end.
-    """
-    while True:
-        try:
-            await run(interval, sleep)
-        except Exception:
-            _log.exception("background task failed")
-        await sleep(interval)
+        self._model_changed(self.standing.config.passthrough, model)
 
 
 def _edge_options(server: Server) -> EdgeOptions:
     header_bytes_max = int(server.header_bytes_max)
     return EdgeOptions(header_bytes_max, server.connections_max, server.connections_per_address_max, _times(server))
+
+
+def _rpc_options(standing: Standing) -> RpcOptions:
+    server = standing.config.server
+    limits = [route.body_limits for route in standing.routes.values()]
+    return RpcOptions(
+        server.rpc_in_flight_max,
+        max((each.bytes_max for each in limits), default=0) + ENVELOPE_BYTES_MAX,
+        max((plain_bytes_max(each.message) for each in limits), default=0) + ENVELOPE_BYTES_MAX,
+        {name: _places(standing, route) for name, route in standing.routes.items()},
+        BookOptions(server.connections_max, server.connections_per_address_max),
+        _times(server),
+    )
+
+
+def _places(standing: Standing, route: Route) -> int:
+    """How many calls the replicas of a route's tiers take at once: of the tier that takes the fewest."""
+    backends = [standing.config.backends[tier.backend] for tier in route.config.tiers]
+    return min(each.connections_max * len(each.http or each.grpc) for each in backends)
 
 
 def _times(server: Server) -> Times:
@@ -416,15 +408,3 @@ def _times(server: Server) -> Times:
         write=float(server.write_timeout),
         answer=float(server.passthrough_timeout),
     )
-
-
-async def _sweep(lane: EdgeLane | RpcLane, interval: float, sleep: Sleep) -> None:
-    while True:
-        await sleep(interval)
-        lane.sweep(monotonic())
-
-
-def _complain(task: asyncio.Task[None]) -> None:
-    """A background task ends only by being cancelled; anything else is our bug, and must be seen."""
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("background task died", error=repr(task.exception()))

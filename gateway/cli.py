@@ -14,11 +14,12 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib import metadata
 from typing import Final, Protocol, cast
 
 from gateway.config import Config
-from gateway.sources import ConfigError, read
+from gateway.sources import ConfigError, Loaded, read
 
 WELL: Final = 0
 UNFIT: Final = 1
@@ -84,25 +85,29 @@ def _run(chosen: argparse.Namespace, given: Sequence[str]) -> int:
 
 def _serve(chosen: argparse.Namespace, given: Sequence[str]) -> int:
     config = _config(chosen)
+    reread = partial(_read, chosen)
     if config.server.workers > 1 and chosen.worker is None:
         from gateway import supervisor
 
-        return supervisor.supervise(config, given, _announce)
-    from gateway import app
+        return supervisor.supervise(config, reread, given, _announce)
+    from gateway import process
 
-    return app.serve(config, _announce, chosen.worker)
+    return process.serve(config, reread, _announce, chosen.worker)
 
 
 def _check(chosen: argparse.Namespace) -> int:
     from gateway import check
 
     config = _config(chosen)
-    found = asyncio.run(check.faults(config, chosen.offline))
-    if found:
-        return _report(found, UNFIT)
+    found = asyncio.run(check.findings(config, chosen.offline))
+    for note in found.notes:
+        print(f"tailrace: note: {note}", file=sys.stderr)
+    if found.faults:
+        return _report(found.faults, UNFIT)
     asked = "not asked" if chosen.offline else "ready"
     backends, routes = _count(len(config.backends), "backend"), _count(len(config.routes), "route")
-    print(f"all well: {backends} ({asked}), {routes}")
+    endpoints = f", {_count(len(config.endpoints), 'endpoint')}" if config.endpoints else ""
+    print(f"all well: {backends} ({asked}), {routes}{endpoints}")
     return WELL
 
 
@@ -123,6 +128,13 @@ def _demo(keep: bool) -> int:
 
 
 def _config(chosen: argparse.Namespace) -> Config:
+    loaded = _read(chosen)
+    for warning in loaded.warnings if chosen.worker is None else ():  # by the first process alone
+        print(f"tailrace: warning: {warning}", file=sys.stderr)
+    return loaded.config
+
+
+def _read(chosen: argparse.Namespace) -> Loaded:
     environ: Mapping[str, str] = os.environ
     # A TOML string, so that no address can be taken for a number.
     doors = {"HTTP": chosen.http, "GRPC": chosen.grpc, "RPC": chosen.rpc, "ADMIN": chosen.admin}
@@ -130,10 +142,7 @@ def _config(chosen: argparse.Namespace) -> Config:
     given = {name: json.dumps(address) for name, address in listeners.items() if address is not None}
     if chosen.workers is not None:
         given["TAILRACE_SERVER__WORKERS"] = str(chosen.workers)
-    loaded = read(chosen.config, {**environ, **given}, chosen.upstream)
-    for warning in loaded.warnings if chosen.worker is None else ():  # by the first process alone
-        print(f"tailrace: warning: {warning}", file=sys.stderr)
-    return loaded.config
+    return read(chosen.config, {**environ, **given}, chosen.upstream)
 
 
 def _announce(line: str) -> None:
@@ -174,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         "serve",
         help="stand before Triton and answer",
         description="Answer requests until SIGTERM or Ctrl-C, then finish the open ones (server.drain).\n"
+        "SIGHUP reads the configuration again and takes it as a whole, or says why not and changes nothing.\n"
         "Prints one line when ready. With no file, every model passes through and nothing is cached.",
         epilog="ADDR is HOST:PORT or unix:PATH; port 0 takes a free one, and the ready line tells which.",
         formatter_class=raw,
@@ -194,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="URL",
             action="append",
             default=[],
-            help="a Triton's address, http://HOST:PORT or grpc://HOST:PORT, for every model without a route; again for "
+            help="a server's address, http://HOST:PORT or grpc://HOST:PORT, for all that has no route; again for "
             "each replica and for each of the two protocols",
         )
         command.add_argument("--http", metavar="ADDR", help="where to answer (default: 127.0.0.1:8080)")

@@ -23,11 +23,12 @@ from typing import Final
 
 import structlog
 
-from gateway.config import Config, parse_address
+from gateway.config import Config, Server, parse_address
 from gateway.doors import certificates
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ADMIN_DRAIN_SECONDS, Listener, bind, listen, named
 from gateway.operate.fleet import Fleet, fleet_port
 from gateway.operate.log import set_up
+from gateway.reload import Reloads, Reread, reloading
 
 READY_SECONDS_MAX: Final = 60.0
 STEADY_SECONDS: Final = 60.0
@@ -59,8 +60,10 @@ def backoff(failures: int) -> float:
 class Supervisor:
     """The workers of one gateway. ``command`` starts one, but for its number and addresses."""
 
-    def __init__(self, config: Config, command: Sequence[str]) -> None:
+    def __init__(self, config: Config, reread: Reread, command: Sequence[str]) -> None:
         self._config = config
+        self._reread = reread
+        self._hung_up = asyncio.Event()
         self._command = tuple(command)
         self._stopping = asyncio.Event()
         self._processes: dict[int, asyncio.subprocess.Process] = {}
@@ -69,6 +72,10 @@ class Supervisor:
         """Let ``run`` end: every worker drains and ends."""
         self._stopping.set()
 
+    def reload(self) -> None:
+        """Let every worker take the configuration as it is written now."""
+        self._hung_up.set()
+
     async def run(self, announce: Callable[[str], None]) -> None:
         """Run all workers until `stop`; ``announce`` gets one line when all of them are ready.
 
@@ -76,43 +83,35 @@ class Supervisor:
         """
         server = self._config.server
         directory = Path(tempfile.mkdtemp(prefix="tailrace-"))
-        with named("server.http", server.http):
-            # Without listening: holds the port for the workers, also while none is there.
-            reserved, http = bind(parse_address(server.http), shared=True)
-        held: list[socket.socket] = []
-        addresses = {"grpc": server.grpc if server.has_grpc else None, "rpc": server.rpc}
-        others: dict[str, str] = {}
-        try:
-            for door, written in addresses.items():
-                if written is not None:
-                    with named(f"server.{door}", written):
-                        bound, others[door] = bind(parse_address(written), shared=True)
-                    held.append(bound)
-        except OSError:
-            for each in (reserved, *held):
-                each.close()
-            raise
+        held, where = _reserved(server)
         keepers: list[asyncio.Task[None]] = []
         listener: Listener | None = None
         listening: asyncio.Server | None = None
         try:
             sockets = [str(directory / f"worker-{worker}.sock") for worker in range(server.workers)]
             fleet = Fleet(sockets)
-            listener = Listener(fleet_port(fleet).handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
+
+            async def take(_: Config) -> None:
+                await fleet.reload()  # it is in order: each worker reads it for itself
+
+            reloads = Reloads(self._config, self._reread, take)
+            listener = Listener(fleet_port(fleet, reloads).handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
             with named("server.admin", server.admin):
                 listening, admin = await listen(listener, parse_address(server.admin))
             ready = [asyncio.Event() for _ in sockets]
             for worker, path in enumerate(sockets):
-                arguments = ["--worker", str(worker), "--http", http, "--admin", f"unix:{path}"]
-                arguments += ["--grpc", others.get("grpc", "off")]
-                arguments += ["--rpc", others["rpc"]] if "rpc" in others else []
+                arguments = ["--worker", str(worker), "--http", where["http"], "--admin", f"unix:{path}"]
+                arguments += ["--grpc", where.get("grpc", "off")]
+                arguments += ["--rpc", where["rpc"]] if "rpc" in where else []
                 keepers.append(asyncio.create_task(self._keep(worker, arguments, ready[worker], fleet)))
             await self._all_ready(ready, keepers)
             if not self._stopping.is_set():
                 scheme = "http" if server.tls is None else "https"
-                doors = " ".join([f"http={scheme}://{http}", *(f"{door}={where}" for door, where in others.items())])
+                told = where | {"http": f"{scheme}://{where['http']}"}
+                doors = " ".join(f"{door}={address}" for door, address in told.items())
                 announce(f"tailrace ready {doors} admin={admin} workers={server.workers}")
-            await self._stopping.wait()
+            async with reloading(reloads, self._hung_up):
+                await self._stopping.wait()
         finally:
             self._stopping.set()
             await self._end(keepers, float(server.drain_notice) + float(server.drain) + PATIENCE_SECONDS)
@@ -120,7 +119,6 @@ class Supervisor:
                 listening.close()
             if listener is not None:
                 await listener.shutdown(ADMIN_DRAIN_SECONDS)
-            reserved.close()
             for each in held:
                 each.close()
             shutil.rmtree(directory, ignore_errors=True)
@@ -196,7 +194,7 @@ class Supervisor:
         await asyncio.gather(*keepers, return_exceptions=True)
 
 
-def supervise(config: Config, arguments: Sequence[str], announce: Callable[[str], None]) -> int:
+def supervise(config: Config, reread: Reread, arguments: Sequence[str], announce: Callable[[str], None]) -> int:
     """Run ``server.workers`` workers until SIGTERM or SIGINT; returns the process's exit code.
 
     ``arguments`` are those of this process's own command line.
@@ -209,12 +207,13 @@ def supervise(config: Config, arguments: Sequence[str], announce: Callable[[str]
         return 1
     _warn_of_what_is_kept_apart(config)
     # -P: what lies in the current directory is not ours to import.
-    supervisor = Supervisor(config, (sys.executable, "-P", "-m", "gateway.cli", *arguments))
+    supervisor = Supervisor(config, reread, (sys.executable, "-P", "-m", "gateway.cli", *arguments))
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, supervisor.stop)
+        loop.add_signal_handler(signal.SIGHUP, supervisor.reload)
         await supervisor.run(announce)
 
     try:
@@ -226,6 +225,25 @@ def supervise(config: Config, arguments: Sequence[str], announce: Callable[[str]
         print(f"tailrace: cannot listen: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _reserved(server: Server) -> tuple[list[socket.socket], dict[str, str]]:
+    """Sockets that do not listen, and where each door is: they hold the ports for the workers, also while none is
+    there. Raises OSError."""
+    written = {"http": server.http, "grpc": server.grpc if server.has_grpc else None, "rpc": server.rpc}
+    held: list[socket.socket] = []
+    where: dict[str, str] = {}
+    try:
+        for door, address in written.items():
+            if address is not None:
+                with named(f"server.{door}", address):
+                    bound, where[door] = bind(parse_address(address), shared=True)
+                held.append(bound)
+    except OSError:
+        for each in held:
+            each.close()
+        raise
+    return held, where
 
 
 def _warn_of_what_is_kept_apart(config: Config) -> None:

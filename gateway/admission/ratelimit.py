@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Collection, Hashable, Sequence
 from typing import Final
 
 from gateway.admission.quota import NANOSECONDS, Quota, Verdict
@@ -100,6 +100,15 @@ class Limiter:
         for cell, time in planned.items():
             self._store(cell, time, now_ns)
         return min(verdicts, key=lambda verdict: (verdict.remaining, -verdict.reset))
+
+    def forget(self, names: Collection[str]) -> None:
+        """Drops the cells of these quotas: they were counted at another rate, and a debt under a slow one would be
+        paid off at its pace for ever after. Whoever was in debt begins anew."""
+        for name in names:
+            self._shared.pop(name, None)
+        self._times = {cell: time for cell, time in self._times.items() if cell[1] not in names}
+        self._oldest = [noted for noted in self._oldest if noted[2] in self._times]
+        heapq.heapify(self._oldest)
 
     def _time(self, cell: _Cell) -> int:
         time = self._times.get(cell)

@@ -24,8 +24,9 @@ from gateway.doors.question import check_version
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
 from gateway.problem import Refused
-from gateway.route import Heading, Route, Wire
-from tiers.catalog import ModelFacts
+from gateway.route import Route
+from gateway.service import Heading, Wire
+from tiers.facts import ModelFacts
 from tiers.inference import InferRequest, Provenance
 from tiers.v2.proto import RequestReader, Sketch
 

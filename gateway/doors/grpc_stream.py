@@ -28,7 +28,7 @@ from gateway.pipeline import Pipeline
 from gateway.problem import Refused, timed_out
 from gateway.route import Route
 from tiers.backends.rpc import Metadata, Rpc
-from tiers.catalog import ModelFacts
+from tiers.facts import ModelFacts
 from tiers.inference import Rejected, UpstreamError
 from tiers.rpc import RpcPool, Talk
 from tiers.v2.proto import Sketch, renamed
@@ -57,9 +57,15 @@ class Streaming:
     """One stream of one caller."""
 
     def __init__(
-        self, ports: StreamPorts, caller: Caller, metadata: codec.Metadata, passed: Metadata, deadline: Deadline
+        self,
+        ports: Callable[[], StreamPorts],
+        caller: Caller,
+        metadata: codec.Metadata,
+        passed: Metadata,
+        deadline: Deadline,
     ) -> None:
-        self._ports = ports
+        """``ports`` are asked for with every request: a stream may outlive them."""
+        self._told_ports = ports
         self._caller = caller
         self._directives = parse_cache_control(codec.joined(metadata, "cache-control"))
         self._passed = passed
@@ -70,9 +76,13 @@ class Streaming:
         self._ready: deque[asyncio.Task[bytes]] = deque()
         self._more = asyncio.Event()
         self._ended = False
-        self._free = asyncio.Semaphore(ports.pending_max)
+        self._free = asyncio.Semaphore(ports().pending_max)
         self._writing = asyncio.Lock()
-        self._patience = asyncio.timeout(ports.idle)
+        self._patience = asyncio.timeout(ports().idle)
+
+    @property
+    def _ports(self) -> StreamPorts:
+        return self._told_ports()
 
     async def run(self, read: Read, write: Write) -> None:
         """Answer until the caller has ended its side and all is said. Raises RpcRefused, UpstreamError, Refused: also

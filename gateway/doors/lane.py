@@ -118,13 +118,7 @@ class EdgeLane:
     """What the connections of a listener share."""
 
     def __init__(self, desk: Desk, clocks: Clocks, options: EdgeOptions) -> None:
-        self.heads = desk.heads
-        self.exchange = desk.exchange
-        self.telemetry = desk.telemetry
-        self.buffered = desk.buffered
-        self.foreign = desk.foreign
-        self.passthrough = desk.passthrough
-        self.proxies = desk.proxies
+        self.take(desk)
         self.ticker = clocks.ticker
         self.options = options
         self.waits = options.times.waits()
@@ -138,6 +132,16 @@ class EdgeLane:
         do, and who rests needs none of it."""
         self.draining = False
         self._wall = clocks.wall
+
+    def take(self, desk: Desk) -> None:
+        """Let this desk answer from now on; what is in work is answered by the one that it was begun at."""
+        self.heads = desk.heads
+        self.exchange = desk.exchange
+        self.telemetry = desk.telemetry
+        self.buffered = desk.buffered
+        self.foreign = desk.foreign
+        self.passthrough = desk.passthrough
+        self.proxies = desk.proxies
 
     def sweep(self, now: float) -> None:
         """Cut every connection whose peer has taken longer than it may, let others rest, and set the date."""

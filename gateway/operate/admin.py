@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, Mapping
+from http import HTTPStatus
 from typing import Final
 
 import msgspec
@@ -16,9 +17,10 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from gateway.doors.http import problem_response
 from gateway.operate.telemetry import Telemetry
-from gateway.problem import malformed, method_not_allowed, not_found
-from gateway.route import Route
-from tiers.pool import Pool
+from gateway.problem import Problem, malformed, method_not_allowed, not_found
+from gateway.reload import Outcome, Reloads
+from gateway.route import Home
+from gateway.service import Watched
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
 _READS: Final = ("GET", "HEAD")
@@ -44,38 +46,46 @@ class AdminPort:
         return problem_response(not_found(f"There is no {path} here; / says what there is."))
 
 
-def admin_port(
-    routes: Mapping[str, Route],
-    pools: Mapping[str, Pool],
-    telemetry: Telemetry,
-    is_draining: Callable[[], bool],
-) -> AdminPort:
-    """The admin port's paths: ``/metrics``, ``/status``, ``/purge`` and a plain index."""
+class Shown(msgspec.Struct, frozen=True):
+    """What an admin port shows; ``routes`` are endpoints too. What is there is asked for each time: a reload changes
+    it."""
+
+    routes: Callable[[], Mapping[str, Watched]]
+    homes: Callable[[], Mapping[str, Home]]
+    telemetry: Telemetry
+    is_draining: Callable[[], bool]
+    reloads: Reloads | None = None
+
+
+def admin_port(shown: Shown) -> AdminPort:
+    """The admin port's paths: ``/metrics``, ``/status``, ``/purge``, ``/reload`` and a plain index."""
 
     async def index(_: web.BaseRequest) -> web.Response:
         return web.Response(
             text="Tailrace admin port\n\n"
             "GET  /metrics            Prometheus metrics\n"
-            "GET  /status             routes, caches and replicas as JSON\n"
-            "POST /purge?route=NAME   drop a route's cached answers\n"
+            "GET  /status             routes, endpoints, caches and replicas as JSON\n"
+            "POST /purge?route=NAME   drop a route's or an endpoint's cached answers\n"
             "POST /purge?all          drop every cached answer\n"
+            "POST /reload             read the configuration again, and take it if nothing is wrong with it\n"
         )
 
     async def metrics(_: web.BaseRequest) -> web.Response:
-        return web.Response(body=telemetry.exposition(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+        return web.Response(body=shown.telemetry.exposition(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def status(_: web.BaseRequest) -> web.Response:
         document = {
             "pid": os.getpid(),
-            "draining": is_draining(),
-            "routes": {name: _route_status(route) for name, route in routes.items()},
-            "backends": {name: [msgspec.to_builtins(state) for state in pool.states()] for name, pool in pools.items()},
+            "draining": shown.is_draining(),
+            "routes": {name: _route_status(route) for name, route in shown.routes().items()},
+            "backends": {name: msgspec.to_builtins(home.pool.states()) for name, home in shown.homes().items()},
         }
         return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
     async def purge(request: web.BaseRequest) -> web.Response:
         if set(request.query) - {"route", "all"} or len(request.query) != 1:
             return problem_response(malformed("Say either ?route=NAME or ?all.", "query"))
+        routes = shown.routes()
         chosen = list(routes.values())
         if "route" in request.query:
             name = request.query["route"]
@@ -86,14 +96,35 @@ def admin_port(
         dropped = {route.name: route.cache.purge() for route in chosen if route.cache is not None}
         return web.Response(body=msgspec.json.encode({"purged": dropped}), content_type="application/json")
 
-    return AdminPort({"/": index, "/metrics": metrics, "/status": status}, {"/purge": purge})
+    async def reload(_: web.BaseRequest) -> web.Response:
+        return reloaded(None if shown.reloads is None else await shown.reloads.reload())
+
+    return AdminPort({"/": index, "/metrics": metrics, "/status": status}, {"/purge": purge, "/reload": reload})
 
 
-def _route_status(route: Route) -> dict[str, object]:
+def reloaded(outcome: Outcome | None) -> web.Response:
+    """What a reload came to: 200 and what has changed, or 422 and every fault. None: there is nothing to read again."""
+    if outcome is None:
+        return problem_response(not_found("This gateway's configuration was given to it, and cannot be read again."))
+    if outcome.faults:
+        return problem_response(
+            Problem(
+                "configuration-refused",
+                HTTPStatus.UNPROCESSABLE_ENTITY,
+                "Configuration refused",
+                f"Nothing has changed: {outcome.faults[0]}" + (" ..." if len(outcome.faults) > 1 else ""),
+                extras={"faults": list(outcome.faults)},
+            )
+        )
+    document = {"changed": outcome.changed, "warnings": outcome.warnings}
+    return web.Response(body=msgspec.json.encode(document), content_type="application/json")
+
+
+def _route_status(route: Watched) -> dict[str, object]:
     cache = route.cache
     return {
         "epoch": route.epoch,
-        "tiers": [f"{tier.backend}/{tier.model}" for tier in route.config.tiers],
+        "tiers": route.asks,
         "flights": len(route.flights),
         "cache": None
         if cache is None

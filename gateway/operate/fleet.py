@@ -17,8 +17,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.operate.admin import AdminPort
+from gateway.operate.admin import AdminPort, reloaded
 from gateway.problem import Problem
+from gateway.reload import Reloads
+from gateway.sources import ConfigError
 
 ANSWER_SECONDS_MAX: Final = 5.0
 """What a worker may take to answer its admin port: longer, and it hangs."""
@@ -85,6 +87,12 @@ class Totals:
                 yield from latest.items()
 
 
+class _Refusal(msgspec.Struct):
+    """Of a worker's problem document."""
+
+    faults: tuple[str, ...]
+
+
 class Fleet:
     """The workers as their admin ports show them. ``sockets``: paths, by the worker's number."""
 
@@ -129,6 +137,20 @@ class Fleet:
                 dropped[route] = dropped.get(route, 0) + entries
         return web.HTTPOk.status_code, msgspec.json.encode({"purged": dropped})
 
+    async def reload(self) -> None:
+        """Let every worker take the configuration as it is now. Raises ConfigError unless all of them did: with what
+        they said, and which of them did not answer."""
+        answers = await self._ask("POST", "/reload")
+        faults = []
+        for worker in range(len(self._sockets)):
+            status, body = answers.get(worker, (0, b""))
+            if status == web.HTTPUnprocessableEntity.status_code:
+                faults += [f"worker {worker}: {fault}" for fault in msgspec.json.decode(body, type=_Refusal).faults]
+            elif status != web.HTTPOk.status_code:
+                faults.append(f"worker {worker} did not answer, and may have the old configuration; reload again")
+        if faults:
+            raise ConfigError(tuple(faults))
+
     def _own(self, told: Mapping[int, str]) -> Iterable[Metric]:
         up = GaugeMetricFamily("tailrace_worker_up", "1 for a worker that answers.", labels=("worker",))
         for worker in range(len(self._sockets)):
@@ -155,7 +177,7 @@ class Fleet:
         return dict(answer for answer in answers if answer is not None)
 
 
-def fleet_port(fleet: Fleet) -> AdminPort:
+def fleet_port(fleet: Fleet, reloads: Reloads) -> AdminPort:
     """The admin port's paths, as of a single process."""
 
     async def index(_: web.BaseRequest) -> web.Response:
@@ -163,8 +185,9 @@ def fleet_port(fleet: Fleet) -> AdminPort:
             text="Tailrace admin port, for all workers\n\n"
             "GET  /metrics            Prometheus metrics: counters added up, gauges by worker\n"
             "GET  /status             each worker's routes, caches and replicas as JSON\n"
-            "POST /purge?route=NAME   drop a route's cached answers, at every worker\n"
+            "POST /purge?route=NAME   drop a route's or an endpoint's cached answers, at every worker\n"
             "POST /purge?all          drop every cached answer\n"
+            "POST /reload             read the configuration again; every worker takes it if nothing is wrong with it\n"
         )
 
     async def metrics(_: web.BaseRequest) -> web.Response:
@@ -178,7 +201,10 @@ def fleet_port(fleet: Fleet) -> AdminPort:
         kind = "application/json" if code == web.HTTPOk.status_code else "application/problem+json"
         return web.Response(body=body, status=code, content_type=kind)
 
-    return AdminPort({"/": index, "/metrics": metrics, "/status": status}, {"/purge": purge})
+    async def reload(_: web.BaseRequest) -> web.Response:
+        return reloaded(await reloads.reload())
+
+    return AdminPort({"/": index, "/metrics": metrics, "/status": status}, {"/purge": purge, "/reload": reload})
 
 
 class _Collected:

@@ -9,13 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final, Protocol
 
-from cache.response import ResponseCache
 from gateway.doors.guests import Guests
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.lane import EdgeLane
-from gateway.doors.rpc import RpcLane
+from gateway.doors.rpc_lane import RpcLane
 from gateway.operate.telemetry import Gauge, Labels
-from gateway.route import Home, Route, Served, Wire
+from gateway.reload import Reloads
+from gateway.route import Home
+from gateway.service import Shelf, Watched
 from tiers.pool import ReplicaState
 
 
@@ -32,19 +33,24 @@ Samples = Iterator[tuple[Labels, float]]
 BREAKER_STATES: Final = {"closed": 0.0, "half_open": 1.0, "open": 2.0}
 
 
-def gauges(routes: Mapping[str, Route], homes: Mapping[str, Home], is_draining: Callable[[], bool]) -> Iterator[Gauge]:
-    """Every gauge of a gateway."""
+Routes = Callable[[], Mapping[str, Watched]]
+Homes = Callable[[], Mapping[str, Home]]
 
-    def of_caches(read: Callable[[ResponseCache[Served, Wire]], float]) -> Callable[[], Samples]:
-        return lambda: (((name,), read(route.cache)) for name, route in routes.items() if route.cache is not None)
 
-    def of_routes(read: Callable[[Route], float]) -> Callable[[], Samples]:
-        return lambda: (((name,), read(route)) for name, route in routes.items())
+def gauges(routes: Routes, homes: Homes, is_draining: Callable[[], bool]) -> Iterator[Gauge]:
+    """Every gauge of a gateway; ``routes`` are its endpoints too. What is there is asked for at each scrape: a reload
+    changes it."""
+
+    def of_caches(read: Callable[[Shelf], float]) -> Callable[[], Samples]:
+        return lambda: (((name,), read(route.cache)) for name, route in routes().items() if route.cache is not None)
+
+    def of_routes(read: Callable[[Watched], float]) -> Callable[[], Samples]:
+        return lambda: (((name,), read(route)) for name, route in routes().items())
 
     def of_replicas(read: Callable[[ReplicaState], float]) -> Callable[[], Samples]:
         return lambda: (
             ((name, state.url), read(state))
-            for name, home in homes.items()
+            for name, home in homes().items()
             for pool in home.pools
             for state in pool.states()
         )
@@ -178,4 +184,21 @@ def tls_gauges(handshakes: Handshakes) -> Iterator[Gauge]:
         "1 while the certificate's files have changed and cannot be used.",
         (),
         lambda: iter([((), float(bool(certificates.fault)))]),
+    )
+
+
+def reload_gauges(reloads: Reloads) -> Iterator[Gauge]:
+    """How reloads of the configuration ended, and whether what is in force is what was last asked for."""
+    yield Gauge(
+        "tailrace_reloads",
+        "Reloads of the configuration, by how they ended.",
+        ("outcome",),
+        lambda: (((outcome,), float(count)) for outcome, count in reloads.outcomes.items()),
+        counter=True,
+    )
+    yield Gauge(
+        "tailrace_reload_failing",
+        "1 while the last reload was refused, and the configuration before it is in force.",
+        (),
+        lambda: iter([((), float(bool(reloads.faults)))]),
     )

@@ -13,10 +13,11 @@ from cache.digest import Key
 from gateway.config import Address, CacheConfig, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.doors.listener import Listener, listen
-from gateway.operate.admin import admin_port
+from gateway.operate.admin import Shown, admin_port
 from gateway.operate.gauges import gauges
 from gateway.operate.telemetry import Telemetry
-from gateway.route import Home, Route, Served
+from gateway.route import Home, Route
+from gateway.service import Served
 from gateway.units import Seconds
 from tiers.inference import InferResponse, Tensor
 from tiers.pool import ReplicaState
@@ -53,9 +54,9 @@ def routes() -> dict[str, Route]:
 async def admin(routes: dict[str, Route]) -> AsyncIterator[ClientSession]:
     telemetry, pool = Telemetry(monotonic), Pool()
     homes = {"gpu": Home(pool, None)}  # type: ignore[arg-type]
-    for gauge in gauges(routes, homes, lambda: False):
+    for gauge in gauges(lambda: routes, lambda: homes, lambda: False):
         telemetry.watch(gauge)
-    made = admin_port(routes, {"gpu": pool}, telemetry, lambda: True)  # type: ignore[dict-item]
+    made = admin_port(Shown(lambda: routes, lambda: homes, telemetry, lambda: True))
     listener = Listener(made.handle, 8192, 10)
     server, url = await listen(listener, Address("127.0.0.1"))
     async with ClientSession(url) as session:

@@ -125,7 +125,7 @@ def test_watched_numbers_are_read_at_each_scrape() -> None:
 
 def test_every_gauge_of_an_empty_gateway_parses_and_has_a_name_of_its_own() -> None:
     telemetry = Telemetry(monotonic)
-    made = list(gauges({}, {}, lambda: True))
+    made = list(gauges(dict, dict, lambda: True))
     for gauge in made:
         telemetry.watch(gauge)
     assert len({gauge.name for gauge in made}) == len(made)

@@ -1,4 +1,4 @@
-"""The composition root's own small parts."""
+"""What runs beside the requests."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from gateway.app import kept_up
+from gateway.background import kept_up
 
 
 async def test_a_background_loop_goes_on_after_a_bug() -> None:

@@ -1,0 +1,135 @@
+"""Another configuration for a gateway that runs: read, compared, and taken as a whole or not at all.
+
+Rule of this file: it says whether a configuration may be taken, and what of it is new; who takes it does so in one
+turn of its event loop (``app.py``), or lets each of its workers do so (``supervisor.py``). A configuration that has a
+fault changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+import msgspec
+import structlog
+
+from gateway.config import Config, Server
+from gateway.sources import ConfigError, Loaded
+
+Reread = Callable[[], Loaded]
+"""Reads the configuration again, from where it came. Raises ConfigError."""
+
+RELOADED: Final = frozenset(
+    {
+        "passthrough", "allow", "anonymous", "body_bytes_max", "buffered_bytes_max", "passthrough_bytes_max", "drain",
+        "drain_notice", "trusted_proxies", "forwarded_field",
+    }
+)  # fmt: skip
+"""The keys of ``server`` that are not its listeners', and so can be others while these are open."""
+
+RESTART: Final = "which takes a restart; set it back to reload the rest"
+
+SECTIONS: Final = ("callers", "backends", "routes", "endpoints")
+
+_log = structlog.get_logger("tailrace")
+
+
+class Difference(msgspec.Struct, frozen=True):
+    """What is there now that was not, what is another, and what is gone: names of one section's entries."""
+
+    added: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+
+class Outcome(msgspec.Struct, frozen=True):
+    """What a reload came to. ``faults``: why nothing has changed; ``changed``: by section, what has."""
+
+    faults: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    changed: Mapping[str, Difference] = {}
+
+
+class Reloads:
+    """One at a time. ``config`` is what is in force, ``faults`` why the last one was refused."""
+
+    def __init__(self, config: Config, reread: Reread, take: Callable[[Config], Awaitable[None]]) -> None:
+        """``take`` puts a configuration in force, or raises ConfigError and changes nothing."""
+        self.config = config
+        self.faults: tuple[str, ...] = ()
+        self.outcomes: Counter[str] = Counter(taken=0, refused=0)
+        self._reread = reread
+        self._take = take
+        self._turn = asyncio.Lock()
+
+    async def reload(self) -> Outcome:
+        """Read the configuration and take it. Never raises for what is wrong with it."""
+        async with self._turn:
+            try:
+                loaded = await asyncio.to_thread(self._reread)  # a disk may be slow
+                faults = tuple(fixed(self.config, loaded.config))
+                if faults:
+                    raise ConfigError(faults)
+                await self._take(loaded.config)
+            except ConfigError as error:
+                self.faults = error.faults
+                self.outcomes["refused"] += 1
+                _log.error("configuration refused, nothing has changed", faults=list(error.faults))
+                return Outcome(faults=error.faults)
+            before, self.config, self.faults = self.config, loaded.config, ()
+            self.outcomes["taken"] += 1
+            changed = differences(before, loaded.config)
+            _log.warning("configuration taken", changed=msgspec.to_builtins(changed), warnings=list(loaded.warnings))
+            return Outcome(warnings=loaded.warnings, changed=changed)
+
+
+def fixed(before: Config, after: Config) -> Iterator[str]:
+    """What differs and cannot be changed without a restart."""
+    for name in Server.__struct_fields__:
+        old, new = getattr(before.server, name), getattr(after.server, name)
+        if old != new and name not in RELOADED:
+            yield f"server.{name}: {_said(old)} is now {_said(new)}, {RESTART}"
+    if before.log != after.log:
+        yield f"log: {before.log} is now {after.log}, {RESTART}"
+
+
+def differences(before: Config, after: Config) -> dict[str, Difference]:
+    """The sections whose entries differ, and how; of ``server``, the keys."""
+    old, new = ({key: getattr(config.server, key) for key in RELOADED} for config in (before, after))
+    found = {"server": _difference(old, new)}
+    for section in SECTIONS:
+        found[section] = _difference(getattr(before, section), getattr(after, section))
+    return {section: difference for section, difference in found.items() if difference != Difference()}
+
+
+@asynccontextmanager
+async def reloading(reloads: Reloads, hung_up: asyncio.Event) -> AsyncIterator[None]:
+    """Reload whenever the event is set, for as long as the block lasts."""
+
+    async def whenever() -> None:
+        while True:
+            await hung_up.wait()
+            hung_up.clear()
+            await reloads.reload()
+
+    task = asyncio.create_task(whenever())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+def _difference(old: Mapping[str, object], new: Mapping[str, object]) -> Difference:
+    return Difference(
+        tuple(sorted(name for name in new if name not in old)),
+        tuple(sorted(name for name in new if name in old and old[name] != new[name])),
+        tuple(sorted(name for name in old if name not in new)),
+    )
+
+
+def _said(value: object) -> str:
+    return repr(str(value)) if isinstance(value, str) else str(value)
