@@ -5,9 +5,11 @@ Rule of this file: it names metrics and where each is read; it keeps nothing its
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
+from gateway.doors.guests import Guests
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.lane import EdgeLane
 from gateway.doors.rpc_lane import RpcLane
@@ -19,6 +21,15 @@ from tiers.pool import ReplicaState
 
 if TYPE_CHECKING:
     from gateway.tables import Table
+
+
+class CallCounts(Protocol):
+    """The gRPC door's service, which is not loaded where there is no such door."""
+
+    guests: Guests
+    streams: Guests
+    refused: Counter[str]
+
 
 Samples = Iterator[tuple[Labels, float]]
 
@@ -139,6 +150,26 @@ def rpc_gauges(lane: RpcLane) -> Iterator[Gauge]:
         counter=True,
     )
     yield Gauge("tailrace_rpc_in_flight", "Calls in work.", (), lambda: iter([((), float(lane.in_flight))]))
+
+
+def grpc_gauges(service: CallCounts) -> Iterator[Gauge]:
+    """What the gRPC door's callers hold."""
+
+    def one(read: Callable[[], int]) -> Callable[[], Samples]:
+        return lambda: iter([((), float(read()))])
+
+    guests, streams = service.guests, service.streams
+    yield Gauge("tailrace_grpc_calls", "Calls in work, open streams among them.", (), one(lambda: guests.calls))
+    yield Gauge("tailrace_grpc_streams", "ModelStreamInfer calls that are open.", (), one(lambda: streams.calls))
+    yield Gauge("tailrace_grpc_addresses", "Addresses with a call in work.", (), one(lambda: len(guests)))
+    yield Gauge("tailrace_grpc_calls_accepted", "Calls begun.", (), one(lambda: guests.accepted), counter=True)
+    yield Gauge(
+        "tailrace_grpc_calls_refused",
+        "Calls for which there was no place, by the limit they were over; draining: the gateway was stopping.",
+        ("reason",),
+        lambda: (((reason,), float(count)) for reason, count in service.refused.items()),
+        counter=True,
+    )
 
 
 def tls_gauges(handshakes: Handshakes) -> Iterator[Gauge]:

@@ -1,0 +1,62 @@
+"""The sockets of a listener that is not ours to close, found by the address they share.
+
+Rule of this file: it ends what comes in by a socket of this process, and knows nothing of who reads it. grpc has no
+word for "take nobody new", nor for "this connection has nothing left to do". To stop it is one step, in which calls
+that it has received and not begun are CANCELLED, and those no client tries again. A connection that ends is
+UNAVAILABLE, which clients do try again: so whoever has nothing left to do here is told the end of the stream, as if
+the caller had closed, and grpc closes its own side.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Set
+from pathlib import Path
+from typing import Final
+
+OPEN_FILES: Final = Path("/proc/self/fd")
+"""Where Linux tells a process's open files. Elsewhere none are seen, and so none are ended."""
+
+
+def end_idle(own: int | str, busy: Set[int]) -> int:
+    """End every socket of this process whose own end is this port, or this path: the one that listens, and each
+    connection whose other end's port (0 for a unix socket's) is not ``busy``. How many connections there are."""
+    connections = 0
+    for file in _open_files():
+        with contextlib.suppress(OSError), _copy(file) as copy:
+            if copy.type != socket.SOCK_STREAM or _end(copy.getsockname()) != own:
+                continue
+            if not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                peer = _end(copy.getpeername())
+                connections += 1
+                if (peer if isinstance(peer, int) else 0) in busy:
+                    continue
+            copy.shutdown(socket.SHUT_RD)
+    return connections
+
+
+def _copy(file: int) -> socket.socket:
+    """Another hold on an open socket: it stays that socket whatever becomes of the file's number. Raises OSError for
+    what is none."""
+    copy = os.dup(file)
+    try:
+        return socket.socket(fileno=copy)
+    except OSError:
+        os.close(copy)
+        raise
+
+
+def _end(name: object) -> int | str:
+    """The port of an address, or the path of a unix socket's."""
+    if isinstance(name, tuple):
+        return int(name[1])
+    return name if isinstance(name, str) else ""
+
+
+def _open_files() -> list[int]:
+    try:
+        return [int(name) for name in os.listdir(OPEN_FILES)]
+    except OSError:
+        return []
