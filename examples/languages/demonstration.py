@@ -144,8 +144,8 @@ def _run(stack: ExitStack, console: Console, began: float) -> None:
     )
     triton = server(environment())
     with step(console, "starting Triton (lingua reads its models: some seconds)"):
-        triton.start(READY_SECONDS_MAX)
         stack.callback(triton.stop)
+        triton.start(READY_SECONDS_MAX)
     direct = stack.enter_context(Caller(triton.http_url))
     with step(console, "asking both models about the sentences to choose with"):
         found, chosen = choose(direct, choosing, languages)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from examples.child import group_members
+from examples.console import INTERRUPTED
 from examples.languages import demonstration
 from examples.languages.caller import SCORED, Caller, Refused
 from examples.languages.corpus import halves, read
@@ -16,6 +21,7 @@ from examples.tritonserver import TritonServer
 
 pytestmark = pytest.mark.timeout(400)  # lingua reads its models, on a machine that may be busy
 
+ROOT = Path(demonstration.__file__).resolve().parents[2]
 MODELS = (demonstration.FAST, demonstration.LARGE)
 
 
@@ -78,3 +84,17 @@ def test_text_over_several_lines_has_one_language(triton: TritonServer, model: s
 def test_what_triton_refuses_is_raised(triton: TritonServer) -> None:
     with Caller(triton.http_url) as caller, pytest.raises(Refused, match="no_such_model answered 4"):
         caller.ask("no_such_model", ["text"])
+
+
+def test_an_interrupted_example_stops_everything() -> None:
+    command = [sys.executable, "-u", "-m", "examples.languages"]
+    running = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    mine = Path(f"/proc/{running.pid}/task/{running.pid}/children")
+    assert running.stdout is not None
+    assert any("sending batches" in line for line in running.stdout), "it ended before both were up"
+    groups = [int(pid) for pid in mine.read_text().split()]
+    running.send_signal(signal.SIGINT)
+    running.communicate(timeout=30)
+    assert running.returncode == INTERRUPTED
+    assert len(groups) == 4, "Triton, the gateway, and a guard for each"
+    assert [group_members(group) for group in groups] == [{}, {}, {}, {}]
