@@ -19,6 +19,7 @@ import structlog
 from degrade.breaker import Change
 from gateway.admission.ratelimit import Limiter
 from gateway.background import Sleep, kept, sweep
+from gateway.codec.ndarray import plain_bytes_max
 from gateway.config import Config, Server, parse_address
 from gateway.doors.about import Readiness
 from gateway.doors.book import BookOptions
@@ -28,7 +29,7 @@ from gateway.doors.edge import EdgeConnection
 from gateway.doors.exchange import Exchange
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.head import HeadBounds, Heads
-from gateway.doors.http import HttpDoor, Ports
+from gateway.doors.http import HttpDoor
 from gateway.doors.lane import Clocks, Desk, EdgeLane, EdgeOptions, Times
 from gateway.doors.listener import (
     ADMIN_CONNECTIONS_MAX,
@@ -40,7 +41,9 @@ from gateway.doors.listener import (
 )
 from gateway.doors.methods import MethodPorts, Methods
 from gateway.doors.passthrough import RELAYED_BYTES_MAX
-from gateway.doors.rpc import ENVELOPE_BYTES_MAX, RpcConnection, RpcDesk, RpcLane, RpcOptions
+from gateway.doors.ports import Ports
+from gateway.doors.rpc import RpcConnection
+from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
 from gateway.operate.admin import Shown, admin_port
 from gateway.operate.gauges import gauges, lane_gauges, reload_gauges, rpc_gauges, tls_gauges
@@ -53,7 +56,7 @@ from gateway.sources import ConfigError, Loaded
 from gateway.standing import Retired, Standing, Watching, changed_quotas, homes, retired, stand
 
 if TYPE_CHECKING:
-    from gateway.doors.grpc import GrpcDoor, GrpcPorts
+    from gateway.doors.grpc import GrpcDoor
     from gateway.doors.grpc_listener import GrpcListener
 
 SWEEP_SECONDS: Final = 0.5
@@ -194,14 +197,15 @@ class Gateway:
             self._methods.take(self._method_ports(after))
             self._rpc.options = _rpc_options(after)
         if self._grpc_door is not None:
-            self._grpc_door.take(config.server, self._grpc_ports(ports))
+            self._grpc_door.take(config.server, ports)
         self._keep(after)
         self._retire(retired(before, after), float(before.config.server.passthrough_timeout))
 
     def _ports(self, standing: Standing) -> Ports:
         return Ports(
             routes=standing.routes,
-            passthrough=standing.passthrough.pool,
+            passthrough=standing.passthrough,
+            pipeline=self.pipeline,
             exchange=self._exchange,
             directory=standing.directory,
             telemetry=self.telemetry,
@@ -224,37 +228,17 @@ class Gateway:
         pool, proxies = standing.passthrough.pool, standing.proxies
         return Desk(heads, self._exchange, self.telemetry, self.buffered, listener.behind, pool, proxies)
 
-    def _grpc_ports(self, http: Ports) -> GrpcPorts:
-        from gateway.doors.grpc import GrpcPorts
-        from gateway.doors.grpc_infer import Inferring
-
-        passthrough = self.standing.passthrough.rpc
-        assert passthrough is not None, "every home has one where there is a gRPC door"
-        return GrpcPorts(
-            routes=http.routes,
-            passthrough=passthrough,
-            pipeline=self.pipeline,
-            inferring=Inferring(self.pipeline, http.exchange, self.telemetry, monotonic),
-            directory=http.directory,
-            telemetry=self.telemetry,
-            readiness=self.readiness,
-            loaded=self._loaded,
-            ticker=monotonic,
-            buffered=self.buffered,
-            proxies=http.proxies,
-        )
-
     def _method_ports(self, standing: Standing) -> MethodPorts:
         return MethodPorts(standing.routes, standing.directory, self.readiness, monotonic)
 
-    async def _start_grpc(self, http: Ports, certificates: Certificates | None) -> None:
+    async def _start_grpc(self, ports: Ports, certificates: Certificates | None) -> None:
         """grpc is loaded only where it is used: it takes its time, and some 30 MB."""
         from gateway.doors.grpc import GrpcDoor
         from gateway.doors.grpc_health import Health
         from gateway.doors.grpc_listener import GrpcListener
 
         server = self.standing.config.server
-        self._grpc_door = GrpcDoor(server, self._grpc_ports(http))
+        self._grpc_door = GrpcDoor(server, ports)
         health = Health(lambda: self.readiness().ready, float(server.body_timeout))
         self._grpc = GrpcListener(server, self._grpc_door, health, self._shared)
         with named("server.grpc", server.grpc):
@@ -388,13 +372,21 @@ def _edge_options(server: Server) -> EdgeOptions:
 
 def _rpc_options(standing: Standing) -> RpcOptions:
     server = standing.config.server
-    bytes_max = max((route.body_limits.bytes_max for route in standing.routes.values()), default=0)
+    limits = [route.body_limits for route in standing.routes.values()]
     return RpcOptions(
         server.rpc_in_flight_max,
-        bytes_max + ENVELOPE_BYTES_MAX,
+        max((each.bytes_max for each in limits), default=0) + ENVELOPE_BYTES_MAX,
+        max((plain_bytes_max(each.message) for each in limits), default=0) + ENVELOPE_BYTES_MAX,
+        {name: _places(standing, route) for name, route in standing.routes.items()},
         BookOptions(server.connections_max, server.connections_per_address_max),
         _times(server),
     )
+
+
+def _places(standing: Standing, route: Route) -> int:
+    """How many calls the replicas of a route's tiers take at once: of the tier that takes the fewest."""
+    backends = [standing.config.backends[tier.backend] for tier in route.config.tiers]
+    return min(each.connections_max * len(each.http or each.grpc) for each in backends)
 
 
 def _times(server: Server) -> Times:

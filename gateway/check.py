@@ -25,8 +25,9 @@ from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ParserMissing, require
 from gateway.homes import grpc_options, probe_of
 from gateway.sources import GRPC_SCHEME
 from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, PROBING_CONNECTIONS_MAX, Call, TritonHttp, TritonOptions
-from tiers.catalog import Catalog, CatalogOptions, ModelFacts
+from tiers.catalog import Catalog, CatalogOptions
 from tiers.datatype import FLOATS
+from tiers.facts import ModelFacts
 from tiers.inference import Rejected, UpstreamError
 from tiers.pool import NOT_SPOKEN, READY_PATH, Probe
 from tiers.seat import Replica
@@ -102,8 +103,9 @@ def open_files_fault(config: Config, hard: int) -> str:
     )
 
 
-def environment_faults(config: Config, files_hard_limit: int) -> Iterator[str]:
-    """What is wrong with this process. The soft limit on files is not asked: serving lifts it."""
+def environment_faults(config: Config, files_hard_limit: int, clock: Ticker = time.time) -> Iterator[str]:
+    """What is wrong with this process. The soft limit on files is not asked: serving lifts it. ``clock``: seconds since
+    1970."""
     try:
         require_strict_parser()
     except ParserMissing as missing:
@@ -111,6 +113,7 @@ def environment_faults(config: Config, files_hard_limit: int) -> Iterator[str]:
     if importlib.util.find_spec("uvloop") is None:
         yield "uvloop: is not installed"
     yield from certificates.faults(config.server.tls)
+    yield from certificates.doubts(config.server.tls, clock())
     fault = open_files_fault(config, files_hard_limit)
     if fault:
         yield fault

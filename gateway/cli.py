@@ -106,7 +106,8 @@ def _check(chosen: argparse.Namespace) -> int:
         return _report(found.faults, UNFIT)
     asked = "not asked" if chosen.offline else "ready"
     backends, routes = _count(len(config.backends), "backend"), _count(len(config.routes), "route")
-    print(f"all well: {backends} ({asked}), {routes}")
+    endpoints = f", {_count(len(config.endpoints), 'endpoint')}" if config.endpoints else ""
+    print(f"all well: {backends} ({asked}), {routes}{endpoints}")
     return WELL
 
 

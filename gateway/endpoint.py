@@ -49,14 +49,14 @@ from tiers.seat import Replica
 
 DECIDING: Final = frozenset(
     {
-        *("host", "content-type", "content-encoding", "accept", "accept-encoding"),
+        *("x-forwarded-host", "x-forwarded-proto", "content-type", "content-encoding", "accept", "accept-encoding"),
         *("x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url"),
         *("x-forwarded-port", "x-forwarded-prefix", "x-forwarded-scheme", "x-forwarded-server", "x-host"),
     }
 )
-"""Request fields that are in every key. Host too: a server is told it, and may write it into what it answers; so are
-those by which servers are told another method, path or place. Nobody names them in Vary, and who may send them could
-otherwise leave an answer of their making for all."""
+"""Request fields that are in every key. X-Forwarded-Host is what the server is told of the caller's Host, and may be
+written into what it answers; and there are others by which servers are told of another method, path or place. Nobody
+names them in Vary, and who may send them could otherwise leave an answer of their making for all."""
 
 CREDENTIALS: Final = frozenset({"authorization", "cookie", "x-api-key"})
 """What such a request gets is its sender's alone (RFC 9111 section 3.5), unless the field was meant for the gateway."""

@@ -49,7 +49,7 @@ from gateway.recall import Action, Recall, recall, tolerates
 from gateway.route import Route
 from gateway.service import Allowance, Filled, Q, R, Response, Served, Service, Terms, Watched, Wire
 from tiers.cascade import CascadeOptions
-from tiers.catalog import ModelFacts
+from tiers.facts import ModelFacts
 from tiers.inference import Provenance, Rejected, UpstreamError
 
 RETRY_AFTER_SECONDS: Final = 1.0
@@ -133,10 +133,10 @@ class Pipeline:
         except Rejected as rejected:
             raise Refused(_of_model(rejected)) from rejected
         except UpstreamError as error:
-            raise Refused(self._unavailable(route, error)) from error
+            raise self._undescribed(route, error) from error
         except TimeoutError:
             late = UpstreamError(Failure.TIMEOUT, f"its models did not describe themselves within {seconds:.3g} s")
-            raise Refused(self._unavailable(route, late)) from None
+            raise self._undescribed(route, late) from None
 
     def refuse_spent(self, owed: Dues) -> None:
         """Before much is spent on reading a request: Refused (429) if a quota that it will use up is spent
@@ -339,6 +339,11 @@ class Pipeline:
             return None
         found = call.route.find(call.caller, call.request, key, now)
         return found if found is not None and tolerates(found, call.directives, now) else None
+
+    def _undescribed(self, route: Service[Q, R], error: UpstreamError) -> Refused:
+        """Nothing could be looked up, for nobody said what the request is made of; the ladder ends there."""
+        tried = Provenance(cache="none", reason=error.failure.value, degraded=True)
+        return Refused(self._unavailable(route, error), provenance=tried)
 
     def _unavailable(self, route: Service[Q, R], error: UpstreamError) -> Problem:
         spread = self._chance.uniform(1.0, RETRY_SPREAD)

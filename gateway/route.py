@@ -45,7 +45,8 @@ from gateway.service import (
 from tiers import cascade
 from tiers.backends.triton_http import Call as Outbound
 from tiers.cascade import Accept, CascadeAnswer, CascadeOptions, Tier
-from tiers.catalog import Catalog, ModelFacts, TensorFact
+from tiers.catalog import Catalog
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import (
     SCHEDULING_PARAMETERS,
     Form,

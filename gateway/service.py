@@ -6,8 +6,6 @@ path and no order: that is ``pipeline.py``'s.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
 from typing import Final, Generic, Protocol, Self, TypeVar
 from urllib.parse import quote
 
@@ -284,12 +282,3 @@ def cache_of(config: CacheConfig | None) -> ResponseCache[Served[R], Wire] | Non
     bytes_max = int(config.bytes_max)
     policy: Policy[Entry[Served[R]]] = POLICIES[config.policy](bytes_max)
     return ResponseCache(Bounded(bytes_max, policy))
-
-
-def purged(services: Sequence[Watched]) -> dict[str, int]:
-    """How many answers each has dropped, rows among them."""
-    shelves = [(each.name, shelf) for each in services for shelf in (each.cache, each.row_cache) if shelf is not None]
-    dropped: Counter[str] = Counter()
-    for name, shelf in shelves:
-        dropped[name] += shelf.purge()
-    return dict(dropped)

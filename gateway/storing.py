@@ -17,8 +17,8 @@ from tiers.backends.triton_http import Reply
 
 _FORBID: Final = frozenset({"no-store", "private", "no-cache"})
 _NEVER_STALE: Final = frozenset({"must-revalidate", "proxy-revalidate", "s-maxage"})
-_OURS: Final = frozenset({"via", "forwarded", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-real-ip"})
-"""Fields that the gateway writes: where an answer depends on one, it is for who asked, or for whoever is behind it."""
+OURS: Final = frozenset({"via", "forwarded", "x-forwarded-for", "x-real-ip"})
+"""Fields in which the gateway says who asks: an answer that depends on one is for that one alone."""
 
 
 class Life(msgspec.Struct, frozen=True, gc=False):
@@ -55,11 +55,11 @@ def life_of(reply: Reply, ttl: float, max_stale: float) -> Life | None:
 
 def varying(fields: Iterable[tuple[str, str]]) -> frozenset[str] | None:
     """The request fields, in lower case, that an answer depends on; None where no later request can be held against
-    that: ``*``, and what the gateway itself adds to every request."""
+    that: ``*``, and what the gateway writes of who asks."""
     named = frozenset(
         name.strip(" \t").lower() for value in _values(fields, "vary") for name in value.split(",") if name.strip(" \t")
     )
-    return None if "*" in named or not named.isdisjoint(_OURS) else named
+    return None if "*" in named or not named.isdisjoint(OURS) else named
 
 
 def _values(fields: Iterable[tuple[str, str]], wanted: str) -> list[str]:

@@ -19,6 +19,8 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, cast
 
 import msgspec
@@ -28,7 +30,7 @@ from aiohttp.web_protocol import RequestHandler
 from gateway.admission.auth import anonymous_name
 from gateway.admission.forwarded import Origin
 from gateway.codec.dialect import PROTOCOL
-from gateway.doors.exchange import recalled, refusal
+from gateway.doors.exchange import LOOKED_UP_BYTES, recalled, refusal
 from gateway.doors.handover import OURS, THEIRS, LentTransport
 from gateway.doors.head import HEAD_BYTES_REMEMBERED_MAX, Heads, Judgement, Lane
 from gateway.doors.lane import EdgeLane, State
@@ -290,9 +292,12 @@ class EdgeConnection(asyncio.Protocol):
             self._refuse(self._lane.buffered.refusal(), self._asked.question)
             return len(data)
         if self._left == 0:
-            body, self._parts, asked = b"".join(self._parts), None, self._asked
+            parts, self._parts, asked = self._parts, None, self._asked
             self._forget_large()
-            self._ask(asked, body, self._lane.ticker())
+            if asked.question is not None and self._size > LOOKED_UP_BYTES:
+                self._begin_answer(asked.question, partial(self._gathered, asked.question, parts, self._began))
+                return start + len(part)
+            self._ask(asked, b"".join(parts), self._lane.ticker())
             if self._state not in (_BUSY, _RELAYED):
                 self._size = 0
                 self._recount()
@@ -320,12 +325,27 @@ class EdgeConnection(asyncio.Protocol):
             lane.telemetry.refused(question.route.name, refused.problem.slug)
             self._write(refusal(refused, question.dialect), question.route.name, began)
             return
-        self._turn(_BUSY)
-        self._task = asyncio.get_running_loop().create_task(self._answer(question, body, wire, began))
+        self._begin_answer(question, partial(lane.exchange.answer, question, body, wire, began))
 
-    async def _answer(self, question: AnyQuestion, body: bytes, wire: bytes | None, began: float) -> None:
+    def _begin_answer(self, question: AnyQuestion, make: Callable[[], Awaitable[Reply]]) -> None:
+        self._turn(_BUSY)
+        self._task = asyncio.get_running_loop().create_task(self._answer(question, make, self._began))
+
+    async def _gathered(self, question: AnyQuestion, parts: list[bytes], began: float) -> Reply:
+        """What a large body asks: it is put together, and looked up by its bytes, where nobody else waits for that."""
+        exchange, name = self._lane.exchange, question.caller.name
+        seconds = began + question.route.timeout - self._lane.ticker()
+        body = await exchange.aside(partial(b"".join, parts), name, seconds)
+        parts.clear()
+        hit, wire = await exchange.recall_aside(question, body, seconds)
+        if hit is None:
+            return await exchange.answer(question, body, wire, began)
+        self._lane.telemetry.answered(question.route.name, hit.provenance)
+        return recalled(hit)
+
+    async def _answer(self, question: AnyQuestion, make: Callable[[], Awaitable[Reply]], began: float) -> None:
         try:
-            reply = await self._lane.exchange.answer(question, body, wire, began)
+            reply = await make()
         except Refused as refused:
             self._lane.telemetry.refused(question.route.name, refused.problem.slug)
             reply = refusal(refused, question.dialect)

@@ -43,6 +43,9 @@ ASIDE_BYTES: Final = 256 * 1024
 """Messages above this, and all that are compressed, are read and written aside: JSON of this size takes some 20 ms
 of the event loop, and nobody knows how large a compressed one is before it is inflated."""
 
+LOOKED_UP_BYTES: Final = 4 * 2**20
+"""Bodies above this are put together and digested aside too: a millisecond, or two, for each MiB."""
+
 HEADINGS_MAX: Final = 1024
 """Beginnings of hits remembered, about 600 bytes each: one for each model, version and size of answer."""
 
@@ -77,6 +80,16 @@ class Exchange:
             return None, None
         wire = digester.key(body)
         return self._pipeline.recall_wire(question.route, question.hit_dues, wire, now), wire
+
+    async def recall_aside(
+        self, question: AnyQuestion, body: bytes | memoryview, seconds: float
+    ) -> tuple[WireAnswer | None, bytes | None]:
+        """The same for a large body, whose digest is made aside, within ``seconds``."""
+        digester = question.digester
+        if digester is None:
+            return None, None
+        wire = await self._aside.run(partial(digester.key, body), question.caller.name, seconds)
+        return self._pipeline.recall_wire(question.route, question.hit_dues, wire, self._ticker()), wire
 
     def charge(self, route: Route | None, caller: Caller) -> Verdict | None:
         """Charge a request that is passed through: every quota of caller and route, or none. Raises Refused."""

@@ -190,8 +190,8 @@ class Heads:
             return Judgement(Lane.AIOHTTP, length)
         caller = identify(self._directory, headers, "")
         call = Call(method, target.raw, passed_on(headers.items(), self._withheld))
-        works, plain = method == "POST" and bool(target.model), is_plain(method, target, headers)
-        passage = Passage(call, caller, works, plain, headers.get(JSON_LENGTH_HEADER))
+        plain = is_plain(method, target, headers)
+        passage = Passage(call, caller, target.works(method), plain, headers.get(JSON_LENGTH_HEADER))
         return Judgement(Lane.EDGE, length, None, passage, _is_anonymous(caller), self._proxies.hops(headers))
 
 

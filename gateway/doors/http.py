@@ -8,7 +8,7 @@ codec's; every decision about an answer is the pipeline's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from time import perf_counter
 from typing import Final
@@ -18,22 +18,21 @@ import structlog
 from aiohttp import web
 from multidict import CIMultiDict
 
-from degrade.deadline import Ticker
-from gateway.admission.auth import Caller, Directory
-from gateway.admission.forwarded import Proxies
+from gateway.admission.auth import Caller
 from gateway.codec.dialect import PROTOCOL
 from gateway.config import Server
-from gateway.doors.about import Readiness, metadata, model_ready
-from gateway.doors.buffered import Buffered, Held
-from gateway.doors.exchange import Exchange, body_too_large, recalled, refusal
+from gateway.doors.about import metadata, model_ready
+from gateway.doors.buffered import Held
+from gateway.doors.exchange import LOOKED_UP_BYTES, body_too_large, recalled, refusal
 from gateway.doors.onward import withheld
 from gateway.doors.origin import origin_of
 from gateway.doors.passthrough import UNTYPED, Broken, Passing, Passthrough, ask_for_body
 from gateway.doors.path import Target, target_of
+from gateway.doors.ports import Ports
 from gateway.doors.posting import AnyQuestion, judge_post
 from gateway.doors.question import METHODS, QUERY_MEDIA, Reply, check_version, dialect_in, identify, judge
-from gateway.endpoint import NO_ENDPOINTS, Endpoint, endpoint_of
-from gateway.operate.telemetry import PASSTHROUGH, Telemetry
+from gateway.endpoint import Endpoint, endpoint_of
+from gateway.operate.telemetry import PASSTHROUGH
 from gateway.problem import (
     Problem,
     Refused,
@@ -44,26 +43,9 @@ from gateway.problem import (
     timed_out,
 )
 from gateway.route import Route
-from tiers.pool import Pool
 
 _JSON: Final = {"Content-Type": "application/json"}
 _log = structlog.get_logger("tailrace")
-
-
-class Ports(msgspec.Struct, frozen=True):
-    """What the door is wired to; ``loaded`` is told of a model that a caller loaded or unloaded."""
-
-    routes: Mapping[str, Route]
-    passthrough: Pool
-    exchange: Exchange
-    directory: Directory
-    telemetry: Telemetry
-    readiness: Callable[[], Readiness]
-    loaded: Callable[[str], None]
-    ticker: Ticker
-    buffered: Buffered
-    proxies: Proxies
-    endpoints: Mapping[str, Endpoint] = NO_ENDPOINTS
 
 
 class HttpDoor:
@@ -132,9 +114,8 @@ class HttpDoor:
         if route is None and target.kind == "predict" and self._ports.routes:
             raise Refused(not_found(f"There is no route {target.model!r}."))
         if route is None:
-            works = request.method == "POST" and target.model
-            quota = self._ports.exchange.charge(None, caller) if works else None
-            passing = Passing(target, self._ports.passthrough, began, quota)
+            quota = self._ports.exchange.charge(None, caller) if target.works(request.method) else None
+            passing = Passing(target, self._ports.passthrough.pool, began, quota)
             return await self._through.answer(request, passing), "passthrough"
         if target.kind in ("infer", "predict") and request.method == "OPTIONS":
             return _options(), "gateway"
@@ -185,12 +166,16 @@ class HttpDoor:
         began = self._ports.ticker()
         with Held(self._ports.buffered) as held:
             body = await self._body(request, question, held)
-            hit, wire = self._ports.exchange.recall(question, body, self._ports.ticker())
+            exchange, now = self._ports.exchange, self._ports.ticker()
+            if len(body) > LOOKED_UP_BYTES:
+                hit, wire = await exchange.recall_aside(question, body, began + question.route.timeout - now)
+            else:
+                hit, wire = exchange.recall(question, body, now)
             if hit is not None:
                 reply = recalled(hit)
                 self._ports.telemetry.answered(question.route.name, hit.provenance)
             else:
-                reply = await self._ports.exchange.answer(question, body, wire, began)
+                reply = await exchange.answer(question, body, wire, began)
         return _response(reply), reply.state
 
     async def _body(self, request: web.BaseRequest, question: AnyQuestion, held: Held) -> bytes:
@@ -211,6 +196,8 @@ class HttpDoor:
                     parts.append(part)
         except TimeoutError:
             raise Refused(timed_out(f"The body did not arrive within {seconds:g} s.")) from None
+        if size > LOOKED_UP_BYTES:
+            return await self._ports.exchange.aside(partial(b"".join, parts), question.caller.name, seconds)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     # -- what the gateway says of itself and of its routes ----------------------------------------

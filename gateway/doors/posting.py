@@ -18,19 +18,20 @@ from gateway.doors.onward import passed_on
 from gateway.doors.path import Target
 from gateway.doors.question import Headers, Question
 from gateway.endpoint import Endpoint, Post, raw
+from gateway.storing import OURS
 
 
 class Posting(msgspec.Struct, frozen=True):
-    """A judged head; ``post`` has no body yet. ``digester`` holds all of the head that the server gets, so that what
-    is known by it is known whatever the answer varies by; None where an answer must not be recognised by its bytes.
-    ``hit_dues``: the quotas that a hit uses up."""
+    """A judged head; ``post`` has no body yet. ``digester``, once it is ``told``, holds all that the server gets of the
+    head but who asks, so that what is known by it is known whatever the answer varies by; None where an answer must not
+    be recognised by its bytes. ``hit_dues``: the quotas that a hit uses up."""
 
     route: Endpoint
     caller: Caller
     post: Post
     directives: codec.CacheDirectives
-    digester: WireDigester | None
     hit_dues: Dues
+    digester: WireDigester | None = None
     dialect: Dialect = PROTOCOL
     """How it is refused."""
 
@@ -46,7 +47,15 @@ class Posting(msgspec.Struct, frozen=True):
     def told(self, proxies: Proxies, origin: Origin) -> Posting:
         """The same, with what a server is told of where it comes from."""
         post = msgspec.structs.replace(self.post, fields=proxies.told(self.post.fields, origin))
-        return msgspec.structs.replace(self, post=post)
+        return msgspec.structs.replace(self, post=post, digester=self._digester(post))
+
+    def _digester(self, post: Post) -> WireDigester | None:
+        endpoint = self.route
+        if endpoint.cache is None or self.directives != codec.NO_DIRECTIVES or endpoint.uncacheable(post):
+            return None
+        told = [(name.lower(), raw(value)) for name, value in post.fields if name.lower() not in OURS]
+        decides = ("post", endpoint.name, endpoint.tenant(self.caller), raw(post.query), told)
+        return WireDigester(msgspec.msgpack.encode(decides))
 
 
 AnyQuestion = Question | Posting
@@ -60,9 +69,4 @@ def judge_post(
     _, mark, query = target.raw.partition("?")
     post = Post(mark + query, passed_on(headers.items(), withheld))
     directives = codec.parse_cache_control(", ".join(headers.getall("Cache-Control", ())))
-    digester = None
-    if endpoint.cache is not None and directives == codec.NO_DIRECTIVES and not endpoint.uncacheable(post):
-        told = [(name.lower(), raw(value)) for name, value in post.fields]
-        decides = ("post", endpoint.name, endpoint.tenant(caller), raw(post.query), told)
-        digester = WireDigester(msgspec.msgpack.encode(decides))
-    return Posting(endpoint, caller, post, directives, digester, dues(endpoint.allowances, caller, works=False))
+    return Posting(endpoint, caller, post, directives, dues(endpoint.allowances, caller, works=False))

@@ -20,7 +20,7 @@ from gateway.operate.telemetry import Telemetry
 from gateway.problem import Problem, malformed, method_not_allowed, not_found
 from gateway.reload import Outcome, Reloads
 from gateway.route import Home
-from gateway.service import Shelf, Watched, purged
+from gateway.service import Shelf, Watched
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
 _READS: Final = ("GET", "HEAD")
@@ -93,12 +93,18 @@ def admin_port(shown: Shown) -> AdminPort:
                 known = ", ".join(routes) or "none"
                 return problem_response(not_found(f"There is no route {name}; the routes are: {known}."))
             chosen = [routes[name]]
-        return web.Response(body=msgspec.json.encode({"purged": purged(chosen)}), content_type="application/json")
+        dropped = {route.name: purged(route) for route in chosen if route.cache is not None}
+        return web.Response(body=msgspec.json.encode({"purged": dropped}), content_type="application/json")
 
     async def reload(_: web.BaseRequest) -> web.Response:
         return reloaded(None if shown.reloads is None else await shown.reloads.reload())
 
     return AdminPort({"/": index, "/metrics": metrics, "/status": status}, {"/purge": purge, "/reload": reload})
+
+
+def purged(route: Watched) -> int:
+    """How many answers a route has dropped, rows among them."""
+    return sum([shelf.purge() for shelf in (route.cache, route.row_cache) if shelf is not None])
 
 
 def reloaded(outcome: Outcome | None) -> web.Response:

@@ -10,7 +10,7 @@ from typing import Final
 
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.lane import EdgeLane
-from gateway.doors.rpc import RpcLane
+from gateway.doors.rpc_lane import RpcLane
 from gateway.operate.telemetry import Gauge, Labels
 from gateway.reload import Reloads
 from gateway.route import Home

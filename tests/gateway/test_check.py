@@ -14,7 +14,7 @@ from gateway.check import Findings, environment_faults, findings, open_files_nee
 from gateway.config import Accept, Backend, CacheConfig, Config, InputRule, Limits, Route, TierConfig
 from gateway.doors import listener
 from gateway.units import Seconds, Size
-from tiers.catalog import ModelFacts, TensorFact
+from tiers.facts import ModelFacts, TensorFact
 
 PIXELS = TensorFact("pixels", "FP32", (-1, 64))
 PROBABILITIES = TensorFact("probabilities", "FP32", (-1, 10))

@@ -29,7 +29,7 @@ from gateway.problem import Refused
 from gateway.route import Home, Route
 from gateway.service import Heading, Wire
 from gateway.units import Seconds
-from tiers.catalog import ModelFacts, TensorFact
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import (
     InferRequest,
     InferResponse,

@@ -18,7 +18,7 @@ from gateway.route import Home, Route, merged_facts
 from gateway.service import Served, quota_of
 from gateway.units import Seconds, Size
 from tiers.backends.triton_http import Call
-from tiers.catalog import ModelFacts, TensorFact
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, InferResponse, Rejected, RequestedOutput, Tensor, UpstreamError
 
 LAST: Final = TierConfig("gpu", "large")

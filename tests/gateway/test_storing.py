@@ -35,6 +35,7 @@ LIVES: list[tuple[str, Headers, Life | None]] = [
     ("all requests", (("Vary", "*"),), None),
     ("one field", (("Vary", "Accept"),), WHOLE),
     ("who asks", (("Vary", "X-Real-IP"),), None),
+    ("as what it is asked", (("Vary", "X-Forwarded-Host"),), WHOLE),
 ]
 
 

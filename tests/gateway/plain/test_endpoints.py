@@ -87,6 +87,21 @@ async def test_what_decides_an_answer_keeps_posts_apart(
     assert len(predictor.posts) == 2
 
 
+async def test_who_is_believed_about_its_host_has_answers_of_that_host(
+    predictor: Predictor, open_front: Open
+) -> None:
+    hosts = ("a.example", "b.example", "a.example", "b.example", "b.example")
+    predictor.echoes = "X-Forwarded-Host"
+    believing = await open_front(CACHED, TAILRACE_SERVER__TRUSTED_PROXIES='["127.0.0.1"]')
+    told = [await believing.predict(1, X_Forwarded_Host=host) for host in hosts]
+    assert [each.body.decode() for each in told] == list(hosts)
+    assert [each.cache for each in told] == ["miss", "miss", "hit", "hit", "hit"]
+    careful = await open_front(CACHED)
+    told = [await careful.predict(1, X_Forwarded_Host=host) for host in hosts]
+    assert {each.body.decode() for each in told} == {f"127.0.0.1:{careful.port}"}
+    assert [each.cache for each in told] == ["miss", "hit", "hit", "hit", "hit"]
+
+
 async def test_what_decides_nothing_does_not(predictor: Predictor, open_front: Open) -> None:
     front = await open_front(CACHED)
     told = [await front.predict(1, User_Agent=f"agent {index}", Traceparent=f"{index}") for index in range(9)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import sys
 
 import pytest
@@ -123,3 +124,17 @@ async def test_check_ends_well_and_says_what_it_found(predictor: Predictor) -> N
     assert (process.returncode, out) == (0, b"all well: 1 backend (ready), 0 routes\n")
     assert b"note: backends.upstream: " in err
     assert b"is no Triton" in err
+
+
+async def test_a_callers_own_quota_is_charged_for_what_it_posts(predictor: Predictor, open_front: Open) -> None:
+    key = "".join(
+        (
+            f'[callers.ann]\nkey_sha256 = "{hashlib.sha256(b"ann").hexdigest()}"\n',
+            'quota = { rate = 2, per = "1h" }\n',
+        )
+    )
+    front = await open_front(key)
+    told = [(await front.predict(1, X_API_Key="ann")).status for _ in range(3)]
+    told += [(await front.ask("GET", "/healthz", headers={"X-API-Key": "ann"})).status, (await front.predict(1)).status]
+    assert told == [200, 200, 429, 200, 200]
+    assert len(predictor.posts) == 3
