@@ -47,6 +47,14 @@ VERSION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 """As Triton's repositories name versions: "01" is none of any model."""
 
 
+_PROBE_PATH: Final = re.compile(r"/[!-\"$-~]*")
+"""A path, and a query if there is one: printable ASCII, and no fragment."""
+
+_ENDPOINT_PATH: Final = re.compile(r"/[!-\"$&->@-~]*")
+"""As it is compared with a request's: decoded, without a query."""
+
+_FIELD_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
 GRPC_OFF: Final = ("", "off")
 """What ``server.grpc`` says where there is to be no gRPC door."""
 
@@ -224,6 +232,7 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     passthrough_connections_max: Positive = 64
     connect_timeout: Seconds = seconds("1s")
     probe: Seconds = seconds("1s")
+    probe_path: str | None = None
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
 
     def faults(self) -> Iterator[Fault]:
@@ -248,6 +257,10 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 yield "grpc", f"names {target} {times} times"
         yield from within(WAIT_MIN, WAIT_MAX, connect_timeout=self.connect_timeout)
         yield from within(PROBE_MIN, PROBE_MAX, probe=self.probe)
+        if self.probe_path is not None and not _PROBE_PATH.fullmatch(self.probe_path):
+            yield "probe_path", f"{self.probe_path!r} is no path, such as /healthz"
+        elif self.probe_path is not None and not self.http:
+            yield "probe_path", "is asked over HTTP, and this backend has no http; leave it out"
 
 
 class Accept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -360,6 +373,33 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         yield from within(DEADLINE_MIN, WAIT_MAX, timeout=self.timeout)
 
 
+class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A POST path of a plain HTTP server with its policy. ``backend`` None: that of the pass-through."""
+
+    path: str
+    backend: str | None = None
+    cache: CacheConfig | None = None
+    quota: QuotaConfig | None = None
+    caller_quota: QuotaConfig | None = None
+    body_bytes_max: Size | None = None
+    timeout: Seconds = seconds("10s")
+    degrade: tuple[Literal["replica", "stale"], ...] = ("replica", "stale")
+    vary: tuple[str, ...] = ()
+
+    def faults(self) -> Iterator[Fault]:
+        if not _ENDPOINT_PATH.fullmatch(self.path):
+            yield "path", f"{self.path!r} is no plain path, such as /predict: without query, escapes (%) and spaces"
+        for step, times in Counter(self.degrade).items():
+            if times > 1:
+                yield "degrade", f"names {step} {times} times"
+        for index, name in enumerate(self.vary):
+            if not _FIELD_NAME.fullmatch(name):
+                yield f"vary[{index}]", f"{name!r} is no name of a header field"
+        if self.body_bytes_max is not None:
+            yield from _sizes(body_bytes_max=self.body_bytes_max)
+        yield from within(DEADLINE_MIN, WAIT_MAX, timeout=self.timeout)
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A whole configuration: read, complete and consistent."""
 
@@ -369,11 +409,24 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     backends: dict[str, Backend] = field(default_factory=dict)
     tables: dict[str, TableConfig] = field(default_factory=dict)
     routes: dict[str, Route] = field(default_factory=dict)
+    endpoints: dict[str, Endpoint] = field(default_factory=dict)
 
     @property
     def passthrough(self) -> str:
         """The backend that serves every model without a route."""
         return self.server.passthrough or next(iter(self.backends))
+
+    def backend_of(self, endpoint: Endpoint) -> str:
+        """The backend that an endpoint's path is asked of."""
+        return endpoint.backend or self.passthrough
+
+    def has_models(self, backend: str) -> bool:
+        """Whether routes name models of this backend, which must be a Triton then."""
+        return any(tier.backend == backend for route in self.routes.values() for tier in route.tiers)
+
+    def asks_alike(self, name: str, backend: Backend, has_models: bool) -> bool:
+        """Whether this configuration asks the backend of this name as it would be asked by that one."""
+        return self.backends.get(name) == backend and self.has_models(name) is has_models
 
 
 def parse_address(written: str) -> Address:

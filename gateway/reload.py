@@ -32,7 +32,7 @@ RELOADED: Final = frozenset(
 
 RESTART: Final = "which takes a restart; set it back to reload the rest"
 
-SECTIONS: Final = ("callers", "backends", "tables", "routes")
+SECTIONS: Final = ("callers", "backends", "tables", "routes", "endpoints")
 
 _log = structlog.get_logger("tailrace")
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable
 from typing import Any, Final
 
 import grpc
@@ -23,23 +23,25 @@ from grpc import aio
 from multidict import CIMultiDict
 from tritonclient.grpc import service_pb2
 
-from degrade.deadline import Deadline, Ticker
+from degrade.deadline import Deadline
 from degrade.ladder import Failure
-from gateway.admission.auth import Caller, Directory
-from gateway.admission.forwarded import Origin, Proxies
+from gateway.admission.auth import Caller
+from gateway.admission.forwarded import Origin
 from gateway.admission.quota import Verdict
 from gateway.codec import grpc as codec
 from gateway.codec.http import PASSED, parse_cache_control
 from gateway.config import Server, Switch
-from gateway.doors.about import Readiness, metadata, model_ready
-from gateway.doors.buffered import Buffered, Held
+from gateway.doors.about import metadata, model_ready
+from gateway.doors.buffered import Held
 from gateway.doors.grpc_infer import Asking, Inferring
 from gateway.doors.grpc_stream import Streaming, StreamPorts
-from gateway.doors.passthrough import CHANGES_MAX, withheld
+from gateway.doors.hangup import hang_up
+from gateway.doors.onward import withheld
+from gateway.doors.passthrough import CHANGES_MAX
+from gateway.doors.ports import Ports
 from gateway.doors.question import check_version, identify
 from gateway.doors.rpcs import Method
-from gateway.operate.telemetry import PASSTHROUGH, Telemetry
-from gateway.pipeline import Pipeline
+from gateway.operate.telemetry import PASSTHROUGH
 from gateway.problem import (
     Problem,
     Refused,
@@ -66,22 +68,6 @@ Context = aio.ServicerContext[Any, Any]
 _log = structlog.get_logger("tailrace")
 
 
-class GrpcPorts(msgspec.Struct, frozen=True):
-    """What the door is wired to; ``loaded`` is told of a model that a caller loaded or unloaded."""
-
-    routes: Mapping[str, Route]
-    passthrough: RpcPool
-    pipeline: Pipeline
-    inferring: Inferring
-    directory: Directory
-    telemetry: Telemetry
-    readiness: Callable[[], Readiness]
-    loaded: Callable[[str], None]
-    ticker: Ticker
-    buffered: Buffered
-    proxies: Proxies
-
-
 class Said(msgspec.Struct, frozen=True):
     """What a call comes to: its answer's message (None: it has been written), and what is told around it."""
 
@@ -95,16 +81,19 @@ class Said(msgspec.Struct, frozen=True):
 class GrpcDoor:
     """The handler of every RPC."""
 
-    def __init__(self, server: Server, ports: GrpcPorts) -> None:
+    def __init__(self, server: Server, ports: Ports) -> None:
         self._secure = server.tls is not None
         self._timeout = float(server.passthrough_timeout)
         self._changes = asyncio.Semaphore(CHANGES_MAX)
         self.take(server, ports)
 
-    def take(self, server: Server, ports: GrpcPorts) -> None:
+    def take(self, server: Server, ports: Ports) -> None:
         """Answer by these from now on, also what comes by streams that are open."""
         self._server = server
         self._ports = ports
+        assert ports.passthrough.rpc is not None, "every home has one where there is a gRPC door"
+        self._passthrough = ports.passthrough.rpc
+        self._inferring = Inferring(ports.pipeline, ports.exchange, ports.telemetry, ports.ticker)
         self._withheld = withheld(ports.directory.has_keys)
 
     async def handle(self, method: Method, context: Context) -> None:
@@ -170,7 +159,7 @@ class GrpcDoor:
         rpc = Rpc(method.name, message, passed)
         bounded = deadline.sooner(Deadline.after(began, self._timeout))
         loads = getattr(request, method.model) if method.loads else ""
-        return await self._through(rpc, self._ports.passthrough, bounded, everywhere=change is not None, loads=loads)
+        return await self._through(rpc, self._passthrough, bounded, everywhere=change is not None, loads=loads)
 
     def _check_allowed(self, method: Method, change: Switch | None) -> None:
         """Raises Refused (403) for a call that would change what it may not."""
@@ -193,7 +182,7 @@ class GrpcDoor:
         route = self._ports.routes.get(sketch.model)
         if route is None:
             quota = self._ports.pipeline.charge(None, caller)
-            pool = self._ports.passthrough
+            pool = self._passthrough
             sequence = "" if pool.alone else codec.sequence_of(sketch)
             bounded = deadline.sooner(Deadline.after(began, self._timeout))
             reply = await pool.unary(Rpc("ModelInfer", message, passed), bounded, sequence)
@@ -201,7 +190,7 @@ class GrpcDoor:
         directives = parse_cache_control(codec.joined(metadata, "cache-control"))
         asking = Asking(route, caller, sketch, directives, began, deadline)
         try:
-            told = await self._ports.inferring.answer(asking)
+            told = await self._inferring.answer(asking)
         except Refused as refused:
             raise _Labelled(refused, route.name) from refused
         trailing = codec.trailers(told.provenance, told.quota, self._ports.ticker() - began)
@@ -220,7 +209,7 @@ class GrpcDoor:
             return message if isinstance(message, bytes) else None
 
         async def write(message: bytes) -> None:
-            await self._bounded(context.write(message))
+            await self._bounded(context, message)
 
         await streaming.run(read, write)
         return Said(None, state="stream")
@@ -228,7 +217,7 @@ class GrpcDoor:
     def _stream_ports(self) -> StreamPorts:
         ports = self._ports
         return StreamPorts(
-            ports.routes, ports.passthrough, ports.pipeline, ports.inferring, ports.telemetry, ports.ticker,
+            ports.routes, self._passthrough, ports.pipeline, self._inferring, ports.telemetry, ports.ticker,
             ports.buffered, self._server.grpc_stream_pending_max,
         )  # fmt: skip
 
@@ -321,15 +310,17 @@ class GrpcDoor:
             await context.send_initial_metadata(said.metadata)
         if said.trailing:
             context.set_trailing_metadata(said.trailing)
-        await self._bounded(context.write(said.message))
+        assert said.message is not None
+        await self._bounded(context, said.message)
 
-    async def _bounded(self, writing: Awaitable[None]) -> None:
-        """A caller that does not take its answer is cut."""
+    async def _bounded(self, context: Context, message: bytes) -> None:
+        """A caller that does not take its answer is cut, and so are its other calls: grpc would hold all of it."""
         seconds = float(self._server.write_timeout)
         try:
             async with asyncio.timeout(seconds):
-                await writing
+                await context.write(message)
         except TimeoutError:
+            await asyncio.to_thread(hang_up, context.peer())
             raise Refused(timed_out(f"The answer was not taken within {seconds:g} s.")) from None
 
 

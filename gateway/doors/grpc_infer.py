@@ -24,7 +24,8 @@ from gateway.doors.question import check_version
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
 from gateway.problem import Refused
-from gateway.route import Heading, Route, Wire
+from gateway.route import Route
+from gateway.service import Heading, Wire
 from tiers.inference import InferRequest, Provenance
 from tiers.v2.proto import RequestReader, Sketch
 

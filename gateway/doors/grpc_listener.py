@@ -23,6 +23,7 @@ from gateway.doors.certificates import Certificates
 from gateway.doors.grpc import Context, GrpcDoor
 from gateway.doors.grpc_health import NAME, Health
 from gateway.doors.guests import Guests
+from gateway.doors.listener import check_free
 from gateway.doors.rpcs import MESSAGE_BYTES_MAX, METHODS, Method
 from tiers.backends.rpc import SERVICE
 
@@ -53,6 +54,8 @@ class GrpcListener:
         """Listen, with TLS if there are certificates and it is a network; returns the address. Raises OSError."""
         host = f"[{address.host}]" if ":" in address.host else address.host
         target = f"unix:{address.path}" if address.path else f"{host}:{address.port}"
+        if address.path:
+            check_free(address.path)
         try:
             if certificates is None or address.path:
                 port = self._server.add_insecure_port(target)
@@ -180,6 +183,10 @@ def _told(server: Server, shared: bool) -> Iterator[tuple[str, int]]:
     yield "grpc.max_allowed_incoming_connections", server.connections_max
     yield "grpc.keepalive_time_ms", _milliseconds(server.grpc_keepalive)
     yield "grpc.keepalive_timeout_ms", _milliseconds(server.grpc_keepalive_timeout)
+    # It is this one that ends who answers no ping; 60 s by grpc's default, whatever the one above says.
+    yield "grpc.http2.ping_timeout_ms", _milliseconds(server.grpc_keepalive_timeout)
+    # Of a connection without a call, one whose head never ends included: grpc has no other bound on that.
+    yield "grpc.max_connection_idle_ms", _milliseconds(server.idle_timeout)
     yield "grpc.keepalive_permit_without_calls", 1
     yield "grpc.http2.min_ping_interval_without_data_ms", _milliseconds(server.grpc_ping_interval_min)
     yield "grpc.http2.max_ping_strikes", PINGS_STRIKES_MAX

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
-from cache.response import ResponseCache
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.lane import EdgeLane
-from gateway.doors.rpc import RpcLane
+from gateway.doors.rpc_lane import RpcLane
 from gateway.operate.telemetry import Gauge, Labels
 from gateway.reload import Reloads
-from gateway.route import Home, Route, Served, Wire
+from gateway.route import Home
+from gateway.service import Shelf, Watched
 from tiers.pool import ReplicaState
 
 Samples = Iterator[tuple[Labels, float]]
@@ -22,17 +22,18 @@ Samples = Iterator[tuple[Labels, float]]
 BREAKER_STATES: Final = {"closed": 0.0, "half_open": 1.0, "open": 2.0}
 
 
-Routes = Callable[[], Mapping[str, Route]]
+Routes = Callable[[], Mapping[str, Watched]]
 Homes = Callable[[], Mapping[str, Home]]
 
 
 def gauges(routes: Routes, homes: Homes, is_draining: Callable[[], bool]) -> Iterator[Gauge]:
-    """Every gauge of a gateway. What is there is asked for at each scrape: a reload changes it."""
+    """Every gauge of a gateway; ``routes`` are its endpoints too. What is there is asked for at each scrape: a reload
+    changes it."""
 
-    def of_caches(read: Callable[[ResponseCache[Served, Wire]], float]) -> Callable[[], Samples]:
+    def of_caches(read: Callable[[Shelf], float]) -> Callable[[], Samples]:
         return lambda: (((name,), read(route.cache)) for name, route in routes().items() if route.cache is not None)
 
-    def of_routes(read: Callable[[Route], float]) -> Callable[[], Samples]:
+    def of_routes(read: Callable[[Watched], float]) -> Callable[[], Samples]:
         return lambda: (((name,), read(route)) for name, route in routes().items())
 
     def of_replicas(read: Callable[[ReplicaState], float]) -> Callable[[], Samples]:

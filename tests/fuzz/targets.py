@@ -28,11 +28,11 @@ from gateway.codec import dialect as dialects
 from gateway.codec import http
 from gateway.codec.dialect import Asked, Dialect, Told
 from gateway.codec.http import BodyLimits
-from gateway.codec.rpc import FrameFault, Frames, call_of, error, with_members
-from gateway.doors.methods import MethodPorts, Methods
+from gateway.codec.rpc import FrameFault, Frames, begun, call_of, error, with_members
+from gateway.doors.methods import MethodPorts, Methods, opened
 from gateway.problem import Refused
 from gateway.sources import load
-from tiers.catalog import ModelFacts, TensorFact
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, InferResponse, Provenance
 from tiers.v2.forms import RequestForms
 from tiers.v2.message import Limits
@@ -188,7 +188,7 @@ def _methods() -> Methods:
 
     with asyncio.Runner() as runner:
         gateway = runner.run(made())
-    return Methods(MethodPorts(gateway.routes, gateway._directory(), gateway.readiness, lambda: 0.0))
+    return Methods(MethodPorts(gateway.routes, gateway.standing.directory, gateway.readiness, lambda: 0.0))
 
 
 METHODS = _methods()
@@ -201,9 +201,12 @@ def run_rpc(data: bytes, chance: random.Random) -> str:
     frames, again, at = Frames(LIMITS.bytes_max), [], 0
     while at < len(data):
         size = chance.choice((1, 2, 3, 17, 500, 4096))
-        again += frames.feed(data[at : at + size])
+        again += frames.feed(data[at : at + size], chance.choice((1, 7, 10**6)))
+        while frames.unread:
+            again += frames.feed(b"", chance.choice((1, 7)))
         at += size
         assert frames.held <= LIMITS.bytes_max
+    again, messages = [each.taken() for each in again], [each.taken() for each in messages]
     assert again == messages
     assert (frames.fault, frames.held) == (whole.fault, whole.held)
     assert whole.fault is not None or sum(map(len, messages)) + whole.held == len(data)
@@ -214,9 +217,11 @@ def run_rpc(data: bytes, chance: random.Random) -> str:
         except FrameFault as fault:
             words.append(_clean(Refused(fault.fault.problem)))
             break
-        METHODS.label(call)
+        shortened, params_at = begun(message)
+        assert (shortened.msgid, shortened.method) == (call.msgid, call.method)
+        assert message[params_at:] == bytes(memoryview(call.params))
         try:
-            asked = METHODS.read(call, "addr:local")
+            asked = METHODS.asked(opened(call), "addr:local")
         except Refused as refused:
             words.append(_clean(refused))
             continue
