@@ -1,8 +1,8 @@
 """The sockets of a listener that is not ours to close, found by the addresses of their two ends.
 
 Rule of this file: it ends what comes in by a socket of this process, or all of one, and knows nothing of who reads it.
-grpc for Python has no word for "take nobody new", nor for "this connection has nothing left to do", nor for "this caller
-takes no answer".
+grpc for Python has no word for "take nobody new", nor for "this connection has nothing left to do", nor for "this
+caller takes no answer".
 
 To stop grpc is one step, in which calls that it has received and not begun are CANCELLED, and those no client tries
 again. A connection that ends is UNAVAILABLE, which clients do try again: so whoever has nothing left to do here is told
