@@ -34,8 +34,8 @@ from gateway.config import Server, Switch
 from gateway.doors.about import metadata, model_ready
 from gateway.doors.buffered import Held
 from gateway.doors.grpc_infer import Asking, Inferring
+from gateway.doors.grpc_sockets import hang_up
 from gateway.doors.grpc_stream import Streaming, StreamPorts
-from gateway.doors.hangup import hang_up
 from gateway.doors.onward import withheld
 from gateway.doors.passthrough import CHANGES_MAX
 from gateway.doors.ports import Ports
