@@ -51,10 +51,20 @@ class Difference(msgspec.Struct, frozen=True):
     removed: tuple[str, ...] = ()
 
 
+class TakenInPart(Exception):
+    """Some of several workers have taken a configuration, and others have not: ``faults`` says which, and why."""
+
+    def __init__(self, faults: tuple[str, ...]) -> None:
+        super().__init__("\n".join(faults))
+        self.faults = faults
+
+
 class Outcome(msgspec.Struct, frozen=True):
-    """What a reload came to. ``faults``: why nothing has changed; ``changed``: by section, what has."""
+    """What a reload came to. ``faults``: why nothing has changed, or (``in_part``) not everywhere; ``changed``: by
+    section, what has."""
 
     faults: tuple[str, ...] = ()
+    in_part: bool = False
     warnings: tuple[str, ...] = ()
     changed: Mapping[str, Difference] = {}
 
@@ -63,10 +73,10 @@ class Reloads:
     """One at a time. ``config`` is what is in force, ``faults`` why the last one was refused."""
 
     def __init__(self, config: Config, reread: Reread, take: Callable[[Config], Awaitable[None]]) -> None:
-        """``take`` puts a configuration in force, or raises ConfigError and changes nothing."""
+        """``take`` puts a configuration in force, or raises ConfigError and changes nothing, or TakenInPart."""
         self.config = config
         self.faults: tuple[str, ...] = ()
-        self.outcomes: Counter[str] = Counter(taken=0, refused=0)
+        self.outcomes: Counter[str] = Counter(taken=0, refused=0, partly=0)
         self._reread = reread
         self._take = take
         self._turn = asyncio.Lock()
@@ -84,6 +94,11 @@ class Reloads:
             except ConfigError as error:
                 _log.error("configuration refused, nothing has changed", faults=list(error.faults))
                 return self._refused(error.faults)
+            except TakenInPart as taken:
+                _log.error("configuration not taken everywhere", faults=list(taken.faults))
+                self.config, self.faults = loaded.config, taken.faults  # it is what was asked for, and the next is new
+                self.outcomes["partly"] += 1
+                return Outcome(faults=taken.faults, in_part=True)
             except Exception as bug:  # of ours: the next reload must find somebody to hear it
                 _log.exception("configuration refused by a bug")
                 return self._refused((f"a bug of Tailrace's, told in its log: {bug!r}",))
