@@ -12,6 +12,7 @@ from pathlib import Path
 import aiohttp
 import grpc
 import msgpack
+import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
@@ -318,6 +319,29 @@ async def test_calls_of_a_connection_are_judged_anew(house: House) -> None:
     error = (await call(9))[2]
     assert isinstance(error, dict)
     assert "no route 'r'" in error["detail"]
+    writer.close()
+
+
+async def test_a_kept_connection_has_the_bounds_of_now(house: House) -> None:
+    reader, writer = await asyncio.open_connection(*house.gateway.rpc_address.rsplit(":", 1))
+    house.route["limits"] = {"body_bytes_max": "32KiB", "json_bytes_max": "16KiB"}
+    await house.reload()
+    unpacker = msgpack.Unpacker()
+
+    async def call(rows: int) -> object:
+        data = np.zeros((rows, 2), "<f4").tobytes()
+        tensor = {"name": "x", "shape": [rows, 2], "datatype": "FP32", "data": data}
+        writer.write(msgpack.packb([0, rows, "infer", [{"model": "r", "inputs": [tensor]}]]))
+        async with asyncio.timeout(SECONDS):
+            while True:
+                for answer in unpacker:
+                    return answer[2]
+                unpacker.feed(await reader.read(65536))
+
+    assert await call(1) is None
+    house.route["limits"] = {"body_bytes_max": "4MiB"}
+    await house.reload()
+    assert await call(100_000) is None
     writer.close()
 
 
