@@ -209,11 +209,15 @@ class Endpoint:
         """A server's own word on its failure: its clients know it."""
         return self._page(error.reply) if isinstance(error, Erred) else None
 
+    def forget(self) -> None:
+        """Drop what is kept, unless a successor goes on with it."""
+        if self.cache is not None and not self._succeeded:
+            self.cache.purge()  # its queues are circles that nobody else would cut
+
     async def close(self) -> None:
         """Give up fills under way."""
         await self.flights.close()
-        if self.cache is not None and not self._succeeded:
-            self.cache.purge()  # its queues are circles that nobody else would cut
+        self.forget()
 
     def _page(self, reply: Reply) -> Page:
         cache = self.config.cache
