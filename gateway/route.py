@@ -442,6 +442,371 @@ class Route:
             if asked and tier.version not in ("", asked):
                 raise Refused(not_found(f"Route {self.name} serves version {tier.version} only, not {asked}."))
 
+    def forget(self) -> None:
+        """Drop what is kept, unless a successor goes on with it."""
+        for shelf in () if self._succeeded else (self.cache, self.row_cache):
+            if shelf is not None:
+                shelf.purge()  # its queues are circles that nobody else would cut
+
+    async def close(self) -> None:
+        """Ask nothing more, and hang up."""
+        await self.catalog.close()
+        for pool in self.pools:
+            await pool.close()
+
+
+if TYPE_CHECKING:
+    from gateway.features import Features
+    from gateway.tables import Table
+
+
+class _Merged(msgspec.Struct, frozen=True, eq=False):
+    """What the tiers ``told``, ``merged`` into one model's facts, and ``shown`` as callers may use the route."""
+
+    told: tuple[ModelFacts, ...]
+    merged: ModelFacts
+    shown: ModelFacts
+
+
+class Route:
+    """One route. ``epoch`` grows by one whenever a model behind it may have changed."""
+
+    def __init__(
+        self,
+        name: str,
+        config: RouteConfig,
+        homes: Sequence[Home],
+        body_bytes_max: int,
+        tables: Mapping[str, Table] = NO_TABLES,
+    ) -> None:
+        """``homes``: of each tier, in order. ``tables``: those that ``config.features`` name, and maybe others."""
+        assert len(homes) == len(config.tiers)
+        self.name = name
+        self.title = f"Route {name}"
+        own_limit = config.limits.body_bytes_max is not None
+        self.limit = f"routes.{name}.limits.body_bytes_max" if own_limit else "server.body_bytes_max"
+        self.config = config
+        pairs = zip(config.tiers, homes, strict=True)
+        self.tiers = tuple(_tier(tier, home.pool, float(config.timeout)) for tier, home in pairs)
+        self.steps = tuple(Step(step) for step in config.degrade)
+        self.timeout = float(config.timeout)
+        limits = config.limits
+        bytes_max = int(limits.body_bytes_max or body_bytes_max)
+        json_bytes_max = min(int(limits.json_bytes_max), bytes_max)  # a default may be more than the body's bound
+        message = Limits(json_bytes_max=json_bytes_max, json_depth_max=limits.json_depth_max)
+        self.body_limits = BodyLimits(bytes_max, message, RequestForms(message))
+        self._homes = tuple(homes)
+        self._body_bytes_max = body_bytes_max
+        self._succeeded = False  # another route goes on with the answers kept here
+        self._tables = {} if config.features is None else {name: tables[name] for name in config.features.tables}
+        self.features = None if config.features is None else _features(config, self._tables)
+        self.rules = _rules(config)
+        self.validator = Validator(self.rules, config.limits.batch_max)
+        self._digesters: Memo[tuple[Form, str, str], RequestDigester] = Memo(FORMS_MAX)
+        self._merged: Memo[str, _Merged] = Memo(VERSIONS_MAX)
+        self.allowances = allowances_of("route", name, config.quota, config.caller_quota)
+        self.cache: ResponseCache[Served[InferResponse], Wire] | None = cache_of(config.cache)
+        self.rows = None if config.cache is None or not config.cache.rows else Rows(name, config.cache)
+        self._ttl = 0.0 if config.cache is None else float(config.cache.ttl)  # one object for all entries
+        self._max_stale = 0.0 if config.cache is None else float(config.cache.max_stale)
+        self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
+        self.refreshes_max = 0 if config.cache is None else config.cache.refreshes_max
+        self.flights: Flights[tuple[Key, int], Filled[InferResponse]] = Flights(FLIGHTS_MAX)
+        self.refreshing: set[Key] = set()
+        self._learnt: set[int] = set()
+        self._learning: dict[int, asyncio.Task[None]] = {}
+        self.epoch = 0
+
+    def under(
+        self,
+        config: RouteConfig,
+        homes: Sequence[Home],
+        body_bytes_max: int,
+        tables: Mapping[str, Table] = NO_TABLES,
+    ) -> Route:
+        """This route under another configuration: the same one if nothing is different, else its successor, which
+        goes on with the answers kept here unless others might be given now, or be refused."""
+        bytes_alike = body_bytes_max == self._body_bytes_max
+        alike = bytes_alike and len(homes) == len(self._homes) and all(map(is_, homes, self._homes))
+        alike = alike and all(tables.get(name) is table for name, table in self._tables.items())
+        if alike and config == self.config:
+            return self
+        successor = Route(self.name, config, homes, body_bytes_max, tables)
+        if alike and _answers_alike(config, self.config):
+            successor.cache, successor.rows, successor.epoch = self.cache, self.rows, self.epoch
+            self._succeeded = True
+        return successor
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether an answer may be made of rows that are older than it is."""
+        return self.rows is not None
+
+    @property
+    def row_cache(self) -> ResponseCache[Row, None] | None:
+        """Its rows as operators see them."""
+        return None if self.rows is None else self.rows.cache
+
+    @property
+    def last_pool(self) -> Pool:
+        """Where the route's last tier lives: it answers for what the route itself does not have."""
+        return self._homes[-1].pool
+
+    @property
+    def last_rpc(self) -> RpcPool:
+        """The same, asked by RPC."""
+        rpc = self._homes[-1].rpc
+        assert rpc is not None, "made without a gRPC door"
+        return rpc
+
+    @property
+    def refreshes(self) -> int:
+        """Background refreshes under way, each of another key."""
+        return len(self.refreshing)
+
+    @property
+    def asks(self) -> list[str]:
+        """Its tiers, as BACKEND/MODEL."""
+        return [f"{tier.backend}/{tier.model}" for tier in self.config.tiers]
+
+    def serves(self, backend: str, model: str) -> bool:
+        """Whether a tier of this route is that model of that backend."""
+        return any(tier.backend == backend and tier.model == model for tier in self.config.tiers)
+
+    def turn(self) -> None:
+        """Begin a new epoch: every entry is stale at once."""
+        self.epoch += 1
+
+    def uncacheable(self, request: InferRequest) -> str:
+        """Why a request is never cached, in one word; empty if it may be (DESIGN section 6)."""
+        if request.in_shared_memory:
+            return "shared-memory"
+        return "sequence" if request.in_sequence else ""
+
+    def for_all(self, request: InferRequest) -> InferRequest:
+        """A request as a flight sends it: the timeout and the priority of the caller who began it are not the
+        others'."""
+        if SCHEDULING_PARAMETERS.isdisjoint(request.parameters):
+            return request
+        return msgspec.structs.replace(request, parameters=_semantic(request), form=None)
+
+    async def admit(self, request: InferRequest, deadline: Deadline, seconds: float) -> Admitted:
+        """Hold a request against the route's versions, its models' facts and its rules. Raises Refused, Rejected,
+        UpstreamError, and TimeoutError when the models have not described themselves within ``seconds``."""
+        self._check_version(request.version)
+        facts = self.known_facts(request.version)
+        if facts is None:
+            async with asyncio.timeout(seconds):
+                facts = await self.facts(deadline, request.version)
+        self.validator.check(request, facts)
+        return Admitted(batch_size(request) if facts.max_batch > 0 else None, _stateful(facts))
+
+    def find(
+        self, caller: Caller, request: InferRequest, key: Key, now: float
+    ) -> Found[Served[InferResponse]] | None:
+        """What is kept of an answer: as it was given once, or as its rows are."""
+        assert self.cache is not None
+        found = self.cache.find(key, now)
+        rows = None if found is not None and found.freshness is Freshness.FRESH else self._known_rows(request)
+        if self.rows is None or rows is None:
+            return found
+        made = self.rows.whole(self._in_rows(caller, request, key, rows), now)
+        if made is None:
+            return found
+        entry = self.entry(_of_rows(made), made.epoch, made.made_at)
+        freshness = entry.freshness(now, key.epoch)
+        if freshness is Freshness.FRESH:
+            self.cache.store(key, entry, self.cache.ticket())
+        elif found is not None or freshness is Freshness.DEAD:
+            return found
+        return Found(entry, freshness)
+
+    async def ask(
+        self, request: InferRequest, deadline: Deadline, terms: Terms, ticker: Ticker
+    ) -> Given[InferResponse]:
+        """The cascade's answer, under the route's name; of rows that are kept, theirs. Raises Rejected, UpstreamError,
+        and where rows are kept Abandoned and TimeoutError."""
+        order, rows, tables = terms.options.order, terms.options.rows, tuple[TableTold, ...]()
+        if self.features is not None:
+            await self.facts(deadline, request.version)
+            facts = self._facts_of_models(request.version)
+            seconds = deadline.remaining(ticker())
+            request, count, tables = await self.features.made(request, facts, seconds)
+            rows = count if facts.max_batch > 0 else None
+        is_degraded = any(told.steps for told in tables)
+
+        async def cascaded(request: InferRequest, rows: int | None) -> CascadeAnswer:
+            return await cascade.run(self.tiers, request, deadline, CascadeOptions(rows, order), ticker)
+
+        if self.rows is not None and rows and terms.key is not None:
+            asked = self._in_rows(terms.caller, request, terms.key, rows)
+            asked = msgspec.structs.replace(asked, reuse=terms.reuse, keep=not is_degraded)
+            made = await self.rows.answer(asked, cascaded, deadline.remaining(ticker()), ticker)
+            return Given(
+                _of_rows(made, tables), made.tier_rows, made.passed, made.degraded or is_degraded,
+                made.escalated_now, made.kept, made.made_at,
+            )  # fmt: skip
+        answer = await cascaded(request, rows)
+        response = answer.response
+        if response.model != self.name:
+            response = msgspec.structs.replace(response, model=self.name)
+        served = Served(response, answer.tier, answer.rows, answer.rows_escalated, terms.options.rows, tables)
+        degraded = answer.degraded or is_degraded
+        return Given(served, answer.tier_rows, answer.passed, degraded, answer.rows_escalated)
+
+    def _known_rows(self, request: InferRequest) -> int | None:
+        """How many rows a request has whose answers may be here; None where that is not to be known, or it is to be
+        refused."""
+        if self.rows is None or self.features is not None:
+            return None
+        facts = self.known_facts(request.version)
+        rows = batch_size(request)
+        if facts is None or facts.max_batch < 1 or _stateful(facts) or not rows:
+            return None
+        try:
+            self.validator.check(request, facts)
+        except Refused:
+            return None  # who admits it says why
+        return rows
+
+    def _in_rows(self, caller: Caller, request: InferRequest, key: Key, rows: int) -> Asked:
+        """The request as rows."""
+        assert self.rows is not None
+        request = self.for_all(request)
+        facts = self.known_facts(request.version)
+        several = len(self.tiers) > 1 and facts is not None
+        names = frozenset([output.name for output in facts.outputs]) if several and facts is not None else None
+        return Asked(request, self.rows.keys(self._tenant(caller), request, rows), key.epoch, outputs=names)
+
+    def settled(self, caller: Caller, request: InferRequest, key: Key, given: Given[InferResponse]) -> Key:
+        """An inference is true for what it was asked."""
+        return key
+
+    def instead(self, error: UpstreamError) -> None:
+        """Nothing: what a model says of its failure is in the problem."""
+
+    def digest(self, caller: Caller, request: InferRequest) -> bytes:
+        """What makes two requests the same one (DESIGN section 6), but for the epoch."""
+        tenant = self._tenant(caller)
+        form = request.form
+        if form is None:
+            return request_digest(
+                route=self.name,
+                tenant=tenant,
+                version=request.version,
+                inputs=request.inputs,
+                parameters=_semantic(request),
+                outputs=_asked(request),
+            )
+        key = form, tenant, request.version
+        digester = self._digesters.get(key)
+        if digester is None:
+            digester = RequestDigester(
+                route=self.name,
+                tenant=tenant,
+                version=request.version,
+                inputs=form.tensors,
+                parameters=_semantic(request),
+                outputs=_asked(request),
+            )
+            self._digesters.put(key, digester)
+        return digester([tensor.data for tensor in request.inputs])
+
+    def _tenant(self, caller: Caller) -> str:
+        """Whose answers a caller may have."""
+        assert self.config.cache is not None
+        return "" if self.config.cache.shared else caller.tenant
+
+    def entry(self, served: Served[InferResponse], epoch: int, now: float) -> Entry[Served[InferResponse]]:
+        """An entry for an answer that was made in ``epoch``."""
+        response = served.response.compact()
+        if response is not served.response:
+            served = msgspec.structs.replace(served, response=response)
+        size = response.size + ENTRY_OVERHEAD_BYTES
+        return Entry(served, size, now, self._ttl, self._max_stale, epoch)
+
+    def known_facts(self, version: str = "") -> ModelFacts | None:
+        """What `facts` would say, if every tier's model is known."""
+        told = []
+        for tier, home in zip(self.config.tiers, self._homes, strict=True):
+            known = home.catalog.recall(tier.model, tier.version or version)
+            if known is None:
+                return None
+            told.append(known)
+        return self._merge(version, told)
+
+    async def facts(self, deadline: Deadline, version: str = "") -> ModelFacts:
+        """What the route accepts and answers, by the tiers whose models are known: a tier that has not been
+        seen since the start must not keep the others from answering. ``version``: the one a caller asks for,
+        of tiers that are not bound to one.
+
+        A tier not yet known is waited for a little while the others are, by those who came first to ask it; it
+        goes on being learnt behind their backs. Raises UpstreamError if no tier is known, and Rejected(404) if one
+        lacks the version asked for.
+        """
+        told: dict[int, ModelFacts] = {}
+        unknown: UpstreamError | None = None
+        asked: dict[asyncio.Task[ModelFacts], int] = {}
+        slow = set(self._learning)
+        for position in range(len(self.tiers)):
+            if len(self.tiers) > 1 and (version or position not in self._learnt):
+                asked[asyncio.create_task(self._told(position, version, deadline))] = position
+                continue
+            try:  # known, so at once; or nobody else is there to wait for
+                told[position] = await self._told(position, version, deadline)
+            except UpstreamError as error:
+                unknown = error
+        pending = set(asked)
+        try:
+            while pending:
+                patience = 0.0 if all(asked[task] in slow for task in pending) else LEARNING_GRACE_SECONDS
+                done, pending = await asyncio.wait(
+                    pending, timeout=patience if told else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                for task in done:
+                    try:
+                        told[asked[task]] = task.result()
+                    except UpstreamError as error:
+                        unknown = error
+            for task in pending:
+                self._learn(asked[task])
+        finally:
+            for task in asked:
+                task.cancel()
+            await asyncio.gather(*asked, return_exceptions=True)
+        if not told:
+            assert unknown is not None
+            raise unknown
+        return self._merge(version, [told[position] for position in sorted(told)])
+
+    def _merge(self, version: str, told: Sequence[ModelFacts]) -> ModelFacts:
+        """The tiers' facts as the route's: one object as long as they are the same."""
+        held = self._merged.get(version)
+        if held is not None and len(held.told) == len(told) and all(map(is_, held.told, told)):
+            return held.shown
+        merged = merged_facts(self.name, told)
+        shown = merged if self.features is None else self.features.facts(merged)
+        self._merged.put(version, _Merged(tuple(told), merged, shown))
+        return shown
+
+    def _facts_of_models(self, version: str) -> ModelFacts:
+        """What the models take, where callers send something else. They are known."""
+        held = self._merged.get(version)
+        assert held is not None, "who asks has had the route's facts in this turn"
+        return held.merged
+
+    def _check_version(self, asked: str) -> None:
+        for tier in self.tiers:
+            if asked and tier.version not in ("", asked):
+                raise Refused(not_found(f"Route {self.name} serves version {tier.version} only, not {asked}."))
+
+    def forget(self) -> None:
+        """Drop what is kept, unless a successor goes on with it."""
+        if self.cache is not None and not self._succeeded:
+            self.cache.purge()  # its queues are circles that nobody else would cut
+
     async def close(self) -> None:
         """Give up fills under way, and learning about tiers."""
         await self.flights.close()
@@ -449,11 +814,8 @@ class Route:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._succeeded:
-            return
-        if self.cache is not None:
-            self.cache.purge()  # its queues are circles that nobody else would cut
-        if self.rows is not None:
+        self.forget()
+        if self.rows is not None and not self._succeeded:
             await self.rows.close()
 
     async def _told(self, position: int, version: str, deadline: Deadline) -> ModelFacts:
