@@ -17,6 +17,7 @@ from cache.stores.servers import SLOTS
 from cache.stores.store import StoreError
 from examples.redisserver import RedisServer, free_ports
 from tests.cache.conftest import StoreAt, until
+from tests.cache.test_coherence import listening
 
 SECONDS = 0.25
 KEYS = [b"user:%d" % each for each in range(300)]
@@ -126,6 +127,31 @@ async def test_a_slot_that_moves_while_it_is_read(nodes: Nodes, store_at: StoreA
         for key in tagged:
             there.set(key, "new")
     assert await store.get_many([*tagged, *KEYS], 10.0) == [b"new"] * len(tagged) + [b"old"] * len(KEYS)
+
+
+async def test_changes_on_every_node_are_heard_and_a_slot_that_moves_is_one(nodes: Nodes, store_at: StoreAt) -> None:
+    store = store_at(nodes.url)
+    async with listening(store.masters) as heard:
+        await heard.live()
+        await store.put_many([(key, b"1") for key in KEYS], None, 10.0)
+        await until(lambda: set(heard.keys) >= set(KEYS), what="every key's change")
+        key = KEYS[0]
+        source, target = (nodes.servers[(nodes.owner(key_slot(key)) + each) % 3] for each in (0, 1))
+        with source.client() as here, target.client() as there:
+            source_id, target_id = (_text(each.execute_command("CLUSTER", "MYID")) for each in (here, there))
+            there.execute_command("CLUSTER", "SETSLOT", key_slot(key), "IMPORTING", source_id)
+            here.execute_command("CLUSTER", "SETSLOT", key_slot(key), "MIGRATING", target_id)
+            heard.keys.clear()
+            here.execute_command("MIGRATE", target.host, target.port, key, 0, 5000)
+            there.execute_command("CLUSTER", "SETSLOT", key_slot(key), "NODE", target_id)
+            here.execute_command("CLUSTER", "SETSLOT", key_slot(key), "NODE", target_id)
+        await until(lambda: key in heard.keys, what="the move of a key")
+        before = heard.distrusts
+        nodes.servers[2].kill()
+        await until(lambda: heard.distrusts > before, what="distrust")
+        assert not heard.tracker.live()
+        nodes.servers[2].start()
+        await heard.live()
 
 
 async def test_a_node_that_hangs_costs_its_own_keys_once(nodes: Nodes, store_at: StoreAt) -> None:
