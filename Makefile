@@ -41,7 +41,7 @@ demo: setup triton  ## A real Triton, the gateway before it, and what that gains
 	@$(BIN)/tailrace demo
 
 .PHONY: test
-test: check triton javascript .compiler  ## All checks, then all tests, with a real Triton
+test: check triton javascript .compiler .redis  ## All checks, then all tests, with a real Triton
 	$(BIN)/python -m pytest -n 2 tests --ignore=tests/system --ignore=tests/examples
 	$(BIN)/python -m pytest tests/system tests/examples
 
@@ -72,6 +72,20 @@ bench-crowd: setup .compiler  ## What 10,000 idle connections cost: memory, and 
 bench-witness: setup benchtools  ## The benchmark's client beside wrk, before the same servers
 	@command -v wrk >/dev/null || $(MAKE) --no-print-directory .wrk
 	@$(BIN)/python -m benchmarks.witness $(BENCH)
+
+# libcachesim is under the GPL: a program of an environment of its own, never imported, and left out if not there.
+.PHONY: bench-tables
+bench-tables: setup .redis .libcachesim  ## Near cache: rows/s beside numpy and Redis; hits (BENCH='--traces DIRECTORY')
+	@$(BIN)/python -m benchmarks.tables $(BENCH)
+
+.PHONY: .libcachesim
+.libcachesim:
+	@test -e .cache/peers/libcachesim/.stamp || { mkdir -p $(LOGS) .cache/peers && echo "installing libcachesim" && \
+		$(PYTHON) -m venv --clear .cache/peers/libcachesim && \
+		{ $(BIN)/uv pip install --system-certs --python .cache/peers/libcachesim/bin/python libcachesim \
+			|| .cache/peers/libcachesim/bin/python -m pip install --disable-pip-version-check libcachesim; } \
+		>$(LOGS)/libcachesim.log 2>&1 && touch .cache/peers/libcachesim/.stamp; } \
+		|| echo "libcachesim was not installed: $(LOGS)/libcachesim.log says why"
 
 # Each in an environment of its own, the newest version; whatever does not install is left out.
 BENCH_PEERS := mosec mlserver bentoml litserve
@@ -156,6 +170,15 @@ $(JAVASCRIPT)/.stamp: requirements/javascript/package.json requirements/javascri
 .PHONY: .node
 .node:
 	$(call quietly,Node from Debian,$(call debian,nodejs npm))
+
+# The tests start servers of their own; Debian's service is not used.
+.PHONY: .redis
+.redis:
+	@command -v redis-server >/dev/null || command -v valkey-server >/dev/null || $(MAKE) --no-print-directory .redis-server
+
+.PHONY: .redis-server
+.redis-server:
+	$(call quietly,Redis from Debian,$(call debian,redis-server))
 
 .PHONY: .libpython
 .libpython:

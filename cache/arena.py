@@ -24,6 +24,7 @@ from cache.words import WORD_BYTES, Hashing, Words
 GHOST_SHARE: Final = 0.9  # of the rows, as S3-FIFO's authors have it
 ROWS_MIN: Final = 64
 """Fewer would be no cache: their parts' rounding would be more than they are."""
+FREE_BYTES: Final = 4  # of a slot's number in the list of free ones
 BATCH_KEYS_MAX: Final = 65_536
 """Put together: what a batch needs of memory for a moment is a few words for each of so many keys."""
 
@@ -38,11 +39,15 @@ class Room(Struct, frozen=True):
     beside_bytes: int = 0
 
     @property
+    def bytes_per_row(self) -> float:
+        """With everything that belongs to it."""
+        known = Index.bytes_per_slot(self.key_words) + Turns.bytes_per_slot() + GHOST_SHARE * Ghosts.bytes_per_slot()
+        return self.row_bytes + self.beside_bytes + known + FREE_BYTES
+
+    @property
     def rows(self) -> int:
         """How many rows that are."""
-        ghost = GHOST_SHARE * Ghosts.bytes_per_slot()
-        each = self.row_bytes + self.beside_bytes + 4 + Index.bytes_per_slot(self.key_words) + Turns.bytes_per_slot()
-        return int(self.bytes_max // (each + ghost))
+        return int(self.bytes_max / self.bytes_per_row)
 
 
 class Arena:

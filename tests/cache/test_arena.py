@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -26,11 +27,7 @@ ROW_BYTES = 8
 
 def room(rows: int, row_bytes: int = ROW_BYTES, key_words: int = 1) -> Room:
     """For exactly so many rows."""
-    bytes_max = rows * row_bytes
-    while (found := Room(bytes_max, row_bytes, key_words)).rows < rows:
-        bytes_max += 1 + (rows - found.rows) * row_bytes // 2
-    assert found.rows == rows
-    return found
+    return Room(math.ceil(rows * Room(0, row_bytes, key_words).bytes_per_row), row_bytes, key_words)
 
 
 def one_hash(keys: Words) -> Hashes:
