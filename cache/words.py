@@ -71,7 +71,7 @@ def hashing(width: int, seed: bytes) -> Hashing:
         return found
 
     def one(keys: Words) -> Hashes:
-        return spread((keys[:, 0] + add) * first)
+        return spread(keys[:, 0] * first)
 
     def several(keys: Words) -> Hashes:
         pairs = (keys & LOW_HALF) + low
