@@ -80,8 +80,6 @@ class NearTable:
     """For one thread (an event loop's) at a time. ``seed`` is a secret from which nobody outside can tell which keys
     meet. Raises ValueError if ``bytes_max`` is too little."""
 
-    BESIDE_BYTES: Final = 12
-
     def __init__(self, shape: TableShape, lives: Lives, seed: bytes) -> None:
         self._kind = np.dtype(shape.dtype)
         self._shape = shape.shape
@@ -90,12 +88,11 @@ class NearTable:
         self._lives = lives
         self._hashing = hashing(shape.key_width, seed)
         fence_count = min(FENCES_MAX, max(1, shape.bytes_max // 1024))
-        room = Room(
-            shape.bytes_max - fence_count * 8, shape.row_bytes, max(1, shape.key_width), beside_bytes=self.BESIDE_BYTES
-        )
+        room = Room(shape.bytes_max - fence_count * 8, shape.row_bytes, max(1, shape.key_width), beside_words=1)
         self._arena = Arena(room, self._hashing)
-        self._stored_at = np.full(self._arena.capacity + 1, -np.inf)
-        self._trust = np.zeros(self._arena.capacity + 1, np.uint32)  # _trusted, + 1 for what is absent; 0: for nothing
+        self._stored_at = self._arena.beside[:, 0].view(np.float64)
+        self._stored_at[self._arena.spare] = -np.inf
+        self._trust = self._arena.mark  # _trusted, + 1 for what is absent; 0: for nothing
         self._trusted = 2  # steps of two: the lowest bit says absent
         self._turn = 0
         self._distrusted_turn = 0
@@ -126,8 +123,8 @@ class NearTable:
         slots = self._arena.find(asked)
         if not fits.all():
             slots[~fits] = self._arena.spare
-        age = now - self._stored_at.take(slots)
-        trust = self._trust.take(slots)
+        age = now - self._stored_at[slots]
+        trust = self._trust[slots]
         is_absent = (trust & 1).astype(np.bool_)
         is_trusted = trust >= self._trusted
         lives = self._lives
