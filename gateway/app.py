@@ -45,8 +45,9 @@ from gateway.doors.ports import Ports
 from gateway.doors.rpc import RpcConnection
 from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
+from gateway.memory import taken
 from gateway.operate.admin import Shown, admin_port
-from gateway.operate.gauges import gauges, lane_gauges, reload_gauges, rpc_gauges, tls_gauges
+from gateway.operate.gauges import gauges, grpc_gauges, lane_gauges, reload_gauges, rpc_gauges, tls_gauges
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
 from gateway.reload import Reloads
@@ -236,11 +237,21 @@ class Gateway:
         from gateway.doors.grpc import GrpcDoor
         from gateway.doors.grpc_health import Health
         from gateway.doors.grpc_listener import GrpcListener
+        from gateway.doors.reception import Reception, ReceptionPorts
 
-        server = self.standing.config.server
-        self._grpc_door = GrpcDoor(server, ports)
-        health = Health(lambda: self.readiness().ready, float(server.body_timeout))
-        self._grpc = GrpcListener(server, self._grpc_door, health, self._shared)
+        server, in_use = self.standing.config.server, taken()
+
+        def memory() -> int | None:
+            now, caches = in_use(), (service.cache for service in self.services.values())
+            known = self.buffered.bytes + sum(cache.bytes_used for cache in caches if cache is not None)
+            return None if now is None else now - known
+
+        reception = Reception(ReceptionPorts(self.buffered, memory, monotonic), server.message_bytes_max)
+        self._grpc_door = GrpcDoor(server, ports, reception)
+        health = Health(lambda: self.readiness().ready, reception, float(server.body_timeout))
+        self._grpc = GrpcListener(server, self._grpc_door, health, reception, self._shared)
+        for gauge in grpc_gauges(self._grpc.service):
+            self.telemetry.watch(gauge)
         with named("server.grpc", server.grpc):
             self.grpc_address = await self._grpc.start(parse_address(server.grpc), certificates)
 

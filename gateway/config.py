@@ -105,10 +105,12 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_timeout: Seconds = seconds("75s")
     write_timeout: Seconds = seconds("30s")
     edge: bool = True
-    grpc_message_bytes_max: Size = size("256MiB")
+    grpc_message_bytes_max: Size = size("64MiB")
     grpc_calls_max: Positive = 4096
     grpc_calls_per_address_max: Positive = 1024
     grpc_streams_max: Positive = 1024
+    grpc_open_streams_per_address_max: Positive = 32
+    grpc_stream_idle_timeout: Seconds = seconds("10m")
     grpc_stream_pending_max: Annotated[int, Meta(ge=1, le=4096)] = 64
     grpc_keepalive: Seconds = seconds("1m")
     grpc_keepalive_timeout: Seconds = seconds("20s")
@@ -149,11 +151,17 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             body_timeout=self.body_timeout,
             idle_timeout=self.idle_timeout,
             write_timeout=self.write_timeout,
+            grpc_stream_idle_timeout=self.grpc_stream_idle_timeout,
             grpc_keepalive=self.grpc_keepalive,
             grpc_keepalive_timeout=self.grpc_keepalive_timeout,
             grpc_ping_interval_min=self.grpc_ping_interval_min,
         )
         yield from within(HEADER_BYTES_MIN, MESSAGE_BYTES_MAX, grpc_message_bytes_max=self.grpc_message_bytes_max)
+
+    @property
+    def message_bytes_max(self) -> int:
+        """The largest message of a gRPC caller. One that passes on is held twice, so two of them must fit."""
+        return min(int(self.grpc_message_bytes_max), int(self.buffered_bytes_max) // 2)
 
     @property
     def has_grpc(self) -> bool:

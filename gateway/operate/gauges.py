@@ -5,9 +5,11 @@ Rule of this file: it names metrics and where each is read; it keeps nothing its
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import Final, Protocol
 
+from gateway.doors.guests import Guests
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.lane import EdgeLane
 from gateway.doors.rpc_lane import RpcLane
@@ -16,6 +18,15 @@ from gateway.reload import Reloads
 from gateway.route import Home
 from gateway.service import Shelf, Watched
 from tiers.pool import ReplicaState
+
+
+class CallCounts(Protocol):
+    """The gRPC door's service, which is not loaded where there is no such door."""
+
+    guests: Guests
+    streams: Guests
+    refused: Counter[str]
+
 
 Samples = Iterator[tuple[Labels, float]]
 
@@ -95,7 +106,7 @@ def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:
     def one(read: Callable[[], float]) -> Callable[[], Samples]:
         return lambda: iter([((), read())])
 
-    buffered, heads = lane.buffered, lane.heads
+    buffered = lane.buffered
     yield Gauge("tailrace_connections", "Callers' connections.", (), one(lambda: len(lane.connections)))
     yield Gauge(
         "tailrace_connections_cut",
@@ -104,8 +115,8 @@ def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:
         lambda: (((reason,), float(count)) for reason, count in lane.cuts.items()),
         counter=True,
     )
-    yield Gauge("tailrace_heads", "Request heads remembered.", (), one(lambda: len(heads)))
-    yield Gauge("tailrace_heads_judged", "Request heads parsed.", (), one(lambda: heads.judged), counter=True)
+    yield Gauge("tailrace_heads", "Request heads remembered.", (), one(lambda: len(lane.heads)))
+    yield Gauge("tailrace_heads_judged", "Request heads parsed.", (), one(lambda: lane.heads_judged), counter=True)
     yield Gauge("tailrace_buffered_bytes", "Bytes of requests held.", (), one(lambda: buffered.bytes))
     yield Gauge("tailrace_buffered_bytes_max", "The bound on them.", (), one(lambda: buffered.bytes_max))
     yield Gauge(
@@ -129,6 +140,26 @@ def rpc_gauges(lane: RpcLane) -> Iterator[Gauge]:
         counter=True,
     )
     yield Gauge("tailrace_rpc_in_flight", "Calls in work.", (), lambda: iter([((), float(lane.in_flight))]))
+
+
+def grpc_gauges(service: CallCounts) -> Iterator[Gauge]:
+    """What the gRPC door's callers hold."""
+
+    def one(read: Callable[[], int]) -> Callable[[], Samples]:
+        return lambda: iter([((), float(read()))])
+
+    guests, streams = service.guests, service.streams
+    yield Gauge("tailrace_grpc_calls", "Calls in work, open streams among them.", (), one(lambda: guests.calls))
+    yield Gauge("tailrace_grpc_streams", "ModelStreamInfer calls that are open.", (), one(lambda: streams.calls))
+    yield Gauge("tailrace_grpc_addresses", "Addresses with a call in work.", (), one(lambda: len(guests)))
+    yield Gauge("tailrace_grpc_calls_accepted", "Calls begun.", (), one(lambda: guests.accepted), counter=True)
+    yield Gauge(
+        "tailrace_grpc_calls_refused",
+        "Calls for which there was no place, by the limit they were over; draining: the gateway was stopping.",
+        ("reason",),
+        lambda: (((reason,), float(count)) for reason, count in service.refused.items()),
+        counter=True,
+    )
 
 
 def tls_gauges(handshakes: Handshakes) -> Iterator[Gauge]:

@@ -182,8 +182,7 @@ async def test_nothing_older_than_the_bound_is_called_fresh(own_redis: RedisServ
     """`make coherence` is the same for a minute, and prints how soon writes are seen."""
     options = TrackerOptions(ping_seconds=0.1, silence_seconds_max=1.0)
     seen = await watch(own_redis, 2.0, options, cut_seconds=0.7)
-    assert seen.writes == 2000
     assert seen.cuts
-    assert seen.fresh > 500
+    assert seen.fresh >= 1000
     assert seen.overdue == 0
-    assert len(seen.delays) > 1000
+    assert seen.delays
