@@ -65,7 +65,7 @@ bench-growth: setup benchtools  ## What a hit costs as entries, routes, callers 
 	@$(BIN)/python -m benchmarks.growth $(BENCH)
 
 .PHONY: bench-crowd
-bench-crowd: setup .compiler  ## What 10,000 idle connections cost: memory, and the p99 of busy ones (BENCH='hit')
+bench-crowd: setup .compiler  ## What 10,000 idle connections cost, or (BENCH=siege) hostile ones at every door
 	@$(BIN)/python -m benchmarks.crowd $(BENCH)
 
 .PHONY: bench-witness

@@ -1,4 +1,5 @@
-"""``python -m benchmarks.crowd``: what ten thousand idle connections cost, the gateway and its busy callers.
+"""``python -m benchmarks.crowd``: what ten thousand idle connections cost, the gateway and its busy callers. With
+``siege`` as its first word it is ``benchmarks/siege.py``: hostile clients, at every door.
 
 Rule of this file: the crowd is opened from here, from several loopback addresses, so that no limit of one address
 or of its ports is met; the busy ones are asked for by native/ask.c, without and with the crowd in turns before the
@@ -19,7 +20,7 @@ from typing import Final, Self
 
 from msgspec import Struct
 
-from benchmarks import facts, measure
+from benchmarks import facts, measure, siege
 from benchmarks.client import Picking
 from benchmarks.growth.axes import config
 from benchmarks.growth.lab import GrowthFailed, Lab, Stage
@@ -203,12 +204,15 @@ def table(found: Sequence[Row], connections: int) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code: 0 measured, 1 something was wrong, 2 the limit on open files is too low."""
+    given = [*(sys.argv[1:] if arguments is None else arguments)]
+    if given[:1] == ["siege"]:
+        return siege.main(given[1:])
     parser = argparse.ArgumentParser(prog="python -m benchmarks.crowd", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("kinds", nargs="*", default=[*KINDS], metavar="KIND", help=f"some of {', '.join(KINDS)}")
     parser.add_argument("--connections", type=int, default=CONNECTIONS, metavar="N", help=f"default {CONNECTIONS:,}")
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="rounds of each kind (default 7)")
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="length of each run (default 2)")
-    parsed = parser.parse_args(arguments)
+    parsed = parser.parse_args(given)
     if unknown := [kind for kind in parsed.kinds if kind not in KINDS]:
         parser.error(f"no kind {unknown[0]!r}; there are {', '.join(KINDS)}")
     if min(parsed.connections, parsed.rounds) < 1 or parsed.seconds <= 0:

@@ -3,12 +3,12 @@
 Rule of this file: it is the storage, and knows when something must leave; what that is, its policy says
 (``policy.py``). Every value handed to ``put`` ends exactly once: returned as evicted, replaced by a later ``put``,
 taken by ``pop``, or dropped by ``clear``. A put or resize never evicts its own key, so what was put last is found at
-once. Neither counts as a use: only ``get`` and ``use`` do.
+once. Neither counts as a use, nor does looking: only ``use`` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 from cache.policy import Policy
@@ -40,19 +40,6 @@ class Bounded(Generic[V]):
     def bytes_used(self) -> int:
         """The sizes of all values held; never over ``bytes_max``."""
         return self._policy.bytes_used
-
-    def get(self, key: bytes) -> V | None:
-        """The value, counted as a use."""
-        node = self._nodes.get(key)
-        if node is None:
-            return None
-        self.use(node)
-        return node.value
-
-    def peek(self, key: bytes) -> V | None:
-        """The value, not counted as a use."""
-        node = self._nodes.get(key)
-        return None if node is None else node.value
 
     def node(self, key: bytes) -> Node[V] | None:
         """Where the value is, not counted as a use: the same place for as long as the key is held."""
@@ -95,12 +82,6 @@ class Bounded(Generic[V]):
 
     def __len__(self) -> int:
         return len(self._nodes)
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._nodes
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._nodes)
 
     def _make_room(self, size: int) -> list[Node[V]]:
         evicted: list[Node[V]] = []

@@ -25,6 +25,7 @@ WIRE_BYTES: Final = 2 * DIGEST_BYTES
 # construction; the number is the layout's version and must change with the layout.
 _REQUEST: Final = b"tailrace request 1\n"
 _WIRE: Final = b"tailrace wire 3\n"
+_POST: Final = b"tailrace post 1\n"
 
 Parameters = Mapping[str, bool | int | float | str]
 
@@ -131,6 +132,13 @@ def request_digest(
         route=route, tenant=tenant, version=version, inputs=outlines, parameters=parameters, outputs=outputs
     )
     return digester(data)
+
+
+def post_digest(verdict: bytes, body: bytes | memoryview) -> bytes:
+    """16 bytes that name one request whose body is not read: all of its head that decides, framed, and the body."""
+    hasher = blake3(_POST + _field(b"v", verdict))
+    hasher.update(body)
+    return hasher.digest(length=DIGEST_BYTES)
 
 
 class WireDigester:

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-V = TypeVar("V")
+V_co = TypeVar("V_co", covariant=True)  # nothing can be put into an entry
 
 
 class Freshness(enum.Enum):
@@ -25,7 +25,7 @@ class Freshness(enum.Enum):
 _FRESH = Freshness.FRESH  # looked up for every hit: a member of an Enum is not cheap
 
 
-class Entry(msgspec.Struct, Generic[V], frozen=True, gc=False):
+class Entry(msgspec.Struct, Generic[V_co], frozen=True, gc=False):
     """A value, its size in bytes, and its life in seconds of the monotonic clock.
 
     ``size`` is what the value is charged for, its share of bookkeeping included. Untracked by the
@@ -33,7 +33,7 @@ class Entry(msgspec.Struct, Generic[V], frozen=True, gc=False):
     must therefore not refer back to its entry (immutable values cannot).
     """
 
-    value: V
+    value: V_co
     size: int
     stored_at: float
     ttl: float
@@ -56,8 +56,8 @@ class Entry(msgspec.Struct, Generic[V], frozen=True, gc=False):
         return Freshness.STALE if age <= self.ttl + self.max_stale else Freshness.DEAD
 
 
-class Found(msgspec.Struct, Generic[V], frozen=True, gc=False):
+class Found(msgspec.Struct, Generic[V_co], frozen=True, gc=False):
     """An entry that may be served, and how."""
 
-    entry: Entry[V]
+    entry: Entry[V_co]
     freshness: Freshness

@@ -19,6 +19,7 @@ import structlog
 from degrade.breaker import Change
 from gateway.admission.ratelimit import Limiter
 from gateway.background import Sleep, kept, sweep
+from gateway.codec.ndarray import plain_bytes_max
 from gateway.config import Config, Server, parse_address
 from gateway.doors.about import Readiness
 from gateway.doors.book import BookOptions
@@ -28,7 +29,7 @@ from gateway.doors.edge import EdgeConnection
 from gateway.doors.exchange import Exchange
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.head import HeadBounds, Heads
-from gateway.doors.http import HttpDoor, Ports
+from gateway.doors.http import HttpDoor
 from gateway.doors.lane import Clocks, Desk, EdgeLane, EdgeOptions, Times
 from gateway.doors.listener import (
     ADMIN_CONNECTIONS_MAX,
@@ -40,19 +41,23 @@ from gateway.doors.listener import (
 )
 from gateway.doors.methods import MethodPorts, Methods
 from gateway.doors.passthrough import RELAYED_BYTES_MAX
-from gateway.doors.rpc import ENVELOPE_BYTES_MAX, RpcConnection, RpcDesk, RpcLane, RpcOptions
+from gateway.doors.ports import Ports
+from gateway.doors.rpc import RpcConnection
+from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
+from gateway.memory import taken
 from gateway.operate.admin import Shown, admin_port
-from gateway.operate.gauges import gauges, lane_gauges, reload_gauges, rpc_gauges, tls_gauges
+from gateway.operate.gauges import gauges, grpc_gauges, lane_gauges, reload_gauges, rpc_gauges, tls_gauges
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
 from gateway.reload import Reloads
 from gateway.route import Home, Route
+from gateway.service import Watched
 from gateway.sources import ConfigError, Loaded
 from gateway.standing import Retired, Standing, Watching, changed_quotas, homes, retired, stand
 
 if TYPE_CHECKING:
-    from gateway.doors.grpc import GrpcDoor, GrpcPorts
+    from gateway.doors.grpc import GrpcDoor
     from gateway.doors.grpc_listener import GrpcListener
 
 SWEEP_SECONDS: Final = 0.5
@@ -108,7 +113,7 @@ class Gateway:
         self.pipeline = Pipeline(self._limiter, self.telemetry, monotonic, self._chance)
         self._exchange = Exchange(self.pipeline, monotonic, self.buffered)
         self.reloads = None if reread is None else Reloads(config, reread, self.take)
-        shown = (lambda: self.routes, lambda: self.homes, lambda: self._draining)
+        shown = (lambda: self.services, lambda: self.homes, lambda: self._draining)
         for gauge in (*gauges(*shown), *(() if self.reloads is None else reload_gauges(self.reloads))):
             self.telemetry.watch(gauge)
 
@@ -116,6 +121,11 @@ class Gateway:
     def routes(self) -> Mapping[str, Route]:
         """The routes that are answered now."""
         return self.standing.routes
+
+    @property
+    def services(self) -> Mapping[str, Watched]:
+        """The routes and the endpoints that are answered now."""
+        return self.standing.services
 
     @property
     def homes(self) -> Mapping[str, Home]:
@@ -141,7 +151,7 @@ class Gateway:
             await self._open_rpc(server, server.rpc)
         if server.has_grpc:
             await self._start_grpc(ports, certificates)
-        shown = Shown(lambda: self.routes, lambda: self.homes, self.telemetry, lambda: self._draining, self.reloads)
+        shown = Shown(lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining, self.reloads)
         self._admin = Listener(admin_port(shown).handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
@@ -188,14 +198,15 @@ class Gateway:
             self._methods.take(self._method_ports(after))
             self._rpc.options = _rpc_options(after)
         if self._grpc_door is not None:
-            self._grpc_door.take(config.server, self._grpc_ports(ports))
+            self._grpc_door.take(config.server, ports)
         self._keep(after)
         self._retire(retired(before, after), float(before.config.server.passthrough_timeout))
 
     def _ports(self, standing: Standing) -> Ports:
         return Ports(
             routes=standing.routes,
-            passthrough=standing.passthrough.pool,
+            passthrough=standing.passthrough,
+            pipeline=self.pipeline,
             exchange=self._exchange,
             directory=standing.directory,
             telemetry=self.telemetry,
@@ -204,6 +215,7 @@ class Gateway:
             ticker=monotonic,
             buffered=self.buffered,
             proxies=standing.proxies,
+            endpoints=standing.by_path,
         )
 
     def _desk(self, standing: Standing) -> Desk:
@@ -211,43 +223,35 @@ class Gateway:
         assert listener is not None
         relayed_bytes_max = min(RELAYED_BYTES_MAX, int(server.passthrough_bytes_max))
         bounds = HeadBounds(int(server.header_bytes_max), relayed_bytes_max)
-        heads = Heads(standing.routes, standing.directory, bounds, standing.proxies, server.edge)
+        heads = Heads(
+            standing.routes, standing.directory, bounds, standing.proxies, server.edge, standing.by_path
+        )
         pool, proxies = standing.passthrough.pool, standing.proxies
         return Desk(heads, self._exchange, self.telemetry, self.buffered, listener.behind, pool, proxies)
-
-    def _grpc_ports(self, http: Ports) -> GrpcPorts:
-        from gateway.doors.grpc import GrpcPorts
-        from gateway.doors.grpc_infer import Inferring
-
-        passthrough = self.standing.passthrough.rpc
-        assert passthrough is not None, "every home has one where there is a gRPC door"
-        return GrpcPorts(
-            routes=http.routes,
-            passthrough=passthrough,
-            pipeline=self.pipeline,
-            inferring=Inferring(self.pipeline, http.exchange, self.telemetry, monotonic),
-            directory=http.directory,
-            telemetry=self.telemetry,
-            readiness=self.readiness,
-            loaded=self._loaded,
-            ticker=monotonic,
-            buffered=self.buffered,
-            proxies=http.proxies,
-        )
 
     def _method_ports(self, standing: Standing) -> MethodPorts:
         return MethodPorts(standing.routes, standing.directory, self.readiness, monotonic)
 
-    async def _start_grpc(self, http: Ports, certificates: Certificates | None) -> None:
+    async def _start_grpc(self, ports: Ports, certificates: Certificates | None) -> None:
         """grpc is loaded only where it is used: it takes its time, and some 30 MB."""
         from gateway.doors.grpc import GrpcDoor
         from gateway.doors.grpc_health import Health
         from gateway.doors.grpc_listener import GrpcListener
+        from gateway.doors.reception import Reception, ReceptionPorts
 
-        server = self.standing.config.server
-        self._grpc_door = GrpcDoor(server, self._grpc_ports(http))
-        health = Health(lambda: self.readiness().ready, float(server.body_timeout))
-        self._grpc = GrpcListener(server, self._grpc_door, health, self._shared)
+        server, in_use = self.standing.config.server, taken()
+
+        def memory() -> int | None:
+            now, caches = in_use(), (service.cache for service in self.services.values())
+            known = self.buffered.bytes + sum(cache.bytes_used for cache in caches if cache is not None)
+            return None if now is None else now - known
+
+        reception = Reception(ReceptionPorts(self.buffered, memory, monotonic), server.message_bytes_max)
+        self._grpc_door = GrpcDoor(server, ports, reception)
+        health = Health(lambda: self.readiness().ready, reception, float(server.body_timeout))
+        self._grpc = GrpcListener(server, self._grpc_door, health, reception, self._shared)
+        for gauge in grpc_gauges(self._grpc.service):
+            self.telemetry.watch(gauge)
         with named("server.grpc", server.grpc):
             self.grpc_address = await self._grpc.start(parse_address(server.grpc), certificates)
 
@@ -265,14 +269,18 @@ class Gateway:
         return http
 
     def readiness(self) -> Readiness:
-        """Not while draining, nor while a route or the pass-through has no replica that is ready."""
+        """Not while draining, nor while a route, an endpoint or the pass-through has no replica that is ready."""
         if self._draining:
             return Readiness(False, "the gateway is draining")
         for name, route in self.routes.items():
             if not any(self._is_up(tier.backend) for tier in route.config.tiers):
                 return Readiness(False, f"route {name} has no ready replica")
-        passthrough = self.standing.config.passthrough
-        if not self.routes and not self._is_up(passthrough):
+        config = self.standing.config
+        for name, endpoint in config.endpoints.items():
+            if not self._is_up(config.backend_of(endpoint)):
+                return Readiness(False, f"endpoint {name} has no ready replica")
+        passthrough = config.passthrough
+        if not self.services and not self._is_up(passthrough):
             return Readiness(False, f"backend {passthrough} has no ready replica")
         return Readiness(True)
 
@@ -304,7 +312,7 @@ class Gateway:
         await asyncio.gather(*tasks, return_exceptions=True)
         self._exchange.close()
         await self.pipeline.close()
-        await Retired(tuple(self.homes.values()), tuple(self.routes.values())).close()
+        await Retired(tuple(self.homes.values()), self.standing.answering).close()
 
     # -- making the parts -------------------------------------------------------------------------
 
@@ -375,13 +383,21 @@ def _edge_options(server: Server) -> EdgeOptions:
 
 def _rpc_options(standing: Standing) -> RpcOptions:
     server = standing.config.server
-    bytes_max = max((route.body_limits.bytes_max for route in standing.routes.values()), default=0)
+    limits = [route.body_limits for route in standing.routes.values()]
     return RpcOptions(
         server.rpc_in_flight_max,
-        bytes_max + ENVELOPE_BYTES_MAX,
+        max((each.bytes_max for each in limits), default=0) + ENVELOPE_BYTES_MAX,
+        max((plain_bytes_max(each.message) for each in limits), default=0) + ENVELOPE_BYTES_MAX,
+        {name: _places(standing, route) for name, route in standing.routes.items()},
         BookOptions(server.connections_max, server.connections_per_address_max),
         _times(server),
     )
+
+
+def _places(standing: Standing, route: Route) -> int:
+    """How many calls the replicas of a route's tiers take at once: of the tier that takes the fewest."""
+    backends = [standing.config.backends[tier.backend] for tier in route.config.tiers]
+    return min(each.connections_max * len(each.http or each.grpc) for each in backends)
 
 
 def _times(server: Server) -> Times:

@@ -6,6 +6,7 @@ Rule of this file: values, and one decision that depends on them alone; what hap
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Generic
 
 import msgspec
 
@@ -15,31 +16,31 @@ from degrade.deadline import Deadline
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Quota, Verdict
 from gateway.codec.http import CacheDirectives
-from gateway.route import Allowance, Route, Served
-from tiers.inference import InferRequest, InferResponse, Provenance
+from gateway.service import Allowance, Q, R, Served, Service
+from tiers.inference import Provenance
 
 Dues = tuple[tuple[str, Quota], ...]
 """Quotas that a request uses up, each with whose it is: a caller's name, or "" for everyone's."""
 
 
-class Call(msgspec.Struct, frozen=True):
+class Call(msgspec.Struct, Generic[Q, R], frozen=True):
     """One request as a door hands it over."""
 
-    route: Route
+    route: Service[Q, R]
     caller: Caller
-    request: InferRequest
+    request: Q
     directives: CacheDirectives
     deadline: Deadline
 
 
-class Answer(msgspec.Struct, frozen=True):
+class Answer(msgspec.Struct, Generic[R], frozen=True):
     """What a door writes. ``key`` and ``entry`` are there when a wire form may be attached to them."""
 
-    response: InferResponse
+    response: R
     provenance: Provenance
     quota: Verdict | None = None
     key: Key | None = None
-    entry: Entry[Served] | None = None
+    entry: Entry[Served[R]] | None = None
 
     @property
     def comes_again(self) -> bool:

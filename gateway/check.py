@@ -22,12 +22,14 @@ from degrade.deadline import Deadline, Ticker
 from gateway.config import Backend, Config, Route, Server, TierConfig
 from gateway.doors import certificates
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ParserMissing, require_strict_parser
-from gateway.homes import grpc_options
+from gateway.homes import grpc_options, probe_of
 from gateway.sources import GRPC_SCHEME
 from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, PROBING_CONNECTIONS_MAX, Call, TritonHttp, TritonOptions
-from tiers.catalog import Catalog, CatalogOptions, ModelFacts
+from tiers.catalog import Catalog, CatalogOptions
 from tiers.datatype import FLOATS
+from tiers.facts import ModelFacts
 from tiers.inference import Rejected, UpstreamError
+from tiers.pool import NOT_SPOKEN, READY_PATH, Probe
 from tiers.seat import Replica
 
 SPARE_FILES: Final = 64
@@ -39,22 +41,31 @@ NOT_NUMBERS: Final = frozenset({"BYTES", "BOOL"})
 
 
 class Survey(msgspec.Struct, frozen=True):
-    """What the backends said: faults, and the facts of each (backend, model, version) that answered."""
+    """What the backends said: faults, the facts of each (backend, model, version) that answered, and notes of what
+    is no fault."""
 
     faults: tuple[str, ...]
     facts: Mapping[tuple[str, str, str], ModelFacts]
+    notes: tuple[str, ...] = ()
 
 
-async def faults(config: Config, offline: bool = False) -> tuple[str, ...]:
-    """Everything wrong between ``config`` and the world; ``offline`` asks no backend."""
+class Findings(msgspec.Struct, frozen=True):
+    """Everything wrong, and what an operator should know all the same."""
+
+    faults: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+async def findings(config: Config, offline: bool = False) -> Findings:
+    """What is found between ``config`` and the world; ``offline`` asks no backend."""
     found = list(environment_faults(config, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     if offline:
-        return tuple(found)
+        return Findings(tuple(found))
     surveyed = await survey(config)
     found += surveyed.faults
     for name, route in config.routes.items():
         found += route_faults(f"routes.{name}", route, surveyed.facts)
-    return tuple(found)
+    return Findings(tuple(found), surveyed.notes)
 
 
 def open_files_needed(config: Config) -> int:
@@ -92,8 +103,9 @@ def open_files_fault(config: Config, hard: int) -> str:
     )
 
 
-def environment_faults(config: Config, files_hard_limit: int) -> Iterator[str]:
-    """What is wrong with this process. The soft limit on files is not asked: serving lifts it."""
+def environment_faults(config: Config, files_hard_limit: int, clock: Ticker = time.time) -> Iterator[str]:
+    """What is wrong with this process. The soft limit on files is not asked: serving lifts it. ``clock``: seconds since
+    1970."""
     try:
         require_strict_parser()
     except ParserMissing as missing:
@@ -101,6 +113,7 @@ def environment_faults(config: Config, files_hard_limit: int) -> Iterator[str]:
     if importlib.util.find_spec("uvloop") is None:
         yield "uvloop: is not installed"
     yield from certificates.faults(config.server.tls)
+    yield from certificates.doubts(config.server.tls, clock())
     fault = open_files_fault(config, files_hard_limit)
     if fault:
         yield fault
@@ -114,18 +127,20 @@ async def survey(config: Config, now: Ticker = time.monotonic) -> Survey:
             if (tier.model, tier.version) not in wanted[tier.backend]:
                 wanted[tier.backend].append((tier.model, tier.version))
     found: list[str] = []
+    notes: list[str] = []
     facts: dict[tuple[str, str, str], ModelFacts] = {}
     replicas = [(name, url) for name, backend in config.backends.items() for url in _urls(backend, config.server)]
     answers = await asyncio.gather(*(_replica(config, name, url, wanted[name], now) for name, url in replicas))
-    for (name, url), (problems, models) in zip(replicas, answers, strict=True):
-        found += [f"backends.{name}: {url}: {problem}" for problem in problems]
-        for (model, version), told in models.items():
+    for (name, url), answer in zip(replicas, answers, strict=True):
+        found += [f"backends.{name}: {url}: {problem}" for problem in answer.problems]
+        notes += [f"backends.{name}: {url}: {answer.note}"] if answer.note else []
+        for (model, version), told in answer.models.items():
             first = facts.setdefault((name, model, version), told)
             found += [
                 f"backends.{name}: {url}: model {model} is not the one of the other replicas: {difference}"
                 for difference in _differences(first, told)
             ]
-    return Survey(tuple(found), facts)
+    return Survey(tuple(found), facts, tuple(notes))
 
 
 def _urls(backend: Backend, server: Server) -> list[str]:
@@ -142,9 +157,16 @@ def _asked(url: str, backend: Backend, server: Server) -> Replica:
     return TritonGrpc(url.removeprefix(GRPC_SCHEME), grpc_options(backend, server))
 
 
-async def _replica(
-    config: Config, name: str, url: str, models: list[tuple[str, str]], now: Ticker
-) -> tuple[list[str], dict[tuple[str, str], ModelFacts]]:
+class _Said(msgspec.Struct):
+    """What one replica said: what is wrong, its models, and what is odd."""
+
+    problems: list[str]
+    models: dict[tuple[str, str], ModelFacts] = {}
+    note: str = ""
+
+
+async def _replica(config: Config, name: str, url: str, models: list[tuple[str, str]], now: Ticker) -> _Said:
+    probe = Probe() if url.startswith(GRPC_SCHEME) else probe_of(config.backends[name], config.has_models(name))
     facts: dict[tuple[str, str], ModelFacts] = {}
     async with contextlib.AsyncExitStack() as opened:
         replica = _asked(url, config.backends[name], config.server)
@@ -157,10 +179,10 @@ async def _replica(
             return (await replica.exchange(Call("GET", target), deadline, now())).status
 
         try:
-            status = await status_of("/v2/health/ready")
-        except UpstreamError as error:
-            return [str(error).removeprefix(f"{url} ")], {}
-        problems = [] if status == 200 else [f"is not ready (/v2/health/ready answers {status})"]
+            status = await status_of(probe.path)
+        except (UpstreamError, Rejected) as error:
+            return _Said([str(error).removeprefix(f"{url} ")])
+        problems, note = _judged(probe, status)
         for model, version in models:
             path = f"/v2/models/{quote(model, safe='')}" + (f"/versions/{version}" if version else "")
             named = f"model {model}" + (f" version {version}" if version else "")
@@ -172,7 +194,19 @@ async def _replica(
                 facts[model, version] = await catalog.facts(model, version, deadline)
             except (UpstreamError, Rejected) as error:
                 problems.append(f"{named}: {error}")
-    return problems, facts
+    return _Said(problems, facts, note)
+
+
+def _judged(probe: Probe, status: int) -> tuple[list[str], str]:
+    """What is wrong with a replica that answers its probe like this, and what is odd about it."""
+    said = f"{probe.path} answers {status}"
+    if probe.is_ready(status):
+        odd = status in NOT_SPOKEN
+        advice = "everything passes through; say what tells its health in probe_path"
+        return [], f"lives, and is no Triton ({said}): {advice}" if odd else ""
+    absent = probe.path == READY_PATH and status in NOT_SPOKEN
+    why = f"is no Triton ({said}), and routes ask it for models" if absent else f"is not ready ({said})"
+    return [why], ""
 
 
 def route_faults(path: str, route: Route, facts: Mapping[tuple[str, str, str], ModelFacts]) -> Iterator[str]:

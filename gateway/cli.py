@@ -99,12 +99,15 @@ def _check(chosen: argparse.Namespace) -> int:
     from gateway import check
 
     config = _config(chosen)
-    found = asyncio.run(check.faults(config, chosen.offline))
-    if found:
-        return _report(found, UNFIT)
+    found = asyncio.run(check.findings(config, chosen.offline))
+    for note in found.notes:
+        print(f"tailrace: note: {note}", file=sys.stderr)
+    if found.faults:
+        return _report(found.faults, UNFIT)
     asked = "not asked" if chosen.offline else "ready"
     backends, routes = _count(len(config.backends), "backend"), _count(len(config.routes), "route")
-    print(f"all well: {backends} ({asked}), {routes}")
+    endpoints = f", {_count(len(config.endpoints), 'endpoint')}" if config.endpoints else ""
+    print(f"all well: {backends} ({asked}), {routes}{endpoints}")
     return WELL
 
 
@@ -201,7 +204,7 @@ def _parser() -> argparse.ArgumentParser:
             metavar="URL",
             action="append",
             default=[],
-            help="a Triton's address, http://HOST:PORT or grpc://HOST:PORT, for every model without a route; again for "
+            help="a server's address, http://HOST:PORT or grpc://HOST:PORT, for all that has no route; again for "
             "each replica and for each of the two protocols",
         )
         command.add_argument("--http", metavar="ADDR", help="where to answer (default: 127.0.0.1:8080)")

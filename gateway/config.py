@@ -59,6 +59,14 @@ VERSION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 """As Triton's repositories name versions: "01" is none of any model."""
 
 
+_PROBE_PATH: Final = re.compile(r"/[!-\"$-~]*")
+"""A path, and a query if there is one: printable ASCII, and no fragment."""
+
+_ENDPOINT_PATH: Final = re.compile(r"/[!-\"$&->@-~]*")
+"""As it is compared with a request's: decoded, without a query."""
+
+_FIELD_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
+
 GRPC_OFF: Final = ("", "off")
 """What ``server.grpc`` says where there is to be no gRPC door."""
 
@@ -119,10 +127,12 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     idle_timeout: Seconds = _seconds("75s")
     write_timeout: Seconds = _seconds("30s")
     edge: bool = True
-    grpc_message_bytes_max: Size = _size("256MiB")
+    grpc_message_bytes_max: Size = _size("64MiB")
     grpc_calls_max: Positive = 4096
     grpc_calls_per_address_max: Positive = 1024
     grpc_streams_max: Positive = 1024
+    grpc_open_streams_per_address_max: Positive = 32
+    grpc_stream_idle_timeout: Seconds = _seconds("10m")
     grpc_stream_pending_max: Annotated[int, Meta(ge=1, le=4096)] = 64
     grpc_keepalive: Seconds = _seconds("1m")
     grpc_keepalive_timeout: Seconds = _seconds("20s")
@@ -163,11 +173,17 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             body_timeout=self.body_timeout,
             idle_timeout=self.idle_timeout,
             write_timeout=self.write_timeout,
+            grpc_stream_idle_timeout=self.grpc_stream_idle_timeout,
             grpc_keepalive=self.grpc_keepalive,
             grpc_keepalive_timeout=self.grpc_keepalive_timeout,
             grpc_ping_interval_min=self.grpc_ping_interval_min,
         )
         yield from _within(HEADER_BYTES_MIN, MESSAGE_BYTES_MAX, grpc_message_bytes_max=self.grpc_message_bytes_max)
+
+    @property
+    def message_bytes_max(self) -> int:
+        """The largest message of a gRPC caller. One that passes on is held twice, so two of them must fit."""
+        return min(int(self.grpc_message_bytes_max), int(self.buffered_bytes_max) // 2)
 
     @property
     def has_grpc(self) -> bool:
@@ -246,6 +262,7 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     passthrough_connections_max: Positive = 64
     connect_timeout: Seconds = _seconds("1s")
     probe: Seconds = _seconds("1s")
+    probe_path: str | None = None
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
 
     def faults(self) -> Iterator[Fault]:
@@ -270,6 +287,10 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 yield "grpc", f"names {target} {times} times"
         yield from _within(WAIT_MIN, WAIT_MAX, connect_timeout=self.connect_timeout)
         yield from _within(PROBE_MIN, PROBE_MAX, probe=self.probe)
+        if self.probe_path is not None and not _PROBE_PATH.fullmatch(self.probe_path):
+            yield "probe_path", f"{self.probe_path!r} is no path, such as /healthz"
+        elif self.probe_path is not None and not self.http:
+            yield "probe_path", "is asked over HTTP, and this backend has no http; leave it out"
 
 
 class Accept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -382,6 +403,33 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         yield from _within(DEADLINE_MIN, WAIT_MAX, timeout=self.timeout)
 
 
+class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A POST path of a plain HTTP server with its policy. ``backend`` None: that of the pass-through."""
+
+    path: str
+    backend: str | None = None
+    cache: CacheConfig | None = None
+    quota: QuotaConfig | None = None
+    caller_quota: QuotaConfig | None = None
+    body_bytes_max: Size | None = None
+    timeout: Seconds = _seconds("10s")
+    degrade: tuple[Literal["replica", "stale"], ...] = ("replica", "stale")
+    vary: tuple[str, ...] = ()
+
+    def faults(self) -> Iterator[Fault]:
+        if not _ENDPOINT_PATH.fullmatch(self.path):
+            yield "path", f"{self.path!r} is no plain path, such as /predict: without query, escapes (%) and spaces"
+        for step, times in Counter(self.degrade).items():
+            if times > 1:
+                yield "degrade", f"names {step} {times} times"
+        for index, name in enumerate(self.vary):
+            if not _FIELD_NAME.fullmatch(name):
+                yield f"vary[{index}]", f"{name!r} is no name of a header field"
+        if self.body_bytes_max is not None:
+            yield from _sizes(body_bytes_max=self.body_bytes_max)
+        yield from _within(DEADLINE_MIN, WAIT_MAX, timeout=self.timeout)
+
+
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A whole configuration: read, complete and consistent."""
 
@@ -390,11 +438,24 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     callers: dict[str, CallerConfig] = field(default_factory=dict)
     backends: dict[str, Backend] = field(default_factory=dict)
     routes: dict[str, Route] = field(default_factory=dict)
+    endpoints: dict[str, Endpoint] = field(default_factory=dict)
 
     @property
     def passthrough(self) -> str:
         """The backend that serves every model without a route."""
         return self.server.passthrough or next(iter(self.backends))
+
+    def backend_of(self, endpoint: Endpoint) -> str:
+        """The backend that an endpoint's path is asked of."""
+        return endpoint.backend or self.passthrough
+
+    def has_models(self, backend: str) -> bool:
+        """Whether routes name models of this backend, which must be a Triton then."""
+        return any(tier.backend == backend for route in self.routes.values() for tier in route.tiers)
+
+    def asks_alike(self, name: str, backend: Backend, has_models: bool) -> bool:
+        """Whether this configuration asks the backend of this name as it would be asked by that one."""
+        return self.backends.get(name) == backend and self.has_models(name) is has_models
 
 
 def parse_address(written: str) -> Address:

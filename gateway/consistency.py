@@ -12,10 +12,11 @@ from typing import Final
 from urllib.parse import quote
 
 from gateway.admission.auth import anonymous_name
-from gateway.config import Config, Route
+from gateway.config import CacheConfig, Config, Endpoint, Route
 from gateway.doors.path import target_of
 from gateway.problem import Refused
 from gateway.schema import Fault
+from gateway.units import Size
 
 Written = Mapping[str, object]
 """The document as it was written, tables of tables, without any default."""
@@ -30,6 +31,12 @@ def between(config: Config, written: Written) -> Iterator[Fault]:
     for name, route in config.routes.items():
         yield from _name_faults(name)
         yield from _route_faults(config, written, name, route)
+    paths: dict[str, str] = {}
+    for name, endpoint in config.endpoints.items():
+        yield from _endpoint_faults(config, written, name, endpoint)
+        owner = paths.setdefault(endpoint.path, name)
+        if owner != name:
+            yield f"endpoints.{name}.path", f"is the path of endpoint {owner} too"
     owners: dict[str, str] = {}
     for name, caller in config.callers.items():
         if name.startswith(anonymous_name("")):
@@ -47,11 +54,16 @@ def doubts(config: Config, written: Written) -> Iterator[str]:
     if tls is not None and tls.minimum != "1.2" and config.server.has_grpc:
         yield f"server.tls.minimum: is {tls.minimum}, which grpc cannot be told: the gRPC door speaks 1.2 too"
     for name, route in config.routes.items():
-        steps, cache = said(written, "routes", name, "degrade"), route.cache
-        if isinstance(steps, list) and "stale" in steps and cache is not None and cache.max_stale <= 0:
+        if _keeps_nothing_stale(written, "routes", name, route.cache):
             yield (
                 f'routes.{name}.degrade: names "stale", and routes.{name}.cache.max_stale is 0s: only answers from '
                 "before a model's change, within their ttl, can be served then; set max_stale to keep others longer"
+            )
+    for name, endpoint in config.endpoints.items():
+        if _keeps_nothing_stale(written, "endpoints", name, endpoint.cache):
+            yield (
+                f'endpoints.{name}.degrade: names "stale", and endpoints.{name}.cache.max_stale is 0s: no old answer '
+                "is kept; set max_stale"
             )
 
 
@@ -74,6 +86,11 @@ def said(written: Written, *keys: str) -> object:
     return value
 
 
+def _keeps_nothing_stale(written: Written, section: str, name: str, cache: CacheConfig | None) -> bool:
+    steps = said(written, section, name, "degrade")
+    return isinstance(steps, list) and "stale" in steps and cache is not None and cache.max_stale <= 0
+
+
 def _backend_faults(config: Config, written: Written) -> Iterator[Fault]:
     named = written.get("backends")
     backends = list(named) if isinstance(named, Mapping) else []
@@ -88,6 +105,9 @@ def _backend_faults(config: Config, written: Written) -> Iterator[Fault]:
             if backends and tier.backend not in backends:
                 where = f"routes.{name}.tiers[{index}].backend"
                 yield where, f"no backend is called {tier.backend!r}; there is {known}"
+    for name, endpoint in config.endpoints.items():
+        if backends and endpoint.backend is not None and endpoint.backend not in backends:
+            yield f"endpoints.{name}.backend", f"no backend is called {endpoint.backend!r}; there is {known}"
 
 
 def _name_faults(name: str) -> Iterator[Fault]:
@@ -99,17 +119,53 @@ def _name_faults(name: str) -> Iterator[Fault]:
 
 def _route_faults(config: Config, written: Written, name: str, route: Route) -> Iterator[Fault]:
     path = f"routes.{name}"
-    steps = said(written, "routes", name, "degrade")
-    if isinstance(steps, list) and "stale" in steps and said(written, "routes", name, "cache") is None:
-        yield f"{path}.degrade", f'names "stale", and nothing keeps old answers: write {path}.cache, or take it out'
-    bytes_max = config.server.body_bytes_max if route.limits.body_bytes_max is None else route.limits.body_bytes_max
-    of = "server.body_bytes_max" if route.limits.body_bytes_max is None else f"{path}.limits.body_bytes_max"
-    if bytes_max > config.server.buffered_bytes_max:
-        most = config.server.buffered_bytes_max
-        yield of, f"is {bytes_max}, and server.buffered_bytes_max, for all requests together, is {most}"
+    yield from _stale_faults(written, "routes", name)
+    yield from _body_faults(config, f"{path}.limits.body_bytes_max", route.limits.body_bytes_max)
+    own = route.limits.body_bytes_max
+    bytes_max, of = (own, f"{path}.limits.body_bytes_max") if own is not None else _servers(config)
     json_bytes_max = route.limits.json_bytes_max
     if json_bytes_max > bytes_max and said(written, "routes", name, "limits", "json_bytes_max"):
         yield (
             f"{path}.limits.json_bytes_max",
             f"is {json_bytes_max}, and no body may have more than {bytes_max}; lower it, or raise {of}",
         )
+
+
+def _endpoint_faults(config: Config, written: Written, name: str, endpoint: Endpoint) -> Iterator[Fault]:
+    where = f"endpoints.{name}"
+    if not _NAME.fullmatch(name):
+        yield f"endpoints.{name!r}", "an endpoint's name is part of a purge's URL: no spaces, slashes, ?, # or %"
+    elif name in config.routes:
+        yield where, "is the name of a route too, and metrics and purges could not tell them apart; give it another one"
+    try:
+        target = target_of("POST", endpoint.path)
+    except Refused as refused:
+        yield f"{where}.path", f"no request can have it: {refused.problem.detail}"
+    else:
+        if target.kind != "other" or f"{endpoint.path}/".startswith(("/v2/", "/v1/predict/")):
+            why = "is Triton's own, or the gateway's; for its models write a route"
+            yield f"{where}.path", f"{endpoint.path!r} {why}"
+    backend = config.backends.get(config.backend_of(endpoint)) if config.backends else None
+    if backend is not None and not backend.http:
+        yield f"{where}.backend", f"{config.backend_of(endpoint)!r} has no http, and an endpoint is asked over HTTP"
+    yield from _stale_faults(written, "endpoints", name)
+    yield from _body_faults(config, f"{where}.body_bytes_max", endpoint.body_bytes_max)
+
+
+def _stale_faults(written: Written, section: str, name: str) -> Iterator[Fault]:
+    steps = said(written, section, name, "degrade")
+    if isinstance(steps, list) and "stale" in steps and said(written, section, name, "cache") is None:
+        path = f"{section}.{name}"
+        yield f"{path}.degrade", f'names "stale", and nothing keeps old answers: write {path}.cache, or take it out'
+
+
+def _body_faults(config: Config, key: str, own: Size | None) -> Iterator[Fault]:
+    """A bound on bodies that is more than all requests together may have."""
+    bytes_max, of = (own, key) if own is not None else _servers(config)
+    if bytes_max > config.server.buffered_bytes_max:
+        most = config.server.buffered_bytes_max
+        yield of, f"is {bytes_max}, and server.buffered_bytes_max, for all requests together, is {most}"
+
+
+def _servers(config: Config) -> tuple[Size, str]:
+    return config.server.body_bytes_max, "server.body_bytes_max"

@@ -16,7 +16,7 @@ from gateway.config import Backend, Server
 from gateway.route import Home
 from tiers.backends.triton_http import TritonHttp, TritonOptions
 from tiers.catalog import Catalog, CatalogOptions
-from tiers.pool import OnChange, Pool, PoolOptions
+from tiers.pool import OnChange, Pool, PoolOptions, Probe
 from tiers.seat import Replica
 
 if TYPE_CHECKING:
@@ -31,14 +31,17 @@ class Makings:
         self._ticker = ticker
         self._chance = chance
 
-    def home(self, backend: Backend, on_breaker: OnChange, on_model: Callable[[str], None]) -> Home:
-        """The parts of one backend; call it within the event loop that they are to live in."""
+    def home(
+        self, backend: Backend, has_models: bool, on_breaker: OnChange, on_model: Callable[[str], None]
+    ) -> Home:
+        """The parts of one backend; call it within the event loop that they are to live in. ``has_models``: routes
+        name some of it, so it must be a Triton."""
         from tiers.rpc import RpcPool
 
         speaking = self._speaking_grpc(backend)
         replicas: list[Replica] = []
         replicas += [TritonHttp(url, _http_options(backend)) for url in backend.http] or speaking
-        pool = self._pool(replicas, backend, on_breaker)
+        pool = self._pool(replicas, backend, on_breaker, probe=probe_of(backend, has_models))
         catalog = Catalog(replicas, CatalogOptions(), self._ticker, on_model)
         if not self._server.has_grpc:
             return Home(pool, catalog)
@@ -65,6 +68,7 @@ class Makings:
         backend: Backend,
         on_breaker: OnChange,
         labels: Sequence[str] = (),
+        probe: Probe = Probe(),  # noqa: B008 - frozen
     ) -> Pool:
         breaker = backend.breaker
         options = PoolOptions(
@@ -75,9 +79,20 @@ class Makings:
                 window=float(breaker.window),
                 open_seconds=float(breaker.open),
                 open_seconds_max=float(breaker.open_max),
-            )
+            ),
+            probe=probe,
         )
         return Pool(replicas, options, self._ticker, self._chance, on_breaker, labels)
+
+
+def probe_of(backend: Backend, has_models: bool) -> Probe:
+    """How replicas are asked over HTTP whether they are ready. Where routes ask for models the question is Triton's
+    own, and who does not know it is not ready; what only passes through may be any server."""
+    if not backend.http:
+        return Probe()
+    if backend.probe_path is not None:
+        return Probe(backend.probe_path)
+    return Probe(foreign=not has_models)
 
 
 def _http_options(backend: Backend) -> TritonOptions:

@@ -5,7 +5,8 @@
 
 Rule of this file: it is the one place that knows the order between the brackets, for every door.
 Each stage decides (a pure function that returns a value and a one-word reason) and this file does.
-Stages never call each other. It knows no wire format and no socket.
+Stages never call each other. It knows no wire format and no socket, and whether a route's models are asked or an
+endpoint's server is ``service.py``'s face for it.
 
 Quotas come after the look-up, because what it finds decides which of them the request uses up: they
 are charged together, all or none, before any work is done for it. So does validation: an entry is found
@@ -18,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
@@ -40,17 +42,15 @@ from gateway.problem import (
     invalid,
     model_failed,
     not_cached,
-    not_found,
     unavailable,
 )
 from gateway.problem import quota as quota_problem
 from gateway.recall import Action, Recall, recall, tolerates
-from gateway.route import Filled, Route, Served, Wire
-from tiers import cascade
+from gateway.route import Route
+from gateway.service import Allowance, Filled, Q, R, Response, Served, Service, Watched, Wire
 from tiers.cascade import CascadeOptions
-from tiers.catalog import ModelFacts
-from tiers.inference import SCHEDULING_PARAMETERS, InferRequest, InferResponse, Provenance, Rejected, UpstreamError
-from tiers.rows import batch_size
+from tiers.facts import ModelFacts
+from tiers.inference import Provenance, Rejected, UpstreamError
 
 RETRY_AFTER_SECONDS: Final = 1.0
 """When to come back after the ladder's end, if no breaker knows better."""
@@ -72,7 +72,7 @@ class WireAnswer:
 
     __slots__ = ("entry", "now", "quota", "wire")
 
-    def __init__(self, wire: Wire, entry: Entry[Served], now: float, quota: Verdict | None) -> None:
+    def __init__(self, wire: Wire, entry: Entry[Served[Response]], now: float, quota: Verdict | None) -> None:
         self.wire = wire
         self.entry = entry
         self.now = now
@@ -93,13 +93,13 @@ class Pipeline:
         self._chance = chance
         self._refreshing: set[asyncio.Task[None]] = set()
 
-    async def answer(self, call: Call) -> Answer:
+    async def answer(self, call: Call[Q, R]) -> Answer[R]:
         """Answer one request, whatever happens below. Raises Refused with the problem to send."""
         answer = await self._answer(call)
         self._telemetry.answered(call.route.name, answer.provenance)
         return answer
 
-    def recall_wire(self, route: Route, hit_dues: Dues, wire: bytes, now: float) -> WireAnswer | None:
+    def recall_wire(self, route: Watched, hit_dues: Dues, wire: bytes, now: float) -> WireAnswer | None:
         """A fresh hit by the exact bytes of a request without Cache-Control, or None; ``hit_dues`` are the
         quotas that it uses up (see ``dues``).
 
@@ -118,7 +118,7 @@ class Pipeline:
 
         The quota with least left, None if there is none. Raises Refused (429).
         """
-        return self._charge(route, caller, True, self._ticker())
+        return self._charge(() if route is None else route.allowances, caller, True, self._ticker())
 
     async def facts(self, route: Route, version: str, deadline: Deadline) -> ModelFacts:
         """What a route's models say of themselves, for a form of request that is not understood without. Raises
@@ -133,10 +133,10 @@ class Pipeline:
         except Rejected as rejected:
             raise Refused(_of_model(rejected)) from rejected
         except UpstreamError as error:
-            raise Refused(self._unavailable(route, error)) from error
+            raise self._undescribed(route, error) from error
         except TimeoutError:
             late = UpstreamError(Failure.TIMEOUT, f"its models did not describe themselves within {seconds:.3g} s")
-            raise Refused(self._unavailable(route, late)) from None
+            raise self._undescribed(route, late) from None
 
     def refuse_spent(self, owed: Dues) -> None:
         """Before much is spent on reading a request: Refused (429) if a quota that it will use up is spent
@@ -147,10 +147,13 @@ class Pipeline:
             if not verdict.allowed:
                 raise _spent(verdict)
 
-    def attach_wire(self, route: Route, answer: Answer, wire: bytes, ready: Wire) -> None:
-        """Remember the wire form of an answer that is in the cache."""
+    def attach_wire(
+        self, route: Service[Q, R], answer: Answer[R], wire: bytes, ready: Wire, is_entrys: bool = False
+    ) -> None:
+        """Remember the wire form of an answer that is in the cache. ``is_entrys``: its bytes are the entry's own."""
         if route.cache is not None and answer.key is not None and answer.entry is not None:
-            route.cache.attach(answer.key, answer.entry, wire, ready, len(ready.body) + WIRE_OVERHEAD_BYTES)
+            size = WIRE_OVERHEAD_BYTES + (0 if is_entrys else len(ready.body))
+            route.cache.attach(answer.key, answer.entry, wire, ready, size)
 
     async def close(self) -> None:
         """Give up refreshes under way."""
@@ -158,7 +161,7 @@ class Pipeline:
             task.cancel()
         await asyncio.gather(*self._refreshing, return_exceptions=True)
 
-    async def _answer(self, call: Call) -> Answer:
+    async def _answer(self, call: Call[Q, R]) -> Answer[R]:
         route, now = call.route, self._ticker()
         key, choice = self._look_up(call)
         found = None
@@ -168,7 +171,7 @@ class Pipeline:
         elif call.directives.only_if_cached:
             choice = Recall(Action.REFUSE, "bypass", choice.reason)
         works = choice.action in (Action.FETCH, Action.FETCH_ALONE)
-        quota = self._charge(route, call.caller, works, now)
+        quota = self._charge(route.allowances, call.caller, works, now)
         if choice.action is Action.REFUSE:
             raise Refused(not_cached(), quota, _looked(choice))
         if found is not None and choice.action in (Action.SERVE, Action.REFRESH):
@@ -176,22 +179,15 @@ class Pipeline:
                 self._refresh(call, key, found.entry)
             return self._cached(call, key, found.entry, choice, quota)
 
-        _check_version(call)
         seconds = call.deadline.remaining(now)
         if seconds <= 0.0:  # what cannot be answered in time must not put work on a model
             late = UpstreamError(Failure.LATE, "its time was over before a tier was asked")
             return self._descend(call, key, late, quota)
         try:
-            facts = route.known_facts(call.request.version)
-            if facts is None:
-                async with asyncio.timeout(seconds):
-                    facts = await route.facts(call.deadline, call.request.version)
-            route.validator.check(call.request, facts)
-            stateful = _stateful(facts)
-            if stateful:
-                key, choice = None, Recall(Action.FETCH_ALONE, "bypass", stateful)
-            rows = batch_size(call.request) if facts.max_batch > 0 else None
-            filled, led = await self._fetch(call, key, choice, rows)
+            admitted = await route.admit(call.request, call.deadline, seconds)
+            if admitted.stateful:
+                key, choice = None, Recall(Action.FETCH_ALONE, "bypass", admitted.stateful)
+            filled, led = await self._fetch(call, key, choice, admitted.rows)
         except Refused as refused:  # the model's facts or the route's rules are against it
             raise Refused(refused.problem, quota, _looked(choice)) from None
         except Rejected as rejected:
@@ -208,18 +204,18 @@ class Pipeline:
 
     # -- decide ---------------------------------------------------------------------------------
 
-    def _look_up(self, call: Call) -> tuple[Key | None, Recall]:
+    def _look_up(self, call: Call[Q, R]) -> tuple[Key | None, Recall]:
         """The request's key, or None and why it is never cached."""
-        reason = _uncacheable(call)
+        reason = "off" if call.route.cache is None else call.route.uncacheable(call.request)
         if reason:
             return None, Recall(Action.FETCH_ALONE, "bypass", reason)
         key = Key(call.route.digest(call.caller, call.request), call.route.epoch)
         return key, Recall(Action.FETCH, "miss", "absent")
 
-    def _charge(self, route: Route | None, caller: Caller, works: bool, now: float) -> Verdict | None:
+    def _charge(self, allowances: Sequence[Allowance], caller: Caller, works: bool, now: float) -> Verdict | None:
         """Charge every quota that the request uses up, all or none: those that hits use up, and if the
         request puts work on a server (``works``) the others too."""
-        owed = dues(() if route is None else route.allowances, caller, works)
+        owed = dues(allowances, caller, works)
         return self._pay(owed, now) if owed else None
 
     def _pay(self, asked: Dues, now: float) -> Verdict:
@@ -231,15 +227,22 @@ class Pipeline:
 
     # -- do -------------------------------------------------------------------------------------
 
-    async def _fetch(self, call: Call, key: Key | None, choice: Recall, rows: int | None) -> tuple[Filled, bool]:
-        """Ask the tiers, alone or in a flight. A flight outlives the caller who began it."""
-        if key is None or choice.action is Action.FETCH_ALONE:
-            keep = key if not call.directives.no_store else None
-            async with asyncio.timeout(call.deadline.remaining(self._ticker())):
-                return await self._fill(call, keep, call.deadline, rows), True
-        return await self._share(call, key, rows, call.deadline.remaining(self._ticker()))
+    async def _fetch(
+        self, call: Call[Q, R], key: Key | None, choice: Recall, rows: int | None
+    ) -> tuple[Filled[R], bool]:
+        """Ask the tiers, alone or in a flight. A flight outlives the caller who began it; what it brings may turn out
+        to be for that one alone, and then the others ask for themselves."""
+        if key is not None and choice.action is not Action.FETCH_ALONE:
+            filled, led = await self._share(call, key, rows, call.deadline.remaining(self._ticker()))
+            if led or _is_for(call, filled):
+                return filled, led
+        keep = key if not call.directives.no_store else None
+        async with asyncio.timeout(call.deadline.remaining(self._ticker())):
+            return await self._fill(call, keep, call.deadline, rows), True
 
-    async def _share(self, call: Call, key: Key, rows: int | None, seconds: float = math.inf) -> tuple[Filled, bool]:
+    async def _share(
+        self, call: Call[Q, R], key: Key, rows: int | None, seconds: float = math.inf
+    ) -> tuple[Filled[R], bool]:
         """Join or begin the key's flight, and wait for it ``seconds`` at most; it has the route's time, not that of
         the caller who began it.
 
@@ -247,50 +250,49 @@ class Pipeline:
         """
         route = call.route
         deadline = Deadline.after(self._ticker(), route.timeout)
-        shared = Call(route, call.caller, _for_all(call.request), call.directives, call.deadline)
+        shared = Call(route, call.caller, route.for_all(call.request), call.directives, call.deadline)
         ticket = 0 if route.cache is None else route.cache.ticket()
         return await route.flights.join((key, ticket), lambda: self._fill(shared, key, deadline, rows), seconds)
 
-    async def _fill(self, call: Call, key: Key | None, deadline: Deadline, rows: int | None) -> Filled:
-        """One run of the cascade; its answer is stored under ``key``, unless it is a degraded one."""
+    async def _fill(self, call: Call[Q, R], key: Key | None, deadline: Deadline, rows: int | None) -> Filled[R]:
+        """One run of the cascade, or one answer of a server; stored under ``key``, unless it is a degraded one."""
         route, now = call.route, self._ticker()
         seconds = deadline.remaining(now)
         deadline = Deadline.after(now, seconds - min(LADDER_SECONDS_MAX, seconds * LADDER_SHARE))
         ticket = 0 if route.cache is None else route.cache.ticket()
         options = CascadeOptions(rows, self._cascade_steps(call, key))
         try:
-            answer = await cascade.run(route.tiers, call.request, deadline, options, self._ticker)
+            given = await route.ask(call.request, deadline, options, self._ticker)
         except UpstreamError as error:
             self._telemetry.passed(route.name, error.passed)
             raise
-        response = _named(answer.response, route.name)
-        served = Served(response, answer.tier, answer.rows, answer.rows_escalated, rows)
-        self._telemetry.filled(route.name, answer)
-        if key is None or route.cache is None or answer.degraded:
-            return Filled(served, answer.steps, answer.degraded, None)
-        entry = route.entry(served, key.epoch, self._ticker())
-        stored = route.cache.store(key, entry, ticket)
-        return Filled(entry.value, answer.steps, False, entry if stored else None)
+        self._telemetry.filled(route.name, given)
+        settled = None if key is None else route.settled(call.caller, call.request, key, given)
+        alike = settled is key
+        if settled is None or route.cache is None or given.degraded:
+            return Filled(given.served, given.steps, given.degraded, None, settled, alike)
+        entry = route.entry(given.served, settled.epoch, self._ticker())
+        stored = route.cache.store(settled, entry, ticket)
+        return Filled(entry.value, given.steps, False, entry if stored else None, settled, alike)
 
-    def _cascade_steps(self, call: Call, key: Key | None) -> tuple[Step, ...]:
+    def _cascade_steps(self, call: Call[Q, R], key: Key | None) -> tuple[Step, ...]:
         """The ladder's steps that the tiers may take: those before ``stale``, if an old answer is there."""
         route = call.route
         if Step.STALE not in route.steps or self._older(call, key, self._ticker()) is None:
             return route.steps
         return route.steps[: route.steps.index(Step.STALE)]
 
-    def _refresh(self, call: Call, key: Key, entry: Entry[Served]) -> None:
+    def _refresh(self, call: Call[Q, R], key: Key, entry: Entry[Served[R]]) -> None:
         """Fetch behind the caller's back: once for a key, at most ``refreshes_max`` at once for the route."""
         route = call.route
-        assert route.config.cache is not None
-        if key in route.refreshing or route.refreshes >= route.config.cache.refreshes_max:
+        if key in route.refreshing or len(route.refreshing) >= route.refreshes_max:
             return
         route.refreshing.add(key)
         task = asyncio.create_task(self._refreshed(call, key, entry.value.batch))
         self._refreshing.add(task)
         task.add_done_callback(self._refreshing.discard)
 
-    async def _refreshed(self, call: Call, key: Key, rows: int | None) -> None:
+    async def _refreshed(self, call: Call[Q, R], key: Key, rows: int | None) -> None:
         route = call.route
         try:
             await self._share(call, key, rows)
@@ -302,7 +304,9 @@ class Pipeline:
         finally:
             route.refreshing.discard(key)
 
-    def _descend(self, call: Call, key: Key | None, error: UpstreamError, quota: Verdict | None) -> Answer:
+    def _descend(
+        self, call: Call[Q, R], key: Key | None, error: UpstreamError, quota: Verdict | None
+    ) -> Answer[R]:
         """The ladder's lower half: the tiers have failed; an old answer, or a 503 that says why."""
         route, now = call.route, self._ticker()
         if key is not None:
@@ -319,19 +323,27 @@ class Pipeline:
             return self._cached(call, key, found.entry, choice, quota, (Step.STALE.value,))
         assert step is Step.REFUSE, f"the pipeline has no step {step}"
         tried = Provenance(cache="bypass" if key is None else "miss", reason=error.failure.value, degraded=True)
+        instead = route.instead(error)
+        if instead is not None:
+            return Answer(instead, tried, quota)
         raise Refused(self._unavailable(route, error), quota, tried)
 
-    def _older(self, call: Call, key: Key | None, now: float) -> Found[Served] | None:
+    def _older(self, call: Call[Q, R], key: Key | None, now: float) -> Found[Served[R]] | None:
         """What is kept for the ladder, if there is something and the caller would have it."""
         if key is None or call.route.cache is None:
             return None
         found = call.route.cache.find(key, now)
         return found if found is not None and tolerates(found, call.directives, now) else None
 
-    def _unavailable(self, route: Route, error: UpstreamError) -> Problem:
+    def _undescribed(self, route: Service[Q, R], error: UpstreamError) -> Refused:
+        """Nothing could be looked up, for nobody said what the request is made of; the ladder ends there."""
+        tried = Provenance(cache="none", reason=error.failure.value, degraded=True)
+        return Refused(self._unavailable(route, error), provenance=tried)
+
+    def _unavailable(self, route: Service[Q, R], error: UpstreamError) -> Problem:
         spread = self._chance.uniform(1.0, RETRY_SPREAD)
         retry_after = max(RETRY_AFTER_SECONDS, error.retry_after) * spread
-        detail = f"Route {route.name} has no answer ({error.failure.value}: {error}), and no older one is kept."
+        detail = f"{route.title} has no answer ({error.failure.value}: {error}), and no older one is kept."
         if error.failure in (Failure.TIMEOUT, Failure.LATE):
             return deadline_exceeded(detail, retry_after)
         if error.failure is Failure.RAISED:
@@ -342,18 +354,20 @@ class Pipeline:
 
     def _cached(
         self,
-        call: Call,
+        call: Call[Q, R],
         key: Key | None,
-        entry: Entry[Served],
+        entry: Entry[Served[R]],
         choice: Recall,
         quota: Verdict | None,
         steps: tuple[str, ...] = (),
-    ) -> Answer:
+    ) -> Answer[R]:
         provenance = _of_entry(entry, choice, self._ticker(), steps)
         fresh = choice.reason == "fresh"
         return Answer(entry.value.response, provenance, quota, key, entry if fresh else None)
 
-    def _fetched(self, key: Key | None, filled: Filled, led: bool, choice: Recall, quota: Verdict | None) -> Answer:
+    def _fetched(
+        self, key: Key | None, filled: Filled[R], led: bool, choice: Recall, quota: Verdict | None
+    ) -> Answer[R]:
         served, entry = filled.served, filled.entry
         provenance = Provenance(
             cache=choice.state,
@@ -376,36 +390,11 @@ def _spent(verdict: Verdict) -> Refused:
     return Refused(quota_problem(detail, verdict.retry_after), verdict)
 
 
-def _check_version(call: Call) -> None:
-    """Raises Refused (404) for a version that the route's configuration rules out."""
-    asked = call.request.version
-    for tier in call.route.tiers:
-        if asked and tier.version not in ("", asked):
-            raise Refused(not_found(f"Route {call.route.name} serves version {tier.version} only, not {asked}."))
-
-
-def _for_all(request: InferRequest) -> InferRequest:
-    """A request as a flight sends it: the timeout and the priority of the caller who began it are not the others'."""
-    if SCHEDULING_PARAMETERS.isdisjoint(request.parameters):
-        return request
-    kept = {name: value for name, value in request.parameters.items() if name not in SCHEDULING_PARAMETERS}
-    return msgspec.structs.replace(request, parameters=kept, form=None)
-
-
-def _named(response: InferResponse, name: str) -> InferResponse:
-    """An answer under the route's name instead of the tier's."""
-    return response if response.model == name else msgspec.structs.replace(response, model=name)
-
-
-def _uncacheable(call: Call) -> str:
-    """Why a request is never cached, in one word; empty if it may be (DESIGN section 6)."""
-    if call.route.cache is None:
-        return "off"
-    if call.request.in_shared_memory:
-        return "shared-memory"
-    if call.request.in_sequence:
-        return "sequence"
-    return ""
+def _is_for(call: Call[Q, R], filled: Filled[R]) -> bool:
+    """Whether what another caller's fill brought is this one's answer too."""
+    if filled.key is None:
+        return False
+    return filled.alike or filled.key.digest == call.route.digest(call.caller, call.request)
 
 
 def _looked(choice: Recall) -> Provenance:
@@ -413,19 +402,14 @@ def _looked(choice: Recall) -> Provenance:
     return Provenance(cache=choice.state, reason=choice.reason)
 
 
-def _stateful(facts: ModelFacts) -> str:
-    """Why a model's answers are never cached, in one word; empty if they may be."""
-    if facts.sequence:
-        return "sequence"
-    return "decoupled" if facts.decoupled else ""
-
-
-def hit_provenance(entry: Entry[Served], now: float) -> Provenance:
+def hit_provenance(entry: Entry[Served[Response]], now: float) -> Provenance:
     """What a fresh hit tells of itself."""
     return _of_entry(entry, Recall(Action.SERVE, "hit", "fresh"), now)
 
 
-def _of_entry(entry: Entry[Served], choice: Recall, now: float, steps: tuple[str, ...] = ()) -> Provenance:
+def _of_entry(
+    entry: Entry[Served[Response]], choice: Recall, now: float, steps: tuple[str, ...] = ()
+) -> Provenance:
     served = entry.value
     # RFC 9211: a ttl that is not negative says fresh. An entry whose epoch has turned has time left all the same.
     ttl_left = entry.ttl_left(now) if choice.state == "hit" else min(entry.ttl_left(now), -1.0)

@@ -32,7 +32,7 @@ RELOADED: Final = frozenset(
 
 RESTART: Final = "which takes a restart; set it back to reload the rest"
 
-SECTIONS: Final = ("callers", "backends", "routes")
+SECTIONS: Final = ("callers", "backends", "routes", "endpoints")
 
 _log = structlog.get_logger("tailrace")
 
@@ -75,15 +75,21 @@ class Reloads:
                     raise ConfigError(faults)
                 await self._take(loaded.config)
             except ConfigError as error:
-                self.faults = error.faults
-                self.outcomes["refused"] += 1
                 _log.error("configuration refused, nothing has changed", faults=list(error.faults))
-                return Outcome(faults=error.faults)
+                return self._refused(error.faults)
+            except Exception as bug:  # of ours: the next reload must find somebody to hear it
+                _log.exception("configuration refused by a bug")
+                return self._refused((f"a bug of Tailrace's, told in its log: {bug!r}",))
             before, self.config, self.faults = self.config, loaded.config, ()
             self.outcomes["taken"] += 1
             changed = differences(before, loaded.config)
             _log.warning("configuration taken", changed=msgspec.to_builtins(changed), warnings=list(loaded.warnings))
             return Outcome(warnings=loaded.warnings, changed=changed)
+
+    def _refused(self, faults: tuple[str, ...]) -> Outcome:
+        self.faults = faults
+        self.outcomes["refused"] += 1
+        return Outcome(faults=faults)
 
 
 def fixed(before: Config, after: Config) -> Iterator[str]:
@@ -92,6 +98,9 @@ def fixed(before: Config, after: Config) -> Iterator[str]:
         old, new = getattr(before.server, name), getattr(after.server, name)
         if old != new and name not in RELOADED:
             yield f"server.{name}: {_said(old)} is now {_said(new)}, {RESTART}"
+    old, new = before.server.message_bytes_max, after.server.message_bytes_max
+    if before.server.has_grpc and old != new:
+        yield f"server.buffered_bytes_max: a gRPC message may have half of it, {old}, and now {new}, {RESTART}"
     if before.log != after.log:
         yield f"log: {before.log} is now {after.log}, {RESTART}"
 

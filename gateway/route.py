@@ -15,25 +15,36 @@ from urllib.parse import quote
 
 import msgspec
 
-from cache.bounded import Bounded
 from cache.digest import Key, RequestDigester, request_digest
 from cache.entry import Entry
 from cache.flight import Flights
 from cache.memo import Memo
-from cache.policy import POLICIES, Policy
 from cache.response import ResponseCache
-from degrade.deadline import Deadline
+from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure, Step
 from gateway.admission.auth import Caller
-from gateway.admission.quota import Quota
 from gateway.admission.validate import EVERY_INPUT, TensorRule, Validator
 from gateway.codec.http import BodyLimits
-from gateway.config import CacheConfig, QuotaConfig, TierConfig
 from gateway.config import Route as RouteConfig
+from gateway.config import TierConfig
+from gateway.problem import Refused, not_found
 from gateway.recall import RecallRules
+from gateway.service import (
+    DECENT_SHARE,
+    FLIGHTS_MAX,
+    Admitted,
+    Filled,
+    Given,
+    Served,
+    Wire,
+    allowances_of,
+    cache_of,
+)
+from tiers import cascade
 from tiers.backends.triton_http import Call as Outbound
-from tiers.cascade import Accept, Tier
-from tiers.catalog import Catalog, ModelFacts, TensorFact
+from tiers.cascade import Accept, CascadeOptions, Tier
+from tiers.catalog import Catalog
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import (
     SCHEDULING_PARAMETERS,
     Form,
@@ -44,56 +55,18 @@ from tiers.inference import (
     UpstreamError,
 )
 from tiers.pool import Pool
+from tiers.rows import batch_size
 from tiers.rpc import RpcPool
 from tiers.v2.forms import FORMS_MAX, RequestForms
 from tiers.v2.message import Limits
-
-FLIGHTS_MAX: Final = 4096
-"""Distinct fills of one route under way at once; beyond it callers fetch for themselves."""
 
 VERSIONS_MAX: Final = 16
 """Versions of a route's model whose facts are remembered as merged."""
 LEARNING_GRACE_SECONDS: Final = 0.1
 """How long a tier not yet known is waited for once another is: a model tells its facts in a few milliseconds."""
 
-_QUOTA_NAME_SAFE: Final = " !$&'()*+,-.:;<=>@[]^_`{|}~"
-"""What a quota's name keeps as it is: RFC 9651 strings hold printable ASCII and nothing else."""
-
-DECENT_SHARE: Final = 0.7
-"""The share of a route's time whose silence speaks against a model. A tier with another behind it has eight tenths
-of it; what a caller's own shorter time leaves says nothing, or one caller could take a model from all others."""
-
 ENTRY_OVERHEAD_BYTES: Final = 512
 """What an entry costs beyond its answer's size: key, bookkeeping of cache and policy."""
-
-
-class Served(msgspec.Struct, frozen=True, gc=False):
-    """An answer of the tiers and where it came from: what the cache keeps. ``batch`` is None when the
-    model does not batch and the answer is one whole."""
-
-    response: InferResponse
-    tier: str
-    rows: int
-    rows_escalated: int
-    batch: int | None
-
-
-class Heading(msgspec.Struct, frozen=True):
-    """How a hit's HTTP/1.1 response begins: the same for all entries that differ in their bytes only.
-
-    ``lines`` are its status line, ``headers``, Content-Length and provenance, with places (``%d``) for the
-    whole seconds of time to live, of age, and of age again; what changes from hit to hit follows them.
-    """
-
-    headers: tuple[tuple[str, str], ...]
-    lines: bytes = b""
-
-
-class Wire(msgspec.Struct, frozen=True, gc=False):
-    """An answer in a wire's own bytes, ready to send."""
-
-    body: bytes
-    heading: Heading
 
 
 class Home(msgspec.Struct, frozen=True):
@@ -116,20 +89,15 @@ class Home(msgspec.Struct, frozen=True):
             await pool.close()
 
 
-class Allowance(msgspec.Struct, frozen=True):
-    """One quota that a request must pass. ``per_caller``: each caller has one of its own."""
-
-    quota: Quota
-    hits_count: bool
-    per_caller: bool
-
-
 class Route:
     """One route. ``epoch`` grows by one whenever a model behind it may have changed."""
 
     def __init__(self, name: str, config: RouteConfig, homes: Sequence[Home], body_bytes_max: int) -> None:
         assert len(homes) == len(config.tiers)
         self.name = name
+        self.title = f"Route {name}"
+        own_limit = config.limits.body_bytes_max is not None
+        self.limit = f"routes.{name}.limits.body_bytes_max" if own_limit else "server.body_bytes_max"
         self.config = config
         pairs = zip(config.tiers, homes, strict=True)
         self.tiers = tuple(_tier(tier, home.pool, float(config.timeout)) for tier, home in pairs)
@@ -147,12 +115,13 @@ class Route:
         self.validator = Validator(self.rules, config.limits.batch_max)
         self._digesters: Memo[tuple[Form, str, str], RequestDigester] = Memo(FORMS_MAX)
         self._merged: Memo[str, tuple[tuple[ModelFacts, ...], ModelFacts]] = Memo(VERSIONS_MAX)
-        self.allowances = tuple(_allowances(name, config))
-        self.cache = None if config.cache is None else _cache(config.cache)
+        self.allowances = allowances_of("route", name, config.quota, config.caller_quota)
+        self.cache: ResponseCache[Served[InferResponse], Wire] | None = cache_of(config.cache)
         self._ttl = 0.0 if config.cache is None else float(config.cache.ttl)  # one object for all entries
         self._max_stale = 0.0 if config.cache is None else float(config.cache.max_stale)
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
-        self.flights: Flights[tuple[Key, int], Filled] = Flights(FLIGHTS_MAX)
+        self.refreshes_max = 0 if config.cache is None else config.cache.refreshes_max
+        self.flights: Flights[tuple[Key, int], Filled[InferResponse]] = Flights(FLIGHTS_MAX)
         self.refreshing: set[Key] = set()
         self._learnt: set[int] = set()
         self._learning: dict[int, asyncio.Task[None]] = {}
@@ -188,6 +157,11 @@ class Route:
         """Background refreshes under way, each of another key."""
         return len(self.refreshing)
 
+    @property
+    def asks(self) -> list[str]:
+        """Its tiers, as BACKEND/MODEL."""
+        return [f"{tier.backend}/{tier.model}" for tier in self.config.tiers]
+
     def serves(self, backend: str, model: str) -> bool:
         """Whether a tier of this route is that model of that backend."""
         return any(tier.backend == backend and tier.model == model for tier in self.config.tiers)
@@ -195,6 +169,48 @@ class Route:
     def turn(self) -> None:
         """Begin a new epoch: every entry is stale at once."""
         self.epoch += 1
+
+    def uncacheable(self, request: InferRequest) -> str:
+        """Why a request is never cached, in one word; empty if it may be (DESIGN section 6)."""
+        if request.in_shared_memory:
+            return "shared-memory"
+        return "sequence" if request.in_sequence else ""
+
+    def for_all(self, request: InferRequest) -> InferRequest:
+        """A request as a flight sends it: the timeout and the priority of the caller who began it are not the
+        others'."""
+        if SCHEDULING_PARAMETERS.isdisjoint(request.parameters):
+            return request
+        return msgspec.structs.replace(request, parameters=_semantic(request), form=None)
+
+    async def admit(self, request: InferRequest, deadline: Deadline, seconds: float) -> Admitted:
+        """Hold a request against the route's versions, its models' facts and its rules. Raises Refused, Rejected,
+        UpstreamError, and TimeoutError when the models have not described themselves within ``seconds``."""
+        self._check_version(request.version)
+        facts = self.known_facts(request.version)
+        if facts is None:
+            async with asyncio.timeout(seconds):
+                facts = await self.facts(deadline, request.version)
+        self.validator.check(request, facts)
+        return Admitted(batch_size(request) if facts.max_batch > 0 else None, _stateful(facts))
+
+    async def ask(
+        self, request: InferRequest, deadline: Deadline, options: CascadeOptions, ticker: Ticker
+    ) -> Given[InferResponse]:
+        """The cascade's answer, under the route's name. Raises Rejected and UpstreamError."""
+        answer = await cascade.run(self.tiers, request, deadline, options, ticker)
+        response = answer.response
+        if response.model != self.name:
+            response = msgspec.structs.replace(response, model=self.name)
+        served = Served(response, answer.tier, answer.rows, answer.rows_escalated, options.rows)
+        return Given(served, answer.tier_rows, answer.passed, answer.degraded)
+
+    def settled(self, caller: Caller, request: InferRequest, key: Key, given: Given[InferResponse]) -> Key:
+        """An inference is true for what it was asked."""
+        return key
+
+    def instead(self, error: UpstreamError) -> None:
+        """Nothing: what a model says of its failure is in the problem."""
 
     def digest(self, caller: Caller, request: InferRequest) -> bytes:
         """What makes two requests the same one (DESIGN section 6), but for the epoch."""
@@ -224,7 +240,7 @@ class Route:
             self._digesters.put(key, digester)
         return digester([tensor.data for tensor in request.inputs])
 
-    def entry(self, served: Served, epoch: int, now: float) -> Entry[Served]:
+    def entry(self, served: Served[InferResponse], epoch: int, now: float) -> Entry[Served[InferResponse]]:
         """An entry for an answer that was made in ``epoch``."""
         response = served.response.compact()
         if response is not served.response:
@@ -297,6 +313,11 @@ class Route:
         self._merged.put(version, (tuple(told), merged))
         return merged
 
+    def _check_version(self, asked: str) -> None:
+        for tier in self.tiers:
+            if asked and tier.version not in ("", asked):
+                raise Refused(not_found(f"Route {self.name} serves version {tier.version} only, not {asked}."))
+
     async def close(self) -> None:
         """Give up fills under way, and learning about tiers."""
         await self.flights.close()
@@ -364,17 +385,15 @@ def _semantic(request: InferRequest) -> Parameters:
     return {name: value for name, value in request.parameters.items() if name not in SCHEDULING_PARAMETERS}
 
 
+def _stateful(facts: ModelFacts) -> str:
+    """Why a model's answers are never cached, in one word; empty if they may be."""
+    if facts.sequence:
+        return "sequence"
+    return "decoupled" if facts.decoupled else ""
+
+
 def _asked(request: InferRequest) -> list[tuple[str, Parameters]]:
     return [(output.name, output.parameters) for output in request.outputs]
-
-
-class Filled(msgspec.Struct, frozen=True):
-    """What a fill brings to all who waited: the answer, the ladder's steps on the way, its entry."""
-
-    served: Served
-    steps: tuple[str, ...]
-    degraded: bool
-    entry: Entry[Served] | None
 
 
 async def _told(tier: TierConfig, catalog: Catalog, version: str, deadline: Deadline) -> ModelFacts:
@@ -417,12 +436,6 @@ def _tier(config: TierConfig, pool: Pool, timeout: float) -> Tier:
     return Tier(config.model, config.version, rule, pool, timeout * DECENT_SHARE)
 
 
-def quota_of(name: str, config: QuotaConfig) -> Quota:
-    """A configured quota as the limiter knows it; its name is told to callers, in printable ASCII."""
-    told = quote(name, safe=_QUOTA_NAME_SAFE)
-    return Quota(rate=float(config.rate), per=float(config.per), burst=config.burst_size, name=told)
-
-
 def _rules(config: RouteConfig) -> Mapping[str, TensorRule]:
     """Value rules by input; "*" holds for the inputs that the route says nothing of."""
     element_bytes_max = int(config.limits.element_bytes_max)
@@ -431,21 +444,3 @@ def _rules(config: RouteConfig) -> Mapping[str, TensorRule]:
         own = element_bytes_max if rule.element_bytes_max is None else int(rule.element_bytes_max)
         rules[name] = TensorRule(rule.min, rule.max, rule.finite, own)
     return rules
-
-
-def _allowances(name: str, config: RouteConfig) -> list[Allowance]:
-    found = []
-    if config.quota is not None:
-        quota = quota_of(f"route:{name}", config.quota)
-        found.append(Allowance(quota, config.quota.hits_count, per_caller=False))
-    if config.caller_quota is not None:
-        # Not "caller:": that is a caller's own quota, and a caller may be called like a route.
-        quota = quota_of(f"route-caller:{name}", config.caller_quota)
-        found.append(Allowance(quota, config.caller_quota.hits_count, per_caller=True))
-    return found
-
-
-def _cache(config: CacheConfig) -> ResponseCache[Served, Wire]:
-    bytes_max = int(config.bytes_max)
-    policy: Policy[Entry[Served]] = POLICIES[config.policy](bytes_max)
-    return ResponseCache(Bounded(bytes_max, policy))

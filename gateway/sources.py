@@ -84,7 +84,7 @@ def read(path: str | None, environ: Mapping[str, str], upstreams: Sequence[str] 
         for where, message in between(config, raw):
             reader.fault(where, message)
         if upstreams and not _asks(config, UPSTREAM):
-            chosen = f"server.passthrough is {config.passthrough!r} and no route names backend {UPSTREAM!r}"
+            chosen = f"server.passthrough is {config.passthrough!r} and no route or endpoint names backend {UPSTREAM!r}"
             reader.fault("--upstream", f"nothing would ever be asked of it: {chosen}; leave one of the two out")
     if config is None or reader.faults:
         raise ConfigError(tuple(reader.faults))
@@ -104,7 +104,8 @@ def _enter(raw: dict[str, object], *keys: str, value: object) -> None:
 
 def _asks(config: Config, backend: str) -> bool:
     tiers = (tier for route in config.routes.values() for tier in route.tiers)
-    return config.passthrough == backend or any(tier.backend == backend for tier in tiers)
+    posted = any(config.backend_of(endpoint) == backend for endpoint in config.endpoints.values())
+    return config.passthrough == backend or posted or any(tier.backend == backend for tier in tiers)
 
 
 def _file(path: str) -> dict[str, object]:
@@ -115,8 +116,10 @@ def _file(path: str) -> dict[str, object]:
         raise ConfigError((f"{path}: cannot be read: {error.strerror}",)) from None
     except UnicodeDecodeError:
         raise ConfigError((f"{path}: is not UTF-8 text",)) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, ValueError) as error:  # an integer of thousands of digits is the latter
         raise ConfigError((f"{path}: is not TOML: {error}",)) from None
+    except RecursionError:
+        raise ConfigError((f"{path}: is nested too deeply",)) from None
 
 
 def _override(raw: dict[str, object], environ: Mapping[str, str], reader: Reader) -> None:

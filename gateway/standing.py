@@ -1,8 +1,9 @@
-"""What one configuration makes of the gateway behind its doors: backends, routes, callers, whom it believes.
+"""What one configuration makes of the gateway behind its doors: backends, routes, endpoints, callers, whom it believes.
 
 Rule of this file: a `Standing` is a value; a reload makes another and puts it in the old one's place in one turn of the
 event loop. What is the same in both configurations is the same object in both: an unchanged backend keeps its
-connections and breakers, an unchanged route its answers, flights and epoch. It makes parts and starts nothing.
+connections and breakers, an unchanged route or endpoint its answers, flights and epoch. It makes parts and starts
+nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from gateway.admission.forwarded import Proxies
 from gateway.admission.quota import Quota
 from gateway.background import Sleep
 from gateway.config import Config
+from gateway.endpoint import Endpoint
 from gateway.homes import Makings
-from gateway.route import Home, Route, quota_of
+from gateway.route import Home, Route
+from gateway.service import Watched, quota_of
 
 RETIRING_SECONDS: Final = 0.1
 """Between two looks whether what is no longer used has come to its end."""
@@ -33,6 +36,7 @@ class Standing(msgspec.Struct, frozen=True):
     config: Config
     homes: Mapping[str, Home]
     routes: Mapping[str, Route]
+    endpoints: Mapping[str, Endpoint]
     directory: Directory
     proxies: Proxies
 
@@ -42,11 +46,26 @@ class Standing(msgspec.Struct, frozen=True):
         return self.homes[self.config.passthrough]
 
     @property
+    def answering(self) -> tuple[Route | Endpoint, ...]:
+        """All routes and endpoints."""
+        return (*self.routes.values(), *self.endpoints.values())
+
+    @property
+    def services(self) -> Mapping[str, Watched]:
+        """The same by their names, which are all different."""
+        return {**self.routes, **self.endpoints}
+
+    @property
+    def by_path(self) -> Mapping[str, Endpoint]:
+        """The endpoints by what is posted to."""
+        return {endpoint.config.path: endpoint for endpoint in self.endpoints.values()}
+
+    @property
     def quotas(self) -> Mapping[str, Quota]:
         """Every quota by its name."""
         callers = self.config.callers
         own = [quota_of(f"caller:{name}", each.quota) for name, each in callers.items() if each.quota is not None]
-        of_routes = [allowance.quota for route in self.routes.values() for allowance in route.allowances]
+        of_routes = [allowance.quota for each in self.answering for allowance in each.allowances]
         return {quota.name: quota for quota in (*own, *of_routes)}
 
 
@@ -61,10 +80,12 @@ def homes(config: Config, makings: Makings, watching: Watching, before: Standing
     """The backends' parts; those of ``before`` where nothing has changed."""
     made = {}
     for name, backend in config.backends.items():
-        if before is not None and before.config.backends.get(name) == backend:
+        has_models = config.has_models(name)
+        if before is not None and before.config.asks_alike(name, backend, has_models):
             made[name] = before.homes[name]
         else:
-            made[name] = makings.home(backend, partial(watching.breaker, name), partial(watching.model, name))
+            told = partial(watching.breaker, name), partial(watching.model, name)
+            made[name] = makings.home(backend, has_models, *told)
     return made
 
 
@@ -76,8 +97,17 @@ def stand(config: Config, made: Mapping[str, Home], before: Standing | None = No
         places = [made[tier.backend] for tier in route.tiers]
         old = None if before is None else before.routes.get(name)
         routes[name] = Route(name, route, places, bytes_max) if old is None else old.under(route, places, bytes_max)
+    endpoints = {}
+    for name, endpoint in config.endpoints.items():
+        backend = config.backend_of(endpoint)
+        known, pool = msgspec.structs.replace(endpoint, backend=backend), made[backend].pool
+        held = None if before is None else before.endpoints.get(name)
+        if held is None:
+            endpoints[name] = Endpoint(name, known, pool, bytes_max)
+        else:
+            endpoints[name] = held.under(known, pool, bytes_max)
     proxies = Proxies(config.server.trusted_proxies, config.server.forwarded_field)
-    return Standing(config, made, routes, directory_of(config), proxies)
+    return Standing(config, made, routes, endpoints, directory_of(config), proxies)
 
 
 def directory_of(config: Config) -> Directory:
@@ -94,7 +124,7 @@ class Retired(msgspec.Struct, frozen=True):
     """What a reload has left without use. Requests that began before it may still be at it."""
 
     homes: tuple[Home, ...]
-    routes: tuple[Route, ...]
+    routes: tuple[Route | Endpoint, ...]
 
     @property
     def busy(self) -> bool:
@@ -124,10 +154,10 @@ class Retired(msgspec.Struct, frozen=True):
 def retired(before: Standing, after: Standing) -> Retired:
     """What of ``before`` is not in ``after``."""
     homes_kept = {id(home) for home in after.homes.values()}
-    routes_kept = {id(route) for route in after.routes.values()}
+    routes_kept = {id(route) for route in after.answering}
     return Retired(
         tuple(home for home in before.homes.values() if id(home) not in homes_kept),
-        tuple(route for route in before.routes.values() if id(route) not in routes_kept),
+        tuple(route for route in before.answering if id(route) not in routes_kept),
     )
 
 

@@ -48,7 +48,7 @@ class Inferring(Protocol):
 
     async def infer(
         self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
-    ) -> Answered: ...
+    ) -> Answered[InferResponse]: ...
 
 
 class Tier(Struct, frozen=True):

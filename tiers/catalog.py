@@ -27,31 +27,10 @@ from cache.flight import Abandoned, Flights
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure
 from tiers.backends.triton_http import Call, Reply
+from tiers.facts import Metadata, ModelConfig, ModelFacts, Sight, Statistics, changed, read_facts, totals
 from tiers.inference import Rejected, UpstreamError
 
 T = TypeVar("T")
-
-
-class TensorFact(Struct, frozen=True):
-    """One input or output of a model. ``shape`` holds -1 where any size is right, and for a
-    batching model starts with the batch dimension (-1), as Triton's metadata has it."""
-
-    name: str
-    datatype: str
-    shape: tuple[int, ...]
-    optional: bool = False
-
-
-class ModelFacts(Struct, frozen=True):
-    """A model's own description. ``max_batch`` 0: the model does not batch."""
-
-    name: str
-    versions: tuple[str, ...]
-    inputs: tuple[TensorFact, ...]
-    outputs: tuple[TensorFact, ...]
-    max_batch: int
-    sequence: bool
-    decoupled: bool
 
 
 class Asked(Protocol):
@@ -71,90 +50,6 @@ class CatalogOptions(Struct, frozen=True):
     """Seconds for learning one model's facts, whoever waits for them."""
     loads_max: int = 64
     """Models being learnt at once."""
-
-
-class _WireTensor(Struct):
-    name: str
-    datatype: str
-    shape: list[int]
-
-
-class _Metadata(Struct):
-    name: str
-    versions: list[str] = []
-    inputs: list[_WireTensor] = []
-    outputs: list[_WireTensor] = []
-
-
-class _ConfigInput(Struct):
-    name: str
-    optional: bool = False
-
-
-class _Policy(Struct):
-    decoupled: bool = False
-
-
-class _Config(Struct):
-    max_batch_size: int = 0
-    input: list[_ConfigInput] = []
-    sequence_batching: dict[str, object] | None = None
-    model_transaction_policy: _Policy | None = None
-
-
-class _Total(Struct):
-    count: int = 0
-    ns: int = 0
-
-
-class _Inference(Struct):
-    success: _Total = msgspec.field(default_factory=_Total)
-
-
-class _VersionStats(Struct):
-    version: str = ""
-    last_inference: int = 0
-    inference_count: int = 0
-    execution_count: int = 0
-    inference_stats: _Inference = msgspec.field(default_factory=_Inference)
-
-
-class _Stats(Struct):
-    model_stats: list[_VersionStats] = []
-
-
-class Sight(Struct, frozen=True):
-    """One look at a model on one replica. ``work`` maps a version to its totals, which only ever grow
-    while a model stays loaded: (successes, nanoseconds, inferences, executions). ``last`` maps a version to
-    when it last executed, in Triton's milliseconds since 1970; Triton counts that execution in the same breath."""
-
-    versions: frozenset[str]
-    config_digest: bytes
-    work: dict[str, tuple[int, ...]]
-    last: dict[str, int] = {}  # a version that is not in it has never executed
-    gone: bool = False
-    lost: bool = False  # the replica could not be reached after this look
-
-    def executions(self, version: str) -> int:
-        return self.work[version][-1] if version in self.work else 0
-
-
-def changed(before: Sight, after: Sight) -> bool:
-    """Whether the later look shows another model than the earlier one (same model name, same replica)."""
-    if after.gone:
-        return False  # nothing answers, so nothing new is served; it is told when it is back
-    if before.gone or before.versions != after.versions or before.config_digest != after.config_digest:
-        return True
-    if before.lost and not any(map(any, after.work.values())):
-        return True  # away, and back without any work done: as good as certainly a new process
-    for version, moment in after.last.items():
-        if moment != before.last.get(version, 0) and after.executions(version) <= before.executions(version):
-            return True  # it has worked since, and its count does not tell: it began again from nothing
-    return any(
-        new < old
-        for version, totals in before.work.items()
-        for old, new in zip(totals, after.work.get(version, totals), strict=True)
-    )
 
 
 class _Known:
@@ -366,22 +261,22 @@ class Catalog:
         metadata_body = await self._get(replica, path, deadline, probe=probe)
         config_body = await self._get(replica, path + "/config", deadline, probe=probe)
         stats_body = await self._get(replica, path + "/stats", deadline, probe=probe)
-        metadata = _decoded(metadata_body, _Metadata, replica, path)
-        config = _decoded(config_body, _Config, replica, path)
-        stats = _decoded(stats_body, _Stats, replica, path)
+        metadata = _decoded(metadata_body, Metadata, replica, path)
+        config = _decoded(config_body, ModelConfig, replica, path)
+        stats = _decoded(stats_body, Statistics, replica, path)
         sight = Sight(
             frozenset(metadata.versions),
             # Not adversarial and off the hot path: the replica's own bytes, only ever compared with its own.
             hashlib.blake2b(config_body, digest_size=16).digest(),
-            {each.version: _totals(each) for each in stats.model_stats},
+            {each.version: totals(each) for each in stats.model_stats},
             {each.version: each.last_inference for each in stats.model_stats},
         )
         return sight, read_facts(metadata, config)
 
     async def _describe(self, replica: Asked, model: str, version: str, deadline: Deadline) -> ModelFacts:
         path = _path(model, version)
-        metadata = _decoded(await self._get(replica, path, deadline), _Metadata, replica, path)
-        config = _decoded(await self._get(replica, path + "/config", deadline), _Config, replica, path)
+        metadata = _decoded(await self._get(replica, path, deadline), Metadata, replica, path)
+        config = _decoded(await self._get(replica, path + "/config", deadline), ModelConfig, replica, path)
         return read_facts(metadata, config)
 
     async def _get(self, replica: Asked, path: str, deadline: Deadline, probe: bool = False) -> bytes:
@@ -406,30 +301,9 @@ async def _end(tasks: Sequence[asyncio.Future[T]]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def read_facts(metadata: _Metadata, config: _Config) -> ModelFacts:
-    """Facts from Triton's metadata (names, datatypes, shapes) and configuration (all else)."""
-    optional = {each.name for each in config.input if each.optional}
-    return ModelFacts(
-        name=metadata.name,
-        versions=tuple(metadata.versions),
-        inputs=tuple(
-            TensorFact(each.name, each.datatype, tuple(each.shape), each.name in optional) for each in metadata.inputs
-        ),
-        outputs=tuple(TensorFact(each.name, each.datatype, tuple(each.shape)) for each in metadata.outputs),
-        max_batch=config.max_batch_size,
-        sequence=config.sequence_batching is not None,
-        decoupled=config.model_transaction_policy is not None and config.model_transaction_policy.decoupled,
-    )
-
-
 def _path(model: str, version: str) -> str:
     path = f"/v2/models/{quote(model, safe='')}"
     return f"{path}/versions/{quote(version, safe='')}" if version else path
-
-
-def _totals(stats: _VersionStats) -> tuple[int, ...]:
-    success = stats.inference_stats.success
-    return (success.count, success.ns, stats.inference_count, stats.execution_count)
 
 
 def _decoded(body: bytes, kind: type[T], replica: Asked, path: str) -> T:

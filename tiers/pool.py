@@ -16,7 +16,7 @@ import random as chance
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
-from typing import Final
+from typing import Final, Generic, TypeVar
 from zlib import crc32
 
 from msgspec import Struct
@@ -30,6 +30,8 @@ from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.inference import InferRequest, InferResponse, Passed, UpstreamError
 from tiers.seat import Judged, Permits, Relayed, Replica, Seat, Seated
 
+T = TypeVar("T")
+
 OnChange = Callable[[str, str, Change], None]
 """Called with (replica URL, model or "" for the replica itself, what changed about its breaker)."""
 
@@ -38,10 +40,27 @@ DECENT_SECONDS: Final = 1.0
 """A silence of this speaks against a model; a shorter one of the caller, unless the caller's route says otherwise."""
 
 
+READY_PATH: Final = "/v2/health/ready"
+NOT_SPOKEN: Final = frozenset({404, 405, 501})
+"""What a server says to Triton's question whether it is ready that speaks something else: it lives."""
+
+
+class Probe(Struct, frozen=True):
+    """How a replica is asked whether it is ready: a GET of ``path``, to which 2xx says yes. ``foreign``: so does the
+    answer of a server that does not know the question."""
+
+    path: str = READY_PATH
+    foreign: bool = False
+
+    def is_ready(self, status: int) -> bool:
+        return 200 <= status < 300 or (self.foreign and status in NOT_SPOKEN)
+
+
 class PoolOptions(Struct, frozen=True):
     """Times in seconds."""
 
     breaker: BreakerOptions = BreakerOptions()
+    probe: Probe = Probe()
     retry_ratio: float = 0.2
     """Retries as a share of requests: more of them would double the load of a backend that is failing."""
     retry_floor_per_second: float = 10.0
@@ -50,12 +69,23 @@ class PoolOptions(Struct, frozen=True):
     """Answer breakers kept per replica; the least recently used goes first."""
 
 
-class Answered(Struct, frozen=True):
+class Answered(Struct, Generic[T], frozen=True):
     """``replica`` is the URL that answered; ``passed`` holds another one that had failed before."""
 
-    response: InferResponse
+    response: T
     replica: str
     passed: tuple[Passed, ...] = ()
+
+
+class Work(Struct, Generic[T], frozen=True):
+    """Something to ask of one replica, and of another if that fails. ``key``: what its answers are judged by, a model.
+    ``again``: it may be asked twice. ``decent``: seconds of silence that speak against what is asked."""
+
+    key: str
+    at: Callable[[Replica, float], Awaitable[T]]
+    again: bool
+    decent: float = DECENT_SECONDS
+    sequence: str = ""
 
 
 class ReplicaState(Struct, frozen=True):
@@ -78,11 +108,10 @@ def choose(loads: Sequence[int], random: chance.Random) -> int:
     return first if loads[first] <= loads[second] else second
 
 
-def try_again(error: UpstreamError, request: InferRequest) -> bool:
+def try_again(error: UpstreamError, again: bool) -> bool:
     """Whether another replica may be asked: for failures after which the ladder's table has that make sense, and
-    for requests that may run twice. The retry budget keeps it from adding to a load that is everywhere."""
-    safe = not (request.in_sequence or request.in_shared_memory)
-    return safe and Step.REPLICA in TABLE[error.failure]
+    for what may run twice (``again``). The retry budget keeps it from adding to a load that is everywhere."""
+    return again and Step.REPLICA in TABLE[error.failure]
 
 
 class Pool:
@@ -117,28 +146,38 @@ class Pool:
 
     async def infer(
         self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
-    ) -> Answered:
+    ) -> Answered[InferResponse]:
         """Ask one replica, and one more if ``try_again``, the budget and ``again`` allow it.
 
         Requests of one sequence go to one replica, for only there is its state; a sequence that begins while that
         one is out of rotation begins at another. ``decent``: seconds of silence that speak against the model
         there.
 
+        Raises as ``ask`` does.
+        """
+        sequence = request.parameters.get("sequence_id")
+        again = again and not (request.in_sequence or request.in_shared_memory)
+        named = "" if sequence is None else str(sequence)
+        work = Work(_key(request), lambda replica, now: replica.infer(request, deadline, now), again, decent, named)
+        return await self.ask(work, deadline)
+
+    async def ask(self, work: Work[T], deadline: Deadline) -> Answered[T]:
+        """Ask one replica, and one more if ``try_again`` and the budget allow it.
+
         Raises Rejected, or the UpstreamError of the last replica asked; UNREACHABLE or BROKEN, with the
         seconds until one is tried again in its message, when every breaker is open (see ``retry_after``).
         """
         self._budget.request(self._now())
-        key = _key(request)
-        sequence = request.parameters.get("sequence_id")
-        seat = self._pick(self._seats, key) if sequence is None else self._home(str(sequence), key)
+        key = work.key
+        seat = self._home(work.sequence, key) if work.sequence else self._pick(self._seats, key)
         if seat is None:
-            raise self._none_left(request, key)
+            raise self._none_left(key)
         began = self._now()
         try:
-            return Answered(await self._infer_at(seat, request, deadline, decent), seat.replica.url)
+            return Answered(await self._ask_at(seat, work, deadline), seat.replica.url)
         except UpstreamError as error:
             now = self._now()
-            if not (again and try_again(error, request)) or deadline.expired(now):
+            if not try_again(error, work.again) or deadline.expired(now):
                 raise
             other = self._pick([each for each in self._seats if each is not seat], key)
             if other is None or not self._budget.take(now):
@@ -146,7 +185,7 @@ class Pool:
             first = error
         passed = (Passed(Step.REPLICA, first.failure, str(first)),)
         try:
-            response = await self._infer_at(other, request, deadline, decent)
+            response = await self._ask_at(other, work, deadline)
         except UpstreamError as error:
             error.passed = passed
             if first.drops:
@@ -282,9 +321,9 @@ class Pool:
             for seat in self._seats
         )
 
-    def retry_after(self, model: str, version: str = "") -> float:
+    def retry_after(self, key: str) -> float:
         """Seconds until some replica may be tried for this model; 0 if one may be now."""
-        now, key = self._now(), _model_key(model, version)
+        now = self._now()
         waits = []
         for seat in self._seats:
             breaker = seat.answers.get(key)
@@ -328,13 +367,11 @@ class Pool:
             raise self._none_reached()
         return seat
 
-    async def _infer_at(
-        self, seat: Seat, request: InferRequest, deadline: Deadline, decent: float
-    ) -> InferResponse:
+    async def _ask_at(self, seat: Seat, work: Work[T], deadline: Deadline) -> T:
         now = self._now()
-        had_time = deadline.remaining(now) >= decent
-        with Judged(seat, self._acquire(seat, _key(request), now), self._now, now + decent, had_time):
-            return await seat.replica.infer(request, deadline, now)
+        had_time = deadline.remaining(now) >= work.decent
+        with Judged(seat, self._acquire(seat, work.key, now), self._now, now + work.decent, had_time):
+            return await work.at(seat.replica, now)
 
     def _acquire(self, seat: Seat, key: str, now: float) -> Permits:
         """Both permits; they were allowed in this same turn of the loop, so they are there."""
@@ -376,7 +413,7 @@ class Pool:
 
     async def _probe(self, seat: Seat) -> None:
         now = self._now()
-        call = Call("GET", "/v2/health/ready", probe=True)
+        call = Call("GET", self._options.probe.path, probe=True)
         try:
             reply = await seat.replica.exchange(call, Deadline.after(now, self._options.probe_timeout), now)
         except UpstreamError as error:
@@ -387,7 +424,7 @@ class Pool:
             if permit is not None:
                 permit.failed(self._now(), f"probe-{error.failure.value}")
             return
-        was_ready, seat.probed, seat.ready = seat.ready, True, reply.status == 200
+        was_ready, seat.probed, seat.ready = seat.ready, True, self._options.probe.is_ready(reply.status)
         if not seat.ready:
             return
         if seat.reach.state != "closed":
@@ -399,15 +436,15 @@ class Pool:
         if not was_ready:
             seat.answers.clear()
 
-    def _none_left(self, request: InferRequest, key: str) -> UpstreamError:
+    def _none_left(self, key: str) -> UpstreamError:
         now = self._now()
         reached = any(seat.reach.allows(now) for seat in self._seats)
-        wait = self.retry_after(request.model, request.version)
+        wait = self.retry_after(key)
         if not reached:
             return self._none_reached()
         return UpstreamError(
             Failure.BROKEN,
-            f"model {key!r} fails on every replica that can be reached; next try in {wait:.1f} s",
+            f"{key!r} fails on every replica that can be reached; next try in {wait:.1f} s",
             before_answer=True,
             retry_after=wait,
         )

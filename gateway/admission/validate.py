@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from cache.memo import Memo
 from gateway.problem import Refused, invalid
-from tiers.catalog import ModelFacts, TensorFact
 from tiers.datatype import FLOATS, Misfit, Numbers, bytes_spans, numbers
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import Form, InferRequest, Tensor
 from tiers.v2.forms import FORMS_MAX
 

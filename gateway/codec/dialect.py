@@ -15,10 +15,10 @@ from typing import Final
 
 import msgspec
 
-from gateway.codec import http, msgpack, plain
+from gateway.codec import extent, http, msgpack, ndarray, plain
 from gateway.codec.http import BodyLimits, Buffer, Field
 from gateway.problem import Problem
-from tiers.catalog import ModelFacts
+from tiers.facts import ModelFacts
 from tiers.inference import InferRequest, InferResponse, Provenance
 from tiers.v2.request import WireForm
 
@@ -90,6 +90,8 @@ def decode(body: Buffer, dialect: Dialect, asked: Asked, limits: BodyLimits) -> 
 
     Tensors may be slices of ``body``: keep it unchanged while the request lives.
     """
+    if dialect.packed:
+        extent.check_plain(body, ndarray.plain_bytes_max(limits.message))
     if dialect.plain:
         assert asked.facts is not None
         subject = plain.Subject(asked.model, asked.version, asked.facts, ENVELOPE if dialect.called else frozenset())

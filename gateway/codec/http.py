@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -205,15 +205,13 @@ def parse_cache_control(value: str | None) -> CacheDirectives:
     flags: set[str] = set()
     max_stale: float | None = None
     max_age: float | None = None
-    for match in _DIRECTIVE.finditer(value):
-        name = match.group(1).lower()
-        argument = match.group(2) if match.group(2) is not None else match.group(3)
+    for name, argument in directives_in(value):
         if name == "max-stale":
-            stale = math.inf if argument is None else _seconds(argument)
+            stale = math.inf if argument is None else delta_seconds(argument)
             if stale is not None:
                 max_stale = stale if max_stale is None else min(max_stale, stale)
         elif name == "max-age":
-            age = _seconds(argument or "") or 0.0
+            age = delta_seconds(argument or "") or 0.0
             max_age = age if max_age is None else min(max_age, age)
         else:
             flags.add(name)
@@ -224,6 +222,12 @@ def parse_cache_control(value: str | None) -> CacheDirectives:
         max_stale=max_stale,
         max_age=max_age,
     )
+
+
+def directives_in(value: str) -> Iterator[tuple[str, str | None]]:
+    """The names of Cache-Control's directives, in lower case, and their arguments."""
+    for match in _DIRECTIVE.finditer(value):
+        yield match.group(1).lower(), match.group(2) if match.group(2) is not None else match.group(3)
 
 
 def provenance_headers(provenance: Provenance, duration_seconds: float | None = None) -> list[Field]:
@@ -288,7 +292,8 @@ def quality(parameters: Sequence[str]) -> float | None:
     return float(value)
 
 
-def _seconds(text: str) -> float | None:
+def delta_seconds(text: str) -> float | None:
+    """A number of seconds (RFC 9111 section 1.2.2); None for what is none."""
     if not text.isascii() or not text.isdigit():
         return None
     return float(_SECONDS_MAX) if len(text) > 10 else float(min(int(text), _SECONDS_MAX))

@@ -56,6 +56,11 @@ _SHAPES: Final = msgspec.msgpack.Decoder(list[int])
 _FLAGS: Final = msgspec.msgpack.Decoder(bool)
 
 
+def plain_bytes_max(limits: Limits) -> int:
+    """What a message may hold beside strings and bytes: as much as in JSON."""
+    return limits.json_bytes_max // _ARRAY_COST
+
+
 def shape_in(value: Packed, what: str, limits: Limits) -> list[int]:
     """A shape as a message has it. Raises Malformed."""
     if packed.kind(value) == ARRAY:
@@ -97,8 +102,8 @@ def from_arrays(value: Packed, datatype: str, shape: tuple[int, ...] | None, lab
     BYTES are of strings or bytes. Integers for floats are floats. Raises Malformed.
     """
     size = memoryview(value).nbytes
-    if size * _ARRAY_COST > limits.json_bytes_max:
-        most = limits.json_bytes_max // _ARRAY_COST
+    most = plain_bytes_max(limits)
+    if size > most:
         told = f"the arrays of {label} have {size} bytes, at most {most} are allowed; send its data as bytes"
         raise Malformed("too-large", told, 413)
     nesting = nesting_of(value, limits)
@@ -120,7 +125,7 @@ def nesting_of(value: Packed, limits: Limits) -> int:
         if nesting > limits.rank_max:
             raise Malformed("shape", f"data is nested deeper than rank {limits.rank_max}")
         empty = packed.length(view) == 0
-        view = view[{0xDC: 3, 0xDD: 5}.get(view[0], 1) :]
+        view = view[packed.head_bytes(view) :]
         if empty:
             break
     return nesting
@@ -152,7 +157,7 @@ def _outline(value: Packed, nesting: int) -> tuple[int, ...]:
     view, shape = memoryview(value), []
     for _ in range(nesting):
         shape.append(packed.length(view))
-        view = view[{0xDC: 3, 0xDD: 5}.get(view[0], 1) :]
+        view = view[packed.head_bytes(view) :]
     return tuple(shape)
 
 

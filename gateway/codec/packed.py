@@ -67,6 +67,11 @@ def length(value: Packed) -> int:
     return int.from_bytes(head, "big")
 
 
+def head_bytes(value: Packed) -> int:
+    """How many bytes come before the first member of a map, or element of an array."""
+    return {0xDC: 3, 0xDD: 5, 0xDE: 3, 0xDF: 5}.get(_first(value), 1)
+
+
 def members(value: Packed, what: str) -> Mapping[str, Raw]:
     """A map with strings for keys (or all of them bytes, which are read as UTF-8). Raises Malformed, also for a key
     that comes twice."""

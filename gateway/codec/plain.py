@@ -24,8 +24,8 @@ from gateway.codec import msgpack, ndarray, packed
 from gateway.codec.http import BodyLimits, Buffer
 from gateway.codec.packed import ARRAY, BYTES, MAP
 from gateway.problem import Problem, Refused, answer_too_large, invalid, malformed, too_large
-from tiers.catalog import ModelFacts, TensorFact
 from tiers.datatype import Misfit, bytes_elements, from_json, from_nested_json, numbers
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, InferResponse, Provenance, RequestedOutput, Tensor
 from tiers.v2.members import WireParameters, counted, named, parameters_of, present, text
 from tiers.v2.message import Limits, Malformed, check_count, check_duplicates, check_members, parsed, shown, split

@@ -1,29 +1,28 @@
 """MessagePack-RPC's frames: a stream of bytes to whole calls, and answers to bytes.
 
 Rule of this file: no I/O, no clock; feed it bytes, get messages, or the one fault after which a stream has no meaning.
-The specification (github.com/msgpack-rpc/msgpack-rpc) frames nothing: a message ends where its value does. So a stream
-is read head by head, the values' own bytes are passed over by their length, and nothing is made of them. The reading
-is a loop with a bounded list of what is still to come at each depth: hostile nesting is refused, never recursed into.
-A message that will be too large is refused when it says so, not when it has come.
+The specification (github.com/msgpack-rpc/msgpack-rpc) frames nothing: a message ends where its value does, which
+``extent.py`` finds. A long message is found whole in the pieces that it came in: to put it together, and to read its
+parameters, is work for elsewhere.
 
     [0, msgid, method, params] -> [1, msgid, error, result]        [2, method, params] -> nothing
-
-A run of values of one size (the numbers of an array) is passed over as one step, and steps are bounded, so that a
-message costs a bounded time however many values it has.
 """
 
 from __future__ import annotations
 
+import contextlib
 from math import floor
 from typing import Final
 
 import msgspec
 from msgspec import Raw
 
+from gateway.admission.quota import Verdict, ratelimit_value
 from gateway.codec import packed, plain
-from gateway.problem import Problem, malformed, too_large
+from gateway.codec.extent import STEPS_MAX, Extent
+from gateway.problem import Problem, Refused, malformed
 from tiers.inference import Provenance
-from tiers.v2.message import Malformed
+from tiers.v2.message import Malformed, check_count
 
 REQUEST: Final = 0
 RESPONSE: Final = 1
@@ -31,45 +30,18 @@ NOTIFICATION: Final = 2
 
 MSGID_MAX: Final = 2**32 - 1
 METHOD_CHARACTERS_MAX: Final = 64
-DEPTH_MAX: Final = 32
-"""Arrays and maps in each other: a tensor of the highest rank is nested twelve deep, five below the message."""
-
-STEPS_MAX: Final = 2**19
-"""Heads, or runs of heads, of one message: each takes about half a microsecond. As many BYTES elements as one message
-may have are half of it."""
 
 _PART_BYTES: Final = 64 * 1024
-_RUN_MAX: Final = 128
-_RUN_MIN: Final = 8
 _PREFIX_BYTES: Final = 8
 """What holds a message's type and its id."""
 
-_OPEN, _SIZED, _BAD = -1, -2, -3
-
-
-def _bytes_after(code: int) -> int:
-    """How many bytes follow a value's first one, or ``_OPEN`` for arrays and maps, ``_SIZED`` for what says its length,
-    ``_BAD`` for what is no value's."""
-    if code <= 0x7F or code >= 0xE0 or code in (0xC0, 0xC2, 0xC3):
-        return 0
-    if code <= 0x9F or code >= 0xDC:
-        return _OPEN
-    if code <= 0xBF:
-        return code & 0x1F
-    fixed = {0xCA: 4, 0xCB: 8, 0xCC: 1, 0xCD: 2, 0xCE: 4, 0xCF: 8, 0xD0: 1, 0xD1: 2, 0xD2: 4, 0xD3: 8}
-    fixed |= {0xD4: 2, 0xD5: 3, 0xD6: 5, 0xD7: 9, 0xD8: 17}
-    return fixed.get(code, _BAD if code == 0xC1 else _SIZED)
-
-
-_AFTER: Final = tuple(_bytes_after(code) for code in range(256))
-_SINGLE: Final = bytes(code for code in range(256) if _AFTER[code] == 0)
-_LENGTHS: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xC7: 1, 0xC8: 2, 0xC9: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4}
-"""Bytes of the length of bytes, of an ext (a byte for its type follows) and of a string."""
-_EXTS: Final = frozenset({0xC7, 0xC8, 0xC9})
+HEAD_BYTES_MAX: Final = 1024
+"""Of all that a call has before its parameters: its method is a short one."""
 
 _REQUESTS: Final = msgspec.msgpack.Decoder(tuple[int, int, str, Raw])
 _NOTIFICATIONS: Final = msgspec.msgpack.Decoder(tuple[int, str, Raw])
 _NIL: Final = b"\xc0"
+_NEVER_USED: Final = 0xC1
 
 
 class Call(msgspec.Struct, frozen=True):
@@ -77,7 +49,7 @@ class Call(msgspec.Struct, frozen=True):
 
     msgid: int | None
     method: str
-    params: Raw
+    params: packed.Packed
 
 
 class Fault(msgspec.Struct, frozen=True):
@@ -87,106 +59,78 @@ class Fault(msgspec.Struct, frozen=True):
     msgid: int | None = None
 
 
+class Message(msgspec.Struct, frozen=True):
+    """A whole message, in the pieces that it was gathered in."""
+
+    pieces: list[bytes]
+    size: int
+
+    @property
+    def prefix(self) -> bytes:
+        """Its first bytes: all of a call but its parameters."""
+        return b"".join([piece[:HEAD_BYTES_MAX] for piece in self.pieces[:2]])[:HEAD_BYTES_MAX]
+
+    def taken(self) -> bytes:
+        """The message in one piece, and its pieces let go of: to be asked for once."""
+        whole = b"".join(self.pieces)
+        self.pieces.clear()
+        return whole
+
+
 class Frames:
-    """The messages of one connection. ``bytes_max`` bounds one message."""
+    """The messages of one connection. ``bytes_max`` bounds one message, ``plain_bytes_max`` what it holds beside
+    strings and bytes (None: the same)."""
 
-    __slots__ = ("_bytes_max", "_carry", "_left", "_levels", "_parts", "_size", "_skip", "_steps", "_tail", "fault")
+    __slots__ = ("_bytes_max", "_carry", "_extent", "_parts", "_tail", "fault", "unread")
 
-    def __init__(self, bytes_max: int) -> None:
+    def __init__(self, bytes_max: int, plain_bytes_max: int | None = None) -> None:
         self._bytes_max = bytes_max
         self.fault: Fault | None = None
         """What the stream ended with."""
-        self._carry = b""  # a value's head that was cut
+        self.unread = False
+        """Whether there are bytes that were fed and not looked at: feed more, be it nothing."""
+        self._carry = b""  # what was not looked at: a value's head that was cut, or all that was too much at once
         self._parts: list[bytes] = []  # of the message that is not whole, each of some size
         self._tail = bytearray()  # and what has come since, in pieces of any
-        self._size = 0
-        self._left = 1  # values still to come at this depth
-        self._levels: list[int] = []  # and at those above it
-        self._skip = 0  # bytes still to come of a value
-        self._steps = 0
+        self._extent = Extent(bytes_max, bytes_max if plain_bytes_max is None else plain_bytes_max)
 
     @property
     def held(self) -> int:
-        """Bytes of the message that is not whole yet: 0 between messages."""
-        return self._size + len(self._carry)
+        """Bytes of messages that are not whole yet: 0 between messages."""
+        return self._extent.size + len(self._carry)
 
     @property
     def head_is_whole(self) -> bool:
         """Whether all of the message under way is there but its parameters."""
-        levels = self._levels
-        return (levels[1] == 0) if len(levels) > 1 else (len(levels) == 1 and self._left <= 1)
+        levels, left = self._extent.levels, self._extent.left
+        return (levels[1] == 0) if len(levels) > 1 else (len(levels) == 1 and left <= 1)
 
-    def feed(self, data: bytes) -> list[bytes]:  # noqa: PLR0915 - one machine, whose state must stay in local names
-        """Whole messages, each in bytes of its own. After a fault (``self.fault``) there are none any more."""
+    def feed(self, data: bytes, steps_max: int = STEPS_MAX) -> list[Message]:
+        """Whole messages, after ``steps_max`` steps at most. After a fault (``self.fault``) there are none any more."""
         if self.fault is not None:
             return []
         if self._carry:
             data, self._carry = self._carry + data, b""
-        messages: list[bytes] = []
-        left, levels, skip, steps = self._left, self._levels, self._skip, self._steps
-        after_of = _AFTER
-        start, at, end = 0, 0, len(data)
-        while at < end:
-            if skip:
-                part = min(skip, end - at)
-                at += part
-                skip -= part
-                if skip:
-                    break
-            else:
-                code = data[at]
-                after = after_of[code]
-                steps += 1
-                if after == _BAD or steps > STEPS_MAX or not (levels or _is_array(code)):
-                    return self._end(messages, data[start:], _wrong(code, steps))
-                if after >= 0:
-                    width = after + 1
-                    after_it = at + width
-                    if left > _RUN_MIN and after_it < end and after_of[data[after_it]] == after:
-                        count = _run(data, at, width, min(left, _RUN_MAX))
-                        left -= count - 1
-                        at += count * width
-                    else:
-                        at = after_it
-                elif after == _OPEN:
-                    head = 1 if code < 0xA0 else 3 if code in (0xDC, 0xDE) else 5
-                    if at + head > end:
-                        break
-                    count = code & 0x0F if head == 1 else int.from_bytes(data[at + 1 : at + head], "big")
-                    at += head
-                    if count:
-                        count += count * (code < 0x90 or code >= 0xDE)  # a map has a key for each value
-                        if len(levels) >= DEPTH_MAX:
-                            return self._end(messages, data[start:], _too_deep())
-                        if self._size + at - start + count > self._bytes_max:
-                            return self._end(messages, data[start:], self._too_large())
-                        levels.append(left - 1)
-                        left = count
-                        continue
-                else:
-                    head = 1 + _LENGTHS[code]
-                    if at + head > end:
-                        break
-                    at += head + int.from_bytes(data[at + 1 : at + head], "big") + (code in _EXTS)
-                    if self._size + at - start > self._bytes_max:
-                        return self._end(messages, data[start:], self._too_large())
-                if at > end:
-                    skip, at = at - end, end
-                    break
-            left -= 1
-            while left == 0 and levels:
-                left = levels.pop()
-            if left == 0:
-                if self._size + at - start > self._bytes_max:
-                    return self._end(messages, data[start:], self._too_large())
-                messages.append(self._whole(data[start:at]))
-                start, left, steps = at, 1, 0
-        self._left, self._levels, self._skip, self._steps = left, levels, skip, steps
+        messages: list[Message] = []
+        extent, start, seen, at, end = self._extent, 0, 0, 0, len(data)
+        while at < end and steps_max > 0:
+            if not extent.size and data[at] != _NEVER_USED and not _is_array(data[at]):
+                fault = malformed("A MessagePack-RPC message must be an array.", "frame")
+                return self._end(messages, data[start:], fault)
+            before, seen = extent.steps, at
+            try:
+                at = extent.walk(data, at, steps_max)
+            except Refused as refused:
+                return self._end(messages, data[start:], refused.problem)
+            steps_max -= extent.steps - before
+            if not extent.whole:
+                break
+            messages.append(self._whole(data[start:at]))
+            start = at
+        self.unread = seen < at < end and steps_max <= 0
         self._carry = data[at:]
         if at > start:
             self._keep(data[start:at])
-        if self._size + skip > self._bytes_max:
-            return self._end(messages, b"", self._too_large())
         return messages
 
     def known_id(self) -> int | None:
@@ -196,17 +140,16 @@ class Frames:
     def let_go(self) -> None:
         """Hold nothing more; what comes now has no beginning."""
         self._begin()
-        self._carry = b""
+        self._carry, self.unread = b"", False
         if self.fault is None:
             self.fault = Fault(malformed("nothing more is read", "ended"))
 
     def _begin(self) -> None:
-        self._parts, self._tail, self._size = [], bytearray(), 0
-        self._left, self._levels, self._skip, self._steps = 1, [], 0, 0
+        self._parts, self._tail = [], bytearray()
+        self._extent.begin()
 
     def _keep(self, piece: bytes) -> None:
         """Gather small pieces: a list of single bytes would take many times what was sent."""
-        self._size += len(piece)
         if len(piece) >= _PART_BYTES and not self._tail:
             self._parts.append(piece)
             return
@@ -215,19 +158,17 @@ class Frames:
             self._parts.append(bytes(self._tail))
             self._tail = bytearray()
 
-    def _whole(self, last: bytes) -> bytes:
-        message = b"".join((*self._parts, self._tail, last)) if self._size else last
+    def _whole(self, last: bytes) -> Message:
+        pieces = [*self._parts, bytes(self._tail), last] if self._parts or self._tail else [last]
+        size = self._extent.size
         self._begin()
-        return message
+        return Message(pieces, size)
 
-    def _end(self, messages: list[bytes], rest: bytes, problem: Problem) -> list[bytes]:
+    def _end(self, messages: list[Message], rest: bytes, problem: Problem) -> list[Message]:
         self._keep(rest[:_PREFIX_BYTES])
         self.fault = Fault(problem, self.known_id())
         self.let_go()
         return messages
-
-    def _too_large(self) -> Problem:
-        return too_large(f"A message has more than {self._bytes_max} bytes.", self._bytes_max)
 
 
 def known_id(prefix: bytes) -> int | None:
@@ -267,13 +208,28 @@ class FrameFault(Exception):
         self.fault = fault
 
 
+def begun(prefix: bytes) -> tuple[Call, int]:
+    """The call that a long message begins with, its parameters left out, and where those are. Only what comes before
+    them is looked at. Raises FrameFault."""
+    extent, at = Extent(HEAD_BYTES_MAX, HEAD_BYTES_MAX), packed.head_bytes(prefix)
+    with contextlib.suppress(Refused):  # no call begins like this, which the last line says
+        for _ in range(packed.length(prefix) - 1):
+            extent.begin()
+            at = extent.walk(prefix, at, STEPS_MAX)
+            if not extent.whole:
+                break
+    return call_of(prefix[:at] + _NIL), at
+
+
 def argument(params: packed.Packed) -> packed.Packed:
     """The one map that every method of ours takes: alone in the array of parameters, or in its place; nothing is an
     empty one. Raises Malformed."""
     if packed.kind(params) == packed.MAP:
         return params
-    given = packed.elements(params, "'params'", 1)
-    return given[0] if given else b"\x80"
+    if packed.kind(params) != packed.ARRAY:
+        raise Malformed("member", f"'params' must be an array, got {packed.kind(params)}")
+    check_count("'params'", packed.length(params), 1)
+    return memoryview(params)[packed.head_bytes(params) :] if packed.length(params) else b"\x80"
 
 
 def answer(msgid: int, result: list[bytes | memoryview]) -> list[bytes | memoryview]:
@@ -309,27 +265,12 @@ def provenance_members(provenance: Provenance) -> dict[str, object]:
     return told
 
 
+def quota_members(verdict: Verdict | None) -> dict[str, object]:
+    """The quota that is nearest to its end, in the words of the header fields."""
+    if verdict is None:
+        return {}
+    return {"ratelimit": ratelimit_value(verdict), "ratelimit_policy": verdict.quota.policy}
+
+
 def _is_array(code: int) -> bool:
     return code & 0xF0 == 0x90 or code in (0xDC, 0xDD)
-
-
-def _run(data: bytes, at: int, width: int, count_max: int) -> int:
-    """How many values of this width begin one after the other at ``at``: at least the one there."""
-    if width == 1:
-        run, codes = data[at : at + count_max], _SINGLE
-    else:
-        run, codes = data[at : at + count_max * width : width], data[at : at + 1]
-    return len(run) - len(run.lstrip(codes))
-
-
-def _wrong(code: int, steps: int) -> Problem:
-    """Why a value cannot begin like this."""
-    if steps > STEPS_MAX:
-        return too_large("A message has too many values; send tensors as bytes.")
-    if code == 0xC1:
-        return malformed("The stream is not valid MessagePack: a value begins with 0xc1.", "msgpack")
-    return malformed("A MessagePack-RPC message must be an array.", "frame")
-
-
-def _too_deep() -> Problem:
-    return malformed(f"A message is nested deeper than {DEPTH_MAX} levels.", "depth")

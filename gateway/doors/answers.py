@@ -24,6 +24,8 @@ HEAD_BYTES_REMEMBERED_MAX: Final = 4096
 
 _OURS: Final = frozenset({"date", "server"})
 CLOSE: Final = b"Connection: close\r\n"
+WITHOUT_BODY: Final = frozenset({204, 304})
+"""Statuses of answers that have none, and do not say how long it is."""
 
 
 class Answers:
@@ -67,11 +69,12 @@ class Answers:
         line = _STATUS_LINES.get(reply.status) or b"HTTP/1.1 %d \r\n" % reply.status
         fields = _lines(reply.fields)
         closing = CLOSE if closes else b""
-        return b"%b%bContent-Length: %d\r\n%b%b" % (line, fields, len(reply.body), closing, self._ending)
+        length = b"" if reply.status in WITHOUT_BODY else b"Content-Length: %d\r\n" % len(reply.body)
+        return b"".join((line, fields, length, closing, self._ending))
 
 
 def _lines(fields: Fields) -> bytes:
-    return "".join([f"{name}: {value}\r\n" for name, value in fields]).encode("latin-1", "replace")
+    return "".join([f"{name}: {value}\r\n" for name, value in fields]).encode("utf-8", "surrogateescape")
 
 
 def _date(wall: float) -> bytes:

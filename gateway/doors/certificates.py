@@ -11,11 +11,13 @@ import os
 import re
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from typing import Final
 
 import structlog
 
 from gateway.config import Tls
+from gateway.doors.x509 import certificates_in
 
 Sleep = Callable[[float], Awaitable[None]]
 Stamp = tuple[tuple[int, int, int] | None, ...]
@@ -81,6 +83,30 @@ def faults(tls: Tls | None) -> tuple[str, ...]:
     except Unusable as unusable:
         return unusable.faults
     return ()
+
+
+def doubts(tls: Tls | None, now: float) -> Iterator[str]:
+    """What is wrong with files that can be used all the same, at ``now`` in seconds since 1970: callers will refuse a
+    certificate that has expired, and none has one that was signed by what is no authority's."""
+    if tls is None or faults(tls):
+        return
+    for key, path in (("certificate", tls.certificate), ("client_ca", tls.client_ca)):
+        if path is None:
+            continue
+        try:
+            with open(path, "rb") as file:
+                found = certificates_in(file.read())
+        except (OSError, ValueError) as error:
+            yield f"server.tls.{key}: {path}: cannot be read: {_word(error)}"
+            continue
+        for place, each in enumerate(found, 1):
+            said = f"server.tls.{key}: {path}: certificate {place} of {len(found)}"
+            if each.ends < now:
+                yield f"{said} has expired on {_date(each.ends)}; renew it"
+            if each.begins > now:
+                yield f"{said} holds from {_date(each.begins)} on; is this machine's clock right?"
+            if key == "client_ca" and not each.signs:
+                yield f"{said} is no authority's; give that of the authority that signs clients' certificates"
 
 
 class Certificates:
@@ -149,6 +175,10 @@ def _word(error: Exception) -> str:
         reason: str | None = getattr(error, "reason", None)
         return reason.replace("_", " ").lower() if reason else "not readable as PEM"
     return error.strerror or str(error) if isinstance(error, OSError) else str(error)
+
+
+def _date(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def _ask() -> str:

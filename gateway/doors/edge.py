@@ -19,6 +19,8 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, cast
 
 import msgspec
@@ -28,14 +30,15 @@ from aiohttp.web_protocol import RequestHandler
 from gateway.admission.auth import anonymous_name
 from gateway.admission.forwarded import Origin
 from gateway.codec.dialect import PROTOCOL
-from gateway.doors.exchange import recalled, refusal
+from gateway.doors.exchange import LOOKED_UP_BYTES, recalled, refusal
 from gateway.doors.handover import OURS, THEIRS, LentTransport
 from gateway.doors.head import HEAD_BYTES_REMEMBERED_MAX, Heads, Judgement, Lane
 from gateway.doors.lane import EdgeLane, State
 from gateway.doors.listener import resting
 from gateway.doors.origin import origin_of
 from gateway.doors.passthrough import Passage
-from gateway.doors.question import Question, Reply
+from gateway.doors.posting import AnyQuestion, Posting
+from gateway.doors.question import Reply
 from gateway.doors.relay import Relay
 from gateway.operate.telemetry import PASSTHROUGH
 from gateway.pipeline import WireAnswer
@@ -68,7 +71,7 @@ class _Asked(msgspec.Struct, frozen=True):
     heads: Heads
     head: bytes
     judgement: Judgement
-    question: Question | None
+    question: AnyQuestion | None
     passage: Passage | None
     head_bytes: int
     size: int
@@ -250,6 +253,8 @@ class EdgeConnection(asyncio.Protocol):
                     name = anonymous_name(client or "local")
                 question = None if question is None else question.by(name)
                 passage = None if passage is None else passage.by(name)
+            if isinstance(question, Posting):
+                question = question.told(self._lane.proxies, self._origin)
             if passage is not None:
                 passage = passage.told(self._lane.proxies, self._origin)
             size = len(head) + judgement.length
@@ -287,9 +292,12 @@ class EdgeConnection(asyncio.Protocol):
             self._refuse(self._lane.buffered.refusal(), self._asked.question)
             return len(data)
         if self._left == 0:
-            body, self._parts, asked = b"".join(self._parts), None, self._asked
+            parts, self._parts, asked = self._parts, None, self._asked
             self._forget_large()
-            self._ask(asked, body, self._lane.ticker())
+            if asked.question is not None and self._size > LOOKED_UP_BYTES:
+                self._begin_answer(asked.question, partial(self._gathered, asked.question, parts, self._began))
+                return start + len(part)
+            self._ask(asked, b"".join(parts), self._lane.ticker())
             if self._state not in (_BUSY, _RELAYED):
                 self._size = 0
                 self._recount()
@@ -317,12 +325,27 @@ class EdgeConnection(asyncio.Protocol):
             lane.telemetry.refused(question.route.name, refused.problem.slug)
             self._write(refusal(refused, question.dialect), question.route.name, began)
             return
-        self._turn(_BUSY)
-        self._task = asyncio.get_running_loop().create_task(self._answer(question, body, wire, began))
+        self._begin_answer(question, partial(lane.exchange.answer, question, body, wire, began))
 
-    async def _answer(self, question: Question, body: bytes, wire: bytes | None, began: float) -> None:
+    def _begin_answer(self, question: AnyQuestion, make: Callable[[], Awaitable[Reply]]) -> None:
+        self._turn(_BUSY)
+        self._task = asyncio.get_running_loop().create_task(self._answer(question, make, self._began))
+
+    async def _gathered(self, question: AnyQuestion, parts: list[bytes], began: float) -> Reply:
+        """What a large body asks: it is put together, and looked up by its bytes, where nobody else waits for that."""
+        exchange, name = self._lane.exchange, question.caller.name
+        seconds = began + question.route.timeout - self._lane.ticker()
+        body = await exchange.aside(partial(b"".join, parts), name, seconds)
+        parts.clear()
+        hit, wire = await exchange.recall_aside(question, body, seconds)
+        if hit is None:
+            return await exchange.answer(question, body, wire, began)
+        self._lane.telemetry.answered(question.route.name, hit.provenance)
+        return recalled(hit)
+
+    async def _answer(self, question: AnyQuestion, make: Callable[[], Awaitable[Reply]], began: float) -> None:
         try:
-            reply = await self._lane.exchange.answer(question, body, wire, began)
+            reply = await make()
         except Refused as refused:
             self._lane.telemetry.refused(question.route.name, refused.problem.slug)
             reply = refusal(refused, question.dialect)
@@ -390,7 +413,7 @@ class EdgeConnection(asyncio.Protocol):
 
     # -- writing ----------------------------------------------------------------------------------
 
-    def _write_hit(self, hit: WireAnswer, question: Question, began: float) -> None:
+    def _write_hit(self, hit: WireAnswer, question: AnyQuestion, began: float) -> None:
         lane = self._lane
         transport = self._transport
         if transport is None or lane.draining:
@@ -425,7 +448,7 @@ class EdgeConnection(asyncio.Protocol):
         if lane.draining:
             self.close()
 
-    def _refuse(self, problem: Problem, question: Question | None = None) -> None:
+    def _refuse(self, problem: Problem, question: AnyQuestion | None = None) -> None:
         """Answer what is not read to its end, and end: our side now, theirs when they have read that."""
         transport, telemetry = self._transport, self._lane.telemetry
         if transport is None or transport.is_closing():

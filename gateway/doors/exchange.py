@@ -24,6 +24,7 @@ from gateway.codec.dialect import PROTOCOL, Asked, Dialect, Told
 from gateway.codec.http import Buffer
 from gateway.doors.aside import Aside
 from gateway.doors.buffered import Buffered, Held
+from gateway.doors.posting import AnyQuestion, Posting
 from gateway.doors.question import Fields, Question, Reply
 from gateway.pipeline import Pipeline, WireAnswer, hit_provenance
 from gateway.problem import (
@@ -31,15 +32,19 @@ from gateway.problem import (
     Refused,
     too_large,
 )
-from gateway.route import Heading, Route, Served, Wire
-from tiers.inference import InferRequest, Provenance
+from gateway.route import Route
+from gateway.service import Heading, Response, Served, Watched, Wire
+from tiers.inference import InferRequest, InferResponse, Provenance
 from tiers.v2.request import WireForm
 
-R = TypeVar("R")
+T = TypeVar("T")
 
 ASIDE_BYTES: Final = 256 * 1024
 """Messages above this, and all that are compressed, are read and written aside: JSON of this size takes some 20 ms
 of the event loop, and nobody knows how large a compressed one is before it is inflated."""
+
+LOOKED_UP_BYTES: Final = 4 * 2**20
+"""Bodies above this are put together and digested aside too: a millisecond, or two, for each MiB."""
 
 HEADINGS_MAX: Final = 1024
 """Beginnings of hits remembered, about 600 bytes each: one for each model, version and size of answer."""
@@ -48,7 +53,7 @@ HEADINGS_MAX: Final = 1024
 class Made(msgspec.Struct, frozen=True):
     """An answer, its bytes in the form that was asked for, and the header fields that describe them."""
 
-    answer: Answer
+    answer: Answer[InferResponse]
     ready: bytes
     headers: Fields
 
@@ -64,7 +69,7 @@ class Exchange:
         self._headings: dict[Heading, Heading] = {}
 
     def recall(
-        self, question: Question, body: bytes | memoryview, now: float
+        self, question: AnyQuestion, body: bytes | memoryview, now: float
     ) -> tuple[WireAnswer | None, bytes | None]:
         """A hit by the exact bytes, if there is one, and the wire digest to remember an answer under.
 
@@ -76,23 +81,48 @@ class Exchange:
         wire = digester.key(body)
         return self._pipeline.recall_wire(question.route, question.hit_dues, wire, now), wire
 
+    async def recall_aside(
+        self, question: AnyQuestion, body: bytes | memoryview, seconds: float
+    ) -> tuple[WireAnswer | None, bytes | None]:
+        """The same for a large body, whose digest is made aside, within ``seconds``."""
+        digester = question.digester
+        if digester is None:
+            return None, None
+        wire = await self._aside.run(partial(digester.key, body), question.caller.name, seconds)
+        return self._pipeline.recall_wire(question.route, question.hit_dues, wire, self._ticker()), wire
+
     def charge(self, route: Route | None, caller: Caller) -> Verdict | None:
         """Charge a request that is passed through: every quota of caller and route, or none. Raises Refused."""
         return self._pipeline.charge(route, caller)
 
-    async def answer(self, question: Question, body: bytes, wire: bytes | None, began: float) -> Reply:
+    async def answer(self, question: AnyQuestion, body: bytes, wire: bytes | None, began: float) -> Reply:
         """Answer what is not recalled, within the route's time from ``began``. Raises Refused."""
+        if isinstance(question, Posting):
+            return await self._posted(question, body, wire, began)
         made = await self.make(question, body, wire, began)
         provenance = codec.provenance_headers(made.answer.provenance, self._ticker() - began)
         fields = [*made.headers, *provenance, *quota_fields(made.answer.quota)]
         return Reply(200, fields, made.ready, made.answer.provenance.cache)
+
+    async def _posted(self, posting: Posting, body: bytes, wire: bytes | None, began: float) -> Reply:
+        endpoint = posting.route
+        post = msgspec.structs.replace(posting.post, body=body)
+        deadline = Deadline.after(began, endpoint.timeout)
+        answer = await self._pipeline.answer(Call(endpoint, posting.caller, post, posting.directives, deadline))
+        page = answer.response
+        if wire is not None and answer.entry is not None and answer.comes_again:
+            heading = self._heading(page.fields, len(page.body), answer.entry)
+            self._pipeline.attach_wire(endpoint, answer, wire, Wire(page.body, heading), is_entrys=True)
+        provenance = codec.provenance_headers(answer.provenance, self._ticker() - began)
+        fields = [*page.fields, *provenance, *quota_fields(answer.quota)]
+        return Reply(page.status, fields, page.body, answer.provenance.cache)
 
     async def make(self, question: Question, body: Buffer, wire: bytes | None, began: float) -> Made:
         """The same, before it is said in the words of a protocol."""
         with Held(self._buffered) as held:
             return await self._make(question, body, wire, began, held)
 
-    async def aside(self, work: Callable[[], R], caller: str, seconds: float) -> R:
+    async def aside(self, work: Callable[[], T], caller: str, seconds: float) -> T:
         """Work on a large message where nobody else waits for it (see ``Aside``). Raises Refused."""
         return await self._aside.run(work, caller, seconds)
 
@@ -144,10 +174,12 @@ class Exchange:
             inflated = body
         return await self._aside.run(partial(decode, inflated), name, deadline.remaining(self._ticker()))
 
-    def _heading(self, headers: tuple[tuple[str, str], ...], body_bytes: int, entry: Entry[Served]) -> Heading:
+    def _heading(
+        self, headers: tuple[tuple[str, str], ...], body_bytes: int, entry: Entry[Served[Response]]
+    ) -> Heading:
         """How an entry's hits begin: one object for all entries that begin alike, for they are many."""
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers]).replace("%", "%%")
-        begun = f"HTTP/1.1 200 OK\r\n{lines}Content-Length: {body_bytes}\r\n".encode()
+        begun = f"HTTP/1.1 200 OK\r\n{lines}Content-Length: {body_bytes}\r\n".encode("utf-8", "surrogateescape")
         heading = Heading(headers, begun + codec.hit_lines(hit_provenance(entry, entry.stored_at)))
         if len(self._headings) >= HEADINGS_MAX:
             self._headings.clear()
@@ -176,16 +208,9 @@ def quota_fields(verdict: Verdict | None) -> Fields:
     return [("RateLimit", ratelimit_value(verdict)), ("RateLimit-Policy", verdict.quota.policy)]
 
 
-def body_too_large(route: Route, bytes_max: int) -> Problem:
+def body_too_large(route: Watched, bytes_max: int) -> Problem:
     """413, naming the key whose limit was crossed."""
-    return too_large(f"The body is larger than {body_limit_key(route)} ({bytes_max} bytes).", bytes_max)
-
-
-def body_limit_key(route: Route) -> str:
-    """Where the bound on a route's bodies is written."""
-    if route.config.limits.body_bytes_max is None:
-        return "server.body_bytes_max"
-    return f"routes.{route.name}.limits.body_bytes_max"
+    return too_large(f"The body is larger than {route.limit} ({bytes_max} bytes).", bytes_max)
 
 
 def _encoded(dialect: Dialect, told: Told) -> tuple[bytes, Fields]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable
 from typing import Any, Final
 
 import grpc
@@ -23,23 +23,26 @@ from grpc import aio
 from multidict import CIMultiDict
 from tritonclient.grpc import service_pb2
 
-from degrade.deadline import Deadline, Ticker
+from degrade.deadline import Deadline
 from degrade.ladder import Failure
-from gateway.admission.auth import Caller, Directory
-from gateway.admission.forwarded import Origin, Proxies
+from gateway.admission.auth import Caller
+from gateway.admission.forwarded import Origin
 from gateway.admission.quota import Verdict
 from gateway.codec import grpc as codec
 from gateway.codec.http import PASSED, parse_cache_control
 from gateway.config import Server, Switch
-from gateway.doors.about import Readiness, metadata, model_ready
-from gateway.doors.buffered import Buffered, Held
+from gateway.doors.about import metadata, model_ready
+from gateway.doors.buffered import Held
 from gateway.doors.grpc_infer import Asking, Inferring
+from gateway.doors.grpc_sockets import hang_up
 from gateway.doors.grpc_stream import Streaming, StreamPorts
-from gateway.doors.passthrough import CHANGES_MAX, withheld
+from gateway.doors.onward import withheld
+from gateway.doors.passthrough import CHANGES_MAX
+from gateway.doors.ports import Ports
 from gateway.doors.question import check_version, identify
+from gateway.doors.reception import Reception
 from gateway.doors.rpcs import Method
-from gateway.operate.telemetry import PASSTHROUGH, Telemetry
-from gateway.pipeline import Pipeline
+from gateway.operate.telemetry import PASSTHROUGH
 from gateway.problem import (
     Problem,
     Refused,
@@ -66,22 +69,6 @@ Context = aio.ServicerContext[Any, Any]
 _log = structlog.get_logger("tailrace")
 
 
-class GrpcPorts(msgspec.Struct, frozen=True):
-    """What the door is wired to; ``loaded`` is told of a model that a caller loaded or unloaded."""
-
-    routes: Mapping[str, Route]
-    passthrough: RpcPool
-    pipeline: Pipeline
-    inferring: Inferring
-    directory: Directory
-    telemetry: Telemetry
-    readiness: Callable[[], Readiness]
-    loaded: Callable[[str], None]
-    ticker: Ticker
-    buffered: Buffered
-    proxies: Proxies
-
-
 class Said(msgspec.Struct, frozen=True):
     """What a call comes to: its answer's message (None: it has been written), and what is told around it."""
 
@@ -95,16 +82,21 @@ class Said(msgspec.Struct, frozen=True):
 class GrpcDoor:
     """The handler of every RPC."""
 
-    def __init__(self, server: Server, ports: GrpcPorts) -> None:
+    def __init__(self, server: Server, ports: Ports, reception: Reception) -> None:
+        self._reception = reception
         self._secure = server.tls is not None
         self._timeout = float(server.passthrough_timeout)
         self._changes = asyncio.Semaphore(CHANGES_MAX)
+        self._cuts: set[asyncio.Task[bool]] = set()
         self.take(server, ports)
 
-    def take(self, server: Server, ports: GrpcPorts) -> None:
+    def take(self, server: Server, ports: Ports) -> None:
         """Answer by these from now on, also what comes by streams that are open."""
         self._server = server
         self._ports = ports
+        assert ports.passthrough.rpc is not None, "every home has one where there is a gRPC door"
+        self._passthrough = ports.passthrough.rpc
+        self._inferring = Inferring(ports.pipeline, ports.exchange, ports.telemetry, ports.ticker)
         self._withheld = withheld(ports.directory.has_keys)
 
     async def handle(self, method: Method, context: Context) -> None:
@@ -128,7 +120,7 @@ class GrpcDoor:
             trailing = codec.trailers(provenance, refused.verdict, problem=problem)
             telemetry.refused(label, problem.slug)
         except RpcRefused as refused:
-            status, code, words = HTTP_STATUSES.get(refused.code, 500), refused.code, refused.details
+            status, code, words = HTTP_STATUSES.get(refused.code.name, 500), refused.code, refused.details
             trailing, state = (*refused.trailing, *codec.trailers(PASSED, None)), "passthrough"
         except (asyncio.CancelledError, aio.AbortError, aio.InternalError):
             raise  # the caller has left
@@ -158,7 +150,7 @@ class GrpcDoor:
         message = await self._message(context)
         held.add(len(message))
         if method.kind == "infer":
-            return await self._infer(message, caller, metadata, passed, deadline, began)
+            return await self._infer(message, held, caller, metadata, passed, deadline, began)
         if not method.settings:  # what it is suffices, so that nothing is read for who may not
             self._check_allowed(method, method.changes)
         request = method.parse(message)
@@ -170,7 +162,7 @@ class GrpcDoor:
         rpc = Rpc(method.name, message, passed)
         bounded = deadline.sooner(Deadline.after(began, self._timeout))
         loads = getattr(request, method.model) if method.loads else ""
-        return await self._through(rpc, self._ports.passthrough, bounded, everywhere=change is not None, loads=loads)
+        return await self._through(rpc, self._passthrough, bounded, everywhere=change is not None, loads=loads)
 
     def _check_allowed(self, method: Method, change: Switch | None) -> None:
         """Raises Refused (403) for a call that would change what it may not."""
@@ -183,6 +175,7 @@ class GrpcDoor:
     async def _infer(
         self,
         message: bytes,
+        held: Held,
         caller: Caller,
         metadata: codec.Metadata,
         passed: Metadata,
@@ -192,8 +185,9 @@ class GrpcDoor:
         sketch = codec.sketch(message)
         route = self._ports.routes.get(sketch.model)
         if route is None:
+            held.add(len(message))  # grpc makes a copy of what it sends
             quota = self._ports.pipeline.charge(None, caller)
-            pool = self._ports.passthrough
+            pool = self._passthrough
             sequence = "" if pool.alone else codec.sequence_of(sketch)
             bounded = deadline.sooner(Deadline.after(began, self._timeout))
             reply = await pool.unary(Rpc("ModelInfer", message, passed), bounded, sequence)
@@ -201,7 +195,7 @@ class GrpcDoor:
         directives = parse_cache_control(codec.joined(metadata, "cache-control"))
         asking = Asking(route, caller, sketch, directives, began, deadline)
         try:
-            told = await self._ports.inferring.answer(asking)
+            told = await self._inferring.answer(asking)
         except Refused as refused:
             raise _Labelled(refused, route.name) from refused
         trailing = codec.trailers(told.provenance, told.quota, self._ports.ticker() - began)
@@ -215,12 +209,11 @@ class GrpcDoor:
             nonlocal begun
             if not begun:  # later ones may be long in coming: a stream is there to be kept
                 begun = True
-                return await first_message(context, float(self._server.body_timeout))
-            message = await context.read()
-            return message if isinstance(message, bytes) else None
+                return await self._reception.first(context, float(self._server.body_timeout))
+            return await self._reception.later(context)
 
         async def write(message: bytes) -> None:
-            await self._bounded(context.write(message))
+            await self._bounded(context, message)
 
         await streaming.run(read, write)
         return Said(None, state="stream")
@@ -228,8 +221,8 @@ class GrpcDoor:
     def _stream_ports(self) -> StreamPorts:
         ports = self._ports
         return StreamPorts(
-            ports.routes, ports.passthrough, ports.pipeline, ports.inferring, ports.telemetry, ports.ticker,
-            ports.buffered, self._server.grpc_stream_pending_max,
+            ports.routes, self._passthrough, ports.pipeline, self._inferring, ports.telemetry, ports.ticker,
+            ports.buffered, self._server.grpc_stream_pending_max, float(self._server.grpc_stream_idle_timeout),
         )  # fmt: skip
 
     # -- what the gateway says of its routes, and what it does not ------------------------------------
@@ -257,9 +250,7 @@ class GrpcDoor:
         said = await self._through(rpc, route.last_rpc, bounded, everywhere=everywhere)
         return msgspec.structs.replace(said, label=route.name)
 
-    async def _through(
-        self, rpc: Rpc, pool: RpcPool, deadline: Deadline, everywhere: bool, loads: str = ""
-    ) -> Said:
+    async def _through(self, rpc: Rpc, pool: RpcPool, deadline: Deadline, everywhere: bool, loads: str = "") -> Said:
         """Pass a call through: to one replica, or to every one if it changes servers."""
         began = self._ports.ticker()
         try:
@@ -311,7 +302,7 @@ class GrpcDoor:
 
     async def _message(self, context: Context) -> bytes:
         """The call's one message."""
-        message = await first_message(context, float(self._server.body_timeout))
+        message = await self._reception.first(context, float(self._server.body_timeout))
         if message is None:
             raise Refused(malformed("The call has no message.", "protobuf"))
         return message
@@ -321,26 +312,21 @@ class GrpcDoor:
             await context.send_initial_metadata(said.metadata)
         if said.trailing:
             context.set_trailing_metadata(said.trailing)
-        await self._bounded(context.write(said.message))
+        assert said.message is not None
+        await self._bounded(context, said.message)
 
-    async def _bounded(self, writing: Awaitable[None]) -> None:
-        """A caller that does not take its answer is cut."""
+    async def _bounded(self, context: Context, message: bytes) -> None:
+        """A caller that does not take its answer is cut, and so are its other calls: grpc would hold all of it."""
         seconds = float(self._server.write_timeout)
         try:
             async with asyncio.timeout(seconds):
-                await writing
+                await context.write(message)
         except TimeoutError:
+            # Not waited for: when the connection is shut grpc cancels this call, which then would not be counted.
+            cut = asyncio.create_task(asyncio.to_thread(hang_up, context.peer()))
+            self._cuts.add(cut)
+            cut.add_done_callback(self._cuts.discard)
             raise Refused(timed_out(f"The answer was not taken within {seconds:g} s.")) from None
-
-
-async def first_message(context: Context, seconds: float) -> bytes | None:
-    """A call's first message, which may not take its time for ever; None if it has none. Raises Refused (408)."""
-    try:
-        async with asyncio.timeout(seconds):
-            message = await context.read()
-    except TimeoutError:
-        raise Refused(timed_out(f"The message did not arrive within {seconds:g} s.")) from None
-    return message if isinstance(message, bytes) else None
 
 
 class _Labelled(Refused):
@@ -383,5 +369,3 @@ def _unanswered(rpc: str, error: UpstreamError | Rejected) -> Refused:
     if error.failure in (Failure.TIMEOUT, Failure.LATE):
         return Refused(deadline_exceeded(detail))
     return Refused(unavailable(detail, max(1.0, error.retry_after)))
-
-

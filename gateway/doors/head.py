@@ -4,7 +4,7 @@ Rule of this file: nothing is parsed by hand. A head that was never seen goes to
 whole and alone; what the parser made of it, and what the gateway thinks of that, is remembered under
 the very same bytes. A head that differs in one byte is another head. Bounded.
 
-A judgement holds only what cannot change in a process's life: which route and which caller, both made from
+A judgement holds only what cannot change in a process's life: which route or endpoint and which caller, made from
 the configuration at the start. Epochs, entries, quotas and what is left of them are looked up in the route
 for every request, so that a purge, a changed model or a spent quota holds for the next request of a head
 that is remembered; no judgement need be dropped for them.
@@ -27,9 +27,12 @@ from multidict import CIMultiDictProxy
 from gateway.admission.auth import Caller, Directory
 from gateway.admission.forwarded import Proxies
 from gateway.codec.http import JSON_LENGTH_HEADER
-from gateway.doors.passthrough import Passage, is_plain, passed_on, withheld
+from gateway.doors.onward import passed_on, withheld
+from gateway.doors.passthrough import Passage, is_plain
 from gateway.doors.path import Target, target_of
-from gateway.doors.question import Question, identify, judge
+from gateway.doors.posting import AnyQuestion, judge_post
+from gateway.doors.question import identify, judge
+from gateway.endpoint import NO_ENDPOINTS, Endpoint, endpoint_of
 from gateway.problem import Refused
 from gateway.route import Route
 from tiers.backends.triton_http import Call
@@ -50,7 +53,8 @@ class Lane(enum.Enum):
     """Who answers a request, and what is known of its end."""
 
     EDGE = "edge"
-    """This lane: an infer request of a route, or one that passes through, its body's length known and small."""
+    """This lane: an infer request of a route, a post of an endpoint, or one that passes through, its body's
+    length known and small."""
     AIOHTTP = "aiohttp"
     """The other lane, for one request whose length is known; what follows is looked at again."""
     AIOHTTP_FOR_GOOD = "aiohttp-for-good"
@@ -64,7 +68,7 @@ class Judgement(msgspec.Struct, frozen=True):
 
     lane: Lane
     length: int = 0
-    question: Question | None = None
+    question: AnyQuestion | None = None
     passage: Passage | None = None
     anonymous: bool = False
     hops: tuple[str, ...] = ()
@@ -91,8 +95,10 @@ class Heads:
         bounds: HeadBounds,
         proxies: Proxies,
         edge: bool = True,
+        endpoints: Mapping[str, Endpoint] = NO_ENDPOINTS,
     ) -> None:
         self._routes = routes
+        self._endpoints = endpoints
         self._edge = edge
         self._relayed_bytes_max = bounds.relayed_bytes_max
         self._withheld = withheld(directory.has_keys)
@@ -154,6 +160,10 @@ class Heads:
             return elsewhere
         try:
             target = target_of(method, raw)
+            endpoint = endpoint_of(self._endpoints, method, target)
+            if endpoint is not None:
+                caller = identify(self._directory, headers, "")
+                return self._ours(length, judge_post(target, headers, endpoint, caller, self._withheld), headers)
             route = self._routes.get(target.model)
             if route is None:
                 absent = target.kind == "predict" and self._routes  # which is ours where there are routes
@@ -164,10 +174,13 @@ class Heads:
             question = judge(method, target, headers, route, caller)
         except Refused:
             return elsewhere  # the other lane judges again and says what is wrong
+        return self._ours(length, question, headers)
+
+    def _ours(self, length: int, question: AnyQuestion, headers: CIMultiDictProxy[str]) -> Judgement:
         if length > question.body_bytes_max:
-            return elsewhere
+            return Judgement(Lane.AIOHTTP, length)
         hops = self._proxies.hops(headers)
-        return Judgement(Lane.EDGE, length, question, anonymous=_is_anonymous(caller), hops=hops)
+        return Judgement(Lane.EDGE, length, question, anonymous=_is_anonymous(question.caller), hops=hops)
 
     def _passing(self, method: str, target: Target, headers: CIMultiDictProxy[str], length: int) -> Judgement:
         """A request that no route answers. The other lane has those that the gateway answers itself, that change
@@ -177,8 +190,8 @@ class Heads:
             return Judgement(Lane.AIOHTTP, length)
         caller = identify(self._directory, headers, "")
         call = Call(method, target.raw, passed_on(headers.items(), self._withheld))
-        works, plain = method == "POST" and bool(target.model), is_plain(method, target, headers)
-        passage = Passage(call, caller, works, plain, headers.get(JSON_LENGTH_HEADER))
+        plain = is_plain(method, target, headers)
+        passage = Passage(call, caller, target.works(method), plain, headers.get(JSON_LENGTH_HEADER))
         return Judgement(Lane.EDGE, length, None, passage, _is_anonymous(caller), self._proxies.hops(headers))
 
 

@@ -8,7 +8,7 @@ codec's; every decision about an answer is the pipeline's.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from time import perf_counter
 from typing import Final
@@ -18,19 +18,21 @@ import structlog
 from aiohttp import web
 from multidict import CIMultiDict
 
-from degrade.deadline import Ticker
-from gateway.admission.auth import Caller, Directory
-from gateway.admission.forwarded import Proxies
+from gateway.admission.auth import Caller
 from gateway.codec.dialect import PROTOCOL
 from gateway.config import Server
-from gateway.doors.about import Readiness, metadata, model_ready
-from gateway.doors.buffered import Buffered, Held
-from gateway.doors.exchange import Exchange, body_limit_key, body_too_large, recalled, refusal
+from gateway.doors.about import metadata, model_ready
+from gateway.doors.buffered import Held
+from gateway.doors.exchange import LOOKED_UP_BYTES, body_too_large, recalled, refusal
+from gateway.doors.onward import withheld
 from gateway.doors.origin import origin_of
-from gateway.doors.passthrough import Broken, Passing, Passthrough, ask_for_body
+from gateway.doors.passthrough import UNTYPED, Broken, Passing, Passthrough, ask_for_body
 from gateway.doors.path import Target, target_of
-from gateway.doors.question import METHODS, QUERY_MEDIA, Question, Reply, check_version, dialect_in, identify, judge
-from gateway.operate.telemetry import PASSTHROUGH, Telemetry
+from gateway.doors.ports import Ports
+from gateway.doors.posting import AnyQuestion, judge_post
+from gateway.doors.question import METHODS, QUERY_MEDIA, Reply, check_version, dialect_in, identify, judge
+from gateway.endpoint import Endpoint, endpoint_of
+from gateway.operate.telemetry import PASSTHROUGH
 from gateway.problem import (
     Problem,
     Refused,
@@ -41,25 +43,9 @@ from gateway.problem import (
     timed_out,
 )
 from gateway.route import Route
-from tiers.pool import Pool
 
 _JSON: Final = {"Content-Type": "application/json"}
 _log = structlog.get_logger("tailrace")
-
-
-class Ports(msgspec.Struct, frozen=True):
-    """What the door is wired to; ``loaded`` is told of a model that a caller loaded or unloaded."""
-
-    routes: Mapping[str, Route]
-    passthrough: Pool
-    exchange: Exchange
-    directory: Directory
-    telemetry: Telemetry
-    readiness: Callable[[], Readiness]
-    loaded: Callable[[str], None]
-    ticker: Ticker
-    buffered: Buffered
-    proxies: Proxies
 
 
 class HttpDoor:
@@ -72,6 +58,7 @@ class HttpDoor:
         """Answer by these from now on; what is in work goes on by those that it began with."""
         self._server = server
         self._ports = ports
+        self._withheld = withheld(ports.directory.has_keys)
         self._through = Passthrough(server, ports.ticker, ports.loaded, ports.directory.has_keys, ports.proxies)
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -82,9 +69,14 @@ class HttpDoor:
         try:
             target = target_of(request.method, request.rel_url.raw_path_qs)
             route = self._ports.routes.get(target.model)
-            if route is not None:
-                label = route.name
-            response, state = await self._answer(request, target, route, began)
+            endpoint = endpoint_of(self._ports.endpoints, request.method, target)
+            service = endpoint or route
+            if service is not None:
+                label = service.name
+            if endpoint is not None:
+                response, state = await self._post(request, target, endpoint)
+            else:
+                response, state = await self._answer(request, target, route, began)
         except Refused as refused:
             dialect = PROTOCOL
             if target is not None and (label != PASSTHROUGH or target.kind == "predict"):
@@ -115,18 +107,15 @@ class HttpDoor:
         if target.kind == "ready":
             _only_read(request.method)
             return self._ready(), "gateway"
-        proxies = self._ports.proxies
-        client = proxies.client(origin_of(request.transport).address, proxies.hops(request.headers))
-        caller = identify(self._ports.directory, request.headers, client or "local")
+        caller = self._caller(request)
         if target.changes is not None and target.changes not in self._server.allow:
             detail = f"{request.method} {target.raw} would change the server behind this gateway."
             raise Refused(forbidden(detail, f'"{target.changes}" in server.allow'))
         if route is None and target.kind == "predict" and self._ports.routes:
             raise Refused(not_found(f"There is no route {target.model!r}."))
         if route is None:
-            works = request.method == "POST" and target.model
-            quota = self._ports.exchange.charge(None, caller) if works else None
-            passing = Passing(target, self._ports.passthrough, began, quota)
+            quota = self._ports.exchange.charge(None, caller) if target.works(request.method) else None
+            passing = Passing(target, self._ports.passthrough.pool, began, quota)
             return await self._through.answer(request, passing), "passthrough"
         if target.kind in ("infer", "predict") and request.method == "OPTIONS":
             return _options(), "gateway"
@@ -146,6 +135,11 @@ class HttpDoor:
             passing = self._bounded(target, route, caller, passing)
         return await self._through.answer(request, passing), "passthrough"
 
+    def _caller(self, request: web.BaseRequest) -> Caller:
+        proxies = self._ports.proxies
+        client = proxies.client(origin_of(request.transport).address, proxies.hops(request.headers))
+        return identify(self._ports.directory, request.headers, client or "local")
+
     def _bounded(self, target: Target, route: Route, caller: Caller, passing: Passing) -> Passing:
         """What passes through a route and puts work on its model keeps to the route's limits (``generate``)."""
         if route.config.inputs:
@@ -153,26 +147,38 @@ class HttpDoor:
             raise Refused(forbidden(detail))
         quota = self._ports.exchange.charge(route, caller)
         bytes_max = route.body_limits.bytes_max
-        return msgspec.structs.replace(passing, quota=quota, bytes_max=bytes_max, limit=body_limit_key(route))
+        return msgspec.structs.replace(passing, quota=quota, bytes_max=bytes_max, limit=route.limit)
 
     # -- infer ----------------------------------------------------------------------------------
 
     async def _infer(
         self, request: web.BaseRequest, target: Target, route: Route, caller: Caller
     ) -> tuple[web.StreamResponse, str]:
+        return await self._asked(request, judge(request.method, target, request.headers, route, caller))
+
+    async def _post(
+        self, request: web.BaseRequest, target: Target, endpoint: Endpoint
+    ) -> tuple[web.StreamResponse, str]:
+        posting = judge_post(target, request.headers, endpoint, self._caller(request), self._withheld)
+        return await self._asked(request, posting.told(self._ports.proxies, origin_of(request.transport)))
+
+    async def _asked(self, request: web.BaseRequest, question: AnyQuestion) -> tuple[web.StreamResponse, str]:
         began = self._ports.ticker()
-        question = judge(request.method, target, request.headers, route, caller)
         with Held(self._ports.buffered) as held:
             body = await self._body(request, question, held)
-            hit, wire = self._ports.exchange.recall(question, body, self._ports.ticker())
+            exchange, now = self._ports.exchange, self._ports.ticker()
+            if len(body) > LOOKED_UP_BYTES:
+                hit, wire = await exchange.recall_aside(question, body, began + question.route.timeout - now)
+            else:
+                hit, wire = exchange.recall(question, body, now)
             if hit is not None:
                 reply = recalled(hit)
-                self._ports.telemetry.answered(route.name, hit.provenance)
+                self._ports.telemetry.answered(question.route.name, hit.provenance)
             else:
-                reply = await self._ports.exchange.answer(question, body, wire, began)
+                reply = await exchange.answer(question, body, wire, began)
         return _response(reply), reply.state
 
-    async def _body(self, request: web.BaseRequest, question: Question, held: Held) -> bytes:
+    async def _body(self, request: web.BaseRequest, question: AnyQuestion, held: Held) -> bytes:
         """The whole body, within the route's bounds, the server's bound on a body's time, and that of all bodies."""
         route, bytes_max = question.route, question.body_bytes_max
         if (request.content_length or 0) > bytes_max:
@@ -190,6 +196,8 @@ class HttpDoor:
                     parts.append(part)
         except TimeoutError:
             raise Refused(timed_out(f"The body did not arrive within {seconds:g} s.")) from None
+        if size > LOOKED_UP_BYTES:
+            return await self._ports.exchange.aside(partial(b"".join, parts), question.caller.name, seconds)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     # -- what the gateway says of itself and of its routes ----------------------------------------
@@ -229,4 +237,7 @@ def _plain(document: object, status: int = 200) -> web.Response:
 
 
 def _response(reply: Reply) -> web.Response:
-    return web.Response(body=reply.body, status=reply.status, headers=CIMultiDict(reply.fields))
+    response = web.Response(body=reply.body, status=reply.status, headers=CIMultiDict(reply.fields))
+    if "Content-Type" not in CIMultiDict(reply.fields):  # a server behind an endpoint need not say one
+        response[UNTYPED] = True
+    return response

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterator
@@ -270,10 +271,12 @@ async def listen(
 ) -> tuple[asyncio.Server, str]:
     """Listen on one address; the server, and where it is: ``http://HOST:PORT`` or ``unix:PATH``.
 
-    ``shared``: others may listen on it too, and the kernel shares the connections. Raises OSError.
+    ``shared``: others may listen on it too, and the kernel shares the connections. Raises OSError, also where somebody
+    listens on a unix socket already.
     """
     loop = asyncio.get_running_loop()
     if address.path:
+        check_free(address.path)
         return await loop.create_unix_server(make, address.path, backlog=BACKLOG), f"unix:{address.path}"
     bound, where = bind(address, shared)
     return await loop.create_server(make, sock=bound, backlog=BACKLOG), f"http://{where}"
@@ -306,6 +309,20 @@ def bind(address: Address, shared: bool) -> tuple[socket.socket, str]:
         raise
     host = f"[{address.host}]" if family is socket.AF_INET6 else address.host
     return bound, f"{host}:{bound.getsockname()[1]}"
+
+
+def check_free(path: str) -> None:
+    """Raises OSError if somebody accepts connections on a unix socket: whoever listens there next would take its place
+    without a word. The file of one that is gone may be taken over, and what is no socket is for the listener to say."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.setblocking(False)  # one whose line is full is there too, and says so at once
+        try:
+            asking.connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            return
+        except BlockingIOError:
+            pass
+    raise OSError(errno.EADDRINUSE, "somebody accepts connections there already; stop that one, or give another path")
 
 
 @contextlib.contextmanager

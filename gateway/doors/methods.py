@@ -2,7 +2,8 @@
 
 Rule of this file: it knows no socket and no time but what it is given. The map of a call holds what over HTTP a head
 says: ``model`` (a route), ``version``, ``auth`` (an API key), ``cache_control`` (a Cache-Control field's value); the
-rest is the body. A call's question is remembered under those four, as a head's is under its bytes.
+rest is the body. To look into a call (``opened``) takes as long as the call is, and can be done on any thread; what
+it then asks is known at once. A call's question is remembered under those four, as a head's is under its bytes.
 
     infer     the protocol's map, tensors as bytes: {"model": ..., "inputs": [...], ...}
     predict   plain values: {"model": ..., "inputs": {"x": [[...]]}, ...}
@@ -65,12 +66,21 @@ class Asked(msgspec.Struct, frozen=True):
     version: str = ""
 
 
-class _Envelope(msgspec.Struct, frozen=True):
+class Envelope(msgspec.Struct, frozen=True):
+    """What a call says beside its body."""
+
     method: str
     model: str
     version: str
     auth: str | None
     cache_control: str
+
+
+class Opened(msgspec.Struct, frozen=True):
+    """A call that was looked into. ``argument``: its map, all of it."""
+
+    envelope: Envelope
+    argument: Packed
 
 
 class Methods:
@@ -82,40 +92,29 @@ class Methods:
     def take(self, ports: MethodPorts) -> None:
         """Answer by these from now on: what was judged by others is forgotten."""
         self._ports = ports
-        self._known: Memo[_Envelope, Question] = Memo(ENVELOPES_MAX)
+        self._known: Memo[Envelope, Question] = Memo(ENVELOPES_MAX)
 
-    def label(self, call: Call) -> str:
-        """Under which name a call is counted, also one that is refused."""
-        try:
-            found = packed.members(rpc.argument(call.params), "'params'")
-            model = packed.text(found["model"], "model") if "model" in found else ""
-        except Malformed:
-            return PASSTHROUGH
-        return model if model in self._ports.routes else PASSTHROUGH
+    def label(self, call: Opened | None) -> str:
+        """Under which name a call is counted, also one that is refused, or (None) could not be looked into."""
+        return call.envelope.model if call is not None and call.envelope.model in self._ports.routes else PASSTHROUGH
 
-    def read(self, call: Call, peer: str) -> Asked:
+    def asked(self, call: Opened, peer: str) -> Asked:
         """What a call asks. ``peer``: what its caller is called without a key. Raises Refused."""
-        if call.method not in METHODS:
-            raise Refused(not_found(f"There is no method {shown(call.method)}; there is {', '.join(METHODS)}."))
-        try:
-            argument = rpc.argument(call.params)
-            envelope = _envelope(call.method, packed.members(argument, "'params'"))
-        except Malformed as fault:
-            raise Refused(malformed(str(fault), fault.reason)) from fault
-        if call.method in (INFER, PREDICT):
+        envelope = call.envelope
+        if envelope.method in (INFER, PREDICT):
             question = self._known.get(envelope) or self._judged(envelope)
             if question.caller.name == "addr:":  # whoever is at the other end
                 question = question.by(peer)
-            body = memoryview(argument)
+            body = memoryview(call.argument)
             if len(body) > question.body_bytes_max:
                 raise Refused(body_too_large(question.route, question.body_bytes_max))
             return Asked(question.route.name, question, body)
-        if call.method == METADATA or envelope.model:
+        if envelope.method == METADATA or envelope.model:
             identified(self._ports.directory, None, envelope.auth, peer)
         if not envelope.model:
-            return Asked(PASSTHROUGH, about=call.method)
+            return Asked(PASSTHROUGH, about=envelope.method)
         route = self._route(envelope)
-        return Asked(route.name, about=call.method, route=route, version=envelope.version)
+        return Asked(route.name, about=envelope.method, route=route, version=envelope.version)
 
     async def tell(self, asked: Asked) -> dict[str, object]:
         """What is asked about a route, or about this gateway. Raises Refused."""
@@ -126,7 +125,7 @@ class Methods:
             return {"name": "tailrace", "methods": METHODS, "routes": list(self._ports.routes)}
         return {"live": True, **self._ports.readiness().document()}
 
-    def _judged(self, envelope: _Envelope) -> Question:
+    def _judged(self, envelope: Envelope) -> Question:
         caller = identified(self._ports.directory, None, envelope.auth, "")
         route = self._route(envelope)
         dialect = Dialect(plain=envelope.method == PREDICT, packed=True, answers=PACKED_MEDIA[0], called=True)
@@ -135,7 +134,7 @@ class Methods:
         self._known.put(envelope, question)
         return question
 
-    def _route(self, envelope: _Envelope) -> Route:
+    def _route(self, envelope: Envelope) -> Route:
         if not envelope.model:
             raise Refused(malformed("'model' must name a route.", "member"))
         route = self._ports.routes.get(envelope.model)
@@ -146,9 +145,17 @@ class Methods:
         return route
 
 
-def _envelope(method: str, found: Mapping[str, msgspec.Raw]) -> _Envelope:
-    model, version = _said(found, "model"), _said(found, "version")
-    return _Envelope(method, model or "", version or "", _said(found, "auth"), _said(found, "cache_control") or "")
+def opened(call: Call) -> Opened:
+    """Look into a call: the one walk through its parameters that is needed to know what it asks. Raises Refused."""
+    if call.method not in METHODS:
+        raise Refused(not_found(f"There is no method {shown(call.method)}; there is {', '.join(METHODS)}."))
+    try:
+        argument = rpc.argument(call.params)
+        found = packed.members(argument, "'params'")
+        model, version, control = [_said(found, name) or "" for name in ("model", "version", "cache_control")]
+        return Opened(Envelope(call.method, model, version, _said(found, "auth"), control), argument)
+    except Malformed as fault:
+        raise Refused(malformed(str(fault), fault.reason)) from fault
 
 
 def _said(found: Mapping[str, Packed], name: str) -> str | None:

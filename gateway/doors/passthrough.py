@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from time import perf_counter
 from typing import Final
 
@@ -25,17 +25,15 @@ from gateway.admission.quota import Verdict
 from gateway.codec import http as codec
 from gateway.config import Server
 from gateway.doors.exchange import quota_fields
+from gateway.doors.onward import passed_on, withheld
 from gateway.doors.origin import origin_of
 from gateway.doors.path import Target
 from gateway.doors.question import Headers
 from gateway.problem import Problem, Refused, head_too_large, malformed, timed_out, too_large, unavailable
-from tiers.backends.triton_http import Call, Reply, end_to_end
+from tiers.backends.triton_http import Call, Reply
 from tiers.inference import Rejected, UpstreamError
 from tiers.pool import Pool
 from tiers.v2.sequence import sequence_of
-
-CREDENTIALS: Final = frozenset({"authorization", "x-api-key"})
-VIA: Final = ("Via", "1.1 tailrace")
 
 UNTYPED: Final = web.ResponseKey("untyped", bool)
 """Set on a response that came without a Content-Type: aiohttp would make one up."""
@@ -125,10 +123,10 @@ class Passthrough:
 
     async def _forwarded(self, request: web.BaseRequest, passing: Passing, deadline: Deadline) -> web.StreamResponse:
         parts = self._parts(request, passing) if request.body_exists else None
-        # Triton answers HEAD with a body, which no client can read: ask as GET, and keep the head
+        # Triton answers HEAD with a body, which no client can read: ask it as GET, and keep the head
         # (RFC 9110 section 9.3.2: it is the same head).
         only_head = request.method == "HEAD"
-        method = "GET" if only_head else request.method
+        method = "GET" if only_head and passing.target.raw.startswith("/v2") else request.method
         body: bytes | AsyncIterator[bytes] | None = parts
         sequence = ""
         if parts is not None and self._may_be_of_a_sequence(request, passing):
@@ -225,17 +223,6 @@ class Passthrough:
     def _too_large(self, passing: Passing) -> Problem:
         bytes_max = self._bound(passing)
         return too_large(f"The body is larger than {passing.limit} ({bytes_max} bytes).", bytes_max)
-
-
-def withheld(keys_are_ours: bool) -> frozenset[str]:
-    """The fields, in lower case, that a replica does not get to see: credentials that were meant for us."""
-    return CREDENTIALS if keys_are_ours else frozenset()
-
-
-def passed_on(headers: Iterable[tuple[str, str]], withheld: frozenset[str]) -> tuple[tuple[str, str], ...]:
-    """A request's fields as a replica gets them: without what is hop-by-hop and those withheld, and with us in Via
-    (RFC 9110 section 7.6.3). A caller's Connection must not name what we add, so it has its say first."""
-    return (*(pair for pair in end_to_end(headers) if pair[0].lower() not in withheld), VIA)
 
 
 def is_plain(method: str, target: Target, headers: Headers) -> bool:

@@ -51,6 +51,10 @@ class Target(msgspec.Struct, frozen=True):
     loads: str = ""
     """The model that a repository load or unload names."""
 
+    def works(self, method: str) -> bool:
+        """Whether it puts work on a model: a POST to one of Triton's, or to whatever else another server has."""
+        return method == "POST" and (bool(self.model) or not self.raw.startswith("/v2"))
+
     def of_model(self, model: str, version: str) -> str:
         """This target's path and query, asked of another model (a tier behind a route)."""
         path = f"/v2/models/{quote(model, safe='')}"

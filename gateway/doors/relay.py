@@ -1,8 +1,8 @@
 """A request that passes through on the edge lane, and its answer on the way back, callback by callback.
 
 Rule of this file: what goes out is what came, less the hop-by-hop fields, and the answer likewise, as on the
-other lane (``passthrough.py`` says what is withheld and how failures are told). A request's body is there as a
-whole before a replica is asked, so that a slow caller holds no connection to one; an answer goes back as it
+other lane (``onward.py`` says what is withheld, ``passthrough.py`` how failures are told). A request's body is there
+as a whole before a replica is asked, so that a slow caller holds no connection to one; an answer goes back as it
 comes. It must not know what a connection of ours does between requests.
 """
 
@@ -16,7 +16,7 @@ import structlog
 from degrade.ladder import Failure
 from gateway.admission.quota import Verdict, ratelimit_lines
 from gateway.codec.http import passthrough_lines
-from gateway.doors.answers import CLOSE
+from gateway.doors.answers import CLOSE, WITHOUT_BODY
 from gateway.doors.lane import EdgeLane
 from gateway.doors.passthrough import Passage, unanswered, unsendable
 from gateway.operate.telemetry import PASSTHROUGH
@@ -32,7 +32,6 @@ JOINED_BYTES_MAX: Final = 64 * 1024
 _PASSED: Final = passthrough_lines()
 _CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 _LAST_CHUNK: Final = b"0\r\n\r\n"
-_WITHOUT_BODY: Final = frozenset({204, 304})
 
 _log = structlog.get_logger("tailrace")
 
@@ -103,11 +102,11 @@ class Relay:
     def begin(self, head: AnswerHead, follows: bool) -> None:
         lane = self._lane
         self._status = head.status
-        self._chunked = head.length is None and head.status not in _WITHOUT_BODY
+        self._chunked = head.length is None and head.status not in WITHOUT_BODY
         quota = ratelimit_lines(self._quota) if self._quota is not None else b""
         passed = _PASSED % ((lane.ticker() - self._began) * 1e3)
         framing = _CHUNKED if self._chunked else b""
-        if head.length is not None and head.status not in _WITHOUT_BODY:
+        if head.length is not None and head.status not in WITHOUT_BODY:
             framing = b"Content-Length: %d\r\n" % head.length
         if lane.draining:
             framing += CLOSE

@@ -2,8 +2,8 @@
 
 Rule of this file: it owns sockets and time; what bytes are a call is ``codec/rpc.py``'s, what a call asks is
 ``methods.py``'s, what an answer is ``exchange.py``'s. A hit is answered in the read callback; everything else in a task
-of its own. Who has as many calls in work as one connection may have, or does not read, is not read from: what he sends
-waits in his own socket.
+of its own. What is large is walked once for its end, as it comes and others in turn, and read aside. Who has as many
+calls in work as one connection may have, or does not read, is not read from: what he sends waits in his own socket.
 
 A stream that is no MessagePack-RPC ends its connection and no other: the call that it happened in is told why, if its
 id is known, those in work are answered, and then our side is closed. So it is at a drain: a call that has been read is
@@ -13,25 +13,26 @@ answered, one that has not finds the connection closed, and its caller asks agai
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 from collections import deque
+from collections.abc import Coroutine, Iterator
 from typing import Final, cast
 
 import msgspec
 import structlog
 
-from degrade.deadline import Ticker
 from gateway.admission.auth import anonymous_name
-from gateway.admission.quota import Verdict, ratelimit_value
+from gateway.admission.quota import Verdict
 from gateway.codec import rpc
-from gateway.codec.rpc import Call, Fault, FrameFault, Frames
-from gateway.doors.book import Book, BookOptions
-from gateway.doors.buffered import Buffered
-from gateway.doors.exchange import Exchange
-from gateway.doors.lane import Times
-from gateway.doors.methods import Asked, Methods
+from gateway.codec.rpc import Call, Fault, FrameFault, Frames, Message
+from gateway.doors import methods
+from gateway.doors.exchange import ASIDE_BYTES
+from gateway.doors.methods import Asked, Opened
 from gateway.doors.origin import origin_of
-from gateway.operate.telemetry import PASSTHROUGH, Telemetry
+from gateway.doors.rpc_lane import RpcLane
+from gateway.operate.telemetry import PASSTHROUGH
+from gateway.pipeline import WireAnswer
 from gateway.problem import Refused, internal, timed_out
 from tiers.inference import Provenance
 
@@ -41,11 +42,13 @@ COPIED_BYTES_MAX: Final = 64 * 1024
 TURN_CALLS_MAX: Final = 64
 """Calls begun in one turn of the event loop: some milliseconds, after which it is others' turn."""
 
-SCAN_SECONDS_MAX: Final = 0.005
-"""How long one connection's bytes may be looked at before others have a turn."""
+TURN_STEPS_MAX: Final = 1024
+"""Steps in which one connection's bytes are looked at before others have a turn: less than a millisecond. Small values
+in small messages cost much time for few bytes."""
 
-ENVELOPE_BYTES_MAX: Final = 16 * 1024
-"""What a message may hold beyond the largest body that a route takes: its id and its method."""
+SCAN_SECONDS_MAX: Final = 0.001
+"""After how long a look at one connection's bytes others have a turn: the loop reads on while there are some, up to
+32 times in one of its turns."""
 
 LINGER_SECONDS_MAX: Final = 1.0
 """How long a peer may take to close its side after ours is closed."""
@@ -54,49 +57,21 @@ _OK: Final = 200
 _log = structlog.get_logger("tailrace")
 
 
-class RpcOptions(msgspec.Struct, frozen=True):
-    """Bounds of the door. ``in_flight_max`` and ``message_bytes_max`` are one connection's."""
+class Work(msgspec.Struct):
+    """A call in work, and under which name it is counted, once that is known."""
 
-    in_flight_max: int
-    message_bytes_max: int
-    book: BookOptions
-    times: Times = Times()
-
-
-class RpcDesk(msgspec.Struct, frozen=True):
-    """Who answers what arrives."""
-
-    methods: Methods
-    exchange: Exchange
-    telemetry: Telemetry
-    buffered: Buffered
-    ticker: Ticker
-
-
-class RpcLane:
-    """What the connections of the door share."""
-
-    def __init__(self, desk: RpcDesk, options: RpcOptions) -> None:
-        self.desk = desk
-        self.options = options
-        self.book = Book(options.book)
-        self.in_flight = 0
-
-    def sweep(self, now: float) -> None:
-        """Cut every connection whose peer has taken longer than it may."""
-        self.book.sweep(now)
-
-    async def drain(self, seconds: float) -> None:
-        """Answer what has been read, and end every connection, within ``seconds``."""
-        await self.book.drain(seconds)
+    call: Call
+    began: float
+    label: str = ""
 
 
 class RpcConnection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_began", "_closing", "_desk", "_ending", "_frames", "_held", "_lane", "_patient", "_paused", "_peer", "_pumps",
-        "_resting", "_stopped", "_tasks", "_transport", "_waiting", "_waiting_bytes", "_working_bytes", "limit",
+        "_began", "_closing", "_desk", "_ending", "_frames", "_held", "_lane", "_patient", "_paused", "_peer",
+        "_places", "_pumps", "_resting", "_stopped", "_tasks", "_transport", "_waiting", "_waiting_bytes",
+        "_working_bytes", "limit",
     )  # fmt: skip
 
     def __init__(self, lane: RpcLane) -> None:
@@ -104,11 +79,12 @@ class RpcConnection(asyncio.Protocol):
         self._desk = lane.desk
         self._transport: asyncio.Transport | None = None
         self._peer = ""
-        self._frames = Frames(lane.options.message_bytes_max)
-        self._waiting: deque[tuple[bytes, float]] = deque()  # whole messages, and when each began
+        self._frames = Frames(lane.options.message_bytes_max, lane.options.plain_bytes_max)
+        self._waiting: deque[tuple[Message, float]] = deque()  # whole messages, and when each began
         self._waiting_bytes = 0
         self._began = 0.0  # when the message under way began
         self._tasks: set[asyncio.Task[None]] = set()
+        self._places: dict[tuple[str, int], asyncio.Semaphore] = {}
         self._working_bytes = 0
         self._held = 0  # bytes that the process counts as held here
         self._paused = False  # the peer does not read: nothing more is begun
@@ -130,27 +106,32 @@ class RpcConnection(asyncio.Protocol):
             self.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self._ending:
-            return
+        if not self._ending:
+            self._look(data)
+
+    def _look(self, data: bytes) -> None:
+        """Find calls in what has come, and in what was left to be looked at."""
         frames, now = self._frames, self._desk.ticker()
         if not frames.held:
             self._began = now
-        for message in frames.feed(data):
+        for message in frames.feed(data, TURN_STEPS_MAX):
             self._waiting.append((message, self._began))
-            self._waiting_bytes += len(message)
+            self._waiting_bytes += message.size
             self._began = now
         self._recount()
-        if frames.fault is None and self._desk.buffered.refuses(frames.held):
-            self._end_with(Fault(self._desk.buffered.refusal(), frames.known_id()), waits=True)
-        if self._desk.ticker() - now > SCAN_SECONDS_MAX and not self._resting:
-            # Small values in small messages cost much time for few bytes, and the loop reads on while there are some.
+        if not self._resting and (frames.unread or self._desk.ticker() - now > SCAN_SECONDS_MAX):
             self._resting = True
             asyncio.get_running_loop().call_soon(self._rested)
+        if not frames.unread and frames.fault is None and self._desk.buffered.refuses(frames.held):
+            self._end_with(Fault(self._desk.buffered.refusal(), frames.known_id()), waits=True)
         self._pump()
 
     def _rested(self) -> None:
         self._resting = False
-        self._pump()
+        if self._frames.unread:
+            self._look(b"")
+        else:
+            self._pump()
 
     def eof_received(self) -> bool:
         return False  # a peer that sends no more is done: close, as the HTTP door does
@@ -183,7 +164,7 @@ class RpcConnection(asyncio.Protocol):
                 break
             begun += 1
             message, began = self._waiting.popleft()
-            self._waiting_bytes -= len(message)
+            self._waiting_bytes -= message.size
             self._begin(message, began)
         fault = self._frames.fault
         if fault is not None and not self._waiting and not self._ending:
@@ -203,57 +184,106 @@ class RpcConnection(asyncio.Protocol):
         self._pumps = False
         self._pump()
 
-    def _begin(self, message: bytes, began: float) -> None:
+    def _begin(self, message: Message, began: float) -> None:
         """One message: answered at once if that is known, else in a task."""
-        desk = self._desk
+        desk, is_large = self._desk, message.size > ASIDE_BYTES
+        opened = None
         try:
-            call = rpc.call_of(message)
+            call, at = rpc.begun(message.prefix) if is_large else (rpc.call_of(message.taken()), 0)
+            work = Work(call, began)
+            if is_large:
+                if desk.buffered.refuses(message.size):
+                    raise Refused(desk.buffered.refusal())
+                self._start(self._answer_large(work, message, at), message.size)
+                return
+            opened = methods.opened(call)
+            asked = desk.methods.asked(opened, self._peer)
+            work.label, wire = asked.label, None
+            if asked.question is not None:
+                hit, wire = desk.exchange.recall(asked.question, asked.body, desk.ticker())
+                if hit is not None:
+                    self._write_hit(work, hit)
+                    return
+                if desk.buffered.refuses(message.size):
+                    raise Refused(desk.buffered.refusal())
         except FrameFault as fault:
             self._waiting.clear()
             self._waiting_bytes = 0
             self._end_with(fault.fault)
             return
-        label = ""
-        try:
-            asked = desk.methods.read(call, self._peer)
-            label, wire = asked.label, None
-            if asked.question is not None:
-                now = desk.ticker()
-                hit, wire = desk.exchange.recall(asked.question, asked.body, now)
-                if hit is not None:
-                    self._write_result(call, hit.wire.body, hit.provenance, hit.quota)
-                    desk.telemetry.recalled(label, desk.ticker() - began)
-                    return
-                if desk.buffered.refuses(len(message)):
-                    raise Refused(desk.buffered.refusal())
         except Refused as refused:
-            self._write_error(call, refused, label or desk.methods.label(call), began)
+            work.label = work.label or desk.methods.label(opened)
+            self._write_error(work, refused)
             return
-        self._working_bytes += len(message)
-        self._lane.in_flight += 1
-        task = asyncio.get_running_loop().create_task(self._answer(call, asked, wire, began))
-        self._tasks.add(task)
-        task.add_done_callback(lambda ended: self._ended(ended, len(message)))
+        self._start(self._answer(work, asked, wire), message.size)
 
-    async def _answer(self, call: Call, asked: Asked, wire: bytes | None, began: float) -> None:
-        desk = self._desk
+    def _start(self, answering: Coroutine[None, None, None], size: int) -> None:
+        """Answer a call of ``size`` bytes in a task."""
+        self._working_bytes += size
+        self._lane.in_flight += 1
+        task = asyncio.get_running_loop().create_task(answering)
+        self._tasks.add(task)
+        task.add_done_callback(lambda ended: self._ended(ended, size))
+
+    async def _answer(self, work: Work, asked: Asked, wire: bytes | None) -> None:
+        with self._telling(work):
+            await self._make(work, asked, wire)
+
+    async def _answer_large(self, work: Work, message: Message, at: int) -> None:
+        """Read a large message aside, and answer it."""
+        desk, seconds = self._desk, self._lane.options.times.body
+        opened = None
+
+        def read() -> Opened:
+            call = msgspec.structs.replace(work.call, params=memoryview(message.taken())[at:])
+            return methods.opened(call)
+
+        with self._telling(work):
+            opened = await desk.exchange.aside(read, self._peer, seconds)
+            work.label = desk.methods.label(opened)
+            asked = desk.methods.asked(opened, self._peer)
+            wire = None
+            if asked.question is not None:
+                left = work.began + asked.question.route.timeout - desk.ticker()
+                hit, wire = await desk.exchange.recall_aside(asked.question, asked.body, left)
+                if hit is not None:
+                    self._write_hit(work, hit)
+                    return
+            await self._make(work, asked, wire)
+
+    async def _make(self, work: Work, asked: Asked, wire: bytes | None) -> None:
+        """Answer what is not recalled. Raises Refused."""
+        desk, call = self._desk, work.call
+        if asked.question is None:
+            document = msgspec.msgpack.encode(await desk.methods.tell(asked))
+            self._write(call, rpc.answer(call.msgid or 0, [document]))
+            desk.telemetry.responded(asked.label, _OK, "gateway", desk.ticker() - work.began)
+            return
+        async with self._place(asked.question.route.name):
+            made = await desk.exchange.make(asked.question, asked.body, wire, work.began)
+        answer = made.answer
+        self._write_result(call, made.ready, answer.provenance, answer.quota)
+        desk.telemetry.responded(asked.label, _OK, answer.provenance.cache, desk.ticker() - work.began)
+
+    def _place(self, route: str) -> asyncio.Semaphore:
+        """One connection takes as many calls to a route's replicas as they have places, and the others wait here: in
+        the replicas' line they would be before whatever anyone else asks next."""
+        options = self._lane.options
+        places = options.places.get(route, options.in_flight_max)  # a reload may have taken a route away meanwhile
+        return self._places.setdefault((route, places), asyncio.Semaphore(places))
+
+    @contextlib.contextmanager
+    def _telling(self, work: Work) -> Iterator[None]:
+        """Whatever goes wrong with a call is told to its caller."""
         try:
-            if asked.question is None:
-                document = msgspec.msgpack.encode(await desk.methods.tell(asked))
-                self._write(call, rpc.answer(call.msgid or 0, [document]))
-                desk.telemetry.responded(asked.label, _OK, "gateway", desk.ticker() - began)
-                return
-            made = await desk.exchange.make(asked.question, asked.body, wire, began)
-            answer = made.answer
-            self._write_result(call, made.ready, answer.provenance, answer.quota)
-            desk.telemetry.responded(asked.label, _OK, answer.provenance.cache, desk.ticker() - began)
+            yield
         except Refused as refused:
-            self._write_error(call, refused, asked.label, began)
+            self._write_error(work, refused)
         except asyncio.CancelledError:
             raise
         except Exception:
-            _log.exception("bug", route=asked.label)
-            self._write_error(call, Refused(internal()), asked.label, began)
+            _log.exception("bug", route=work.label)
+            self._write_error(work, Refused(internal()))
 
     def _ended(self, task: asyncio.Task[None], size: int) -> None:
         self._tasks.discard(task)
@@ -264,20 +294,24 @@ class RpcConnection(asyncio.Protocol):
 
     # -- writing ----------------------------------------------------------------------------------
 
+    def _write_hit(self, work: Work, hit: WireAnswer) -> None:
+        self._write_result(work.call, hit.wire.body, hit.provenance, hit.quota)
+        self._desk.telemetry.recalled(work.label, self._desk.ticker() - work.began)
+
     def _write_result(self, call: Call, ready: bytes, provenance: Provenance, quota: Verdict | None) -> None:
         if call.msgid is not None:
             told: dict[str, object] = {"provenance": rpc.provenance_members(provenance)}
-            self._write(call, rpc.answer(call.msgid, rpc.with_members(ready, told | _limits(quota))))
+            self._write(call, rpc.answer(call.msgid, rpc.with_members(ready, told | rpc.quota_members(quota))))
 
-    def _write_error(self, call: Call, refused: Refused, label: str, began: float) -> None:
-        telemetry, problem = self._desk.telemetry, refused.problem
+    def _write_error(self, work: Work, refused: Refused) -> None:
+        telemetry, problem, call, label = self._desk.telemetry, refused.problem, work.call, work.label or PASSTHROUGH
         telemetry.refused(label, problem.slug)
-        telemetry.responded(label, problem.status, "problem", self._desk.ticker() - began)
+        telemetry.responded(label, problem.status, "problem", self._desk.ticker() - work.began)
         if call.msgid is None:
             return
         provenance = refused.provenance or Provenance(cache="none", reason=problem.slug)
         told: dict[str, object] = {"provenance": rpc.provenance_members(provenance)}
-        document: dict[str, object] = {**problem.document(), **told, **_limits(refused.verdict)}
+        document: dict[str, object] = {**problem.document(), **told, **rpc.quota_members(refused.verdict)}
         self._write(call, [rpc.error(call.msgid, document)])
 
     def _write(self, call: Call, parts: list[bytes | memoryview]) -> None:
@@ -296,7 +330,7 @@ class RpcConnection(asyncio.Protocol):
         begun all the same."""
         problem = fault.problem
         if fault.msgid is not None:
-            self._write_error(Call(fault.msgid, "", msgspec.Raw(b"")), Refused(problem), PASSTHROUGH, self._began)
+            self._write_error(Work(Call(fault.msgid, "", b""), self._began), Refused(problem))
         else:
             self._desk.telemetry.refused(PASSTHROUGH, problem.slug)
         if not waits:
@@ -347,7 +381,8 @@ class RpcConnection(asyncio.Protocol):
         self._closing = True
         self.limit = self._desk.ticker() + min(LINGER_SECONDS_MAX, self._lane.options.times.write)
         self._read(True)
-        transport.write_eof()
+        with contextlib.suppress(OSError):  # they are gone, and we have not been told yet
+            transport.write_eof()
 
     def _unwritten(self) -> bool:
         return self._transport is not None and self._transport.get_write_buffer_size() > 0
@@ -388,10 +423,3 @@ class RpcConnection(asyncio.Protocol):
         if held != self._held:
             self._desk.buffered.add(held - self._held)
             self._held = held
-
-
-def _limits(verdict: Verdict | None) -> dict[str, object]:
-    """The quota that is nearest to its end, in the words of the header fields."""
-    if verdict is None:
-        return {}
-    return {"ratelimit": ratelimit_value(verdict), "ratelimit_policy": verdict.quota.policy}

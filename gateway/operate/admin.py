@@ -19,7 +19,8 @@ from gateway.doors.http import problem_response
 from gateway.operate.telemetry import Telemetry
 from gateway.problem import Problem, malformed, method_not_allowed, not_found
 from gateway.reload import Outcome, Reloads
-from gateway.route import Home, Route
+from gateway.route import Home
+from gateway.service import Watched
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
 _READS: Final = ("GET", "HEAD")
@@ -46,9 +47,10 @@ class AdminPort:
 
 
 class Shown(msgspec.Struct, frozen=True):
-    """What an admin port shows. What is there is asked for each time: a reload changes it."""
+    """What an admin port shows; ``routes`` are endpoints too. What is there is asked for each time: a reload changes
+    it."""
 
-    routes: Callable[[], Mapping[str, Route]]
+    routes: Callable[[], Mapping[str, Watched]]
     homes: Callable[[], Mapping[str, Home]]
     telemetry: Telemetry
     is_draining: Callable[[], bool]
@@ -62,8 +64,8 @@ def admin_port(shown: Shown) -> AdminPort:
         return web.Response(
             text="Tailrace admin port\n\n"
             "GET  /metrics            Prometheus metrics\n"
-            "GET  /status             routes, caches and replicas as JSON\n"
-            "POST /purge?route=NAME   drop a route's cached answers\n"
+            "GET  /status             routes, endpoints, caches and replicas as JSON\n"
+            "POST /purge?route=NAME   drop a route's or an endpoint's cached answers\n"
             "POST /purge?all          drop every cached answer\n"
             "POST /reload             read the configuration again, and take it if nothing is wrong with it\n"
         )
@@ -118,11 +120,11 @@ def reloaded(outcome: Outcome | None) -> web.Response:
     return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
 
-def _route_status(route: Route) -> dict[str, object]:
+def _route_status(route: Watched) -> dict[str, object]:
     cache = route.cache
     return {
         "epoch": route.epoch,
-        "tiers": [f"{tier.backend}/{tier.model}" for tier in route.config.tiers],
+        "tiers": route.asks,
         "flights": len(route.flights),
         "cache": None
         if cache is None

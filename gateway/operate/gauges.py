@@ -5,34 +5,46 @@ Rule of this file: it names metrics and where each is read; it keeps nothing its
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import Final, Protocol
 
-from cache.response import ResponseCache
+from gateway.doors.guests import Guests
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.lane import EdgeLane
-from gateway.doors.rpc import RpcLane
+from gateway.doors.rpc_lane import RpcLane
 from gateway.operate.telemetry import Gauge, Labels
 from gateway.reload import Reloads
-from gateway.route import Home, Route, Served, Wire
+from gateway.route import Home
+from gateway.service import Shelf, Watched
 from tiers.pool import ReplicaState
+
+
+class CallCounts(Protocol):
+    """The gRPC door's service, which is not loaded where there is no such door."""
+
+    guests: Guests
+    streams: Guests
+    refused: Counter[str]
+
 
 Samples = Iterator[tuple[Labels, float]]
 
 BREAKER_STATES: Final = {"closed": 0.0, "half_open": 1.0, "open": 2.0}
 
 
-Routes = Callable[[], Mapping[str, Route]]
+Routes = Callable[[], Mapping[str, Watched]]
 Homes = Callable[[], Mapping[str, Home]]
 
 
 def gauges(routes: Routes, homes: Homes, is_draining: Callable[[], bool]) -> Iterator[Gauge]:
-    """Every gauge of a gateway. What is there is asked for at each scrape: a reload changes it."""
+    """Every gauge of a gateway; ``routes`` are its endpoints too. What is there is asked for at each scrape: a reload
+    changes it."""
 
-    def of_caches(read: Callable[[ResponseCache[Served, Wire]], float]) -> Callable[[], Samples]:
+    def of_caches(read: Callable[[Shelf], float]) -> Callable[[], Samples]:
         return lambda: (((name,), read(route.cache)) for name, route in routes().items() if route.cache is not None)
 
-    def of_routes(read: Callable[[Route], float]) -> Callable[[], Samples]:
+    def of_routes(read: Callable[[Watched], float]) -> Callable[[], Samples]:
         return lambda: (((name,), read(route)) for name, route in routes().items())
 
     def of_replicas(read: Callable[[ReplicaState], float]) -> Callable[[], Samples]:
@@ -94,7 +106,7 @@ def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:
     def one(read: Callable[[], float]) -> Callable[[], Samples]:
         return lambda: iter([((), read())])
 
-    buffered, heads = lane.buffered, lane.heads
+    buffered = lane.buffered
     yield Gauge("tailrace_connections", "Callers' connections.", (), one(lambda: len(lane.connections)))
     yield Gauge(
         "tailrace_connections_cut",
@@ -103,8 +115,8 @@ def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:
         lambda: (((reason,), float(count)) for reason, count in lane.cuts.items()),
         counter=True,
     )
-    yield Gauge("tailrace_heads", "Request heads remembered.", (), one(lambda: len(heads)))
-    yield Gauge("tailrace_heads_judged", "Request heads parsed.", (), one(lambda: heads.judged), counter=True)
+    yield Gauge("tailrace_heads", "Request heads remembered.", (), one(lambda: len(lane.heads)))
+    yield Gauge("tailrace_heads_judged", "Request heads parsed.", (), one(lambda: lane.heads_judged), counter=True)
     yield Gauge("tailrace_buffered_bytes", "Bytes of requests held.", (), one(lambda: buffered.bytes))
     yield Gauge("tailrace_buffered_bytes_max", "The bound on them.", (), one(lambda: buffered.bytes_max))
     yield Gauge(
@@ -128,6 +140,26 @@ def rpc_gauges(lane: RpcLane) -> Iterator[Gauge]:
         counter=True,
     )
     yield Gauge("tailrace_rpc_in_flight", "Calls in work.", (), lambda: iter([((), float(lane.in_flight))]))
+
+
+def grpc_gauges(service: CallCounts) -> Iterator[Gauge]:
+    """What the gRPC door's callers hold."""
+
+    def one(read: Callable[[], int]) -> Callable[[], Samples]:
+        return lambda: iter([((), float(read()))])
+
+    guests, streams = service.guests, service.streams
+    yield Gauge("tailrace_grpc_calls", "Calls in work, open streams among them.", (), one(lambda: guests.calls))
+    yield Gauge("tailrace_grpc_streams", "ModelStreamInfer calls that are open.", (), one(lambda: streams.calls))
+    yield Gauge("tailrace_grpc_addresses", "Addresses with a call in work.", (), one(lambda: len(guests)))
+    yield Gauge("tailrace_grpc_calls_accepted", "Calls begun.", (), one(lambda: guests.accepted), counter=True)
+    yield Gauge(
+        "tailrace_grpc_calls_refused",
+        "Calls for which there was no place, by the limit they were over; draining: the gateway was stopping.",
+        ("reason",),
+        lambda: (((reason,), float(count)) for reason, count in service.refused.items()),
+        counter=True,
+    )
 
 
 def tls_gauges(handshakes: Handshakes) -> Iterator[Gauge]:

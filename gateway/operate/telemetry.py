@@ -11,7 +11,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 import structlog
@@ -21,7 +21,6 @@ from prometheus_client.exposition import generate_latest
 
 from degrade.deadline import Ticker
 from gateway.operate.log import Seldom
-from tiers.cascade import CascadeAnswer
 from tiers.inference import Passed, Provenance
 
 LATENCY_BUCKETS_SECONDS: Final = (
@@ -46,6 +45,17 @@ class Gauge(msgspec.Struct, frozen=True):
     labels: Labels
     read: Callable[[], Iterable[tuple[Labels, float]]]
     counter: bool = False
+
+
+class Fill(Protocol):
+    """What is counted of an answer of those who were asked."""
+
+    @property
+    def tier_rows(self) -> tuple[tuple[str, int], ...]: ...
+    @property
+    def rows_escalated(self) -> int: ...
+    @property
+    def passed(self) -> tuple[Passed, ...]: ...
 
 
 class Histogram:
@@ -130,7 +140,7 @@ class Telemetry:
         self._degraded[route, failure, step] += 1
         self._tell("ladder", route=route, failure=failure, step=step, message=message)
 
-    def filled(self, route: str, answer: CascadeAnswer) -> None:
+    def filled(self, route: str, answer: Fill) -> None:
         """The tiers gave an answer: one fill, whoever waited for it."""
         self._fills[(route,)] += 1
         for tier, rows in answer.tier_rows:
@@ -191,7 +201,7 @@ class Telemetry:
         )
         yield _counter("tailrace_refusals", "Problem documents sent, by slug.", ("route", "problem"), self._refusals)
         yield _counter("tailrace_degraded", "Ladder steps taken.", ("route", "failure", "step"), self._degraded)
-        yield _counter("tailrace_fills", "Runs of the cascade.", ("route",), self._fills)
+        yield _counter("tailrace_fills", "Runs of the cascade, or answers of a server.", ("route",), self._fills)
         yield _counter(
             "tailrace_tier_rows",
             "Rows by the tier whose answer they got: each row of a fill counts once.",

@@ -6,10 +6,11 @@ from types import MappingProxyType
 
 import msgspec
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.digest import DIGEST_BYTES, WIRE_BYTES, Key, WireDigester, request_digest
+from cache.digest import DIGEST_BYTES, WIRE_BYTES, Key, WireDigester, post_digest, request_digest
 
 Value = bool | int | float | str
 
@@ -226,3 +227,12 @@ def test_the_order_of_inputs_and_parameters_never_matters(asked: Asked, chance: 
     chance.shuffle(parameters)  # type: ignore[attr-defined]  # as above
     other = msgspec.structs.replace(asked, inputs=tuple(inputs), parameters=dict(parameters))
     assert other.digest() == asked.digest()
+
+
+def test_a_post_is_its_head_and_its_body_and_where_they_meet() -> None:
+    digests = {post_digest(verdict, body) for verdict, body in ((b"", b""), (b"a", b""), (b"", b"a"), (b"ab", b"c"))}
+    digests |= {post_digest(b"a", b"bc"), post_digest(b"a", b"b"), blake3(b"a").digest(DIGEST_BYTES)}
+    assert len(digests) == 7
+    assert {len(digest) for digest in digests} == {DIGEST_BYTES}
+    assert post_digest(b"a", memoryview(b"bc")) == post_digest(b"a", b"bc")
+    assert post_digest(b"v", b"body").hex() == "b665ae8c57a2f3ed02248ed5374c6568"

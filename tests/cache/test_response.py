@@ -294,7 +294,8 @@ class Machine(RuleBasedStateMachine):
 
     def here(self, number: int) -> Entry[str] | None:
         """What the cache holds, without counting as a use and whatever its age."""
-        return self.cache._entries.peek(digest(number))
+        node = self.cache._entries.node(digest(number))
+        return None if node is None else node.value
 
 
 TestMachine = Machine.TestCase

@@ -16,7 +16,8 @@ from gateway.doors.listener import Listener, listen
 from gateway.operate.admin import Shown, admin_port
 from gateway.operate.gauges import gauges
 from gateway.operate.telemetry import Telemetry
-from gateway.route import Home, Route, Served
+from gateway.route import Home, Route
+from gateway.service import Served
 from gateway.units import Seconds
 from tiers.inference import InferResponse, Tensor
 from tiers.pool import ReplicaState

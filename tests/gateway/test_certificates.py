@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 import trustme
-from cryptography.hazmat.primitives import serialization
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 from gateway.check import environment_faults
 from gateway.config import Config, Server, Tls
 from gateway.doors.certificates import Certificates, Unusable, context_of
+from gateway.doors.x509 import certificates_in
 from gateway.sources import ConfigError, load
 
 UNLIMITED = -1
@@ -75,6 +80,74 @@ def test_what_cannot_be_used_is_told_by_its_key(name: str, own_pem: Any) -> None
     with pytest.raises(Unusable, match=told) as caught:
         context_of(tls)
     assert tuple(environment_faults(Config(server=Server(tls=tls)), UNLIMITED)) == caught.value.faults
+
+
+def doubts(tls: Tls, now: float) -> list[str]:
+    return list(environment_faults(Config(server=Server(tls=tls)), UNLIMITED, lambda: now))
+
+
+def written(pem: Any, name: str, *issued: trustme.LeafCert) -> Path:
+    path: Path = pem.folder / name
+    path.write_bytes(b"".join(each.bytes() for one in issued for each in one.cert_chain_pems))
+    return path
+
+
+def test_a_certificate_that_has_expired_is_a_fault_and_one_that_does_not_hold_yet(own_pem: Any) -> None:
+    begins, ends = datetime(2031, 2, 3, 4, 5, tzinfo=UTC), datetime(2032, 1, 1, tzinfo=UTC)
+    issued = own_pem.authority.issue_cert("localhost", not_before=begins, not_after=ends)
+    chain = written(own_pem, "dated.pem", issued)
+    issued.private_key_pem.write_to_path(str(own_pem.folder / "dated.key"))
+    tls = tls_of(own_pem, certificate=chain, key=own_pem.folder / "dated.key")
+    assert doubts(tls, begins.timestamp() + 1) == []
+    (early,) = doubts(tls, begins.timestamp() - 1)
+    assert early.startswith(f"server.tls.certificate: {chain}: certificate 1 of 1 holds from 2031-02-03 04:05 UTC on;")
+    assert doubts(tls, ends.timestamp() - 1) == []
+    (late,) = doubts(tls, ends.timestamp() + 1)
+    assert late == f"server.tls.certificate: {chain}: certificate 1 of 1 has expired on 2032-01-01 00:00 UTC; renew it"
+
+
+def test_whose_authority_is_none_is_told(own_pem: Any) -> None:
+    now = datetime.now(UTC).timestamp()
+    between = trustme.CA(parent_cert=own_pem.authority)
+    assert doubts(tls_of(own_pem, client_ca=own_pem.ca), now) == []
+    both = own_pem.folder / "both.pem"
+    both.write_bytes(own_pem.ca.read_bytes() + between.cert_pem.bytes())
+    assert doubts(tls_of(own_pem, client_ca=both), now) == []
+    leaf = written(own_pem, "leaf.pem", own_pem.authority.issue_cert("caller"))
+    both.write_bytes(own_pem.ca.read_bytes() + leaf.read_bytes())
+    (told,) = doubts(tls_of(own_pem, client_ca=both), now)
+    assert told.startswith(f"server.tls.client_ca: {both}: certificate 2 of 2 is no authority's; give that of")
+    expired = doubts(tls_of(own_pem, client_ca=own_pem.ca), datetime(3001, 1, 1, tzinfo=UTC).timestamp())
+    assert [line.partition(" has expired")[0] for line in expired] == [
+        f"server.tls.certificate: {own_pem.certificate}: certificate 1 of 1",
+        f"server.tls.client_ca: {own_pem.ca}: certificate 1 of 1",
+    ]
+
+
+def test_a_caller_of_its_own_is_its_authority(own_pem: Any) -> None:
+    """OpenSSL trusts a certificate that is signed by itself, whatever it may sign."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "me")])
+    begun = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    dated = begun.serial_number(1).not_valid_before(datetime(2020, 1, 1)).not_valid_after(datetime(2999, 1, 1))
+    made = dated.add_extension(x509.BasicConstraints(ca=False, path_length=None), True).sign(key, hashes.SHA256())
+    (read,) = certificates_in(made.public_bytes(serialization.Encoding.PEM))
+    assert read.signs
+
+
+@pytest.mark.parametrize("year", [1999, 2049, 2050, 9999])
+def test_what_a_certificate_says_of_itself_is_what_others_read_of_it(year: int, own_pem: Any) -> None:
+    """Years of two digits and of four."""
+    ends = datetime(year, 12, 31, 23, 59, 59, tzinfo=UTC)
+    issued = own_pem.authority.issue_cert("a", not_before=datetime(1980, 1, 1, tzinfo=UTC), not_after=ends)
+    pem = issued.cert_chain_pems[0].bytes()
+    theirs = x509.load_pem_x509_certificate(pem)
+    (ours,) = certificates_in(b"what is before\n" + pem)
+    assert (ours.begins, ours.ends) == (theirs.not_valid_before_utc.timestamp(), theirs.not_valid_after_utc.timestamp())
+    assert not ours.signs
+    der = theirs.public_bytes(serialization.Encoding.DER)
+    for cut in range(len(der)):
+        with pytest.raises(ValueError, match=r"read|unpack"):
+            certificates_in(ssl.DER_cert_to_PEM_cert(der[:cut]).encode())
 
 
 def test_all_that_is_wrong_comes_in_one_list(own_pem: Any) -> None:

@@ -10,11 +10,11 @@ import pytest
 from aiohttp import web
 from aiohttp.http_parser import HttpRequestParserPy
 
-from gateway.check import environment_faults, faults, open_files_needed, raise_open_files, route_faults
+from gateway.check import Findings, environment_faults, findings, open_files_needed, raise_open_files, route_faults
 from gateway.config import Accept, Backend, CacheConfig, Config, InputRule, Limits, Route, TierConfig
 from gateway.doors import listener
 from gateway.units import Seconds, Size
-from tiers.catalog import ModelFacts, TensorFact
+from tiers.facts import ModelFacts, TensorFact
 
 PIXELS = TensorFact("pixels", "FP32", (-1, 64))
 PROBABILITIES = TensorFact("probabilities", "FP32", (-1, 10))
@@ -162,7 +162,7 @@ async def triton() -> AsyncIterator[str]:
 
 async def test_a_ready_model_is_well(triton: str) -> None:
     config = Config(backends={"gpu": Backend((triton,))}, routes={"r": Route((TierConfig("gpu", "small"),))})
-    assert await faults(config) == ()
+    assert await findings(config) == Findings(())
 
 
 async def test_everything_wrong_comes_in_one_list(triton: str, unused_tcp_port: int) -> None:
@@ -170,9 +170,9 @@ async def test_everything_wrong_comes_in_one_list(triton: str, unused_tcp_port: 
     accept = Accept(output="scores", at_least=0.5)
     tiers = (TierConfig("gpu", "small", "", accept), TierConfig("gpu", "large"))
     config = Config(backends={"gpu": Backend((triton, dead))}, routes={"r": Route(tiers)})
-    found = await faults(config)
+    found = (await findings(config)).faults
     assert len(found) == 3
     assert any("model large is not ready there" in line for line in found)
     assert any(line.startswith(f"backends.gpu: {dead}: ") for line in found)
     assert any("has no output 'scores'" in line for line in found)
-    assert await faults(config, offline=True) == ()
+    assert await findings(config, offline=True) == Findings(())

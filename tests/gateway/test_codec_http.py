@@ -25,7 +25,7 @@ from gateway.codec.http import (
     provenance_headers,
 )
 from gateway.problem import Refused
-from tiers.catalog import ModelFacts, TensorFact
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferResponse, Provenance, Tensor
 from tiers.v2.request import WireForm
 

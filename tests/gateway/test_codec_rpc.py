@@ -13,7 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.codec.rpc import DEPTH_MAX, Call, FrameFault, Frames, argument, call_of, known_id, with_members
+from gateway.codec.extent import DEPTH_MAX, check_plain
+from gateway.codec.rpc import Call, FrameFault, Frames, argument, begun, call_of, known_id, with_members
+from gateway.problem import Refused
 from tiers.v2.message import Malformed
 
 BYTES_MAX = 2**20
@@ -27,11 +29,18 @@ def pieces(stream: bytes, sizes: list[int]) -> list[bytes]:
     return [*found, stream[at:]]
 
 
-def fed(stream: bytes, sizes: list[int], bytes_max: int = BYTES_MAX) -> tuple[list[bytes], Frames]:
-    frames, messages = Frames(bytes_max), []
+def fed(
+    stream: bytes, sizes: list[int], bytes_max: int = BYTES_MAX, plain_bytes_max: int | None = None, steps: int = 10**5
+) -> tuple[list[bytes], Frames]:
+    frames, messages = Frames(bytes_max, plain_bytes_max), []
     for piece in pieces(stream, sizes):
-        messages += frames.feed(piece)
-    return messages, frames
+        messages += frames.feed(piece, steps)
+        while frames.unread:
+            messages += frames.feed(b"", steps)
+    for message in messages:
+        assert message.size == sum(map(len, message.pieces))
+        assert b"".join(message.pieces).startswith(message.prefix)
+    return [message.taken() for message in messages], frames
 
 
 VALUES = st.recursive(
@@ -44,12 +53,13 @@ VALUES = st.recursive(
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(st.lists(VALUES, max_size=4), max_size=4), st.lists(st.integers(1, 60), max_size=30), st.booleans())
+@given(st.lists(st.lists(VALUES, max_size=4), max_size=4), st.lists(st.integers(1, 60), max_size=30), st.booleans(),
+       st.sampled_from([1, 3, 10**5]))  # fmt: skip
 def test_messages_end_where_their_values_do_whatever_pieces_they_come_in(
-    sent: list[list[Any]], sizes: list[int], single: bool
+    sent: list[list[Any]], sizes: list[int], single: bool, steps: int
 ) -> None:
     raw = [msgpack.packb(message, use_single_float=single) for message in sent]
-    messages, frames = fed(b"".join(raw), sizes)
+    messages, frames = fed(b"".join(raw), sizes, steps=steps)
     assert messages == raw
     assert (frames.fault, frames.held) == (None, 0)
 
@@ -66,7 +76,7 @@ def test_byte_by_byte() -> None:
     stream = b"".join(msgpack.packb(message) for message in MESSAGES)
     frames = Frames(BYTES_MAX)
     found = [message for at in range(len(stream)) for message in frames.feed(stream[at : at + 1])]
-    assert [msgpack.unpackb(message) for message in found] == MESSAGES
+    assert [msgpack.unpackb(message.taken()) for message in found] == MESSAGES
 
 
 def test_a_head_is_whole_when_the_parameters_have_begun_or_are_next() -> None:
@@ -117,6 +127,42 @@ def test_values_that_take_too_many_steps_are_refused() -> None:
     assert "too many values" in frames.fault.problem.detail
 
 
+def test_no_more_is_looked_at_in_one_turn_than_was_asked_for() -> None:
+    frames, stream = Frames(BYTES_MAX), b"".join(msgpack.packb([0, 1, "m", [1.5, 1] * 50]) for _ in range(20))
+    assert [len(frames.feed(piece, 50)) for piece in (stream, b"", b"", b"")] == [0, 0, 1, 0]
+    assert frames.unread
+    assert len(frames.feed(b"", 10**5)) == 19
+    assert not frames.unread
+
+
+def test_what_is_beside_strings_and_bytes_has_a_bound_of_its_own() -> None:
+    def of(params: object) -> bytes:
+        return msgpack.packb([0, 7, "m", [params]])
+
+    allowed = of([b"\0" * 5000, "a" * 5000, [1] * 900])
+    for sizes in ([], [1] * len(allowed)):
+        assert fed(allowed, sizes, plain_bytes_max=1000)[1].fault is None
+        messages, frames = fed(allowed + of([1] * 1001), sizes, plain_bytes_max=1000)
+        assert (messages, frames.fault is None) == ([allowed], False)
+        assert frames.fault is not None
+        assert (frames.fault.msgid, frames.fault.problem.status) == (7, 413)
+        assert "too many values" in frames.fault.problem.detail
+
+
+def test_a_value_in_one_piece_is_held_to_the_same_bound() -> None:
+    for value in (b"\0" * 3_000_000, [b"\0" * 2_000_000, [1] * 900], [1] * 990, []):
+        check_plain(msgpack.packb(value), 1000)
+    for value in ([1] * 1001, [b"\0" * 2_000_000, [1.5] * 120]):
+        with pytest.raises(Refused, match="too many values"):
+            check_plain(msgpack.packb(value), 1000)
+    check_plain(b"\x92\xc5\x09\x00" + bytes(2304) + b"\xdd\x00", 1000)  # cut, which is for its reader to say
+    check_plain(bytes(1500), 1000)  # and so are bytes behind it
+    with pytest.raises(Refused, match="more than"):
+        check_plain(b"\xc6\x00\x10\x00\x00" + bytes(2000), 1000)
+    with pytest.raises(Refused, match="0xc1"):
+        check_plain(b"\x92\xc1" + bytes(1500), 1000)
+
+
 @pytest.mark.parametrize(
     ("message", "msgid"),
     [
@@ -138,6 +184,20 @@ def test_a_message_that_is_no_call_is_a_fault_of_the_stream(message: list[Any], 
     with pytest.raises(FrameFault) as found:
         call_of(msgpack.packb(message))
     assert found.value.fault.msgid == msgid
+    with pytest.raises(FrameFault) as found:
+        begun(msgpack.packb(message))
+    assert found.value.fault.msgid == msgid
+
+
+@pytest.mark.parametrize(
+    "message", [[0, 7, "infer", [{"a": b"\0" * 5000}]], [2, "m", {}], [0, 2**32 - 1, "x", [1] * 999]]
+)
+def test_what_a_long_call_begins_with_is_known_without_its_parameters(message: list[Any]) -> None:
+    raw = msgpack.packb(message)
+    for prefix in (raw, raw[:40]):
+        call, at = begun(prefix)
+        assert (call.msgid, call.method) == (message[1] if message[0] == 0 else None, message[-2])
+        assert msgpack.unpackb(raw[at:]) == message[-1]
 
 
 def test_calls_and_notifications() -> None:

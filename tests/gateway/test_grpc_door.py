@@ -3,10 +3,8 @@
 import asyncio
 import contextlib
 import hashlib
-import json
 import ssl
 
-import aiohttp
 import grpc
 import pytest
 from grpc import aio
@@ -180,7 +178,7 @@ async def test_a_call_goes_out_as_it_came_without_what_was_for_us_alone(upstream
     assert request == infer(id="7")
     assert {name: got[name] for name, _ in metadata} == dict(metadata)
     assert got["via"] == "2.0 tailrace"
-    assert 0 < remaining <= SECONDS
+    assert 0 < remaining <= SECONDS * 1.02  # grpc rounds a timeout up to a few digits, at each of the two calls
     assert "passthrough" in trailing["cache-status"]
 
 
@@ -228,29 +226,7 @@ async def test_what_triton_does_not_have_is_unimplemented(open_door):
 # -- routes: one pipeline ------------------------------------------------------------------------------------------
 
 
-async def http_infer(door, route, **headers):
-    body = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1.0, 2.0]}]}
-    url = f"{door.http}/v2/models/{route}/infer"
-    async with aiohttp.ClientSession() as session, session.post(url, json=body, headers=headers) as answer:
-        return answer.headers["Cache-Status"], json.loads(await answer.read())
-
-
 ONE_TWO = b"\x00\x00\x80\x3f\x00\x00\x00\x40"
-
-
-async def test_a_request_by_one_door_is_a_hit_by_the_other(upstream, open_door):
-    door = await open_door(ROUTES__R=CACHED)
-    _, told = await door.ask(message=infer("r", ONE_TWO))
-    assert "fwd=miss; stored" in told["cache-status"]
-    status, document = await http_infer(door, "r")
-    assert "; hit;" in status
-    assert document["outputs"][0]["data"] == [1.0, 2.0]
-    door.gateway.routes["r"].cache.purge()
-    assert "fwd=miss" in (await http_infer(door, "r"))[0]
-    answer, told = await door.ask(message=infer("r", ONE_TWO, id="mine"))
-    assert "; hit;" in told["cache-status"]
-    assert (answer.id, answer.model_name, answer.raw_output_contents) == ("mine", "r", [ONE_TWO])
-    assert len(upstream.asked) == 2
 
 
 async def test_known_bytes_are_a_hit_whatever_their_id_and_elements_meet_raw_bytes(upstream, open_door):
@@ -267,53 +243,10 @@ async def test_known_bytes_are_a_hit_whatever_their_id_and_elements_meet_raw_byt
     assert len(upstream.asked) == 1
 
 
-@pytest.mark.parametrize("change", ["version", "data", "output", "parameter"])
-async def test_another_request_is_no_hit(upstream, open_door, change):
-    door = await open_door(ROUTES__R=CACHED)
-    await door.ask(message=infer("r", ONE_TWO))
-    other = infer("r", ONE_TWO)
-    if change == "version":
-        other.model_version = "1"
-    elif change == "data":
-        other.raw_input_contents[0] = b"87654321"
-    elif change == "output":
-        other.outputs.add(name="y")
-    else:
-        other.parameters["p"].double_param = 1.0
-    assert "fwd=miss" in (await door.ask(message=other))[1]["cache-status"]
-    assert len(upstream.asked) == 2
-
-
-async def test_cache_control_is_read_from_metadata(upstream, open_door):
-    door = await open_door(ROUTES__R=CACHED)
-    code, _, told = await door.refused(message=infer("r"), metadata=(("cache-control", "only-if-cached"),))
-    assert (code, told["tailrace-problem"]) == ("FAILED_PRECONDITION", "not-cached")
-    await door.ask(message=infer("r"))
-    _, told = await door.ask(message=infer("r"), metadata=(("cache-control", "no-cache"),))
-    assert "fwd=request" in told["cache-status"]
-    assert len(upstream.asked) == 2
-
-
-async def test_an_old_answer_is_labelled_when_nobody_is_there(upstream, open_door):
-    door = await open_door(ROUTES__R=CACHED.replace('ttl = "1h"', 'ttl = "1ms"'))
-    await door.ask(message=infer("r"))
-    await upstream.server.stop(0)
-    answer, told = await door.ask(message=infer("r"))
-    assert answer.raw_output_contents == [b"12345678"]
-    assert "; hit; ttl=-" in told["cache-status"]
-    assert "cache=stale" in told["tailrace-provenance"]
-    assert "steps=(stale), degraded" in told["tailrace-provenance"]
-    code, _, told = await door.refused(message=infer("r", b"87654321"))
-    assert (code, "degraded" in told["tailrace-provenance"]) == ("UNAVAILABLE", True)
-
-
 @pytest.mark.parametrize(
     ("spoil", "status", "words"),
     [
-        (lambda m: setattr(m.inputs[0], "name", "z"), "INVALID_ARGUMENT", "unexpected input 'z'"),
         (lambda m: m.raw_input_contents.append(b""), "INVALID_ARGUMENT", "left over"),
-        (lambda m: setattr(m, "model_version", "x"), "NOT_FOUND", "versions are numbers"),
-        (lambda m: setattr(m.parameters["timeout"], "string_param", "1"), "INVALID_ARGUMENT", "timeout"),
         (lambda m: m.inputs[0].shape.append(3), "INVALID_ARGUMENT", "input 'x'"),
     ],
 )  # fmt: skip
@@ -325,18 +258,6 @@ async def test_what_is_wrong_is_refused_in_words_and_reaches_no_model(upstream, 
     assert (code, upstream.asked) == (status, [])
     assert words in details
     assert told["cache-status"]
-
-
-async def test_quotas_count_and_are_told(open_door):
-    quota = 'quota = { rate = 2, per = "1h" }'
-    door = await open_door(ROUTES__R=f"{{ {TIER}, {quota} }}")
-    assert (await door.ask(message=infer("r")))[1]["ratelimit"].startswith('"route:r";r=1')
-    await door.ask(message=infer("r"))
-    code, details, told = await door.refused(message=infer("r"))
-    assert (code, told["tailrace-problem"]) == ("RESOURCE_EXHAUSTED", "quota")
-    assert int(told["retry-after"]) > 0
-    assert told["ratelimit-policy"]
-    assert "route:r" in details
 
 
 async def test_keys_are_asked_for_and_stay_here(upstream, open_door):
@@ -353,17 +274,6 @@ async def test_keys_are_asked_for_and_stay_here(upstream, open_door):
     assert all(not {"x-api-key", "authorization"} & set(got) for _, _, got, _ in upstream.asked)
     assert (await door.refused(metadata=(("x-api-key", "secret"),)))[0] == "RESOURCE_EXHAUSTED"
     assert (await door.ask("ServerReady", pb.ServerReadyRequest()))[0].ready
-
-
-async def test_tenants_never_share_and_anonymous_callers_do(upstream, open_door):
-    keys = {name: hashlib.sha256(name.encode()).hexdigest() for name in ("a", "b")}
-    callers = {f"CALLERS__{name}": f'{{ key_sha256 = "{digest}", tenant = "{name}" }}' for name, digest in keys.items()}
-    door = await open_door(ROUTES__R=CACHED, **callers)
-    states = []
-    for name in ("a", "b", "a", "b"):
-        _, told = await door.ask(message=infer("r"), metadata=(("x-api-key", name),))
-        states.append("hit" in told["cache-status"])
-    assert states == [False, False, True, True]
 
 
 async def test_the_callers_deadline_holds_and_reaches_the_model(upstream, open_door):
@@ -511,6 +421,75 @@ async def test_a_stream_reads_no_more_than_it_may_have_in_work(upstream, open_do
     call.cancel()
 
 
+async def test_what_goes_on_from_a_route_is_held_to_all_that_is_answered_here(upstream, open_door):
+    tier = 'tiers = [{ backend = "upstream", model = "d" }]'
+    limits = 'limits = { batch_max = 1, body_bytes_max = "1KiB" }, inputs = { x = { max = 4.0 } }'
+    door = await open_door(ROUTES__S=f'{{ {tier}, {limits}, quota = {{ rate = 7, per = "1h" }} }}')
+    two_rows = infer("s", 2 * ONE_TWO, id="rows")
+    two_rows.inputs[0].shape[:] = [2, 2]
+    another, short = infer("s", ONE_TWO, id="name"), infer("s", ONE_TWO[:4], id="short")
+    another.inputs[0].name = "z"
+    large, beyond = infer("s", bytes(2000), id="large"), infer("s", b"\x00\x00\xc0\x40" * 2, id="beyond")
+    call = door.stream()
+    for request in (two_rows, another, short, large, beyond):
+        await call.write(request.SerializeToString())
+    told = {each.infer_response.id: each.error_message for each in await answers_of(call, 5)}
+    words = {
+        "rows": "batch", "name": "unexpected input 'z'", "short": "needs 8 bytes",
+        "large": "routes.s.limits.body_bytes_max", "beyond": "at most 4",
+    }  # fmt: skip
+    assert {name: word in told[name] for name, word in words.items()} == dict.fromkeys(words, True), told
+    assert upstream.asked == []
+    for _ in range(2):
+        await call.write(infer("s", ONE_TWO, id="well").SerializeToString())
+        assert {(each.infer_response.id, each.error_message) for each in await answers_of(call, 2)} == {("well", "")}
+    await call.write(infer("s", ONE_TWO, id="spent").SerializeToString())
+    (spent,) = await answers_of(call, 1)
+    assert (spent.infer_response.id, "route:s" in spent.error_message) == ("spent", True)
+    call.cancel()
+
+
+async def test_a_silent_stream_is_ended_and_one_that_speaks_is_not(open_door):
+    door = await open_door(SERVER__GRPC_STREAM_IDLE_TIMEOUT="400ms")
+    talking, silent = door.stream(), door.stream()
+    await silent.write(infer().SerializeToString())
+    await answers_of(silent, 2)
+    for _ in range(10):
+        await talking.write(infer().SerializeToString())
+        await answers_of(talking, 2)
+        await asyncio.sleep(0.1)
+    async with asyncio.timeout(SECONDS):
+        assert await silent.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "server.grpc_stream_idle_timeout" in await silent.details()
+    await talking.done_writing()
+    assert await talking.code() is grpc.StatusCode.OK
+    pool = door.gateway.homes["upstream"].pool
+    await until(lambda: not any(state.in_flight for state in pool.states()))
+
+
+async def test_one_address_does_not_hold_all_streams(open_door):
+    door = await open_door(SERVER__GRPC_OPEN_STREAMS_PER_ADDRESS_MAX="2")
+    held = [door.stream(), door.stream()]
+    for each in held:
+        await each.write(infer().SerializeToString())
+        await answers_of(each, 2)
+    third = door.stream()
+    async with asyncio.timeout(SECONDS):
+        assert await third.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "server.grpc_open_streams_per_address_max" in await third.details()
+    await door.ask()  # calls have places of their own
+    held[0].cancel()
+    await until(lambda: door.gateway._grpc.service.streams.calls == 1)
+    fourth = door.stream()
+    await fourth.write(infer().SerializeToString())
+    await answers_of(fourth, 2)
+    text = door.gateway.telemetry.exposition().decode()
+    assert "tailrace_grpc_calls 2.0" in text
+    assert "tailrace_grpc_streams 2.0" in text
+    assert "tailrace_grpc_calls_accepted_total 4.0" in text
+    assert 'tailrace_grpc_calls_refused_total{reason="streams"} 1.0' in text
+
+
 # -- limits and the end --------------------------------------------------------------------------------------------
 
 
@@ -569,11 +548,11 @@ async def test_calls_at_once_are_bounded(upstream, open_door):
 
 async def test_one_address_does_not_get_all_places(upstream, open_door):
     door = await open_door(SERVER__GRPC_CALLS_PER_ADDRESS_MAX="3")
-    guests = door.gateway._grpc.guests
+    guests = door.gateway._grpc.service.guests
     watch = door.channel.unary_stream("/grpc.health.v1.Health/Watch")
     reflect = door.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
     held = [watch(b"", timeout=SECONDS), watch(b"", timeout=SECONDS), reflect(timeout=SECONDS)]
-    await until(lambda: guests._calls.total() == 3)
+    await until(lambda: guests.calls == 3)
     code, details, _ = await door.refused("ServerLive", pb.ServerLiveRequest())
     assert (code, "server.grpc_calls_per_address_max" in details) == ("RESOURCE_EXHAUSTED", True)
     for each in held:
@@ -614,7 +593,7 @@ async def test_what_is_in_work_is_finished_and_health_turns_first(upstream, open
         assert await watch.read() == b"\x08\x02"
         assert await check(b"", timeout=SECONDS) == b"\x08\x02"
         assert not (await door.ask("ServerReady", pb.ServerReadyRequest()))[0].ready
-        await until(lambda: door.gateway._grpc.guests.closing)
+        await until(lambda: door.gateway._grpc.service.connections.closing)
         late = aio.insecure_channel(door.gateway.grpc_address, options=[("grpc.use_local_subchannel_pool", 1)])
         with pytest.raises(aio.AioRpcError) as caught:
             await late.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=1.0)

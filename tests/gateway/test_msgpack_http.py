@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import struct
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from cache.digest import WireDigester
 from gateway.app import Gateway
 from gateway.codec.dialect import Dialect, dialect_of
 from gateway.sources import load
@@ -94,6 +96,32 @@ async def test_a_request_in_messagepack_is_answered_in_it(door: Door, triton_ech
         assert document["outputs"] == [{"name": "y", "datatype": "FP32", "shape": [1, 2], "data": TWICE}]
         assert (document["model_name"], document["model_version"]) == ("r", "1")
     assert triton_echo.asked == 2
+
+
+async def test_a_large_body_is_looked_up_aside_and_answered_as_any_other(
+    door: Door, triton_echo: EchoTriton, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def key(digester: WireDigester, body: bytes) -> bytes:
+        threads.append(threading.current_thread().name)
+        return make(digester, body)
+
+    make = WireDigester.key
+    monkeypatch.setattr(WireDigester, "key", key)
+    large = msgpack.packb(PACKED | {"padding": b"\0" * 5 * 2**20})
+    for cache in ("miss", "hit", "hit"):  # the last by its bytes
+        status, fields, body = await door.ask(INFER, large, f"Content-Type: {MEDIA}")
+        assert (status, msgpack.unpackb(body)["outputs"][0]["data"]) == (200, TWICE)
+        assert f"cache={cache}" in fields["tailrace-provenance"]
+    assert triton_echo.asked == 1
+    assert len(threads) == 3
+    assert all(name.startswith("tailrace-aside") for name in threads), threads
+    assert door.gateway.buffered.bytes == 0
+    values = {"inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": [1] * (9 * 2**20)}]}
+    status, _, body = await door.ask(INFER, msgpack.packb(values), f"Content-Type: {MEDIA}")
+    assert (status, msgpack.unpackb(body)["detail"]) == (413, "A message has too many values; send tensors as bytes.")
+    assert (await door.ask(INFER, msgpack.packb(PACKED), f"Content-Type: {MEDIA}"))[0] == 200
 
 
 async def test_one_entry_for_all_forms(door: Door, triton_echo: EchoTriton) -> None:
@@ -258,20 +286,15 @@ async def test_plain_values_of_every_kind(door: Door) -> None:
     [
         ({"input": {}}, "input"),
         ({"inputs": {"x": [[1, 2]]}, "output": ["y"]}, "output"),
-        ({"inputs": {"q": [[1, 2]]}}, "unexpected input 'q'"),
-        ({"inputs": {}}, "missing input 'x'"),
         ({"inputs": {"x": [1, 2]}}, "rank 2"),
         ({"inputs": {"x": [[[1, 2]]]}}, "rank 2"),
         ({"inputs": {"x": [[1, 2], [3]]}}, "shape"),
-        ({"inputs": {"x": [[1, 2, 3]]}}, "must have shape [-1, 2]"),
         ({"inputs": {"x": [["a", "b"]]}}, "float"),
         ({"inputs": {"x": []}}, "rank 2"),
         ({"inputs": {"x": None}}, "input 'x'|nested"),
         ({"inputs": {"x": 1}}, "input 'x'|nested"),
         ({"inputs": {"x": {"shape": [1, 2]}}}, "data"),
-        ({"inputs": {"x": {"datatype": "FP64", "data": [[1, 2]]}}}, "must be FP32"),
         ({"inputs": {"x": {"datatype": "OBJECT", "data": [[1, 2]]}}}, "datatype"),
-        ({"inputs": {"x": [[1, 2]]}, "outputs": ["z"]}, "unexpected inference output 'z'"),
         ({"inputs": {"x": [[1, 2]]}, "outputs": [1]}, "str"),
         ({"inputs": {"x": [[1, 2]]}, "parameters": {"priority": "x"}}, "priority"),
         ({"inputs": {"x": [[1, 1e300]]}}, "beyond the range"),

@@ -26,9 +26,10 @@ from gateway.config import Route as RouteConfig
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
 from gateway.problem import Refused
-from gateway.route import Heading, Home, Route, Wire
+from gateway.route import Home, Route
+from gateway.service import Heading, Wire
 from gateway.units import Seconds
-from tiers.catalog import ModelFacts, TensorFact
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import (
     InferRequest,
     InferResponse,

@@ -14,10 +14,11 @@ from degrade.ladder import Failure
 from gateway.admission.auth import Caller
 from gateway.config import Accept, CacheConfig, InputRule, Limits, QuotaConfig, TierConfig
 from gateway.config import Route as RouteConfig
-from gateway.route import Home, Route, Served, merged_facts, quota_of
+from gateway.route import Home, Route, merged_facts
+from gateway.service import Served, quota_of
 from gateway.units import Seconds, Size
 from tiers.backends.triton_http import Call
-from tiers.catalog import ModelFacts, TensorFact
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, InferResponse, Rejected, RequestedOutput, Tensor, UpstreamError
 
 LAST: Final = TierConfig("gpu", "large")

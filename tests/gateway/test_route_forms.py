@@ -15,7 +15,7 @@ from gateway.config import Route as RouteConfig
 from gateway.problem import Problem, Refused
 from gateway.route import Home, Route
 from gateway.units import Seconds
-from tiers.catalog import ModelFacts, TensorFact
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, Parameter, RequestedOutput, Tensor
 from tiers.v2.forms import RequestForms
 from tiers.v2.request import encode_request

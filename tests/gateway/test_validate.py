@@ -6,7 +6,7 @@ import pytest
 
 from gateway.admission.validate import TensorRule, Validator
 from gateway.problem import Refused
-from tiers.catalog import ModelFacts, TensorFact
+from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, RequestedOutput, Tensor
 
 

@@ -279,54 +279,6 @@ def test_a_hit_says_so_with_its_age_and_time_left(post: Caller, source: Source, 
     assert source.asked["plain"] == asked
 
 
-def test_no_cache_fetches_and_keeps(post: Caller, source: Source, kept: Callable[[str], bytes]) -> None:
-    content = kept("plain")
-    source.generation = 1
-    fetched = post("plain", content, Cache_Control="no-cache")
-    assert fetched.cache_status == "tailrace; fwd=request; stored; detail=no-cache"
-    assert "Age" not in fetched.headers
-    assert post("plain", content).values == fetched.values != [0.0]
-
-
-def test_no_store_keeps_nothing_but_may_be_answered_from_the_cache(post: Caller, kept: Callable[[str], bytes]) -> None:
-    content = infer(float(next(NUMBERS)))
-    for _ in range(2):
-        assert post("plain", content, Cache_Control="no-store").cache_status == "tailrace; fwd=miss; detail=absent"
-    assert post("plain", kept("plain"), Cache_Control="no-store").state == "hit"
-
-
-def test_only_if_cached_is_a_hit_or_a_504(post: Caller, source: Source, kept: Callable[[str], bytes]) -> None:
-    asked = source.asked.total()
-    missing = post("plain", infer(float(next(NUMBERS))), Cache_Control="only-if-cached")
-    assert missing.status == 504
-    assert json.loads(missing.body)["type"] == "urn:tailrace:problem:not-cached"
-    assert "only-if-cached" in json.loads(missing.body)["error"]
-    assert source.asked.total() == asked
-    assert post("plain", kept("plain"), Cache_Control="only-if-cached").state == "hit"
-    contradiction = post("plain", kept("plain"), Cache_Control="only-if-cached, no-cache")
-    assert contradiction.status == 504
-
-
-def test_max_age_bounds_the_age(post: Caller, kept: Callable[[str], bytes]) -> None:
-    content = kept("plain")
-    assert post("plain", content, Cache_Control="max-age=3600").state == "hit"
-    fetched = post("plain", content, Cache_Control="max-age=0")
-    assert fetched.cache_status == "tailrace; fwd=request; stored; detail=max-age"
-
-
-def test_max_stale_accepts_an_old_answer_and_says_how_old(post: Caller, kept: Callable[[str], bytes]) -> None:
-    content = kept("brief")
-    until(lambda: post("brief", content, Cache_Control="only-if-cached").status == 504)
-    old = post("brief", content, Cache_Control="max-stale")
-    found = re.fullmatch(r"tailrace; hit; ttl=-(\d+); detail=max-stale", old.cache_status)
-    assert found is not None, old.cache_status
-    assert int(found[1]) >= 1
-    assert int(old.headers["Age"]) >= 0
-    assert "cache=stale, reason=max-stale" in old.provenance
-    assert "degraded" not in old.provenance
-    assert post("brief", content, Cache_Control="max-stale=0").cache_status.startswith("tailrace; fwd=stale; stored")
-
-
 # -- the life of an entry -------------------------------------------------------------------------
 
 
@@ -502,14 +454,6 @@ def test_ids_are_echoed_and_no_ready_answer_is_kept_for_them(post: Caller, gatew
     assert gateway.metric("tailrace_cache_wires", route="plain") == wires
 
 
-def test_tenants_are_apart_on_both_paths_unless_the_route_shares(post: Caller) -> None:
-    for route, expected in (("plain", ["miss", "hit", "miss", "hit"]), ("shared", ["miss", "hit", "hit", "hit"])):
-        content = infer(float(next(NUMBERS)))
-        callers = ("alice", "alice", "bob", "bob")
-        assert [post(route, content, X_API_Key=caller).state for caller in callers] == expected
-    assert post("plain", content, X_API_Key="mallory").status == 401
-
-
 # -- what is never kept ---------------------------------------------------------------------------
 
 
@@ -540,19 +484,6 @@ def test_an_answer_into_shared_memory_is_never_kept(post: Caller, source: Source
         answer = post("plain", content)
         assert (answer.status, answer.cache_status) == (200, "tailrace; fwd=bypass; detail=shared-memory")
     assert source.asked["plain"] == asked + 2
-
-
-def test_a_degraded_answer_is_labelled_and_never_kept(post: Caller, source: Source) -> None:
-    content = infer(float(next(NUMBERS)))
-    source.failing["large"] = 500
-    for _ in range(2):
-        answer = post("tiered", content)
-        assert answer.cache_status == "tailrace; fwd=miss; detail=absent"
-        assert 'tier="fast"' in answer.provenance
-        assert answer.provenance.endswith("steps=(tier), degraded")
-    source.failing.clear()
-    until(lambda: 'tier="large"' in post("tiered", content).provenance)
-    assert post("tiered", content).state == "hit"
 
 
 def test_the_counters_add_up(post: Caller, gateway: GatewayProcess, kept: Callable[[str], bytes]) -> None:

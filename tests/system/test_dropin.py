@@ -6,7 +6,6 @@ import json
 import zlib
 from multiprocessing.shared_memory import SharedMemory
 
-import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.http as triton_http
@@ -14,65 +13,34 @@ import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from examples.gatewayprocess import GatewayProcess
+from tests.cases.dropin import NUMBERS, RANDOM, TEXTS, Library, texts
 
-RANDOM = np.random.default_rng(7)
-NUMBERS = {
-    "BOOL": np.array([True, False, True]),
-    **{
-        f"{kind.upper()}{bits}": np.array([0, 1, np.iinfo(f"{kind}{bits}").min, np.iinfo(f"{kind}{bits}").max]).astype(
-            f"{kind}{bits}"
-        )
-        for kind in ("int", "uint")
-        for bits in (8, 16, 32, 64)
-        if (kind, bits) != ("uint", 64)
-    },
-    "UINT64": np.array([0, 1, 2**64 - 1], np.uint64),
-    "FP16": np.array([0, -0.0, 1.5, 65504, 6e-8, np.inf, np.nan], np.float16),
-    "FP32": np.array([0, -0.0, 0.1, 1e-45, 3.4028235e38, 16777217, 123456.789], np.float32),
-    "FP64": np.array([0, -0.0, 0.1, 5e-324, 1.7976931348623157e308, 1 / 3, 1e21], np.float64),
-    "BF16": np.array([0, 1.5, -2, 3e38, np.nan], ml_dtypes.bfloat16),
-}
-TEXTS = {
-    "ascii": [b"a", b"", b"hello world"],
-    "unicode": ["déjà vu".encode(), "\U0001f30a".encode(), b'"quoted" \\ / \n\t\x01'],
-}
-RAW_BYTES = [b"\x00\xff\xfe", b"", bytes(range(256))]
+LIBRARY = Library(triton_http)
 
 
 def tensor(name, datatype, values, binary=True):
-    found = triton_http.InferInput(name, list(values.shape), datatype)
-    found.set_data_from_numpy(values, binary_data=binary)
-    return found
+    return LIBRARY.tensor(name, datatype, values, binary_data=binary)
 
 
-def texts(values):
-    return np.array(values, dtype=np.object_)
-
-
-def of_kind(datatype, binary):
-    """(model, inputs, name of the output) for one datatype of the echo model."""
+def as_json(datatype):
+    """(model, inputs, name of the output) for one datatype of the echo model: its finite values."""
     lower = datatype.lower()
-    values = NUMBERS[datatype] if binary else NUMBERS[datatype][np.isfinite(NUMBERS[datatype])]
-    return "echo_all", [tensor(f"{lower}_in", datatype, values, binary)], f"{lower}_out"
+    values = NUMBERS[datatype][np.isfinite(NUMBERS[datatype])]
+    return "echo_all", [tensor(f"{lower}_in", datatype, values, False)], f"{lower}_out"
 
 
 REQUESTS = {
-    **{f"{datatype} binary": of_kind(datatype, True) for datatype in NUMBERS},
-    **{f"{datatype} JSON": of_kind(datatype, False) for datatype in NUMBERS if datatype not in ("FP16", "BF16")},
+    **LIBRARY.requests(),
+    **{f"{datatype} JSON": as_json(datatype) for datatype in NUMBERS if datatype not in ("FP16", "BF16")},
     **{
-        f"BYTES {name} {form}": ("echo_bytes", [tensor("text", "BYTES", texts(values), form == "binary")], "echoed")
+        f"BYTES {name} JSON": ("echo_bytes", [tensor("text", "BYTES", texts(values), False)], "echoed")
         for name, values in TEXTS.items()
-        for form in ("binary", "JSON")
     },
-    "BYTES raw": ("echo_bytes", [tensor("text", "BYTES", texts(RAW_BYTES))], "echoed"),
-    "BYTES none": ("echo_bytes", [tensor("text", "BYTES", texts([]))], "echoed"),
     "mixed": (
         "echo_all",
         [tensor("int32_in", "INT32", np.arange(3, dtype=np.int32), False), tensor("fp32_in", "FP32", NUMBERS["FP32"])],
         "int32_out",
     ),
-    "batch": ("echo_fp32", [tensor("x", "FP32", RANDOM.standard_normal((16, 5), np.float32))], "y"),
-    "empty rows": ("echo_fp32", [tensor("x", "FP32", np.zeros((2, 0), np.float32))], "y"),
 }
 ROUTES = ("echo_all", "echo_bytes", "echo_fp32", "two_outputs")
 
@@ -109,40 +77,7 @@ def exchange(address, method, path, body=None, headers=None):
         connection.close()
 
 
-def outcome(address, call):
-    """What a call of tritonclient gives, or its error's status and message."""
-    client = triton_http.InferenceServerClient(address)
-    try:
-        return call(client)
-    except InferenceServerException as error:
-        return "error", error.status(), error.message()
-    finally:
-        client.close()
-
-
-CALLS = {
-    "live": lambda client: client.is_server_live(),
-    "ready": lambda client: client.is_server_ready(),
-    "model ready": lambda client: client.is_model_ready("echo_fp32"),
-    "model version ready": lambda client: client.is_model_ready("echo_fp32", "1"),
-    "unknown model ready": lambda client: client.is_model_ready("nobody"),
-    "server metadata": lambda client: client.get_server_metadata(),
-    "metadata": lambda client: client.get_model_metadata("echo_all"),
-    "metadata of a version": lambda client: client.get_model_metadata("echo_all", "1"),
-    "metadata of an unknown version": lambda client: client.get_model_metadata("echo_all", "9"),
-    "metadata of an unknown model": lambda client: client.get_model_metadata("nobody"),
-    "config": lambda client: client.get_model_config("echo_bytes"),
-    "config of an unknown model": lambda client: client.get_model_config("nobody"),
-    "statistics": lambda client: client.get_inference_statistics("two_outputs"),
-    "all statistics": lambda client: client.get_inference_statistics(),
-    "repository": lambda client: client.get_model_repository_index(),
-    "trace settings": lambda client: client.get_trace_settings(),
-    "trace settings of a model": lambda client: client.get_trace_settings("echo_fp32"),
-    "log settings": lambda client: client.get_log_settings(),
-    "shared memory": lambda client: client.get_system_shared_memory_status(),
-    "CUDA shared memory": lambda client: client.get_cuda_shared_memory_status(),
-    "infer of an unknown model": lambda client: client.infer("nobody", REQUESTS["batch"][1]),
-}
+outcome, CALLS, WRONG = LIBRARY.outcome, LIBRARY.calls(), LIBRARY.wrong()
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -150,23 +85,7 @@ def test_what_tritonclient_asks_beside_inference(bare, triton, name):
     assert outcome(bare.http_address, CALLS[name]) == outcome(triton.http_address, CALLS[name])
 
 
-def wrong_shape(client):
-    return client.infer("two_outputs", [tensor("x", "FP32", np.zeros((1, 2, 3), np.float32))])
-
-
-def wrong_datatype(client):
-    return client.infer("echo_fp32", [tensor("x", "INT32", np.zeros((1, 2), np.int32))])
-
-
-def wrong_input(client):
-    return client.infer("echo_fp32", [tensor("z", "FP32", np.zeros((1, 2), np.float32))])
-
-
-def wrong_version(client):
-    return client.infer("echo_fp32", REQUESTS["batch"][1], model_version="9")
-
-
-@pytest.mark.parametrize("call", [wrong_shape, wrong_datatype, wrong_input, wrong_version])
+@pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
 def test_errors_are_tritons_own(bare, routed, triton, call):
     direct = outcome(triton.http_address, call)
     assert direct[0] == "error"
@@ -257,7 +176,7 @@ async def test_what_the_asyncio_client_asks_beside_inference(bare, triton, name)
     assert got == direct
 
 
-@pytest.mark.parametrize("call", [wrong_shape, wrong_datatype, wrong_input, wrong_version])
+@pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
 async def test_errors_are_tritons_own_for_the_asyncio_client_too(bare, triton, call):
     direct = await aio_outcome(triton.http_address, call)
     assert direct[0] == "error"

@@ -10,7 +10,6 @@ from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 
 import grpc
-import ml_dtypes
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -20,62 +19,13 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 from examples.gatewayprocess import GatewayProcess
+from tests.cases.dropin import RANDOM, Library, texts
 
 MODELS = Path(__file__).parents[1] / "models"
 SERVICE = "/inference.GRPCInferenceService/"
 UNREGISTER_TRIES = 100
-RANDOM = np.random.default_rng(7)
-NUMBERS = {
-    "BOOL": np.array([True, False, True]),
-    **{
-        f"{kind.upper()}{bits}": np.array([0, 1, np.iinfo(f"{kind}{bits}").min, np.iinfo(f"{kind}{bits}").max]).astype(
-            f"{kind}{bits}"
-        )
-        for kind in ("int", "uint")
-        for bits in (8, 16, 32, 64)
-        if (kind, bits) != ("uint", 64)
-    },
-    "UINT64": np.array([0, 1, 2**64 - 1], np.uint64),
-    "FP16": np.array([0, -0.0, 1.5, 65504, 6e-8, np.inf, np.nan], np.float16),
-    "FP32": np.array([0, -0.0, 0.1, 1e-45, 3.4028235e38, 16777217, 123456.789], np.float32),
-    "FP64": np.array([0, -0.0, 0.1, 5e-324, 1.7976931348623157e308, 1 / 3, 1e21], np.float64),
-    "BF16": np.array([0, 1.5, -2, 3e38, np.nan], ml_dtypes.bfloat16),
-}
-TEXTS = {
-    "ascii": [b"a", b"", b"hello world"],
-    "unicode": ["déjà vu".encode(), "\U0001f30a".encode()],
-    "raw": [b"\x00\xff\xfe", b"", bytes(range(256))],
-    "none": [],
-}
-
-
-def tensor(name, datatype, values):
-    found = triton_grpc.InferInput(name, list(values.shape), datatype)
-    found.set_data_from_numpy(values)
-    return found
-
-
-def texts(values):
-    return np.array(values, dtype=np.object_)
-
-
-REQUESTS = {
-    **{
-        name: ("echo_all", [tensor(f"{name.lower()}_in", name, values)], f"{name.lower()}_out")
-        for name, values in NUMBERS.items()
-    },
-    **{
-        f"BYTES {name}": ("echo_bytes", [tensor("text", "BYTES", texts(values))], "echoed")
-        for name, values in TEXTS.items()
-    },
-    "two": (
-        "echo_all",
-        [tensor("int32_in", "INT32", np.arange(3, dtype=np.int32)), tensor("fp32_in", "FP32", NUMBERS["FP32"])],
-        "int32_out",
-    ),
-    "batch": ("echo_fp32", [tensor("x", "FP32", RANDOM.standard_normal((16, 5), np.float32))], "y"),
-    "empty rows": ("echo_fp32", [tensor("x", "FP32", np.zeros((2, 0), np.float32))], "y"),
-}
+LIBRARY = Library(triton_grpc)
+REQUESTS, tensor, outcome = LIBRARY.requests(), LIBRARY.tensor, LIBRARY.outcome
 ROUTES = ("echo_all", "echo_bytes", "echo_fp32", "two_outputs", "decoupled", "accumulating")
 
 
@@ -138,50 +88,17 @@ def streaming(request, made):
     return made(request.param)
 
 
-def outcome(address, call):
-    """What a call of tritonclient gives, or its error's status and message."""
-    client = triton_grpc.InferenceServerClient(address)
-    try:
-        return call(client)
-    except InferenceServerException as error:
-        return "error", error.status(), error.message()
-    finally:
-        client.close()
-
-
 def both(gateway, triton, call):
     """What a call gives through the gateway, and what directly."""
     return outcome(gateway.grpc_address, call), outcome(triton.grpc_address, call)
 
 
 CALLS = {
-    "live": lambda client: client.is_server_live(),
-    "ready": lambda client: client.is_server_ready(),
-    "model ready": lambda client: client.is_model_ready("echo_fp32"),
-    "model version ready": lambda client: client.is_model_ready("echo_fp32", "1"),
-    "unknown model ready": lambda client: client.is_model_ready("nobody"),
-    "server metadata": lambda client: client.get_server_metadata(),
-    "metadata": lambda client: client.get_model_metadata("echo_all"),
+    **LIBRARY.calls(),
     "metadata as JSON": lambda client: client.get_model_metadata("echo_all", as_json=True),
-    "metadata of a version": lambda client: client.get_model_metadata("echo_all", "1"),
-    "metadata of an unknown version": lambda client: client.get_model_metadata("echo_all", "9"),
-    "metadata of an unknown model": lambda client: client.get_model_metadata("nobody"),
-    "config": lambda client: client.get_model_config("echo_bytes"),
-    "config of a decoupled model": lambda client: client.get_model_config("decoupled"),
-    "config of a model with sequences": lambda client: client.get_model_config("accumulating"),
-    "config of an unknown model": lambda client: client.get_model_config("nobody"),
-    "statistics": lambda client: client.get_inference_statistics("two_outputs"),
-    "all statistics": lambda client: client.get_inference_statistics(),
-    "statistics of an unknown model": lambda client: client.get_inference_statistics("nobody"),
-    "repository": lambda client: client.get_model_repository_index(),
-    "trace settings": lambda client: client.get_trace_settings(),
-    "trace settings of a model": lambda client: client.get_trace_settings("echo_fp32"),
-    "log settings": lambda client: client.get_log_settings(),
-    "shared memory": lambda client: client.get_system_shared_memory_status(),
-    "CUDA shared memory": lambda client: client.get_cuda_shared_memory_status(),
-    "infer of an unknown model": lambda client: client.infer("nobody", REQUESTS["batch"][1]).get_response(),
     "infer of a decoupled model": lambda client: client.infer("decoupled", [count(1)]).get_response(),
 }
+WRONG = LIBRARY.wrong()
 
 
 def count(number):
@@ -194,28 +111,7 @@ def test_what_tritonclient_asks_beside_inference(transparent, triton, name):
     assert given == direct
 
 
-def wrong_shape(client):
-    return client.infer("two_outputs", [tensor("x", "FP32", np.zeros((1, 2, 3), np.float32))])
-
-
-def wrong_datatype(client):
-    return client.infer("echo_fp32", [tensor("x", "INT32", np.zeros((1, 2), np.int32))])
-
-
-def wrong_input(client):
-    return client.infer("echo_fp32", [tensor("z", "FP32", np.zeros((1, 2), np.float32))])
-
-
-def wrong_output(client):
-    return client.infer("two_outputs", [tensor("x", "FP32", np.zeros((1, 2), np.float32))],
-                        outputs=[triton_grpc.InferRequestedOutput("C")])  # fmt: skip
-
-
-def wrong_version(client):
-    return client.infer("echo_fp32", REQUESTS["batch"][1], model_version="9")
-
-
-@pytest.mark.parametrize("call", [wrong_shape, wrong_datatype, wrong_input, wrong_output, wrong_version])
+@pytest.mark.parametrize("call", WRONG.values(), ids=WRONG)
 def test_errors_have_tritons_status_and_without_a_route_its_words(gateway, made, triton, call):
     given, direct = both(gateway, triton, call)
     assert direct[0] == "error"

@@ -102,33 +102,6 @@ async def test_sigterm_lets_requests_in_flight_finish(broken: Any, gateway_facto
     assert process.returncode == 0
 
 
-async def test_sigterm_under_load(broken: Any, gateway_factory: Any, configured: Any) -> None:
-    """Callers who keep asking see right answers, then refused connections; never half an answer or a 500."""
-    gateway = gateway_factory(configured(broken.server.http_url))
-    process, answers = gateway.process, []
-
-    async def call(session: aiohttp.ClientSession, first: int) -> None:
-        for number in range(first, first + 100_000):
-            status, row = await ask(session, gateway.http_url, number)
-            answers.append((status, row == [float(number), 7.0]))
-            if status != 200:
-                return
-
-    async with aiohttp.ClientSession() as session:
-        callers = [asyncio.create_task(call(session, 100_000 * each)) for each in range(1, 17)]
-        end = time.monotonic() + 20.0
-        while len(answers) < 200:
-            assert time.monotonic() < end, "no load"
-            await asyncio.sleep(0.02)
-        process.signal(signal.SIGTERM)
-        async with asyncio.timeout(20.0):
-            await asyncio.gather(*callers)
-    assert {status for status, _ in answers} <= {200, 503, 0}
-    assert all(right for status, right in answers if status == 200)
-    assert process.wait(15.0), "the gateway did not end"
-    assert process.returncode == 0
-
-
 async def test_sigterm_while_triton_hangs_ends_within_the_limit(
     broken: Any, gateway_factory: Any, configured: Any
 ) -> None:

@@ -1,17 +1,16 @@
-"""MessagePack and MessagePack-RPC before the real Triton: the answers are Triton's, and no call is lost at a drain."""
+"""MessagePack and MessagePack-RPC before the real Triton: the answers are Triton's, workers share the door, and a
+crowd costs little."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import random
 import signal
 import struct
 import time
 import urllib.request
 from collections.abc import Callable
-from itertools import count
 from typing import Any
 
 import msgpack
@@ -20,6 +19,7 @@ import pytest
 import tritonclient.http as triton_http
 
 from benchmarks.crowd import allow, memory
+from tests.doors.patient import PatientRpc
 
 SECONDS = 30.0
 IDLE = 2000
@@ -49,85 +49,9 @@ def post(url: str, body: bytes, media: str) -> bytes:
         return found
 
 
-class Peer:
-    """A client of nothing but msgpack and a socket, which asks again elsewhere when its connection is closed."""
-
-    def __init__(self, addresses: list[str]) -> None:
-        self.addresses = addresses
-        self.turn = 0
-        self.reconnected = 0
-
-    async def connect(self) -> None:
-        for _ in range(200):
-            host, _, port = self.addresses[self.turn % len(self.addresses)].rpartition(":")
-            try:
-                self.reader, self.writer = await asyncio.open_connection(host, int(port))
-                return
-            except ConnectionError:
-                self.turn += 1
-                await asyncio.sleep(0.05)
-        raise AssertionError("no gateway takes connections")
-
-    async def all_of(self, calls: dict[int, tuple[str, dict[str, Any]]]) -> dict[int, Any]:
-        """The results of all of these, sent at once."""
-        results: dict[int, Any] = {}
-        while True:
-            unpacker = msgpack.Unpacker()
-            left = {msgid: call for msgid, call in calls.items() if msgid not in results}
-            if not left:
-                return results
-            try:
-                sent = [msgpack.packb([0, msgid, method, [asked]]) for msgid, (method, asked) in left.items()]
-                self.writer.write(b"".join(sent))
-                async with asyncio.timeout(SECONDS):
-                    while len(results) < len(calls):
-                        data = await self.reader.read(2**16)
-                        if not data:
-                            raise ConnectionResetError
-                        unpacker.feed(data)
-                        for _, msgid, error, result in unpacker:
-                            assert error is None, error
-                            results[msgid] = result
-            except ConnectionError:
-                self.writer.close()
-                self.turn += 1
-                self.reconnected += 1
-                await self.connect()
-
-
 def row(number: float) -> dict[str, Any]:
     data = struct.pack("<2f", number, 7)
     return {"model": "echo", "inputs": [{"name": "x", "shape": [1, 2], "datatype": "FP32", "data": data}]}
-
-
-async def test_every_form_says_what_triton_says_and_asks_it_once(
-    triton: Any, gateway: Any, counting: Callable[..., Any]
-) -> None:
-    values = np.random.default_rng(3).standard_normal((3, 5), np.float32)
-    given = triton_http.InferInput("x", [3, 5], "FP32")
-    given.set_data_from_numpy(values)
-    direct = triton_http.InferenceServerClient(triton.http_address).infer("echo_fp32", [given]).as_numpy("y")
-    packed = {"inputs": [{"name": "x", "shape": [3, 5], "datatype": "FP32", "data": values.tobytes()}]}
-    plain = {"inputs": {"x": values.tolist()}}
-    url = gateway.http_url
-    peer = Peer([gateway.rpc_address])
-    await peer.connect()
-    with counting(triton, "echo_fp32") as counted:
-        through = triton_http.InferenceServerClient(gateway.http_address).infer("echo", [given]).as_numpy("y")
-        answers = [
-            msgpack.unpackb(post(f"{url}/v2/models/echo/infer", msgpack.packb(packed), MEDIA))["outputs"][0]["data"],
-            np.float32(msgpack.unpackb(post(f"{url}/v1/predict/echo", msgpack.packb(plain), MEDIA))["outputs"]["y"]),
-            np.float32(json.loads(post(f"{url}/v1/predict/echo", json.dumps(plain).encode(), "application/json"))
-                       ["outputs"]["y"]),
-        ]  # fmt: skip
-        model = {"model": "echo"}
-        of_rpc = await peer.all_of({1: ("infer", packed | model), 2: ("predict", plain | model)})
-        answers += [of_rpc[1]["outputs"][0]["data"], np.float32(of_rpc[2]["outputs"]["y"])]
-    assert counted.requests == 1
-    for answer in (through, *answers):
-        found = np.frombuffer(answer, "<f4").reshape(3, 5) if isinstance(answer, bytes) else answer
-        np.testing.assert_array_equal(found, direct)
-    peer.writer.close()
 
 
 async def test_strings_say_what_triton_says(triton: Any, gateway: Any) -> None:
@@ -147,54 +71,15 @@ async def test_strings_say_what_triton_says(triton: Any, gateway: Any) -> None:
     assert data == b"".join(struct.pack("<I", len(each)) + each for each in direct)
 
 
-async def test_sigterm_under_load_loses_no_call(gateway_factory: Callable[..., Any], triton: Any) -> None:
-    first, second = gateway_factory(config(triton), RPC), gateway_factory(config(triton), RPC)
-    numbers, stop = count(10_000), asyncio.Event()
-    asked = 0
-
-    async def load(chance: random.Random) -> Peer:
-        nonlocal asked
-        peer = Peer([first.rpc_address, second.rpc_address])
-        await peer.connect()
-        while not stop.is_set():
-            wanted = {msgid: next(numbers) % chance.choice([64, 10**6]) for msgid in range(chance.randrange(1, 40))}
-            results = await peer.all_of({msgid: ("infer", row(number)) for msgid, number in wanted.items()})
-            for msgid, number in wanted.items():
-                assert results[msgid]["outputs"][0]["data"] == struct.pack("<2f", number, 7)
-            asked += len(wanted)
-        peer.writer.close()
-        return peer
-
-    callers = [asyncio.create_task(load(random.Random(seed))) for seed in range(8)]
-
-    async def more(least: int) -> None:
-        async with asyncio.timeout(SECONDS):
-            while asked < least and not any(caller.done() for caller in callers):  # noqa: ASYNC110 - it has no event
-                await asyncio.sleep(0.01)
-
-    await more(300)
-    began = time.monotonic()
-    first.process.signal(signal.SIGTERM)
-    assert await asyncio.to_thread(first.process.wait, 15.0)
-    assert first.process.returncode == 0
-    assert time.monotonic() - began < 10.0
-    await more(asked + 300)
-    stop.set()
-    peers = await asyncio.gather(*callers)
-    assert all(peer.reconnected == 1 for peer in peers)
-    assert second.metric("tailrace_responses_total", route="echo", status="200") > 0
-    assert "Traceback" not in first.log()
-
-
 async def test_workers_share_the_door(gateway_factory: Callable[..., Any], triton: Any) -> None:
     gateway = gateway_factory(config(triton), (*RPC, "--workers", "2"))
     for number in range(40):
-        peer = Peer([gateway.rpc_address])
+        peer = PatientRpc([gateway.rpc_address])
         await peer.connect()
         results = await peer.all_of({7: ("infer", row(number % 4)), 8: ("health", {})})
         assert results[7]["outputs"][0]["data"] == struct.pack("<2f", number % 4, 7)
         assert results[8] == {"live": True, "ready": True}
-        peer.writer.close()
+        peer.close()
     assert gateway.metric("tailrace_rpc_connections") <= 40
     misses = gateway.metric("tailrace_answers_total", route="echo", cache="miss")
     assert 4 < misses <= 8, "each worker has its own cache"
@@ -207,7 +92,7 @@ async def test_two_thousand_idle_connections_cost_little_and_hold_up_neither_oth
     gateway = gateway_factory(config(triton), RPC)
     host, _, port = gateway.rpc_address.rpartition(":")
     pid = gateway.process.pid
-    peer = Peer([gateway.rpc_address])
+    peer = PatientRpc([gateway.rpc_address])
     await peer.connect()
     await peer.all_of({1: ("infer", row(1))})
     before, idle = memory(pid).resident, []

@@ -99,59 +99,8 @@ def assert_refused(answer: Answer, name: str, requests: int) -> None:
     assert told[1] == answer.headers["Retry-After"]
 
 
-def again(path: str, index: int) -> bytes:
-    """The same request: in the very bytes (the short path), or with another id (the decoded one)."""
-    return body(1, "" if path == "wire" else str(index))
-
-
-@pytest.mark.parametrize("path", ["json", "wire"])
-def test_hits_go_on_when_a_quota_that_spares_them_is_spent(gateway: GatewayProcess, path: str) -> None:
-    route = f"spare_{path}"
-    first = post(gateway, route, body(1))
-    assert (first.status, first.headers["RateLimit"].split(";t")[0]) == (200, f'"route:{route}";r=1')
-    hits = [post(gateway, route, again(path, index)) for index in range(6)]
-    assert all(hit.is_hit and "RateLimit" not in hit.headers for hit in hits)
-    assert post(gateway, route, body(2)).status == 200
-    assert_refused(post(gateway, route, body(3)), f"route:{route}", 2)
-    assert post(gateway, route, again(path, 9)).is_hit
-    assert_refused(post(gateway, route, body(1), **{"Cache-Control": "no-cache"}), f"route:{route}", 2)
-
-
-@pytest.mark.parametrize("path", ["json", "wire"])
-def test_hits_use_up_a_quota_that_counts_them(gateway: GatewayProcess, path: str) -> None:
-    route = f"count_{path}"
-    answers = [post(gateway, route, body(1)), *(post(gateway, route, again(path, index)) for index in range(2))]
-    assert [answer.is_hit for answer in answers] == [False, True, True]
-    assert [answer.headers["RateLimit"].split(";")[1] for answer in answers] == ["r=2", "r=1", "r=0"]
-    assert_refused(post(gateway, route, again(path, 3)), f"route:{route}", 3)
-    assert_refused(post(gateway, route, body(2)), f"route:{route}", 3)
-
-
-def test_each_caller_of_a_route_has_its_own(gateway: GatewayProcess) -> None:
-    for caller in ("alice", "bob", ""):
-        for _ in range(3):
-            assert post(gateway, "each", body(1), caller).status == 200
-        assert_refused(post(gateway, "each", body(1), caller), "route-caller:each", 3)
-
-
 def test_a_caller_called_like_a_route_is_charged_once_for_each_quota(gateway: GatewayProcess) -> None:
     assert [post(gateway, "each", body(1), "each").status for _ in range(4)] == [200, 200, 200, 429]
-
-
-def test_a_callers_own_quota_holds_on_every_route(gateway: GatewayProcess) -> None:
-    post(gateway, "free", body(50))
-    for number in (51, 52):
-        assert post(gateway, "free", body(number), "poor").status == 200
-    assert_refused(post(gateway, "free", body(53), "poor"), "caller:poor", 2)
-    assert_refused(post(gateway, "each", body(53), "poor"), "caller:poor", 2)
-    assert post(gateway, "free", body(50), "poor").is_hit
-    assert post(gateway, "free", body(53)).status == 200
-
-
-def test_a_callers_own_quota_counts_hits_if_told_to(gateway: GatewayProcess) -> None:
-    post(gateway, "free", body(60))
-    assert [post(gateway, "free", body(60), "counted").is_hit for _ in range(2)] == [True, True]
-    assert_refused(post(gateway, "free", body(60), "counted"), "caller:counted", 2)
 
 
 def test_a_refused_request_is_no_inference_and_is_counted(gateway: GatewayProcess, triton: TritonServer) -> None:

@@ -10,7 +10,8 @@ import pytest
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tiers.backends.triton_http import Call, Reply
-from tiers.catalog import Catalog, CatalogOptions, Sight, TensorFact, changed
+from tiers.catalog import Catalog, CatalogOptions
+from tiers.facts import Sight, TensorFact, changed
 from tiers.inference import Rejected, UpstreamError
 
 FAR = Deadline(1e9)

@@ -88,7 +88,7 @@ FAULTS = {
     "no name": (lambda m: setattr(m.inputs[0], "name", ""), "an input has an empty name"),
     "negative": (lambda m: m.inputs[0].shape.append(-1), "input 'x': .* negative dimension"),
     "rank": (lambda m: m.inputs[0].shape.extend([1] * 20), "input 'x': shape has rank 22"),
-    "kind": (lambda m: _contents(m, "int_contents", [1, 2]), "FP32 elements belong in fp32_contents, not in int"),
+    "kind": (lambda m: _contents(m, "int_contents", [1, 2]), "elements belong in fp32_contents, not in int"),
     "count": (lambda m: _contents(m, "fp32_contents", [1.0]), "input 'x': fp32_contents has 1 elements"),
     "range": (lambda m: _contents(m, "int_contents", [1, 300], "INT8"), "input 'x': element 1 is 300, INT8 holds"),
     "strings": (lambda m: _bytes(m, b"\x09\0\0\0a"), "input 'x': element 0 says it has 9 bytes"),

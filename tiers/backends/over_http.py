@@ -22,21 +22,22 @@ from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tiers.backends.rpc import HTTP_STATUSES, Conversation, Metadata, Rpc, RpcRefused, RpcReply
 from tiers.backends.triton_http import HEADER_LENGTH, Call, Reply
-from tiers.inference import Rejected, UpstreamError
+from tiers.inference import InferRequest, Rejected, UpstreamError
 from tiers.v2.message import Malformed
-from tiers.v2.proto import RequestReader, Sketch, decode_request, identified, parse
+from tiers.v2.proto import RequestReader, Sketch, identified, parse
 from tiers.v2.proto_response import encode_response, stream_error, streamed
 from tiers.v2.request import encode_request
 from tiers.v2.response import decode_response
 
-_CODES: Final = {status: code for code, status in reversed(list(HTTP_STATUSES.items()))} | {
+_CODES: Final = {status: grpc.StatusCode[name] for name, status in reversed(list(HTTP_STATUSES.items()))} | {
     413: grpc.StatusCode.RESOURCE_EXHAUSTED
 }
 """Of several codes with one status the first in that table."""
 _NO_STREAM: Final = "; a stream of several answers needs this backend's gRPC address (backends.NAME.grpc)"
 _PENDING_MAX: Final = 16
 ASIDE_BYTES: Final = 256 * 1024
-"""Larger messages are read on a thread: elements one by one take a second for some millions of them."""
+"""Larger messages are read on a thread, one at a time: elements one by one take a tenth of a second for some millions
+of them, and many times their bytes in memory."""
 _OF_MESSAGES: Final = ("content-", "inference-", "accept", "transfer-", "proxy-", "if-")
 _OF_CONNECTIONS: Final = frozenset({"host", "connection", "keep-alive", "te", "trailer", "upgrade", "expect", "range"})
 _DOORS: Final = ("HTTP end point", "ModelInfer RPC")
@@ -64,6 +65,7 @@ class SpeaksHttp:
     def __init__(self, replica: Exchanging) -> None:
         self._replica = replica
         self._reader = RequestReader()
+        self._aside = asyncio.Lock()
         self.url = replica.url
 
     async def unary(self, rpc: Rpc, deadline: Deadline, now: float) -> RpcReply:
@@ -92,12 +94,12 @@ class SpeaksHttp:
 
     async def _infer(self, rpc: Rpc, deadline: Deadline, now: float) -> bytes:
         if len(rpc.message) <= ASIDE_BYTES:
-            request = self._reader.decode(Sketch(rpc.message))
+            request, body, length = _translated(self._reader, rpc.message)
         else:
-            request = await asyncio.to_thread(decode_request, rpc.message)
-        parts, length = encode_request(request)
+            async with self._aside:  # a reader of its own: ours may be in use meanwhile
+                request, body, length = await asyncio.to_thread(_translated, RequestReader(), rpc.message)
         headers = (*_text(rpc.metadata), ("Content-Type", "application/octet-stream"), (HEADER_LENGTH, str(length)))
-        call = Call("POST", _path(request.model, request.version) + "/infer", headers, b"".join(parts))
+        call = Call("POST", _path(request.model, request.version) + "/infer", headers, body)
         try:
             reply = _good(await self._replica.exchange(call, deadline, now))
         except RpcRefused as refused:
@@ -108,6 +110,13 @@ class SpeaksHttp:
         except (Malformed, ValueError) as fault:
             raise UpstreamError(Failure.BROKEN, f"{self.url} answered what is no inference: {fault}", 200) from fault
         return identified(encode_response(response), request.id)
+
+
+def _translated(reader: RequestReader, message: bytes) -> tuple[InferRequest, bytes, int | None]:
+    """A request, as a body of HTTP and the length of that one's JSON part. Raises Malformed."""
+    request = reader.decode(Sketch(message))
+    parts, length = encode_request(request)
+    return request, b"".join(parts), length
 
 
 class _OneByOne:

@@ -80,21 +80,26 @@ class TritonOptions(Struct, frozen=True):
 
 class Call(Struct, frozen=True):
     """An HTTP request for a replica. ``target`` is the raw path and query, sent verbatim, from its "/" on.
-    ``probe``: it is to tell how the replica or a model is, so it waits behind nothing that callers ask."""
+    ``probe``: it is to tell how the replica or a model is, so it waits behind nothing that callers ask. ``work``: it is
+    what routes and endpoints are for, so it shares inference's connections; ``again``: it may be sent twice."""
 
     method: str
     target: str
     headers: Headers = ()
     body: Body = None
     probe: bool = False
+    work: bool = False
+    again: bool = False
 
 
 class Reply(Struct, frozen=True):
-    """A whole answer. ``headers`` are without hop-by-hop fields; ``body`` is as encoded by the replica."""
+    """A whole answer. ``headers`` are without hop-by-hop fields; ``body`` is as encoded by the replica. ``framed``: it
+    said where its body ends; else that ended with the connection, as one that was cut off does too."""
 
     status: int
     headers: Headers
     body: bytes
+    framed: bool = True
 
 
 class Streamed(Struct, frozen=True):
@@ -162,12 +167,16 @@ class TritonHttp:
         """A small call with its whole answer, whatever its status. Raises UpstreamError, and Rejected for
         what cannot be written as an HTTP request.
 
-        Only GET and HEAD are sent again after a kept connection closes without an answer. What is more than
+        Only GET, HEAD and ``again`` are sent again after a kept connection closes without an answer. What is more than
         a question shares the connections of what is passed through, and probes have some of their own.
         """
         asks = call.method in _REPEATABLE and call.body is None
         connections = self._probing if call.probe else self._asking if asks else self._passing
-        return await self._buffered(connections, self._outgoing(call), deadline.remaining(now), asks)
+        if call.work:
+            connections = self._inferring
+        return await self._buffered(
+            connections, self._outgoing(call), deadline.remaining(now), asks or call.again
+        )
 
     @asynccontextmanager
     async def stream(self, call: Call, deadline: Deadline, now: float) -> AsyncIterator[Streamed]:
@@ -245,7 +254,7 @@ class TritonHttp:
             connections.release(connection)
             if upload is not None:
                 await _end(upload)
-        return Reply(head.status, head.headers, body)
+        return Reply(head.status, head.headers, body, head.length is not None or head.chunked)
 
     def _upload(self, connection: Connection, outgoing: Outgoing, arrival: Arrival) -> asyncio.Task[None] | None:
         """What sends a body that is an iterable, while its answer may already come."""

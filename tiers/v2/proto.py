@@ -1,7 +1,8 @@
 """Infer requests in protobuf (``inference.ModelInferRequest``): a caller's bytes to an ``InferRequest``, and back.
 
 Rule of this file: as ``request.py``'s: bytes in, values or ``Malformed`` out. Raw tensors, which are nearly all of a
-message, are slices of it and never pass through a protobuf object; the rest is read by protobuf's own parser. A
+message, are slices of it and never pass through a protobuf object, nor do elements one by one (``contents.py``); the
+rest is read by protobuf's own parser. A
 tensor's bytes are the same as in the JSON protocol's binary form, so equal requests are equal values by both doors.
 
 Stricter than Triton 2.51: raw contents that no input takes, elements that do not fit their datatype (Triton keeps
@@ -30,7 +31,7 @@ from tiers.inference import (
     RequestedOutput,
     Tensor,
 )
-from tiers.v2.contents import from_contents
+from tiers.v2.contents import from_contents, without_contents
 from tiers.v2.forms import FORM_BYTES_MAX, FORMS_BYTES_MAX, FORMS_MAX
 from tiers.v2.members import named, parameters_of, text
 from tiers.v2.message import DEFAULT_LIMITS, Limits, Malformed, check_count, shown
@@ -63,9 +64,6 @@ class TensorEntry(Protocol):
     datatype: str
     shape: Sequence[int]
     parameters: ParameterEntries
-    contents: Message
-
-    def HasField(self, name: str, /) -> bool: ...
 
 
 MODEL, VERSION, ID, PARAMETERS, RAW = 1, 2, 3, 4, 7
@@ -237,14 +235,14 @@ def outline_of(member: TensorEntry, kind: str, limits: Limits) -> tuple[Outline,
     return Outline(member.name, member.datatype, shape, 0, read_parameters(member.parameters, label, limits)), label
 
 
-def tensor_of(member: TensorEntry, outline: Outline, raw: memoryview | None, label: str) -> Tensor:
+def tensor_of(outline: Outline, raw: memoryview | None, contents: Sequence[memoryview], label: str) -> Tensor:
     """A tensor from its raw contents, or else from its elements; raises Malformed."""
     if raw is not None:
-        if member.HasField("contents") and member.contents.ListFields():
+        if any(contents):
             raise Malformed("data", f"{label} has both contents and raw_input_contents")
         return raw_tensor(outline, raw, label)
     try:
-        data = from_contents(member.contents, outline.datatype, math.prod(outline.shape))
+        data = from_contents(contents, outline.datatype, math.prod(outline.shape))
     except Misfit as misfit:
         raise Malformed(misfit.reason, f"{label}: {misfit}") from misfit
     return Tensor(outline.name, outline.datatype, outline.shape, data, outline.parameters)
@@ -276,7 +274,8 @@ def _decode(head: bytes, raws: list[memoryview], sketch: Sketch, limits: Limits)
             f"the message has {len(head)} bytes beside raw contents, at most {limits.json_bytes_max} are allowed",
             413,
         )
-    message: Any = parse(service_pb2.ModelInferRequest, head)
+    plain, contents = without_contents(head)
+    message: Any = parse(service_pb2.ModelInferRequest, plain)
     check_count("inputs", len(message.inputs), limits.inputs_max)
     check_count("outputs", len(message.outputs), limits.outputs_max)
     outlined = [outline_of(member, "input", limits) for member in message.inputs]
@@ -284,17 +283,17 @@ def _decode(head: bytes, raws: list[memoryview], sketch: Sketch, limits: Limits)
     check_strings([outline for outline, _ in outlined], limits)
     inputs: list[Tensor] = []
     left = iter(raws)
-    for member, (outline, label) in zip(message.inputs, outlined, strict=True):
+    for (outline, label), elements in zip(outlined, contents, strict=True):
         check_reserved(outline.parameters, OF_INPUTS, label)
         if SHARED_MEMORY_PARAMETER in outline.parameters:
-            if member.HasField("contents") and member.contents.ListFields():
+            if any(elements):
                 raise Malformed("data", f"{label} has both contents and {SHARED_MEMORY_PARAMETER}")
             inputs.append(Tensor(outline.name, outline.datatype, outline.shape, b"", outline.parameters))
             continue
         raw = next(left, None)
         if raw is None and raws:
             raise Malformed("data", f"{label} has no raw contents: there are only {len(raws)} of them")
-        inputs.append(tensor_of(member, outline, raw, label))
+        inputs.append(tensor_of(outline, raw, elements, label))
     over = sum(1 for _ in left)
     if over:
         raise Malformed("data", f"{over} raw contents are left over after the last input's")

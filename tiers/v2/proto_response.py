@@ -21,6 +21,7 @@ from tiers.inference import (
     Outline,
     Tensor,
 )
+from tiers.v2.contents import without_contents
 from tiers.v2.forms import FORM_BYTES_MAX, FORMS_BYTES_MAX, FORMS_MAX
 from tiers.v2.members import text
 from tiers.v2.message import DEFAULT_LIMITS, Limits, Malformed, check_count
@@ -145,19 +146,20 @@ def _split(message: bytes) -> tuple[bytes, list[memoryview]]:
 def _decode(head: bytes, raws: list[memoryview], regions: Mapping[str, str], limits: Limits) -> InferResponse:
     if len(head) > limits.json_bytes_max:
         raise Malformed("too-large", f"an answer of {len(head)} bytes beside raw contents", 413)
-    message: Any = parse(service_pb2.ModelInferResponse, head)
+    plain, contents = without_contents(head)
+    message: Any = parse(service_pb2.ModelInferResponse, plain)
     check_count("outputs", len(message.outputs), limits.outputs_max)
     outlined = [outline_of(member, "output", limits) for member in message.outputs]
     check_strings([outline for outline, _ in outlined if outline.name not in regions], limits)
     if raws and len(raws) != len(outlined):
         raise Malformed("data", f"the answer has {len(outlined)} outputs and {len(raws)} raw contents")
     outputs: list[Tensor] = []
-    for index, (member, (outline, label)) in enumerate(zip(message.outputs, outlined, strict=True)):
+    for index, ((outline, label), elements) in enumerate(zip(outlined, contents, strict=True)):
         if outline.name in regions:
             parameters = {**outline.parameters, SHARED_MEMORY_PARAMETER: regions[outline.name]}
             outputs.append(Tensor(outline.name, outline.datatype, outline.shape, b"", parameters))
         else:
-            outputs.append(tensor_of(member, outline, raws[index] if raws else None, label))
+            outputs.append(tensor_of(outline, raws[index] if raws else None, elements, label))
     return InferResponse(
         model=message.model_name,
         version=text(message.model_version, "model_version", limits),

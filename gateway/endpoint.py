@@ -1,0 +1,228 @@
+"""An endpoint at run time: one POST path of a server that speaks plain HTTP, whose answers may be kept by body.
+
+Rule of this file: state that belongs to one endpoint and the small decisions that need only it, as ``route.py`` is for
+models; the order in which a request meets them is ``pipeline.py``'s. Nothing of a body is read: equal bytes are equal
+questions. What an answer says of its own keeping is ``storing.py``'s.
+
+What a request's key holds grows: every field that some answer's Vary has named is in it from then on. So a key is never
+too small, and an answer that did not name a field is found by those who do not send it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from operator import itemgetter
+from typing import Final
+from urllib.parse import unquote
+
+import msgspec
+
+from cache.digest import Key, post_digest
+from cache.entry import Entry
+from cache.flight import Flights
+from cache.response import ResponseCache
+from degrade.deadline import Deadline, Ticker
+from degrade.ladder import Step
+from gateway.admission.auth import Caller
+from gateway.config import Endpoint as EndpointConfig
+from gateway.doors.path import Target
+from gateway.recall import RecallRules
+from gateway.route import ENTRY_OVERHEAD_BYTES
+from gateway.service import DECENT_SHARE, FLIGHTS_MAX, Admitted, Filled, Given, Served, Wire, allowances_of, cache_of
+from gateway.storing import Life, life_of, varying
+from tiers.backends.erring import Erred, answered
+from tiers.backends.triton_http import Call, Headers, Reply
+from tiers.cascade import CascadeOptions
+from tiers.inference import UpstreamError
+from tiers.pool import Pool, Work
+from tiers.seat import Replica
+
+DECIDING: Final = frozenset(
+    {
+        *("x-forwarded-host", "x-forwarded-proto", "content-type", "content-encoding", "accept", "accept-encoding"),
+        *("x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url"),
+        *("x-forwarded-port", "x-forwarded-prefix", "x-forwarded-scheme", "x-forwarded-server", "x-host"),
+    }
+)
+"""Request fields that are in every key. X-Forwarded-Host is what the server is told of the caller's Host, and may be
+written into what it answers; and there are others by which servers are told of another method, path or place. Nobody
+names them in Vary, and who may send them could otherwise leave an answer of their making for all."""
+
+CREDENTIALS: Final = frozenset({"authorization", "cookie", "x-api-key"})
+"""What such a request gets is its sender's alone (RFC 9111 section 3.5), unless the field was meant for the gateway."""
+
+VARIES_MAX: Final = 16
+"""Fields of Vary that a key takes in; an answer that names more is not kept."""
+
+_FIELD_BYTES: Final = 150
+_NOT_KEPT: Final = frozenset({"content-length", "date", "server"})
+"""Fields of an answer that the gateway writes itself."""
+
+
+NO_ENDPOINTS: Final[Mapping[str, Endpoint]] = {}
+
+
+class Post(msgspec.Struct, frozen=True):
+    """What is posted to an endpoint. ``query``: with its question mark, or "". ``fields`` are the head's as the server
+    gets them."""
+
+    query: str
+    fields: Headers
+    body: bytes = b""
+
+
+class Page(msgspec.Struct, frozen=True, gc=False):
+    """A server's answer. ``life`` None: it is not kept."""
+
+    status: int
+    fields: Headers
+    body: bytes
+    life: Life | None = None
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    @property
+    def size(self) -> int:
+        """Bytes that it keeps alive."""
+        return len(self.body) + sum([_FIELD_BYTES + len(name) + len(value) for name, value in self.fields])
+
+    def compact(self) -> Page:
+        """It is so already."""
+        return self
+
+
+class Endpoint:
+    """One endpoint. ``body_bytes_max``: the server's bound on bodies, where it has none of its own."""
+
+    epoch = 0  # nothing tells that such a server has become another
+
+    def __init__(self, name: str, config: EndpointConfig, pool: Pool, body_bytes_max: int) -> None:
+        self.name = name
+        self.title = f"Endpoint {name}"
+        self.limit = "server.body_bytes_max" if config.body_bytes_max is None else f"endpoints.{name}.body_bytes_max"
+        self.body_bytes_max = int(config.body_bytes_max or body_bytes_max)
+        self.config = config
+        self.timeout = float(config.timeout)
+        self.steps = tuple(Step(step) for step in config.degrade)
+        self.allowances = allowances_of("endpoint", name, config.quota, config.caller_quota)
+        cache = config.cache
+        self.cache: ResponseCache[Served[Page], Wire] | None = cache_of(cache)
+        self.recall_rules = RecallRules(0.0 if cache is None else float(cache.refresh))
+        self.refreshes_max = 0 if cache is None else cache.refreshes_max
+        self.flights: Flights[tuple[Key, int], Filled[Page]] = Flights(FLIGHTS_MAX)
+        self.refreshing: set[Key] = set()
+        self._pool = pool
+        self._succeeded = False  # another endpoint goes on with the answers kept here
+        self._declared = DECIDING.union(name.lower() for name in config.vary)
+        self._deciding = set(self._declared)  # and what Vary has named; a successor's too
+
+    def under(self, config: EndpointConfig, pool: Pool, body_bytes_max: int) -> Endpoint:
+        """This endpoint under another configuration: the same one if nothing is different, else its successor, which
+        goes on with the answers kept here unless others might be given now."""
+        successor = Endpoint(self.name, config, pool, body_bytes_max)
+        if pool is self._pool and config == self.config and successor.body_bytes_max == self.body_bytes_max:
+            return self
+        aside = ("quota", "caller_quota", "timeout", "degrade", "body_bytes_max")
+        like = msgspec.structs.replace(config, **{name: getattr(self.config, name) for name in aside})
+        if pool is self._pool and like == self.config:
+            successor.cache, successor._deciding = self.cache, self._deciding
+            self._succeeded = True
+        return successor
+
+    @property
+    def asks(self) -> list[str]:
+        """Its path, as operators name it."""
+        return [f"{self.config.backend or ''}{self.config.path}"]
+
+    @property
+    def refreshes(self) -> int:
+        """Background refreshes under way, each of another key."""
+        return len(self.refreshing)
+
+    def tenant(self, caller: Caller) -> str:
+        """Whose answers a caller may have."""
+        return "" if self.config.cache is None or self.config.cache.shared else caller.tenant
+
+    def uncacheable(self, request: Post) -> str:
+        """Why a request is never cached, in one word; empty if it may be."""
+        return "credentials" if any(name.lower() in CREDENTIALS for name, _ in request.fields) else ""
+
+    def digest(self, caller: Caller, request: Post) -> bytes:
+        """What makes two posts the same one: all of a head that decides an answer, and every byte of the body."""
+        told = [(name.lower(), raw(value)) for name, value in request.fields if name.lower() in self._deciding]
+        told.sort(key=itemgetter(0))  # those of one name stay in their order
+        decides = (self.name, self.tenant(caller), raw(request.query), told)
+        return post_digest(msgspec.msgpack.encode(decides), request.body)
+
+    def for_all(self, request: Post) -> Post:
+        """The first one's: what others say beside it decides nothing, or it is not for them (see ``settled``)."""
+        return request
+
+    async def admit(self, request: Post, deadline: Deadline, seconds: float) -> Admitted:
+        """Nothing is known of what may be posted."""
+        return Admitted()
+
+    async def ask(self, request: Post, deadline: Deadline, options: CascadeOptions, ticker: Ticker) -> Given[Page]:
+        """The server's answer, whatever it is. Raises Rejected for what cannot be written as a request, and
+        UpstreamError, which is Erred where the server said so itself."""
+        again = Step.REPLICA in options.order
+        target = self.config.path + request.query  # not the caller's spelling of it, which is in no key
+        call = Call("POST", target, request.fields, request.body, work=True, again=again)
+
+        async def at(replica: Replica, now: float) -> Reply:
+            return answered(replica.url, await replica.exchange(call, deadline, now))
+
+        work = Work(f"POST {self.config.path}", at, again, self.timeout * DECENT_SHARE)
+        got = await self._pool.ask(work, deadline)
+        return Given(Served(self._page(got.response)), (), got.passed)
+
+    def settled(self, caller: Caller, request: Post, key: Key, given: Given[Page]) -> Key | None:
+        """Where an answer is true, now that its Vary is known; None if it is not to be kept."""
+        page = given.served.response
+        named = varying(page.fields)
+        if page.life is None or named is None:
+            return None
+        if named <= self._declared:
+            return key
+        if len(self._deciding | named) > len(self._declared) + VARIES_MAX:
+            return None
+        self._deciding |= named  # it may have grown since the key was made, by this answer or another
+        return Key(self.digest(caller, request), key.epoch)
+
+    def entry(self, served: Served[Page], epoch: int, now: float) -> Entry[Served[Page]]:
+        """An entry for a page that may be kept."""
+        page = served.response
+        assert page.life is not None, "settled says which may be kept"
+        life = page.life
+        return Entry(served, page.size + ENTRY_OVERHEAD_BYTES, now - life.age, life.ttl, life.max_stale, epoch)
+
+    def instead(self, error: UpstreamError) -> Page | None:
+        """A server's own word on its failure: its clients know it."""
+        return self._page(error.reply) if isinstance(error, Erred) else None
+
+    async def close(self) -> None:
+        """Give up fills under way."""
+        await self.flights.close()
+        if self.cache is not None and not self._succeeded:
+            self.cache.purge()  # its queues are circles that nobody else would cut
+
+    def _page(self, reply: Reply) -> Page:
+        cache = self.config.cache
+        life = None if cache is None else life_of(reply, float(cache.ttl), float(cache.max_stale))
+        dropped = _NOT_KEPT if life is None else _NOT_KEPT | {"age"}  # which is counted on
+        fields = tuple([(name, value) for name, value in reply.headers if name.lower() not in dropped])
+        return Page(reply.status, fields, reply.body, life)
+
+
+def endpoint_of(endpoints: Mapping[str, Endpoint], method: str, target: Target) -> Endpoint | None:
+    """The endpoint that a request is for, in whatever spelling of its path; None if it passes through."""
+    if not endpoints or method != "POST" or target.kind != "other":
+        return None
+    return endpoints.get(unquote(target.raw.partition("?")[0]))
+
+
+def raw(text: str) -> bytes:
+    """A head's text as the bytes that it came in."""
+    return text.encode("utf-8", "surrogateescape")
