@@ -125,16 +125,12 @@ class NearTable:
             slots[~fits] = self._arena.spare
         age = now - self._stored_at[slots]
         trust = self._trust[slots]
-        is_absent = (trust & 1).astype(np.bool_)
-        is_trusted = trust >= self._trusted
-        lives = self._lives
-        state = np.where(age < lives.ttl + lives.max_stale, np.uint8(STALE), np.uint8(MISSING))
-        state[is_trusted & (age < lives.ttl)] = FRESH
-        if is_absent.any():
-            state[is_absent] = MISSING
-            state[is_absent & is_trusted & (age < lives.negative_ttl)] = ABSENT
-        nothing = state == MISSING
-        if nothing.any():
+        is_fresh = trust == self._trusted
+        is_fresh &= age < self._lives.ttl
+        state = is_fresh.astype(np.uint8)  # FRESH or MISSING
+        if not is_fresh.all():
+            self._judge(trust, age, state)
+            nothing = state == MISSING
             age[nothing] = np.inf
             slots[nothing] = self._arena.spare
         return Gathered(self._read(slots), state, age)
@@ -169,6 +165,12 @@ class NearTable:
         self._turn += 1
         self._distrusted_turn = self._turn
         self._trusted += 2
+
+    def _judge(self, trust: NDArray[np.uint32], age: NDArray[np.float64], state: NDArray[np.uint8]) -> None:
+        """Say what those are that are not FRESH."""
+        is_absent = (trust & 1).astype(np.bool_)
+        state[(state != FRESH) & ~is_absent & (age < self._lives.ttl + self._lives.max_stale)] = STALE
+        state[is_absent & (trust > self._trusted) & (age < self._lives.negative_ttl)] = ABSENT
 
     def _hold(self, asked: Words, fits: NDArray[np.bool_], rows: NDArray[np.void], told: Told) -> None:
         now, ticket, absent = told
