@@ -212,9 +212,11 @@ def test_asked_one_by_one_it_hits_as_the_response_cache_does(trace: str) -> None
         else:
             hits += 1
         key = number.to_bytes(8, "little")
-        if other.get(key) is None:
+        node = other.node(key)
+        if node is None:
             other.put(key, number, 1)
         else:
+            other.use(node)
             hits_other += 1
     assert hits >= hits_other - REQUESTS // 100
     assert hits > REQUESTS // 10
