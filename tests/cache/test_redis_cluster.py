@@ -104,6 +104,24 @@ async def test_keys_of_all_nodes_in_one_call(nodes: Nodes, store_at: StoreAt) ->
     assert await store.get_many(KEYS, 10.0) == [None] * len(KEYS)
 
 
+async def test_nodes_that_do_not_name_their_hosts(nodes: Nodes, store_at: StoreAt) -> None:
+    """As behind a load balancer for each port: the host that was asked is meant, in the map and in redirections."""
+    for server in nodes.servers:
+        with server.client() as client:
+            client.config_set("cluster-preferred-endpoint-type", "unknown-endpoint")
+    store = store_at(nodes.url)
+    await store.put_many([(key, b"1") for key in KEYS], None, 10.0)
+    assert await store.get_many(KEYS, 10.0) == [b"1"] * len(KEYS)
+    slot = key_slot(b"empty")  # no key of ours has it
+    target = nodes.servers[(nodes.owner(slot) + 1) % 3]
+    with target.client() as there:
+        target_id = _text(there.execute_command("CLUSTER", "MYID"))
+    for server in (target, nodes.servers[nodes.owner(slot)]):
+        with server.client() as client:
+            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target_id)
+    assert await store.get_many([b"empty"], 10.0) == [None]  # MOVED
+
+
 async def test_a_slot_that_moves_while_it_is_read(nodes: Nodes, store_at: StoreAt) -> None:
     """Before, within and after the move every key of it has its value; afterwards the new ones."""
     store = store_at(nodes.url)
