@@ -54,6 +54,8 @@ def doubts(config: Config, written: Written) -> Iterator[str]:
     tls = config.server.tls
     if tls is not None and tls.minimum != "1.2" and config.server.has_grpc:
         yield f"server.tls.minimum: is {tls.minimum}, which grpc cannot be told: the gRPC door speaks 1.2 too"
+    if config.tables:
+        yield "tables: no route joins them in this version yet; they are read, checked and filled, and nothing more"
     for name, route in config.routes.items():
         if _keeps_nothing_stale(written, "routes", name, route.cache):
             yield (
