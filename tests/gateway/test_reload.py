@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from examples.gatewayprocess import ConfigValue, toml
+from gateway import reload
 from gateway.admission.auth import key_digest
 from gateway.admission.quota import Quota
 from gateway.admission.ratelimit import Limiter
@@ -382,6 +384,18 @@ async def test_a_bug_in_one_reload_does_not_end_the_next(house: House) -> None:
             await until(lambda expected=number: reloads.outcomes["refused"] == expected)
     assert len(reads) == 3
     assert "a bug" in reloads.faults[0]
+
+
+async def test_a_file_that_cannot_be_read_to_its_end_holds_nobody_up(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "READ_SECONDS_MAX", 0.05)
+    house.path.unlink()
+    os.mkfifo(house.path)
+    assert "could not be read within" in (await house.reloads.reload()).faults[0]
+    assert "still being read" in (await house.reloads.reload()).faults[0]
+    assert (await house.ask(1))[0] == 200
+    await asyncio.to_thread(house.path.write_text, "")  # which lets the reader go
 
 
 async def test_what_is_told_of_heads_is_told_of_those_of_now(house: House) -> None:
