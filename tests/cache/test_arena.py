@@ -175,7 +175,7 @@ def test_room_that_deletes_leave_is_used_again() -> None:
         assert arena.entries >= 3_100
 
 
-REQUESTS = 12_000
+REQUESTS = 4_000
 
 
 def zipf(chance: np.random.Generator, population: int) -> NDArray[np.int64]:
@@ -266,7 +266,7 @@ def test_a_full_table_takes_the_memory_it_was_given() -> None:
     root = Path(__file__).parent.parent.parent
     environ = {**os.environ, "PYTHONPATH": str(root)}
     done = subprocess.run(
-        [sys.executable, "-c", RESIDENT], capture_output=True, text=True, timeout=60, check=True, env=environ
+        [sys.executable, "-c", RESIDENT], capture_output=True, text=True, timeout=110, check=True, env=environ
     )
     taken, entries, capacity = map(int, done.stdout.split())
     assert entries == capacity
