@@ -166,6 +166,10 @@ class Endpoint:
         """Whose answers a caller may have."""
         return "" if self.config.cache is None or self.config.cache.shared else caller.tenant
 
+    def decides(self, field: str) -> bool:
+        """Whether a request field, in lower case, is part of every key."""
+        return field in self._deciding
+
     def uncacheable(self, request: Post) -> str:
         """Why a request is never cached, in one word; empty if it may be."""
         for name, _ in request.fields:
