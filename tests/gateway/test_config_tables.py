@@ -107,9 +107,9 @@ def test_a_fault_is_the_only_one_and_names_its_key(tmp_path: Path, table: str, f
     assert "secret" not in line
 
 
-def test_that_no_route_joins_a_table_yet_is_told(tmp_path: Path) -> None:
+def test_that_no_route_joins_a_table_is_told(tmp_path: Path) -> None:
     (told,) = read(written(tmp_path, REDIS + ROW), {}).warnings
-    assert told.startswith("tables: no route joins them in this version yet")
+    assert told.startswith("tables.t: no route joins it")
 
 
 def test_feasts_table(tmp_path: Path) -> None:
