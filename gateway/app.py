@@ -237,16 +237,21 @@ class Gateway:
         from gateway.doors.grpc import GrpcDoor
         from gateway.doors.grpc_health import Health
         from gateway.doors.grpc_listener import GrpcListener, message_bytes_max
+        from gateway.doors.grpc_sockets import Sockets
         from gateway.doors.reception import Reception, ReceptionPorts
 
         server, in_use = self.standing.config.server, taken()
 
         def memory() -> int | None:
-            now, caches = in_use(), (service.cache for service in self.services.values())
-            known = self.buffered.bytes + sum(cache.bytes_used for cache in caches if cache is not None)
-            return None if now is None else now - known
+            now = in_use()
+            return None if now is None else now - self.buffered.bytes
 
-        reception = Reception(ReceptionPorts(self.buffered, memory, monotonic), message_bytes_max(server))
+        def kept() -> int:
+            caches = (service.cache for service in self.services.values())
+            return sum(cache.bytes_used for cache in caches if cache is not None)
+
+        coming = ReceptionPorts(self.buffered, memory, kept, Sockets().receiving, monotonic)
+        reception = Reception(coming, message_bytes_max(server))
         self._grpc_door = GrpcDoor(server, ports, reception)
         health = Health(lambda: self.readiness().ready, reception, float(server.body_timeout))
         self._grpc = GrpcListener(server, self._grpc_door, health, reception, self._shared)

@@ -34,7 +34,7 @@ from gateway.config import Server, Switch
 from gateway.doors.about import metadata, model_ready
 from gateway.doors.buffered import Held
 from gateway.doors.grpc_infer import Asking, Inferring
-from gateway.doors.grpc_sockets import hang_up
+from gateway.doors.grpc_sockets import Sockets
 from gateway.doors.grpc_stream import Streaming, StreamPorts
 from gateway.doors.onward import withheld
 from gateway.doors.passthrough import CHANGES_MAX
@@ -84,6 +84,7 @@ class GrpcDoor:
 
     def __init__(self, server: Server, ports: Ports, reception: Reception) -> None:
         self._reception = reception
+        self._sockets = Sockets()
         self._secure = server.tls is not None
         self._timeout = float(server.passthrough_timeout)
         self._changes = asyncio.Semaphore(CHANGES_MAX)
@@ -321,7 +322,7 @@ class GrpcDoor:
             async with asyncio.timeout(seconds):
                 await context.write(message)
         except TimeoutError:
-            await asyncio.to_thread(hang_up, context.peer())
+            await asyncio.to_thread(self._sockets.hang_up, context.peer())
             raise Refused(timed_out(f"The answer was not taken within {seconds:g} s.")) from None
 
 
