@@ -250,7 +250,7 @@ class Gateway:
             caches = (service.cache for service in self.services.values())
             return sum(cache.bytes_used for cache in caches if cache is not None)
 
-        coming = ReceptionPorts(self.buffered, memory, kept, Sockets().receiving, monotonic)
+        coming = ReceptionPorts(self.buffered, memory, kept, Sockets().received, monotonic)
         reception = Reception(coming, message_bytes_max(server))
         self._grpc_door = GrpcDoor(server, ports, reception)
         health = Health(lambda: self.readiness().ready, reception, float(server.body_timeout))

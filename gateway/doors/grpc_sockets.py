@@ -43,8 +43,7 @@ RECEIVED_AT: Final = 128
 
 
 LOOK_SECONDS: Final = 0.02
-QUIET_BYTES: Final = 2048
-"""What may come by a connection in that time while its streams count as silent: pings, and small calls. 100 KB/s."""
+"""How long it is looked at who is receiving: in less, hardly anyone would be seen who is not fast."""
 
 
 class _Known(msgspec.Struct):
@@ -91,16 +90,15 @@ class Sockets:
                     return True
         return False
 
-    def receiving(self, peers: Set[str]) -> set[str]:
-        """Those of these gRPC peers by whose connections more than QUIET_BYTES come within LOOK_SECONDS, which this
-        takes. Of who came by a unix socket it cannot be known."""
+    def received(self, peers: Set[str]) -> tuple[dict[str, int], dict[str, int]]:
+        """How many bytes have come by the connections that lead to these gRPC peers since they began, and how many
+        LOOK_SECONDS later. Without those of whom it cannot be known: who has left, or came by a unix socket."""
         wanted = {end: peer for peer in peers if (end := _endpoint(peer)) is not None}
         before = self._received(wanted)
         sleep(LOOK_SECONDS)
-        return {peer for peer, count in self._received(wanted).items() if count - before.get(peer, count) > QUIET_BYTES}
+        return before, self._received(wanted)
 
     def _received(self, wanted: Mapping[Endpoint, str]) -> dict[str, int]:
-        """How many bytes have come by each connection since it began."""
         told = {}
         for file, known in self._look().items():
             peer = None if known.peer is None else wanted.get(known.peer)

@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any, Final
 
 import msgspec
@@ -48,15 +48,19 @@ WINDOW_SECONDS: Final = 30.0
 """Growth is forgotten after once to twice this: the time that a first message may take (``server.body_timeout``)."""
 
 
+QUIET_BYTES_A_SECOND: Final = 100_000
+"""A stream is silent while no more comes by its connection: pings, and small calls."""
+
+
 class ReceptionPorts(msgspec.Struct, frozen=True):
     """What a reception is wired to. ``memory``: bytes that this process has taken, less ``buffered``'s; None where that
-    cannot be known. ``kept``: bytes in its caches, by their own count. ``receiving``: those of these gRPC peers from
-    whom something is coming in; takes a moment, and is called on a thread of its own."""
+    cannot be known. ``kept``: bytes in its caches, by their own count. ``received``: how many bytes have come from each
+    of these gRPC peers whose connection is known, now and a moment later; called on a thread of its own."""
 
     buffered: Buffered
     memory: Callable[[], int | None]
     kept: Callable[[], int]
-    receiving: Callable[[Set[str]], Set[str]]
+    received: Callable[[Set[str]], tuple[Mapping[str, int], Mapping[str, int]]]
     ticker: Ticker
 
 
@@ -122,6 +126,7 @@ class Reception:
         self._growth = Growth(ports.buffered.bytes_max // UNSEEN_PARTS**2)
         self._looking: asyncio.Task[None] | None = None
         self._look_after = -math.inf
+        self._seen: dict[_Arrival, tuple[float, int]] = {}
         self._receiving: set[_Arrival] = set()
         self.cut = 0
 
@@ -223,7 +228,7 @@ class Reception:
         grown = self._growth.of(self._swept, memory, self._ports.kept())
         unseen = self._ports.buffered.bytes_max // UNSEEN_PARTS
         if grown <= unseen // 2:
-            self._receiving = set()
+            self._seen, self._receiving = {}, set()
         else:
             self._look([each for each in slow if each.seconds is None])
         under_way = [each for each in slow if each.seconds is not None or each in self._receiving]
@@ -246,14 +251,29 @@ class Reception:
         """Go by what is seen at once: the next sweep may be held up by a large message that is whole."""
         began = self._ports.ticker()
         try:
-            told = await asyncio.to_thread(self._ports.receiving, {each.context.peer() for each in streams})
+            told = await asyncio.to_thread(self._ports.received, {each.context.peer() for each in streams})
         finally:
             self._looking = None
         now = self._ports.ticker()
         self._look_after = now + (now - began)
         # One that was read meanwhile is no longer the same arrival: it was whole, and fills nothing.
-        self._receiving = {each for each in streams if each in self._arrivals and each.context.peer() in told}
+        waiting = [each for each in streams if each in self._arrivals]
+        for when, counts in zip((began, now), told, strict=True):
+            self._compare(when, counts, waiting)
+        self._receiving.intersection_update(self._arrivals)
         self._cut(self._too_many([each for each in self._arrivals if self._is_slow(each)]))
+
+    def _compare(self, now: float, counts: Mapping[str, int], waiting: list[_Arrival]) -> None:
+        """Whose connections have received since they were last seen. grpc takes from few of them at a time: who was
+        seen receiving once is so for as long as the message is not whole, and memory is up."""
+        before, self._seen = self._seen, {}
+        for each in waiting:
+            count = counts.get(each.context.peer())
+            if count is not None:
+                self._seen[each] = now, count
+                then, known = before.get(each, (now, count))
+                if count - known > QUIET_BYTES_A_SECOND * (now - then):
+                    self._receiving.add(each)
 
 
 def _ranked(arrivals: list[_Arrival]) -> list[_Arrival]:

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from gateway.doors import grpc_sockets
-from gateway.doors.grpc_sockets import QUIET_BYTES, Sockets
+from gateway.doors.grpc_sockets import Sockets
 
 
 @pytest.fixture
@@ -157,21 +157,20 @@ def test_most_of_them_are_known_again_without_being_touched(listening, monkeypat
 
 
 @pytest.mark.parametrize("listening", ["tcp"], indirect=True)
-def test_who_is_receiving_is_told(listening, monkeypatch):
+def test_what_has_come_and_what_is_coming_is_told(listening, monkeypatch):
     sockets = Sockets()
     (there, here), (other_there, other_here) = connected(listening), connected(listening)
-    peers = {f"ipv4:127.0.0.1:{each.getsockname()[1]}" for each in (there, other_there)}
+    peers = [f"ipv4:127.0.0.1:{each.getsockname()[1]}" for each in (there, other_there)]
 
     def meanwhile(_):
-        there.sendall(bytes(QUIET_BYTES + 1))
-        other_there.sendall(bytes(QUIET_BYTES))
-        assert here.recv(QUIET_BYTES + 1, socket.MSG_WAITALL | socket.MSG_PEEK)[QUIET_BYTES:] == b"\0"
+        there.sendall(bytes(1000))
+        assert here.recv(1000, socket.MSG_WAITALL) == bytes(1000)
 
     monkeypatch.setattr(grpc_sockets, "sleep", meanwhile)
-    told = sockets.receiving({*peers, "ipv4:127.0.0.1:1", "unix:", "unix:/x"})
-    assert told == {f"ipv4:127.0.0.1:{there.getsockname()[1]}"}
-    monkeypatch.setattr(grpc_sockets, "sleep", lambda _: None)
-    assert sockets.receiving(peers) == set(), "what has come before is not what is coming"
+    before, after = sockets.received({*peers, "ipv4:127.0.0.1:1", "unix:", "unix:/x"})
+    assert before == {peers[0]: 0, peers[1]: 0}
+    assert after == {peers[0]: 1000, peers[1]: 0}
     for each in (there, here, other_there, other_here):
         each.close()
-    assert sockets.receiving(peers) == set()
+    monkeypatch.setattr(grpc_sockets, "sleep", lambda _: None)
+    assert sockets.received(set(peers)) == ({}, {})

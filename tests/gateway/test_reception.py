@@ -36,6 +36,7 @@ class World:
         self.kept = 0
         self.now = 0.0
         self.receiving = set()
+        self.count = 0
         self.meanwhile = lambda: None
         self.looks = []
         self.buffered = Buffered(BUFFERED_BYTES_MAX, small_bytes=10)
@@ -46,7 +47,8 @@ class World:
     def look(self, peers):
         self.looks.append(threading.current_thread())
         self.meanwhile()
-        return self.receiving & peers
+        self.count += 1000
+        return dict.fromkeys(peers, 0), {peer: self.count * (peer in self.receiving) for peer in peers}
 
     def stream(self, *addresses):
         """Streams that have said something, and the waits for what they say next."""
