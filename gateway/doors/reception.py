@@ -11,6 +11,10 @@ their address, and the youngest; and as many new ones as would fit in the other 
 after them. Not later, for a large message holds up the event loop when it is whole (grpc copies it there), and what is
 waited for meanwhile grows unseen.
 
+Memory also grows for reasons that are no messages. So what counts is growth within a window of time, less what caches
+have grown by; and a stream, which may wait for its next message for ever, goes only if its connection has been seen to
+receive meanwhile. That is looked at beside the event loop, once memory grows.
+
 One coarse sweep looks at all of them, so that a small message costs no timer.
 """
 

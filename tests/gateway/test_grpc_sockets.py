@@ -3,10 +3,14 @@
 import asyncio
 import os
 import socket
+import threading
+from types import SimpleNamespace
 
 import pytest
 
+from gateway.config import Server, parse_address
 from gateway.doors import grpc_sockets
+from gateway.doors.grpc_listener import GrpcListener
 from gateway.doors.grpc_sockets import Sockets
 
 
@@ -174,3 +178,29 @@ def test_what_has_come_and_what_is_coming_is_told(listening, monkeypatch):
         each.close()
     monkeypatch.setattr(grpc_sockets, "sleep", lambda _: None)
     assert sockets.received(set(peers)) == ({}, {})
+
+
+async def test_at_its_end_the_door_looks_beside_the_event_loop_and_touches_each_socket_twice_at_most(monkeypatch):
+    health = SimpleNamespace(check=None, watch=None, close=lambda: None)
+    listener = GrpcListener(Server(), None, health, None, shared=False)
+    where = await listener.start(parse_address("127.0.0.1:0"))
+    callers = [await asyncio.open_connection("127.0.0.1", int(where.rpartition(":")[2])) for _ in range(200)]
+    await asyncio.gather(*(reader.readexactly(9) for reader, _ in callers))  # grpc has accepted them
+    busy = "ipv4:127.0.0.1:{}".format(callers[0][1].get_extra_info("sockname")[1])
+    listener.service.connections.began(busy)
+    files, looks, copies, listing, dup = len(os.listdir("/proc/self/fd")), [], [], os.listdir, os.dup
+
+    def listed(path):
+        looks.append(threading.current_thread())
+        if len(looks) == 5:
+            listener.service.connections.ended(busy)
+        return listing(path)
+
+    monkeypatch.setattr(os, "listdir", listed)
+    monkeypatch.setattr(os, "dup", lambda file: copies.append(file) or dup(file))
+    await listener.stop(60.0)
+    assert len(looks) > 5
+    assert threading.current_thread() not in looks
+    assert len(copies) <= 2 * files + 10 * len(looks), "most are known again"
+    for _, writer in callers:
+        writer.close()
