@@ -181,6 +181,11 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         yield from _within(HEADER_BYTES_MIN, MESSAGE_BYTES_MAX, grpc_message_bytes_max=self.grpc_message_bytes_max)
 
     @property
+    def message_bytes_max(self) -> int:
+        """The largest message of a gRPC caller. One that passes on is held twice, so two of them must fit."""
+        return min(int(self.grpc_message_bytes_max), int(self.buffered_bytes_max) // 2)
+
+    @property
     def has_grpc(self) -> bool:
         """Whether there is a gRPC door."""
         return self.grpc not in GRPC_OFF
@@ -418,7 +423,7 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if times > 1:
                 yield "degrade", f"names {step} {times} times"
         for index, name in enumerate(self.vary):
-            if not _FIELD_NAME.fullmatch(name):
+            if name == "*" or not _FIELD_NAME.fullmatch(name):
                 yield f"vary[{index}]", f"{name!r} is no name of a header field"
         if self.body_bytes_max is not None:
             yield from _sizes(body_bytes_max=self.body_bytes_max)
