@@ -45,7 +45,7 @@ from gateway.doors.ports import Ports
 from gateway.doors.rpc import RpcConnection
 from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
-from gateway.memory import taken
+from gateway.memory import resident
 from gateway.operate.admin import Shown, admin_port
 from gateway.operate.gauges import gauges, grpc_gauges, lane_gauges, reload_gauges, rpc_gauges, tls_gauges
 from gateway.operate.telemetry import Telemetry
@@ -243,17 +243,13 @@ class Gateway:
         from gateway.doors.grpc_sockets import Sockets
         from gateway.doors.reception import Reception, ReceptionPorts
 
-        server, in_use = self.standing.config.server, taken()
-
-        def memory() -> int | None:
-            now = in_use()
-            return None if now is None else now - self.buffered.bytes
+        server = self.standing.config.server
 
         def kept() -> int:
             caches = (service.cache for service in self.services.values())
-            return sum(cache.bytes_used for cache in caches if cache is not None)
+            return self.buffered.bytes + sum(cache.bytes_used for cache in caches if cache is not None)
 
-        coming = ReceptionPorts(self.buffered, memory, kept, Sockets().received, monotonic)
+        coming = ReceptionPorts(self.buffered, resident, kept, Sockets().received, monotonic)
         reception = Reception(coming, server.message_bytes_max)
         self._grpc_door = GrpcDoor(server, ports, reception)
         health = Health(lambda: self.readiness().ready, reception, float(server.body_timeout))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -147,7 +148,8 @@ class GrpcDoor:
         passed = self._passed_on(metadata, origin)
         deadline = self._deadline(context, began)
         if method.kind == "stream":
-            return await self._stream(context, Streaming(self._stream_ports, caller, metadata, passed, deadline))
+            identify = partial(self._identify, metadata, origin)
+            return await self._stream(context, Streaming(self._stream_ports, identify, metadata, passed, deadline))
         message = await self._message(context)
         held.add(len(message))
         if method.kind == "infer":
@@ -223,7 +225,8 @@ class GrpcDoor:
         ports = self._ports
         return StreamPorts(
             ports.routes, self._passthrough, ports.pipeline, self._inferring, ports.telemetry, ports.ticker,
-            ports.buffered, self._server.grpc_stream_pending_max, float(self._server.grpc_stream_idle_timeout),
+            ports.buffered, ports.directory, self._server.grpc_stream_pending_max,
+            float(self._server.grpc_stream_idle_timeout),
         )  # fmt: skip
 
     # -- what the gateway says of its routes, and what it does not ------------------------------------

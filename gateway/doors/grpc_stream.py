@@ -17,7 +17,7 @@ from contextlib import ExitStack
 import msgspec
 
 from degrade.deadline import Deadline, Ticker
-from gateway.admission.auth import Caller
+from gateway.admission.auth import Caller, Directory
 from gateway.codec import grpc as codec
 from gateway.codec.http import parse_cache_control
 from gateway.doors.buffered import Buffered, Held
@@ -49,6 +49,7 @@ class StreamPorts(msgspec.Struct, frozen=True):
     telemetry: Telemetry
     ticker: Ticker
     buffered: Buffered
+    directory: Directory
     pending_max: int
     idle: float
 
@@ -59,14 +60,16 @@ class Streaming:
     def __init__(
         self,
         ports: Callable[[], StreamPorts],
-        caller: Caller,
+        identify: Callable[[], Caller],
         metadata: codec.Metadata,
         passed: Metadata,
         deadline: Deadline,
     ) -> None:
-        """``ports`` are asked for with every request: a stream may outlive them."""
+        """``ports`` are asked for with every request: a stream may outlive them. ``identify`` says who asks, by the
+        keys of now; raises Refused."""
         self._told_ports = ports
-        self._caller = caller
+        self._identify = identify
+        self._known_by, self._caller = ports().directory, identify()
         self._directives = parse_cache_control(codec.joined(metadata, "cache-control"))
         self._passed = passed
         self._deadline = deadline
@@ -129,6 +132,7 @@ class Streaming:
             sketch = codec.sketch(message)
             route = self._ports.routes.get(sketch.model)
             identifier, label = sketch.id, PASSTHROUGH if route is None else route.name
+            self._know_again()
             facts = None if route is None else await self._passing(route, sketch)
             if route is not None and facts is None:
                 self._answer(self._asking(route, sketch))
@@ -138,6 +142,13 @@ class Streaming:
             self._free.release()
         except Refused as error:
             self._refuse(error, identifier, label)
+
+    def _know_again(self) -> None:
+        """A reload may have taken the caller's key away, or changed its tenant. Raises Refused (401)."""
+        directory = self._ports.directory
+        if directory is not self._known_by:
+            self._caller = self._identify()
+            self._known_by = directory
 
     async def _passing(self, route: Route, sketch: Sketch) -> ModelFacts | None:
         """The facts of the route's model, if it answers in a way of its own. Raises Refused for an unknown version."""

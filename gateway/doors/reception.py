@@ -57,9 +57,9 @@ QUIET_BYTES_A_SECOND: Final = 100_000
 
 
 class ReceptionPorts(msgspec.Struct, frozen=True):
-    """What a reception is wired to. ``memory``: bytes that this process has taken, less ``buffered``'s; None where that
-    cannot be known. ``kept``: bytes in its caches, by their own count. ``received``: how many bytes have come from each
-    of these gRPC peers whose connection is known, now and a moment later; called on a thread of its own."""
+    """What a reception is wired to. ``memory``: bytes that this process has taken; None where that cannot be known.
+    ``kept``: bytes of that which it knows of, in its caches and in ``buffered``. ``received``: how many bytes have come
+    from each of these gRPC peers whose connection is known, now and a moment later; called on a thread of its own."""
 
     buffered: Buffered
     memory: Callable[[], int | None]
@@ -71,8 +71,8 @@ class ReceptionPorts(msgspec.Struct, frozen=True):
 class Growth:
     """How far memory is above the least it was in the last WINDOW_SECONDS, up to twice that.
 
-    What caches have grown by is no growth. Nor is it when one is emptied (by more than ``emptied_bytes`` at once): they
-    count what they hold otherwise than malloc does, and let go of it before malloc does.
+    What is known to be kept is no growth. Nor is it when much of that is let go at once (more than ``emptied_bytes``):
+    it is counted otherwise than the process's memory, which is slow to be given back.
     """
 
     def __init__(self, emptied_bytes: int) -> None:
