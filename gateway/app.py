@@ -252,7 +252,8 @@ class Gateway:
         coming = ReceptionPorts(self.buffered, resident, kept, Sockets().received, monotonic)
         reception = Reception(coming, server.message_bytes_max)
         self._grpc_door = GrpcDoor(server, ports, reception)
-        health = Health(lambda: self.readiness().ready, reception, float(server.body_timeout))
+        told = self._grpc_door.deliver
+        health = Health(lambda: self.readiness().ready, reception, told, float(server.body_timeout))
         self._grpc = GrpcListener(server, self._grpc_door, health, reception, self._shared)
         for gauge in grpc_gauges(self._grpc.service):
             self.telemetry.watch(gauge)

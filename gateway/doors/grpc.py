@@ -216,7 +216,7 @@ class GrpcDoor:
             return await self._reception.later(context)
 
         async def write(message: bytes) -> None:
-            await self._bounded(context, message)
+            await self.deliver(context, message)
 
         await streaming.run(read, write)
         return Said(None, state="stream")
@@ -317,10 +317,11 @@ class GrpcDoor:
         if said.trailing:
             context.set_trailing_metadata(said.trailing)
         assert said.message is not None
-        await self._bounded(context, said.message)
+        await self.deliver(context, said.message)
 
-    async def _bounded(self, context: Context, message: bytes) -> None:
-        """A caller that does not take its answer is cut, and so are its other calls: grpc would hold all of it."""
+    async def deliver(self, context: Context, message: bytes) -> None:
+        """Write one message. A caller that does not take it is cut, and so are its other calls: grpc would hold all of
+        it. Raises Refused (408)."""
         seconds = float(self._server.write_timeout)
         try:
             async with asyncio.timeout(seconds):

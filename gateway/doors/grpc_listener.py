@@ -22,7 +22,7 @@ from gateway.codec.grpc import address_of, details, status_of
 from gateway.config import Address, Server, Tls
 from gateway.doors.certificates import Certificates
 from gateway.doors.grpc import Context, GrpcDoor
-from gateway.doors.grpc_health import NAME, Health
+from gateway.doors.grpc_health import NAME, Deliver, Health
 from gateway.doors.grpc_sockets import Sockets
 from gateway.doors.guests import Connections, Guests
 from gateway.doors.listener import check_free
@@ -118,7 +118,9 @@ class _Service(grpc.GenericRpcHandler):
         }
         self._handlers[f"/{NAME}/Check"] = self._bounded(health.check, always=True)
         self._handlers[f"/{NAME}/Watch"] = self._bounded(health.watch, always=True)
-        self._handlers[f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"] = self._bounded(_reflection(reception))
+        self._handlers[f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"] = self._bounded(
+            _reflection(reception, door.deliver)
+        )
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         return self._handlers.get(handler_call_details.method)
@@ -166,7 +168,7 @@ def _behaviour(door: GrpcDoor, method: Method) -> Behaviour:
     return behaviour
 
 
-def _reflection(reception: Reception) -> Behaviour:
+def _reflection(reception: Reception, deliver: Deliver) -> Behaviour:
     """The reflection service, for REFLECTION_SECONDS: who lists services is done in a moment."""
     servicer = reflection.aio.ReflectionServicer((SERVICE, NAME, reflection.SERVICE_NAME))
 
@@ -180,7 +182,7 @@ def _reflection(reception: Reception) -> Behaviour:
         try:
             async with asyncio.timeout(REFLECTION_SECONDS):
                 async for answer in servicer.ServerReflectionInfo(questions(context), context):
-                    await context.write(answer.SerializeToString())
+                    await deliver(context, answer.SerializeToString())
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"within {REFLECTION_SECONDS:g} s")
         except DecodeError:
