@@ -165,7 +165,11 @@ def grpc(route: str) -> dict[str, Manner]:
     settled = PREFACE + frame(SETTINGS_KIND, 0, 0, b"")
     infer, stream, live = (head(f"/{SERVICE}/{name}") for name in ("ModelInfer", "ModelStreamInfer", "ServerLive"))
     long = head("/" + "x" * 120) + frame(9, 0, 1, b"")  # a CONTINUATION that is not due: it never gets there
-    no_window = PREFACE + frame(SETTINGS_KIND, 0, 0, NO_WINDOW) + live + frame(DATA, END_STREAM, 1, bytes(5))
+    check, watch = head("/grpc.health.v1.Health/Check"), head("/grpc.health.v1.Health/Watch")
+
+    def no_window(asked: bytes) -> bytes:
+        return PREFACE + frame(SETTINGS_KIND, 0, 0, NO_WINDOW) + asked + frame(DATA, END_STREAM, 1, bytes(5))
+
     body = ("body_timeout",)
     ping = ("grpc_keepalive_timeout",)  # from a ping on: grpc's own may come long before grpc_keepalive is over
     return {
@@ -179,7 +183,9 @@ def grpc(route: str) -> dict[str, Manner]:
         "no message": Manner(body, settled + infer, ends=_call_ended, pongs=True),
         "message": Manner(body, settled + infer, b"".join(map(_one, begun)), ends=_call_ended),
         "no message on a stream": Manner(body, settled + stream, ends=_call_ended, pongs=True),
-        "takes no answer": Manner(("write_timeout",), no_window, pongs=True),
+        "takes no answer": Manner(("write_timeout",), no_window(live), pongs=True),
+        "takes no health": Manner(("write_timeout",), no_window(check), pongs=True),
+        "watches and takes nothing": Manner(("write_timeout",), no_window(watch), pongs=True),
     }
 
 

@@ -6,7 +6,7 @@ Rule of this file: it tells what readiness says, now (Check) and whenever that c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import grpc
@@ -26,15 +26,20 @@ WATCH_SECONDS: Final = 0.25
 """How late a watcher may learn of a change."""
 
 Context = aio.ServicerContext[Any, Any]
+Deliver = Callable[[Context, bytes], Awaitable[None]]
 
 
 class Health:
     """The service's two methods. ``close`` ends what is watched, after its last word."""
 
-    def __init__(self, is_ready: Callable[[], bool], reception: Reception, patience: float) -> None:
-        """``patience``: seconds in which a call's message must have come."""
+    def __init__(
+        self, is_ready: Callable[[], bool], reception: Reception, deliver: Deliver, patience: float
+    ) -> None:
+        """``deliver``: writes a message to a caller, or raises Refused. ``patience``: seconds in which a call's message
+        must have come."""
         self._is_ready = is_ready
         self._reception = reception
+        self._deliver = deliver
         self._patience = patience
         self._closing = asyncio.Event()
 
@@ -46,7 +51,7 @@ class Health:
         status = self._status(await self._service(context))
         if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
             await context.abort(grpc.StatusCode.NOT_FOUND, "no such service")
-        await context.write(self._told(status))
+        await self._tell(context, status)
 
     async def watch(self, _: object, context: Context) -> None:
         service = await self._service(context)
@@ -56,7 +61,7 @@ class Health:
             status = self._status(service)
             if status != before:
                 before = status
-                await context.write(self._told(status))
+                await self._tell(context, status)
             if closing:
                 return
             try:
@@ -84,6 +89,9 @@ class Health:
             return int(response.SERVICE_UNKNOWN)
         return int(response.SERVING if self._is_ready() else response.NOT_SERVING)
 
-    def _told(self, status: int) -> bytes:
+    async def _tell(self, context: Context, status: int) -> None:
         written: bytes = health_pb2.HealthCheckResponse(status=status).SerializeToString()
-        return written
+        try:
+            await self._deliver(context, written)
+        except Refused as refused:
+            await context.abort(status_of(refused.problem), details(refused.problem))

@@ -22,8 +22,8 @@ from gateway.codec.grpc import address_of, details, status_of
 from gateway.config import Address, Server, Tls
 from gateway.doors.certificates import Certificates
 from gateway.doors.grpc import Context, GrpcDoor
-from gateway.doors.grpc_health import NAME, Health
-from gateway.doors.grpc_sockets import end_idle
+from gateway.doors.grpc_health import NAME, Deliver, Health
+from gateway.doors.grpc_sockets import Sockets
 from gateway.doors.guests import Connections, Guests
 from gateway.doors.listener import check_free
 from gateway.doors.reception import Reception
@@ -37,6 +37,9 @@ TURN_SECONDS: Final = 0.01
 TURNING_SECONDS_MAX: Final = 1.0
 """How often connections that have nothing left to do are looked for, and for how long while streams are open, which
 may not end by themselves: a caller whose connection is busy is turned away until then, and sent elsewhere after it."""
+
+PAUSES: Final = 2
+"""A pause is at least so many times as long as the look before it: the interpreter is the event loop's meanwhile."""
 
 REFLECTION_SECONDS: Final = 60.0
 CROWDED: Final = {
@@ -90,10 +93,13 @@ class GrpcListener:
         loop, connections = asyncio.get_running_loop(), self.service.connections
         began = loop.time()
         connections.closing = True
-        while end_idle(self._own, connections.busy()):
-            if loop.time() - began > min(seconds / 2, TURNING_SECONDS_MAX if self.service.streams.calls else seconds):
+        sockets, looked = Sockets(), began
+        while await asyncio.to_thread(sockets.end_idle, self._own, connections.busy()):
+            now = loop.time()
+            if now - began > min(seconds / 2, TURNING_SECONDS_MAX if self.service.streams.calls else seconds):
                 break
-            await asyncio.sleep(TURN_SECONDS)
+            await asyncio.sleep(max(TURN_SECONDS, PAUSES * (now - looked)))
+            looked = loop.time()
         await self._server.stop(max(0.0, seconds - (loop.time() - began)))
 
 
@@ -112,7 +118,9 @@ class _Service(grpc.GenericRpcHandler):
         }
         self._handlers[f"/{NAME}/Check"] = self._bounded(health.check, always=True)
         self._handlers[f"/{NAME}/Watch"] = self._bounded(health.watch, always=True)
-        self._handlers[f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"] = self._bounded(_reflection(reception))
+        self._handlers[f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"] = self._bounded(
+            _reflection(reception, door.deliver)
+        )
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         return self._handlers.get(handler_call_details.method)
@@ -160,7 +168,7 @@ def _behaviour(door: GrpcDoor, method: Method) -> Behaviour:
     return behaviour
 
 
-def _reflection(reception: Reception) -> Behaviour:
+def _reflection(reception: Reception, deliver: Deliver) -> Behaviour:
     """The reflection service, for REFLECTION_SECONDS: who lists services is done in a moment."""
     servicer = reflection.aio.ReflectionServicer((SERVICE, NAME, reflection.SERVICE_NAME))
 
@@ -174,7 +182,7 @@ def _reflection(reception: Reception) -> Behaviour:
         try:
             async with asyncio.timeout(REFLECTION_SECONDS):
                 async for answer in servicer.ServerReflectionInfo(questions(context), context):
-                    await context.write(answer.SerializeToString())
+                    await deliver(context, answer.SerializeToString())
         except TimeoutError:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"within {REFLECTION_SECONDS:g} s")
         except DecodeError:
