@@ -318,6 +318,11 @@ class Route:
             if asked and tier.version not in ("", asked):
                 raise Refused(not_found(f"Route {self.name} serves version {tier.version} only, not {asked}."))
 
+    def forget(self) -> None:
+        """Drop what is kept, unless a successor goes on with it."""
+        if self.cache is not None and not self._succeeded:
+            self.cache.purge()  # its queues are circles that nobody else would cut
+
     async def close(self) -> None:
         """Give up fills under way, and learning about tiers."""
         await self.flights.close()
@@ -325,8 +330,7 @@ class Route:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self.cache is not None and not self._succeeded:
-            self.cache.purge()  # its queues are circles that nobody else would cut
+        self.forget()
 
     async def _told(self, position: int, version: str, deadline: Deadline) -> ModelFacts:
         """What a tier says of itself. Once it has, its catalog remembers."""

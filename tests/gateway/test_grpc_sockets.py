@@ -77,9 +77,10 @@ def test_other_sockets_and_files_are_let_be_and_none_stays_open(listening):
     ("host", "written"), [("127.0.0.1", "ipv4:127.0.0.1:{}"), ("::1", "ipv6:%5B::1%5D:{}"), ("::1", "ipv6:[::1]:{}")]
 )
 async def test_the_connection_to_a_peer_is_shut_and_no_other(host, written):
-    ended = []
+    accepted, ended = [], []
 
     async def serve(reader, writer):
+        accepted.append(writer)
         assert await reader.read() == b""
         ended.append(writer.get_extra_info("peername")[1])
         writer.close()
@@ -88,7 +89,9 @@ async def test_the_connection_to_a_peer_is_shut_and_no_other(host, written):
     port = server.sockets[0].getsockname()[1]
     callers = [await asyncio.open_connection(host, port) for _ in range(3)]
     ports = [writer.get_extra_info("sockname")[1] for _, writer in callers]
-    await asyncio.sleep(0.05)
+    async with asyncio.timeout(10.0):
+        while len(accepted) < len(callers):  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0.01)
     assert hang_up(written.format(ports[1]))
     async with asyncio.timeout(10.0):
         assert await callers[1][0].read() == b""
