@@ -11,7 +11,9 @@ Rule of this file: as of ``train.py``, which runs it.
 from __future__ import annotations
 
 import numpy
+import numpy.typing
 
+Numbers = numpy.typing.NDArray[numpy.floating]
 HIDDEN = 256
 VECTOR = 32
 STEPS = 1000
@@ -52,7 +54,7 @@ def vectors(weights, side, images):
     return made / (numpy.linalg.norm(made, axis=1, keepdims=True) + 1e-6)
 
 
-def ndcg(scores, right, count=10):
+def ndcg(scores: Numbers, right: numpy.typing.NDArray[numpy.bool_], count: int = 10) -> float:
     """How good an order by these scores [n] is, from 0 to 1 (all of its first ``count`` are right, a bool [n]): NDCG
     (Järvelin and Kekäläinen, 2002)."""
     weights = 1 / numpy.log2(numpy.arange(2, count + 2))
@@ -60,10 +62,11 @@ def ndcg(scores, right, count=10):
     return float(gained / weights[: min(count, int(right.sum()))].sum())
 
 
-def likeness(users, items):
+def likeness(users: Numbers, items: Numbers) -> Numbers:
     """What a ranker without a model has: the cosine of two digits' pixels [n]."""
     lengths = numpy.linalg.norm(users, axis=1) * numpy.linalg.norm(items, axis=1)
-    return (users * items).sum(axis=1) / lengths
+    alike: Numbers = (users * items).sum(axis=1) / lengths
+    return alike
 
 
 def _drawn(random, hidden):
