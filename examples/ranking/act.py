@@ -117,7 +117,7 @@ def measure(scene: Scene) -> Measured:
             if again.told.get("cache") != "hit" or not np.allclose(again.scores, answer, atol=NEAR):
                 raise DemoFailed(f"the same question once more was no hit with the same scores: {again.told}")
             measured.again.append(again.seconds)
-            measured.as_sent.append(ndcg(-np.arange(ITEMS), right))
+            measured.as_sent.append(ndcg(-np.arange(ITEMS, dtype=np.float64), right))
             measured.by_likeness.append(ndcg(likeness(rows["user"][[question.user]], rows["item"][items]), right))
             measured.ranked.append(ndcg(answer, right))
     if np.mean(measured.ranked) < BETTER * np.mean(measured.as_sent):
