@@ -74,6 +74,10 @@ bench: setup triton benchtools  ## Tailrace beside nginx, HAProxy, Varnish, Trit
 bench-growth: setup benchtools  ## What a hit costs as entries, routes, callers grow (options: BENCH='--axis routes')
 	@$(BIN)/python -m benchmarks.growth $(BENCH)
 
+.PHONY: bench-rows
+bench-rows: setup triton  ## Batches of which most rows are known, beside the same ones without that (BENCH='--row-ms 1')
+	@$(BIN)/python -m benchmarks.batches $(BENCH)
+
 .PHONY: bench-crowd
 bench-crowd: setup .compiler  ## What 10,000 idle connections cost, or (BENCH=siege) hostile ones at every door
 	@$(BIN)/python -m benchmarks.crowd $(BENCH)
