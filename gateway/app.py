@@ -249,7 +249,7 @@ class Gateway:
         """grpc is loaded only where it is used: it takes its time, and some 30 MB."""
         from gateway.doors.grpc import GrpcDoor
         from gateway.doors.grpc_health import Health
-        from gateway.doors.grpc_listener import GrpcListener, message_bytes_max
+        from gateway.doors.grpc_listener import GrpcListener
         from gateway.doors.reception import Reception, ReceptionPorts
 
         server, in_use = self.standing.config.server, taken()
@@ -259,7 +259,7 @@ class Gateway:
             known = self.buffered.bytes + sum(cache.bytes_used for cache in caches if cache is not None)
             return None if now is None else now - known
 
-        reception = Reception(ReceptionPorts(self.buffered, memory, monotonic), message_bytes_max(server))
+        reception = Reception(ReceptionPorts(self.buffered, memory, monotonic), server.message_bytes_max)
         self._grpc_door = GrpcDoor(server, ports, reception)
         health = Health(lambda: self.readiness().ready, reception, float(server.body_timeout))
         self._grpc = GrpcListener(server, self._grpc_door, health, reception, self._shared)

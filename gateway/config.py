@@ -159,6 +159,11 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         yield from within(HEADER_BYTES_MIN, MESSAGE_BYTES_MAX, grpc_message_bytes_max=self.grpc_message_bytes_max)
 
     @property
+    def message_bytes_max(self) -> int:
+        """The largest message of a gRPC caller. One that passes on is held twice, so two of them must fit."""
+        return min(int(self.grpc_message_bytes_max), int(self.buffered_bytes_max) // 2)
+
+    @property
     def has_grpc(self) -> bool:
         """Whether there is a gRPC door."""
         return self.grpc not in GRPC_OFF

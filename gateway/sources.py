@@ -114,8 +114,10 @@ def _file(path: str) -> dict[str, object]:
         raise ConfigError((f"{path}: cannot be read: {error.strerror}",)) from None
     except UnicodeDecodeError:
         raise ConfigError((f"{path}: is not UTF-8 text",)) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, ValueError) as error:  # an integer of thousands of digits is the latter
         raise ConfigError((f"{path}: is not TOML: {error}",)) from None
+    except RecursionError:
+        raise ConfigError((f"{path}: is nested too deeply",)) from None
 
 
 def _override(raw: dict[str, object], environ: Mapping[str, str], reader: Reader) -> None:

@@ -34,8 +34,8 @@ from gateway.config import Server, Switch
 from gateway.doors.about import metadata, model_ready
 from gateway.doors.buffered import Held
 from gateway.doors.grpc_infer import Asking, Inferring
+from gateway.doors.grpc_sockets import hang_up
 from gateway.doors.grpc_stream import Streaming, StreamPorts
-from gateway.doors.hangup import hang_up
 from gateway.doors.onward import withheld
 from gateway.doors.passthrough import CHANGES_MAX
 from gateway.doors.ports import Ports
@@ -87,6 +87,7 @@ class GrpcDoor:
         self._secure = server.tls is not None
         self._timeout = float(server.passthrough_timeout)
         self._changes = asyncio.Semaphore(CHANGES_MAX)
+        self._cuts: set[asyncio.Task[bool]] = set()
         self.take(server, ports)
 
     def take(self, server: Server, ports: Ports) -> None:
@@ -321,7 +322,10 @@ class GrpcDoor:
             async with asyncio.timeout(seconds):
                 await context.write(message)
         except TimeoutError:
-            await asyncio.to_thread(hang_up, context.peer())
+            # Not waited for: when the connection is shut grpc cancels this call, which then would not be counted.
+            cut = asyncio.create_task(asyncio.to_thread(hang_up, context.peer()))
+            self._cuts.add(cut)
+            cut.add_done_callback(self._cuts.discard)
             raise Refused(timed_out(f"The answer was not taken within {seconds:g} s.")) from None
 
 

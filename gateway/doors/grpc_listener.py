@@ -212,14 +212,9 @@ def _options(server: Server, shared: bool) -> list[tuple[str, int]]:
     return list(_told(server, shared))
 
 
-def message_bytes_max(server: Server) -> int:
-    """The largest message that is taken in. One that passes on is held twice, so two of them must fit."""
-    return min(int(server.grpc_message_bytes_max), int(server.buffered_bytes_max) // 2)
-
-
 def _told(server: Server, shared: bool) -> Iterator[tuple[str, int]]:
     yield "grpc.so_reuseport", int(shared)
-    yield "grpc.max_receive_message_length", message_bytes_max(server)
+    yield "grpc.max_receive_message_length", server.message_bytes_max
     yield "grpc.max_send_message_length", -1
     yield "grpc.max_metadata_size", int(server.header_bytes_max)
     yield "grpc.absolute_max_metadata_size", int(server.header_bytes_max)

@@ -70,7 +70,7 @@ class Streaming:
         self._directives = parse_cache_control(codec.joined(metadata, "cache-control"))
         self._passed = passed
         self._deadline = deadline
-        self._talks: dict[tuple[str, str], Talk] = {}
+        self._talks: dict[tuple[RpcPool, str, str], Talk] = {}
         self._open = ExitStack()
         self._tasks = asyncio.TaskGroup()
         self._ready: deque[asyncio.Task[bytes]] = deque()
@@ -190,14 +190,15 @@ class Streaming:
             await self._talk(pool, name, sequence, write).send(message)
 
     def _talk(self, pool: RpcPool, name: str, sequence: str, write: Write) -> Talk:
-        """The stream on to the replica where a sequence lives, or to any: one for each route and replica."""
+        """The stream on to the replica where a sequence lives, or to any: one for each route and replica, and after a
+        reload none of those that were asked before it."""
         home = None if not sequence else pool.pool.home_of(sequence)
-        for (owner, url), known in self._talks.items():
-            if owner == name and home in (None, url):
+        for (asked, owner, url), known in self._talks.items():
+            if asked is pool and owner == name and home in (None, url):
                 return known
         rpc = Rpc("ModelStreamInfer", b"", self._passed)
         talk = self._open.enter_context(pool.conversing(rpc, self._deadline, sequence))
-        self._talks[name, talk.url] = talk
+        self._talks[pool, name, talk.url] = talk
         self._tasks.create_task(self._read(talk, name, write))
         return talk
 

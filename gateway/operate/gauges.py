@@ -116,7 +116,7 @@ def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:
     def one(read: Callable[[], float]) -> Callable[[], Samples]:
         return lambda: iter([((), read())])
 
-    buffered, heads = lane.buffered, lane.heads
+    buffered = lane.buffered
     yield Gauge("tailrace_connections", "Callers' connections.", (), one(lambda: len(lane.connections)))
     yield Gauge(
         "tailrace_connections_cut",
@@ -125,8 +125,8 @@ def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:
         lambda: (((reason,), float(count)) for reason, count in lane.cuts.items()),
         counter=True,
     )
-    yield Gauge("tailrace_heads", "Request heads remembered.", (), one(lambda: len(heads)))
-    yield Gauge("tailrace_heads_judged", "Request heads parsed.", (), one(lambda: heads.judged), counter=True)
+    yield Gauge("tailrace_heads", "Request heads remembered.", (), one(lambda: len(lane.heads)))
+    yield Gauge("tailrace_heads_judged", "Request heads parsed.", (), one(lambda: lane.heads_judged), counter=True)
     yield Gauge("tailrace_buffered_bytes", "Bytes of requests held.", (), one(lambda: buffered.bytes))
     yield Gauge("tailrace_buffered_bytes_max", "The bound on them.", (), one(lambda: buffered.bytes_max))
     yield Gauge(

@@ -681,3 +681,20 @@ async def test_refusals_and_answers_are_counted(open_door):
     assert 'tailrace_refusals_total{problem="malformed",route="r"} 1.0' in text
     assert 'tailrace_responses_total{route="r",status="200"} 2.0' in text
     assert 'tailrace_responses_total{route="r",status="400"} 1.0' in text
+
+
+async def test_an_open_stream_goes_on_to_the_backend_of_now(upstream, open_door):
+    other = Upstream()
+    await other.start()
+    door = await open_door()
+    call = door.stream()
+    for asked, number in ((upstream, 1), (other, 2)):
+        await call.write(infer("d", id=str(number)).SerializeToString())
+        for _ in range(2):
+            async with asyncio.timeout(SECONDS):
+                answer = pb.ModelStreamInferResponse.FromString(await call.read())
+            assert answer.infer_response.id == str(number)
+        assert [request.id for _, request, *_ in asked.asked] == [str(number)]
+        await door.gateway.take(load(None, LISTENERS | {"TAILRACE_SERVER__DRAIN": "1s"}, [f"grpc://{other.target}"]))
+    call.cancel()
+    await other.server.stop(0)

@@ -77,8 +77,7 @@ async def test_what_a_head_says(head: bytes, expected: tuple[int, int | None, bo
         b"ICY 200 OK\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
-        b"HTTP/1.1 102 Processing\r\n\r\n",
-        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n",
+        b"HTTP/1.1 102 Processing\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"HTTP/1.1 100 Continue\r\nContent-Length: 5\r\n\r\n",
     ],
 )

@@ -100,7 +100,7 @@ def _parsed(loop: asyncio.AbstractEventLoop, head: bytes) -> AnswerHead:
         raise Nonsense("a Transfer-Encoding that is not chunked")
     if bool(codings) is not bool(message.chunked):
         raise Nonsense("a Transfer-Encoding that is read in two ways")
-    if message.code < 200 and (message.code != 100 or lengths or codings):
+    if message.code == 101 or (message.code < 200 and (lengths or codings)):
         raise Nonsense(f"status {message.code}, which nobody asked for")
     headers = end_to_end((_text(name), _text(value)) for name, value in message.raw_headers)
     begun = f"HTTP/1.1 {message.code} {message.reason}\r\n"
