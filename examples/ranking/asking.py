@@ -111,7 +111,7 @@ def configuration(triton_url: str, tables: Mapping[str, Table]) -> dict[str, Con
         "bounds": {"min": 0.0, "max": 16.0},
         "max_stale": "1h",
         "bytes_max": "16MiB",
-        "timeout": "1s",  # a busy machine is not what is shown
+        "timeout": "5s",  # a busy machine is not what is shown
     }
     defaults: Mapping[str, ConfigValue] = {"user": "error", "item": "mean"}
     route: dict[str, ConfigValue] = {
