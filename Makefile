@@ -87,6 +87,20 @@ bench-witness: setup benchtools  ## The benchmark's client beside wrk, before th
 	@command -v wrk >/dev/null || $(MAKE) --no-print-directory .wrk
 	@$(BIN)/python -m benchmarks.witness $(BENCH)
 
+# libcachesim is under the GPL: a program of an environment of its own, never imported, and left out if not there.
+.PHONY: bench-tables
+bench-tables: setup .redis .libcachesim  ## Near cache: rows/s beside numpy and Redis; hits (BENCH='--traces DIRECTORY')
+	@$(BIN)/python -m benchmarks.tables $(BENCH)
+
+.PHONY: .libcachesim
+.libcachesim:
+	@test -e .cache/peers/libcachesim/.stamp || { mkdir -p $(LOGS) .cache/peers && echo "installing libcachesim" && \
+		$(PYTHON) -m venv --clear .cache/peers/libcachesim && \
+		{ $(BIN)/uv pip install --system-certs --python .cache/peers/libcachesim/bin/python libcachesim \
+			|| .cache/peers/libcachesim/bin/python -m pip install --disable-pip-version-check libcachesim; } \
+		>$(LOGS)/libcachesim.log 2>&1 && touch .cache/peers/libcachesim/.stamp; } \
+		|| echo "libcachesim was not installed: $(LOGS)/libcachesim.log says why"
+
 # Each in an environment of its own, the newest version; whatever does not install is left out.
 BENCH_PEERS := mosec mlserver bentoml litserve
 .PHONY: bench-peers

@@ -76,7 +76,7 @@ TRACKER_SECONDS: Final = 1.0
 """Before a table's writes are listened to again after a bug of ours."""
 
 RETIREMENTS_MAX: Final = 8
-"""Reloads whose predecessors' requests are still at work: each keeps the parts that it has replaced."""
+"""Reloads whose replaced backends are still at work: each keeps connections. Only another change of backends waits."""
 
 _log = structlog.get_logger("tailrace")
 
@@ -98,7 +98,8 @@ class Gateway:
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
         self._keeping: dict[Home | Table, list[asyncio.Task[None]]] = {}  # probes, polls, and ears for writes
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._retiring: set[asyncio.Task[None]] = set()  # with backends, which keep connections
+        self._retiring_routes: set[asyncio.Task[None]] = set()
         self._lane: EdgeLane | None = None
         self._door: HttpDoor | None = None
         self._methods: Methods | None = None
@@ -185,11 +186,13 @@ class Gateway:
         """
         if self._draining:
             raise ConfigError(("the gateway is draining",))
-        if len(self._retiring) >= RETIREMENTS_MAX:
-            raise ConfigError((f"what {RETIREMENTS_MAX} reloads have replaced is still at work; try again later",))
         made = homes(config, self._makings, self._watching, self.standing)
         new = [home for name, home in made.items() if self.homes.get(name) is not home]
         try:
+            replaces = any(made.get(name) is not home for name, home in self.homes.items())
+            if replaces and len(self._retiring) >= RETIREMENTS_MAX:
+                said = f"backends that {RETIREMENTS_MAX} reloads have replaced are still at work"
+                raise ConfigError((f"{said}; try again later, or leave backends as they are",))
             await self._probe(new)
             if self._draining:
                 raise ConfigError(("the gateway is draining",))
@@ -319,7 +322,8 @@ class Gateway:
             self._admin_server.close()
         if self._admin is not None:
             await self._admin.shutdown(ADMIN_DRAIN_SECONDS)
-        tasks = [*self._tasks, *(task for each in self._keeping.values() for task in each), *self._retiring]
+        tasks = [*self._tasks, *(task for each in self._keeping.values() for task in each)]
+        tasks += [*self._retiring, *self._retiring_routes]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -366,10 +370,14 @@ class Gateway:
                 self._keeping[part] = [kept(run, interval) for run in loops]
 
     def _retire(self, old: Retired, seconds_max: float) -> None:
+        """What requests may still be at is closed later. Routes alone are few bytes, once their answers are gone."""
+        for route in old.routes:
+            route.forget()
         if old != Retired():
             task = asyncio.create_task(old.end(monotonic, asyncio.sleep, seconds_max))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            kind = self._retiring if old.homes else self._retiring_routes
+            kind.add(task)
+            task.add_done_callback(kind.discard)
 
     # -- what the parts tell ----------------------------------------------------------------------
 

@@ -451,7 +451,7 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if times > 1:
                 yield "degrade", f"names {step} {times} times"
         for index, name in enumerate(self.vary):
-            if not _FIELD_NAME.fullmatch(name):
+            if name == "*" or not _FIELD_NAME.fullmatch(name):
                 yield f"vary[{index}]", f"{name!r} is no name of a header field"
         if self.body_bytes_max is not None:
             yield from _sizes(body_bytes_max=self.body_bytes_max)

@@ -54,6 +54,9 @@ def doubts(config: Config, written: Written) -> Iterator[str]:
     tls = config.server.tls
     if tls is not None and tls.minimum != "1.2" and config.server.has_grpc:
         yield f"server.tls.minimum: is {tls.minimum}, which grpc cannot be told: the gRPC door speaks 1.2 too"
+    joined = {table for route in config.routes.values() if route.features for table in route.features.tables}
+    for name in set(config.tables) - joined:
+        yield f"tables.{name}: no route joins it (routes.NAME.features); it is checked and filled, and nothing more"
     for name, route in config.routes.items():
         if _keeps_nothing_stale(written, "routes", name, route.cache):
             yield (

@@ -166,6 +166,10 @@ class Endpoint:
         """Whose answers a caller may have."""
         return "" if self.config.cache is None or self.config.cache.shared else caller.tenant
 
+    def decides(self, field: str) -> bool:
+        """Whether a request field, in lower case, is part of every key."""
+        return field in self._deciding
+
     def uncacheable(self, request: Post) -> str:
         """Why a request is never cached, in one word; empty if it may be."""
         for name, _ in request.fields:
@@ -233,11 +237,15 @@ class Endpoint:
         """A server's own word on its failure: its clients know it."""
         return self._page(error.reply) if isinstance(error, Erred) else None
 
+    def forget(self) -> None:
+        """Drop what is kept, unless a successor goes on with it."""
+        if self.cache is not None and not self._succeeded:
+            self.cache.purge()  # its queues are circles that nobody else would cut
+
     async def close(self) -> None:
         """Give up fills under way."""
         await self.flights.close()
-        if self.cache is not None and not self._succeeded:
-            self.cache.purge()  # its queues are circles that nobody else would cut
+        self.forget()
 
     def _page(self, reply: Reply) -> Page:
         cache = self.config.cache

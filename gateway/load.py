@@ -2,7 +2,7 @@
 
 Rule of this file: a batch is judged whole before any of it is written; what was written is remembered beside the file,
 so that the same command goes on where it was interrupted. Writing a row twice does no harm, so what is remembered may
-be a little behind, and never ahead. Memory is a batch's.
+be a little behind, and never ahead. Memory is a batch's, or a row group's.
 """
 
 from __future__ import annotations

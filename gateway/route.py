@@ -442,6 +442,12 @@ class Route:
             if asked and tier.version not in ("", asked):
                 raise Refused(not_found(f"Route {self.name} serves version {tier.version} only, not {asked}."))
 
+    def forget(self) -> None:
+        """Drop what is kept, unless a successor goes on with it."""
+        for shelf in () if self._succeeded else (self.cache, self.row_cache):
+            if shelf is not None:
+                shelf.purge()  # its queues are circles that nobody else would cut
+
     async def close(self) -> None:
         """Give up fills under way, and learning about tiers."""
         await self.flights.close()
@@ -449,11 +455,8 @@ class Route:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._succeeded:
-            return
-        if self.cache is not None:
-            self.cache.purge()  # its queues are circles that nobody else would cut
-        if self.rows is not None:
+        self.forget()
+        if self.rows is not None and not self._succeeded:
             await self.rows.close()
 
     async def _told(self, position: int, version: str, deadline: Deadline) -> ModelFacts:

@@ -1,7 +1,7 @@
 """Rows from a file, a batch at a time: Parquet, NPZ or CSV.
 
-Rule of this file: it reads and says which row is wrong; memory is a batch's, however large the file. It knows no store.
-Rows are numbered from 1, without a CSV's line of names.
+Rule of this file: it reads and says which row is wrong; memory is a batch's (of Parquet, a row group's), however large
+the file. It knows no store. Rows are numbered from 1, without a CSV's line of names.
 
     CSV      a line of names; a column of ids, and a column for each number
     NPZ      the arrays "ids" [n] and "rows" [n, *shape], as numpy.savez writes them; never anything pickled
@@ -215,21 +215,19 @@ class Parquet:
         self.rows: int | None = self._file.metadata.num_rows
 
     def batches(self, skip: int) -> Iterator[Batch]:
-        groups: list[int] = []
-        before = 0
+        number = 0
+        columns = [self._wanted.id_column, *self._columns]
         for group in range(self._file.num_row_groups):
             rows = self._file.metadata.row_group(group).num_rows
-            if groups or before + rows > skip:
-                groups.append(group)
-            else:
-                before += rows
-        number = before
-        columns = [self._wanted.id_column, *self._columns]
-        for some in self._file.iter_batches(self._wanted.batch_rows, row_groups=groups, columns=columns):
-            left = some.slice(max(0, skip - number)) if number < skip else some
-            number += some.num_rows
-            if left.num_rows:
-                yield self._batch(left, number - left.num_rows + 1)
+            if number + rows <= skip:
+                number += rows
+                continue
+            # One group at a time: asked for several, the reader holds what it has read of all of them.
+            for some in self._file.iter_batches(self._wanted.batch_rows, row_groups=[group], columns=columns):
+                left = some.slice(max(0, skip - number)) if number < skip else some
+                number += some.num_rows
+                if left.num_rows:
+                    yield self._batch(left, number - left.num_rows + 1)
 
     def _batch(self, some: pa.RecordBatch, first: int) -> Batch:
         wanted = self._wanted

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.sources import ConfigError, load
+from gateway.sources import ConfigError, load, read
 from gateway.units import Seconds
 
 BASE = '[backends.gpu]\nhttp = ["http://127.0.0.1:8000"]\n'
@@ -105,6 +105,11 @@ def test_a_fault_is_the_only_one_and_names_its_key(tmp_path: Path, table: str, f
     (line,) = refused.value.faults
     assert line.startswith(f"tables.t.{fault}")
     assert "secret" not in line
+
+
+def test_that_no_route_joins_a_table_is_told(tmp_path: Path) -> None:
+    (told,) = read(written(tmp_path, REDIS + ROW), {}).warnings
+    assert told.startswith("tables.t: no route joins it")
 
 
 def test_feasts_table(tmp_path: Path) -> None:

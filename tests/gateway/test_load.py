@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import json
 import os
 import signal
@@ -324,6 +325,18 @@ def test_misuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "the store of tables.user: unreachable" in told
     assert "secret" not in told
     assert run(config, file, "--columns", "b,a") == 1
+
+
+@pytest.mark.parametrize("rich", [True, False])
+def test_progress_on_a_terminal(
+    tmp_path: Path, rich: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    if not rich:
+        monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+        monkeypatch.setattr(loading, "TOLD_SECONDS", 0.0)
+    assert run(configured(tmp_path, "lmdb:features"), npz_file(tmp_path, IDS, ROWS)) == 0
+    assert ("3/3" if rich else "tables.user: 3 rows of 3") in capsys.readouterr().err
 
 
 def test_columns_in_another_order(tmp_path: Path) -> None:

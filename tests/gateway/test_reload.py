@@ -237,7 +237,7 @@ async def test_what_was_replaced_is_closed_once_nobody_is_at_it(
     house.backends = {"b": {"http": [second_echo.url], "probe": "1h"}}
     await house.reload()
     await until(lambda: all(task is None or task.done() for task in triton_echo.serving))
-    await until(lambda: len(house.gateway._retiring) == 1)  # the route with 10 s, of the first reload
+    await until(lambda: not house.gateway._retiring)
 
 
 async def test_a_file_with_faults_changes_nothing_and_says_all_of_them(house: House) -> None:
@@ -368,14 +368,31 @@ async def test_an_open_stream_finds_the_routes_of_now(house: House, second_echo:
         stream.cancel()
 
 
-async def test_reloads_whose_predecessors_are_at_work_are_bounded(house: House, triton_echo: EchoTriton) -> None:
+async def test_reloads_whose_backends_are_at_work_are_bounded_and_others_are_not(
+    house: House, triton_echo: EchoTriton
+) -> None:
+    house.route["timeout"] = "60s"
     for number in range(RETIREMENTS_MAX):
-        house.route["timeout"] = f"{20 + number}s"
+        house.backends["b"] = {"http": [triton_echo.url], "probe": "1h", "connections_max": 10 + number}
         await house.reload()
-    house.route["timeout"] = "5s"
+    house.backends["b"] = {"http": [triton_echo.url], "probe": "1h", "connections_max": 99}
     house.write()
-    assert "still at work" in (await house.reloads.reload()).faults[0]
-    assert house.gateway.routes["r"].timeout == 19 + RETIREMENTS_MAX
+    assert "are still at work" in (await house.reloads.reload()).faults[0]
+    house.backends["b"] = {"http": [triton_echo.url], "probe": "1h", "connections_max": 9 + RETIREMENTS_MAX}
+    for number in range(3 * RETIREMENTS_MAX):
+        house.route["quota"] = {"rate": 10 + number}
+        await house.reload()
+    assert (await house.ask(1))[0] == 200
+
+
+async def test_a_route_that_is_replaced_keeps_no_answers(house: House) -> None:
+    await house.ask(1)
+    before = house.gateway.routes["r"].cache
+    assert before is not None
+    assert before.entries == 1
+    house.route["limits"] = {"batch_max": 8}
+    await house.reload()
+    assert before.entries == 0
 
 
 @pytest.mark.parametrize(

@@ -86,6 +86,12 @@ async def test_a_head_in_doubt_is_refused(head: bytes) -> None:
         await read(head)
 
 
+async def test_nobody_behind_us_says_what_an_answer_of_ours_is_made_of() -> None:
+    head = await read(OK + b"Tailrace-Provenance: cache=hit\r\nX-A: b\r\nContent-Length: 0\r\n\r\n")
+    assert head.headers == (("X-A", "b"), ("Content-Length", "0"))
+    assert b"Provenance" not in head.lines
+
+
 @given(st.binary(max_size=60))
 def test_any_other_bytes_are_refused_or_read(noise: bytes) -> None:
     async def one() -> None:

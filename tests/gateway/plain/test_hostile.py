@@ -263,6 +263,19 @@ async def test_a_forwarded_that_a_trusted_proxy_let_through_is_in_the_key(
     assert len(predictor.posts) == 2
 
 
+@pytest.mark.parametrize("field", ["X-Forwarded-For", "X-Real-IP", "Forwarded"])
+async def test_who_asks_decides_where_vary_says_so(predictor: Predictor, open_front: Open, field: str) -> None:
+    trusting = {"TAILRACE_SERVER__TRUSTED_PROXIES": '["127.0.0.1"]'}
+    front = await open_front(CACHED + f'vary = ["{field}"]\n', **trusting)
+    said = {"Forwarded": ("for=192.0.2.1", "for=192.0.2.2")}.get(field, ("192.0.2.1", "192.0.2.2"))
+    for number, who in enumerate(said, 1):
+        asked = sized(BODY, HEAD + f"{field}: {who}\r\n".encode())
+        assert b"cache=miss" in await exchange(front, asked)
+        for _ in range(3):
+            assert b"cache=hit" in await exchange(front, asked)
+        assert len(predictor.posts) == number
+
+
 @pytest.mark.parametrize("interim", [b"100 Continue", b"102 Processing", b"103 Early Hints"])
 async def test_what_a_server_says_before_its_answer_is_none(open_front: Open, interim: bytes) -> None:
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
