@@ -38,8 +38,8 @@ help:  ## Show this list
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
 
 .PHONY: demo
-demo: setup triton  ## A real Triton, the gateway before it, and what that gains: two minutes
-	@$(BIN)/tailrace demo
+demo: setup triton $(if $(findstring --redis,$(DEMO)),.redis)  ## A real Triton, the gateway before it, and what that gains: two minutes (DEMO=--redis)
+	@$(BIN)/tailrace demo $(DEMO)
 
 .PHONY: languages
 languages: setup $(LANGUAGES)/.stamp  ## Language identification: rows of text kept, two detectors of others as tiers

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FrameType
 from typing import Final
@@ -18,6 +18,10 @@ from rich.text import Text
 
 INTERRUPTED: Final = 130
 """The exit code of a program that Ctrl-C ended, as shells have it."""
+
+
+class DemoFailed(RuntimeError):
+    """A program saw something other than what it is there to show; the message says what."""
 
 
 def plain_console() -> Console:
@@ -62,6 +66,12 @@ def step(console: Console, words: str) -> Iterator[None]:
 def say(console: Console, words: str) -> None:
     """One line, a little in from the edge."""
     console.print(Text("  " + words))
+
+
+def quote(console: Console, lines: Iterable[str], well: bool) -> None:
+    """What a server said, further in; in another colour if it is not ``well``."""
+    for line in lines:
+        console.print(Text("    " + line, style="cyan" if well else "yellow"))
 
 
 @contextmanager

@@ -28,9 +28,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from examples.console import INTERRUPTED, exit_code, plain_console, say, step
+from examples.console import INTERRUPTED, DemoFailed, exit_code, plain_console, quote, say, step
 from examples.digits.repository import Digits, TrainingFailed, prepare
 from examples.gatewayprocess import ConfigValue, GatewayFailed, GatewayProcess
+from examples.ranking.act import act
+from examples.redisserver import RedisFailed, RedisMissing, find_program
 from examples.tritonserver import (
     ModelStatistics,
     TritonFailed,
@@ -64,15 +66,12 @@ STALE_WORDS: Final = "the same digit on route digits_brief: old, and labelled so
 NEW_WORDS: Final = "a digit never seen before: there is no answer to give, and a clear 503 says so"
 
 
-class DemoFailed(RuntimeError):
-    """The demo saw something other than what it is there to show; the message says what."""
-
-
 @dataclass(frozen=True)
 class Asked:
     """What the demo was asked to do, and when."""
 
     keep: bool
+    redis: bool
     digits_max: int | None
     began: float
 
@@ -108,18 +107,19 @@ class Measured:
     requests_again_at_triton: int
 
 
-def main(keep: bool, digits_max: int | None = None) -> int:
+def main(keep: bool, redis: bool = False, digits_max: int | None = None) -> int:
     """Run the demo and return an exit code.
 
-    ``keep`` leaves Triton and the gateway running until Ctrl-C; ``digits_max`` measures on fewer digits.
+    ``keep`` leaves all that runs running until Ctrl-C; ``redis``: the second act's features are in Redis, not in a
+    file; ``digits_max`` measures on fewer digits.
     """
     console = plain_console()
-    asked = Asked(keep, digits_max, time.monotonic())
+    asked = Asked(keep, redis, digits_max, time.monotonic())
     return exit_code(
         console,
         "tailrace demo",
         lambda stack: _run(stack, console, asked),
-        (TritonMissing, TritonFailed, GatewayFailed, TrainingFailed, DemoFailed),
+        (TritonMissing, TritonFailed, GatewayFailed, TrainingFailed, RedisMissing, RedisFailed, DemoFailed),
         interrupted=0 if keep else INTERRUPTED,
     )
 
@@ -127,7 +127,9 @@ def main(keep: bool, digits_max: int | None = None) -> int:
 def _run(stack: ExitStack, console: Console, asked: Asked) -> None:
     console.rule("Tailrace: a real Triton, two tiers of one task, and the gateway before them")
     environment = find_environment()
-    with step(console, "training both tiers on scikit-learn's digits (a few seconds, once)"):
+    if asked.redis:
+        find_program()  # before anybody has waited for anything
+    with step(console, "training the models on scikit-learn's digits (a few seconds, once)"):
         digits = prepare(environment)
     say(console, f"{digits.trained_on} digits trained on, {len(digits.images)} held out for every figure below")
     say(
@@ -147,9 +149,10 @@ def _run(stack: ExitStack, console: Console, asked: Asked) -> None:
     measured = measure(console, client, triton, digits.images[seen], digits.labels[seen])
     console.print(table(measured))
     _break_and_mend(console, triton, gateway, digits)
-    _farewell(console, triton, gateway, asked)
+    second = act(stack, console, triton, digits.ranking, asked.redis)
+    _farewell(console, triton, (gateway, second), asked)
     if asked.keep:
-        console.print("Both are running. Ctrl-C stops them.")
+        console.print("All of it is running. Ctrl-C stops it.")
         signal.pause()
 
 
@@ -356,8 +359,7 @@ def _print_answer(console: Console, answer: Answer) -> None:
         lines.append(f"label {label}")
     else:
         lines.append(json.dumps(document))
-    for line in lines:
-        console.print(Text("    " + line, style="cyan" if status == http.client.OK else "yellow"))
+    quote(console, lines, status == http.client.OK)
 
 
 def _countdown(console: Console, seconds: int) -> None:
@@ -367,7 +369,10 @@ def _countdown(console: Console, seconds: int) -> None:
             time.sleep(1)
 
 
-def _farewell(console: Console, triton: TritonServer, gateway: GatewayProcess, asked: Asked) -> None:
+def _farewell(
+    console: Console, triton: TritonServer, gateways: tuple[GatewayProcess, GatewayProcess], asked: Asked
+) -> None:
+    gateway, second = gateways
     console.rule(f"done in {time.monotonic() - asked.began:.0f} s")
     pixels = "'$(yes 8 | head -64 | paste -sd,)'"
     tensor = f'{{"name": "image", "datatype": "FP32", "shape": [1, 64], "data": [{pixels}]}}'
@@ -375,6 +380,8 @@ def _farewell(console: Console, triton: TritonServer, gateway: GatewayProcess, a
         f"curl -s {gateway.http_url}/v2/models/digits",
         f"curl -si {gateway.http_url}/v2/models/digits/infer -d '{{\"inputs\": [{tensor}]}}'   # and once more",
         f"curl -s {gateway.admin_url}/metrics | grep tailrace",
+        f'curl -s {second.http_url}/v1/predict/rank -d \'{{"inputs": {{"user": [7], "items": [1, 2, 3]}}}}\'',
+        f"curl -s {second.admin_url}/metrics | grep tailrace_table",
         f"{_command()} serve --upstream {triton.http_url}   # another gateway, which changes nothing",
     )
     if asked.keep:

@@ -86,7 +86,9 @@ class GatewayProcess:
         """Start and wait for the ready line. Raises GatewayFailed with the output; nothing stays behind."""
         self._directory = Path(tempfile.mkdtemp(prefix="tailrace-gateway-"))
         try:
-            self._child = Child(self._command(self._directory), self._environment(), self._directory, "gateway")
+            self._child = Child(
+                self._command(self._directory), environment() | self._environ, self._directory, "gateway"
+            )
             self._await_ready(self._child, ready_seconds)
         except BaseException:
             self.stop()
@@ -150,13 +152,6 @@ class GatewayProcess:
                 command += [flag, "127.0.0.1:0"]
         return [*command, *self._arguments]
 
-    def _environment(self) -> dict[str, str]:
-        root = str(Path(__file__).resolve().parent.parent)
-        # Overrides meant for another gateway of the caller's must not reach this one.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("TAILRACE_")}
-        paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]
-        return inherited | {"PYTHONPATH": ":".join(paths), "PYTHONUNBUFFERED": "1"} | self._environ
-
     def _await_ready(self, child: Child, ready_seconds: float) -> None:
         end = time.monotonic() + ready_seconds
         while time.monotonic() < end:
@@ -173,6 +168,15 @@ class GatewayProcess:
 
     def _tail(self, child: Child) -> str:
         return child.log()[-LOG_CHARACTERS_SHOWN_MAX:]
+
+
+def environment() -> dict[str, str]:
+    """Variables with which ``python -m gateway.cli`` is this source, whatever the folder."""
+    root = str(Path(__file__).resolve().parent.parent)
+    # Overrides meant for another gateway of the caller's must not reach this one.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("TAILRACE_")}
+    paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(":"))]
+    return inherited | {"PYTHONPATH": ":".join(paths), "PYTHONUNBUFFERED": "1"}
 
 
 def samples(text: str) -> dict[str, float]:

@@ -46,14 +46,14 @@ examples:
   tailrace schema > tailrace.schema.json
       for an editor that completes and checks TOML
   tailrace demo
-      see it all with a real Triton and two models, in two minutes
+      see it all with a real Triton and its models, in two minutes
 
 tailrace.example.toml holds every key with its default and its reason.
 """
 
 
 class _Demo(Protocol):
-    def main(self, keep: bool) -> int: ...
+    def main(self, keep: bool, redis: bool) -> int: ...
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -85,7 +85,7 @@ def _run(chosen: argparse.Namespace, given: Sequence[str]) -> int:
         case "table":
             return _load(chosen)
         case _:
-            return _demo(chosen.keep)
+            return _demo(chosen.keep, chosen.redis)
 
 
 def _serve(chosen: argparse.Namespace, given: Sequence[str]) -> int:
@@ -141,13 +141,13 @@ def _schema() -> int:
     return WELL
 
 
-def _demo(keep: bool) -> int:
+def _demo(keep: bool, redis: bool) -> int:
     try:
         # By name: the product does not depend on its demo (import-linter holds that).
         demo = cast(_Demo, importlib.import_module("examples.demo"))
     except ModuleNotFoundError as error:
         return _report((f"the demo needs {error.name}: pip install 'tailrace[demo]'",), UNFIT)
-    return demo.main(keep)
+    return demo.main(keep, redis)
 
 
 def _config(chosen: argparse.Namespace) -> Config:
@@ -245,12 +245,16 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("schema", help="print the JSON Schema of tailrace.toml")
     demo = commands.add_parser(
         "demo",
-        help="see it with a real Triton and two models",
+        help="see it with a real Triton and its models",
         description="Starts Triton and the gateway, sends handwritten digits, stops Triton, starts it\n"
-        "again, and says what each part gained. Needs Linux on x86-64; no GPU.",
+        "again, and says what each part gained. Then a ranking of 200 items, their features in a\n"
+        "file of this host, which is lost and comes back. Needs Linux on x86-64; no GPU.",
         formatter_class=raw,
     )
-    demo.add_argument("--keep", action="store_true", help="leave both running, to try by hand")
+    demo.add_argument("--keep", action="store_true", help="leave all of it running, to try by hand")
+    demo.add_argument(
+        "--redis", action="store_true", help="features in a real Redis, which is written to and killed (make .redis)"
+    )
     return parser
 
 

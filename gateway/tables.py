@@ -35,6 +35,9 @@ FAILURES: Final = {
 }
 """What a store's failure is to the ladder; all others are BROKEN."""
 
+SOURCES: Final = ("memory", "store")
+"""Where a look-up found its rows: all of them here, or some of them in the store (or not even there)."""
+
 SHOWN_MAX: Final = 5
 """Ids named in a message."""
 
@@ -88,6 +91,8 @@ class Table:
         self._mean = Mean(self.shape)
         self.rows_told: dict[str, int] = dict.fromkeys(("fresh", "stale", "absent", "lost"), 0)
         self.failures: dict[str, int] = {}
+        self.lookups: dict[str, int] = dict.fromkeys(SOURCES, 0)
+        self.lookup_seconds: dict[str, float] = dict.fromkeys(SOURCES, 0.0)
 
     @property
     def state(self) -> str:
@@ -121,6 +126,7 @@ class Table:
             state = np.where(state == FRESH, STALE, np.where(state == ABSENT, MISSING, state))
         wanted = np.flatnonzero((state == MISSING) | (state == STALE))
         if not len(wanted):
+            self._took("memory", now)
             return self._looked(ids, np.asarray(gathered.rows, np.float32), state, gathered.age)
         rows = np.array(gathered.rows, np.float32)
         age, state = gathered.age.copy(), state.copy()
@@ -135,7 +141,13 @@ class Table:
             read, present, absent, failure = found
             rows[wanted[present]], state[wanted[present]], age[wanted[present]] = read[present], FRESH, 0.0
             state[wanted[absent]] = ABSENT
+        self._took("store", now)
         return self._looked(ids, rows, state, age, failure)
+
+    def _took(self, source: str, began: float) -> None:
+        """Count a look-up, and how long it kept its request waiting."""
+        self.lookups[source] += 1
+        self.lookup_seconds[source] += self._ticker() - began
 
     async def close(self) -> None:
         """Give back the store; a file is shared with other tables, and stays open (see ``Sources``)."""

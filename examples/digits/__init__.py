@@ -1,1 +1,1 @@
-"""Handwritten digits in two tiers: a cheap linear model, and a large ensemble that is right more often."""
+"""Handwritten digits: a cheap linear model, a large ensemble that is right more often, and a ranker of two towers."""

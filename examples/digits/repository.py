@@ -12,7 +12,6 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,14 +22,33 @@ import numpy.typing as npt
 from examples.tritonserver import TritonEnvironment
 
 SOURCE: Final = Path(__file__).resolve().parent
+CODE: Final = ("train.py", "towers.py")
 LIBRARIES: Final = ("scikit_learn", "numpy", "nvidia_pytriton")
 """A model is trained again when one of these has another version."""
 TRAIN_SECONDS_MAX: Final = 300.0
 
 
 @dataclass(frozen=True)
+class Ranking:
+    """What ``digits_towers`` ranks: held-out digits, some as users; the others, and copies moved a pixel, as items."""
+
+    tables: Path
+    """Where ``user.npz`` and ``item.npz`` are: arrays ids (0, 1, 2 ...) and rows [n, 64], pixels 0 to 16."""
+    users: npt.NDArray[np.int64]
+    """[n], the class of each user."""
+    items: npt.NDArray[np.int64]
+    """[n], the class of each item; the right ones for a user are those of the same class."""
+
+    def rows(self, table: str) -> npt.NDArray[np.float32]:
+        """A table's rows [n, 64], in the order of their ids."""
+        with np.load(self.tables / f"{table}.npz") as file:
+            rows: npt.NDArray[np.float32] = file["rows"]
+        return rows
+
+
+@dataclass(frozen=True)
 class Digits:
-    """Both tiers' model repository and the held-out part of the data, which no training has seen."""
+    """The models (both tiers, and the ranker) and the held-out part of the data, which no training has seen."""
 
     repository: Path
     images: npt.NDArray[np.float32]
@@ -42,24 +60,21 @@ class Digits:
     small_ms: float
     """Milliseconds for one row in the small model, measured when it was trained (no server, no network)."""
     large_ms: float
+    ranking: Ranking
 
 
 class TrainingFailed(RuntimeError):
     """The training process ended with an error; the message holds the end of its output."""
 
 
-def prepare(
-    environment: TritonEnvironment, directory: Path | None = None, note: Callable[[str], None] | None = None
-) -> Digits:
-    """The trained tiers, trained now if need be (a few seconds); ``note`` is told what takes time."""
-    target = directory or default_directory()
+def prepare(environment: TritonEnvironment) -> Digits:
+    """The trained models, trained now if need be (a few seconds)."""
+    target = default_directory()
     target.parent.mkdir(parents=True, exist_ok=True)
     stamp = fingerprint(environment)
     with target.with_name(target.name + ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _fits(target, stamp):
-            if note is not None:
-                note("training both tiers on scikit-learn's digits")
             _build(environment, target, stamp)
     return _read(target)
 
@@ -76,7 +91,7 @@ def fingerprint(environment: TritonEnvironment) -> str:
     """A digest of all that the models depend on: code, seed (it is in the code), library versions."""
     digest = hashlib.sha256(environment.python_version.encode())
     for path in sorted(
-        [SOURCE / "train.py", *(SOURCE / "models").rglob("*.py"), *(SOURCE / "models").rglob("*.pbtxt")]
+        [*(SOURCE / name for name in CODE), *(SOURCE / "models").rglob("*.py"), *(SOURCE / "models").rglob("*.pbtxt")]
     ):
         digest.update(path.relative_to(SOURCE).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     for library in LIBRARIES:
@@ -115,4 +130,7 @@ def _read(target: Path) -> Digits:
     facts = json.loads((target / "facts.json").read_text())
     with np.load(target / "held_out.npz") as held_out:
         images, labels = held_out["images"], held_out["labels"]
-    return Digits(target / "models", images, labels, facts["trained_on"], facts["small_ms"], facts["large_ms"])
+    with np.load(target / "classes.npz") as classes:
+        ranking = Ranking(target, classes["user"], classes["item"])
+    costs = facts["small_ms"], facts["large_ms"]
+    return Digits(target / "models", images, labels, facts["trained_on"], *costs, ranking)

@@ -1,4 +1,4 @@
-"""Trains both tiers from scikit-learn's digits (1797 images of 8x8) and keeps 40 % of them held out.
+"""Trains both tiers and the ranker from scikit-learn's digits (1797 images of 8x8); 40 % of them are held out.
 
 Run inside the Triton environment, which has numpy and scikit-learn: ``python train.py DIRECTORY``.
 Rule of this file: a fixed seed, nothing but the training part is looked at, and it imports nothing of
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import joblib
 import numpy
+import towers
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
 from sklearn.ensemble import ExtraTreesClassifier
@@ -28,17 +29,23 @@ HELD_OUT = 0.4
 TREES = 150
 SIDE = 8
 COST_CALLS = 30
+USERS = 100
+"""Held-out digits that are users of the ranking; all others are its items."""
 STRENGTH = 0.5
 
 
 def main(directory: Path) -> None:
-    """Write weights into the models under ``directory``; ``held_out.npz`` and ``facts.json`` beside them."""
+    """Write weights into the models under ``directory``; beside them ``held_out.npz``, ``facts.json``, and of the
+    ranking the tables ``user.npz`` and ``item.npz``, as ``tailrace table load`` takes them, with ``classes.npz``."""
     train_images, test_images, train_labels, test_labels = split()
     models = directory / "models"
     weights, bias = small(train_images, train_labels)
     numpy.savez(models / "digits_small" / "1" / "weights.npz", weights=weights, bias=bias)
     members = large(train_images, train_labels)
     joblib.dump(members, models / "digits_large" / "1" / "members.joblib")
+    ranker = towers.train(shifted(train_images), numpy.tile(train_labels, 5), SEED)
+    numpy.savez(models / "digits_towers" / "1" / "weights.npz", **ranker)
+    tables(directory, test_images, test_labels)
     numpy.savez(directory / "held_out.npz", images=test_images, labels=test_labels.astype(numpy.int64))
     row = test_images[:1]
     facts = {
@@ -57,6 +64,14 @@ def split():
     return train_test_split(
         images.astype(numpy.float32), labels, test_size=HELD_OUT, random_state=SEED, stratify=labels
     )
+
+
+def tables(directory, images, labels):
+    """What the ranking is about, from held-out digits: some are users, the others and their shifted copies items."""
+    rows = {"user": images[:USERS], "item": shifted(images[USERS:])}
+    for name, each in rows.items():
+        numpy.savez(directory / f"{name}.npz", ids=numpy.arange(len(each)), rows=numpy.ascontiguousarray(each))
+    numpy.savez(directory / "classes.npz", user=labels[:USERS], item=numpy.tile(labels[USERS:], 5))
 
 
 def small(images, labels, strength=STRENGTH):

@@ -220,12 +220,12 @@ def table_gauges(tables: Callable[[], Mapping[str, Table]]) -> Iterator[Gauge]:
     def of_tables(read: Callable[[Table], float]) -> Callable[[], Samples]:
         return lambda: (((name,), read(table)) for name, table in tables().items())
 
-    def by_word(read: Callable[[Table], Mapping[str, int]]) -> Callable[[], Samples]:
+    def by_word(read: Callable[[Table], Mapping[str, float]]) -> Callable[[], Samples]:
         return lambda: (
             ((name, word), float(count)) for name, table in tables().items() for word, count in read(table).items()
         )
 
-    table = ("table",)
+    table, sourced = ("table",), ("table", "source")
     yield Gauge("tailrace_table_entries", "Rows held.", table, of_tables(lambda each: each.near.entries))
     yield Gauge("tailrace_table_bytes", "Memory for them.", table, of_tables(lambda each: each.near.bytes_reserved))
     yield Gauge(
@@ -236,6 +236,20 @@ def table_gauges(tables: Callable[[], Mapping[str, Table]]) -> Iterator[Gauge]:
         "Rows looked up: fresh, stale, absent (the store has none) or lost (it could not tell).",
         ("table", "state"),
         by_word(lambda each: each.rows_told),
+        counter=True,
+    )
+    yield Gauge(
+        "tailrace_table_lookups",
+        "Look-ups of any number of rows, by source: memory, or store if it had to be asked.",
+        sourced,
+        by_word(lambda each: each.lookups),
+        counter=True,
+    )
+    yield Gauge(
+        "tailrace_table_lookup_seconds",
+        "How long requests waited for those, in sum.",
+        sourced,
+        by_word(lambda each: each.lookup_seconds),
         counter=True,
     )
     yield Gauge(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from examples import demo
 from gateway import cli
 
 
@@ -32,6 +33,14 @@ def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
     assert command in out
+
+
+def test_the_demo_is_told_what_was_asked_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[bool, bool]] = []
+    monkeypatch.setattr(demo, "main", lambda keep, redis: asked.append((keep, redis)) or 0)
+    for flags in ((), ("--redis",), ("--keep",), ("--keep", "--redis")):
+        assert cli.main(("demo", *flags)) == 0
+    assert asked == [(False, False), (False, True), (True, False), (True, True)]
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -193,5 +193,23 @@ async def test_nothing_is_fresh_while_nobody_listens_for_writes(world: World) ->
     assert await world.look_up(1) == ([5], TableTold("user", stale=1))
 
 
+async def test_how_long_look_ups_keep_requests_waiting_is_counted_by_where_the_rows_were(world: World) -> None:
+    asked = world.shelf.get_many
+
+    async def slow(keys: Sequence[bytes], seconds: float) -> list[Found]:
+        world.now += 0.25
+        return await asked(keys, seconds)
+
+    world.shelf.get_many = slow  # type: ignore[method-assign]
+    await world.look_up(1, 2)
+    await world.look_up(2, 1)
+    await world.look_up(1, 3)
+    world.shelf.failure = StoreError("unreachable", "gone")
+    with pytest.raises(UpstreamError):
+        await world.look_up(4)
+    assert world.table.lookups == {"memory": 1, "store": 3}
+    assert world.table.lookup_seconds == {"memory": 0.0, "store": 0.75}
+
+
 async def test_no_ids_at_all(world: World) -> None:
     assert await world.look_up() == ([], TableTold("user"))
