@@ -46,12 +46,13 @@ from gateway.doors.rpc import RpcConnection
 from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
 from gateway.operate.admin import Shown, admin_port
-from gateway.operate.gauges import gauges, lane_gauges, reload_gauges, rpc_gauges, tls_gauges
+from gateway.operate.gauges import gauges, lane_gauges, reload_gauges, rpc_gauges, second_gauges, tls_gauges
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
 from gateway.reload import Reloads
 from gateway.route import Home, Route
 from gateway.service import Watched
+from gateway.sharing import Stores
 from gateway.sources import ConfigError, Loaded
 from gateway.standing import Retired, Standing, Watching, changed_quotas, homes, retired, stand
 
@@ -108,12 +109,18 @@ class Gateway:
         self._makings = Makings(config.server, monotonic, self._chance)
         self._watching = Watching(self._breaker_changed, self._model_changed)
         self.standing = stand(config, homes(config, self._makings, self._watching))
+        self._stores = Stores(monotonic)
+        self._share(self.standing)
         self._limiter = Limiter(config.server.quota_keys_max)
         self.pipeline = Pipeline(self._limiter, self.telemetry, monotonic, self._chance)
         self._exchange = Exchange(self.pipeline, monotonic, self.buffered)
         self.reloads = None if reread is None else Reloads(config, reread, self.take)
         shown = (lambda: self.services, lambda: self.homes, lambda: self._draining)
-        for gauge in (*gauges(*shown), *(() if self.reloads is None else reload_gauges(self.reloads))):
+        for gauge in (
+            *gauges(*shown),
+            *second_gauges(lambda: self.services, self._stores.states),
+            *(() if self.reloads is None else reload_gauges(self.reloads)),
+        ):
             self.telemetry.watch(gauge)
 
     @property
@@ -162,6 +169,7 @@ class Gateway:
         # One look before anyone is told that we are ready: until then readiness would be a guess.
         await self._probe(self.homes.values())
         self._keep(self.standing)
+        self._begin_sharing()
         return http, admin_url
 
     async def take(self, config: Config) -> None:
@@ -186,6 +194,8 @@ class Gateway:
         # From here to the end no await: whoever asks next is answered by all of the new or, before, all of the old.
         before = self.standing
         after = self.standing = stand(config, made, before)
+        self._share(after)
+        self._begin_sharing()
         self._limiter.forget(changed_quotas(before, after))
         self.buffered.bytes_max = int(config.server.buffered_bytes_max)
         ports = self._ports(after)
@@ -222,9 +232,7 @@ class Gateway:
         assert listener is not None
         relayed_bytes_max = min(RELAYED_BYTES_MAX, int(server.passthrough_bytes_max))
         bounds = HeadBounds(int(server.header_bytes_max), relayed_bytes_max)
-        heads = Heads(
-            standing.routes, standing.directory, bounds, standing.proxies, server.edge, standing.by_path
-        )
+        heads = Heads(standing.routes, standing.directory, bounds, standing.proxies, server.edge, standing.by_path)
         pool, proxies = standing.passthrough.pool, standing.proxies
         return Desk(heads, self._exchange, self.telemetry, self.buffered, listener.behind, pool, proxies)
 
@@ -284,13 +292,16 @@ class Gateway:
             self._server.close()
         if self._rpc_server is not None:
             self._rpc_server.close()
-        drain = float(self.standing.config.server.drain)
+        drain, began = float(self.standing.config.server.drain), monotonic()
         draining = [lane.drain(drain) for lane in (self._lane, self._rpc) if lane is not None]
         if self._grpc is not None:
             draining.append(self._grpc.stop(drain))
         await asyncio.gather(*draining)
         if self._listener is not None:
             await self._listener.shutdown(drain)
+        left = max(0.0, drain - (monotonic() - began))
+        seconds = [route.second for route in self.routes.values() if route.second is not None]
+        await asyncio.gather(*(second.behind.drain(left) for second in seconds))
         if self._admin_server is not None:
             self._admin_server.close()
         if self._admin is not None:
@@ -302,6 +313,7 @@ class Gateway:
         self._exchange.close()
         await self.pipeline.close()
         await Retired(tuple(self.homes.values()), self.standing.answering).close()
+        await self._stores.close()
 
     # -- making the parts -------------------------------------------------------------------------
 
@@ -318,7 +330,16 @@ class Gateway:
             )
         self.rpc_address = url.removeprefix("http://")
 
+    def _share(self, standing: Standing) -> None:
+        for route in standing.routes.values():
+            self._stores.share(route, standing.config)
+
     # -- what runs beside the requests --------------------------------------------------------------
+
+    def _begin_sharing(self) -> None:
+        for route in self.routes.values():
+            if route.second is not None:
+                route.second.start()
 
     async def _probe(self, made: Iterable[Home]) -> None:
         await asyncio.gather(*(pool.probe_once() for home in made for pool in home.pools))

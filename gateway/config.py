@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, field
 
+from cache.stores.address import parse_redis
 from gateway.admission.forwarded import UNIX, network
 from gateway.schema import Fault
 from gateway.units import Seconds, Size
@@ -38,6 +39,8 @@ WAIT_MAX: Final = Seconds.parse("1d")
 """The longest wait for anyone: what waits longer holds its connection for nobody."""
 DEADLINE_MIN: Final = Seconds.parse("1ms")
 """The shortest deadline of a request: the event loop's timers count whole milliseconds."""
+SECOND_MAX: Final = Seconds.parse("1s")
+"""The longest wait for a second level of a cache: what takes longer is not one."""
 PROBE_MIN: Final = Seconds.parse("100ms")
 PROBE_MAX: Final = Seconds.parse("1h")
 """A round of probes asks each replica three things of every model that routes name: oftener, and it is
@@ -326,6 +329,8 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shared: bool = False
     rows: bool = False
     rows_bytes_max: Size = _size("256MiB")
+    second: str | None = None
+    second_timeout: Seconds = _seconds("20ms")
 
     def faults(self) -> Iterator[Fault]:
         if self.ttl <= 0:
@@ -334,6 +339,12 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.refresh > self.max_stale:
             yield "refresh", f"is longer than max_stale ({self.refresh} > {self.max_stale})"
         yield from _within(Size.parse("1MiB"), SIZE_MAX, bytes_max=self.bytes_max, rows_bytes_max=self.rows_bytes_max)
+        yield from _within(DEADLINE_MIN, SECOND_MAX, second_timeout=self.second_timeout)
+        if self.second is not None:
+            try:
+                parse_redis(self.second)
+            except ValueError as error:
+                yield "second", str(error)
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
