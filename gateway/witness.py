@@ -130,10 +130,10 @@ class Witness:
     async def round(self) -> None:
         """Read the word, and decide whether it holds."""
         looks = self.looks()
-        if not looks:
-            self._drop("unknown-model")
-            return
         try:
+            if not looks:
+                await self._end_unseen()
+                return
             turn, held = await self._store.get_many([self._turn_key, self._watch_key], self._seconds)
             if isinstance(turn, StoreError) or isinstance(held, StoreError):
                 raise StoreError("unavailable")
@@ -200,6 +200,16 @@ class Witness:
         if self._asked_ends == ends:
             self._turn, self._confirmed, self.state = turn, read, "held"
             self._settled.set()
+
+    async def _end_unseen(self) -> None:
+        """Without a look at the models no word holds here; what is to be ended for others is all the same."""
+        self._drop("unknown-model")
+        ends = self._asked_ends
+        if ends > self._done_ends:
+            await self._store.put_many([(self._turn_key, self._clocks.word())], TURN_SECONDS, self._seconds)
+            self._done_ends = ends
+            if self._asked_ends == ends:
+                self._settled.set()
 
     async def _leave(self, turn: bytes, looks: Looks) -> None:
         sights = {name: sight for name, (_, sight) in looks.items()} | self._carried

@@ -191,6 +191,17 @@ async def test_the_end_of_a_turn_is_at_once_here_and_comes_later_where_the_store
     assert await settle(process, other) not in ({word}, {None})
 
 
+async def test_who_cannot_see_the_models_can_end_a_turn_all_the_same(world: World) -> None:
+    model = Replica()
+    process, blind = Process(world, model), Process(world, model)
+    word = await process.round()
+    blind.witness.end_turn()
+    assert await blind.round(look=False) is None
+    assert await blind.witness.settled(0.0)
+    assert await process.round() is None
+    assert await settle(process) not in ({word}, {None})
+
+
 async def test_an_end_while_a_word_is_being_written_is_not_lost(world: World) -> None:
     process = Process(world, Replica())
     word = await process.round()
