@@ -1,4 +1,4 @@
-"""Whether the world agrees with a configuration: this process, the backends, and what their models are.
+"""Whether the world agrees with a configuration: this process, the backends, what their models are, second levels.
 
 Rule of this file: it asks and tells, and changes nothing. Asking (``survey``, asynchronous) is apart
 from judging (``environment_faults``, ``route_faults``: pure), and everything wrong comes in one list.
@@ -19,6 +19,7 @@ from urllib.parse import quote
 import msgspec
 
 from degrade.deadline import Deadline, Ticker
+from gateway import sharing
 from gateway.config import Backend, Config, Route, Server, TierConfig
 from gateway.doors import certificates
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ParserMissing, require_strict_parser
@@ -63,6 +64,7 @@ async def findings(config: Config, offline: bool = False) -> Findings:
         return Findings(tuple(found))
     surveyed = await survey(config)
     found += surveyed.faults
+    found += await sharing.faults(config, ANSWER_SECONDS_MAX)
     for name, route in config.routes.items():
         found += route_faults(f"routes.{name}", route, surveyed.facts)
     return Findings(tuple(found), surveyed.notes)

@@ -5,6 +5,7 @@ Rule of this file: it makes parts and asks nothing.
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from time import time
 from typing import Final
@@ -14,6 +15,7 @@ import msgspec
 from cache.behind import BehindOptions
 from cache.stores.address import parse_redis
 from cache.stores.redis import RedisOptions, RedisStore, Strings
+from cache.stores.store import StoreError
 from cache.stores.turnstile import TurnstileOptions
 from degrade.breaker import Breaker
 from degrade.deadline import Ticker
@@ -60,14 +62,34 @@ class Stores:
         held = self._open.get(url)
         if held is None:
             options = TurnstileOptions(trial_seconds=CONNECT_SECONDS, proof_seconds=seconds / 2)
-            redis = RedisStore(
-                parse_redis(url),
-                Strings(asks_again=False),
-                lambda: Breaker(STORE_BREAKER),
-                RedisOptions(connect_seconds=CONNECT_SECONDS, node=options),
-            )
+            redis = _redis(url, RedisOptions(connect_seconds=CONNECT_SECONDS, node=options))
             held = self._open[url] = Guarded(redis, Breaker(STORE_BREAKER), self._ticker, options)
         return held
+
+
+async def faults(config: Config, seconds: float) -> list[str]:
+    """What is wrong with the second levels that routes name: each is asked for a key, and may take ``seconds``."""
+    named: dict[str, str] = {}
+    for name, route in config.routes.items():
+        if route.cache is not None and route.cache.second is not None:
+            named.setdefault(route.cache.second, f"routes.{name}.cache.second")
+    answers = await asyncio.gather(*(_fault(url, seconds) for url in named))
+    return [f"{key}: {answer}" for key, answer in zip(named.values(), answers, strict=True) if answer]
+
+
+async def _fault(url: str, seconds: float) -> str:
+    store = _redis(url, RedisOptions(connect_seconds=seconds))
+    try:
+        (found,) = await store.get_many([b"tailrace:check"], seconds)
+        return str(found) if isinstance(found, StoreError) else ""
+    except StoreError as error:
+        return str(error)
+    finally:
+        await store.close()
+
+
+def _redis(url: str, options: RedisOptions) -> RedisStore:
+    return RedisStore(parse_redis(url), Strings(asks_again=False), lambda: Breaker(STORE_BREAKER), options)
 
 
 def told_of(route: Route, config: Config) -> bytes:

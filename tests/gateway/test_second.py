@@ -17,8 +17,10 @@ from cache.behind import BehindOptions
 from cache.sealed import OVERHEAD_BYTES
 from examples.redisserver import RedisServer
 from gateway import second, sharing
+from gateway.check import findings
 from gateway.operate import admin
 from gateway.second import SecondLevel
+from gateway.sources import load
 from tests.doors.callers import ALL
 from tests.doors.house import House, opened, until
 from tests.doors.question import Ask, Outcome, doubled
@@ -404,6 +406,16 @@ async def test_an_answer_is_as_old_as_it_is(
         assert (found is not None) == there, ahead
         if found is not None:
             assert max(0.0, ahead) - 1 <= ticker() - found[1] <= max(0.0, ahead) + LATE
+
+
+async def test_the_check_asks_it(triton_echo: EchoTriton, own_redis: RedisServer) -> None:
+    environ = {"TAILRACE_ROUTES__R": route(own_redis)}
+    config = load(None, environ, [triton_echo.url])
+    assert await sharing.faults(config, 5.0) == []
+    own_redis.kill()
+    (fault,) = await sharing.faults(config, 5.0)
+    assert fault.startswith("routes.r.cache.second: unreachable: ")
+    assert fault in (await findings(config)).faults
 
 
 async def test_metrics_tell_of_it(houses: Houses, redis: RedisServer) -> None:
