@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from cache.behind import BehindOptions
 from cache.sealed import OVERHEAD_BYTES
 from examples.redisserver import RedisServer
-from gateway import second, sharing
+from gateway import second, sharing, witness
 from gateway.check import findings
 from gateway.operate import admin
 from gateway.second import SecondLevel
@@ -28,8 +28,9 @@ from tests.gateway.conftest import EchoTriton
 
 MODEL = "m"
 ASK = Ask()
-TIMEOUT = 0.1
-LATE = 2.0
+TIMEOUT = 1.0
+"""For a look-up: the longest there is, for the machine is busy."""
+LATE = 5.0
 """By how much a busy machine may be late; what it is compared with never ends by itself."""
 
 Start = Callable[..., "asyncio.Future[House]"]
@@ -37,8 +38,11 @@ Start = Callable[..., "asyncio.Future[House]"]
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rounds are twenty times as fast."""
+    """Rounds are twenty times as fast, and what nobody waits for may take its time on a busy machine."""
     monkeypatch.setattr(second, "ROUND_SECONDS", 0.05)
+    monkeypatch.setattr(sharing, "CONNECT_SECONDS", 10.0)
+    monkeypatch.setattr(sharing, "BehindOptions", lambda: BehindOptions(seconds=20.0))
+    monkeypatch.setattr(witness, "BELIEVED_SECONDS", 20.0)
 
 
 @pytest.fixture(scope="module")
@@ -301,7 +305,7 @@ async def test_a_store_that_hangs_costs_its_time_once_and_then_nothing(
     one = await houses.house(route(own_redis))
     await ask(one)
     await written(one)
-    monkeypatch.setattr(one.gateway.routes["r"].second.witness, "round", _nothing)  # type: ignore[union-attr]
+    monkeypatch.setattr(level(one).witness, "round", _nothing)
     getattr(own_redis, how)()
     started = time.monotonic()
     asked = [replace(ASK, rows=((float(n), 0.5),)) for n in range(40)]
@@ -321,13 +325,17 @@ async def _nothing() -> None:
     """A round that does not find out first that the store is ill."""
 
 
-async def test_a_store_that_is_back_is_used_again(houses: Houses, own_redis: RedisServer) -> None:
+async def test_a_store_that_is_back_is_used_again(
+    houses: Houses, own_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = await houses.house(route(own_redis)), await houses.house(route(own_redis))
+    monkeypatch.setattr(witness, "BELIEVED_SECONDS", 1.0)
     own_redis.kill()
     await until(lambda: level(one).turn is None and level(other).turn is None)
     assert told(await ask(one)) == ("miss", "absent")
     own_redis.start()
     await until(lambda: level(one).turn is not None and level(one).turn == level(other).turn)
+    monkeypatch.setattr(witness, "BELIEVED_SECONDS", 20.0)
     await ask(one, asked := replace(ASK, rows=((7.0, 7.0),)))
     await written(one)
     assert told(await ask(other, asked)) == ("hit", "second")
@@ -414,8 +422,8 @@ async def test_the_check_asks_it(triton_echo: EchoTriton, own_redis: RedisServer
     assert await sharing.faults(config, 5.0) == []
     own_redis.kill()
     (fault,) = await sharing.faults(config, 5.0)
-    assert fault.startswith("routes.r.cache.second: unreachable: ")
-    assert fault in (await findings(config)).faults
+    assert fault.startswith(where := "routes.r.cache.second: unreachable: ")
+    assert any(each.startswith(where) for each in (await findings(config)).faults)
 
 
 async def test_metrics_tell_of_it(houses: Houses, redis: RedisServer) -> None:

@@ -39,7 +39,7 @@ def start(gateway_factory: Callable[..., GatewayProcess], breakable: Any, redis:
     """``start()`` -> a gateway that uses its second level."""
 
     def started(*arguments: str, ready: bool = True, rows: bool = False) -> GatewayProcess:
-        cache = {"ttl": "1h", "max_stale": "1h", "second": redis.url, "second_timeout": "200ms", "rows": rows}
+        cache = {"ttl": "1h", "max_stale": "1h", "second": redis.url, "second_timeout": "1s", "rows": rows}
         route: Mapping[str, ConfigValue] = {"tiers": [{"backend": "b", "model": "stamped"}], "cache": cache}
         config = {"backends": {"b": {"http": [breakable.server.http_url]}}, "routes": {"stamped": route}}
         gateway = gateway_factory(config, arguments)
