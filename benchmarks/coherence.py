@@ -21,6 +21,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Sequence
 from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Event
 from typing import Final
 
 import numpy as np
@@ -44,6 +45,7 @@ BATCH: Final = 64
 PATTERN: Final = Pattern("user:{id}")
 CUT_SECONDS: Final = 10.0
 READ_SECONDS: Final = 1.0
+FRESH_MIN: Final = 1000
 ALL: Final = -1
 """In the place of a key: every key was distrusted."""
 
@@ -62,7 +64,7 @@ class Seen(Struct, frozen=True):
     oldest: float
 
 
-def write(port: int, seconds: float, told: Connection) -> None:
+def write(port: int, stop: Event, told: Connection) -> None:
     """The writer: tells (key, number of the write, when it was sent, when it was acknowledged) of each, at the end."""
     from redis import Redis
 
@@ -70,9 +72,8 @@ def write(port: int, seconds: float, told: Connection) -> None:
     chance = random.Random(7)
     log: list[tuple[int, int, float, float]] = []
     numbers = [0] * KEYS
-    started = time.monotonic()
-    due = started
-    while due - started < seconds:
+    due = time.monotonic()
+    while not stop.is_set():
         time.sleep(max(0.0, due - time.monotonic()))
         chosen = [chance.randrange(KEYS) for _ in range(round(WRITES_A_SECOND * STEP_SECONDS))]
         for key in chosen:
@@ -86,7 +87,7 @@ def write(port: int, seconds: float, told: Connection) -> None:
 
 
 async def watch(server: RedisServer, seconds: float, options: TrackerOptions, cut_seconds: float = CUT_SECONDS) -> Seen:
-    """Write and read for so long."""
+    """Write and read for so long, and until some values were fresh and the connection was cut."""
     codec = Vectors("float32", (2,), Bounds())
     store = RedisStore(parse_redis(server.url), Strings(), lambda: Breaker(STORE_BREAKER))
     near = NearTable(TableShape(4 * 2**20, "float32", (2,)), Lives(3600.0, 3600.0, 3600.0), b"seed")
@@ -107,20 +108,23 @@ async def watch(server: RedisServer, seconds: float, options: TrackerOptions, cu
     running = asyncio.create_task(tracker.run())
     while not tracker.live():  # noqa: ASYNC110  # it is another process that makes it so
         await asyncio.sleep(0.01)
-    ours, theirs = multiprocessing.Pipe(False)
-    writer = multiprocessing.get_context("spawn").Process(target=write, args=(server.port, seconds, theirs))
+    spawn = multiprocessing.get_context("spawn")
+    (ours, theirs), stop = spawn.Pipe(False), spawn.Event()
+    writer = spawn.Process(target=write, args=(server.port, stop, theirs))
     writer.start()
     theirs.close()
     chance = np.random.default_rng(5)
     taken: list[tuple[float, np.ndarray, np.ndarray]] = []
-    reads = cuts = 0
-    cut_at = time.monotonic() + cut_seconds
-    while not ours.poll():
+    reads = cuts = taken_fresh = 0
+    started = time.monotonic()
+    cut_at = started + cut_seconds
+    while time.monotonic() < started + seconds or taken_fresh < FRESH_MIN or (cuts == 0 and cut_seconds < seconds):
         ids = chance.integers(0, KEYS, BATCH)
         now = time.monotonic()
         found = near.find(ids, now)
         fresh = (found.state == FRESH) if tracker.live() else np.zeros(BATCH, np.bool_)
         reads += BATCH
+        taken_fresh += int(fresh.sum())
         taken.append((now, ids[fresh], found.rows[fresh, 1].astype(np.int64)))
         await fetch(store, codec, near, ids[~fresh])
         if time.monotonic() > cut_at:
@@ -129,14 +133,14 @@ async def watch(server: RedisServer, seconds: float, options: TrackerOptions, cu
             with server.client() as client:
                 client.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
         await asyncio.sleep(0.002)
+    stop.set()
     log, pings = ours.recv(), tracker.delays()
     writer.join()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
     await store.close()
     overdue, oldest = judge(log, taken, options.silence_seconds_max)
-    fresh_count = sum(len(ids) for _, ids, _ in taken)
-    return Seen(len(log), reads, fresh_count, cuts, delays(log, heard), pings, overdue, oldest)
+    return Seen(len(log), reads, taken_fresh, cuts, delays(log, heard), pings, overdue, oldest)
 
 
 async def fetch(store: RedisStore, codec: Vectors, near: NearTable, ids: np.ndarray) -> None:

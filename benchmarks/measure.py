@@ -86,6 +86,13 @@ def cpu_seconds(group: int) -> float:
     return total / os.sysconf("SC_CLK_TCK")
 
 
+def nanoseconds(pid: int) -> int:
+    """CPU time of one process's first thread up to now, from /proc/PID/schedstat; 0 if it is gone."""
+    with contextlib.suppress(OSError):
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+    return 0
+
+
 def resident_bytes(group: int) -> int:
     """Resident memory of the group, pages that its processes share counted once (Pss)."""
     total = 0

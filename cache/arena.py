@@ -1,8 +1,8 @@
 """Rows of one size in one block of memory, found by whole batches of keys.
 
 Rule of this file: it joins the parts (``index.py`` which slot, ``turns.py`` who leaves, ``ghosts.py`` who left) around
-the block, and knows neither time nor what a row means. What its owner keeps of each row beside it is an array of the
-owner's, by slot. Everything is allocated at the start; a batch costs memory of its own size and no more.
+the block, and knows neither time nor what a row means. Its owner may keep a mark and some words of each row, by slot.
+Everything is allocated at the start; a batch costs memory of its own size and no more.
 
 A look-up is one pass over the index, one ``take`` from the block. The slot ``spare`` is that of every key that is not
 there, and its row is zeros: hits and misses need no masks. For one thread (an event loop's) at a time.
@@ -24,25 +24,30 @@ from cache.words import WORD_BYTES, Hashing, Words
 GHOST_SHARE: Final = 0.9  # of the rows, as S3-FIFO's authors have it
 ROWS_MIN: Final = 64
 """Fewer would be no cache: their parts' rounding would be more than they are."""
+FREE_BYTES: Final = 4  # of a slot's number in the list of free ones
 BATCH_KEYS_MAX: Final = 65_536
 """Put together: what a batch needs of memory for a moment is a few words for each of so many keys."""
 
 
 class Room(Struct, frozen=True):
     """``bytes_max`` holds all: rows of ``row_bytes``, keys of ``key_words``, what the arena needs to find and judge
-    them, and ``beside_bytes`` for each row that its owner keeps."""
+    them, and ``beside_words`` of 8 bytes for each row that its owner keeps."""
 
     bytes_max: int
     row_bytes: int
     key_words: int = 1
-    beside_bytes: int = 0
+    beside_words: int = 0
+
+    @property
+    def bytes_per_row(self) -> float:
+        """With everything that belongs to it."""
+        known = Index.bytes_per_slot(self.key_words) + Turns.bytes_per_slot() + GHOST_SHARE * Ghosts.bytes_per_slot()
+        return self.row_bytes + known + FREE_BYTES + WORD_BYTES * (1 + self.beside_words)
 
     @property
     def rows(self) -> int:
         """How many rows that are."""
-        ghost = GHOST_SHARE * Ghosts.bytes_per_slot()
-        each = self.row_bytes + self.beside_bytes + 4 + Index.bytes_per_slot(self.key_words) + Turns.bytes_per_slot()
-        return int(self.bytes_max // (each + ghost))
+        return int(self.bytes_max / self.bytes_per_row)
 
 
 class Arena:
@@ -58,10 +63,14 @@ class Arena:
         """Keys that are here now."""
         self.evictions = 0
         """Keys that had to leave for others, from the start."""
-        self._beside = room.beside_bytes * self.capacity
         self._hashing = hashing
-        self._index = Index(self.capacity, room.key_words, hashing)
-        self._turns = Turns(self.capacity)
+        self._index = Index(self.capacity, room.key_words, hashing, 1 + room.beside_words)
+        record = self._index.records[:, room.key_words :]
+        self.mark: NDArray[np.uint32] = self._index.records.view(np.uint32)[:, 2 * room.key_words + 1]
+        """The owner's, by slot (and ``spare``): zeros at first, and then what they were for the slot's last key."""
+        self.beside: NDArray[np.uint64] = record[:, 1:]
+        """Likewise: [slots, beside_words]."""
+        self._turns = Turns(record.view(np.uint8)[:, 0])
         self._ghosts = Ghosts(max(1, int(self.capacity * GHOST_SHARE)))
         self._free = np.arange(self.capacity, dtype=np.int32)[::-1].copy()
         self._free_count = self.capacity
@@ -70,9 +79,9 @@ class Arena:
 
     @property
     def bytes_reserved(self) -> int:
-        """Memory of everything, with what the owner keeps beside; what no row has been put into yet counts too."""
+        """Memory of everything; what no row has been put into yet counts too."""
         parts = self._index.bytes_reserved + self._turns.bytes_reserved + self._ghosts.bytes_reserved
-        return parts + int(self._free.nbytes + self._rows.nbytes) + self._beside
+        return parts + int(self._free.nbytes + self._rows.nbytes)
 
     def find(self, keys: Words) -> Slots:
         """The keys' slots; ``spare`` for what is not there. It counts as a use."""

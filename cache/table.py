@@ -80,8 +80,6 @@ class NearTable:
     """For one thread (an event loop's) at a time. ``seed`` is a secret from which nobody outside can tell which keys
     meet. Raises ValueError if ``bytes_max`` is too little."""
 
-    BESIDE_BYTES: Final = 12
-
     def __init__(self, shape: TableShape, lives: Lives, seed: bytes) -> None:
         self._kind = np.dtype(shape.dtype)
         self._shape = shape.shape
@@ -90,12 +88,11 @@ class NearTable:
         self._lives = lives
         self._hashing = hashing(shape.key_width, seed)
         fence_count = min(FENCES_MAX, max(1, shape.bytes_max // 1024))
-        room = Room(
-            shape.bytes_max - fence_count * 8, shape.row_bytes, max(1, shape.key_width), beside_bytes=self.BESIDE_BYTES
-        )
+        room = Room(shape.bytes_max - fence_count * 8, shape.row_bytes, max(1, shape.key_width), beside_words=1)
         self._arena = Arena(room, self._hashing)
-        self._stored_at = np.full(self._arena.capacity + 1, -np.inf)
-        self._trust = np.zeros(self._arena.capacity + 1, np.uint32)  # _trusted, + 1 for what is absent; 0: for nothing
+        self._stored_at = self._arena.beside[:, 0].view(np.float64)
+        self._stored_at[self._arena.spare] = -np.inf
+        self._trust = self._arena.mark  # _trusted, + 1 for what is absent; 0: for nothing
         self._trusted = 2  # steps of two: the lowest bit says absent
         self._turn = 0
         self._distrusted_turn = 0
@@ -126,18 +123,14 @@ class NearTable:
         slots = self._arena.find(asked)
         if not fits.all():
             slots[~fits] = self._arena.spare
-        age = now - self._stored_at.take(slots)
-        trust = self._trust.take(slots)
-        is_absent = (trust & 1).astype(np.bool_)
-        is_trusted = trust >= self._trusted
-        lives = self._lives
-        state = np.where(age < lives.ttl + lives.max_stale, np.uint8(STALE), np.uint8(MISSING))
-        state[is_trusted & (age < lives.ttl)] = FRESH
-        if is_absent.any():
-            state[is_absent] = MISSING
-            state[is_absent & is_trusted & (age < lives.negative_ttl)] = ABSENT
-        nothing = state == MISSING
-        if nothing.any():
+        age = now - self._stored_at[slots]
+        trust = self._trust[slots]
+        is_fresh = trust == self._trusted
+        is_fresh &= age < self._lives.ttl
+        state = is_fresh.astype(np.uint8)  # FRESH or MISSING
+        if not is_fresh.all():
+            self._judge(trust, age, state)
+            nothing = state == MISSING
             age[nothing] = np.inf
             slots[nothing] = self._arena.spare
         return Gathered(self._read(slots), state, age)
@@ -172,6 +165,12 @@ class NearTable:
         self._turn += 1
         self._distrusted_turn = self._turn
         self._trusted += 2
+
+    def _judge(self, trust: NDArray[np.uint32], age: NDArray[np.float64], state: NDArray[np.uint8]) -> None:
+        """Say what those are that are not FRESH."""
+        is_absent = (trust & 1).astype(np.bool_)
+        state[(state != FRESH) & ~is_absent & (age < self._lives.ttl + self._lives.max_stale)] = STALE
+        state[is_absent & (trust > self._trusted) & (age < self._lives.negative_ttl)] = ABSENT
 
     def _hold(self, asked: Words, fits: NDArray[np.bool_], rows: NDArray[np.void], told: Told) -> None:
         now, ticket, absent = told

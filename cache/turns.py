@@ -73,28 +73,29 @@ class _Ring:
 
 
 class Turns:
-    """The order of at most ``capacity`` slots; slot ``capacity`` may be used too, and means nothing."""
+    """The order of slots. ``uses``: a byte for each of them, and one more that may be used and is no slot's."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, uses: NDArray[np.uint8]) -> None:
+        capacity = len(uses) - 1
         self._capacity = capacity
         self._small_max = max(1, int(capacity * SMALL_SHARE))
         self._small = _Ring(capacity)
         self._main = _Ring(capacity)
-        self._uses = np.zeros(capacity + 1, np.uint8)
+        self._uses = uses
         self._given_up = 0
 
     @staticmethod
     def bytes_per_slot() -> int:
-        """Memory for each of ``capacity``."""
-        return 4 + 4 + 1
+        """Memory for each slot, beside its byte of uses."""
+        return 4 + 4
 
     @property
     def bytes_reserved(self) -> int:
-        return self._small.bytes_reserved + self._main.bytes_reserved + self._uses.nbytes
+        return self._small.bytes_reserved + self._main.bytes_reserved
 
     def use(self, slots: Slots) -> None:
         """These were asked for; more than once in one batch counts once."""
-        uses = self._uses.take(slots)
+        uses = self._uses[slots]
         uses += 1
         self._uses[slots] = np.minimum(uses, USES_MAX)
 
@@ -124,7 +125,7 @@ class Turns:
             is_small = beyond > 0 or not self._main.count
             ring = self._small if is_small else self._main
             seen = ring.oldest(min(ring.count, max(LOOK_MIN, needed), beyond if beyond > 0 else ring.count))
-            uses = self._uses.take(seen)
+            uses = self._uses[seen]
             idle = uses == GIVEN_UP
             out = (uses < USES_TO_STAY if is_small else uses == 0) | idle
             where = np.flatnonzero(out)[:needed]
@@ -153,7 +154,7 @@ class Turns:
         given_up = []
         for ring in (self._small, self._main):
             all_slots = ring.oldest(ring.count)
-            idle = self._uses.take(all_slots) == GIVEN_UP
+            idle = self._uses[all_slots] == GIVEN_UP
             ring.clear()
             ring.push(all_slots[~idle])
             given_up.append(all_slots[idle])

@@ -133,7 +133,7 @@ class Scalars:
         self._bounds = bounds
 
     def decode(self, values: Sequence[Found]) -> Decoded:
-        return decode_each(values, self.shape[0], self.dtype, self._bounds, self._row)
+        return decode_each(values, self.shape, self.dtype, self._bounds, self._row)
 
     def encode(self, rows: Rows) -> list[bytes]:
         return [framed([repr(float(each)).encode() for each in row]) for row in rows.tolist()]
@@ -149,10 +149,11 @@ class RowOf(Protocol):
 
 
 def decode_each(
-    values: Sequence[Found], numbers: int, dtype: np.dtype[np.floating], bounds: Bounds, row_of: RowOf
+    values: Sequence[Found], shape: tuple[int, ...], dtype: np.dtype[np.floating], bounds: Bounds, row_of: RowOf
 ) -> Decoded:
     """A batch whose values must be read one by one."""
     faults: dict[int, StoreError] = {}
+    numbers = math.prod(shape)
     rows: Rows = np.zeros((len(values), numbers), dtype)
     found = np.zeros(len(values), np.bool_)
     for index, value in enumerate(values):
@@ -169,7 +170,7 @@ def decode_each(
             except StoreError as fault:
                 faults[index] = fault
     _judge(rows, found, faults, bounds)
-    return Decoded(rows, found, faults)
+    return Decoded(rows.reshape(len(values), *shape), found, faults)
 
 
 def _judge(rows: Rows, found: NDArray[np.bool_], faults: dict[int, StoreError], bounds: Bounds) -> None:

@@ -34,6 +34,8 @@ NUMBER: Final = re.compile(rb"0|-?[1-9][0-9]{0,18}")
 LEAST, MOST = -(2**63), 2**63 - 1
 HALF: Final = np.uint64(32)
 LOW_HALF: Final = np.uint64(2**32 - 1)
+_ALL: Final = np.ones(16_384, np.bool_)
+_ALL.setflags(write=False)
 
 
 def words(keys: Keys, width: int) -> tuple[Words, NDArray[np.bool_]]:
@@ -41,8 +43,8 @@ def words(keys: Keys, width: int) -> tuple[Words, NDArray[np.bool_]]:
     ``width`` words, or for width 0 canonical numbers. The words of the others mean nothing."""
     if width == 0:
         if isinstance(keys, np.ndarray):
-            whole = np.ascontiguousarray(keys, np.int64).reshape(-1, 1).view(np.uint64)
-            return whole, np.ones(len(whole), np.bool_)
+            whole = np.ascontiguousarray(keys, np.int64).view(np.uint64).reshape(-1, 1)
+            return whole, _ALL[: len(whole)] if len(whole) <= len(_ALL) else np.ones(len(whole), np.bool_)
         return _numbers(keys)
     if isinstance(keys, np.ndarray):
         keys = [b"%d" % key for key in keys.tolist()]
@@ -71,7 +73,7 @@ def hashing(width: int, seed: bytes) -> Hashing:
         return found
 
     def one(keys: Words) -> Hashes:
-        return spread((keys[:, 0] + add) * first)
+        return spread(keys[:, 0] * first)
 
     def several(keys: Words) -> Hashes:
         pairs = (keys & LOW_HALF) + low

@@ -15,9 +15,8 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
-from types import FrameType
 from typing import Final
 
 import numpy as np
@@ -29,6 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from examples.console import INTERRUPTED, exit_code, plain_console, say, step
 from examples.digits.repository import Digits, TrainingFailed, prepare
 from examples.gatewayprocess import ConfigValue, GatewayFailed, GatewayProcess
 from examples.tritonserver import (
@@ -113,37 +113,34 @@ def main(keep: bool, digits_max: int | None = None) -> int:
 
     ``keep`` leaves Triton and the gateway running until Ctrl-C; ``digits_max`` measures on fewer digits.
     """
-    console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
-    began = time.monotonic()
-    try:
-        with _ending_on_sigterm(), ExitStack() as stack:
-            _run(stack, console, Asked(keep, digits_max, began))
-    except (TritonMissing, TritonFailed, GatewayFailed, TrainingFailed, DemoFailed) as error:
-        console.print(Text(f"\ntailrace demo: {error}", style="red"))
-        return 1
-    except KeyboardInterrupt:
-        console.print("\nStopped; nothing is left running.")
-        return 0 if keep else 130
-    return 0
+    console = plain_console()
+    asked = Asked(keep, digits_max, time.monotonic())
+    return exit_code(
+        console,
+        "tailrace demo",
+        lambda stack: _run(stack, console, asked),
+        (TritonMissing, TritonFailed, GatewayFailed, TrainingFailed, DemoFailed),
+        interrupted=0 if keep else INTERRUPTED,
+    )
 
 
 def _run(stack: ExitStack, console: Console, asked: Asked) -> None:
     console.rule("Tailrace: a real Triton, two tiers of one task, and the gateway before them")
     environment = find_environment()
-    with _step(console, "training both tiers on scikit-learn's digits (a few seconds, once)"):
+    with step(console, "training both tiers on scikit-learn's digits (a few seconds, once)"):
         digits = prepare(environment)
-    _say(console, f"{digits.trained_on} digits trained on, {len(digits.images)} held out for every figure below")
-    _say(
+    say(console, f"{digits.trained_on} digits trained on, {len(digits.images)} held out for every figure below")
+    say(
         console,
         f"cost of one row, computing only: {SMALL} {digits.small_ms:.3f} ms (logistic regression), "
         f"{LARGE} {digits.large_ms:.1f} ms (RBF SVM and 150 trees)",
     )
     triton = TritonServer(TritonOptions(repositories=(digits.repository,)), environment)
-    with _step(console, "starting Triton"):
+    with step(console, "starting Triton"):
         stack.enter_context(triton)
-    with _step(console, "starting the gateway"):
+    with step(console, "starting the gateway"):
         gateway = stack.enter_context(GatewayProcess(configuration(triton)))
-    _say(console, f"Triton at {triton.http_url}, Tailrace at {gateway.http_url}, metrics at {gateway.admin_url}")
+    say(console, f"Triton at {triton.http_url}, Tailrace at {gateway.http_url}, metrics at {gateway.admin_url}")
 
     client = stack.enter_context(triton_http.InferenceServerClient(gateway.http_address))
     seen = slice(0, min(len(digits.images) - UNSEEN, asked.digits_max or len(digits.images)))
@@ -251,9 +248,9 @@ def _break_and_mend(console: Console, triton: TritonServer, gateway: GatewayProc
         if status != http.client.OK:
             raise DemoFailed(f"route digits_brief answered {status} while Triton was well")
     console.rule("Triton stops")
-    with _step(console, "stopping Triton"):
+    with step(console, "stopping Triton"):
         triton.stop()
-    _say(console, f"Triton is stopped. Route digits_brief keeps answers fresh for {STALE_TTL_SECONDS} s only.")
+    say(console, f"Triton is stopped. Route digits_brief keeps answers fresh for {STALE_TTL_SECONDS} s only.")
     _countdown(console, STALE_TTL_SECONDS)
     fresh = _show(console, gateway, FRESH_WORDS, "digits", known[0])
     _expect(fresh, http.client.OK, "cache=hit", "a digit that is fresh for 10 minutes")
@@ -261,16 +258,16 @@ def _break_and_mend(console: Console, triton: TritonServer, gateway: GatewayProc
     _expect(stale, http.client.OK, "cache=stale", "a digit whose answer is old")
     for image in known:
         _expect(ask(gateway, "digits_brief", image), http.client.OK, "cache=stale", "a repeated digit")
-    _say(console, f"{REPEATED} of {REPEATED} repeated digits got an answer, each labelled stale")
+    say(console, f"{REPEATED} of {REPEATED} repeated digits got an answer, each labelled stale")
     new = _show(console, gateway, NEW_WORDS, "digits_brief", unseen[0])
     _expect(new, http.client.SERVICE_UNAVAILABLE, "", "a digit never seen before")
     console.rule("Triton starts again")
-    with _step(console, "starting Triton"):
+    with step(console, "starting Triton"):
         triton.start()
     started = time.monotonic()
-    with _step(console, "asking for the new digit until it is answered"):
+    with step(console, "asking for the new digit until it is answered"):
         answer = _until_fresh(gateway, unseen[0])
-    _say(
+    say(
         console,
         f"fresh answers {time.monotonic() - started:.1f} s after Triton was ready; the gateway was not restarted",
     )
@@ -344,7 +341,7 @@ def _nothing(_rows: int) -> None:
 
 def _show(console: Console, gateway: GatewayProcess, what: str, route: str, image: Images) -> Answer:
     answer = ask(gateway, route, image)
-    _say(console, what)
+    say(console, what)
     _print_answer(console, answer)
     return answer
 
@@ -393,35 +390,6 @@ def _command() -> str:
     """How this program was called, for commands that can be copied."""
     called = sys.argv[0]
     return os.path.relpath(called) if os.path.basename(called) == "tailrace" else "tailrace"
-
-
-@contextmanager
-def _step(console: Console, words: str) -> Iterator[None]:
-    """Show that something takes time: a spinner on a terminal, a plain line elsewhere."""
-    if console.is_terminal:
-        with console.status(words):
-            yield
-    else:
-        _say(console, f"{words} ...")
-        yield
-
-
-def _say(console: Console, words: str) -> None:
-    console.print(Text("  " + words))
-
-
-@contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """SIGTERM ends the demo as Ctrl-C does, so that everything is stopped."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final
@@ -18,7 +18,7 @@ import structlog
 
 from degrade.breaker import Change
 from gateway.admission.ratelimit import Limiter
-from gateway.background import Sleep, kept, sweep
+from gateway.background import Run, Sleep, kept, sweep
 from gateway.codec.ndarray import plain_bytes_max
 from gateway.config import Config, Server, parse_address
 from gateway.doors.about import Readiness
@@ -45,8 +45,18 @@ from gateway.doors.ports import Ports
 from gateway.doors.rpc import RpcConnection
 from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
+from gateway.memory import taken
 from gateway.operate.admin import Shown, admin_port
-from gateway.operate.gauges import gauges, lane_gauges, reload_gauges, rpc_gauges, second_gauges, tls_gauges
+from gateway.operate.gauges import (
+    gauges,
+    grpc_gauges,
+    lane_gauges,
+    reload_gauges,
+    rpc_gauges,
+    second_gauges,
+    table_gauges,
+    tls_gauges,
+)
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
 from gateway.reload import Reloads
@@ -59,12 +69,16 @@ from gateway.standing import Retired, Standing, Watching, changed_quotas, homes,
 if TYPE_CHECKING:
     from gateway.doors.grpc import GrpcDoor
     from gateway.doors.grpc_listener import GrpcListener
+    from gateway.tables import Table
 
 SWEEP_SECONDS: Final = 0.5
 """How often slow peers are looked for; how late they may be cut."""
 
+TRACKER_SECONDS: Final = 1.0
+"""Before a table's writes are listened to again after a bug of ours."""
+
 RETIREMENTS_MAX: Final = 8
-"""Reloads whose predecessors' requests are still at work: each keeps the parts that it has replaced."""
+"""Reloads whose replaced backends are still at work: each keeps connections. Only another change of backends waits."""
 
 _log = structlog.get_logger("tailrace")
 
@@ -85,8 +99,9 @@ class Gateway:
         self._shared = shared
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
-        self._keeping: dict[str, tuple[Home, list[asyncio.Task[None]]]] = {}  # probes and polls, by backend
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._keeping: dict[Home | Table, list[asyncio.Task[None]]] = {}  # probes, polls, and ears for writes
+        self._retiring: set[asyncio.Task[None]] = set()  # with backends, which keep connections
+        self._retiring_routes: set[asyncio.Task[None]] = set()
         self._lane: EdgeLane | None = None
         self._door: HttpDoor | None = None
         self._methods: Methods | None = None
@@ -108,7 +123,7 @@ class Gateway:
         self.telemetry = Telemetry(monotonic, logs_requests=config.log.level == "debug")
         self._makings = Makings(config.server, monotonic, self._chance)
         self._watching = Watching(self._breaker_changed, self._model_changed)
-        self.standing = stand(config, homes(config, self._makings, self._watching))
+        self.standing = stand(config, self._makings, homes(config, self._makings, self._watching))
         self._stores = Stores(monotonic)
         self._share(self.standing)
         self._limiter = Limiter(config.server.quota_keys_max)
@@ -116,11 +131,10 @@ class Gateway:
         self._exchange = Exchange(self.pipeline, monotonic, self.buffered)
         self.reloads = None if reread is None else Reloads(config, reread, self.take)
         shown = (lambda: self.services, lambda: self.homes, lambda: self._draining)
-        for gauge in (
-            *gauges(*shown),
-            *second_gauges(lambda: self.services, self._stores.states),
-            *(() if self.reloads is None else reload_gauges(self.reloads)),
-        ):
+        of_reloads = () if self.reloads is None else reload_gauges(self.reloads)
+        of_tables = table_gauges(lambda: self.standing.tables)
+        of_seconds = second_gauges(lambda: self.services, self._stores.states)
+        for gauge in (*gauges(*shown), *of_tables, *of_seconds, *of_reloads):
             self.telemetry.watch(gauge)
 
     @property
@@ -179,11 +193,13 @@ class Gateway:
         """
         if self._draining:
             raise ConfigError(("the gateway is draining",))
-        if len(self._retiring) >= RETIREMENTS_MAX:
-            raise ConfigError((f"what {RETIREMENTS_MAX} reloads have replaced is still at work; try again later",))
         made = homes(config, self._makings, self._watching, self.standing)
         new = [home for name, home in made.items() if self.homes.get(name) is not home]
         try:
+            replaces = any(made.get(name) is not home for name, home in self.homes.items())
+            if replaces and len(self._retiring) >= RETIREMENTS_MAX:
+                said = f"backends that {RETIREMENTS_MAX} reloads have replaced are still at work"
+                raise ConfigError((f"{said}; try again later, or leave backends as they are",))
             await self._probe(new)
             if self._draining:
                 raise ConfigError(("the gateway is draining",))
@@ -193,7 +209,7 @@ class Gateway:
             raise
         # From here to the end no await: whoever asks next is answered by all of the new or, before, all of the old.
         before = self.standing
-        after = self.standing = stand(config, made, before)
+        after = self.standing = stand(config, self._makings, made, before)
         self._share(after)
         self._begin_sharing()
         self._limiter.forget(changed_quotas(before, after))
@@ -244,11 +260,21 @@ class Gateway:
         from gateway.doors.grpc import GrpcDoor
         from gateway.doors.grpc_health import Health
         from gateway.doors.grpc_listener import GrpcListener
+        from gateway.doors.reception import Reception, ReceptionPorts
 
-        server = self.standing.config.server
-        self._grpc_door = GrpcDoor(server, ports)
-        health = Health(lambda: self.readiness().ready, float(server.body_timeout))
-        self._grpc = GrpcListener(server, self._grpc_door, health, self._shared)
+        server, in_use = self.standing.config.server, taken()
+
+        def memory() -> int | None:
+            now, caches = in_use(), (service.cache for service in self.services.values())
+            known = self.buffered.bytes + sum(cache.bytes_used for cache in caches if cache is not None)
+            return None if now is None else now - known
+
+        reception = Reception(ReceptionPorts(self.buffered, memory, monotonic), server.message_bytes_max)
+        self._grpc_door = GrpcDoor(server, ports, reception)
+        health = Health(lambda: self.readiness().ready, reception, float(server.body_timeout))
+        self._grpc = GrpcListener(server, self._grpc_door, health, reception, self._shared)
+        for gauge in grpc_gauges(self._grpc.service):
+            self.telemetry.watch(gauge)
         with named("server.grpc", server.grpc):
             self.grpc_address = await self._grpc.start(parse_address(server.grpc), certificates)
 
@@ -306,13 +332,16 @@ class Gateway:
             self._admin_server.close()
         if self._admin is not None:
             await self._admin.shutdown(ADMIN_DRAIN_SECONDS)
-        tasks = [*self._tasks, *(task for _, each in self._keeping.values() for task in each), *self._retiring]
+        tasks = [*self._tasks, *(task for each in self._keeping.values() for task in each)]
+        tasks += [*self._retiring, *self._retiring_routes]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._exchange.close()
         await self.pipeline.close()
-        await Retired(tuple(self.homes.values()), self.standing.answering).close()
+        standing = self.standing
+        await Retired(tuple(standing.homes.values()), standing.answering, tuple(standing.tables.values())).close()
+        await self._makings.close()
         await self._stores.close()
 
     # -- making the parts -------------------------------------------------------------------------
@@ -345,23 +374,30 @@ class Gateway:
         await asyncio.gather(*(pool.probe_once() for home in made for pool in home.pools))
 
     def _keep(self, standing: Standing) -> None:
-        """Probe and poll the backends that are there, and no others."""
-        for name, (home, tasks) in list(self._keeping.items()):
-            if standing.homes.get(name) is not home:
-                del self._keeping[name]
-                for task in tasks:
-                    task.cancel()
+        """Probe and poll the backends that are there and listen for their tables' writes, and no others."""
+        runs: dict[Home | Table, tuple[float, Sequence[Run]]] = {}
         for name, home in standing.homes.items():
-            if name not in self._keeping:
-                interval = float(standing.config.backends[name].probe)
-                runs = (*(pool.run for pool in home.pools), home.catalog.run)
-                self._keeping[name] = home, [kept(run, interval) for run in runs]
+            interval = float(standing.config.backends[name].probe)
+            runs[home] = interval, (*(pool.run for pool in home.pools), home.catalog.run)
+        for table in standing.tables.values():
+            if table.tracker is not None:
+                runs[table] = TRACKER_SECONDS, (table.run,)
+        for part in [part for part in self._keeping if part not in runs]:
+            for task in self._keeping.pop(part):
+                task.cancel()
+        for part, (interval, loops) in runs.items():
+            if part not in self._keeping:
+                self._keeping[part] = [kept(run, interval) for run in loops]
 
     def _retire(self, old: Retired, seconds_max: float) -> None:
-        if old != Retired((), ()):
+        """What requests may still be at is closed later. Routes alone are few bytes, once their answers are gone."""
+        for route in old.routes:
+            route.forget()
+        if old != Retired():
             task = asyncio.create_task(old.end(monotonic, asyncio.sleep, seconds_max))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            kind = self._retiring if old.homes else self._retiring_routes
+            kind.add(task)
+            task.add_done_callback(kind.discard)
 
     # -- what the parts tell ----------------------------------------------------------------------
 

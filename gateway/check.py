@@ -18,6 +18,7 @@ from urllib.parse import quote
 
 import msgspec
 
+from cache.stores.store import StoreError
 from degrade.deadline import Deadline, Ticker
 from gateway import sharing
 from gateway.config import Backend, Config, Route, Server, TierConfig
@@ -62,12 +63,33 @@ async def findings(config: Config, offline: bool = False) -> Findings:
     found = list(environment_faults(config, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     if offline:
         return Findings(tuple(found))
-    surveyed = await survey(config)
-    found += surveyed.faults
-    found += await sharing.faults(config, ANSWER_SECONDS_MAX)
+    asked = survey(config), table_faults(config), sharing.faults(config, ANSWER_SECONDS_MAX)
+    surveyed, tables, seconds = await asyncio.gather(*asked)
+    found += (*surveyed.faults, *tables, *seconds)
     for name, route in config.routes.items():
         found += route_faults(f"routes.{name}", route, surveyed.facts)
     return Findings(tuple(found), surveyed.notes)
+
+
+async def table_faults(config: Config) -> list[str]:
+    """Which tables' stores do not answer, and why. The stores' libraries are loaded only where there are tables."""
+    if not config.tables:
+        return []
+    from gateway.stores import Source, Sources
+
+    sources = Sources(time.monotonic)
+    made = {name: sources.source(table) for name, table in config.tables.items()}
+
+    async def fault_of(name: str, source: Source) -> str:
+        try:
+            await source.store.get_many(source.keyed.keys([b"0"]), ANSWER_SECONDS_MAX)
+        except StoreError as error:
+            return f"tables.{name}.store: {error}"
+        return ""
+
+    told = await asyncio.gather(*(fault_of(name, source) for name, source in made.items()))
+    await asyncio.gather(*(source.store.close() for source in made.values()))
+    return [fault for fault in told if fault]
 
 
 def open_files_needed(config: Config) -> int:

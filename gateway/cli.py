@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import IO, Final, Protocol, cast
 
 from gateway.config import Config
@@ -46,6 +47,8 @@ examples:
       any key can be set from outside: TAILRACE_SECTION__KEY
   tailrace warm requests.jsonl --rate 20
       ask a running gateway what will be asked anyway, before callers do
+  tailrace table load user --config tailrace.toml --from users.parquet
+      fill a table's store from a file; interrupted, the same command goes on
   tailrace schema > tailrace.schema.json
       for an editor that completes and checks TOML
   tailrace demo
@@ -87,6 +90,8 @@ def _run(chosen: argparse.Namespace, given: Sequence[str]) -> int:
             return _schema()
         case "warm":
             return _warm(chosen)
+        case "table":
+            return _load(chosen)
         case _:
             return _demo(chosen.keep)
 
@@ -154,6 +159,24 @@ def _in_flight(written: str) -> int:
     if not 1 <= value <= IN_FLIGHT_MAX:
         raise ValueError
     return value
+
+
+def _load(chosen: argparse.Namespace) -> int:
+    from gateway import load
+
+    config = read(chosen.config, os.environ).config
+    table = config.tables.get(chosen.name)
+    if table is None:
+        known = ", ".join(config.tables) or "none"
+        return _report((f"tables.{chosen.name}: there is no such table in {chosen.config}; there is {known}",), MISUSED)
+    columns = tuple(chosen.columns.split(",")) if chosen.columns else ()
+    request = load.Request(chosen.name, table, Path(chosen.source), chosen.id, columns, chosen.restart)
+    try:
+        done = load.load(request)
+    except load.Failed as error:
+        return _report((str(error),), UNFIT)
+    print(f"tables.{chosen.name}: {done.rows} rows, {done.rows - done.before} of them written in {done.seconds:.1f} s")
+    return WELL
 
 
 def _schema() -> int:
@@ -284,6 +307,7 @@ def _parser() -> argparse.ArgumentParser:
         "--in-flight", metavar="N", type=_in_flight, default=8, help="requests at once at most (default: %(default)d)"
     )
     warm.add_argument("--key-file", metavar="FILE", help="a file with the API key to ask with")
+    _table_parser(commands)
     commands.add_parser("schema", help="print the JSON Schema of tailrace.toml")
     demo = commands.add_parser(
         "demo",
@@ -294,6 +318,27 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--keep", action="store_true", help="leave both running, to try by hand")
     return parser
+
+
+def _table_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    table = commands.add_parser("table", help="fill a table's store from a file")
+    verbs = table.add_subparsers(dest="verb", metavar="VERB", required=True)
+    load = verbs.add_parser(
+        "load",
+        help="rows from Parquet, NPZ or CSV into the store",
+        description="Every row is held against the table: type, shape, finite numbers, bounds; the first wrong one\n"
+        "ends it, named by its number, and nothing of its batch is written. Interrupted, the same command\n"
+        "goes on where it was.",
+        epilog="CSV: a line of names, a column of ids, a column for each number. NPZ: arrays ids and rows. Parquet: a\n"
+        "column of ids, and one of lists or one for each number.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    load.add_argument("name", metavar="NAME", help="a table of the configuration")
+    load.add_argument("--config", metavar="FILE", required=True, help="a tailrace.toml")
+    load.add_argument("--from", metavar="FILE", required=True, dest="source", help="a .parquet, .npz or .csv file")
+    load.add_argument("--id", metavar="COLUMN", default="id", help="the column of ids (default: id)")
+    load.add_argument("--columns", metavar="A,B", help="the columns of numbers, in their order (default: all others)")
+    load.add_argument("--restart", action="store_true", help="from the first row, whatever was written before")
 
 
 if __name__ == "__main__":

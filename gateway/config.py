@@ -1,9 +1,9 @@
 """What an operator may say: every key of ``tailrace.toml``, its default, and the rules within a section.
 
 Rule of this file: values, and what may be wrong with one of them. Where a configuration comes from is
-``gateway/sources.py``'s, the rules between sections are ``gateway/consistency.py``'s, and whether the
-world agrees is ``gateway/check.py``'s question. Each key's reason is written once for people, in
-``tailrace.example.toml``; a test holds the two together.
+``gateway/sources.py``'s, tables are ``gateway/config_tables.py``'s, the rules between sections are
+``gateway/consistency.py``'s, and whether the world agrees is ``gateway/check.py``'s question. Each key's reason is
+written once for people, in ``tailrace.example.toml``; a test holds the two together.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator
-from functools import partial
 from typing import Annotated, Final, Literal
 from urllib.parse import urlsplit
 
@@ -21,24 +20,15 @@ from msgspec import Meta, field
 
 from cache.stores.address import parse_redis
 from gateway.admission.forwarded import UNIX, network
+from gateway.config_tables import TableConfig
+from gateway.ranges import AGE_MAX, DEADLINE_MIN, SIZE_MAX, WAIT_MAX, WAIT_MIN, Positive, seconds, size, within
 from gateway.schema import Fault
 from gateway.units import Seconds, Size
 
-COUNT_MAX: Final = 2**31 - 1
-"""No count needs more, and beyond it libraries below us overflow."""
-Positive = Annotated[int, Meta(ge=1, le=COUNT_MAX)]
 Switch = Literal["repository", "logging", "trace", "shared_memory"]
 DegradeStep = Literal["replica", "tier", "stale"]
 ALLOW_ALL: Final[tuple[Switch, ...]] = ("repository", "logging", "trace", "shared_memory")
 
-AGE_MAX: Final = Seconds.parse("3650d")
-"""The longest life of an answer and the longest window of a quota: ten years are for ever to both."""
-WAIT_MIN: Final = Seconds.parse("10ms")
-"""The shortest wait for a peer: a healthy one on a busy machine is easily some milliseconds late."""
-WAIT_MAX: Final = Seconds.parse("1d")
-"""The longest wait for anyone: what waits longer holds its connection for nobody."""
-DEADLINE_MIN: Final = Seconds.parse("1ms")
-"""The shortest deadline of a request: the event loop's timers count whole milliseconds."""
 SECOND_MAX: Final = Seconds.parse("1s")
 """The longest wait for a second level of a cache: what takes longer is not one."""
 PROBE_MIN: Final = Seconds.parse("100ms")
@@ -47,8 +37,6 @@ PROBE_MAX: Final = Seconds.parse("1h")
 load; more seldom, and a changed model's old answers go on as fresh for longer than that."""
 OUTCOMES_MIN: Final = Seconds.parse("100ms")
 """The shortest window of a breaker: it slides in tenths, each of which must be able to hold an outcome."""
-SIZE_MAX: Final = Size.parse("1TiB")
-"""The largest size of anything: more than a machine's memory is a slip of the unit."""
 HEADER_BYTES_MIN: Final = Size.parse("1KiB")
 HEADER_BYTES_MAX: Final = Size.parse("1MiB")
 """A request's head is held in memory before anyone knows whose it is: no head needs more."""
@@ -82,16 +70,6 @@ class Address(msgspec.Struct, frozen=True):
     path: str = ""
 
 
-def _seconds(written: str) -> Seconds:
-    default: Seconds = field(default_factory=partial(Seconds.parse, written))
-    return default
-
-
-def _size(written: str) -> Size:
-    default: Size = field(default_factory=partial(Size.parse, written))
-    return default
-
-
 class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The doors' certificate: files in PEM form. ``client_ca``: callers must show one that it has signed."""
 
@@ -116,28 +94,30 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     passthrough: str | None = None
     allow: tuple[Switch, ...] = ()
     anonymous: bool = True
-    body_bytes_max: Size = _size("64MiB")
-    buffered_bytes_max: Size = _size("1GiB")
-    passthrough_bytes_max: Size = _size("2GiB")
-    passthrough_timeout: Seconds = _seconds("5m")
-    header_bytes_max: Size = _size("32KiB")
-    drain: Seconds = _seconds("10s")
-    drain_notice: Seconds = _seconds("0s")
+    body_bytes_max: Size = size("64MiB")
+    buffered_bytes_max: Size = size("1GiB")
+    passthrough_bytes_max: Size = size("2GiB")
+    passthrough_timeout: Seconds = seconds("5m")
+    header_bytes_max: Size = size("32KiB")
+    drain: Seconds = seconds("10s")
+    drain_notice: Seconds = seconds("0s")
     connections_max: Positive = 4096
     connections_per_address_max: Positive = 4096
-    head_timeout: Seconds = _seconds("10s")
-    body_timeout: Seconds = _seconds("30s")
-    idle_timeout: Seconds = _seconds("75s")
-    write_timeout: Seconds = _seconds("30s")
+    head_timeout: Seconds = seconds("10s")
+    body_timeout: Seconds = seconds("30s")
+    idle_timeout: Seconds = seconds("75s")
+    write_timeout: Seconds = seconds("30s")
     edge: bool = True
-    grpc_message_bytes_max: Size = _size("256MiB")
+    grpc_message_bytes_max: Size = size("64MiB")
     grpc_calls_max: Positive = 4096
     grpc_calls_per_address_max: Positive = 1024
     grpc_streams_max: Positive = 1024
+    grpc_open_streams_per_address_max: Positive = 32
+    grpc_stream_idle_timeout: Seconds = seconds("10m")
     grpc_stream_pending_max: Annotated[int, Meta(ge=1, le=4096)] = 64
-    grpc_keepalive: Seconds = _seconds("1m")
-    grpc_keepalive_timeout: Seconds = _seconds("20s")
-    grpc_ping_interval_min: Seconds = _seconds("10s")
+    grpc_keepalive: Seconds = seconds("1m")
+    grpc_keepalive_timeout: Seconds = seconds("20s")
+    grpc_ping_interval_min: Seconds = seconds("10s")
     rpc_in_flight_max: Positive = 256
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
     quota_keys_max: Positive = 100_000
@@ -162,11 +142,11 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.tls is not None and self.http.startswith("unix:"):
             yield "tls", "is for a network, and http is a unix socket; listen on HOST:PORT, or leave tls out"
         yield from _proxy_faults(self.trusted_proxies)
-        yield from _within(HEADER_BYTES_MIN, HEADER_BYTES_MAX, header_bytes_max=self.header_bytes_max)
+        yield from within(HEADER_BYTES_MIN, HEADER_BYTES_MAX, header_bytes_max=self.header_bytes_max)
         yield from _sizes(body_bytes_max=self.body_bytes_max, buffered_bytes_max=self.buffered_bytes_max)
         yield from _sizes(passthrough_bytes_max=self.passthrough_bytes_max)
-        yield from _within(Seconds(0), WAIT_MAX, drain=self.drain, drain_notice=self.drain_notice)
-        yield from _within(
+        yield from within(Seconds(0), WAIT_MAX, drain=self.drain, drain_notice=self.drain_notice)
+        yield from within(
             WAIT_MIN,
             WAIT_MAX,
             passthrough_timeout=self.passthrough_timeout,
@@ -174,11 +154,17 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             body_timeout=self.body_timeout,
             idle_timeout=self.idle_timeout,
             write_timeout=self.write_timeout,
+            grpc_stream_idle_timeout=self.grpc_stream_idle_timeout,
             grpc_keepalive=self.grpc_keepalive,
             grpc_keepalive_timeout=self.grpc_keepalive_timeout,
             grpc_ping_interval_min=self.grpc_ping_interval_min,
         )
-        yield from _within(HEADER_BYTES_MIN, MESSAGE_BYTES_MAX, grpc_message_bytes_max=self.grpc_message_bytes_max)
+        yield from within(HEADER_BYTES_MIN, MESSAGE_BYTES_MAX, grpc_message_bytes_max=self.grpc_message_bytes_max)
+
+    @property
+    def message_bytes_max(self) -> int:
+        """The largest message of a gRPC caller. One that passes on is held twice, so two of them must fit."""
+        return min(int(self.grpc_message_bytes_max), int(self.buffered_bytes_max) // 2)
 
     @property
     def has_grpc(self) -> bool:
@@ -197,7 +183,7 @@ class QuotaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``rate`` requests each ``per``, with ``burst`` at once (default: a whole ``rate``)."""
 
     rate: Positive
-    per: Seconds = _seconds("1s")
+    per: Seconds = seconds("1s")
     burst: Positive | None = None
     hits_count: bool = False
 
@@ -205,7 +191,7 @@ class QuotaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.per <= 0:
             yield "per", "must be more than 0"
             return
-        yield from _within(Seconds(0), AGE_MAX, per=self.per)
+        yield from within(Seconds(0), AGE_MAX, per=self.per)
         if self.rate > RATE_MAX * self.per:
             most = f"{RATE_MAX * self.per:.0f} in {self.per}"
             yield "rate", f"is more than quotas can count ({most}); lower it, or leave the quota out for no bound"
@@ -237,13 +223,13 @@ class BreakerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     consecutive_failures: Positive = 5
     failure_ratio: Annotated[float, Meta(gt=0, le=1)] = 0.5
     volume_min: Positive = 10
-    window: Seconds = _seconds("10s")
-    open: Seconds = _seconds("1s")
-    open_max: Seconds = _seconds("30s")
+    window: Seconds = seconds("10s")
+    open: Seconds = seconds("1s")
+    open_max: Seconds = seconds("30s")
 
     def faults(self) -> Iterator[Fault]:
-        yield from _within(OUTCOMES_MIN, WAIT_MAX, window=self.window)
-        yield from _within(WAIT_MIN, WAIT_MAX, open=self.open, open_max=self.open_max)
+        yield from within(OUTCOMES_MIN, WAIT_MAX, window=self.window)
+        yield from within(WAIT_MIN, WAIT_MAX, open=self.open, open_max=self.open_max)
         if self.open_max < self.open:
             yield "open_max", f"is shorter than open ({self.open_max} < {self.open})"
 
@@ -255,8 +241,8 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     grpc: tuple[str, ...] = ()
     connections_max: Positive = 64
     passthrough_connections_max: Positive = 64
-    connect_timeout: Seconds = _seconds("1s")
-    probe: Seconds = _seconds("1s")
+    connect_timeout: Seconds = seconds("1s")
+    probe: Seconds = seconds("1s")
     probe_path: str | None = None
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
 
@@ -280,8 +266,8 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for target, times in Counter(target.lower() for target in self.grpc).items():
             if times > 1:
                 yield "grpc", f"names {target} {times} times"
-        yield from _within(WAIT_MIN, WAIT_MAX, connect_timeout=self.connect_timeout)
-        yield from _within(PROBE_MIN, PROBE_MAX, probe=self.probe)
+        yield from within(WAIT_MIN, WAIT_MAX, connect_timeout=self.connect_timeout)
+        yield from within(PROBE_MIN, PROBE_MAX, probe=self.probe)
         if self.probe_path is not None and not _PROBE_PATH.fullmatch(self.probe_path):
             yield "probe_path", f"{self.probe_path!r} is no path, such as /healthz"
         elif self.probe_path is not None and not self.http:
@@ -321,25 +307,25 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How long a route's answers may be served again, and how much memory they may take."""
 
     ttl: Seconds
-    max_stale: Seconds = _seconds("0s")
-    refresh: Seconds = _seconds("0s")
+    max_stale: Seconds = seconds("0s")
+    refresh: Seconds = seconds("0s")
     refreshes_max: Positive = 4
-    bytes_max: Size = _size("256MiB")
+    bytes_max: Size = size("256MiB")
     policy: Literal["s3fifo", "sieve", "lru"] = "s3fifo"
     shared: bool = False
     rows: bool = False
-    rows_bytes_max: Size = _size("256MiB")
+    rows_bytes_max: Size = size("256MiB")
     second: str | None = None
-    second_timeout: Seconds = _seconds("20ms")
+    second_timeout: Seconds = seconds("20ms")
 
     def faults(self) -> Iterator[Fault]:
         if self.ttl <= 0:
             yield "ttl", "is 0: nothing would ever be a hit; to cache nothing, leave out `cache`"
-        yield from _within(Seconds(0), AGE_MAX, ttl=self.ttl, max_stale=self.max_stale)
+        yield from within(Seconds(0), AGE_MAX, ttl=self.ttl, max_stale=self.max_stale)
         if self.refresh > self.max_stale:
             yield "refresh", f"is longer than max_stale ({self.refresh} > {self.max_stale})"
-        yield from _within(Size.parse("1MiB"), SIZE_MAX, bytes_max=self.bytes_max, rows_bytes_max=self.rows_bytes_max)
-        yield from _within(DEADLINE_MIN, SECOND_MAX, second_timeout=self.second_timeout)
+        yield from within(Size.parse("1MiB"), SIZE_MAX, bytes_max=self.bytes_max, rows_bytes_max=self.rows_bytes_max)
+        yield from within(DEADLINE_MIN, SECOND_MAX, second_timeout=self.second_timeout)
         if self.second is not None:
             try:
                 parse_redis(self.second)
@@ -352,8 +338,8 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     batch_max: Positive | None = None
     body_bytes_max: Size | None = None
-    element_bytes_max: Size = _size("16MiB")
-    json_bytes_max: Size = _size("16MiB")
+    element_bytes_max: Size = size("16MiB")
+    json_bytes_max: Size = size("16MiB")
     json_depth_max: Annotated[int, Meta(ge=4, le=200)] = 16
 
     def faults(self) -> Iterator[Fault]:
@@ -381,8 +367,8 @@ class InputRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Entity(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a request names by ids. ``many``: candidates, a row of the model for each; else one for all rows."""
 
+    many: bool
     datatype: Literal["INT64", "BYTES"] = "INT64"
-    many: bool = False
 
 
 class Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -409,6 +395,11 @@ class Features(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     entities: dict[str, Entity]
     inputs: dict[str, FeatureInput]
 
+    @property
+    def tables(self) -> tuple[str, ...]:
+        """Those that the inputs are made of, each once."""
+        return tuple(dict.fromkeys(part.table for wanted in self.inputs.values() for part in wanted.parts))
+
     def faults(self) -> Iterator[Fault]:
         for name, wanted in (("entities", self.entities), ("inputs", self.inputs)):
             if not wanted:
@@ -430,7 +421,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: Limits = field(default_factory=Limits)
     inputs: dict[str, InputRule] = field(default_factory=dict)
     features: Features | None = None
-    timeout: Seconds = _seconds("10s")
+    timeout: Seconds = seconds("10s")
     degrade: tuple[DegradeStep, ...] = ("replica", "tier", "stale")
 
     def faults(self) -> Iterator[Fault]:
@@ -448,7 +439,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for step, times in Counter(self.degrade).items():
             if times > 1:
                 yield "degrade", f"names {step} {times} times"
-        yield from _within(DEADLINE_MIN, WAIT_MAX, timeout=self.timeout)
+        yield from within(DEADLINE_MIN, WAIT_MAX, timeout=self.timeout)
 
 
 class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -460,7 +451,7 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     quota: QuotaConfig | None = None
     caller_quota: QuotaConfig | None = None
     body_bytes_max: Size | None = None
-    timeout: Seconds = _seconds("10s")
+    timeout: Seconds = seconds("10s")
     degrade: tuple[Literal["replica", "stale"], ...] = ("replica", "stale")
     vary: tuple[str, ...] = ()
 
@@ -471,11 +462,11 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             if times > 1:
                 yield "degrade", f"names {step} {times} times"
         for index, name in enumerate(self.vary):
-            if not _FIELD_NAME.fullmatch(name):
+            if name == "*" or not _FIELD_NAME.fullmatch(name):
                 yield f"vary[{index}]", f"{name!r} is no name of a header field"
         if self.body_bytes_max is not None:
             yield from _sizes(body_bytes_max=self.body_bytes_max)
-        yield from _within(DEADLINE_MIN, WAIT_MAX, timeout=self.timeout)
+        yield from within(DEADLINE_MIN, WAIT_MAX, timeout=self.timeout)
 
 
 class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -485,6 +476,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     log: Log = field(default_factory=Log)
     callers: dict[str, CallerConfig] = field(default_factory=dict)
     backends: dict[str, Backend] = field(default_factory=dict)
+    tables: dict[str, TableConfig] = field(default_factory=dict)
     routes: dict[str, Route] = field(default_factory=dict)
     endpoints: dict[str, Endpoint] = field(default_factory=dict)
 
@@ -570,12 +562,4 @@ def _replica(url: str) -> str:
 
 
 def _sizes(**named: Size) -> Iterator[Fault]:
-    return _within(Size(1), SIZE_MAX, **named)
-
-
-def _within(least: Seconds | Size, most: Seconds | Size, **named: Seconds | Size) -> Iterator[Fault]:
-    for name, value in named.items():
-        if value < least:
-            yield name, f"is {value}; it must be at least {least}"
-        elif value > most:
-            yield name, f"is {value}; it must be at most {most}"
+    return within(Size(1), SIZE_MAX, **named)

@@ -31,6 +31,7 @@ def between(config: Config, written: Written) -> Iterator[Fault]:
     for name, route in config.routes.items():
         yield from _name_faults(name)
         yield from _route_faults(config, written, name, route)
+        yield from _table_faults(config, name, route)
     paths: dict[str, str] = {}
     for name, endpoint in config.endpoints.items():
         yield from _endpoint_faults(config, written, name, endpoint)
@@ -53,6 +54,9 @@ def doubts(config: Config, written: Written) -> Iterator[str]:
     tls = config.server.tls
     if tls is not None and tls.minimum != "1.2" and config.server.has_grpc:
         yield f"server.tls.minimum: is {tls.minimum}, which grpc cannot be told: the gRPC door speaks 1.2 too"
+    joined = {table for route in config.routes.values() if route.features for table in route.features.tables}
+    for name in set(config.tables) - joined:
+        yield f"tables.{name}: no route joins it (routes.NAME.features); it is checked and filled, and nothing more"
     for name, route in config.routes.items():
         if _keeps_nothing_stale(written, "routes", name, route.cache):
             yield (
@@ -89,6 +93,20 @@ def said(written: Written, *keys: str) -> object:
 def _keeps_nothing_stale(written: Written, section: str, name: str, cache: CacheConfig | None) -> bool:
     steps = said(written, section, name, "degrade")
     return isinstance(steps, list) and "stale" in steps and cache is not None and cache.max_stale <= 0
+
+
+def _table_faults(config: Config, name: str, route: Route) -> Iterator[Fault]:
+    """What is wrong between a route's features and the tables."""
+    known = ", ".join(config.tables) or "none"
+    features = route.features
+    for wanted, made in ({} if features is None else features.inputs).items():
+        for index, part in enumerate(made.parts):
+            if part.table not in config.tables:
+                where = f"routes.{name}.features.inputs.{wanted}.parts[{index}].table"
+                yield where, f"no table is called {part.table!r}; there is {known}"
+        shapes = {config.tables[part.table].shape for part in made.parts if part.table in config.tables}
+        if made.join == "stack" and len(shapes) > 1:
+            yield f"routes.{name}.features.inputs.{wanted}.join", "stacks rows of one shape, and these tables' differ"
 
 
 def _backend_faults(config: Config, written: Written) -> Iterator[Fault]:

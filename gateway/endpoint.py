@@ -10,6 +10,7 @@ too small, and an answer that did not name a field is found by those who do not 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from operator import itemgetter
 from typing import Final
@@ -40,7 +41,7 @@ from gateway.service import (
     allowances_of,
     cache_of,
 )
-from gateway.storing import Life, life_of, varying
+from gateway.storing import FORWARDED, Life, life_of, varying
 from tiers.backends.erring import Erred, answered
 from tiers.backends.triton_http import Call, Headers, Reply
 from tiers.inference import UpstreamError
@@ -51,15 +52,16 @@ DECIDING: Final = frozenset(
     {
         *("x-forwarded-host", "x-forwarded-proto", "content-type", "content-encoding", "accept", "accept-encoding"),
         *("x-http-method-override", "x-http-method", "x-method-override", "x-original-url", "x-rewrite-url"),
-        *("x-forwarded-port", "x-forwarded-prefix", "x-forwarded-scheme", "x-forwarded-server", "x-host"),
+        *("x-forwarded-port", "x-forwarded-prefix", "x-forwarded-scheme", "x-forwarded-server", "x-host", FORWARDED),
     }
 )
 """Request fields that are in every key. X-Forwarded-Host is what the server is told of the caller's Host, and may be
 written into what it answers; and there are others by which servers are told of another method, path or place. Nobody
 names them in Vary, and who may send them could otherwise leave an answer of their making for all."""
 
-CREDENTIALS: Final = frozenset({"authorization", "cookie", "x-api-key"})
-"""What such a request gets is its sender's alone (RFC 9111 section 3.5), unless the field was meant for the gateway."""
+CREDENTIALS: Final = re.compile(r"auth|cookie|token|secret|session|signature|password|credential|api-?key|-key$")
+"""What a request with such a field gets is its sender's alone (RFC 9111 section 3.5), unless the field was meant for
+the gateway. Servers have many names for keys: one too many costs a hit, one too few gives an answer away."""
 
 VARIES_MAX: Final = 16
 """Fields of Vary that a key takes in; an answer that names more is not kept."""
@@ -168,9 +170,18 @@ class Endpoint:
         """Whose answers a caller may have."""
         return "" if self.config.cache is None or self.config.cache.shared else caller.tenant
 
+    def decides(self, field: str) -> bool:
+        """Whether a request field, in lower case, is part of every key."""
+        return field in self._deciding
+
     def uncacheable(self, request: Post) -> str:
         """Why a request is never cached, in one word; empty if it may be."""
-        return "credentials" if any(name.lower() in CREDENTIALS for name, _ in request.fields) else ""
+        for name, _ in request.fields:
+            if "_" in name:
+                return "underscore"  # CGI and WSGI know no difference to the field with a hyphen, which is in the key
+            if CREDENTIALS.search(name.lower()):
+                return "credentials"
+        return ""
 
     def digest(self, caller: Caller, request: Post) -> bytes:
         """What makes two posts the same one: all of a head that decides an answer, and every byte of the body."""
@@ -230,11 +241,15 @@ class Endpoint:
         """A server's own word on its failure: its clients know it."""
         return self._page(error.reply) if isinstance(error, Erred) else None
 
+    def forget(self) -> None:
+        """Drop what is kept, unless a successor goes on with it."""
+        if self.cache is not None and not self._succeeded:
+            self.cache.purge()  # its queues are circles that nobody else would cut
+
     async def close(self) -> None:
         """Give up fills under way."""
         await self.flights.close()
-        if self.cache is not None and not self._succeeded:
-            self.cache.purge()  # its queues are circles that nobody else would cut
+        self.forget()
 
     def _page(self, reply: Reply) -> Page:
         cache = self.config.cache

@@ -29,11 +29,6 @@ from tiers.rows import take_rows
 Rows = NDArray[np.float32]
 
 
-def tables_of(config: FeaturesConfig) -> frozenset[str]:
-    """The tables that features are made of."""
-    return frozenset(part.table for wanted in config.inputs.values() for part in wanted.parts)
-
-
 class Features:
     """The features of one route. ``rows_max``: the route's own bound on a batch."""
 

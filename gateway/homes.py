@@ -1,4 +1,4 @@
-"""A backend's replicas from its configuration: who speaks what, with which bounds.
+"""A backend's replicas and a table's store from their configuration: who speaks what, with which bounds.
 
 Rule of this file: it makes parts and asks nothing. With ``http`` routes ask over HTTP, without it over gRPC; the
 gRPC door passes on over gRPC where that is configured, and over HTTP where it is not.
@@ -6,9 +6,10 @@ gRPC door passes on over gRPC where that is configured, and over HTTP where it i
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from degrade.breaker import BreakerOptions
 from degrade.deadline import Ticker
@@ -20,7 +21,13 @@ from tiers.pool import OnChange, Pool, PoolOptions, Probe
 from tiers.seat import Replica
 
 if TYPE_CHECKING:
+    from gateway.config_tables import TableConfig
+    from gateway.stores import Sources
+    from gateway.tables import Table
     from tiers.backends.triton_grpc import GrpcOptions, TritonGrpc
+
+SEED_BYTES: Final = 16
+"""Of a near cache's hashing."""
 
 
 class Makings:
@@ -30,6 +37,7 @@ class Makings:
         self._server = server
         self._ticker = ticker
         self._chance = chance
+        self._sources: Sources | None = None
 
     def home(
         self, backend: Backend, has_models: bool, on_breaker: OnChange, on_model: Callable[[str], None]
@@ -53,6 +61,20 @@ class Makings:
         from tiers.backends.over_http import SpeaksHttp
 
         return Home(pool, catalog, RpcPool(pool, [SpeaksHttp(replica) for replica in replicas], self._ticker))
+
+    def table(self, name: str, config: TableConfig) -> Table:
+        """One feature table; it connects to nothing yet. Clients of stores are loaded only here."""
+        from gateway.stores import Sources
+        from gateway.tables import Table
+
+        if self._sources is None:
+            self._sources = Sources(self._ticker)
+        return Table(name, config, self._sources.source(config), self._ticker, os.urandom(SEED_BYTES))
+
+    async def close(self) -> None:
+        """Close what parts share."""
+        if self._sources is not None:
+            await self._sources.close()
 
     def _speaking_grpc(self, backend: Backend) -> list[TritonGrpc]:
         """Those asked over gRPC: none if nobody would ask them. grpc itself is loaded only here and at its door."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+from collections.abc import Callable
 from typing import Final
 
 M_TRIM_THRESHOLD: Final = -1
@@ -23,6 +24,10 @@ PADDED_BYTES: Final = 16 * 1024 * 1024
 
 MAPPED_BYTES: Final = 32 * 1024 * 1024
 """Blocks above this are mapped one by one, and given back at once; glibc takes no more than this."""
+
+_MALLINFO: Final = (
+    "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"
+)  # fmt: skip
 
 
 def keep_freed_memory() -> bool:
@@ -41,3 +46,25 @@ def set_start_aside() -> None:
     """What is there when a gateway is ready lives as long as the process: the collector need not look at it again."""
     gc.collect()
     gc.freeze()
+
+
+class _Taken(ctypes.Structure):
+    """What glibc tells of its heap (mallinfo2)."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in _MALLINFO]
+
+
+def taken() -> Callable[[], int | None]:
+    """How many bytes of the C library's heap are in use, blocks that are mapped one by one among them: what is asked
+    for, not what the process has of the machine, which it is slow to give back. None where that cannot be known."""
+    try:
+        mallinfo2 = ctypes.CDLL(None).mallinfo2
+    except (OSError, AttributeError):
+        return lambda: None
+    mallinfo2.restype = _Taken
+
+    def in_use() -> int:
+        told = mallinfo2()
+        return int(told.uordblks + told.hblkhd)
+
+    return in_use

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from operator import is_
 from types import MappingProxyType
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 import msgspec
@@ -28,7 +28,6 @@ from gateway.admission.validate import EVERY_INPUT, TensorRule, Validator
 from gateway.codec.http import BodyLimits
 from gateway.config import Route as RouteConfig
 from gateway.config import TierConfig
-from gateway.features import Features, tables_of
 from gateway.problem import Refused, not_found
 from gateway.recall import RecallRules
 from gateway.rows import Asked, Assembled, Row, Rows
@@ -45,7 +44,6 @@ from gateway.service import (
     allowances_of,
     cache_of,
 )
-from gateway.tables import Table
 from tiers import cascade
 from tiers.backends.triton_http import Call as Outbound
 from tiers.cascade import Accept, CascadeAnswer, CascadeOptions, Tier
@@ -98,6 +96,11 @@ class Home(msgspec.Struct, frozen=True):
             await pool.close()
 
 
+if TYPE_CHECKING:
+    from gateway.features import Features
+    from gateway.tables import Table
+
+
 class _Merged(msgspec.Struct, frozen=True, eq=False):
     """What the tiers ``told``, ``merged`` into one model's facts, and ``shown`` as callers may use the route."""
 
@@ -136,10 +139,8 @@ class Route:
         self._homes = tuple(homes)
         self._body_bytes_max = body_bytes_max
         self._succeeded = False  # another route goes on with the answers kept here
-        named = {} if config.features is None else {name: tables[name] for name in tables_of(config.features)}
-        self._tables = named
-        batch_max = config.limits.batch_max
-        self.features = None if config.features is None else Features(config.features, named, batch_max)
+        self._tables = {} if config.features is None else {name: tables[name] for name in config.features.tables}
+        self.features = None if config.features is None else _features(config, self._tables)
         self.rules = _rules(config)
         self.validator = Validator(self.rules, config.limits.batch_max)
         self._digesters: Memo[tuple[Form, str, str], RequestDigester] = Memo(FORMS_MAX)
@@ -472,6 +473,12 @@ class Route:
             if asked and tier.version not in ("", asked):
                 raise Refused(not_found(f"Route {self.name} serves version {tier.version} only, not {asked}."))
 
+    def forget(self) -> None:
+        """Drop what is kept, unless a successor goes on with it."""
+        for shelf in () if self._succeeded else (self.cache, self.row_cache):
+            if shelf is not None:
+                shelf.purge()  # its queues are circles that nobody else would cut
+
     async def close(self) -> None:
         """Give up fills under way, and learning about tiers."""
         await self.flights.close()
@@ -479,11 +486,8 @@ class Route:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        if self._succeeded:
-            return
-        if self.cache is not None:
-            self.cache.purge()  # its queues are circles that nobody else would cut
-        if self.rows is not None:
+        self.forget()
+        if self.rows is not None and not self._succeeded:
             await self.rows.close()
         if self.second is not None:
             await self.second.close()
@@ -536,6 +540,14 @@ def _of_rows(made: Assembled, tables: tuple[TableTold, ...] = ()) -> Served[Infe
     """An answer made of rows as the cache keeps it."""
     rows = made.response.outputs[0].shape[0]
     return Served(made.response, made.tier, rows, made.escalated, rows, tables)
+
+
+def _features(config: RouteConfig, tables: Mapping[str, Table]) -> Features:
+    """Clients of stores are loaded only where there are tables: they take their time and memory."""
+    from gateway.features import Features
+
+    assert config.features is not None
+    return Features(config.features, tables, config.limits.batch_max)
 
 
 def _answers_alike(one: RouteConfig, other: RouteConfig) -> bool:

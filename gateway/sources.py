@@ -29,7 +29,6 @@ FORM: Final = "TAILRACE_SECTION__KEY, such as TAILRACE_SERVER__HTTP"
 NOT_CONFIGURATION: Final = frozenset({"TAILRACE_TRITON_ENV"})
 """Variables with our prefix that other programs read: where the demo and the tests find a Triton."""
 LATER: Final[Mapping[str, str]] = {
-    "tables": "is not in this version yet: routes cannot join feature tables so far",
     "snapshot": "is not in this version yet: there are no snapshots so far",
     "default": "is not in this version yet: routes cannot declare a default answer so far",
 }
@@ -115,8 +114,10 @@ def _file(path: str) -> dict[str, object]:
         raise ConfigError((f"{path}: cannot be read: {error.strerror}",)) from None
     except UnicodeDecodeError:
         raise ConfigError((f"{path}: is not UTF-8 text",)) from None
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, ValueError) as error:  # an integer of thousands of digits is the latter
         raise ConfigError((f"{path}: is not TOML: {error}",)) from None
+    except RecursionError:
+        raise ConfigError((f"{path}: is nested too deeply",)) from None
 
 
 def _override(raw: dict[str, object], environ: Mapping[str, str], reader: Reader) -> None:
@@ -173,12 +174,13 @@ def _with_plain_urls(config: Config) -> Config:
 def _with_whole_paths(config: Config, path: str | None) -> Config:
     """Files named from the folder of the configuration's file, wherever the process was started; without a file,
     from where it was."""
-    tls = config.server.tls
-    if tls is None:
-        return config
     folder = Path() if path is None else Path(path).absolute().parent
-    client_ca = None if tls.client_ca is None else str(folder / tls.client_ca)
-    whole = msgspec.structs.replace(
-        tls, certificate=str(folder / tls.certificate), key=str(folder / tls.key), client_ca=client_ca
-    )
-    return msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, tls=whole))
+    tls = config.server.tls
+    if tls is not None:
+        client_ca = None if tls.client_ca is None else str(folder / tls.client_ca)
+        whole = msgspec.structs.replace(
+            tls, certificate=str(folder / tls.certificate), key=str(folder / tls.key), client_ca=client_ca
+        )
+        config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, tls=whole))
+    tables = {name: table.from_folder(folder) for name, table in config.tables.items()}
+    return msgspec.structs.replace(config, tables=tables)

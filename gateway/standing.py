@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -26,6 +26,9 @@ from gateway.homes import Makings
 from gateway.route import Home, Route
 from gateway.service import Watched, quota_of
 
+if TYPE_CHECKING:
+    from gateway.tables import Table
+
 RETIRING_SECONDS: Final = 0.1
 """Between two looks whether what is no longer used has come to its end."""
 
@@ -35,6 +38,7 @@ class Standing(msgspec.Struct, frozen=True):
 
     config: Config
     homes: Mapping[str, Home]
+    tables: Mapping[str, Table]
     routes: Mapping[str, Route]
     endpoints: Mapping[str, Endpoint]
     directory: Directory
@@ -89,14 +93,27 @@ def homes(config: Config, makings: Makings, watching: Watching, before: Standing
     return made
 
 
-def stand(config: Config, made: Mapping[str, Home], before: Standing | None = None) -> Standing:
+def tables(config: Config, makings: Makings, before: Standing | None = None) -> dict[str, Table]:
+    """The feature tables; those of ``before`` where nothing has changed."""
+    made = {}
+    for name, table in config.tables.items():
+        held = None if before is None else before.tables.get(name)
+        made[name] = held if held is not None and held.config == table else makings.table(name, table)
+    return made
+
+
+def stand(config: Config, makings: Makings, made: Mapping[str, Home], before: Standing | None = None) -> Standing:
     """All of a configuration, on ``made`` backends; routes of ``before`` stay or are succeeded."""
     bytes_max = int(config.server.body_bytes_max)
+    there = tables(config, makings, before)
     routes = {}
     for name, route in config.routes.items():
         places = [made[tier.backend] for tier in route.tiers]
         old = None if before is None else before.routes.get(name)
-        routes[name] = Route(name, route, places, bytes_max) if old is None else old.under(route, places, bytes_max)
+        if old is None:
+            routes[name] = Route(name, route, places, bytes_max, there)
+        else:
+            routes[name] = old.under(route, places, bytes_max, there)
     endpoints = {}
     for name, endpoint in config.endpoints.items():
         backend = config.backend_of(endpoint)
@@ -107,7 +124,7 @@ def stand(config: Config, made: Mapping[str, Home], before: Standing | None = No
         else:
             endpoints[name] = held.under(known, pool, bytes_max)
     proxies = Proxies(config.server.trusted_proxies, config.server.forwarded_field)
-    return Standing(config, made, routes, endpoints, directory_of(config), proxies)
+    return Standing(config, made, there, routes, endpoints, directory_of(config), proxies)
 
 
 def directory_of(config: Config) -> Directory:
@@ -123,8 +140,9 @@ def directory_of(config: Config) -> Directory:
 class Retired(msgspec.Struct, frozen=True):
     """What a reload has left without use. Requests that began before it may still be at it."""
 
-    homes: tuple[Home, ...]
-    routes: tuple[Route | Endpoint, ...]
+    homes: tuple[Home, ...] = ()
+    routes: tuple[Route | Endpoint, ...] = ()
+    tables: tuple[Table, ...] = ()
 
     @property
     def busy(self) -> bool:
@@ -149,15 +167,19 @@ class Retired(msgspec.Struct, frozen=True):
             await route.close()
         for home in self.homes:
             await home.close()
+        for table in self.tables:
+            await table.close()
 
 
 def retired(before: Standing, after: Standing) -> Retired:
     """What of ``before`` is not in ``after``."""
     homes_kept = {id(home) for home in after.homes.values()}
     routes_kept = {id(route) for route in after.answering}
+    tables_kept = {id(table) for table in after.tables.values()}
     return Retired(
         tuple(home for home in before.homes.values() if id(home) not in homes_kept),
         tuple(route for route in before.answering if id(route) not in routes_kept),
+        tuple(table for table in before.tables.values() if id(table) not in tables_kept),
     )
 
 

@@ -6,6 +6,7 @@ can only shorten that. In doubt nothing is kept. RFC 9111 sections 3, 4.1 and 5.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from email.utils import parsedate_to_datetime
 from typing import Final
@@ -17,8 +18,10 @@ from tiers.backends.triton_http import Reply
 
 _FORBID: Final = frozenset({"no-store", "private", "no-cache"})
 _NEVER_STALE: Final = frozenset({"must-revalidate", "proxy-revalidate", "s-maxage"})
-OURS: Final = frozenset({"via", "forwarded", "x-forwarded-for", "x-real-ip"})
+OURS: Final = frozenset({"via", "x-forwarded-for", "x-real-ip"})
 """Fields in which the gateway says who asks: an answer that depends on one is for that one alone."""
+FORWARDED: Final = "forwarded"
+"""It says that too, where a trusted proxy has; and by which name the server was asked, so it is in every key."""
 
 
 class Life(msgspec.Struct, frozen=True, gc=False):
@@ -38,13 +41,15 @@ def life_of(reply: Reply, ttl: float, max_stale: float) -> Life | None:
         return None
     if any(name.lower() == "set-cookie" for name, _ in reply.headers):
         return None
-    said = dict(directives_in(", ".join(_values(reply.headers, "cache-control"))))
+    said: dict[str, float] = {}
+    for name, value in directives_in(", ".join(_values(reply.headers, "cache-control"))):
+        said[name] = min(said.get(name, math.inf), delta_seconds(value or "") or 0.0)  # of two the shorter
     if not _FORBID.isdisjoint(said):
         return None
     age = max((delta_seconds(value) or 0.0 for value in _values(reply.headers, "age")), default=0.0)
     for name in ("s-maxage", "max-age"):
         if name in said:
-            ttl = min(ttl, delta_seconds(said[name] or "") or 0.0)
+            ttl = min(ttl, said[name])
             break
     else:
         ttl = min([ttl, *_expiries(reply)])
@@ -59,7 +64,7 @@ def varying(fields: Iterable[tuple[str, str]]) -> frozenset[str] | None:
     named = frozenset(
         name.strip(" \t").lower() for value in _values(fields, "vary") for name in value.split(",") if name.strip(" \t")
     )
-    return None if "*" in named or not named.isdisjoint(OURS) else named
+    return None if "*" in named or not named.isdisjoint(OURS | {FORWARDED}) else named
 
 
 def _values(fields: Iterable[tuple[str, str]], wanted: str) -> list[str]:
@@ -73,5 +78,5 @@ def _expiries(reply: Reply) -> Iterator[float]:
         try:
             until = parsedate_to_datetime(value).timestamp()
             yield 0.0 if made is None else max(0.0, until - parsedate_to_datetime(made).timestamp())
-        except ValueError:
+        except (ValueError, OverflowError):  # a year or a zone of many digits is the latter
             yield 0.0

@@ -91,8 +91,10 @@ class Supervisor:
             sockets = [str(directory / f"worker-{worker}.sock") for worker in range(server.workers)]
             fleet = Fleet(sockets)
 
-            async def take(_: Config) -> None:
+            async def take(config: Config) -> None:
                 await fleet.reload()  # it is in order: each worker reads it for itself
+                _warn_of_what_is_kept_apart(config)
+                self._config = config
 
             reloads = Reloads(self._config, self._reread, take)
             listener = Listener(fleet_port(fleet, reloads).handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
@@ -114,6 +116,7 @@ class Supervisor:
                 await self._stopping.wait()
         finally:
             self._stopping.set()
+            server = self._config.server  # as of the last reload
             await self._end(keepers, float(server.drain_notice) + float(server.drain) + PATIENCE_SECONDS)
             if listening is not None:
                 listening.close()
@@ -248,5 +251,6 @@ def _reserved(server: Server) -> tuple[list[socket.socket], dict[str, str]]:
 
 def _warn_of_what_is_kept_apart(config: Config) -> None:
     quotas = any(route.quota or route.caller_quota for route in config.routes.values())
+    quotas = quotas or any(endpoint.quota or endpoint.caller_quota for endpoint in config.endpoints.values())
     if quotas or any(caller.quota for caller in config.callers.values()):
         _log.warning("each worker counts quotas for itself", workers=config.server.workers)

@@ -7,19 +7,21 @@ by row, and every row that is not what a store said lately is counted: old, or a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from cache.stores.pattern import Pattern
-from cache.stores.store import Found, Store, StoreError
+from cache.coherence import Heard
+from cache.stores.store import Found, StoreError
 from cache.table import ABSENT, FRESH, MISSING, STALE, Lives, NearTable, TableShape
-from cache.vector import Codec
 from degrade.deadline import Ticker
 from degrade.ladder import Failure
+from gateway.background import Sleep
+from gateway.config_tables import TableConfig
+from gateway.stores import Source, key_width, tracker_of
 from tiers.inference import TableTold, UpstreamError
 
 Ids = NDArray[np.int64] | Sequence[bytes]
@@ -52,18 +54,6 @@ class UnknownId(Exception):
         super().__init__(f"table {table} has no {named}")
 
 
-class TableOptions(msgspec.Struct, frozen=True):
-    """``default``: one number for every place of a row, "mean" of the rows seen so far, or None: none.
-    ``timeout``: seconds that the store may take. ``bytes_max``: memory of the near cache."""
-
-    shape: tuple[int, ...]
-    lives: Lives
-    bytes_max: int
-    timeout: float
-    default: float | str | None = None
-    key_width: int = 0
-
-
 class Mean:
     """The mean of all rows that were read, as the default that says least."""
 
@@ -84,27 +74,39 @@ class Mean:
 class Table:
     """One table. Belongs to one event loop."""
 
-    def __init__(
-        self, name: str, options: TableOptions, source: Source, ticker: Ticker, seed: bytes
-    ) -> None:
+    def __init__(self, name: str, config: TableConfig, source: Source, ticker: Ticker, seed: bytes) -> None:
+        """``seed``: a secret (see ``NearTable``)."""
         self.name = name
-        self.shape = options.shape
-        self._options = options
+        self.config = config
+        self.shape = tuple(config.shape)
         self._source = source
         self._ticker = ticker
-        shape = TableShape(options.bytes_max, "float32", options.shape, options.key_width)
-        self.near = NearTable(shape, options.lives, seed)
-        self._mean = Mean(options.shape)
+        lives = Lives(float(config.ttl), float(config.max_stale), float(config.negative_ttl))
+        shape = TableShape(int(config.bytes_max), "float32", self.shape, key_width(config))
+        self.near = NearTable(shape, lives, seed)
+        self.tracker = tracker_of(config, source, Heard(self._written, self.near.distrust), ticker)
+        self._mean = Mean(self.shape)
         self.rows_told: dict[str, int] = dict.fromkeys(("fresh", "stale", "absent", "lost"), 0)
         self.failures: dict[str, int] = {}
 
-    def invalidate(self, keys: Sequence[bytes]) -> None:
-        """These keys of the store were written by someone."""
-        self.near.invalidate(self._source.pattern.ids(keys))
+    @property
+    def state(self) -> str:
+        """The store's breaker's."""
+        return self._source.store.state
 
-    def distrust(self) -> None:
-        """Any key may have been."""
-        self.near.distrust()
+    @property
+    def is_live(self) -> bool:
+        """Whether what is held may be called fresh: where writes are listened to, as long as they would be heard."""
+        return self.tracker is None or self.tracker.live()
+
+    async def run(self, interval: float, sleep: Sleep) -> None:
+        """Listen for writes, if the configuration has it so; cancel it to stop."""
+        if self.tracker is not None:
+            await self.tracker.run()
+
+    def _written(self, keys: Sequence[bytes]) -> None:
+        """These keys of the store were written by someone."""
+        self.near.invalidate(self._source.keyed.ids(keys))
 
     async def look_up(self, ids: Ids, seconds: float) -> Looked:
         """The rows of these ids, in order, within ``seconds`` and the table's own timeout.
@@ -115,7 +117,7 @@ class Table:
         now = self._ticker()
         gathered = self.near.find(ids, now)
         state = gathered.state
-        if not self._source.is_live():
+        if not self.is_live:
             state = np.where(state == FRESH, STALE, np.where(state == ABSENT, MISSING, state))
         wanted = np.flatnonzero((state == MISSING) | (state == STALE))
         if not len(wanted):
@@ -125,7 +127,7 @@ class Table:
         asked = _taken(ids, wanted)
         failure: StoreError | None = None
         try:
-            found = await self._read(asked, min(seconds, self._options.timeout))
+            found = await self._read(asked, min(seconds, self._source.timeout))
         except StoreError as error:
             failure = error
             self.failures[error.kind] = self.failures.get(error.kind, 0) + 1
@@ -136,8 +138,9 @@ class Table:
         return self._looked(ids, rows, state, age, failure)
 
     async def close(self) -> None:
-        """Give back the store."""
-        await self._source.store.close()
+        """Give back the store; a file is shared with other tables, and stays open (see ``Sources``)."""
+        if not self.config.lmdb:
+            await self._source.store.close()
 
     async def _read(
         self, ids: Ids, seconds: float
@@ -145,7 +148,7 @@ class Table:
         """Ask the store, and hold what it says: rows, which are there, which it does not have, and why not others."""
         source = self._source
         began, ticket = self._ticker(), self.near.ticket()
-        values: list[Found] = await source.store.get_many(source.pattern.keys(ids), seconds)
+        values: list[Found] = await source.store.get_many(source.keyed.keys(ids), seconds)
         decoded = source.codec.decode(values)
         rows = decoded.rows.astype(np.float32, copy=False)
         present = decoded.found
@@ -192,10 +195,16 @@ class Table:
         return Looked(rows, told)
 
     def _default(self) -> Rows | None:
-        default = self._options.default
-        if default is None:
-            return None
-        return self._mean.row if isinstance(default, str) else np.full(self.shape, default, np.float32)
+        """What stands for a row that is not there: float32 [*shape], if anything does."""
+        match self.config.default:
+            case "error":
+                return None
+            case "zeros":
+                return np.zeros(self.shape, np.float32)
+            case "mean":
+                return self._mean.row
+            case number:
+                return np.full(self.shape, number, np.float32)
 
     def _refuse(self, ids: Ids, state: NDArray[np.uint8], failure: StoreError | None) -> None:
         """Raise for the rows that are not here: the store's failure before the caller's."""
@@ -205,16 +214,6 @@ class Table:
             raise UpstreamError(kind, f"table {self.name}: {failure}", before_answer=True)
         unknown = _taken(ids, np.flatnonzero(state == ABSENT))
         raise UnknownId(self.name, [_shown(each) for each in unknown])
-
-
-class Source(msgspec.Struct, frozen=True):
-    """Where a table's truth is. ``is_live``: whether what is held may be called fresh (a tracker's word); always, where
-    only the ttl says so."""
-
-    store: Store
-    codec: Codec
-    pattern: Pattern
-    is_live: Callable[[], bool] = lambda: True
 
 
 def _shown(each: bytes | np.int64) -> str:

@@ -41,8 +41,9 @@ DECENT_SECONDS: Final = 1.0
 
 
 READY_PATH: Final = "/v2/health/ready"
-NOT_SPOKEN: Final = frozenset({404, 405, 501})
-"""What a server says to Triton's question whether it is ready that speaks something else: it lives."""
+NOT_SPOKEN: Final = frozenset({301, 302, 303, 307, 308, 401, 403, 404, 405, 501})
+"""What a server says to Triton's question whether it is ready that speaks something else: it lives. A Triton that is
+not ready says 400."""
 
 
 class Probe(Struct, frozen=True):

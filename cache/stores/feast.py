@@ -88,16 +88,18 @@ class FeastHashes:
 
 
 class FeastValues:
-    """Features of numbers, and of lists of numbers, one behind the other: a row has shape [numbers]."""
+    """Features of numbers, and of lists of numbers, one behind the other, in a row of any shape."""
 
-    def __init__(self, features: int, numbers: int, dtype: Literal["float32", "float16"], bounds: Bounds) -> None:
+    def __init__(
+        self, features: int, shape: tuple[int, ...], dtype: Literal["float32", "float16"], bounds: Bounds
+    ) -> None:
         self.dtype: np.dtype[np.floating] = np.dtype("<f2" if dtype == "float16" else "<f4")
-        self.shape = (numbers,)
+        self.shape = shape
         self._features = features
         self._bounds = bounds
 
     def decode(self, values: Sequence[Found]) -> Decoded:
-        return decode_each(values, self.shape[0], self.dtype, self._bounds, self._row)
+        return decode_each(values, self.shape, self.dtype, self._bounds, self._row)
 
     def encode(self, rows: Rows) -> list[bytes]:
         raise NotImplementedError("Feast's data is read only")

@@ -89,6 +89,7 @@ class Node:
         self._must_be_master = must_be_master
         self._idle: deque[tuple[Connection, float]] = deque()
         self._places = asyncio.Semaphore(options.connections_max)
+        self._making: set[asyncio.Task[Connection]] = set()
         self._closed = False
 
     @property
@@ -129,6 +130,8 @@ class Node:
     def close(self) -> None:
         """Close what is idle, and what is in use as soon as it is not."""
         self._closed = True
+        for making in self._making:
+            making.cancel()
         while self._idle:
             discard(self._idle.pop()[0])
 
@@ -159,7 +162,32 @@ class Node:
             if now - since <= CONNECTIONS_IDLE_SECONDS and connection.is_connected and not await _readable(connection):
                 return connection
             discard(connection)
-        return await self.connect()
+        return await self._patient()
+
+    async def _patient(self) -> Connection:
+        """A new connection. One whose caller has no time left is made all the same, for the next: with TLS it may take
+        longer than any call, and then none would ever be made."""
+        making = asyncio.get_running_loop().create_task(self.connect())
+        self._making.add(making)
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            if len(self._making) > self._options.connections_max:
+                making.cancel()
+            making.add_done_callback(self._rest)
+            raise
+        finally:
+            if making.done():
+                self._making.discard(making)
+
+    def _rest(self, made: asyncio.Task[Connection]) -> None:
+        self._making.discard(made)
+        if made.cancelled() or made.exception() is not None:
+            return
+        if self._closed:
+            discard(made.result())
+        else:
+            self._idle.append((made.result(), asyncio.get_running_loop().time()))
 
     def _make(self) -> Connection:
         options = self._options

@@ -152,7 +152,7 @@ class RedisStore:
             found = [self._layout.found(reply) for reply in replies]
             raise_if_nothing(found)
             return found
-        started = _now()
+        until = _now() + seconds
         asked = list(self._layout.together(keys))
         replies = await self._servers.ask([each for each, _ in asked], seconds)
         found = []
@@ -164,22 +164,22 @@ class RedisStore:
             else:
                 found += [self._layout.found(reply)] * several
         if isinstance(self._layout, Strings) and self._layout.asks_again:
-            await self._tell_wrong_types(keys, found, seconds - (_now() - started))
+            await self._tell_wrong_types(keys, found, until)
         raise_if_nothing(found)
         return found
 
-    async def _tell_wrong_types(self, keys: Sequence[bytes], found: list[Found], seconds: float) -> None:
+    async def _tell_wrong_types(self, keys: Sequence[bytes], found: list[Found], until: float) -> None:
         """MGET says of a key that holds something else than a string that there is none. Usually nothing is there, and
         one number says so."""
         absent = [index for index, each in enumerate(found) if each is None]
         if not absent:
             return
-        first = keys[absent[0]]
-        (count,) = await self._servers.ask([(first, ("EXISTS", *(keys[index] for index in absent)))], seconds)
-        if count == 0:
+        parts = [absent[at : at + KEYS_OF_A_COMMAND_MAX] for at in range(0, len(absent), KEYS_OF_A_COMMAND_MAX)]
+        counts: list[Asked] = [(keys[part[0]], ("EXISTS", *(keys[index] for index in part))) for part in parts]
+        if all(count == 0 for count in await self._servers.ask(counts, until - _now())):
             return
         singly = [(keys[index], self._layout.one(keys[index])) for index in absent]
-        for index, reply in zip(absent, await self._servers.ask(singly, seconds), strict=True):
+        for index, reply in zip(absent, await self._servers.ask(singly, until - _now()), strict=True):
             found[index] = self._layout.found(reply)
 
     async def _write(self, asked: Sequence[Asked], seconds: float) -> None:

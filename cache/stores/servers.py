@@ -34,6 +34,9 @@ LEARN_SECONDS: Final = 1.0
 WRONG_SERVER: Final = frozenset({"unreachable", "timeout", "refused", "loading", "unavailable"})
 """After these it may be that another server should have been asked."""
 
+UNNAMED: Final = ("", "?")
+"""What a node says of hosts when it does not know, or is not to say: the one that was asked is meant."""
+
 Asked = tuple[bytes, Command]
 """(the key that it is about, a command)"""
 
@@ -215,8 +218,11 @@ class Cluster:
             if error.kind in WRONG_SERVER:
                 self._learning.doubt()
             return [error] * len(indices)
-        if any(isinstance(each, StoreError) and each.kind in ("unavailable", "refused") for each in replies):
-            self._learning.doubt()
+        for each in replies:
+            if isinstance(each, Redirect):
+                each.host = each.host if each.host not in UNNAMED else node.host
+            elif isinstance(each, StoreError) and each.kind in ("unavailable", "refused"):
+                self._learning.doubt()
         return [reply for reply, command in zip(replies, commands, strict=True) if command != ("ASKING",)]
 
     async def masters(self, seconds: float) -> tuple[Node, ...]:
@@ -289,8 +295,9 @@ class Learning:
         if due and self._task is None and loop.time() - self._tried_at >= RELEARN_SECONDS:
             self._tried_at = loop.time()
             self._task = loop.create_task(self._run(LEARN_SECONDS))
+        knows = self._learnt_at >= 0.0
         if self._doubtful and self._task is not None:
-            await asyncio.wait([self._task], timeout=max(0.0, seconds))
+            await asyncio.wait([self._task], timeout=max(0.0, 0.5 * seconds if knows else seconds))
         if self._learnt_at < 0.0:
             raise self._failure or StoreError("timeout", "the servers are not known yet")
 
@@ -304,6 +311,7 @@ class Learning:
             await self._learn(seconds)
         except StoreError as error:
             self._failure = StoreError(error.kind, str(error).partition(": ")[2])
+            self._doubtful = self._learnt_at < 0.0  # nobody knows better: what was known is tried again
         else:
             self._learnt_at = asyncio.get_running_loop().time()
             self._doubtful = False
@@ -351,7 +359,8 @@ def _range(entry: Reply, asked_at: str) -> tuple[int, int, str, int]:
     assert isinstance(first, int)
     assert isinstance(last, int)
     assert isinstance(port, int)
-    return first, last, host.decode() if isinstance(host, bytes) and host else asked_at, port
+    named = host.decode() if isinstance(host, bytes) else ""
+    return first, last, asked_at if named in UNNAMED else named, port
 
 
 async def _pong(node: Node, seconds: float) -> bool:

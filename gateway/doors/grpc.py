@@ -34,12 +34,13 @@ from gateway.config import Server, Switch
 from gateway.doors.about import metadata, model_ready
 from gateway.doors.buffered import Held
 from gateway.doors.grpc_infer import Asking, Inferring
+from gateway.doors.grpc_sockets import hang_up
 from gateway.doors.grpc_stream import Streaming, StreamPorts
-from gateway.doors.hangup import hang_up
 from gateway.doors.onward import withheld
 from gateway.doors.passthrough import CHANGES_MAX
 from gateway.doors.ports import Ports
 from gateway.doors.question import check_version, identify
+from gateway.doors.reception import Reception
 from gateway.doors.rpcs import Method
 from gateway.operate.telemetry import PASSTHROUGH
 from gateway.problem import (
@@ -81,10 +82,12 @@ class Said(msgspec.Struct, frozen=True):
 class GrpcDoor:
     """The handler of every RPC."""
 
-    def __init__(self, server: Server, ports: Ports) -> None:
+    def __init__(self, server: Server, ports: Ports, reception: Reception) -> None:
+        self._reception = reception
         self._secure = server.tls is not None
         self._timeout = float(server.passthrough_timeout)
         self._changes = asyncio.Semaphore(CHANGES_MAX)
+        self._cuts: set[asyncio.Task[bool]] = set()
         self.take(server, ports)
 
     def take(self, server: Server, ports: Ports) -> None:
@@ -117,7 +120,7 @@ class GrpcDoor:
             trailing = codec.trailers(provenance, refused.verdict, problem=problem)
             telemetry.refused(label, problem.slug)
         except RpcRefused as refused:
-            status, code, words = HTTP_STATUSES.get(refused.code, 500), refused.code, refused.details
+            status, code, words = HTTP_STATUSES.get(refused.code.name, 500), refused.code, refused.details
             trailing, state = (*refused.trailing, *codec.trailers(PASSED, None)), "passthrough"
         except (asyncio.CancelledError, aio.AbortError, aio.InternalError):
             raise  # the caller has left
@@ -147,7 +150,7 @@ class GrpcDoor:
         message = await self._message(context)
         held.add(len(message))
         if method.kind == "infer":
-            return await self._infer(message, caller, metadata, passed, deadline, began)
+            return await self._infer(message, held, caller, metadata, passed, deadline, began)
         if not method.settings:  # what it is suffices, so that nothing is read for who may not
             self._check_allowed(method, method.changes)
         request = method.parse(message)
@@ -172,6 +175,7 @@ class GrpcDoor:
     async def _infer(
         self,
         message: bytes,
+        held: Held,
         caller: Caller,
         metadata: codec.Metadata,
         passed: Metadata,
@@ -181,6 +185,7 @@ class GrpcDoor:
         sketch = codec.sketch(message)
         route = self._ports.routes.get(sketch.model)
         if route is None:
+            held.add(len(message))  # grpc makes a copy of what it sends
             quota = self._ports.pipeline.charge(None, caller)
             pool = self._passthrough
             sequence = "" if pool.alone else codec.sequence_of(sketch)
@@ -204,9 +209,8 @@ class GrpcDoor:
             nonlocal begun
             if not begun:  # later ones may be long in coming: a stream is there to be kept
                 begun = True
-                return await first_message(context, float(self._server.body_timeout))
-            message = await context.read()
-            return message if isinstance(message, bytes) else None
+                return await self._reception.first(context, float(self._server.body_timeout))
+            return await self._reception.later(context)
 
         async def write(message: bytes) -> None:
             await self._bounded(context, message)
@@ -218,7 +222,7 @@ class GrpcDoor:
         ports = self._ports
         return StreamPorts(
             ports.routes, self._passthrough, ports.pipeline, self._inferring, ports.telemetry, ports.ticker,
-            ports.buffered, self._server.grpc_stream_pending_max,
+            ports.buffered, self._server.grpc_stream_pending_max, float(self._server.grpc_stream_idle_timeout),
         )  # fmt: skip
 
     # -- what the gateway says of its routes, and what it does not ------------------------------------
@@ -246,9 +250,7 @@ class GrpcDoor:
         said = await self._through(rpc, route.last_rpc, bounded, everywhere=everywhere)
         return msgspec.structs.replace(said, label=route.name)
 
-    async def _through(
-        self, rpc: Rpc, pool: RpcPool, deadline: Deadline, everywhere: bool, loads: str = ""
-    ) -> Said:
+    async def _through(self, rpc: Rpc, pool: RpcPool, deadline: Deadline, everywhere: bool, loads: str = "") -> Said:
         """Pass a call through: to one replica, or to every one if it changes servers."""
         began = self._ports.ticker()
         try:
@@ -300,7 +302,7 @@ class GrpcDoor:
 
     async def _message(self, context: Context) -> bytes:
         """The call's one message."""
-        message = await first_message(context, float(self._server.body_timeout))
+        message = await self._reception.first(context, float(self._server.body_timeout))
         if message is None:
             raise Refused(malformed("The call has no message.", "protobuf"))
         return message
@@ -320,18 +322,11 @@ class GrpcDoor:
             async with asyncio.timeout(seconds):
                 await context.write(message)
         except TimeoutError:
-            await asyncio.to_thread(hang_up, context.peer())
+            # Not waited for: when the connection is shut grpc cancels this call, which then would not be counted.
+            cut = asyncio.create_task(asyncio.to_thread(hang_up, context.peer()))
+            self._cuts.add(cut)
+            cut.add_done_callback(self._cuts.discard)
             raise Refused(timed_out(f"The answer was not taken within {seconds:g} s.")) from None
-
-
-async def first_message(context: Context, seconds: float) -> bytes | None:
-    """A call's first message, which may not take its time for ever; None if it has none. Raises Refused (408)."""
-    try:
-        async with asyncio.timeout(seconds):
-            message = await context.read()
-    except TimeoutError:
-        raise Refused(timed_out(f"The message did not arrive within {seconds:g} s.")) from None
-    return message if isinstance(message, bytes) else None
 
 
 class _Labelled(Refused):
@@ -374,5 +369,3 @@ def _unanswered(rpc: str, error: UpstreamError | Rejected) -> Refused:
     if error.failure in (Failure.TIMEOUT, Failure.LATE):
         return Refused(deadline_exceeded(detail))
     return Refused(unavailable(detail, max(1.0, error.retry_after)))
-
-

@@ -14,7 +14,8 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 from grpc_health.v1 import health_pb2
 
-from gateway.doors.grpc import first_message
+from gateway.codec.grpc import details, status_of
+from gateway.doors.reception import Reception
 from gateway.doors.rpcs import MESSAGE_BYTES_MAX
 from gateway.problem import Refused
 from tiers.backends.rpc import SERVICE
@@ -30,9 +31,10 @@ Context = aio.ServicerContext[Any, Any]
 class Health:
     """The service's two methods. ``close`` ends what is watched, after its last word."""
 
-    def __init__(self, is_ready: Callable[[], bool], patience: float) -> None:
+    def __init__(self, is_ready: Callable[[], bool], reception: Reception, patience: float) -> None:
         """``patience``: seconds in which a call's message must have come."""
         self._is_ready = is_ready
+        self._reception = reception
         self._patience = patience
         self._closing = asyncio.Event()
 
@@ -66,12 +68,12 @@ class Health:
     async def _service(self, context: Context) -> str:
         """The service that is asked about."""
         try:
-            message = await first_message(context, self._patience) or b""
+            message = await self._reception.first(context, self._patience) or b""
             if len(message) > MESSAGE_BYTES_MAX:
                 return "?"  # no service has such a name, and reading it takes time
             return str(health_pb2.HealthCheckRequest.FromString(message).service)
         except Refused as refused:
-            await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, refused.problem.detail)
+            await context.abort(status_of(refused.problem), details(refused.problem))
             raise
         except DecodeError:
             return "?"

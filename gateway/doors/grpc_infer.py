@@ -26,6 +26,7 @@ from gateway.pipeline import Pipeline
 from gateway.problem import Refused
 from gateway.route import Route
 from gateway.service import Heading, Wire
+from tiers.facts import ModelFacts
 from tiers.inference import InferRequest, Provenance
 from tiers.v2.proto import RequestReader, Sketch
 
@@ -69,9 +70,7 @@ class Inferring:
     async def answer(self, asking: Asking) -> Told:
         """Raises Refused."""
         route, sketch, caller = asking.route, asking.sketch, asking.caller
-        bytes_max = route.body_limits.bytes_max
-        if len(sketch.message) > bytes_max:
-            raise Refused(body_too_large(route, bytes_max))
+        _check_size(asking)
         check_version(route, sketch.version)
         hit_dues = dues(route.allowances, caller, works=False)
         wire = self._wire(asking)
@@ -95,6 +94,14 @@ class Inferring:
         if wire is not None and answer.comes_again:
             self._pipeline.attach_wire(route, answer, wire, Wire(ready, _HEADING))
         return Told(ready, answer.provenance, answer.quota)
+
+    async def admit(self, asking: Asking, facts: ModelFacts) -> None:
+        """Hold a message that goes on as it came to all that one is held to that is answered here, but for its quotas.
+        Raises Refused."""
+        route = asking.route
+        _check_size(asking)
+        deadline = asking.deadline.sooner(Deadline.after(asking.began, route.timeout))
+        route.validator.check(await self._decoded(asking, deadline, hit_dues=()), facts)
 
     def _wire(self, asking: Asking) -> bytes | None:
         """What the message is known by; None where an answer must not be recognised by its bytes."""
@@ -121,3 +128,9 @@ class Inferring:
             work = partial(codec.decode, asking.sketch, reader)
             request = await self._exchange.aside(work, asking.caller.name, seconds)
         return request
+
+
+def _check_size(asking: Asking) -> None:
+    bytes_max = asking.route.body_limits.bytes_max
+    if len(asking.sketch.message) > bytes_max:
+        raise Refused(body_too_large(asking.route, bytes_max))

@@ -7,9 +7,10 @@ here as far as grpc can: connections, calls, messages, metadata, pings.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import grpc
 from google.protobuf.message import DecodeError
@@ -17,24 +18,33 @@ from grpc import aio
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
 from gateway.admission.auth import anonymous_name
-from gateway.codec.grpc import address_of
+from gateway.codec.grpc import address_of, details, status_of
 from gateway.config import Address, Server, Tls
 from gateway.doors.certificates import Certificates
 from gateway.doors.grpc import Context, GrpcDoor
 from gateway.doors.grpc_health import NAME, Health
-from gateway.doors.guests import Guests
+from gateway.doors.grpc_sockets import end_idle
+from gateway.doors.guests import Connections, Guests
 from gateway.doors.listener import check_free
+from gateway.doors.reception import Reception
 from gateway.doors.rpcs import MESSAGE_BYTES_MAX, METHODS, Method
+from gateway.problem import Refused
 from tiers.backends.rpc import SERVICE
 
 Behaviour = Callable[[object, Context], Awaitable[None]]
 
-QUIET_SECONDS: Final = 0.02
-TURNING_SECONDS_MAX: Final = 0.1
-"""How long nobody must come before grpc is stopped, and how long that is waited for."""
+TURN_SECONDS: Final = 0.01
+TURNING_SECONDS_MAX: Final = 1.0
+"""How often connections that have nothing left to do are looked for, and for how long while streams are open, which
+may not end by themselves: a caller whose connection is busy is turned away until then, and sent elsewhere after it."""
 
 REFLECTION_SECONDS: Final = 60.0
-CROWDED: Final = "this address has as many calls in work as server.grpc_calls_per_address_max allows"
+CROWDED: Final = {
+    "full": "as many calls are in work as server.grpc_calls_max allows",
+    "address": "this address has as many calls in work as server.grpc_calls_per_address_max allows",
+    "streams": "this address has as many streams open as server.grpc_open_streams_per_address_max allows",
+}
+"""What a caller is told for whom there is no place."""
 
 PINGS_STRIKES_MAX: Final = 2
 """Pings that come too soon before a caller is cut, as many as Triton's default."""
@@ -43,12 +53,13 @@ PINGS_STRIKES_MAX: Final = 2
 class GrpcListener:
     """The server. Make it inside the event loop that it is to live in."""
 
-    def __init__(self, server: Server, door: GrpcDoor, health: Health, shared: bool) -> None:
+    def __init__(self, server: Server, door: GrpcDoor, health: Health, reception: Reception, shared: bool) -> None:
         """``shared``: other workers listen on the same port."""
         self._health = health
-        self._server = aio.server(options=_options(server, shared), maximum_concurrent_rpcs=server.grpc_calls_max)
-        self.guests = Guests(server.grpc_calls_per_address_max)
-        self._server.add_generic_rpc_handlers((_Service(door, health, self.guests),))
+        self._server = aio.server(options=_options(server, shared))
+        self.service = _Service(server, door, health, reception)
+        self._server.add_generic_rpc_handlers((self.service,))
+        self._own: int | str = 0
 
     async def start(self, address: Address, certificates: Certificates | None = None) -> str:
         """Listen, with TLS if there are certificates and it is a network; returns the address. Raises OSError."""
@@ -64,56 +75,82 @@ class GrpcListener:
         except RuntimeError as error:  # grpc tells why on its own log only
             raise OSError("cannot be listened on, it may be in use") from error
         await self._server.start()
+        self._own = address.path or port
         return target if address.path else f"{host}:{port}"
 
     async def stop(self, seconds: float) -> None:
-        """Turn new calls away, send GOAWAY, let calls in work finish for so long, and end the others.
+        """Turn new calls away and end the connections that have nothing left to do; then send GOAWAY to the others,
+        let their calls finish for so long, and end those that have not.
 
         In that order, for what grpc has received and not yet handed to us when it stops is CANCELLED, which no client
-        tries again; UNAVAILABLE is. So it stops in a moment in which nobody comes, if there is one soon: whoever is
-        turned away may come back to us until grpc has sent its GOAWAY.
+        tries again (see ``grpc_sockets.py``): it is stopped when nobody is there to whom that could happen, if that
+        is soon.
         """
         self._health.close()
-        self.guests.closing = True
-        loop = asyncio.get_running_loop()
-        began, before = loop.time(), -1
-        while self.guests.turned_away != before and loop.time() - began < min(TURNING_SECONDS_MAX, seconds / 2):
-            before = self.guests.turned_away
-            await asyncio.sleep(QUIET_SECONDS)
+        loop, connections = asyncio.get_running_loop(), self.service.connections
+        began = loop.time()
+        connections.closing = True
+        while end_idle(self._own, connections.busy()):
+            if loop.time() - began > min(seconds / 2, TURNING_SECONDS_MAX if self.service.streams.calls else seconds):
+                break
+            await asyncio.sleep(TURN_SECONDS)
         await self._server.stop(max(0.0, seconds - (loop.time() - began)))
 
 
 class _Service(grpc.GenericRpcHandler):
     """Every RPC by its path."""
 
-    def __init__(self, door: GrpcDoor, health: Health, guests: Guests) -> None:
-        self._guests = guests
+    def __init__(self, server: Server, door: GrpcDoor, health: Health, reception: Reception) -> None:
+        self.guests = Guests(server.grpc_calls_max, server.grpc_calls_per_address_max)
+        self.streams = Guests(server.grpc_calls_max, server.grpc_open_streams_per_address_max)
+        self.connections = Connections()
+        self.refused: Counter[str] = Counter()
+        """Calls for which there was no place, by the limit they were over."""
         self._handlers: dict[str, grpc.RpcMethodHandler[Any, Any]] = {
-            f"/{SERVICE}/{method.name}": self._bounded(_behaviour(door, method)) for method in METHODS.values()
+            f"/{SERVICE}/{method.name}": self._bounded(_behaviour(door, method), streams=method.kind == "stream")
+            for method in METHODS.values()
         }
         self._handlers[f"/{NAME}/Check"] = self._bounded(health.check, always=True)
         self._handlers[f"/{NAME}/Watch"] = self._bounded(health.watch, always=True)
-        self._handlers[f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"] = self._bounded(_reflection())
+        self._handlers[f"/{reflection.SERVICE_NAME}/ServerReflectionInfo"] = self._bounded(_reflection(reception))
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler[Any, Any] | None:
         return self._handlers.get(handler_call_details.method)
 
-    def _bounded(self, behaviour: Behaviour, always: bool = False) -> grpc.RpcMethodHandler[Any, Any]:
-        """An RPC, of which one address may not have all places there are; ``always``: also while we are closing."""
+    def _bounded(
+        self, behaviour: Behaviour, always: bool = False, streams: bool = False
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """An RPC, of which one address may not have all places there are; ``always``: also while we are closing;
+        ``streams``: it may be open for long, and takes a place among those too."""
 
         async def bounded(requests: object, context: Context) -> None:
-            if self._guests.closing and not always:
-                self._guests.turned_away += 1
-                await context.abort(grpc.StatusCode.UNAVAILABLE, "the gateway is draining")
-            address = anonymous_name(address_of(context.peer()) or "local")
-            if not self._guests.enter(address):
-                await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, CROWDED)
+            peer = context.peer()
+            if self.connections.closing and not always:
+                await self._refuse(context, grpc.StatusCode.UNAVAILABLE, "draining", "the gateway is draining")
+            self.connections.began(peer)
+            # The stubs take the callback's type for a protocol's that no function has.
+            context.add_done_callback(lambda _: self.connections.ended(peer))  # type: ignore[arg-type]
+            address = anonymous_name(address_of(peer) or "local")
+            reason = self.guests.full(address)
+            if streams and not reason and self.streams.full(address):
+                reason = "streams"
+            if reason:
+                await self._refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, reason, CROWDED[reason])
+            taken = (self.guests, self.streams) if streams else (self.guests,)
+            for each in taken:
+                each.enter(address)
             try:
                 await behaviour(requests, context)
             finally:
-                self._guests.leave(address)
+                for each in taken:
+                    each.leave(address)
 
         return grpc.stream_stream_rpc_method_handler(bounded)
+
+    async def _refuse(self, context: Context, code: grpc.StatusCode, reason: str, words: str) -> NoReturn:
+        self.refused[reason] += 1
+        await context.abort(code, words)
+        raise AssertionError("abort raises")
 
 
 def _behaviour(door: GrpcDoor, method: Method) -> Behaviour:
@@ -123,12 +160,12 @@ def _behaviour(door: GrpcDoor, method: Method) -> Behaviour:
     return behaviour
 
 
-def _reflection() -> Behaviour:
+def _reflection(reception: Reception) -> Behaviour:
     """The reflection service, for REFLECTION_SECONDS: who lists services is done in a moment."""
     servicer = reflection.aio.ReflectionServicer((SERVICE, NAME, reflection.SERVICE_NAME))
 
     async def questions(context: Context) -> AsyncIterator[Any]:
-        while isinstance(message := await context.read(), bytes):
+        while (message := await reception.later(context)) is not None:
             if len(message) > MESSAGE_BYTES_MAX:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the question is too large")
             yield reflection_pb2.ServerReflectionRequest.FromString(message)
@@ -142,6 +179,8 @@ def _reflection() -> Behaviour:
             await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"within {REFLECTION_SECONDS:g} s")
         except DecodeError:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, "no ServerReflectionRequest")
+        except Refused as refused:
+            await context.abort(status_of(refused.problem), details(refused.problem))
 
     return behaviour
 
@@ -175,7 +214,7 @@ def _options(server: Server, shared: bool) -> list[tuple[str, int]]:
 
 def _told(server: Server, shared: bool) -> Iterator[tuple[str, int]]:
     yield "grpc.so_reuseport", int(shared)
-    yield "grpc.max_receive_message_length", int(server.grpc_message_bytes_max)
+    yield "grpc.max_receive_message_length", server.message_bytes_max
     yield "grpc.max_send_message_length", -1
     yield "grpc.max_metadata_size", int(server.header_bytes_max)
     yield "grpc.absolute_max_metadata_size", int(server.header_bytes_max)

@@ -21,14 +21,14 @@ from gateway.admission.auth import Caller
 from gateway.codec import grpc as codec
 from gateway.codec.http import parse_cache_control
 from gateway.doors.buffered import Buffered, Held
-from gateway.doors.exchange import body_too_large
 from gateway.doors.grpc_infer import Asking, Inferring
 from gateway.doors.question import check_version
 from gateway.operate.telemetry import PASSTHROUGH, Telemetry
 from gateway.pipeline import Pipeline
-from gateway.problem import Refused, forbidden
+from gateway.problem import Refused, timed_out
 from gateway.route import Route
 from tiers.backends.rpc import Metadata, Rpc
+from tiers.facts import ModelFacts
 from tiers.inference import Rejected, UpstreamError
 from tiers.rpc import RpcPool, Talk
 from tiers.v2.proto import Sketch, renamed
@@ -39,7 +39,8 @@ Write = Callable[[bytes], Awaitable[None]]
 
 
 class StreamPorts(msgspec.Struct, frozen=True):
-    """What streams are wired to; ``pending_max`` bounds the requests of one that are in work."""
+    """What streams are wired to; ``pending_max`` bounds the requests of one that are in work, ``idle`` (seconds) how
+    long one may be silent."""
 
     routes: Mapping[str, Route]
     passthrough: RpcPool
@@ -49,6 +50,7 @@ class StreamPorts(msgspec.Struct, frozen=True):
     ticker: Ticker
     buffered: Buffered
     pending_max: int
+    idle: float
 
 
 class Streaming:
@@ -68,7 +70,7 @@ class Streaming:
         self._directives = parse_cache_control(codec.joined(metadata, "cache-control"))
         self._passed = passed
         self._deadline = deadline
-        self._talks: dict[tuple[str, str], Talk] = {}
+        self._talks: dict[tuple[RpcPool, str, str], Talk] = {}
         self._open = ExitStack()
         self._tasks = asyncio.TaskGroup()
         self._ready: deque[asyncio.Task[bytes]] = deque()
@@ -76,25 +78,36 @@ class Streaming:
         self._ended = False
         self._free = asyncio.Semaphore(ports().pending_max)
         self._writing = asyncio.Lock()
+        self._patience = asyncio.timeout(ports().idle)
 
     @property
     def _ports(self) -> StreamPorts:
         return self._told_ports()
 
     async def run(self, read: Read, write: Write) -> None:
-        """Answer until the caller has ended its side and all is said. Raises RpcRefused, UpstreamError, Refused."""
+        """Answer until the caller has ended its side and all is said. Raises RpcRefused, UpstreamError, Refused: also
+        (408) when neither side has said anything for too long."""
         with self._open:
             try:
-                async with self._tasks:
+                async with self._patience, self._tasks:
                     self._tasks.create_task(self._answers(write))
                     self._tasks.create_task(self._requests(read, write))
+            except TimeoutError:
+                idle = f"The stream was silent for server.grpc_stream_idle_timeout ({self._ports.idle:g} s)."
+                raise Refused(timed_out(idle)) from None
             except BaseExceptionGroup as failed:
                 raise failed.exceptions[0] from None
+
+    def _heard(self) -> None:
+        """Somebody has said something."""
+        if not self._patience.expired():
+            self._patience.reschedule(asyncio.get_running_loop().time() + self._ports.idle)
 
     # -- requests ---------------------------------------------------------------------------------
 
     async def _requests(self, read: Read, write: Write) -> None:
         while (message := await read()) is not None:
+            self._heard()
             await self._free.acquire()
             try:
                 sketch = codec.sketch(message)
@@ -104,10 +117,12 @@ class Streaming:
             route = self._ports.routes.get(sketch.model)
             label = PASSTHROUGH if route is None else route.name
             try:
-                if route is not None and not await self._passes(route, sketch):
-                    self._answer(route, sketch)
+                facts = None if route is None else await self._passing(route, sketch)
+                if route is not None and facts is None:
+                    self._answer(self._asking(route, sketch))
                     continue
-                await self._pass_on(route, sketch, write)
+                admit = None if route is None or facts is None else (self._asking(route, sketch), facts)
+                await self._pass_on(admit, sketch, write)
                 self._free.release()
             except Refused as refused:
                 self._refuse(refused, sketch.id, label)
@@ -116,8 +131,8 @@ class Streaming:
         for talk in self._talks.values():
             await talk.end()
 
-    async def _passes(self, route: Route, sketch: Sketch) -> bool:
-        """Whether the route's model answers in a way of its own. Raises Refused for a version it has not."""
+    async def _passing(self, route: Route, sketch: Sketch) -> ModelFacts | None:
+        """The facts of the route's model, if it answers in a way of its own. Raises Refused for an unknown version."""
         check_version(route, sketch.version)
         facts = route.known_facts(sketch.version)
         if facts is None:
@@ -125,12 +140,13 @@ class Streaming:
                 within = Deadline.after(self._ports.ticker(), route.timeout)
                 facts = await route.facts(within.sooner(self._deadline), sketch.version)
             except (UpstreamError, Rejected):
-                return False  # the pipeline says what that comes to
-        return facts.decoupled or facts.sequence
+                return None  # the pipeline says what that comes to
+        return facts if facts.decoupled or facts.sequence else None
 
-    def _answer(self, route: Route, sketch: Sketch) -> None:
-        began = self._ports.ticker()
-        asking = Asking(route, self._caller, sketch, self._directives, began, self._deadline)
+    def _asking(self, route: Route, sketch: Sketch) -> Asking:
+        return Asking(route, self._caller, sketch, self._directives, self._ports.ticker(), self._deadline)
+
+    def _answer(self, asking: Asking) -> None:
         self._ready.append(self._tasks.create_task(self._answered(asking)))
         self._more.set()
 
@@ -158,34 +174,31 @@ class Streaming:
         self._ready.append(self._tasks.create_task(told()))
         self._more.set()
 
-    async def _pass_on(self, route: Route | None, sketch: Sketch, write: Write) -> None:
-        message, name = sketch.message, ""
-        pool = self._ports.passthrough
-        if route is not None:
-            if route.config.inputs:
-                detail = f"A stream cannot be held to what route {route.name} declares of its inputs; use ModelInfer."
-                raise Refused(forbidden(detail))
-            if len(message) > route.body_limits.bytes_max:
-                raise Refused(body_too_large(route, route.body_limits.bytes_max))
-            tier = route.config.tiers[-1]
-            message, name = renamed(message, tier.model, sketch.version or tier.version), route.name
-            pool = route.last_rpc
-        self._ports.pipeline.charge(route, self._caller)
-        sequence = "" if pool.alone else codec.sequence_of(sketch)
-        talk = self._talk(pool, name, sequence, write)
+    async def _pass_on(self, admit: tuple[Asking, ModelFacts] | None, sketch: Sketch, write: Write) -> None:
+        """Send a message on to a replica; one of a route (``admit``) under the name of its model."""
+        message, name, pool = sketch.message, "", self._ports.passthrough
         with Held(self._ports.buffered) as held:
-            held.add(len(message))
-            await talk.send(message)
+            held.add(2 * len(message))  # grpc makes a copy of what it sends
+            self._ports.pipeline.charge(None if admit is None else admit[0].route, self._caller)
+            if admit is not None:
+                await self._ports.inferring.admit(*admit)
+                route = admit[0].route
+                tier = route.config.tiers[-1]
+                message, name = renamed(message, tier.model, sketch.version or tier.version), route.name
+                pool = route.last_rpc
+            sequence = "" if pool.alone else codec.sequence_of(sketch)
+            await self._talk(pool, name, sequence, write).send(message)
 
     def _talk(self, pool: RpcPool, name: str, sequence: str, write: Write) -> Talk:
-        """The stream on to the replica where a sequence lives, or to any: one for each route and replica."""
+        """The stream on to the replica where a sequence lives, or to any: one for each route and replica, and after a
+        reload none of those that were asked before it."""
         home = None if not sequence else pool.pool.home_of(sequence)
-        for (owner, url), known in self._talks.items():
-            if owner == name and home in (None, url):
+        for (asked, owner, url), known in self._talks.items():
+            if asked is pool and owner == name and home in (None, url):
                 return known
         rpc = Rpc("ModelStreamInfer", b"", self._passed)
         talk = self._open.enter_context(pool.conversing(rpc, self._deadline, sequence))
-        self._talks[name, talk.url] = talk
+        self._talks[pool, name, talk.url] = talk
         self._tasks.create_task(self._read(talk, name, write))
         return talk
 
@@ -196,6 +209,7 @@ class Streaming:
         async for answer in talk.answers():
             async with self._writing:
                 await write(renamed_in_stream(answer, name) if name else answer)
+            self._heard()
 
     async def _answers(self, write: Write) -> None:
         """Write the pipeline's answers in the order of their requests, until there will be no more."""
@@ -208,5 +222,6 @@ class Streaming:
             answer = await self._ready[0]
             async with self._writing:
                 await write(answer)
+            self._heard()
             self._ready.popleft()
             self._free.release()

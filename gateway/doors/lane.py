@@ -118,6 +118,8 @@ class EdgeLane:
     """What the connections of a listener share."""
 
     def __init__(self, desk: Desk, clocks: Clocks, options: EdgeOptions) -> None:
+        self._judging: Heads | None = None
+        self._judged_before = 0
         self.take(desk)
         self.ticker = clocks.ticker
         self.options = options
@@ -133,9 +135,15 @@ class EdgeLane:
         self.draining = False
         self._wall = clocks.wall
 
+    @property
+    def heads_judged(self) -> int:
+        """How many heads were parsed, by all desks."""
+        return self._judged_before + self.heads.judged
+
     def take(self, desk: Desk) -> None:
         """Let this desk answer from now on; what is in work is answered by the one that it was begun at."""
-        self.heads = desk.heads
+        self._judged_before += 0 if self._judging is None else self._judging.judged
+        self.heads = self._judging = desk.heads
         self.exchange = desk.exchange
         self.telemetry = desk.telemetry
         self.buffered = desk.buffered

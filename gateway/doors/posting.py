@@ -53,7 +53,8 @@ class Posting(msgspec.Struct, frozen=True):
         endpoint = self.route
         if endpoint.cache is None or self.directives != codec.NO_DIRECTIVES or endpoint.uncacheable(post):
             return None
-        told = [(name.lower(), raw(value)) for name, value in post.fields if name.lower() not in OURS]
+        named = [(name.lower(), raw(value)) for name, value in post.fields]
+        told = [(name, value) for name, value in named if name not in OURS or endpoint.decides(name)]
         decides = ("post", endpoint.name, endpoint.tenant(self.caller), raw(post.query), told)
         return WireDigester(msgspec.msgpack.encode(decides))
 

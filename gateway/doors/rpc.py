@@ -69,8 +69,8 @@ class RpcConnection(asyncio.Protocol):
     """One connection."""
 
     __slots__ = (
-        "_began", "_closing", "_desk", "_ending", "_frames", "_held", "_lane", "_patient", "_paused", "_peer",
-        "_places", "_pumps", "_resting", "_stopped", "_tasks", "_transport", "_waiting", "_waiting_bytes",
+        "_began", "_closing", "_desk", "_ending", "_frames", "_held", "_lane", "_options", "_patient", "_paused",
+        "_peer", "_places", "_pumps", "_resting", "_stopped", "_tasks", "_transport", "_waiting", "_waiting_bytes",
         "_working_bytes", "limit",
     )  # fmt: skip
 
@@ -79,6 +79,7 @@ class RpcConnection(asyncio.Protocol):
         self._desk = lane.desk
         self._transport: asyncio.Transport | None = None
         self._peer = ""
+        self._options = lane.options
         self._frames = Frames(lane.options.message_bytes_max, lane.options.plain_bytes_max)
         self._waiting: deque[tuple[Message, float]] = deque()  # whole messages, and when each began
         self._waiting_bytes = 0
@@ -111,6 +112,9 @@ class RpcConnection(asyncio.Protocol):
 
     def _look(self, data: bytes) -> None:
         """Find calls in what has come, and in what was left to be looked at."""
+        if self._options is not self._lane.options and not self._frames.held:  # a reload: other bounds from here on
+            self._options = self._lane.options
+            self._frames = Frames(self._options.message_bytes_max, self._options.plain_bytes_max)
         frames, now = self._frames, self._desk.ticker()
         if not frames.held:
             self._began = now

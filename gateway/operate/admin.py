@@ -125,19 +125,17 @@ async def _unsettled(route: Watched) -> str:
 
 
 def reloaded(outcome: Outcome | None) -> web.Response:
-    """What a reload came to: 200 and what has changed, or 422 and every fault. None: there is nothing to read again."""
+    """What a reload came to: 200 and what has changed, 422 and every fault, or 503 if some workers have taken it. None:
+    there is nothing to read again."""
     if outcome is None:
         return problem_response(not_found("This gateway's configuration was given to it, and cannot be read again."))
     if outcome.faults:
-        return problem_response(
-            Problem(
-                "configuration-refused",
-                HTTPStatus.UNPROCESSABLE_ENTITY,
-                "Configuration refused",
-                f"Nothing has changed: {outcome.faults[0]}" + (" ..." if len(outcome.faults) > 1 else ""),
-                extras={"faults": list(outcome.faults)},
-            )
-        )
+        said = outcome.faults[0] + (" ..." if len(outcome.faults) > 1 else "")
+        slug, status, detail = "configuration-refused", HTTPStatus.UNPROCESSABLE_ENTITY, f"Nothing has changed: {said}"
+        if outcome.in_part:
+            slug, status, detail = "configuration-taken-in-part", HTTPStatus.SERVICE_UNAVAILABLE, f"Some did: {said}"
+        title = slug.replace("-", " ").capitalize()
+        return problem_response(Problem(slug, status, title, detail, extras={"faults": list(outcome.faults)}))
     document = {"changed": outcome.changed, "warnings": outcome.warnings}
     return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 

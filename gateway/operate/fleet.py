@@ -19,11 +19,17 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.operate.admin import AdminPort, reloaded
 from gateway.problem import Problem
-from gateway.reload import Reloads
+from gateway.reload import READ_SECONDS_MAX, Reloads, TakenInPart
 from gateway.sources import ConfigError
 
 ANSWER_SECONDS_MAX: Final = 5.0
 """What a worker may take to answer its admin port: longer, and it hangs."""
+
+RELOAD_SECONDS_MAX: Final = READ_SECONDS_MAX + ANSWER_SECONDS_MAX
+"""What it may take to reload: to read the configuration, and to look once at backends that are new."""
+
+_RELOADS: Final = frozenset({"tailrace_reloads", "tailrace_reload_failing"})
+"""What the supervisor tells of itself, and not of each worker that it has told."""
 
 _SUMMED: Final = frozenset({"counter", "histogram"})
 _SUFFIXES: Final = ("_total", "_bucket", "_count", "_sum")
@@ -106,12 +112,13 @@ class Fleet:
         self._totals.departed(worker)
         self._restarts += 1
 
-    async def exposition(self) -> bytes:
-        """Everything, in Prometheus' text format 0.0.4."""
+    async def exposition(self, reloads: Reloads) -> bytes:
+        """Everything, in Prometheus' text format 0.0.4. ``reloads``: the supervisor's."""
         answers = await self._ask("GET", "/metrics")
         told = {worker: body.decode() for worker, (status, body) in answers.items() if status == web.HTTPOk.status_code}
         registry = CollectorRegistry()
-        registry.register(_Collected([*self._totals.families(told), *self._own(told)]))
+        of_workers = [family for family in self._totals.families(told) if family.name not in _RELOADS]
+        registry.register(_Collected([*of_workers, *self._own(told), *_of_reloads(reloads)]))
         return generate_latest(registry)
 
     async def status(self) -> bytes:
@@ -138,18 +145,21 @@ class Fleet:
         return web.HTTPOk.status_code, msgspec.json.encode({"purged": dropped})
 
     async def reload(self) -> None:
-        """Let every worker take the configuration as it is now. Raises ConfigError unless all of them did: with what
-        they said, and which of them did not answer."""
-        answers = await self._ask("POST", "/reload")
+        """Let every worker take the configuration as it is now. Raises ConfigError if none has, and TakenInPart if not
+        all have: with what they said, and which of them did not answer."""
+        answers = await self._ask("POST", "/reload", RELOAD_SECONDS_MAX)
         faults = []
+        taken = 0
         for worker in range(len(self._sockets)):
             status, body = answers.get(worker, (0, b""))
-            if status == web.HTTPUnprocessableEntity.status_code:
+            if status == web.HTTPOk.status_code:
+                taken += 1
+            elif status == web.HTTPUnprocessableEntity.status_code:
                 faults += [f"worker {worker}: {fault}" for fault in msgspec.json.decode(body, type=_Refusal).faults]
-            elif status != web.HTTPOk.status_code:
+            else:
                 faults.append(f"worker {worker} did not answer, and may have the old configuration; reload again")
         if faults:
-            raise ConfigError(tuple(faults))
+            raise (TakenInPart if taken or len(answers) < len(self._sockets) else ConfigError)(tuple(faults))
 
     def _own(self, told: Mapping[int, str]) -> Iterable[Metric]:
         up = GaugeMetricFamily("tailrace_worker_up", "1 for a worker that answers.", labels=("worker",))
@@ -160,13 +170,13 @@ class Fleet:
         restarts.add_metric((), self._restarts)
         yield restarts
 
-    async def _ask(self, method: str, target: str) -> dict[int, Told]:
+    async def _ask(self, method: str, target: str, seconds: float = ANSWER_SECONDS_MAX) -> dict[int, Told]:
         """What each worker answers; those that do not are not there."""
 
         async def one(worker: int, path: str) -> tuple[int, Told] | None:
             try:
                 async with (
-                    ClientSession(connector=UnixConnector(path), timeout=ClientTimeout(ANSWER_SECONDS_MAX)) as session,
+                    ClientSession(connector=UnixConnector(path), timeout=ClientTimeout(seconds)) as session,
                     session.request(method, f"http://worker{target}") as answer,
                 ):
                     return worker, (answer.status, await answer.read())
@@ -191,7 +201,7 @@ def fleet_port(fleet: Fleet, reloads: Reloads) -> AdminPort:
         )
 
     async def metrics(_: web.BaseRequest) -> web.Response:
-        return web.Response(body=await fleet.exposition(), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
+        return web.Response(body=await fleet.exposition(reloads), headers={"Content-Type": CONTENT_TYPE_PLAIN_0_0_4})
 
     async def status(_: web.BaseRequest) -> web.Response:
         return web.Response(body=await fleet.status(), content_type="application/json")
@@ -205,6 +215,16 @@ def fleet_port(fleet: Fleet, reloads: Reloads) -> AdminPort:
         return reloaded(await reloads.reload())
 
     return AdminPort({"/": index, "/metrics": metrics, "/status": status}, {"/purge": purge, "/reload": reload})
+
+
+def _of_reloads(reloads: Reloads) -> Iterable[Metric]:
+    counted = CounterMetricFamily("tailrace_reloads", "Reloads, by how they ended.", labels=("outcome",))
+    for outcome, count in reloads.outcomes.items():
+        counted.add_metric((outcome,), count)
+    yield counted
+    failing = GaugeMetricFamily("tailrace_reload_failing", "1 while the last reload was not taken by every worker.")
+    failing.add_metric((), float(bool(reloads.faults)))
+    yield failing
 
 
 class _Collected:

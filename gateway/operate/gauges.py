@@ -5,9 +5,11 @@ Rule of this file: it names metrics and where each is read; it keeps nothing its
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final, Protocol
 
+from gateway.doors.guests import Guests
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.lane import EdgeLane
 from gateway.doors.rpc_lane import RpcLane
@@ -16,6 +18,18 @@ from gateway.reload import Reloads
 from gateway.route import Home
 from gateway.service import AnswerShelf, SecondShelf, Shelf, Watched
 from tiers.pool import ReplicaState
+
+if TYPE_CHECKING:
+    from gateway.tables import Table
+
+
+class CallCounts(Protocol):
+    """The gRPC door's service, which is not loaded where there is no such door."""
+
+    guests: Guests
+    streams: Guests
+    refused: Counter[str]
+
 
 Samples = Iterator[tuple[Labels, float]]
 
@@ -135,7 +149,7 @@ def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:
     def one(read: Callable[[], float]) -> Callable[[], Samples]:
         return lambda: iter([((), read())])
 
-    buffered, heads = lane.buffered, lane.heads
+    buffered = lane.buffered
     yield Gauge("tailrace_connections", "Callers' connections.", (), one(lambda: len(lane.connections)))
     yield Gauge(
         "tailrace_connections_cut",
@@ -144,8 +158,8 @@ def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:
         lambda: (((reason,), float(count)) for reason, count in lane.cuts.items()),
         counter=True,
     )
-    yield Gauge("tailrace_heads", "Request heads remembered.", (), one(lambda: len(heads)))
-    yield Gauge("tailrace_heads_judged", "Request heads parsed.", (), one(lambda: heads.judged), counter=True)
+    yield Gauge("tailrace_heads", "Request heads remembered.", (), one(lambda: len(lane.heads)))
+    yield Gauge("tailrace_heads_judged", "Request heads parsed.", (), one(lambda: lane.heads_judged), counter=True)
     yield Gauge("tailrace_buffered_bytes", "Bytes of requests held.", (), one(lambda: buffered.bytes))
     yield Gauge("tailrace_buffered_bytes_max", "The bound on them.", (), one(lambda: buffered.bytes_max))
     yield Gauge(
@@ -169,6 +183,26 @@ def rpc_gauges(lane: RpcLane) -> Iterator[Gauge]:
         counter=True,
     )
     yield Gauge("tailrace_rpc_in_flight", "Calls in work.", (), lambda: iter([((), float(lane.in_flight))]))
+
+
+def grpc_gauges(service: CallCounts) -> Iterator[Gauge]:
+    """What the gRPC door's callers hold."""
+
+    def one(read: Callable[[], int]) -> Callable[[], Samples]:
+        return lambda: iter([((), float(read()))])
+
+    guests, streams = service.guests, service.streams
+    yield Gauge("tailrace_grpc_calls", "Calls in work, open streams among them.", (), one(lambda: guests.calls))
+    yield Gauge("tailrace_grpc_streams", "ModelStreamInfer calls that are open.", (), one(lambda: streams.calls))
+    yield Gauge("tailrace_grpc_addresses", "Addresses with a call in work.", (), one(lambda: len(guests)))
+    yield Gauge("tailrace_grpc_calls_accepted", "Calls begun.", (), one(lambda: guests.accepted), counter=True)
+    yield Gauge(
+        "tailrace_grpc_calls_refused",
+        "Calls for which there was no place, by the limit they were over; draining: the gateway was stopping.",
+        ("reason",),
+        lambda: (((reason,), float(count)) for reason, count in service.refused.items()),
+        counter=True,
+    )
 
 
 def tls_gauges(handshakes: Handshakes) -> Iterator[Gauge]:
@@ -210,4 +244,49 @@ def reload_gauges(reloads: Reloads) -> Iterator[Gauge]:
         "1 while the last reload was refused, and the configuration before it is in force.",
         (),
         lambda: iter([((), float(bool(reloads.faults)))]),
+    )
+
+
+def table_gauges(tables: Callable[[], Mapping[str, Table]]) -> Iterator[Gauge]:
+    """What is held of feature tables, what their look-ups came to, and how their stores are."""
+
+    def of_tables(read: Callable[[Table], float]) -> Callable[[], Samples]:
+        return lambda: (((name,), read(table)) for name, table in tables().items())
+
+    def by_word(read: Callable[[Table], Mapping[str, int]]) -> Callable[[], Samples]:
+        return lambda: (
+            ((name, word), float(count)) for name, table in tables().items() for word, count in read(table).items()
+        )
+
+    table = ("table",)
+    yield Gauge("tailrace_table_entries", "Rows held.", table, of_tables(lambda each: each.near.entries))
+    yield Gauge("tailrace_table_bytes", "Memory for them.", table, of_tables(lambda each: each.near.bytes_reserved))
+    yield Gauge(
+        "tailrace_table_evictions", "Rows pushed out.", table, of_tables(lambda each: each.near.evictions), counter=True
+    )
+    yield Gauge(
+        "tailrace_table_rows",
+        "Rows looked up: fresh, stale, absent (the store has none) or lost (it could not tell).",
+        ("table", "state"),
+        by_word(lambda each: each.rows_told),
+        counter=True,
+    )
+    yield Gauge(
+        "tailrace_table_failures",
+        "Look-ups, and single values, that the store failed in, by kind.",
+        ("table", "kind"),
+        by_word(lambda each: each.failures),
+        counter=True,
+    )
+    yield Gauge(
+        "tailrace_table_breaker_state",
+        "0 closed, 1 half open, 2 open.",
+        table,
+        of_tables(lambda each: BREAKER_STATES[each.state]),
+    )
+    yield Gauge(
+        "tailrace_table_live",
+        "1 while what is held may be called fresh: always, but where writes are listened to.",
+        table,
+        of_tables(lambda each: float(each.is_live)),
     )

@@ -127,6 +127,19 @@ async def test_a_busy_event_loop_is_not_believed_either(redis: RedisServer, stor
         await heard.live()
 
 
+async def test_a_user_with_few_rights(own_redis: RedisServer, store_at: StoreAt) -> None:
+    """Those that docs/tables.md names."""
+    rights = ["~user:*", "&__redis__:invalidate", "+@read", "+@connection", "+subscribe"]
+    with own_redis.client() as client:
+        client.execute_command("ACL", "SETUSER", "reader", "on", ">pw", *rights)
+        store = store_at(f"redis://reader:pw@{own_redis.address}/0")
+        async with listening(store.masters) as heard:
+            await heard.live()
+            client.set("user:1", "a")
+            await until(lambda: heard.keys == [b"user:1"], what="user:1")
+        assert await store.get_many([b"user:1", b"user:2"], 10.0) == [b"a", None]
+
+
 async def test_off_at_first(own_redis: RedisServer, store_at: StoreAt) -> None:
     own_redis.kill()
     async with listening(store_at(own_redis.url).masters) as heard:
@@ -169,8 +182,7 @@ async def test_nothing_older_than_the_bound_is_called_fresh(own_redis: RedisServ
     """`make coherence` is the same for a minute, and prints how soon writes are seen."""
     options = TrackerOptions(ping_seconds=0.1, silence_seconds_max=1.0)
     seen = await watch(own_redis, 2.0, options, cut_seconds=0.7)
-    assert seen.writes == 2000
     assert seen.cuts
-    assert seen.fresh > 500
+    assert seen.fresh >= 1000
     assert seen.overdue == 0
-    assert len(seen.delays) > 1000
+    assert seen.delays

@@ -44,9 +44,10 @@ async def read(
 ) -> Decoded:
     store = store_at(server.url, FeastHashes(view, features))
     values = await store.get_many(keys.keys(ids), SECONDS)
-    return FeastValues(len(features), numbers, "float32", Bounds()).decode(values)
+    return FeastValues(len(features), (numbers,), "float32", Bounds()).decode(values)
 
 
+@pytest.mark.timeout(600)  # to import Feast alone takes seven seconds of a processor, and there may be others
 async def test_what_feast_wrote(own_redis: RedisServer, store_at: StoreAt, tmp_path: Path) -> None:
     """One test, for Feast takes its time to start."""
     told = written(tmp_path, own_redis)

@@ -17,6 +17,7 @@ from cache.stores.servers import SLOTS
 from cache.stores.store import StoreError
 from examples.redisserver import RedisServer, free_ports
 from tests.cache.conftest import StoreAt, until
+from tests.cache.test_coherence import listening
 
 SECONDS = 0.25
 KEYS = [b"user:%d" % each for each in range(300)]
@@ -103,6 +104,24 @@ async def test_keys_of_all_nodes_in_one_call(nodes: Nodes, store_at: StoreAt) ->
     assert await store.get_many(KEYS, 10.0) == [None] * len(KEYS)
 
 
+async def test_nodes_that_do_not_name_their_hosts(nodes: Nodes, store_at: StoreAt) -> None:
+    """As behind a load balancer for each port: the host that was asked is meant, in the map and in redirections."""
+    for server in nodes.servers:
+        with server.client() as client:
+            client.config_set("cluster-preferred-endpoint-type", "unknown-endpoint")
+    store = store_at(nodes.url)
+    await store.put_many([(key, b"1") for key in KEYS], None, 10.0)
+    assert await store.get_many(KEYS, 10.0) == [b"1"] * len(KEYS)
+    slot = key_slot(b"empty")  # no key of ours has it
+    target = nodes.servers[(nodes.owner(slot) + 1) % 3]
+    with target.client() as there:
+        target_id = _text(there.execute_command("CLUSTER", "MYID"))
+    for server in (target, nodes.servers[nodes.owner(slot)]):
+        with server.client() as client:
+            client.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target_id)
+    assert await store.get_many([b"empty"], 10.0) == [None]  # MOVED
+
+
 async def test_a_slot_that_moves_while_it_is_read(nodes: Nodes, store_at: StoreAt) -> None:
     """Before, within and after the move every key of it has its value; afterwards the new ones."""
     store = store_at(nodes.url)
@@ -126,6 +145,31 @@ async def test_a_slot_that_moves_while_it_is_read(nodes: Nodes, store_at: StoreA
         for key in tagged:
             there.set(key, "new")
     assert await store.get_many([*tagged, *KEYS], 10.0) == [b"new"] * len(tagged) + [b"old"] * len(KEYS)
+
+
+async def test_changes_on_every_node_are_heard_and_a_slot_that_moves_is_one(nodes: Nodes, store_at: StoreAt) -> None:
+    store = store_at(nodes.url)
+    async with listening(store.masters) as heard:
+        await heard.live()
+        await store.put_many([(key, b"1") for key in KEYS], None, 10.0)
+        await until(lambda: set(heard.keys) >= set(KEYS), what="every key's change")
+        key = KEYS[0]
+        source, target = (nodes.servers[(nodes.owner(key_slot(key)) + each) % 3] for each in (0, 1))
+        with source.client() as here, target.client() as there:
+            source_id, target_id = (_text(each.execute_command("CLUSTER", "MYID")) for each in (here, there))
+            there.execute_command("CLUSTER", "SETSLOT", key_slot(key), "IMPORTING", source_id)
+            here.execute_command("CLUSTER", "SETSLOT", key_slot(key), "MIGRATING", target_id)
+            heard.keys.clear()
+            here.execute_command("MIGRATE", target.host, target.port, key, 0, 5000)
+            there.execute_command("CLUSTER", "SETSLOT", key_slot(key), "NODE", target_id)
+            here.execute_command("CLUSTER", "SETSLOT", key_slot(key), "NODE", target_id)
+        await until(lambda: key in heard.keys, what="the move of a key")
+        before = heard.distrusts
+        nodes.servers[2].kill()
+        await until(lambda: heard.distrusts > before, what="distrust")
+        assert not heard.tracker.live()
+        nodes.servers[2].start()
+        await heard.live()
 
 
 async def test_a_node_that_hangs_costs_its_own_keys_once(nodes: Nodes, store_at: StoreAt) -> None:

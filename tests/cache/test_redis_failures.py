@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable
 
 import pytest
 
-from cache.stores.redis import Hashes, RedisOptions
+from cache.stores.redis import Hashes, RedisOptions, RedisStore
 from cache.stores.store import StoreError
 from cache.stores.turnstile import TurnstileOptions
 from degrade.breaker import Breaker
@@ -131,16 +131,21 @@ async def recovers_later(store: Guarded, server: RedisServer) -> None:
 
 
 @contextlib.asynccontextmanager
-async def slow(server: RedisServer, delay: asyncio.Event) -> AsyncIterator[int]:
-    """A way to the server on which every answer takes two seconds until ``delay`` is set; its port."""
+async def slow(
+    server: RedisServer, quick: asyncio.Event, seconds: float = 2.0, answers_max: int = 2**31
+) -> AsyncIterator[int]:
+    """A way to the server on which answers, the first few of each connection, take so long until ``quick`` is set; its
+    port."""
     tasks: set[asyncio.Task[None] | None] = set()
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: bool) -> None:
+        held = answers_max if answers else 0
         with contextlib.suppress(ConnectionError):
             while some := await reader.read(65536):
-                if answers and not delay.is_set():
+                if held and not quick.is_set():
+                    held -= 1
                     with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(delay.wait(), 2.0)
+                        await asyncio.wait_for(quick.wait(), seconds)
                 writer.write(some)
             writer.close()
 
@@ -189,6 +194,24 @@ async def test_what_comes_late_answers_no_other_question(own_redis: RedisServer,
             await store.get_many([b"a"], SECONDS)
         quick.set()
         assert await store.get_many([b"b"], 10.0) == [b"2"]
+
+
+async def test_a_connection_that_takes_longer_than_a_call_is_made_all_the_same(
+    own_redis: RedisServer, store_at: StoreAt
+) -> None:
+    """As with TLS: its first answer takes three times as long as any call may."""
+    async with slow(own_redis, asyncio.Event(), 3 * SECONDS, answers_max=1) as port:
+        store = store_at(f"redis://127.0.0.1:{port}/1", None, RedisOptions(connect_seconds=20.0))
+        with pytest.raises(StoreError) as failed:
+            await store.get_many([b"k"], SECONDS)  # SELECT has not been answered
+        assert failed.value.kind == "timeout"
+        await until(lambda: reads_nothing(store), what="an answer")
+
+
+async def reads_nothing(store: RedisStore) -> bool:
+    with contextlib.suppress(StoreError):
+        return await store.get_many([b"k"], SECONDS) == [None]
+    return False
 
 
 async def test_wrong_password(store_at: StoreAt) -> None:

@@ -16,6 +16,7 @@ from degrade.breaker import Breaker
 from degrade.guard import STORE_BREAKER, Guarded
 from examples.redisserver import RedisServer
 from tests.cache.conftest import StoreAt, until
+from tests.cache.test_coherence import Listening
 
 SECONDS = 0.2
 SERVICE = "features"
@@ -80,9 +81,11 @@ async def test_a_failover_under_load(watched: Watched, store_at: StoreAt) -> Non
     """Each read is answered or fails within its time, and in the end every value is one written to the new master."""
     inner = store_at(watched.url, None, RedisOptions(connect_seconds=SECONDS))
     store = Guarded(inner, Breaker(STORE_BREAKER), time.monotonic, TurnstileOptions(trial_seconds=SECONDS))
-    keys = [b"k%d" % each for each in range(50)]
+    keys = [b"user:%d" % each for each in range(50)]
     await store.put_many([(key, b"old") for key in keys], None, 10.0)
     assert await store.get_many(keys, 10.0) == [b"old"] * 50
+    heard = Listening(inner.masters)
+    await heard.live()
     over = asyncio.Event()
     slowest = 0.0
     outcomes: dict[str, int] = {}
@@ -113,6 +116,11 @@ async def test_a_failover_under_load(watched: Watched, store_at: StoreAt) -> Non
         return False
 
     await until(renewed, what="the new master's values")
+    await heard.live()  # of the new master
+    assert heard.distrusts > 1
+    with watched.master.client() as client:
+        client.set("user:0", "new")
+    await until(lambda: b"user:0" in heard.keys, what="the new master's word")
     old.resume()  # it believes to be the master, until a Sentinel tells it otherwise
     for _ in range(100):
         assert await renewed()
@@ -121,6 +129,7 @@ async def test_a_failover_under_load(watched: Watched, store_at: StoreAt) -> Non
     assert outcomes["well"] > 0
     assert outcomes["open"] > outcomes["timeout"], outcomes
     assert slowest < SECONDS + 2.0
+    await heard.end()
     await store.close()
 
 
@@ -137,6 +146,18 @@ async def test_sentinels_that_are_off_or_hung_while_one_answers(watched: Watched
     with pytest.raises(StoreError) as failed:
         await store_at(watched.url).get_many([b"k"], 10.0)
     assert failed.value.kind in ("timeout", "unreachable", "unavailable")
+    master = next(iter(watched.servers.values()))
+    master.pause()
+    with pytest.raises(StoreError):
+        await store.get_many([b"k"], SECONDS)
+    master.resume()  # it was the right one; that no Sentinel can say so must not cost a call its time
+
+    async def reads() -> bool:
+        with contextlib.suppress(StoreError):
+            return await store.get_many([b"k"], SECONDS) == [None]
+        return False
+
+    await until(reads, what="the master that was known")
     watched.sentinels[1].resume()
 
 

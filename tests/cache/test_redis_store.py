@@ -79,6 +79,16 @@ async def test_another_type_is_told_from_nothing_and_costs_its_own_key(redis: Re
     assert of_string.kind == "wrong-type"
 
 
+async def test_one_of_another_type_among_many_that_are_not_there(redis: RedisServer, store_at: StoreAt) -> None:
+    keys = [b"k%d" % each for each in range(2 * KEYS_OF_A_COMMAND_MAX)]
+    with redis.client() as client:
+        client.hset(keys[-1], "x", 1)
+    store = store_at(redis.url, None, RedisOptions(merge=MergeOptions(keys_max=len(keys))))
+    found = await store.get_many(keys, SECONDS)
+    assert found[:-1] == [None] * (len(keys) - 1)
+    assert isinstance(found[-1], StoreError)
+
+
 async def test_fields_of_hashes(redis: RedisServer, store_at: StoreAt) -> None:
     store = store_at(redis.url, Hashes([b"a", b"b"]))
     with redis.client() as client:

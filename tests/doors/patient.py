@@ -2,7 +2,7 @@
 
 Rule of this file: what may be asked again is what docs/clients.md says: over HTTP a request whose connection was
 closed before a byte of its answer, over MessagePack-RPC the calls without an answer, over gRPC a call that was
-UNAVAILABLE or CANCELLED. Anything else that goes wrong is an error.
+UNAVAILABLE. Anything else that goes wrong is an error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AGAIN: Final = {
                 "initialBackoff": "0.02s",
                 "maxBackoff": "0.2s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],  # of what grpc had received and not begun
+                "retryableStatusCodes": ["UNAVAILABLE"],
             },
         }
     ],

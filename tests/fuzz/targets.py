@@ -7,6 +7,7 @@ refusal is an exception, and so a finding. A new codec is a ``Target`` in ``TARG
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gzip
 import io
 import json
@@ -21,21 +22,25 @@ from typing import Any
 
 import msgpack
 from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2 as pb
 
 from cache.digest import request_digest
 from gateway.app import Gateway
 from gateway.codec import dialect as dialects
-from gateway.codec import http
+from gateway.codec import grpc, http
 from gateway.codec.dialect import Asked, Dialect, Told
 from gateway.codec.http import BodyLimits
 from gateway.codec.rpc import FrameFault, Frames, begun, call_of, error, with_members
 from gateway.doors.methods import MethodPorts, Methods, opened
 from gateway.problem import Refused
 from gateway.sources import load
+from tests.fuzz import protobuf
 from tiers.facts import ModelFacts, TensorFact
-from tiers.inference import InferRequest, InferResponse, Provenance
+from tiers.inference import InferRequest, InferResponse, Parameters, Provenance, Tensor
 from tiers.v2.forms import RequestForms
-from tiers.v2.message import Limits
+from tiers.v2.message import Limits, Malformed
+from tiers.v2.proto import RequestReader, decode_request, encode_request, renamed
+from tiers.v2.proto_response import ResponseReader, decode_response, renamed_in_stream, streamed
 from tiers.v2.request import WireForm
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -303,6 +308,78 @@ def _plain_tree(tree: Any) -> Any:
     return [_plain_tree(each) for each in tree] if isinstance(tree, list) else tree
 
 
+# -- gRPC messages --------------------------------------------------------------------------------
+
+READER, ANSWERS = RequestReader(MESSAGE), ResponseReader(MESSAGE)
+"""With a memory of other messages, as the door has one."""
+
+
+def run_grpc(data: bytes, chance: random.Random) -> str:
+    """A message of a caller, and the same bytes taken for a replica's."""
+    _replied(data)
+    try:
+        sketch = grpc.sketch(data)
+    except Refused as refused:
+        return _clean(refused)
+    assert bool(grpc.sketch(sketch.anonymous()).id) is False
+    other = grpc.sketch(renamed(data, "other", "2"))
+    assert (other.model, other.version, other.id, other.raws) == ("other", "2", sketch.id, sketch.raws)
+    with contextlib.suppress(Refused):
+        grpc.sequence_of(sketch)
+    words = []
+    for reader in (RequestReader(MESSAGE), READER, READER):
+        try:
+            request = grpc.decode(sketch, reader)
+        except Refused as refused:
+            words.append(_clean(refused))
+            continue
+        words.append("well")
+        _well_message(data, request)
+    assert len(set(words)) == 1, words
+    return words[0]
+
+
+def _well_message(data: bytes, request: InferRequest) -> None:
+    """What was read is what protobuf itself reads, and can be sent on and answered."""
+    parsed = pb.ModelInferRequest.FromString(data)
+    assert (parsed.model_name, parsed.model_version, parsed.id) == (request.model, request.version, request.id)
+    assert [(each.name, tuple(each.shape)) for each in parsed.inputs] == [(e.name, e.shape) for e in request.inputs]
+    if parsed.raw_input_contents:
+        held = [bytes(each.data) for each in request.inputs if not each.in_shared_memory]
+        assert held == list(parsed.raw_input_contents)
+    _well(request, form_of(packed=False))
+    again = decode_request(encode_request(request), MESSAGE)
+    assert _told(again.inputs) == _told(request.inputs)
+    assert _said(again.parameters) == _said(request.parameters)
+    assert [(e.name, _said(e.parameters)) for e in again.outputs] == [
+        (e.name, _said(e.parameters)) for e in request.outputs
+    ]
+    outputs = tuple(each for each in request.inputs if not each.in_shared_memory)
+    ready = grpc.encode(InferResponse("m", "1", outputs))
+    assert _told(decode_response(ready, MESSAGE).outputs) == _told(outputs)
+    said = pb.ModelStreamInferResponse.FromString(streamed(ready, request.id)).infer_response
+    assert (said.id, said.model_name) == (request.id, "m")
+
+
+def _told(tensors: Sequence[Tensor]) -> list[tuple[object, ...]]:
+    return [(each.name, each.datatype, each.shape, bytes(each.data), _said(each.parameters)) for each in tensors]
+
+
+def _said(parameters: Parameters) -> list[str]:
+    """Parameters, to be compared: protobuf gives a map in any order, and NaN is not equal to itself."""
+    return sorted(f"{name}={value!r}" for name, value in parameters.items())
+
+
+def _replied(data: bytes) -> None:
+    try:
+        answer = ANSWERS.decode(data)
+    except Malformed:
+        answer = None
+    if answer is not None:
+        grpc.encode(answer)
+    renamed_in_stream(data, "r")
+
+
 INPUTS = st.fixed_dictionaries({"inputs": st.lists(TREES, max_size=3) | TREES}) | TREES
 
 TARGETS: Mapping[str, Target] = {
@@ -326,5 +403,12 @@ TARGETS: Mapping[str, Target] = {
         write=_json_bytes,
         strategy=INPUTS.map(_json_bytes),
         run=run_http,
+    ),
+    "grpc": Target(
+        seeds=[*[each.SerializeToString() for each in protobuf.requests()], *protobuf.answers(), *corpus("grpc")],
+        trees=[protobuf.tree_of(each.SerializeToString()) for each in protobuf.requests()],
+        write=protobuf.written,
+        strategy=protobuf.MESSAGES,
+        run=run_grpc,
     ),
 }

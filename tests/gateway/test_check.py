@@ -10,8 +10,18 @@ import pytest
 from aiohttp import web
 from aiohttp.http_parser import HttpRequestParserPy
 
-from gateway.check import Findings, environment_faults, findings, open_files_needed, raise_open_files, route_faults
+from examples.redisserver import RedisServer
+from gateway.check import (
+    Findings,
+    environment_faults,
+    findings,
+    open_files_needed,
+    raise_open_files,
+    route_faults,
+    table_faults,
+)
 from gateway.config import Accept, Backend, CacheConfig, Config, InputRule, Limits, Route, TierConfig
+from gateway.config_tables import TableConfig
 from gateway.doors import listener
 from gateway.units import Seconds, Size
 from tiers.facts import ModelFacts, TensorFact
@@ -176,3 +186,18 @@ async def test_everything_wrong_comes_in_one_list(triton: str, unused_tcp_port: 
     assert any(line.startswith(f"backends.gpu: {dead}: ") for line in found)
     assert any("has no output 'scores'" in line for line in found)
     assert await findings(config, offline=True) == Findings(())
+
+
+async def test_the_stores_of_tables_are_asked() -> None:
+    plain = TableConfig(store="redis://u:secret@127.0.0.1:1/0", key="{id}", shape=(2,), ttl=Seconds(60))
+    with RedisServer() as server:
+        tables = {
+            "well": msgspec.structs.replace(plain, store=server.url),
+            "away": plain,
+            "file": msgspec.structs.replace(plain, store="lmdb:/nowhere/at/all"),
+        }
+        away, file = await table_faults(Config(tables=tables))
+    assert away.startswith("tables.away.store: unreachable: 127.0.0.1:1: ")
+    assert "secret" not in away
+    assert file == "tables.file.store: unreachable: /nowhere/at/all: there is no such file"
+    assert await table_faults(Config()) == []

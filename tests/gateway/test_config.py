@@ -104,6 +104,15 @@ def test_upstreams_beside_a_file_that_is_wrong(write: Write, text: str) -> None:
 
 
 FAULTS = [
+    (
+        "[routes.r]\ntiers = [{ backend = 'gpu', model = 'm' }]\ncache = { ttl = '1m', second = 'redis://h' }\n"
+        "features = { entities = { u = {} }, inputs = { x = { parts = [{ entity = 'u', table = 't' }] } } }\n",
+        "routes.r.cache.second: is not for routes with features",
+    ),
+    (
+        "[endpoints.e]\npath = '/p'\nbackend = 'gpu'\ncache = { ttl = '1m', second = 'redis://h' }\n",
+        "endpoints.e.cache.second: is for routes",
+    ),
     ("", "backends: there is none"),
     ("[servr]", "servr: unknown key; did you mean server?"),
     ("[server]\nhtp = 1", "server.htp: unknown key; did you mean http?"),
@@ -115,7 +124,6 @@ FAULTS = [
     ("[backends.x]\ngrpc = ['a:1', 'b:1']\nhttp = ['http://a']", "backends.x.grpc: and http name the same servers"),
     ("[backends.x]\ngrpc = ['a:0']", "backends.x.grpc[0]: 'a:0' has no port"),
     ("[backends.x]\ngrpc = ['a:1', 'A:1']", "backends.x.grpc: names a:1 2 times"),
-    ('[tables.user]\nkey = "x"', "tables: is not in this version yet"),
     ('[server]\nallow = ["repo"]', "server.allow[0]: 'repo' is not one of repository, logging"),
     ('[server]\nhttp = "localhost"', "server.http: 'localhost' is neither HOST:PORT"),
     ('[server]\nhttp = "127.0.0.1:9090"', "server.admin: is the same address"),
@@ -203,11 +211,6 @@ ROUTE_FAULTS = [
     (
         "cache = { ttl = '1m', second = 'redis://h' }\ntimeout = '30ms'",
         "routes.r.cache.second_timeout: is 20ms, more than half of the route's time (30ms)",
-    ),
-    (
-        "cache = { ttl = '1m', second = 'redis://h' }\nfeatures = { entities = { u = {} }, "
-        "inputs = { x = { parts = [{ entity = 'u', table = 't' }] } } }",
-        "routes.r.cache.second: is not for routes with features",
     ),
     ("cache = { ttl = '1m', rows_bytes_max = '1KiB' }", "routes.r.cache.rows_bytes_max: is 1KiB; it must be at least"),
     ("cache = { ttl = '1m', policy = 'lfu' }", "routes.r.cache.policy: 'lfu' is not one of s3fifo, sieve, lru"),

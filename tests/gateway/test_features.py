@@ -9,10 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from cache.stores.pattern import Pattern
 from cache.stores.store import StoreError
-from cache.table import Lives
-from cache.vector import Bounds, Vectors
 from degrade.deadline import Deadline
 from gateway.call import Answer, Call
 from gateway.codec.http import CacheDirectives, provenance_headers
@@ -20,10 +17,9 @@ from gateway.config import CacheConfig, Entity, FeatureInput, Features, Part, Ti
 from gateway.config import Route as RouteConfig
 from gateway.problem import Refused
 from gateway.route import Home, Route
-from gateway.tables import Source, Table, TableOptions
 from gateway.units import Seconds
 from tests.gateway.test_pipeline import NOBODY, House, Upstream
-from tests.gateway.test_tables import Shelf
+from tests.gateway.test_tables import Shelf, table_on
 from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, InferResponse, Tensor
 from tiers.pool import Answered
@@ -38,7 +34,7 @@ FACTS = ModelFacts(
     False,
 )
 FEATURES = Features(
-    entities={"user": Entity("BYTES"), "items": Entity("INT64", many=True)},
+    entities={"user": Entity(many=False, datatype="BYTES"), "items": Entity(many=True)},
     inputs={"x": FeatureInput((Part("user", "user"), Part("items", "item")))},
 )
 CACHE = CacheConfig(ttl=Seconds(10), max_stale=Seconds(100))
@@ -62,7 +58,7 @@ class Ranker(Upstream):
 class Ranking(House):
     """User rows are [n, n], item rows [n, n, n]."""
 
-    def __init__(self, default: float | None = None, features: Features = FEATURES, **settings: object) -> None:
+    def __init__(self, default: float | str = "error", features: Features = FEATURES, **settings: object) -> None:
         self.ranker = Ranker()
         super().__init__(self.ranker)
         self.users, self.items = Shelf(), Shelf()
@@ -70,19 +66,11 @@ class Ranking(House):
             self.users.values[b"u:" + name] = np.full(2, number, "<f4").tobytes()
         for number in range(10):
             self.items.values[b"i:%d" % number] = np.full(3, number, "<f4").tobytes()
-        lives = Lives(10.0, 50.0, 5.0)
         self.tables = {
-            name: Table(
-                name,
-                TableOptions((width,), lives, 2**20, 1.0, default, key_width),
-                Source(shelf, Vectors("float32", (width,), Bounds()), Pattern(pattern)),
-                self.clock,
-                b"seed",
-            )
-            for name, shelf, width, pattern, key_width in (
-                ("user", self.users, 2, "u:{id}", 2),
-                ("item", self.items, 3, "i:{id}", 0),
-            )
+            "user": table_on(
+                self.users, "user", self.clock, shape=(2,), key="u:{id}", ids="text", id_bytes_max=15, default=default
+            ),
+            "item": table_on(self.items, "item", self.clock, shape=(3,), key="i:{id}", default=default),
         }
         tiers = (TierConfig("gpu", "m0"),)
         config = RouteConfig(**({"tiers": tiers, "cache": CACHE, "features": features} | settings))  # type: ignore[arg-type]
@@ -201,7 +189,7 @@ async def test_rows_are_kept_by_what_the_features_were() -> None:
     told = (await house.rank(b"bob", [2, 3])).provenance
     assert (told.reason, told.rows, told.rows_kept) == ("partial", 2, 1)
     house.items.values[b"i:2"] = np.full(3, 7, "<f4").tobytes()
-    house.tables["item"].invalidate([b"i:2"])
+    house.tables["item"]._written([b"i:2"])
     answer = await house.rank(b"bob", [2, 1])
     assert scores(answer) == [25, 7]
     assert answer.provenance.rows_kept == 1

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
+import pytest
+from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.operate.fleet import Totals
+from gateway.operate.fleet import Fleet, Totals
 from gateway.operate.telemetry import Telemetry
+from gateway.reload import TakenInPart
+from gateway.sources import ConfigError
 from tiers.inference import Provenance
 
 Labels = Mapping[str, str]
+
+TAKEN = (200, {"changed": {}})
+REFUSED = (422, {"faults": ["no"]})
+ODD = (500, {})
 
 
 def text(hits: int, entries: int, seconds: tuple[float, ...] = ()) -> str:
@@ -80,3 +89,42 @@ def test_whatever_workers_do_the_sum_never_falls_and_is_right_when_all_answer(st
         if step != "silent":
             assert now == ended + sum(live)
         before = now
+
+
+@pytest.mark.parametrize(
+    ("answers", "error"),
+    [
+        ([TAKEN, TAKEN], None),
+        ([REFUSED, REFUSED], ConfigError),
+        ([TAKEN, REFUSED], TakenInPart),
+        ([None, TAKEN], TakenInPart),
+        ([None, REFUSED], TakenInPart),  # it may have
+        ([ODD, TAKEN], TakenInPart),
+    ],
+)
+async def test_a_reload_says_what_every_worker_made_of_it(
+    tmp_path: Path, answers: list[tuple[int, object] | None], error: type[Exception] | None
+) -> None:
+    runners = []
+    sockets = [str(tmp_path / f"{number}.sock") for number in range(len(answers))]
+    for path, answer in zip(sockets, answers, strict=True):
+        if answer is None:
+            continue
+
+        async def reload(_: web.Request, told: tuple[int, object] = answer) -> web.Response:
+            return web.json_response(told[1], status=told[0])
+
+        app = web.Application()
+        app.router.add_post("/reload", reload)
+        runners.append(web.AppRunner(app))
+        await runners[-1].setup()
+        await web.UnixSite(runners[-1], path).start()
+    try:
+        if error is None:
+            await Fleet(sockets).reload()
+        else:
+            with pytest.raises(error, match="worker"):
+                await Fleet(sockets).reload()
+    finally:
+        for runner in runners:
+            await runner.cleanup()

@@ -421,6 +421,75 @@ async def test_a_stream_reads_no_more_than_it_may_have_in_work(upstream, open_do
     call.cancel()
 
 
+async def test_what_goes_on_from_a_route_is_held_to_all_that_is_answered_here(upstream, open_door):
+    tier = 'tiers = [{ backend = "upstream", model = "d" }]'
+    limits = 'limits = { batch_max = 1, body_bytes_max = "1KiB" }, inputs = { x = { max = 4.0 } }'
+    door = await open_door(ROUTES__S=f'{{ {tier}, {limits}, quota = {{ rate = 7, per = "1h" }} }}')
+    two_rows = infer("s", 2 * ONE_TWO, id="rows")
+    two_rows.inputs[0].shape[:] = [2, 2]
+    another, short = infer("s", ONE_TWO, id="name"), infer("s", ONE_TWO[:4], id="short")
+    another.inputs[0].name = "z"
+    large, beyond = infer("s", bytes(2000), id="large"), infer("s", b"\x00\x00\xc0\x40" * 2, id="beyond")
+    call = door.stream()
+    for request in (two_rows, another, short, large, beyond):
+        await call.write(request.SerializeToString())
+    told = {each.infer_response.id: each.error_message for each in await answers_of(call, 5)}
+    words = {
+        "rows": "batch", "name": "unexpected input 'z'", "short": "needs 8 bytes",
+        "large": "routes.s.limits.body_bytes_max", "beyond": "at most 4",
+    }  # fmt: skip
+    assert {name: word in told[name] for name, word in words.items()} == dict.fromkeys(words, True), told
+    assert upstream.asked == []
+    for _ in range(2):
+        await call.write(infer("s", ONE_TWO, id="well").SerializeToString())
+        assert {(each.infer_response.id, each.error_message) for each in await answers_of(call, 2)} == {("well", "")}
+    await call.write(infer("s", ONE_TWO, id="spent").SerializeToString())
+    (spent,) = await answers_of(call, 1)
+    assert (spent.infer_response.id, "route:s" in spent.error_message) == ("spent", True)
+    call.cancel()
+
+
+async def test_a_silent_stream_is_ended_and_one_that_speaks_is_not(open_door):
+    door = await open_door(SERVER__GRPC_STREAM_IDLE_TIMEOUT="400ms")
+    talking, silent = door.stream(), door.stream()
+    await silent.write(infer().SerializeToString())
+    await answers_of(silent, 2)
+    for _ in range(10):
+        await talking.write(infer().SerializeToString())
+        await answers_of(talking, 2)
+        await asyncio.sleep(0.1)
+    async with asyncio.timeout(SECONDS):
+        assert await silent.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert "server.grpc_stream_idle_timeout" in await silent.details()
+    await talking.done_writing()
+    assert await talking.code() is grpc.StatusCode.OK
+    pool = door.gateway.homes["upstream"].pool
+    await until(lambda: not any(state.in_flight for state in pool.states()))
+
+
+async def test_one_address_does_not_hold_all_streams(open_door):
+    door = await open_door(SERVER__GRPC_OPEN_STREAMS_PER_ADDRESS_MAX="2")
+    held = [door.stream(), door.stream()]
+    for each in held:
+        await each.write(infer().SerializeToString())
+        await answers_of(each, 2)
+    third = door.stream()
+    async with asyncio.timeout(SECONDS):
+        assert await third.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert "server.grpc_open_streams_per_address_max" in await third.details()
+    await door.ask()  # calls have places of their own
+    held[0].cancel()
+    await until(lambda: door.gateway._grpc.service.streams.calls == 1)
+    fourth = door.stream()
+    await fourth.write(infer().SerializeToString())
+    await answers_of(fourth, 2)
+    text = door.gateway.telemetry.exposition().decode()
+    assert "tailrace_grpc_calls 2.0" in text
+    assert "tailrace_grpc_streams 2.0" in text
+    assert "tailrace_grpc_calls_accepted_total 4.0" in text
+    assert 'tailrace_grpc_calls_refused_total{reason="streams"} 1.0' in text
+
+
 # -- limits and the end --------------------------------------------------------------------------------------------
 
 
@@ -479,11 +548,11 @@ async def test_calls_at_once_are_bounded(upstream, open_door):
 
 async def test_one_address_does_not_get_all_places(upstream, open_door):
     door = await open_door(SERVER__GRPC_CALLS_PER_ADDRESS_MAX="3")
-    guests = door.gateway._grpc.guests
+    guests = door.gateway._grpc.service.guests
     watch = door.channel.unary_stream("/grpc.health.v1.Health/Watch")
     reflect = door.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
     held = [watch(b"", timeout=SECONDS), watch(b"", timeout=SECONDS), reflect(timeout=SECONDS)]
-    await until(lambda: guests._calls.total() == 3)
+    await until(lambda: guests.calls == 3)
     code, details, _ = await door.refused("ServerLive", pb.ServerLiveRequest())
     assert (code, "server.grpc_calls_per_address_max" in details) == ("RESOURCE_EXHAUSTED", True)
     for each in held:
@@ -524,7 +593,7 @@ async def test_what_is_in_work_is_finished_and_health_turns_first(upstream, open
         assert await watch.read() == b"\x08\x02"
         assert await check(b"", timeout=SECONDS) == b"\x08\x02"
         assert not (await door.ask("ServerReady", pb.ServerReadyRequest()))[0].ready
-        await until(lambda: door.gateway._grpc.guests.closing)
+        await until(lambda: door.gateway._grpc.service.connections.closing)
         late = aio.insecure_channel(door.gateway.grpc_address, options=[("grpc.use_local_subchannel_pool", 1)])
         with pytest.raises(aio.AioRpcError) as caught:
             await late.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=1.0)
@@ -612,3 +681,20 @@ async def test_refusals_and_answers_are_counted(open_door):
     assert 'tailrace_refusals_total{problem="malformed",route="r"} 1.0' in text
     assert 'tailrace_responses_total{route="r",status="200"} 2.0' in text
     assert 'tailrace_responses_total{route="r",status="400"} 1.0' in text
+
+
+async def test_an_open_stream_goes_on_to_the_backend_of_now(upstream, open_door):
+    other = Upstream()
+    await other.start()
+    door = await open_door()
+    call = door.stream()
+    for asked, number in ((upstream, 1), (other, 2)):
+        await call.write(infer("d", id=str(number)).SerializeToString())
+        for _ in range(2):
+            async with asyncio.timeout(SECONDS):
+                answer = pb.ModelStreamInferResponse.FromString(await call.read())
+            assert answer.infer_response.id == str(number)
+        assert [request.id for _, request, *_ in asked.asked] == [str(number)]
+        await door.gateway.take(load(None, LISTENERS | {"TAILRACE_SERVER__DRAIN": "1s"}, [f"grpc://{other.target}"]))
+    call.cancel()
+    await other.server.stop(0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from gateway.memory import taken
+
 PROGRAM = """
 import gc
 from gateway.memory import keep_freed_memory, set_start_aside
@@ -18,3 +20,13 @@ print(gc.get_freeze_count() > 1000)
 def test_the_settings_take_effect_here() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.split() == ["True", "True"]
+
+
+def test_what_is_taken_of_the_heap_is_told() -> None:
+    in_use = taken()
+    before = in_use()
+    block = bytes(64 * 2**20)
+    now = in_use()
+    assert before is not None
+    assert now is not None
+    assert 60 * 2**20 < now - before < 70 * 2**20, len(block)

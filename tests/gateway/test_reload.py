@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
@@ -11,16 +12,18 @@ from pathlib import Path
 import aiohttp
 import grpc
 import msgpack
+import numpy as np
 import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from examples.gatewayprocess import ConfigValue, toml
+from gateway import reload
 from gateway.admission.auth import key_digest
 from gateway.admission.quota import Quota
 from gateway.admission.ratelimit import Limiter
 from gateway.app import RETIREMENTS_MAX, Gateway
-from gateway.reload import Reloads
-from gateway.sources import load, read
+from gateway.reload import Reloads, reloading
+from gateway.sources import Loaded, load, read
 from tests.gateway.conftest import EchoTriton
 
 SECONDS = 10.0
@@ -234,7 +237,7 @@ async def test_what_was_replaced_is_closed_once_nobody_is_at_it(
     house.backends = {"b": {"http": [second_echo.url], "probe": "1h"}}
     await house.reload()
     await until(lambda: all(task is None or task.done() for task in triton_echo.serving))
-    await until(lambda: len(house.gateway._retiring) == 1)  # the route with 10 s, of the first reload
+    await until(lambda: not house.gateway._retiring)
 
 
 async def test_a_file_with_faults_changes_nothing_and_says_all_of_them(house: House) -> None:
@@ -319,6 +322,29 @@ async def test_calls_of_a_connection_are_judged_anew(house: House) -> None:
     writer.close()
 
 
+async def test_a_kept_connection_has_the_bounds_of_now(house: House) -> None:
+    reader, writer = await asyncio.open_connection(*house.gateway.rpc_address.rsplit(":", 1))
+    house.route["limits"] = {"body_bytes_max": "32KiB", "json_bytes_max": "16KiB"}
+    await house.reload()
+    unpacker = msgpack.Unpacker()
+
+    async def call(rows: int) -> object:
+        data = np.zeros((rows, 2), "<f4").tobytes()
+        tensor = {"name": "x", "shape": [rows, 2], "datatype": "FP32", "data": data}
+        writer.write(msgpack.packb([0, rows, "infer", [{"model": "r", "inputs": [tensor]}]]))
+        async with asyncio.timeout(SECONDS):
+            while True:
+                for answer in unpacker:
+                    return answer[2]
+                unpacker.feed(await reader.read(65536))
+
+    assert await call(1) is None
+    house.route["limits"] = {"body_bytes_max": "4MiB"}
+    await house.reload()
+    assert await call(100_000) is None
+    writer.close()
+
+
 async def test_an_open_stream_finds_the_routes_of_now(house: House, second_echo: EchoTriton) -> None:
     async with grpc.aio.insecure_channel(house.gateway.grpc_address) as channel:
         stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
@@ -342,14 +368,100 @@ async def test_an_open_stream_finds_the_routes_of_now(house: House, second_echo:
         stream.cancel()
 
 
-async def test_reloads_whose_predecessors_are_at_work_are_bounded(house: House, triton_echo: EchoTriton) -> None:
+async def test_reloads_whose_backends_are_at_work_are_bounded_and_others_are_not(
+    house: House, triton_echo: EchoTriton
+) -> None:
+    house.route["timeout"] = "60s"
     for number in range(RETIREMENTS_MAX):
-        house.route["timeout"] = f"{20 + number}s"
+        house.backends["b"] = {"http": [triton_echo.url], "probe": "1h", "connections_max": 10 + number}
         await house.reload()
-    house.route["timeout"] = "5s"
+    house.backends["b"] = {"http": [triton_echo.url], "probe": "1h", "connections_max": 99}
     house.write()
-    assert "still at work" in (await house.reloads.reload()).faults[0]
-    assert house.gateway.routes["r"].timeout == 19 + RETIREMENTS_MAX
+    assert "are still at work" in (await house.reloads.reload()).faults[0]
+    house.backends["b"] = {"http": [triton_echo.url], "probe": "1h", "connections_max": 9 + RETIREMENTS_MAX}
+    for number in range(3 * RETIREMENTS_MAX):
+        house.route["quota"] = {"rate": 10 + number}
+        await house.reload()
+    assert (await house.ask(1))[0] == 200
+
+
+async def test_a_route_that_is_replaced_keeps_no_answers(house: House) -> None:
+    await house.ask(1)
+    before = house.gateway.routes["r"].cache
+    assert before is not None
+    assert before.entries == 1
+    house.route["limits"] = {"batch_max": 8}
+    await house.reload()
+    assert before.entries == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a = " + "[" * 5000 + "]" * 5000, "nested too deeply"),
+        ("a = " + "1" * 5000, "is not TOML"),
+        ("a = \"\xff\"".encode("latin-1"), "is not UTF-8"),
+        ("[[[", "is not TOML"),
+    ],
+)
+async def test_a_file_that_is_none_is_refused_in_words(house: House, text: str | bytes, said: str) -> None:
+    house.path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    outcome = await house.reloads.reload()
+    assert len(outcome.faults) == 1
+    assert said in outcome.faults[0]
+
+
+async def test_a_bug_in_one_reload_does_not_end_the_next(house: House) -> None:
+    reads: list[Callable[[], Loaded]] = []
+
+    def broken() -> Loaded:
+        reads.append(broken)
+        raise RuntimeError("a bug")
+
+    reloads, hung_up = Reloads(house.gateway.standing.config, broken, house.gateway.take), asyncio.Event()
+    async with reloading(reloads, hung_up):
+        for number in range(1, 4):
+            hung_up.set()
+            await until(lambda expected=number: reloads.outcomes["refused"] == expected)
+    assert len(reads) == 3
+    assert "a bug" in reloads.faults[0]
+
+
+async def test_a_file_that_cannot_be_read_to_its_end_holds_nobody_up(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reload, "READ_SECONDS_MAX", 0.05)
+    house.path.unlink()
+    os.mkfifo(house.path)
+    assert "could not be read within" in (await house.reloads.reload()).faults[0]
+    assert "still being read" in (await house.reloads.reload()).faults[0]
+    assert (await house.ask(1))[0] == 200
+    await asyncio.to_thread(house.path.write_text, "")  # which lets the reader go
+
+
+async def test_what_is_told_of_heads_is_told_of_those_of_now(house: House) -> None:
+    for number in range(3):
+        await house.ask(number)
+
+    async def told(name: str) -> float:
+        async with house.session.get(f"{house.admin}/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+            return float(next(line for line in lines if line.startswith(f"{name} ")).split()[1])
+
+    judged = await told("tailrace_heads_judged_total")
+    assert await told("tailrace_heads") > 0
+    house.route["quota"] = {"rate": 1000}
+    await house.reload()
+    assert await told("tailrace_heads") == 0
+    await house.ask(1)
+    assert await told("tailrace_heads") == 1
+    assert await told("tailrace_heads_judged_total") == judged + 1
+
+
+async def test_what_would_change_the_largest_grpc_message_takes_a_restart(house: House) -> None:
+    house.server["buffered_bytes_max"] = "64MiB"
+    house.write()
+    assert "a gRPC message may have half of it" in (await house.reloads.reload()).faults[0]
 
 
 async def test_a_gateway_that_drains_takes_nothing_more(house: House) -> None:

@@ -213,7 +213,8 @@ async def test_a_thousand_pipelined_calls_return_out_of_order_and_each_right(
         else:
             assert result["outputs"][0]["data"] == doubled(msgid % 700), msgid
     assert sorted(order) == list(range(1000))
-    assert order != sorted(order)
+    inferred = [msgid for msgid in order if msgid % 10 != 9]
+    assert inferred != sorted(inferred)
     assert 1 < busiest <= 256
     assert triton_echo.asked <= 630
 

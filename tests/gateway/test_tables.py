@@ -6,13 +6,15 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+from msgspec import structs
 
-from cache.stores.pattern import Pattern
 from cache.stores.store import Found, StoreError
-from cache.table import Lives
-from cache.vector import Bounds, Vectors
+from degrade.deadline import Ticker
 from degrade.ladder import Failure
-from gateway.tables import Source, Table, TableOptions, UnknownId
+from gateway.config_tables import TableConfig
+from gateway.stores import Source, codec_of, keyed_of
+from gateway.tables import Table, UnknownId
+from gateway.units import Seconds, Size
 from tiers.inference import TableTold, UpstreamError
 
 
@@ -44,14 +46,31 @@ class Shelf:
         pass
 
 
+def table_on(shelf: Shelf, name: str, now: Ticker, **settings: object) -> Table:
+    """A table whose rows are ``shape`` numbers and whose store is this one."""
+    config = TableConfig(
+        store="redis://nowhere", ttl=Seconds(10), max_stale=Seconds(50), negative_ttl=Seconds(5), **settings
+    )  # type: ignore[arg-type]
+    config = structs.replace(config, bytes_max=Size(2**20))
+    source = Source(shelf, keyed_of(config), codec_of(config), None, 0.5)  # type: ignore[arg-type]
+    return Table(name, config, source, now, b"seed")
+
+
+class Listening:
+    """A tracker that hears, or does not."""
+
+    def __init__(self) -> None:
+        self.hears = True
+
+    def live(self) -> bool:
+        return self.hears
+
+
 class World:
-    def __init__(self, default: float | str | None = None, width: int = 0) -> None:
+    def __init__(self, **settings: object) -> None:
         self.now = 100.0
         self.shelf = Shelf()
-        self.live = True
-        source = Source(self.shelf, Vectors("float32", (2,), Bounds()), Pattern("u:{id}"), lambda: self.live)
-        options = TableOptions((2,), Lives(10.0, 50.0, 5.0), 2**20, 0.5, default, width)
-        self.table = Table("user", options, source, lambda: self.now, b"seed")
+        self.table = table_on(self.shelf, "user", lambda: self.now, shape=(2,), key="u:{id}", **settings)
 
     def write(self, **rows: float) -> None:
         for name, number in rows.items():
@@ -83,7 +102,7 @@ async def test_what_is_held_is_not_asked_for(world: World) -> None:
 
 
 async def test_ids_may_be_strings() -> None:
-    world = World(width=2)
+    world = World(ids="text")
     world.write(ann=1, bob=2)
     looked = await world.table.look_up([b"bob", b"ann"], 1.0)
     assert looked.rows[:, 0].tolist() == [2, 1]
@@ -91,13 +110,13 @@ async def test_ids_may_be_strings() -> None:
         await world.table.look_up([b"ann", b"eve"], 1.0)
 
 
-@pytest.mark.parametrize(("default", "number"), [(0.0, 0.0), (7.5, 7.5), ("mean", 2.0)])
+@pytest.mark.parametrize(("default", "number"), [("zeros", 0.0), (7.5, 7.5), ("mean", 2.0)])
 async def test_what_the_store_does_not_have_gets_the_default(default: float | str, number: float) -> None:
-    world = World(default)
+    world = World(default=default)
     world.write(_1=1, _3=3)
     await world.look_up(1, 3)
     looked = await world.table.look_up(np.array([1, 9], np.int64), 1.0)
-    expected = [number, -number] if isinstance(default, str) else [number, number]
+    expected = [number, -number] if default == "mean" else [number, number]
     assert looked.rows[1].tolist() == expected
     assert looked.told == TableTold("user", fresh=1, absent=1)
     assert not looked.told.steps
@@ -131,7 +150,7 @@ async def test_old_rows_are_served_while_the_store_fails_and_say_so(world: World
 
 
 async def test_what_the_store_cannot_tell_of_gets_the_default_and_is_degraded() -> None:
-    world = World(0.0)
+    world = World(default=0.0)
     world.shelf.failure = StoreError("unreachable")
     numbers, told = await world.look_up(5)
     assert (numbers, told, told.steps) == ([0.0], TableTold("user", lost=1), ("user:default",))
@@ -153,17 +172,21 @@ async def test_a_value_that_is_broken_costs_its_own_row(world: World) -> None:
 async def test_what_was_written_is_read_again(world: World) -> None:
     await world.look_up(1, 2)
     world.write(_1=11)
-    world.table.invalidate([b"u:1", b"x:2"])
+    world.table._written([b"u:1", b"x:2"])
     assert await world.look_up(1, 2) == ([11, 2], TableTold("user", fresh=2))
     assert world.shelf.asked[1:] == [[b"u:1"]]
-    world.table.distrust()
+    world.table.near.distrust()
     await world.look_up(1, 2)
     assert world.shelf.asked[2:] == [[b"u:1", b"u:2"]]
 
 
 async def test_nothing_is_fresh_while_nobody_listens_for_writes(world: World) -> None:
+    listening = Listening()
+    world.table.tracker = listening  # type: ignore[assignment]
     await world.look_up(1)
-    world.live = False
+    await world.look_up(1)
+    assert len(world.shelf.asked) == 1
+    listening.hears = False
     world.write(_1=5)
     assert (await world.look_up(1))[0] == [5]
     world.shelf.failure = StoreError("unreachable")

@@ -49,7 +49,7 @@ def command(language: str, code: str) -> list[str]:
 
 def test_there_is_code_in_each_language() -> None:
     languages = [language for language, _, _ in blocks()]
-    assert {language: languages.count(language) for language in set(languages)} == {"sh": 2, "python": 4, "js": 2}
+    assert {language: languages.count(language) for language in set(languages)} == {"sh": 2, "python": 8, "js": 2}
 
 
 def test_the_code_prints_what_stands_below_it(
@@ -62,6 +62,7 @@ def test_the_code_prints_what_stands_below_it(
     environ = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     for language, written, printed in blocks():
         code = written.replace("127.0.0.1:8080", gateway.http_address).replace("8082", rpc_port)
+        code = code.replace("127.0.0.1:8081", gateway.grpc_address)
         ran = subprocess.run(
             command(language, code),
             cwd=MODULES if language == "js" else tmp_path,
@@ -76,7 +77,7 @@ def test_the_code_prints_what_stands_below_it(
         assert told.split() == printed.split(), code
 
 
-@pytest.mark.parametrize("name", ["rpc_in_flight_max", "rpc"])
+@pytest.mark.parametrize("name", ["rpc_in_flight_max", "rpc", "grpc_message_bytes_max", "grpc_stream_idle_timeout"])
 def test_keys_that_the_page_names_are_keys(name: str) -> None:
     from gateway.config import Server
 

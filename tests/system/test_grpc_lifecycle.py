@@ -25,21 +25,21 @@ ROOT = Path(__file__).parents[2]
 SERVICE = "/inference.GRPCInferenceService"
 
 DRAIN_SECONDS = 5.0
-CALLERS = 16
+CALLERS = 64
+CHANNELS = 8
 AGAIN = {
     "methodConfig": [
         {
             "name": [{}],
             "retryPolicy": {
-                "maxAttempts": 4,
-                "initialBackoff": "0.02s",
-                "maxBackoff": "0.2s",
+                "maxAttempts": 5,
+                "initialBackoff": "0.2s",
+                "maxBackoff": "1s",
                 "backoffMultiplier": 2,
-                "retryableStatusCodes": ["UNAVAILABLE", "CANCELLED"],  # of what grpc had received and not begun
+                "retryableStatusCodes": ["UNAVAILABLE"],
             },
         }
-    ],
-    "loadBalancingConfig": [{"round_robin": {}}],
+    ]
 }
 
 
@@ -49,8 +49,10 @@ def rows(number: int) -> list[triton_grpc.InferInput]:
     return [x]
 
 
-@pytest.mark.parametrize("notice", ["500ms", "0s"])
-def test_sigterm_under_load_fails_no_call(gateway_factory: Callable[..., Any], triton: Any, notice: str) -> None:
+@pytest.mark.parametrize(("policy", "notice"), [("round_robin", "500ms"), ("round_robin", "0s"), ("pick_first", "0s")])
+def test_sigterm_under_load_fails_no_call(
+    gateway_factory: Callable[..., Any], triton: Any, policy: str, notice: str
+) -> None:
     config = {
         "server": {"drain": f"{DRAIN_SECONDS:g}s", "drain_notice": notice},
         "backends": {"b": {"http": [triton.http_url], "grpc": [triton.grpc_address]}},
@@ -58,22 +60,23 @@ def test_sigterm_under_load_fails_no_call(gateway_factory: Callable[..., Any], t
     }
     leaving, staying = gateway_factory(config), gateway_factory(config)
     target = f"ipv4:{leaving.grpc_address},{staying.grpc_address}"
-    channel_args = [("grpc.service_config", json.dumps(AGAIN)), ("grpc.enable_retries", 1)]
+    told = json.dumps({**AGAIN, "loadBalancingConfig": [{policy: {}}]})
+    options = [("grpc.service_config", told), ("grpc.enable_retries", 1), ("grpc.use_local_subchannel_pool", 1)]
     stopping, failures, answered = threading.Event(), [], []
+    clients = [triton_grpc.InferenceServerClient(target, channel_args=options) for _ in range(CHANNELS)]
 
     def call(caller: int) -> None:
-        number = 0
-        with triton_grpc.InferenceServerClient(target, channel_args=channel_args) as client:
-            while not stopping.is_set():
-                number += 1
-                model = ("echo", "echo_fp32", "slow")[number % 3]  # hits and misses, and what passes through
-                named = {"parameters": {"sleep_ms": 30}} if model == "slow" else {}
-                try:
-                    answer = client.infer(model, rows(number % 50), client_timeout=30, **named).as_numpy("y")
-                    assert answer.tolist() == [[number % 50, 1]]
-                    answered.append(caller)
-                except Exception as error:
-                    failures.append(f"{error!r} {error}")
+        number, client = 0, clients[caller % CHANNELS]
+        while not stopping.is_set():
+            number += 1
+            model = ("echo", "echo_fp32", "slow")[number % 3]  # hits and misses, and what passes through
+            named = {"parameters": {"sleep_ms": 10}} if model == "slow" else {}
+            try:
+                answer = client.infer(model, rows(number % 50), client_timeout=30, **named).as_numpy("y")
+                assert answer.tolist() == [[number % 50, 1]]
+                answered.append(caller)
+            except Exception as error:
+                failures.append(f"{error!r} {error}")
 
     threads = [threading.Thread(target=call, args=(caller,)) for caller in range(CALLERS)]
     for thread in threads:
@@ -93,6 +96,8 @@ def test_sigterm_under_load_fails_no_call(gateway_factory: Callable[..., Any], t
         stopping.set()
         for thread in threads:
             thread.join()
+        for client in clients:
+            client.close()
     assert failures == []
     assert len(answered) >= before + 5 * CALLERS
     assert took < DRAIN_SECONDS + 3.0
@@ -119,12 +124,19 @@ def test_without_a_door_nobody_listens(gateway_factory: Callable[..., Any], trit
     assert "grpc=" not in gateway.log()
 
 
+def test_grpc_is_loaded_only_where_it_is_used() -> None:
+    loaded = "import sys, gateway.cli, gateway.app; print('grpc' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, cwd=ROOT, check=True)
+    assert said.stdout.split() == ["False"]
+
+
 def test_a_port_that_is_taken_is_named(gateway_factory: Callable[..., Any], triton: Any) -> None:
     first = gateway_factory(None, ["--upstream", triton.http_url])
     try:
         gateway_factory(None, ["--upstream", triton.http_url, "--grpc", first.grpc_address])
     except RuntimeError as failed:
         assert f"cannot listen: server.grpc {first.grpc_address}" in str(failed)  # noqa: PT017
+        assert "add_port.cc" not in str(failed), "grpc says it too"  # noqa: PT017
     else:
         raise AssertionError("two gateways on one port")
 

@@ -72,6 +72,9 @@ def test_sighup_takes_a_file_and_refuses_one_with_faults(
     gateway.process.signal(signal.SIGHUP)
     until(lambda: "configuration refused" in gateway.log())
     assert "routes.one.cache.ttl" in gateway.log()
+    assert gateway.metric("tailrace_reloads_total", outcome="taken") == 1
+    assert gateway.metric("tailrace_reloads_total", outcome="refused") == 1
+    assert gateway.metric("tailrace_reload_failing") == 1
     for _ in range(8):
         assert ask(gateway.http_url, "two")[0] == 200
     gateway.rewrite("[routes")
@@ -83,6 +86,7 @@ def test_sighup_takes_a_file_and_refuses_one_with_faults(
         200,
         {"changed": {"routes": {"added": [], "changed": [], "removed": ["one"]}}, "warnings": []},
     )
+    assert gateway.metric("tailrace_reload_failing") == 0
     for _ in range(8):
         assert ask(gateway.http_url, "two")[0] == 200
         assert ask(gateway.http_url, "one")[0] == 404, "Triton has no such model: it passed through"

@@ -77,14 +77,19 @@ async def test_what_a_head_says(head: bytes, expected: tuple[int, int | None, bo
         b"ICY 200 OK\r\n\r\n",
         b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
         b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n",
-        b"HTTP/1.1 102 Processing\r\n\r\n",
-        b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n",
+        b"HTTP/1.1 102 Processing\r\nTransfer-Encoding: chunked\r\n\r\n",
         b"HTTP/1.1 100 Continue\r\nContent-Length: 5\r\n\r\n",
     ],
 )
 async def test_a_head_in_doubt_is_refused(head: bytes) -> None:
     with pytest.raises(Nonsense):
         await read(head)
+
+
+async def test_nobody_behind_us_says_what_an_answer_of_ours_is_made_of() -> None:
+    head = await read(OK + b"Tailrace-Provenance: cache=hit\r\nX-A: b\r\nContent-Length: 0\r\n\r\n")
+    assert head.headers == (("X-A", "b"), ("Content-Length", "0"))
+    assert b"Provenance" not in head.lines
 
 
 @given(st.binary(max_size=60))

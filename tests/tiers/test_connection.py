@@ -140,7 +140,8 @@ async def test_a_connection_in_doubt_is_not_used_again(answer: bytes) -> None:
     [
         b"HTTP/1.1 200 X\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"HTTP/1.1 200 X\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nfour",
-        b"HTTP/1.1 103 Early\r\n\r\n" + http(b"one"),
+        b"HTTP/1.1 103 Early\r\nContent-Length: 0\r\n\r\n" + http(b"one"),
+        b"HTTP/1.1 103 Early\r\n\r\n" * 9 + http(b"one"),
         b"HTTP/1.1 101 Switch\r\nUpgrade: x\r\nConnection: upgrade\r\n\r\n" + http(b"one"),
         b"HTTP/1.1 100 Continue\r\n\r\n" * 9 + http(b"one"),
         b"HTTP/1.1 200 X\nContent-Length: 3\n\none",
@@ -421,7 +422,7 @@ def misbehaving(random_: random.Random) -> Handler:
                 + http(last),
                 8: b"HTTP/1.1 200 X\r\nContent-Length: 0\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + http(last),
                 9: b"HTTP/1.1 200 X\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n" + http(last),
-                10: b"HTTP/1.1 103 X\r\n\r\n" + http(last),
+                10: b"HTTP/1.1 101 X\r\n\r\n" + http(last),
                 11: b"HTTP/1.1 204 X\r\nContent-Length: 99\r\n\r\n" + http(last),
             }
             if kind:

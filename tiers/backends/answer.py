@@ -34,6 +34,10 @@ class Nonsense(Exception):
     """Bytes that are no answer, or one whose end is in doubt."""
 
 
+PROVENANCE: Final = b"tailrace-provenance"
+"""What a gateway says of its own answer: nobody behind it may say that for it."""
+
+
 class AnswerHead(Struct, frozen=True):
     """``headers`` are end to end. ``length`` None: the body is chunked, or ends with the connection.
     ``lines``: status line and ``headers`` as they are passed on in HTTP/1.1, but for what frames the body."""
@@ -100,12 +104,13 @@ def _parsed(loop: asyncio.AbstractEventLoop, head: bytes) -> AnswerHead:
         raise Nonsense("a Transfer-Encoding that is not chunked")
     if bool(codings) is not bool(message.chunked):
         raise Nonsense("a Transfer-Encoding that is read in two ways")
-    if message.code < 200 and (message.code != 100 or lengths or codings):
+    if message.code == 101 or (message.code < 200 and (lengths or codings)):
         raise Nonsense(f"status {message.code}, which nobody asked for")
-    headers = end_to_end((_text(name), _text(value)) for name, value in message.raw_headers)
+    told = ((_text(name), _text(value)) for name, value in message.raw_headers if name.lower() != PROVENANCE)
+    headers = end_to_end(told)
     begun = f"HTTP/1.1 {message.code} {message.reason}\r\n"
-    told = [(name, value) for name, value in headers if name.lower() != "content-length"]
-    lines = begun + "".join([f"{name}: {value}\r\n" for name, value in told])
+    unsized = [(name, value) for name, value in headers if name.lower() != "content-length"]
+    lines = begun + "".join([f"{name}: {value}\r\n" for name, value in unsized])
     return AnswerHead(
         message.code,
         headers,

@@ -2,7 +2,7 @@
 
 Rule of this file: a connection may be used again only if the answer was whole, came after all of the request
 had been sent, and was followed by nothing. Any doubt closes it: bytes nobody asked for, an answer that began
-too early, a status 1xx but 100, a head out of bounds. Heads are read by `AnswerHeads`, and bodies without a
+too early, a status 101, a head out of bounds. Heads are read by `AnswerHeads`, and bodies without a
 length by its parser. It must not know a model, a pool or why it is asked. RFC 9112 sections 6.3, 9.3 and 9.5.
 """
 
@@ -20,7 +20,7 @@ from tiers.backends.arrival import Arrival, ConnectionFault, Fault, Receiver
 from tiers.backends.fields import IllFormed, Outgoing
 
 _JOINED_BYTES_MAX: Final = 64 * 1024  # copying so little costs less than a second buffer in the write
-_INTERIM_MAX: Final = 8  # answers 100 before the one: more is a server that only talks
+_INTERIM_MAX: Final = 8  # answers 1xx (RFC 9110 section 15.2) before the one: more is a server that only talks
 
 
 class ConnectionBounds(Struct, frozen=True):
@@ -235,11 +235,11 @@ class Connection(asyncio.Protocol):
                 head = self._heads.read(data[:cut])
             except Nonsense as error:
                 return self._fail(Fault.NONSENSE, str(error))
-            if head.status != 100:
+            if head.status >= 200:
                 return self._begin(arrival, head, data, cut)
             self._interim += 1
             if self._interim > _INTERIM_MAX:
-                return self._fail(Fault.NONSENSE, f"more than {_INTERIM_MAX} times status 100")
+                return self._fail(Fault.NONSENSE, f"more than {_INTERIM_MAX} answers before the one")
             data, self._early = data[cut:], False
             if not data:
                 return None

@@ -69,7 +69,7 @@ async def asked_over_grpc(call: Call, ask: Ask) -> Reply:
         answer: Any = getattr(service_pb2, f"{asked.rpc}Response").FromString(reply.message)
         told = asked.told(answer)
     except RpcRefused as refused:
-        return _error(HTTP_STATUSES.get(refused.code, 500), refused.details)
+        return _error(HTTP_STATUSES.get(refused.code.name, 500), refused.details)
     except Malformed as fault:
         return _error(fault.status, str(fault))
     except DecodeError as error:

@@ -29,7 +29,7 @@ from tiers.v2.proto_response import encode_response, stream_error, streamed
 from tiers.v2.request import encode_request
 from tiers.v2.response import decode_response
 
-_CODES: Final = {status: code for code, status in reversed(list(HTTP_STATUSES.items()))} | {
+_CODES: Final = {status: grpc.StatusCode[name] for name, status in reversed(list(HTTP_STATUSES.items()))} | {
     413: grpc.StatusCode.RESOURCE_EXHAUSTED
 }
 """Of several codes with one status the first in that table."""

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from types import MappingProxyType
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
-import grpc
 from msgspec import Struct
 
 from degrade.deadline import Deadline
+
+if TYPE_CHECKING:
+    import grpc
 
 SERVICE: Final = "inference.GRPCInferenceService"
 
@@ -70,22 +72,23 @@ class Speaker(Protocol):
 
 HTTP_STATUSES: Final = MappingProxyType(
     {
-        grpc.StatusCode.INVALID_ARGUMENT: 400,
-        grpc.StatusCode.FAILED_PRECONDITION: 400,
-        grpc.StatusCode.OUT_OF_RANGE: 400,
-        grpc.StatusCode.UNAUTHENTICATED: 401,
-        grpc.StatusCode.PERMISSION_DENIED: 403,
-        grpc.StatusCode.NOT_FOUND: 404,
-        grpc.StatusCode.ALREADY_EXISTS: 409,
-        grpc.StatusCode.ABORTED: 409,
-        grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
-        grpc.StatusCode.CANCELLED: 499,
-        grpc.StatusCode.INTERNAL: 500,
-        grpc.StatusCode.UNKNOWN: 500,
-        grpc.StatusCode.DATA_LOSS: 500,
-        grpc.StatusCode.UNIMPLEMENTED: 501,
-        grpc.StatusCode.UNAVAILABLE: 503,
-        grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+        "INVALID_ARGUMENT": 400,
+        "FAILED_PRECONDITION": 400,
+        "OUT_OF_RANGE": 400,
+        "UNAUTHENTICATED": 401,
+        "PERMISSION_DENIED": 403,
+        "NOT_FOUND": 404,
+        "ALREADY_EXISTS": 409,
+        "ABORTED": 409,
+        "RESOURCE_EXHAUSTED": 429,
+        "CANCELLED": 499,
+        "INTERNAL": 500,
+        "UNKNOWN": 500,
+        "DATA_LOSS": 500,
+        "UNIMPLEMENTED": 501,
+        "UNAVAILABLE": 503,
+        "DEADLINE_EXCEEDED": 504,
     }
 )
-"""The HTTP status that Triton's other door gives for what this one answers with a status of gRPC."""
+"""The HTTP status that Triton's other door gives for what this one answers with a status of gRPC, by that one's name:
+grpc is not loaded for a table."""

@@ -196,7 +196,7 @@ class TritonGrpc:
             reply = await self._inferring.unary(rpc, remaining)
         except RpcRefused as refused:
             body = msgspec.json.encode({"error": refused.details})
-            raise refusal(self.url, request, HTTP_STATUSES.get(refused.code, 500), body) from refused
+            raise refusal(self.url, request, HTTP_STATUSES.get(refused.code.name, 500), body) from refused
         try:
             response = self._answers.decode(reply.message, request.regions)
         except Malformed as fault:
@@ -319,5 +319,3 @@ def _channel_options(options: GrpcOptions) -> list[tuple[str, int]]:
         ("grpc.enable_retries", 0),
         ("grpc.enable_http_proxy", 0),
     ]
-
-

@@ -29,6 +29,12 @@ async def twice(front: Front, **fields: str) -> tuple[Told, Told]:
     return await front.predict(1, 2, **fields), await front.predict(1, 2, **fields)
 
 
+def ttl_of(told: Told) -> int:
+    found = re.search(r"ttl=(-?\d+)", told.headers["Cache-Status"])
+    assert found is not None
+    return int(found[1])
+
+
 async def test_the_second_of_two_equal_posts_is_a_hit_and_says_so(predictor: Predictor, open_front: Open) -> None:
     predictor.fields = {"X-Model": "m7", "ETag": '"1"'}
     front = await open_front(CACHED)
@@ -37,9 +43,9 @@ async def test_the_second_of_two_equal_posts_is_a_hit_and_says_so(predictor: Pre
     assert miss.headers["Tailrace-Provenance"] == "cache=miss, reason=absent"
     assert re.fullmatch(r"tailrace; fwd=miss; stored; detail=absent", miss.headers["Cache-Status"])
     assert "Age" not in miss.headers
-    assert hit.headers["Tailrace-Provenance"] == "cache=hit, reason=fresh, age=0"
-    assert hit.headers["Cache-Status"] == "tailrace; hit; ttl=3599"
-    assert hit.headers["Age"] == "0"
+    assert re.fullmatch(r"cache=hit, reason=fresh, age=\d+", hit.headers["Tailrace-Provenance"])
+    assert hit.headers["Cache-Status"].startswith("tailrace; hit; ttl=")
+    assert int(hit.headers["Age"]) + ttl_of(hit) in (3599, 3600)
     for told in (miss, hit):
         assert told.headers["Content-Type"] == "application/json"
         assert (told.headers["X-Model"], told.headers["ETag"]) == ("m7", '"1"')
@@ -155,9 +161,8 @@ async def test_an_old_answer_when_the_server_is_gone_says_so(predictor: Predicto
     old = await front.predict(1)
     assert (old.status, old.document) == (200, {"sum": 1})
     provenance = old.headers["Tailrace-Provenance"]
-    assert re.fullmatch(r"cache=stale, reason=(unreachable|dropped), age=0, steps=\(stale\), degraded", provenance)
-    assert old.headers["Age"] == "0"
-    assert "ttl=-1" in old.headers["Cache-Status"]
+    assert re.fullmatch(r"cache=stale, reason=(unreachable|dropped), age=\d+, steps=\(stale\), degraded", provenance)
+    assert ttl_of(old) < 0
     new = await front.predict(2)
     assert new.status == 503
     assert new.document["detail"].startswith("Endpoint score has no answer (unreachable: ")  # type: ignore[attr-defined]
@@ -256,17 +261,18 @@ async def test_the_server_may_shorten_and_not_lengthen(predictor: Predictor, ope
     front = await open_front(CACHED)
     for number, (fields, ttl) in enumerate(
         (
-            ({"Cache-Control": "max-age=60"}, 59),
-            ({"Cache-Control": "max-age=60", "Age": "20"}, 39),
-            ({"Cache-Control": "public, max-age=864000"}, 3599),
-            ({"Expires": formatdate(4e9, usegmt=True)}, 3599),
+            ({"Cache-Control": "max-age=60"}, 60),
+            ({"Cache-Control": "max-age=60", "Age": "20"}, 60),
+            ({"Cache-Control": "public, max-age=864000"}, 3600),
+            ({"Expires": formatdate(4e9, usegmt=True)}, 3600),
         )
     ):
         predictor.fields = fields
         await front.predict(number)
         hit = await front.predict(number)
-        assert hit.headers["Cache-Status"] == f"tailrace; hit; ttl={ttl}"
-        assert hit.headers["Age"] == fields.get("Age", "0")
+        age = int(hit.headers["Age"])
+        assert age >= int(fields.get("Age", "0"))
+        assert ttl_of(hit) + age in (ttl - 1, ttl)
     predictor.fields = {"Expires": "0"}
     assert [each.cache for each in await twice(front)] == ["miss", "miss"]
 

@@ -225,3 +225,72 @@ async def test_an_answer_without_a_body_and_one_with_odd_bytes_come_through(open
         for state in ("miss", "hit", "hit"):
             told = await front.ask("POST", "/predict?2", BODY)
             assert (told.cache, told.body, told.headers["X-Name"]) == (state, b"ok", "café 100%d")
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        b"X_Forwarded_Host: evil.example",
+        b"X_HTTP_Method_Override: DELETE",
+        b"X-Auth-Token: mine",
+        b"Api-Key: mine",
+        b"X-Amz-Security-Token: mine",
+        b"Ocp-Apim-Subscription-Key: mine",
+    ],
+)
+async def test_what_may_be_for_one_alone_is_left_to_nobody(
+    predictor: Predictor, open_front: Open, field: bytes
+) -> None:
+    front = await open_front(CACHED)
+    for _ in range(2):
+        assert b"cache=bypass" in await exchange(front, sized(BODY, HEAD + field + b"\r\n"))
+    assert b"cache=miss" in await exchange(front, sized(BODY))
+    assert b"cache=hit" in await exchange(front, sized(BODY))
+    assert b"cache=bypass" in await exchange(front, sized(BODY, HEAD + field + b"\r\n"))
+    assert len(predictor.posts) == 4
+
+
+async def test_a_forwarded_that_a_trusted_proxy_let_through_is_in_the_key(
+    predictor: Predictor, open_front: Open
+) -> None:
+    front = await open_front(CACHED, TAILRACE_SERVER__TRUSTED_PROXIES='["127.0.0.1"]')
+    evil = HEAD + b"Forwarded: for=6.6.6.6;host=evil.example\r\n"
+    assert b"cache=miss" in await exchange(front, sized(BODY, evil))
+    assert b"cache=hit" in await exchange(front, sized(BODY, evil))
+    for _ in range(3):
+        last = await exchange(front, sized(BODY))
+    assert b"cache=hit" in last
+    assert len(predictor.posts) == 2
+
+
+@pytest.mark.parametrize("field", ["X-Forwarded-For", "X-Real-IP", "Forwarded"])
+async def test_who_asks_decides_where_vary_says_so(predictor: Predictor, open_front: Open, field: str) -> None:
+    trusting = {"TAILRACE_SERVER__TRUSTED_PROXIES": '["127.0.0.1"]'}
+    front = await open_front(CACHED + f'vary = ["{field}"]\n', **trusting)
+    said = {"Forwarded": ("for=192.0.2.1", "for=192.0.2.2")}.get(field, ("192.0.2.1", "192.0.2.2"))
+    for number, who in enumerate(said, 1):
+        asked = sized(BODY, HEAD + f"{field}: {who}\r\n".encode())
+        assert b"cache=miss" in await exchange(front, asked)
+        for _ in range(3):
+            assert b"cache=hit" in await exchange(front, asked)
+        assert len(predictor.posts) == number
+
+
+@pytest.mark.parametrize("interim", [b"100 Continue", b"102 Processing", b"103 Early Hints"])
+async def test_what_a_server_says_before_its_answer_is_none(open_front: Open, interim: bytes) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]
+                await reader.readexactly(int(length or 0))
+                said = b"HTTP/1.1 %b\r\nLink: </a>\r\n\r\n" % interim
+                writer.write(said * 2 + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    front = await open_front(CACHED, [f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"])
+    for path in ("/predict", "/other"):
+        told = await front.ask("POST", path, b"{}")
+        assert (told.status, told.document) == (200, {})
+    server.close()

@@ -1,0 +1,1 @@
+"""Language identification in two tiers by two packages of others, its rows kept one by one: `make languages`."""
