@@ -22,7 +22,7 @@ from gateway.operate import admin
 from gateway.second import SecondLevel
 from gateway.sources import load
 from tests.doors.callers import ALL
-from tests.doors.house import House, opened, until
+from tests.doors.house import LISTENERS, House, opened, until
 from tests.doors.question import Ask, Outcome, doubled
 from tests.gateway.conftest import EchoTriton
 
@@ -414,6 +414,34 @@ async def test_an_answer_is_as_old_as_it_is(
         assert (found is not None) == there, ahead
         if found is not None:
             assert max(0.0, ahead) - 1 <= ticker() - found[1] <= max(0.0, ahead) + LATE
+
+
+async def test_a_reload_goes_on_with_it_unless_others_might_be_given(
+    houses: Houses, triton_echo: EchoTriton, redis: RedisServer
+) -> None:
+    one = await houses.house(route(redis))
+    await ask(one)
+    await written(one)
+    before = level(one)
+
+    async def reload(text: str) -> None:
+        environ = LISTENERS | {"TAILRACE_BACKENDS__UPSTREAM__PROBE": "100ms", "TAILRACE_ROUTES__R": text}
+        await one.gateway.take(load(None, environ, [triton_echo.url]))
+
+    await reload(route(redis).replace("cache =", "quota = { rate = 1000000 }, cache ="))
+    assert level(one) is before
+    assert before.turn is not None
+    assert told(await ask(one)) == ("hit", "fresh")
+    await reload(route(redis, policy='"lru"'))
+    assert level(one) is not before
+    await until(lambda: level(one).turn is not None)
+    assert told(await ask(one)) == ("hit", "second")
+    await reload(route(redis).replace("1h", "2h"))
+    await until(lambda: level(one).turn is not None)
+    assert told(await ask(one)) == ("miss", "absent")
+    await reload(f'{{ tiers = [{{ backend = "upstream", model = "{MODEL}" }}], cache = {{ ttl = "1h" }} }}')
+    assert one.gateway.routes["r"].second is None
+    assert told(await ask(one)) == ("miss", "absent")
 
 
 async def test_the_check_asks_it(triton_echo: EchoTriton, own_redis: RedisServer) -> None:
