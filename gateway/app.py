@@ -45,7 +45,7 @@ from gateway.doors.ports import Ports
 from gateway.doors.rpc import RpcConnection
 from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
-from gateway.memory import taken
+from gateway.memory import resident
 from gateway.operate.admin import Shown, admin_port
 from gateway.operate.gauges import (
     gauges,
@@ -260,16 +260,17 @@ class Gateway:
         from gateway.doors.grpc import GrpcDoor
         from gateway.doors.grpc_health import Health
         from gateway.doors.grpc_listener import GrpcListener
+        from gateway.doors.grpc_sockets import Sockets
         from gateway.doors.reception import Reception, ReceptionPorts
 
-        server, in_use = self.standing.config.server, taken()
+        server = self.standing.config.server
 
-        def memory() -> int | None:
-            now, caches = in_use(), (service.cache for service in self.services.values())
-            known = self.buffered.bytes + sum(cache.bytes_used for cache in caches if cache is not None)
-            return None if now is None else now - known
+        def kept() -> int:
+            caches = (service.cache for service in self.services.values())
+            return self.buffered.bytes + sum(cache.bytes_used for cache in caches if cache is not None)
 
-        reception = Reception(ReceptionPorts(self.buffered, memory, monotonic), server.message_bytes_max)
+        coming = ReceptionPorts(self.buffered, resident, kept, Sockets().received, monotonic)
+        reception = Reception(coming, server.message_bytes_max)
         self._grpc_door = GrpcDoor(server, ports, reception)
         health = Health(lambda: self.readiness().ready, reception, float(server.body_timeout))
         self._grpc = GrpcListener(server, self._grpc_door, health, reception, self._shared)

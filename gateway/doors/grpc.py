@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable
+from functools import partial
 from typing import Any, Final
 
 import grpc
@@ -34,7 +35,7 @@ from gateway.config import Server, Switch
 from gateway.doors.about import metadata, model_ready
 from gateway.doors.buffered import Held
 from gateway.doors.grpc_infer import Asking, Inferring
-from gateway.doors.grpc_sockets import hang_up
+from gateway.doors.grpc_sockets import Sockets
 from gateway.doors.grpc_stream import Streaming, StreamPorts
 from gateway.doors.onward import withheld
 from gateway.doors.passthrough import CHANGES_MAX
@@ -84,6 +85,7 @@ class GrpcDoor:
 
     def __init__(self, server: Server, ports: Ports, reception: Reception) -> None:
         self._reception = reception
+        self._sockets = Sockets()
         self._secure = server.tls is not None
         self._timeout = float(server.passthrough_timeout)
         self._changes = asyncio.Semaphore(CHANGES_MAX)
@@ -146,7 +148,8 @@ class GrpcDoor:
         passed = self._passed_on(metadata, origin)
         deadline = self._deadline(context, began)
         if method.kind == "stream":
-            return await self._stream(context, Streaming(self._stream_ports, caller, metadata, passed, deadline))
+            identify = partial(self._identify, metadata, origin)
+            return await self._stream(context, Streaming(self._stream_ports, identify, metadata, passed, deadline))
         message = await self._message(context)
         held.add(len(message))
         if method.kind == "infer":
@@ -222,7 +225,8 @@ class GrpcDoor:
         ports = self._ports
         return StreamPorts(
             ports.routes, self._passthrough, ports.pipeline, self._inferring, ports.telemetry, ports.ticker,
-            ports.buffered, self._server.grpc_stream_pending_max, float(self._server.grpc_stream_idle_timeout),
+            ports.buffered, ports.directory, self._server.grpc_stream_pending_max,
+            float(self._server.grpc_stream_idle_timeout),
         )  # fmt: skip
 
     # -- what the gateway says of its routes, and what it does not ------------------------------------
@@ -323,7 +327,7 @@ class GrpcDoor:
                 await context.write(message)
         except TimeoutError:
             # Not waited for: when the connection is shut grpc cancels this call, which then would not be counted.
-            cut = asyncio.create_task(asyncio.to_thread(hang_up, context.peer()))
+            cut = asyncio.create_task(asyncio.to_thread(self._sockets.hang_up, context.peer()))
             self._cuts.add(cut)
             cut.add_done_callback(self._cuts.discard)
             raise Refused(timed_out(f"The answer was not taken within {seconds:g} s.")) from None

@@ -23,7 +23,7 @@ from gateway.config import Address, Server, Tls
 from gateway.doors.certificates import Certificates
 from gateway.doors.grpc import Context, GrpcDoor
 from gateway.doors.grpc_health import NAME, Health
-from gateway.doors.grpc_sockets import end_idle
+from gateway.doors.grpc_sockets import Sockets
 from gateway.doors.guests import Connections, Guests
 from gateway.doors.listener import check_free
 from gateway.doors.reception import Reception
@@ -37,6 +37,9 @@ TURN_SECONDS: Final = 0.01
 TURNING_SECONDS_MAX: Final = 1.0
 """How often connections that have nothing left to do are looked for, and for how long while streams are open, which
 may not end by themselves: a caller whose connection is busy is turned away until then, and sent elsewhere after it."""
+
+PAUSES: Final = 2
+"""A pause is at least so many times as long as the look before it: the interpreter is the event loop's meanwhile."""
 
 REFLECTION_SECONDS: Final = 60.0
 CROWDED: Final = {
@@ -90,10 +93,13 @@ class GrpcListener:
         loop, connections = asyncio.get_running_loop(), self.service.connections
         began = loop.time()
         connections.closing = True
-        while end_idle(self._own, connections.busy()):
-            if loop.time() - began > min(seconds / 2, TURNING_SECONDS_MAX if self.service.streams.calls else seconds):
+        sockets, looked = Sockets(), began
+        while await asyncio.to_thread(sockets.end_idle, self._own, connections.busy()):
+            now = loop.time()
+            if now - began > min(seconds / 2, TURNING_SECONDS_MAX if self.service.streams.calls else seconds):
                 break
-            await asyncio.sleep(TURN_SECONDS)
+            await asyncio.sleep(max(TURN_SECONDS, PAUSES * (now - looked)))
+            looked = loop.time()
         await self._server.stop(max(0.0, seconds - (loop.time() - began)))
 
 

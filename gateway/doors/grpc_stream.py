@@ -17,7 +17,7 @@ from contextlib import ExitStack
 import msgspec
 
 from degrade.deadline import Deadline, Ticker
-from gateway.admission.auth import Caller
+from gateway.admission.auth import Caller, Directory
 from gateway.codec import grpc as codec
 from gateway.codec.http import parse_cache_control
 from gateway.doors.buffered import Buffered, Held
@@ -49,6 +49,7 @@ class StreamPorts(msgspec.Struct, frozen=True):
     telemetry: Telemetry
     ticker: Ticker
     buffered: Buffered
+    directory: Directory
     pending_max: int
     idle: float
 
@@ -59,14 +60,16 @@ class Streaming:
     def __init__(
         self,
         ports: Callable[[], StreamPorts],
-        caller: Caller,
+        identify: Callable[[], Caller],
         metadata: codec.Metadata,
         passed: Metadata,
         deadline: Deadline,
     ) -> None:
-        """``ports`` are asked for with every request: a stream may outlive them."""
+        """``ports`` are asked for with every request: a stream may outlive them. ``identify`` says who asks, by the
+        keys of now; raises Refused."""
         self._told_ports = ports
-        self._caller = caller
+        self._identify = identify
+        self._known_by, self._caller = ports().directory, identify()
         self._directives = parse_cache_control(codec.joined(metadata, "cache-control"))
         self._passed = passed
         self._deadline = deadline
@@ -108,28 +111,44 @@ class Streaming:
     async def _requests(self, read: Read, write: Write) -> None:
         while (message := await read()) is not None:
             self._heard()
-            await self._free.acquire()
-            try:
-                sketch = codec.sketch(message)
-            except Refused as refused:
-                self._refuse(refused, "", PASSTHROUGH)
-                continue
-            route = self._ports.routes.get(sketch.model)
-            label = PASSTHROUGH if route is None else route.name
-            try:
-                facts = None if route is None else await self._passing(route, sketch)
-                if route is not None and facts is None:
-                    self._answer(self._asking(route, sketch))
-                    continue
-                admit = None if route is None or facts is None else (self._asking(route, sketch), facts)
-                await self._pass_on(admit, sketch, write)
-                self._free.release()
-            except Refused as refused:
-                self._refuse(refused, sketch.id, label)
+            with Held(self._ports.buffered) as held:
+                await self._request(message, held, write)
         self._ended = True
         self._more.set()
         for talk in self._talks.values():
             await talk.end()
+
+    async def _request(self, message: bytes, held: Held, write: Write) -> None:
+        """Take one request in hand; ``held``: until it is, which may take as long as others, or the model's facts."""
+        identifier, label, refused = "", PASSTHROUGH, None
+        try:
+            held.add(len(message))
+        except Refused as error:
+            refused, message = error, b""
+        await self._free.acquire()
+        try:
+            if refused is not None:
+                raise refused
+            sketch = codec.sketch(message)
+            route = self._ports.routes.get(sketch.model)
+            identifier, label = sketch.id, PASSTHROUGH if route is None else route.name
+            self._know_again()
+            facts = None if route is None else await self._passing(route, sketch)
+            if route is not None and facts is None:
+                self._answer(self._asking(route, sketch))
+                return
+            admit = None if route is None or facts is None else (self._asking(route, sketch), facts)
+            await self._pass_on(admit, sketch, write)
+            self._free.release()
+        except Refused as error:
+            self._refuse(error, identifier, label)
+
+    def _know_again(self) -> None:
+        """A reload may have taken the caller's key away, or changed its tenant. Raises Refused (401)."""
+        directory = self._ports.directory
+        if directory is not self._known_by:
+            self._caller = self._identify()
+            self._known_by = directory
 
     async def _passing(self, route: Route, sketch: Sketch) -> ModelFacts | None:
         """The facts of the route's model, if it answers in a way of its own. Raises Refused for an unknown version."""
@@ -178,7 +197,7 @@ class Streaming:
         """Send a message on to a replica; one of a route (``admit``) under the name of its model."""
         message, name, pool = sketch.message, "", self._ports.passthrough
         with Held(self._ports.buffered) as held:
-            held.add(2 * len(message))  # grpc makes a copy of what it sends
+            held.add(len(message))  # grpc makes a copy of what it sends
             self._ports.pipeline.charge(None if admit is None else admit[0].route, self._caller)
             if admit is not None:
                 await self._ports.inferring.admit(*admit)

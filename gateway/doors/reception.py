@@ -11,6 +11,10 @@ their address, and the youngest; and as many new ones as would fit in the other 
 after them. Not later, for a large message holds up the event loop when it is whole (grpc copies it there), and what is
 waited for meanwhile grows unseen.
 
+Memory also grows for reasons that are no messages. So what counts is growth within a window of time, less what caches
+have grown by; and a stream, which may wait for its next message for ever, goes only if its connection has been seen to
+receive meanwhile. That is looked at beside the event loop, once memory grows.
+
 One coarse sweep looks at all of them, so that a small message costs no timer.
 """
 
@@ -19,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Set
 from typing import Any, Final
 
 import msgspec
@@ -44,14 +48,52 @@ LATE_SECONDS: Final = 3 * SWEEP_SECONDS
 UNSEEN_PARTS: Final = 8
 """The part of what may be held that memory may grow by before anyone must go or wait."""
 
+WINDOW_SECONDS: Final = 30.0
+"""Growth is forgotten after once to twice this: the time that a first message may take (``server.body_timeout``)."""
+
+
+QUIET_BYTES_A_SECOND: Final = 100_000
+"""A stream is silent while no more comes by its connection: pings, and small calls."""
+
 
 class ReceptionPorts(msgspec.Struct, frozen=True):
-    """What a reception is wired to. ``memory``: bytes that this process has taken, less what is counted elsewhere; None
-    where that cannot be known."""
+    """What a reception is wired to. ``memory``: bytes that this process has taken; None where that cannot be known.
+    ``kept``: bytes of that which it knows of, in its caches and in ``buffered``. ``received``: how many bytes have come
+    from each of these gRPC peers whose connection is known, now and a moment later; called on a thread of its own."""
 
     buffered: Buffered
     memory: Callable[[], int | None]
+    kept: Callable[[], int]
+    received: Callable[[Set[str]], tuple[Mapping[str, int], Mapping[str, int]]]
     ticker: Ticker
+
+
+class Growth:
+    """How far memory is above the least it was in the last WINDOW_SECONDS, up to twice that.
+
+    What is known to be kept is no growth. Nor is it when much of that is let go at once (more than ``emptied_bytes``):
+    it is counted otherwise than the process's memory, which is slow to be given back.
+    """
+
+    def __init__(self, emptied_bytes: int) -> None:
+        self._emptied_bytes = emptied_bytes
+        self.forget()
+
+    def forget(self) -> None:
+        self._with = self._without = (math.inf, math.inf)
+        self._turn = -math.inf
+        self._kept = 0
+
+    def of(self, now: float, memory: int, kept: int) -> float:
+        if now >= self._turn:
+            self._turn = now + WINDOW_SECONDS
+            self._with, self._without = (math.inf, self._with[0]), (math.inf, self._without[0])
+        emptied = self._kept - kept if self._kept - kept > self._emptied_bytes else 0
+        self._kept = kept
+        self._with = (min(self._with[0], memory), self._with[1])
+        newer, older = self._without
+        self._without = (min(newer + emptied, memory - kept), older + emptied)
+        return memory - max(min(self._with), kept + min(self._without))
 
 
 class _Arrival:
@@ -85,7 +127,11 @@ class Reception:
         self._sweeping = False
         self._swept = 0.0
         self._pressed = False
-        self._before: int | None = None
+        self._growth = Growth(ports.buffered.bytes_max // UNSEEN_PARTS**2)
+        self._looking: asyncio.Task[None] | None = None
+        self._look_after = -math.inf
+        self._seen: dict[_Arrival, tuple[float, int]] = {}
+        self._receiving: set[_Arrival] = set()
         self.cut = 0
 
     async def first(self, context: Context, seconds: float) -> bytes | None:
@@ -151,7 +197,8 @@ class Reception:
         self._sweeping = bool(self._arrivals)
         now = self._swept = self._ports.ticker()
         if not self._sweeping:
-            self._before, self._pressed = None, False
+            self._pressed = False
+            self._growth.forget()
             return
         asyncio.get_running_loop().call_later(SWEEP_SECONDS, self._sweep)
         slow = []
@@ -160,33 +207,77 @@ class Reception:
                 continue
             if each.limit <= now:
                 each.end(timed_out(f"The message did not arrive within {each.seconds:g} s."))
-            elif not (each.young or self._is_waiting(each)):
+            elif self._is_slow(each):
                 slow.append(each)
-        for each in self._too_many(slow):
-            self.cut += 1
-            each.end(self._ports.buffered.refusal())
+        self._cut(self._too_many(slow))
         for each in self._arrivals:
             each.young = False
         self._young = 0
         self._go_on()
 
-    def _is_waiting(self, arrival: _Arrival) -> bool:
-        return arrival.turn is not None and not arrival.turn.done()
+    def _is_slow(self, arrival: _Arrival) -> bool:
+        """Whether it is under way since before the last sweep, and may go on."""
+        waiting = arrival.turn is not None and not arrival.turn.done()
+        return not (arrival.young or waiting or arrival.problem is not None)
 
     def _too_many(self, slow: list[_Arrival]) -> list[_Arrival]:
         """Those that must go now."""
         memory, safe = self._ports.memory(), self._safe()
         if memory is None:  # then only what each may become can be gone by, and streams are silent most of the time
-            slow = [each for each in slow if each.seconds is not None]
-            self._pressed = len(slow) > safe
+            first = [each for each in slow if each.seconds is not None]
+            self._pressed = len(first) > safe
+            return _ranked(first)[safe:]
+        if not slow:
+            self._growth.forget()
+        grown = self._growth.of(self._swept, memory, self._ports.kept())
+        unseen = self._ports.buffered.bytes_max // UNSEEN_PARTS
+        if grown <= unseen // 2:
+            self._seen, self._receiving = {}, set()
         else:
-            self._before = memory if self._before is None or not slow else min(self._before, memory)
-            self._pressed = memory - self._before > self._ports.buffered.bytes_max // UNSEEN_PARTS
-        if not self._pressed:
-            return []
-        over = _ranked(slow)[safe:]
-        # Of streams half, and then another look: most of them hold nothing.
-        return [each for each in over if each.seconds is not None] or over[len(over) // 2 :]
+            self._look([each for each in slow if each.seconds is None])
+        under_way = [each for each in slow if each.seconds is not None or each in self._receiving]
+        self._pressed = grown > unseen and bool(under_way)
+        return _ranked(under_way)[safe:] if self._pressed else []
+
+    def _cut(self, arrivals: list[_Arrival]) -> None:
+        for each in arrivals:
+            self.cut += 1
+            each.end(self._ports.buffered.refusal())
+
+    # -- who is receiving -------------------------------------------------------------------------
+
+    def _look(self, streams: list[_Arrival]) -> None:
+        """See which of them are receiving: one look at a time, and as long a pause as the last one took."""
+        if self._looking is None and streams and self._swept >= self._look_after:
+            self._looking = asyncio.create_task(self._looked(streams))
+
+    async def _looked(self, streams: list[_Arrival]) -> None:
+        """Go by what is seen at once: the next sweep may be held up by a large message that is whole."""
+        began = self._ports.ticker()
+        try:
+            told = await asyncio.to_thread(self._ports.received, {each.context.peer() for each in streams})
+        finally:
+            self._looking = None
+        now = self._ports.ticker()
+        self._look_after = now + (now - began)
+        # One that was read meanwhile is no longer the same arrival: it was whole, and fills nothing.
+        waiting = [each for each in streams if each in self._arrivals]
+        for when, counts in zip((began, now), told, strict=True):
+            self._compare(when, counts, waiting)
+        self._receiving.intersection_update(self._arrivals)
+        self._cut(self._too_many([each for each in self._arrivals if self._is_slow(each)]))
+
+    def _compare(self, now: float, counts: Mapping[str, int], waiting: list[_Arrival]) -> None:
+        """Whose connections have received since they were last seen. grpc takes from few of them at a time: who was
+        seen receiving once is so for as long as the message is not whole, and memory is up."""
+        before, self._seen = self._seen, {}
+        for each in waiting:
+            count = counts.get(each.context.peer())
+            if count is not None:
+                self._seen[each] = now, count
+                then, known = before.get(each, (now, count))
+                if count - known > QUIET_BYTES_A_SECOND * (now - then):
+                    self._receiving.add(each)
 
 
 def _ranked(arrivals: list[_Arrival]) -> list[_Arrival]:

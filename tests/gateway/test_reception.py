@@ -1,11 +1,12 @@
 """Messages on their way in: in virtual memory, with calls that send when the test says so."""
 
 import asyncio
+import threading
 
 import pytest
 
 from gateway.doors.buffered import Buffered
-from gateway.doors.reception import SWEEP_SECONDS, Reception, ReceptionPorts
+from gateway.doors.reception import SWEEP_SECONDS, WINDOW_SECONDS, Growth, Reception, ReceptionPorts
 from gateway.problem import Refused
 
 MESSAGE_BYTES_MAX = 100
@@ -32,10 +33,27 @@ class Call:
 class World:
     def __init__(self, known=True):
         self.memory = 0
+        self.kept = 0
         self.now = 0.0
+        self.receiving = set()
+        self.count = 0
+        self.meanwhile = lambda: None
+        self.looks = []
         self.buffered = Buffered(BUFFERED_BYTES_MAX, small_bytes=10)
-        ports = ReceptionPorts(self.buffered, lambda: self.memory if known else None, lambda: self.now)
+        memory = lambda: self.memory if known else None  # noqa: E731
+        ports = ReceptionPorts(self.buffered, memory, lambda: self.kept, self.look, lambda: self.now)
         self.reception = Reception(ports, MESSAGE_BYTES_MAX)
+
+    def look(self, peers):
+        self.looks.append(threading.current_thread())
+        self.meanwhile()
+        self.count += 1000
+        return dict.fromkeys(peers, 0), {peer: self.count * (peer in self.receiving) for peer in peers}
+
+    def stream(self, *addresses):
+        """Streams that have said something, and the waits for what they say next."""
+        calls = [Call(address) for address in addresses]
+        return calls, [asyncio.create_task(self.reception.later(call)) for call in calls]
 
     def begin(self, *addresses, seconds=SECONDS):
         """Calls and the waits for their messages."""
@@ -50,6 +68,8 @@ class World:
         async with asyncio.timeout(SECONDS):
             while self.reception._swept <= before:  # noqa: ASYNC110 - a sweep has no event
                 await asyncio.sleep(0.005)
+            if self.reception._looking is not None:
+                await asyncio.wait([self.reception._looking])
         for _ in range(5):
             await asyncio.sleep(0)
 
@@ -144,21 +164,124 @@ async def test_who_waits_a_turn_is_cut_in_time_and_who_leaves_leaves_nothing(wor
     assert world.reception._young == 0
 
 
-async def test_streams_may_be_silent_for_ever_and_go_half_at_a_time(world):
-    calls = [Call(f"192.0.2.{number}") for number in range(12)]
-    tasks = [asyncio.create_task(world.reception.later(call)) for call in calls]
-    for _ in range(3):
+MUCH = BUFFERED_BYTES_MAX // 8 + 1
+"""Growth that presses."""
+
+
+async def test_streams_may_be_silent_for_ever_whatever_memory_does(world):
+    _, tasks = world.stream(*[f"192.0.2.{number}" for number in range(200)])
+    for _ in range(10):
+        world.memory += MUCH
         await world.sweep()
     world.now += 10_000.0
     await world.sweep()
-    assert not any(each.done() for each in tasks)
-    world.memory += BUFFERED_BYTES_MAX // 8 + 1
+    assert refused(tasks) == []
+    assert len(world.looks) > 1
+    assert not world.reception._pressed
+    _, small = world.begin(*["192.0.2.9"] * 50)
+    await asyncio.sleep(0)
+    assert world.reception._young == 50, "nor does anyone wait"
+    await end([*tasks, *small])
+
+
+async def test_streams_that_are_receiving_go_those_of_one_address_and_the_youngest_first(world):
+    calls, tasks = world.stream("192.0.2.3", "192.0.2.3", *[f"192.0.2.{number}" for number in range(10, 20)])
+    world.receiving = {call.peer() for call in calls[:8]}
     await world.sweep()
-    assert refused(tasks) == [8, 9, 10, 11]
-    world.memory = 0
     await world.sweep()
-    assert refused(tasks) == [8, 9, 10, 11]
+    assert world.looks == [], "nobody is looked at without need"
+    world.memory += MUCH // 2 + 1
+    await world.sweep()
+    assert refused(tasks) == []
+    world.memory += MUCH // 2
+    await world.sweep()
+    assert refused(tasks) == [1, 5, 6, 7]
+    await world.sweep()
+    assert refused(tasks) == [1, 5, 6, 7]
+    assert all(thread is not threading.current_thread() for thread in world.looks)
     await end(tasks)
+
+
+async def test_a_stream_that_is_read_while_it_is_looked_at_is_not_one_that_fills_memory(world):
+    calls, tasks = world.stream(*[f"192.0.2.{number}" for number in range(12)])
+    world.receiving = {call.peer() for call in calls}
+    loop = asyncio.get_running_loop()
+
+    def meanwhile():
+        for call in calls:
+            loop.call_soon_threadsafe(call.said.set_result, b"message")
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.01), loop).result()
+
+    world.meanwhile = meanwhile
+    await world.sweep()
+    world.memory += MUCH
+    await world.sweep()
+    assert await asyncio.gather(*tasks) == [b"message"] * 12
+    assert world.reception.cut == 0
+
+
+async def test_of_whom_nothing_can_be_known_only_first_messages_go(world):
+    _, streams = world.stream(*[f"192.0.2.{number}" for number in range(12)])
+    _, tasks = world.begin(*[f"192.0.2.{number}" for number in range(6)])
+    for _ in range(4):
+        await world.sweep()
+        world.memory += MUCH
+    assert refused(tasks) == [4, 5]
+    assert refused(streams) == []
+    await end([*tasks, *streams])
+
+
+async def test_who_is_pressed_is_so_no_longer_than_memory_is_up(world):
+    _, silent = world.stream("192.0.2.200")
+    _, slow = world.begin("192.0.2.1", seconds=1000.0)
+    await world.sweep()
+    await world.sweep()
+    world.memory += MUCH
+    await world.sweep()
+    assert world.reception._pressed
+    world.memory -= MUCH
+    await world.sweep()
+    assert not world.reception._pressed
+    world.memory += MUCH
+    await world.sweep()
+    assert world.reception._pressed
+    for _ in range(3):
+        world.now += WINDOW_SECONDS
+        await world.sweep()
+    assert not world.reception._pressed, "what was long ago is forgotten"
+    world.memory += MUCH
+    await world.sweep()
+    assert world.reception._pressed, "and what is new is seen"
+    await end(slow)
+    await world.sweep()
+    assert not world.reception._pressed, "nobody is there who could have filled it"
+    await end(silent)
+
+
+async def test_the_caches_fill_and_are_emptied_beside_it(world):
+    _, tasks = world.begin(*[f"192.0.2.{number}" for number in range(12)], seconds=1000.0)
+    await world.sweep()
+    await world.sweep()
+    for memory, kept in ((3 * MUCH, 3 * MUCH), (3 * MUCH, 9 * MUCH), (3 * MUCH, 0), (2 * MUCH, 0), (0, 0)):
+        world.memory, world.kept = memory, kept  # full; of small answers that malloc does not see; a purge; and its end
+        await world.sweep()
+        assert not world.reception._pressed
+    assert refused(tasks) == []
+    await end(tasks)
+
+
+def test_growth_is_seen_for_one_window_at_least_and_two_at_most():
+    growth = Growth(emptied_bytes=10)
+    assert growth.of(0.0, 100, 0) == 0
+    assert growth.of(WINDOW_SECONDS - 1.0, 150, 0) == 50
+    assert growth.of(WINDOW_SECONDS + 1.0, 160, 0) == 60
+    assert growth.of(2 * WINDOW_SECONDS - 1.0, 170, 0) == 70
+    assert growth.of(2 * WINDOW_SECONDS + 2.0, 170, 0) == 10
+    assert growth.of(3 * WINDOW_SECONDS + 3.0, 170, 0) == 0
+    assert growth.of(3 * WINDOW_SECONDS + 4.0, 170, 500) == 0
+    assert growth.of(3 * WINDOW_SECONDS + 5.0, 190, 0) == 20, "what caches let go of is no growth, what came is"
+    growth.forget()
+    assert growth.of(4 * WINDOW_SECONDS, 1000, 0) == 0
 
 
 async def test_where_memory_cannot_be_known_only_what_surely_fits_may_take_its_time():

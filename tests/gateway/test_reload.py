@@ -368,6 +368,32 @@ async def test_an_open_stream_finds_the_routes_of_now(house: House, second_echo:
         stream.cancel()
 
 
+async def test_a_key_taken_away_is_refused_on_an_open_stream_too(house: House) -> None:
+    house.callers = {"a": {"key_sha256": key_digest("secret")}}
+    await house.reload()
+    async with grpc.aio.insecure_channel(house.gateway.grpc_address) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        stream = stub.ModelStreamInfer(metadata=(("x-api-key", "secret"),))
+
+        async def ask(number: int) -> str:
+            message = service_pb2.ModelInferRequest(model_name="r", id=str(number))
+            message.inputs.add(name="x", datatype="FP32", shape=[1, 2]).contents.fp32_contents.extend([number, 2])
+            await stream.write(message)
+            async with asyncio.timeout(SECONDS):
+                answer = await stream.read()
+            said: str = answer.error_message
+            return said
+
+        assert await ask(1) == ""
+        house.callers["b"] = {"key_sha256": key_digest("another")}
+        await house.reload()
+        assert await ask(2) == ""
+        del house.callers["a"]
+        await house.reload()
+        assert "key is not known" in await ask(3)
+        stream.cancel()
+
+
 async def test_reloads_whose_backends_are_at_work_are_bounded_and_others_are_not(
     house: House, triton_echo: EchoTriton
 ) -> None:
