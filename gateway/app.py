@@ -53,6 +53,7 @@ from gateway.operate.gauges import (
     lane_gauges,
     reload_gauges,
     rpc_gauges,
+    second_gauges,
     table_gauges,
     tls_gauges,
 )
@@ -61,6 +62,7 @@ from gateway.pipeline import Pipeline
 from gateway.reload import Reloads
 from gateway.route import Home, Route
 from gateway.service import Watched
+from gateway.sharing import Stores
 from gateway.sources import ConfigError, Loaded
 from gateway.standing import Retired, Standing, Watching, changed_quotas, homes, retired, stand
 
@@ -122,13 +124,17 @@ class Gateway:
         self._makings = Makings(config.server, monotonic, self._chance)
         self._watching = Watching(self._breaker_changed, self._model_changed)
         self.standing = stand(config, self._makings, homes(config, self._makings, self._watching))
+        self._stores = Stores(monotonic)
+        self._share(self.standing)
         self._limiter = Limiter(config.server.quota_keys_max)
         self.pipeline = Pipeline(self._limiter, self.telemetry, monotonic, self._chance)
         self._exchange = Exchange(self.pipeline, monotonic, self.buffered)
         self.reloads = None if reread is None else Reloads(config, reread, self.take)
         shown = (lambda: self.services, lambda: self.homes, lambda: self._draining)
         of_reloads = () if self.reloads is None else reload_gauges(self.reloads)
-        for gauge in (*gauges(*shown), *table_gauges(lambda: self.standing.tables), *of_reloads):
+        of_tables = table_gauges(lambda: self.standing.tables)
+        of_seconds = second_gauges(lambda: self.services, self._stores.states)
+        for gauge in (*gauges(*shown), *of_tables, *of_seconds, *of_reloads):
             self.telemetry.watch(gauge)
 
     @property
@@ -177,6 +183,7 @@ class Gateway:
         # One look before anyone is told that we are ready: until then readiness would be a guess.
         await self._probe(self.homes.values())
         self._keep(self.standing)
+        self._begin_sharing()
         return http, admin_url
 
     async def take(self, config: Config) -> None:
@@ -203,6 +210,8 @@ class Gateway:
         # From here to the end no await: whoever asks next is answered by all of the new or, before, all of the old.
         before = self.standing
         after = self.standing = stand(config, self._makings, made, before)
+        self._share(after)
+        self._begin_sharing()
         self._limiter.forget(changed_quotas(before, after))
         self.buffered.bytes_max = int(config.server.buffered_bytes_max)
         ports = self._ports(after)
@@ -239,9 +248,7 @@ class Gateway:
         assert listener is not None
         relayed_bytes_max = min(RELAYED_BYTES_MAX, int(server.passthrough_bytes_max))
         bounds = HeadBounds(int(server.header_bytes_max), relayed_bytes_max)
-        heads = Heads(
-            standing.routes, standing.directory, bounds, standing.proxies, server.edge, standing.by_path
-        )
+        heads = Heads(standing.routes, standing.directory, bounds, standing.proxies, server.edge, standing.by_path)
         pool, proxies = standing.passthrough.pool, standing.proxies
         return Desk(heads, self._exchange, self.telemetry, self.buffered, listener.behind, pool, proxies)
 
@@ -313,13 +320,16 @@ class Gateway:
             self._server.close()
         if self._rpc_server is not None:
             self._rpc_server.close()
-        drain = float(self.standing.config.server.drain)
+        drain, began = float(self.standing.config.server.drain), monotonic()
         draining = [lane.drain(drain) for lane in (self._lane, self._rpc) if lane is not None]
         if self._grpc is not None:
             draining.append(self._grpc.stop(drain))
         await asyncio.gather(*draining)
         if self._listener is not None:
             await self._listener.shutdown(drain)
+        left = max(0.0, drain - (monotonic() - began))
+        seconds = [route.second for route in self.routes.values() if route.second is not None]
+        await asyncio.gather(*(second.behind.drain(left) for second in seconds))
         if self._admin_server is not None:
             self._admin_server.close()
         if self._admin is not None:
@@ -334,6 +344,7 @@ class Gateway:
         standing = self.standing
         await Retired(tuple(standing.homes.values()), standing.answering, tuple(standing.tables.values())).close()
         await self._makings.close()
+        await self._stores.close()
 
     # -- making the parts -------------------------------------------------------------------------
 
@@ -350,7 +361,16 @@ class Gateway:
             )
         self.rpc_address = url.removeprefix("http://")
 
+    def _share(self, standing: Standing) -> None:
+        for route in standing.routes.values():
+            self._stores.share(route, standing.config)
+
     # -- what runs beside the requests --------------------------------------------------------------
+
+    def _begin_sharing(self) -> None:
+        for route in self.routes.values():
+            if route.second is not None:
+                route.second.start()
 
     async def _probe(self, made: Iterable[Home]) -> None:
         await asyncio.gather(*(pool.probe_once() for home in made for pool in home.pools))

@@ -1,4 +1,4 @@
-"""Whether the world agrees with a configuration: this process, the backends, and what their models are.
+"""Whether the world agrees with a configuration: this process, the backends, what their models are, second levels.
 
 Rule of this file: it asks and tells, and changes nothing. Asking (``survey``, asynchronous) is apart
 from judging (``environment_faults``, ``route_faults``: pure), and everything wrong comes in one list.
@@ -20,6 +20,7 @@ import msgspec
 
 from cache.stores.store import StoreError
 from degrade.deadline import Deadline, Ticker
+from gateway import sharing
 from gateway.config import Backend, Config, Route, Server, TierConfig
 from gateway.doors import certificates
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ParserMissing, require_strict_parser
@@ -62,8 +63,9 @@ async def findings(config: Config, offline: bool = False) -> Findings:
     found = list(environment_faults(config, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
     if offline:
         return Findings(tuple(found))
-    surveyed, tables = await asyncio.gather(survey(config), table_faults(config))
-    found += (*surveyed.faults, *tables)
+    asked = survey(config), table_faults(config), sharing.faults(config, ANSWER_SECONDS_MAX)
+    surveyed, tables, seconds = await asyncio.gather(*asked)
+    found += (*surveyed.faults, *tables, *seconds)
     for name, route in config.routes.items():
         found += route_faults(f"routes.{name}", route, surveyed.facts)
     return Findings(tuple(found), surveyed.notes)

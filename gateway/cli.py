@@ -14,10 +14,11 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Final, Protocol, cast
+from typing import IO, Final, Protocol, cast
 
 from gateway.config import Config
 from gateway.sources import ConfigError, Loaded, read
@@ -26,6 +27,9 @@ WELL: Final = 0
 UNFIT: Final = 1
 MISUSED: Final = 2
 INTERRUPTED: Final = 130
+RATE_MAX: Final = 1e6
+IN_FLIGHT_MAX: Final = 1024
+"""Of ``warm``: more is a mistake, or an attack on one's own gateway."""
 
 EXAMPLES: Final = """\
 examples:
@@ -41,6 +45,8 @@ examples:
       is the file right, are the backends there, do the tiers fit?
   TAILRACE_SERVER__HTTP=0.0.0.0:8080 tailrace serve --config tailrace.toml
       any key can be set from outside: TAILRACE_SECTION__KEY
+  tailrace warm requests.jsonl --rate 20
+      ask a running gateway what will be asked anyway, before callers do
   tailrace table load user --config tailrace.toml --from users.parquet
       fill a table's store from a file; interrupted, the same command goes on
   tailrace schema > tailrace.schema.json
@@ -82,6 +88,8 @@ def _run(chosen: argparse.Namespace, given: Sequence[str]) -> int:
             return _check(chosen)
         case "schema":
             return _schema()
+        case "warm":
+            return _warm(chosen)
         case "table":
             return _load(chosen)
         case _:
@@ -114,6 +122,43 @@ def _check(chosen: argparse.Namespace) -> int:
     endpoints = f", {_count(len(config.endpoints), 'endpoint')}" if config.endpoints else ""
     print(f"all well: {backends} ({asked}), {routes}{endpoints}")
     return WELL
+
+
+def _warm(chosen: argparse.Namespace) -> int:
+    from time import monotonic
+
+    from gateway.warm import Warming, WarmOptions
+
+    key = ""
+    if chosen.key_file is not None:
+        with open(chosen.key_file, encoding="utf-8") as file:
+            key = file.read().strip()
+    options = WarmOptions(chosen.url, chosen.rate, chosen.in_flight, key)
+
+    async def run(lines: IO[bytes]) -> tuple[Warming, bool]:
+        warming = Warming(options, monotonic, asyncio.sleep)
+        return warming, await warming.run(lines)
+
+    with open(chosen.file, "rb") if chosen.file != "-" else nullcontext(sys.stdin.buffer) as lines:
+        warming, is_well = asyncio.run(run(lines))
+    for fault in warming.faults:
+        print(f"tailrace: {fault}", file=sys.stderr)
+    print("warmed: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(warming.outcomes.items()) if count))
+    return WELL if is_well else UNFIT
+
+
+def _positive(written: str) -> float:
+    value = float(written)
+    if not 0 < value <= RATE_MAX:
+        raise ValueError
+    return value
+
+
+def _in_flight(written: str) -> int:
+    value = int(written)
+    if not 1 <= value <= IN_FLIGHT_MAX:
+        raise ValueError
+    return value
 
 
 def _load(chosen: argparse.Namespace) -> int:
@@ -241,6 +286,27 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", metavar="N", type=int, help="processes that answer on the same port (default: server.workers, 1)"
     )
     serve.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # which of a supervisor's workers this one is
+    warm = commands.add_parser(
+        "warm",
+        help="fill a running gateway's caches from a file",
+        description="Asks a running gateway every request of a file, at a bounded rate. One in each line, as JSON:\n"
+        '  {"route": "digits", "inputs": {"image": [[0, 0, 5]]}}\n'
+        '  {"path": "/v2/models/digits/infer", "body": {"inputs": [...]}}\n'
+        "With several workers each fills the cache of whichever answers, and cache.second is for all of them.",
+        epilog="exit codes: 0 all was answered, 1 something was not, 2 the arguments are wrong",
+        formatter_class=raw,
+    )
+    warm.add_argument("file", metavar="FILE", help="the requests; - is standard input")
+    warm.add_argument(
+        "--url", metavar="URL", default="http://127.0.0.1:8080", help="the gateway (default: %(default)s)"
+    )
+    warm.add_argument(
+        "--rate", metavar="N", type=_positive, default=50.0, help="requests a second at most (default: %(default)g)"
+    )
+    warm.add_argument(
+        "--in-flight", metavar="N", type=_in_flight, default=8, help="requests at once at most (default: %(default)d)"
+    )
+    warm.add_argument("--key-file", metavar="FILE", help="a file with the API key to ask with")
     _table_parser(commands)
     commands.add_parser("schema", help="print the JSON Schema of tailrace.toml")
     demo = commands.add_parser(

@@ -18,6 +18,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta, field
 
+from cache.stores.address import parse_redis
 from gateway.admission.forwarded import UNIX, network
 from gateway.config_tables import TableConfig
 from gateway.ranges import AGE_MAX, DEADLINE_MIN, SIZE_MAX, WAIT_MAX, WAIT_MIN, Positive, seconds, size, within
@@ -28,6 +29,8 @@ Switch = Literal["repository", "logging", "trace", "shared_memory"]
 DegradeStep = Literal["replica", "tier", "stale"]
 ALLOW_ALL: Final[tuple[Switch, ...]] = ("repository", "logging", "trace", "shared_memory")
 
+SECOND_MAX: Final = Seconds.parse("1s")
+"""The longest wait for a second level of a cache: what takes longer is not one."""
 PROBE_MIN: Final = Seconds.parse("100ms")
 PROBE_MAX: Final = Seconds.parse("1h")
 """A round of probes asks each replica three things of every model that routes name: oftener, and it is
@@ -312,6 +315,8 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     shared: bool = False
     rows: bool = False
     rows_bytes_max: Size = size("256MiB")
+    second: str | None = None
+    second_timeout: Seconds = seconds("20ms")
 
     def faults(self) -> Iterator[Fault]:
         if self.ttl <= 0:
@@ -320,6 +325,12 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if self.refresh > self.max_stale:
             yield "refresh", f"is longer than max_stale ({self.refresh} > {self.max_stale})"
         yield from within(Size.parse("1MiB"), SIZE_MAX, bytes_max=self.bytes_max, rows_bytes_max=self.rows_bytes_max)
+        yield from within(DEADLINE_MIN, SECOND_MAX, second_timeout=self.second_timeout)
+        if self.second is not None:
+            try:
+                parse_redis(self.second)
+            except ValueError as error:
+                yield "second", str(error)
 
 
 class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

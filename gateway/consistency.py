@@ -141,12 +141,24 @@ def _route_faults(config: Config, written: Written, name: str, route: Route) -> 
     yield from _body_faults(config, f"{path}.limits.body_bytes_max", route.limits.body_bytes_max)
     own = route.limits.body_bytes_max
     bytes_max, of = (own, f"{path}.limits.body_bytes_max") if own is not None else _servers(config)
+    yield from _second_faults(path, route)
     json_bytes_max = route.limits.json_bytes_max
     if json_bytes_max > bytes_max and said(written, "routes", name, "limits", "json_bytes_max"):
         yield (
             f"{path}.limits.json_bytes_max",
             f"is {json_bytes_max}, and no body may have more than {bytes_max}; lower it, or raise {of}",
         )
+
+
+def _second_faults(path: str, route: Route) -> Iterator[Fault]:
+    cache = route.cache
+    if cache is None or cache.second is None:
+        return
+    if route.features is not None:
+        yield f"{path}.cache.second", "is not for routes with features, whose answers depend on more than their models"
+    if cache.second_timeout * 2 > route.timeout:
+        half = f"more than half of the route's time ({route.timeout})"
+        yield f"{path}.cache.second_timeout", f"is {cache.second_timeout}, {half}; lower it, or raise timeout"
 
 
 def _endpoint_faults(config: Config, written: Written, name: str, endpoint: Endpoint) -> Iterator[Fault]:
@@ -166,6 +178,9 @@ def _endpoint_faults(config: Config, written: Written, name: str, endpoint: Endp
     backend = config.backends.get(config.backend_of(endpoint)) if config.backends else None
     if backend is not None and not backend.http:
         yield f"{where}.backend", f"{config.backend_of(endpoint)!r} has no http, and an endpoint is asked over HTTP"
+    if endpoint.cache is not None and endpoint.cache.second is not None:
+        why = "is for routes: nothing tells when a server that is no Triton has become another"
+        yield f"{where}.cache.second", why
     yield from _stale_faults(written, "endpoints", name)
     yield from _body_faults(config, f"{where}.body_bytes_max", endpoint.body_bytes_max)
 

@@ -158,6 +158,10 @@ class Endpoint:
         """There are no rows in a page."""
 
     @property
+    def second(self) -> None:
+        """Nothing tells that such a server has become another, so none of its answers outlives this process."""
+
+    @property
     def refreshes(self) -> int:
         """Background refreshes under way, each of another key."""
         return len(self.refreshing)

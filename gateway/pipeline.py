@@ -67,6 +67,7 @@ RETRY_SPREAD: Final = 2.0
 WIRE_OVERHEAD_BYTES: Final = 256
 """What a ready wire form costs beyond its body: its key and bookkeeping."""
 
+
 class WireAnswer:
     """A fresh hit in the very bytes of the wire, found at ``now``."""
 
@@ -270,7 +271,8 @@ class Pipeline:
         except UpstreamError as error:
             self._telemetry.passed(route.name, error.passed)
             raise
-        self._telemetry.filled(route.name, given)
+        if not given.second:
+            self._telemetry.filled(route.name, given)
         settled = None if key is None else route.settled(call.caller, call.request, key, given)
         alike = settled is key
         if settled is None or route.cache is None or given.degraded:
@@ -278,7 +280,10 @@ class Pipeline:
         made_at = self._ticker() if given.made_at is None else given.made_at
         entry = route.entry(given.served, settled.epoch, made_at)
         stored = route.cache.store(settled, entry, ticket)
-        return Filled(entry.value, given.steps, False, entry if stored else None, settled, alike, given.rows_kept)
+        again = entry if given.second else None
+        return Filled(
+            entry.value, given.steps, False, entry if stored else None, settled, alike, given.rows_kept, again
+        )
 
     def _cascade_steps(self, call: Call[Q, R], key: Key | None) -> tuple[Step, ...]:
         """The ladder's steps that the tiers may take: those before ``stale``, if an old answer is there."""
@@ -309,9 +314,7 @@ class Pipeline:
         finally:
             route.refreshing.discard(key)
 
-    def _descend(
-        self, call: Call[Q, R], key: Key | None, error: UpstreamError, quota: Verdict | None
-    ) -> Answer[R]:
+    def _descend(self, call: Call[Q, R], key: Key | None, error: UpstreamError, quota: Verdict | None) -> Answer[R]:
         """The ladder's lower half: the tiers have failed; an old answer, or a 503 that says why."""
         route, now = call.route, self._ticker()
         if key is not None:
@@ -374,6 +377,9 @@ class Pipeline:
         self, key: Key | None, filled: Filled[R], led: bool, choice: Recall, quota: Verdict | None
     ) -> Answer[R]:
         served, entry = filled.served, filled.entry
+        if filled.again is not None:
+            told = _of_entry(filled.again, Recall(Action.SERVE, "hit", "second"), self._ticker())
+            return Answer(served.response, told, quota, key, entry)
         provenance = Provenance(
             cache=choice.state,
             reason="partial" if filled.rows_kept else choice.reason,
@@ -414,9 +420,7 @@ def hit_provenance(entry: Entry[Served[Response]], now: float) -> Provenance:
     return _of_entry(entry, Recall(Action.SERVE, "hit", "fresh"), now)
 
 
-def _of_entry(
-    entry: Entry[Served[Response]], choice: Recall, now: float, steps: tuple[str, ...] = ()
-) -> Provenance:
+def _of_entry(entry: Entry[Served[Response]], choice: Recall, now: float, steps: tuple[str, ...] = ()) -> Provenance:
     served = entry.value
     # RFC 9211: a ttl that is not negative says fresh. An entry whose epoch has turned has time left all the same.
     ttl_left = entry.ttl_left(now) if choice.state == "hit" else min(entry.ttl_left(now), -1.0)

@@ -31,6 +31,7 @@ from gateway.config import TierConfig
 from gateway.problem import Refused, not_found
 from gateway.recall import RecallRules
 from gateway.rows import Asked, Assembled, Row, Rows
+from gateway.second import SecondLevel
 from gateway.service import (
     DECENT_SHARE,
     FLIGHTS_MAX,
@@ -47,7 +48,7 @@ from tiers import cascade
 from tiers.backends.triton_http import Call as Outbound
 from tiers.cascade import Accept, CascadeAnswer, CascadeOptions, Tier
 from tiers.catalog import Catalog
-from tiers.facts import ModelFacts, TensorFact
+from tiers.facts import ModelFacts, Sight, TensorFact
 from tiers.inference import (
     SCHEDULING_PARAMETERS,
     Form,
@@ -147,6 +148,7 @@ class Route:
         self.allowances = allowances_of("route", name, config.quota, config.caller_quota)
         self.cache: ResponseCache[Served[InferResponse], Wire] | None = cache_of(config.cache)
         self.rows = None if config.cache is None or not config.cache.rows else Rows(name, config.cache)
+        self.second: SecondLevel | None = None
         self._ttl = 0.0 if config.cache is None else float(config.cache.ttl)  # one object for all entries
         self._max_stale = 0.0 if config.cache is None else float(config.cache.max_stale)
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
@@ -174,13 +176,35 @@ class Route:
         successor = Route(self.name, config, homes, body_bytes_max, tables)
         if alike and _answers_alike(config, self.config):
             successor.cache, successor.rows, successor.epoch = self.cache, self.rows, self.epoch
+            if self.second is not None:
+                successor.share(self.second)
             self._succeeded = True
         return successor
 
+    def share(self, second: SecondLevel) -> None:
+        """Leave answers, or rows where those are kept, for other processes, and take theirs."""
+        self.second = second
+        second.watch(self.looks)
+        if self.rows is not None:
+            self.rows.second = second
+
+    def looks(self) -> dict[str, tuple[float, Sight]] | None:
+        """The last look at each tier's model on each replica, and when it began; None while a model is not known,
+        which begins to be learnt."""
+        found = {}
+        unknown = False
+        for position, (tier, home) in enumerate(zip(self.config.tiers, self._homes, strict=True)):
+            looked = home.catalog.looked(tier.model)
+            if not looked:
+                unknown = True
+                self._learn(position)
+            found.update({f"{url}/{tier.model}": each for url, each in looked.items()})
+        return None if unknown else found
+
     @property
     def in_parts(self) -> bool:
-        """Whether an answer may be made of rows that are older than it is."""
-        return self.rows is not None
+        """Whether an answer may be made of rows that are older than it is, or be another process's."""
+        return self.rows is not None or self.second is not None
 
     @property
     def row_cache(self) -> ResponseCache[Row, None] | None:
@@ -216,6 +240,8 @@ class Route:
     def turn(self) -> None:
         """Begin a new epoch: every entry is stale at once."""
         self.epoch += 1
+        if self.second is not None:
+            self.second.end_turn()
 
     def uncacheable(self, request: InferRequest) -> str:
         """Why a request is never cached, in one word; empty if it may be (DESIGN section 6)."""
@@ -241,9 +267,7 @@ class Route:
         self.validator.check(request, facts)
         return Admitted(batch_size(request) if facts.max_batch > 0 else None, _stateful(facts))
 
-    def find(
-        self, caller: Caller, request: InferRequest, key: Key, now: float
-    ) -> Found[Served[InferResponse]] | None:
+    def find(self, caller: Caller, request: InferRequest, key: Key, now: float) -> Found[Served[InferResponse]] | None:
         """What is kept of an answer: as it was given once, or as its rows are."""
         assert self.cache is not None
         found = self.cache.find(key, now)
@@ -284,14 +308,21 @@ class Route:
             made = await self.rows.answer(asked, cascaded, deadline.remaining(ticker()), ticker)
             return Given(
                 _of_rows(made, tables), made.tier_rows, made.passed, made.degraded or is_degraded,
-                made.escalated_now, made.kept, made.made_at,
+                made.escalated_now, made.kept, made.made_at, made.kept == rows and made.elsewhere > 0,
             )  # fmt: skip
+        turn = None if self.second is None or terms.key is None else self.second.turn
+        if self.second is not None and turn is not None and terms.key is not None and terms.reuse:
+            found = await self.second.answer(turn, terms.key.digest)
+            if found is not None:
+                return Given(found[0], made_at=found[1], second=True)
         answer = await cascaded(request, rows)
         response = answer.response
         if response.model != self.name:
             response = msgspec.structs.replace(response, model=self.name)
         served = Served(response, answer.tier, answer.rows, answer.rows_escalated, terms.options.rows, tables)
         degraded = answer.degraded or is_degraded
+        if self.second is not None and turn is not None and terms.key is not None and not degraded:
+            self.second.keep_answer(turn, terms.key.digest, served, ticker())
         return Given(served, answer.tier_rows, answer.passed, degraded, answer.rows_escalated)
 
     def _known_rows(self, request: InferRequest) -> int | None:
@@ -458,6 +489,8 @@ class Route:
         self.forget()
         if self.rows is not None and not self._succeeded:
             await self.rows.close()
+        if self.second is not None:
+            await self.second.close()
 
     async def _told(self, position: int, version: str, deadline: Deadline) -> ModelFacts:
         """What a tier says of itself. Once it has, its catalog remembers."""

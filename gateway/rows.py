@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 
@@ -63,7 +63,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 class Asked(msgspec.Struct, frozen=True):
     """A batch. ``keys``: a row's each, in order. ``reuse``: whether kept rows will do, and others' fills; ``keep``:
-    whether its own rows may be kept; ``outputs``: those that every tier has, None for all that come."""
+    whether its own rows may be kept; ``outputs``: those that every tier has, None for all that come. ``first``: whether
+    rows from elsewhere will do."""
 
     request: InferRequest
     keys: Sequence[bytes]
@@ -71,12 +72,27 @@ class Asked(msgspec.Struct, frozen=True):
     reuse: bool = True
     keep: bool = True
     outputs: frozenset[str] | None = None
+    first: bool = True
+
+
+class Elsewhere(Protocol):
+    """Where other processes leave rows, and find them (SecondLevel in life). Raises nothing."""
+
+    @property
+    def turn(self) -> bytes | None:
+        """What is taken along while the models are asked; None: nothing is to be looked for or left."""
+
+    async def rows(self, turn: bytes, digests: Sequence[bytes]) -> Mapping[bytes, tuple[Row, float]]:
+        """Those of these rows that are there, and when each was made (monotonic seconds)."""
+
+    def keep_rows(self, turn: bytes, rows: Mapping[bytes, Entry[Row]]) -> None:
+        """Leave rows for others."""
 
 
 class Assembled(msgspec.Struct, frozen=True):
-    """An answer made of rows. ``kept``: how many of them were there already; ``made_at`` and ``epoch``: when the oldest
-    was made, and in which epoch. ``escalated`` and ``tier`` are of all rows, ``escalated_now`` and ``tier_rows`` of
-    those alone that were asked for this answer."""
+    """An answer made of rows. ``kept``: how many of them were there already, ``elsewhere`` those of them that were not
+    here; ``made_at`` and ``epoch``: when the oldest was made, and in which epoch. ``escalated`` and ``tier`` are of all
+    rows, ``escalated_now`` and ``tier_rows`` of those alone that were asked for this answer."""
 
     response: InferResponse
     tier: str
@@ -88,16 +104,19 @@ class Assembled(msgspec.Struct, frozen=True):
     tier_rows: tuple[tuple[str, int], ...] = ()
     passed: tuple[Passed, ...] = ()
     degraded: bool = False
+    elsewhere: int = 0
 
 
 class Filling(msgspec.Struct, frozen=True):
-    """What a fill brings: rows by their keys, and what the tiers said around them."""
+    """What a fill brings: rows by their keys, and what the tiers said around them. ``elsewhere``: keys of those that
+    they were not asked for."""
 
     rows: Mapping[bytes, Entry[Row]]
-    escalated: int
-    tier_rows: tuple[tuple[str, int], ...]
-    passed: tuple[Passed, ...]
-    degraded: bool
+    escalated: int = 0
+    tier_rows: tuple[tuple[str, int], ...] = ()
+    passed: tuple[Passed, ...] = ()
+    degraded: bool = False
+    elsewhere: frozenset[bytes] = frozenset()
 
 
 Ask = Callable[[InferRequest, int], Awaitable[CascadeAnswer]]
@@ -132,6 +151,7 @@ class Rows:
         self._digesters: Memo[tuple[Form, str, str], RowDigester] = Memo(FORMS_MAX)
         self._plans: Memo[object, Plan] = Memo(PLANS_MAX)
         self._under_way: dict[_Name, _Fill] = {}
+        self.second: Elsewhere | None = None
 
     def keys(self, tenant: str, request: InferRequest, rows: int) -> list[bytes]:
         """A key for each of a request's ``rows``, which its inputs must have. None of its parameters is one caller's
@@ -180,7 +200,8 @@ class Rows:
             rows = {key: entry for key, entry in rows.items() if entry.value.made.plan is newest}
             if all(key in rows for key in asked.keys):
                 return self._assembled(asked, rows, kept, fillings)
-            kept = 0
+            kept, asked = 0, msgspec.structs.replace(asked, first=False)
+            fillings = [msgspec.structs.replace(filling, elsewhere=frozenset()) for filling in fillings]
         raise UpstreamError(Failure.BROKEN, f"answers for rows of route {self._name} do not fit together")
 
     async def close(self) -> None:
@@ -230,14 +251,12 @@ class Rows:
         filling, led = await self.flights.join(fill, fill.run, seconds)
         return filling if led else _others(filling)
 
-    def _begin(
-        self, asked: Asked, keys: Sequence[bytes], ticket: int, ask: Ask, ticker: Ticker
-    ) -> _Fill:
+    def _begin(self, asked: Asked, keys: Sequence[bytes], ticket: int, ask: Ask, ticker: Ticker) -> _Fill:
         """A fill for these rows, which others find from now on if it may be reused."""
 
         async def run() -> Filling:
             try:
-                fill.outcome = outcome = self._kept_of(asked, keys, ticket, await self._ask(asked, keys, ask), ticker())
+                fill.outcome = outcome = await self._brought(asked, keys, ticket, ask, ticker)
                 return outcome
             except UpstreamError as error:
                 fill.outcome = error
@@ -256,6 +275,40 @@ class Rows:
             if self._under_way.get(name) is fill:
                 del self._under_way[name]
 
+    async def _brought(self, asked: Asked, keys: Sequence[bytes], ticket: int, ask: Ask, ticker: Ticker) -> Filling:
+        """What the second level has of these rows, and what the tiers say of the others."""
+        second = self.second
+        turn = None if second is None else second.turn
+        if second is None or turn is None:
+            return self._kept_of(asked, keys, ticket, await self._ask(asked, keys, ask), ticker())
+        found = await second.rows(turn, keys) if asked.reuse and asked.first else {}
+        known = self._kept_again(asked, found, ticket)
+        missing = [key for key in keys if key not in known]
+        if not missing:
+            return Filling(known, elsewhere=frozenset(known))
+        new = self._kept_of(asked, missing, ticket, await self._ask(asked, missing, ask), ticker())
+        if asked.keep and not new.degraded:
+            second.keep_rows(turn, new.rows)
+        return msgspec.structs.replace(new, rows={**known, **new.rows}, elsewhere=frozenset(known))
+
+    def _kept_again(
+        self, asked: Asked, found: Mapping[bytes, tuple[Row, float]], ticket: int
+    ) -> dict[bytes, Entry[Row]]:
+        """Rows of the second level, kept here too: as old as they are."""
+        made: dict[int, Made] = {}
+        known = {}
+        for key, (row, made_at) in found.items():
+            ours = made.get(id(row.made))
+            if ours is None:
+                ours = made[id(row.made)] = msgspec.structs.replace(row.made, plan=self._one_of(row.made.plan))
+            known[key] = self._keep(asked, key, Row(row.data, ours), made_at)
+            self.cache.store(Key(key, asked.epoch), known[key], ticket)
+        return known
+
+    def _keep(self, asked: Asked, key: bytes, row: Row, made_at: float) -> Entry[Row]:
+        size = ROW_OVERHEAD_BYTES + len(key) + len(row.data)
+        return Entry(row, size, made_at, self._ttl, self._max_stale, asked.epoch)
+
     async def _ask(self, asked: Asked, keys: Sequence[bytes], ask: Ask) -> CascadeAnswer:
         """Ask the tiers for these rows of a batch."""
         places: dict[bytes, int] = {}
@@ -265,28 +318,24 @@ class Rows:
         request = asked.request if whole else take_rows(asked.request, [places[key] for key in keys])
         return await ask(request, len(keys))
 
-    def _kept_of(
-        self, asked: Asked, keys: Sequence[bytes], ticket: int, answer: CascadeAnswer, now: float
-    ) -> Filling:
+    def _kept_of(self, asked: Asked, keys: Sequence[bytes], ticket: int, answer: CascadeAnswer, now: float) -> Filling:
         """The rows of an answer, kept unless it is a degraded one."""
         outputs = [each for each in answer.response.outputs if asked.outputs is None or each.name in asked.outputs]
         data = split_rows(outputs, len(keys))
-        plan, response = self._plan(outputs), answer.response
+        plan, response = self._one_of(plan_of(outputs)), answer.response
         first = Made(plan, response.parameters, answer.tier_rows[0][0], answer.version, escalated=False)
         later = Made(plan, response.parameters, answer.tier, answer.version, escalated=True)
         beyond = frozenset(answer.escalated)
         filled = {}
         for place, (key, row) in enumerate(zip(keys, data, strict=True)):
             made = later if place in beyond else first
-            size = ROW_OVERHEAD_BYTES + len(key) + len(row)
-            entry = filled[key] = Entry(Row(row, made), size, now, self._ttl, self._max_stale, asked.epoch)
+            entry = filled[key] = self._keep(asked, key, Row(row, made), now)
             if asked.keep and not answer.degraded:
                 self.cache.store(Key(key, asked.epoch), entry, ticket)
         return Filling(filled, len(beyond), answer.tier_rows, answer.passed, answer.degraded)
 
-    def _plan(self, outputs: Sequence[Tensor]) -> Plan:
-        """What rows of these outputs have in common: one object for all that are alike."""
-        plan = plan_of(outputs)
+    def _one_of(self, plan: Plan) -> Plan:
+        """What rows have in common: one object for all plans that are alike."""
         said = tuple([tuple([(name, type(value), value) for name, value in each.items()]) for each in plan.parameters])
         known = plan.tensors, said  # with types: 1 and True are equal, and two values
         held = self._plans.get(known)
@@ -302,17 +351,20 @@ class Rows:
         outputs = join_rows(entries[0].value.made.plan, [entry.value.data for entry in entries])
         escalated = [entry.value.made for entry in entries if entry.value.made.escalated]
         made = escalated[-1] if escalated else entries[-1].value.made
+        elsewhere = frozenset[bytes]().union(*[filling.elsewhere for filling in fillings])
+        found = sum([key in elsewhere for key in asked.keys]) if elsewhere else 0
         return Assembled(
             response=InferResponse(self._name, made.version, outputs, parameters=made.parameters),
             tier=made.tier,
             escalated=len(escalated),
-            kept=kept,
+            kept=kept + found,
             made_at=min([entry.stored_at for entry in entries]),
             epoch=min([entry.epoch for entry in entries]),
             escalated_now=sum([filling.escalated for filling in fillings]),
             tier_rows=tuple([each for filling in fillings for each in filling.tier_rows]),
             passed=tuple([each for filling in fillings for each in filling.passed]),
             degraded=any(filling.degraded for filling in fillings),
+            elsewhere=found,
         )
 
 

@@ -6,6 +6,7 @@ path and no order: that is ``pipeline.py``'s.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Generic, Protocol, Self, TypeVar
 from urllib.parse import quote
 
@@ -78,7 +79,8 @@ class Terms(msgspec.Struct, frozen=True):
 class Given(msgspec.Struct, Generic[R], frozen=True):
     """What those asked have given: an answer, whose it is by rows, what failed on the way (see ``CascadeAnswer``), and
     how many rows were escalated for it.
-    ``rows_kept``: how many of its rows were known already; ``made_at``: when its oldest part was made, if not now."""
+    ``rows_kept``: how many of its rows were known already; ``made_at``: when its oldest part was made, if not now.
+    ``second``: all of it is from where other processes leave answers; nobody was asked."""
 
     served: Served[R]
     tier_rows: tuple[tuple[str, int], ...] = ()
@@ -87,6 +89,7 @@ class Given(msgspec.Struct, Generic[R], frozen=True):
     rows_escalated: int = 0
     rows_kept: int = 0
     made_at: float | None = None
+    second: bool = False
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -98,7 +101,8 @@ class Given(msgspec.Struct, Generic[R], frozen=True):
 class Filled(msgspec.Struct, Generic[R], frozen=True):
     """What a fill brings to all who waited: the answer, the ladder's steps on the way, its entry. ``key``: where it is
     true; None: nowhere but for the one who asked. ``alike``: all who asked under the flight's key asked the same.
-    ``rows_kept``: how many of its rows were known already."""
+    ``rows_kept``: how many of its rows were known already. ``again``: an entry for an answer that nobody was asked for,
+    kept or not."""
 
     served: Served[R]
     steps: tuple[str, ...]
@@ -107,6 +111,7 @@ class Filled(msgspec.Struct, Generic[R], frozen=True):
     key: Key | None
     alike: bool
     rows_kept: int = 0
+    again: Entry[Served[R]] | None = None
 
 
 class Heading(msgspec.Struct, frozen=True):
@@ -175,6 +180,21 @@ class Underway(Protocol):
     def waiters(self) -> int: ...
 
 
+class SecondShelf(Protocol):
+    """What several processes share, as operators see it. ``state``: why it is used or not, in one word."""
+
+    @property
+    def state(self) -> str: ...
+    @property
+    def is_used(self) -> bool: ...
+    @property
+    def counts(self) -> Mapping[str, int]: ...
+    @property
+    def waiting(self) -> int: ...
+    def end_turn(self) -> None: ...
+    async def settled(self, seconds: float) -> bool: ...
+
+
 class Watched(Protocol):
     """A service, whatever it is asked and answers. ``limit``: the key of the bound on its bodies; ``asks``: what it
     asks, in operators' words (BACKEND/MODEL, BACKEND/PATH)."""
@@ -195,6 +215,8 @@ class Watched(Protocol):
     def epoch(self) -> int: ...
     @property
     def row_cache(self) -> Shelf | None: ...
+    @property
+    def second(self) -> SecondShelf | None: ...
 
 
 class Service(Protocol[Q, R]):
@@ -220,6 +242,7 @@ class Service(Protocol[Q, R]):
     @property
     def in_parts(self) -> bool:
         """Whether parts of an answer are kept too, so that one given now may be older than that."""
+
     @property
     def flights(self) -> Flights[tuple[Key, int], Filled[R]]: ...
     @property
@@ -265,9 +288,7 @@ def quota_of(name: str, config: QuotaConfig) -> Quota:
     return Quota(rate=float(config.rate), per=float(config.per), burst=config.burst_size, name=told)
 
 
-def allowances_of(
-    kind: str, name: str, shared: QuotaConfig | None, each: QuotaConfig | None
-) -> tuple[Allowance, ...]:
+def allowances_of(kind: str, name: str, shared: QuotaConfig | None, each: QuotaConfig | None) -> tuple[Allowance, ...]:
     """The quota of all callers together and that of each, of a ``kind`` of service ("route")."""
     found: list[Allowance] = []
     if shared is not None:

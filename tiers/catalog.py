@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import math
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeVar
 from urllib.parse import quote
 
@@ -56,10 +56,11 @@ class _Known:
     """A model's facts, those of versions that were asked for by number, and by position what each replica that
     answers says of the model and the last look at it there."""
 
-    __slots__ = ("facts", "of_version", "sights", "told", "turns")
+    __slots__ = ("began", "facts", "of_version", "sights", "told", "turns")
 
     def __init__(self, facts: ModelFacts) -> None:
         self.facts = facts
+        self.began: dict[int, float] = {}  # when each of those looks began
         self.told: dict[int, ModelFacts] = {}
         self.of_version: dict[str, ModelFacts] = {}
         self.sights: dict[int, Sight] = {}
@@ -122,6 +123,14 @@ class Catalog:
             return known.facts
         return known.of_version.get(version)
 
+    def looked(self, model: str) -> Mapping[str, tuple[float, Sight]]:
+        """The last look at a model on each replica, by its URL, and when that look began (monotonic seconds). Asks
+        nobody; empty if the model is not known."""
+        known = self._known.get(model)
+        if known is None:
+            return {}
+        return {self._replicas[at].url: (known.began[at], sight) for at, sight in known.sights.items()}
+
     async def run(self, interval: float, sleep: Callable[[float], Awaitable[None]]) -> None:
         """Look for ever, ``interval`` seconds apart and within ``load_timeout``, at each replica by itself, so that
         one that hangs holds up no other; cancel it to stop."""
@@ -183,12 +192,13 @@ class Catalog:
             facts = await self._describe(replica, model, version, deadline)
             same = asked_of is self._known.get(model) and (asked_of is None or asked_of.turns == turns)
             return self._keep(model, version, facts) if same else facts
+        began = self._now()
         sight, facts = await self._see(replica, model, deadline, probe=False)
         known = self._known.get(model)
         if known is not None:  # by another replica, in this very moment
             return known.facts
         known = self._known[model] = _Known(facts)
-        known.sights[position] = sight
+        known.sights[position], known.began[position] = sight, began
         known.told[position] = facts
         if len(self._known) > self._options.models_max:
             self._known.popitem(last=False)
@@ -215,6 +225,7 @@ class Catalog:
         models = list(self._known)
         for index, model in enumerate(models):
             seen: tuple[Sight, ModelFacts | None]
+            began = self._now()
             try:
                 seen = await self._see(self._replicas[position], model, deadline, probe=True)
             except Rejected:
@@ -226,19 +237,19 @@ class Catalog:
                 if rest:
                     break
                 continue
-            if self._hold(position, model, *seen):
+            if self._hold(position, model, began, *seen):
                 turned.append(model)
                 self._on_change(model)
         return turned
 
-    def _hold(self, position: int, model: str, sight: Sight, facts: ModelFacts | None) -> bool:
+    def _hold(self, position: int, model: str, began: float, sight: Sight, facts: ModelFacts | None) -> bool:
         """Remember a look; whether it shows another model than the one before. What the first of the replicas that
         answer says of the model holds for all."""
         known = self._known.get(model)
         if known is None:  # forgotten meanwhile, for others
             return False
         before = known.sights.get(position)
-        known.sights[position] = sight
+        known.sights[position], known.began[position] = sight, began
         known.tell(position, facts)
         if before is None or not changed(before, sight):
             return False

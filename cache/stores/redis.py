@@ -53,7 +53,11 @@ class Layout(Protocol):
 
 
 class Strings:
-    """A value is a string."""
+    """A value is a string. ``asks_again``: a key of another type is told from one that is not there, which costs who
+    finds nothing a second question."""
+
+    def __init__(self, asks_again: bool = True) -> None:
+        self.asks_again = asks_again
 
     def together(self, keys: Sequence[bytes]) -> Iterator[tuple[Asked, int]]:
         for start in range(0, len(keys), KEYS_OF_A_COMMAND_MAX):
@@ -159,7 +163,7 @@ class RedisStore:
                 found += [self._layout.found(reply[0])]
             else:
                 found += [self._layout.found(reply)] * several
-        if isinstance(self._layout, Strings):
+        if isinstance(self._layout, Strings) and self._layout.asks_again:
             await self._tell_wrong_types(keys, found, until)
         raise_if_nothing(found)
         return found

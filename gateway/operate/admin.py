@@ -6,6 +6,7 @@ on loopback unless told otherwise, for whoever reaches it can purge.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -23,6 +24,8 @@ from gateway.route import Home
 from gateway.service import Shelf, Watched
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
+SETTLED_SECONDS_MAX: Final = 2.0
+"""How long a purge waits for second levels to be told."""
 _READS: Final = ("GET", "HEAD")
 
 
@@ -94,6 +97,11 @@ def admin_port(shown: Shown) -> AdminPort:
                 return problem_response(not_found(f"There is no route {name}; the routes are: {known}."))
             chosen = [routes[name]]
         dropped = {route.name: purged(route) for route in chosen if route.cache is not None}
+        left = await asyncio.gather(*(_unsettled(route) for route in chosen))
+        if any(left):
+            names = ", ".join(name for name in left if name)
+            detail = f"Purged here; the second level of {names} does not answer, and is told as soon as it does."
+            return problem_response(Problem("second-silent", 503, "Not purged everywhere", detail, retry_after=1.0))
         return web.Response(body=msgspec.json.encode({"purged": dropped}), content_type="application/json")
 
     async def reload(_: web.BaseRequest) -> web.Response:
@@ -104,7 +112,16 @@ def admin_port(shown: Shown) -> AdminPort:
 
 def purged(route: Watched) -> int:
     """How many answers a route has dropped, rows among them."""
+    if route.second is not None:
+        route.second.end_turn()
     return sum([shelf.purge() for shelf in (route.cache, route.row_cache) if shelf is not None])
+
+
+async def _unsettled(route: Watched) -> str:
+    """The route's name, if what others could still find of it in its second level is not purged in time."""
+    if route.second is None or await route.second.settled(SETTLED_SECONDS_MAX):
+        return ""
+    return route.name
 
 
 def reloaded(outcome: Outcome | None) -> web.Response:
@@ -130,6 +147,7 @@ def _route_status(route: Watched) -> dict[str, object]:
         "flights": len(route.flights),
         "cache": _shelf_status(route.cache),
         "rows": _shelf_status(route.row_cache),
+        "second": None if route.second is None else {"state": route.second.state, **route.second.counts},
     }
 
 

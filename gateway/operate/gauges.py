@@ -16,7 +16,7 @@ from gateway.doors.rpc_lane import RpcLane
 from gateway.operate.telemetry import Gauge, Labels
 from gateway.reload import Reloads
 from gateway.route import Home
-from gateway.service import AnswerShelf, Shelf, Watched
+from gateway.service import AnswerShelf, SecondShelf, Shelf, Watched
 from tiers.pool import ReplicaState
 
 if TYPE_CHECKING:
@@ -108,6 +108,39 @@ def gauges(routes: Routes, homes: Homes, is_draining: Callable[[], bool]) -> Ite
         of_replicas(lambda state: len(state.models_open)),
     )
     yield Gauge("tailrace_draining", "1 while the gateway stops.", (), lambda: iter([((), float(is_draining()))]))
+
+
+def second_gauges(routes: Routes, stores: Callable[[], Mapping[str, str]]) -> Iterator[Gauge]:
+    """What routes share with other processes. ``stores``: each store's breaker."""
+
+    def shared() -> Iterator[tuple[str, SecondShelf]]:
+        return ((name, route.second) for name, route in routes().items() if route.second is not None)
+
+    yield Gauge(
+        "tailrace_second",
+        "Answers and rows looked for in the second level, and left there, by what became of them.",
+        ("route", "outcome"),
+        lambda: (((name, word), float(n)) for name, each in shared() for word, n in each.counts.items()),
+        counter=True,
+    )
+    yield Gauge(
+        "tailrace_second_used",
+        "1 while answers are looked for there.",
+        ("route",),
+        lambda: (((name,), float(each.is_used)) for name, each in shared()),
+    )
+    yield Gauge(
+        "tailrace_second_waiting",
+        "Writes that wait.",
+        ("route",),
+        lambda: (((name,), float(each.waiting)) for name, each in shared()),
+    )
+    yield Gauge(
+        "tailrace_second_store_state",
+        "0 closed, 1 half open, 2 open.",
+        ("store",),
+        lambda: (((place,), BREAKER_STATES[state]) for place, state in stores().items()),
+    )
 
 
 def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:

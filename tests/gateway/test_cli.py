@@ -28,7 +28,7 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     assert "TAILRACE_SERVER__HTTP" in out
 
 
-@pytest.mark.parametrize("command", ["serve", "check", "schema", "demo"])
+@pytest.mark.parametrize("command", ["serve", "check", "warm", "schema", "demo"])
 def test_every_command_has_help(capsys: pytest.CaptureFixture[str], command: str) -> None:
     code, out, _ = run(capsys, command, "--help")
     assert code == 0

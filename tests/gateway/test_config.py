@@ -104,6 +104,15 @@ def test_upstreams_beside_a_file_that_is_wrong(write: Write, text: str) -> None:
 
 
 FAULTS = [
+    (
+        "[routes.r]\ntiers = [{ backend = 'gpu', model = 'm' }]\ncache = { ttl = '1m', second = 'redis://h' }\n"
+        "features = { entities = { u = {} }, inputs = { x = { parts = [{ entity = 'u', table = 't' }] } } }\n",
+        "routes.r.cache.second: is not for routes with features",
+    ),
+    (
+        "[endpoints.e]\npath = '/p'\nbackend = 'gpu'\ncache = { ttl = '1m', second = 'redis://h' }\n",
+        "endpoints.e.cache.second: is for routes",
+    ),
     ("", "backends: there is none"),
     ("[servr]", "servr: unknown key; did you mean server?"),
     ("[server]\nhtp = 1", "server.htp: unknown key; did you mean http?"),
@@ -197,6 +206,12 @@ ROUTE_FAULTS = [
     ("cache = { ttl = '0s' }", "routes.r.cache.ttl: is 0"),
     ("cache = { max_stale = '1h' }", "routes.r.cache.ttl: is required"),
     ("cache = { ttl = '1m', refresh = '1m' }", "routes.r.cache.refresh: is longer than max_stale (1m > 0s)"),
+    ("cache = { ttl = '1m', second = 'http://u:secret@h' }", "routes.r.cache.second: is none of redis://HOST:PORT/DB"),
+    ("cache = { ttl = '1m', second = 'redis://h', second_timeout = '2s' }", "routes.r.cache.second_timeout: is 2s"),
+    (
+        "cache = { ttl = '1m', second = 'redis://h' }\ntimeout = '30ms'",
+        "routes.r.cache.second_timeout: is 20ms, more than half of the route's time (30ms)",
+    ),
     ("cache = { ttl = '1m', rows_bytes_max = '1KiB' }", "routes.r.cache.rows_bytes_max: is 1KiB; it must be at least"),
     ("cache = { ttl = '1m', policy = 'lfu' }", "routes.r.cache.policy: 'lfu' is not one of s3fifo, sieve, lru"),
     ("degrade = ['snapshot']", "routes.r.degrade[0]: 'snapshot' is not in this version yet"),

@@ -1,0 +1,138 @@
+"""An answer, or a row of one, as bytes that another process can read, and back.
+
+Rule of this file: the two directions, in MessagePack. Bytes that are not what it writes are nothing, never an error; a
+change of what it writes is a new `LAYOUT`. When an answer was made is in Unix seconds here, for no two hosts share a
+monotonic clock.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+from gateway.rows import Made, Row
+from gateway.service import Served
+from tiers.inference import InferResponse, Parameter, Parameters, Tensor
+from tiers.rows import Plan
+
+LAYOUT = 1
+"""Part of every scope: what another layout has written is not found."""
+
+_Said = dict[str, Parameter]
+
+
+class _Output(msgspec.Struct, frozen=True, array_like=True):
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes
+    parameters: _Said
+
+
+class _Answer(msgspec.Struct, frozen=True, array_like=True):
+    made_at: float
+    tier: str
+    rows: int
+    rows_escalated: int
+    batch: int | None
+    version: str
+    parameters: _Said
+    outputs: tuple[_Output, ...]
+
+
+class _Made(msgspec.Struct, frozen=True, array_like=True):
+    tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
+    of_tensors: tuple[_Said, ...]
+    parameters: _Said
+    tier: str
+    version: str
+    escalated: bool
+
+
+class _Row(msgspec.Struct, frozen=True, array_like=True):
+    made_at: float
+    made: bytes
+    data: bytes
+
+
+class Unpacked(msgspec.Struct, frozen=True):
+    """An answer of a route, and when it was made (Unix seconds)."""
+
+    served: Served[InferResponse]
+    made_at: float
+
+
+def packed(served: Served[InferResponse], made_at: float) -> bytes | None:
+    """An answer made of no tables; None if it holds what MessagePack cannot."""
+    response = served.response
+    outputs = [
+        _Output(each.name, each.datatype, each.shape, bytes(each.data), dict(each.parameters))
+        for each in response.outputs
+    ]
+    return _encoded(
+        _Answer(
+            made_at,
+            served.tier,
+            served.rows,
+            served.rows_escalated,
+            served.batch,
+            response.version,
+            dict(response.parameters),
+            tuple(outputs),
+        )
+    )
+
+
+def unpacked(route: str, data: bytes) -> Unpacked | None:
+    """The answer, under the route's name."""
+    try:
+        told = msgspec.msgpack.decode(data, type=_Answer)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    outputs = [Tensor(each.name, each.datatype, each.shape, each.data, each.parameters) for each in told.outputs]
+    response = InferResponse(route, told.version, tuple(outputs), parameters=told.parameters)
+    return Unpacked(Served(response, told.tier, told.rows, told.rows_escalated, told.batch), told.made_at)
+
+
+def packed_row(row: Row, made: bytes, made_at: float) -> bytes | None:
+    """A row; ``made``: see `packed_made`."""
+    return _encoded(_Row(made_at, made, row.data))
+
+
+def packed_made(made: Made) -> bytes | None:
+    """What rows of an answer have in common; None if it holds what MessagePack cannot."""
+    said = tuple([dict(each) for each in made.plan.parameters])
+    return _encoded(_Made(made.plan.tensors, said, dict(made.parameters), made.tier, made.version, made.escalated))
+
+
+class Rows:
+    """Reads rows of one look-up: what several have in common is one object."""
+
+    def __init__(self) -> None:
+        self._made: dict[bytes, Made | None] = {}
+
+    def unpacked(self, data: bytes) -> tuple[Row, float] | None:
+        """A row, and when it was made (Unix seconds)."""
+        try:
+            told = msgspec.msgpack.decode(data, type=_Row)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        if told.made not in self._made:
+            self._made[told.made] = _made(told.made)
+        made = self._made[told.made]
+        return None if made is None else (Row(told.data, made), told.made_at)
+
+
+def _made(data: bytes) -> Made | None:
+    try:
+        told = msgspec.msgpack.decode(data, type=_Made)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+    of_tensors: tuple[Parameters, ...] = told.of_tensors
+    return Made(Plan(told.tensors, of_tensors), told.parameters, told.tier, told.version, told.escalated)
+
+
+def _encoded(told: msgspec.Struct) -> bytes | None:
+    try:
+        return msgspec.msgpack.encode(told)
+    except (OverflowError, UnicodeEncodeError, ValueError):
+        return None

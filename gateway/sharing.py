@@ -1,0 +1,106 @@
+"""Second levels from the configuration: one store for all routes that name the same, one level for each route.
+
+Rule of this file: it makes parts and asks nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from time import time
+from typing import Final
+
+import msgspec
+
+from cache.behind import BehindOptions
+from cache.stores.address import parse_redis
+from cache.stores.redis import RedisOptions, RedisStore, Strings
+from cache.stores.store import StoreError
+from cache.stores.turnstile import TurnstileOptions
+from degrade.breaker import Breaker
+from degrade.deadline import Ticker
+from degrade.guard import STORE_BREAKER, Guarded
+from gateway.config import Config
+from gateway.route import Route
+from gateway.second import SecondLevel, Shared
+from gateway.witness import Clocks
+
+CONNECT_SECONDS: Final = 0.25
+"""For a connection to be made; a look-up's own time bounds it too."""
+ASIDE: Final = ("quota", "caller_quota", "degrade", "timeout")
+"""What of a route decides no answer."""
+OF_OURS: Final = {"max_stale": 0, "refresh": 0, "refreshes_max": 1, "bytes_max": 0, "rows_bytes_max": 0, "policy": ""}
+"""What of its cache is this process's own business."""
+
+
+class Stores:
+    """The stores that are open, each by its URL. They stay for the process's life: a reload may come back to one."""
+
+    def __init__(self, ticker: Ticker) -> None:
+        self._ticker = ticker
+        self._open: dict[str, Guarded] = {}
+
+    def share(self, route: Route, config: Config) -> None:
+        """Give a route its second level, if it is to have one and has none yet."""
+        cache = route.config.cache
+        if cache is None or cache.second is None or route.second is not None:
+            return
+        shared = Shared(route.name, told_of(route, config), float(cache.ttl), float(cache.second_timeout))
+        clocks = Clocks(self._ticker, time, lambda: secrets.token_hex(8).encode())
+        store = self._store(cache.second, float(cache.second_timeout))
+        route.share(SecondLevel(shared, store, clocks, BehindOptions()))
+
+    def states(self) -> dict[str, str]:
+        """Each store's breaker, by where the store is, less who we are to it."""
+        return {_place(url): store.state for url, store in self._open.items()}
+
+    async def close(self) -> None:
+        for store in self._open.values():
+            await store.close()
+
+    def _store(self, url: str, seconds: float) -> Guarded:
+        held = self._open.get(url)
+        if held is None:
+            options = TurnstileOptions(trial_seconds=CONNECT_SECONDS, proof_seconds=seconds / 2)
+            redis = _redis(url, RedisOptions(connect_seconds=CONNECT_SECONDS, node=options))
+            held = self._open[url] = Guarded(redis, Breaker(STORE_BREAKER), self._ticker, options)
+        return held
+
+
+async def faults(config: Config, seconds: float) -> list[str]:
+    """What is wrong with the second levels that routes name: each is asked for a key, and may take ``seconds``."""
+    named: dict[str, str] = {}
+    for name, route in config.routes.items():
+        if route.cache is not None and route.cache.second is not None:
+            named.setdefault(route.cache.second, f"routes.{name}.cache.second")
+    answers = await asyncio.gather(*(_fault(url, seconds) for url in named))
+    return [f"{key}: {answer}" for key, answer in zip(named.values(), answers, strict=True) if answer]
+
+
+async def _fault(url: str, seconds: float) -> str:
+    store = _redis(url, RedisOptions(connect_seconds=seconds))
+    try:
+        (found,) = await store.get_many([b"tailrace:check"], seconds)
+        return str(found) if isinstance(found, StoreError) else ""
+    except StoreError as error:
+        return str(error)
+    finally:
+        await store.close()
+
+
+def _redis(url: str, options: RedisOptions) -> RedisStore:
+    return RedisStore(parse_redis(url), Strings(asks_again=False), lambda: Breaker(STORE_BREAKER), options)
+
+
+def told_of(route: Route, config: Config) -> bytes:
+    """All that decides a route's answers but its models: its configuration, and which servers are asked."""
+    told = msgspec.to_builtins(route.config, enc_hook=str)  # durations and sizes
+    for name in ASIDE:
+        told.pop(name)
+    told["cache"] |= OF_OURS | {"second": "", "second_timeout": 0}
+    backends = [config.backends[tier.backend] for tier in route.config.tiers]
+    return msgspec.msgpack.encode((told, [(each.http, each.grpc) for each in backends]), order="sorted")
+
+
+def _place(url: str) -> str:
+    return url.rpartition("@")[2].rpartition("://")[2]

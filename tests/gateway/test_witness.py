@@ -1,0 +1,312 @@
+"""Whose word holds: several processes that watch one model through one store, in virtual time.
+
+What must never be: a process that has the same word as another one whose model was different.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from cache.stores.store import Found, StoreError
+from gateway.witness import BELIEVED_SECONDS, ROUNDS_UNWATCHED_MAX, SKEW_SECONDS_MAX, WATCHED_SECONDS, Clocks, Witness
+from tiers.facts import Sight, changed
+
+CONFIG = b"config"
+
+
+class World:
+    """One clock and one store; a store that is ``down`` answers nobody."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.held: dict[bytes, tuple[bytes, float]] = {}
+        self.down = False
+        self.words = itertools.count()
+
+    async def get_many(self, keys: Sequence[bytes], seconds: float) -> list[Found]:
+        self._answer()
+        alive = [self.held.get(key, (b"", 0.0)) for key in keys]
+        return [value if until > self.now else None for value, until in alive]
+
+    async def put_many(self, pairs: Sequence[tuple[bytes, bytes]], ttl: float | None, seconds: float) -> None:
+        self._answer()
+        assert ttl is not None
+        self.held |= {key: (value, self.now + ttl) for key, value in pairs}
+
+    async def delete_many(self, keys: Sequence[bytes], seconds: float) -> None:
+        raise AssertionError
+
+    async def healthy(self, seconds: float) -> bool:
+        return not self.down
+
+    async def close(self) -> None: ...
+
+    def _answer(self) -> None:
+        if self.down:
+            raise StoreError("timeout")
+
+    def word(self) -> bytes:
+        return b"w%d" % next(self.words)
+
+
+class Replica:
+    """A model on a server: what it says of itself."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.done = 0
+        self.up = True
+
+    def work(self, count: int = 1) -> None:
+        self.done += count
+
+    def load(self) -> None:
+        """Another model in the same version, with the same configuration."""
+        self.number += 1
+        self.done = 0
+
+    @property
+    def sight(self) -> Sight:
+        return Sight(frozenset("1"), CONFIG, {"1": (self.done, self.done, self.done, self.done)})
+
+
+class Process:
+    """A gateway: its last look at each replica, as its catalog keeps it."""
+
+    def __init__(self, world: World, *replicas: Replica, skew: float = 0.0) -> None:
+        self.world, self.replicas = world, replicas
+        self.looks: dict[str, tuple[float, Sight]] = {}
+        self.witness = Witness(b"s", world, Clocks(lambda: world.now, lambda: world.now + skew, world.word), 0.1)
+        self.witness.looks = lambda: self.looks or None
+
+    def look(self) -> None:
+        """One poll of every replica, and what a gateway does when it sees a change."""
+        for number, replica in enumerate(self.replicas):
+            name = f"r{number}"
+            before = self.looks.get(name)
+            if not replica.up:
+                continue
+            self.looks[name] = self.world.now, replica.sight
+            if before is not None and changed(before[1], replica.sight):
+                self.witness.end_turn()
+
+    async def round(self, look: bool = True) -> bytes | None:
+        """A second goes by."""
+        self.world.now += 0.5
+        if look:
+            self.look()
+        self.world.now += 0.5
+        await self.witness.round()
+        return self.witness.turn
+
+
+@pytest.fixture
+def world() -> World:
+    return World()
+
+
+async def settle(*processes: Process) -> set[bytes | None]:
+    """Until all have a word, and every one the same."""
+    for _ in range(12):
+        turns = {await each.round() for each in processes}
+    return turns
+
+
+async def test_the_first_begins_and_the_next_joins_once_it_has_looked_itself(world: World) -> None:
+    model = Replica()
+    model.work(7)
+    first, second = Process(world, model), Process(world, model)
+    word = await first.round()
+    assert word is not None
+    second.look()  # from before it has read what the first saw: proves nothing
+    assert await second.round(look=False) is None
+    assert await second.round(look=False) is None
+    assert second.witness.state == "considering"
+    model.work()
+    assert await second.round() == word
+    assert await first.round() == word
+
+
+async def test_nobody_knows_a_word_without_a_model(world: World) -> None:
+    process = Process(world, Replica())
+    assert await process.round(look=False) is None
+    assert process.witness.state == "unknown-model"
+    assert not world.held
+
+
+async def test_a_model_loaded_again_while_nobody_watched_is_seen_by_who_comes(world: World) -> None:
+    model = Replica()
+    model.work(7)
+    first = Process(world, model)
+    word = await first.round()
+    model.load()
+    model.work(3)
+    world.now += WATCHED_SECONDS / 2
+    assert await settle(Process(world, model)) not in ({word}, {None})
+
+
+async def test_a_restart_goes_on_with_the_word_and_a_long_absence_does_not(world: World) -> None:
+    model = Replica()
+    model.work(7)
+    word = await Process(world, model).round()
+    world.now += WATCHED_SECONDS / 2
+    model.work(5)
+    again = Process(world, model)
+    assert await settle(again) == {word}
+    world.now += WATCHED_SECONDS + 1
+    model.load()
+    model.work(100)  # more than before: nothing would show
+    assert await settle(Process(world, model)) not in ({word}, {None})
+
+
+async def test_who_sees_a_change_takes_the_word_from_all(world: World) -> None:
+    model = Replica()
+    model.work(7)
+    processes = [Process(world, model) for _ in range(3)]
+    (word,) = await settle(*processes)
+    model.load()
+    model.work(1)
+    assert await processes[0].round() not in (word, None)
+    assert await processes[1].round(look=False) is None  # it has read that the word is another, and has not looked
+    assert await settle(*processes) not in ({word}, {None})
+
+
+async def test_the_end_of_a_turn_is_at_once_here_and_comes_later_where_the_store_is_down(world: World) -> None:
+    process, other = Process(world, model := Replica()), Process(world, model)
+    (word,) = await settle(process, other)
+    world.down = True
+    process.witness.end_turn()
+    assert process.witness.turn is None
+    assert not await process.witness.settled(0.0)
+    assert await process.round() is None
+    world.now += BELIEVED_SECONDS
+    assert await other.round() is None  # it cannot know any more
+    world.down = False
+    assert await process.round() not in (word, None)
+    assert await process.witness.settled(0.0)
+    assert await settle(process, other) not in ({word}, {None})
+
+
+async def test_who_cannot_see_the_models_can_end_a_turn_all_the_same(world: World) -> None:
+    model = Replica()
+    process, blind = Process(world, model), Process(world, model)
+    word = await process.round()
+    blind.witness.end_turn()
+    assert await blind.round(look=False) is None
+    assert await blind.witness.settled(0.0)
+    assert await process.round() is None
+    assert await settle(process) not in ({word}, {None})
+
+
+async def test_an_end_while_a_word_is_being_written_is_not_lost(world: World) -> None:
+    process = Process(world, Replica())
+    word = await process.round()
+    put = world.put_many
+
+    async def ended(pairs: Sequence[tuple[bytes, bytes]], ttl: float | None, seconds: float) -> None:
+        await put(pairs, ttl, seconds)
+        process.witness.end_turn()
+
+    world.put_many = ended  # type: ignore[method-assign]
+    assert await process.round() is None
+    assert await process.round() is None
+    world.put_many = put  # type: ignore[method-assign]
+    assert not await process.witness.settled(0.0)
+    assert await process.round() not in (word, None)
+
+
+async def test_a_word_that_comes_back_from_the_past_is_not_believed(world: World) -> None:
+    process = Process(world, Replica())
+    word = await process.round()
+    past = dict(world.held)
+    process.witness.end_turn()
+    now = await process.round()
+    world.held = past  # a failover that lost the last writes
+    assert await process.round() not in (word, now, None)
+
+
+@pytest.mark.parametrize("key", [b"tailrace:s:turn", b"tailrace:s:watch"])
+async def test_a_store_that_forgets_makes_nobody_believe(world: World, key: bytes) -> None:
+    model = Replica()
+    process = Process(world, model)
+    word = await process.round()
+    del world.held[key]
+    assert await settle(Process(world, model)) not in ({word}, {None})
+
+
+@pytest.mark.parametrize("broken", [b"", b"TR", b"nonsense" * 9])
+async def test_broken_looks_make_nobody_believe(world: World, broken: bytes) -> None:
+    model = Replica()
+    word = await Process(world, model).round()
+    world.held[b"tailrace:s:watch"] = broken, world.now + 99
+    assert await settle(Process(world, model)) not in ({word}, {None})
+
+
+async def test_a_word_that_its_writer_died_at_is_replaced(world: World) -> None:
+    model = Replica()
+    await Process(world, model).round()
+    world.held[b"tailrace:s:turn"] = b"other", world.now + 99
+    late = Process(world, model)
+    turns = [await late.round() for _ in range(ROUNDS_UNWATCHED_MAX)]
+    assert turns[:-1] == [None] * (ROUNDS_UNWATCHED_MAX - 1)
+    assert turns[-1] not in (b"other", None)
+
+
+async def test_a_replica_that_is_away_is_held_against_what_others_saw_of_it(world: World) -> None:
+    well, away = Replica(), Replica()
+    well.work(7)
+    away.work(9)
+    word = await Process(world, well, away).round()
+    away.up = False
+    late, later = Process(world, well, away), Process(world, well, away)
+    assert await settle(late) == {word}
+    assert await settle(later) == {word}  # what the first saw of it goes from hand to hand
+    away.load()
+    away.work(3)
+    away.up = True
+    assert await later.round() not in (word, None)
+
+
+async def test_a_clock_far_ahead_keeps_others_from_believing(world: World) -> None:
+    model = Replica()
+    ahead = Process(world, model, skew=2 * SKEW_SECONDS_MAX)
+    word = await ahead.round()
+    process = Process(world, model)
+    for _ in range(12):
+        assert await ahead.round() == word
+        assert await process.round() is None
+        assert process.witness.state == "clock"
+    assert await settle(process) == {word}  # nobody ahead any more, and what was seen by it is no less true
+
+
+@pytest.mark.parametrize("seed", range(200))
+async def test_no_two_processes_ever_share_a_word_over_different_models(world: World, seed: int) -> None:
+    """Random lives: processes come and go, models are loaded again, the store fails and forgets. Who has looked after a
+    change, which shows, has no word that anybody has had an answer of another model under."""
+    chance = random.Random(seed)
+    model = Replica()
+    model.work(10**6)
+    processes = [Process(world, model) for _ in range(3)]
+    under: dict[bytes, int] = {}  # which model answers were left of
+    for _ in range(150):
+        match chance.randrange(12):
+            case 0:
+                model.load()
+                model.work(10**6 - 1000 * model.number)
+            case 1:
+                processes[chance.randrange(3)] = Process(world, model)
+            case 2:
+                world.down = not world.down
+            case 3:
+                world.held.pop(chance.choice([b"tailrace:s:turn", b"tailrace:s:watch"]), None)
+            case 4:
+                world.now += chance.choice([1.0, WATCHED_SECONDS])
+        turn = await chance.choice(processes).round()
+        if turn is not None:
+            model.work()
+            assert under.setdefault(turn, model.number) == model.number
+    assert under
