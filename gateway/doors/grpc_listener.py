@@ -62,7 +62,7 @@ class GrpcListener:
         self._server = aio.server(options=_options(server, shared))
         self.service = _Service(server, door, health, reception)
         self._server.add_generic_rpc_handlers((self.service,))
-        self._own: int | str = 0
+        self._own: int | str | None = None  # where it listens: a port or a path; None: it never did
 
     async def start(self, address: Address, certificates: Certificates | None = None) -> str:
         """Listen, with TLS if there are certificates and it is a network; returns the address. Raises OSError."""
@@ -94,7 +94,7 @@ class GrpcListener:
         began = loop.time()
         connections.closing = True
         sockets, looked = Sockets(), began
-        while await asyncio.to_thread(sockets.end_idle, self._own, connections.busy()):
+        while self._own is not None and await asyncio.to_thread(sockets.end_idle, self._own, connections.busy()):
             now = loop.time()
             if now - began > min(seconds / 2, TURNING_SECONDS_MAX if self.service.streams.calls else seconds):
                 break

@@ -65,6 +65,7 @@ class Sockets:
     def end_idle(self, own: int | str, busy: Set[int]) -> int:
         """End every socket whose own end is this port, or this path: the one that listens, and each connection whose
         other end's port (0 for a unix socket's) is not ``busy``. How many connections there are."""
+        assert own, "a port or a path; 0 would be every unix socket's"
         connections = 0
         for file, known in self._look().items():
             if known.own is None or known.own[isinstance(own, int)] != own:

@@ -185,7 +185,8 @@ def test_what_has_come_and_what_is_coming_is_told(listening, monkeypatch):
 
 async def test_at_its_end_the_door_looks_beside_the_event_loop_and_touches_each_socket_twice_at_most(monkeypatch):
     health = SimpleNamespace(check=None, watch=None, close=lambda: None)
-    listener = GrpcListener(Server(), None, health, None, shared=False)
+    door = SimpleNamespace(deliver=None)
+    listener = GrpcListener(Server(), door, health, None, shared=False)
     where = await listener.start(parse_address("127.0.0.1:0"))
     callers = [await asyncio.open_connection("127.0.0.1", int(where.rpartition(":")[2])) for _ in range(200)]
     await asyncio.gather(*(reader.readexactly(9) for reader, _ in callers))  # grpc has accepted them

@@ -95,7 +95,7 @@ async def test_a_request_goes_out_with_its_time_and_comes_back(server, replica):
     request = pb.ModelInferRequest.FromString(message)
     assert (request.id, list(request.raw_input_contents)) == ("7", [b"1234"])
     assert 0 < request.parameters["timeout"].int64_param <= 2_000_000
-    assert 0 < remaining <= 2.0
+    assert 0 < remaining <= 2.0 * 1.02  # grpc rounds a time up when it writes it
 
 
 @pytest.mark.parametrize(
