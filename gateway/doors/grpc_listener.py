@@ -94,8 +94,11 @@ class GrpcListener:
         began = loop.time()
         connections.closing = True
         sockets, looked = Sockets(), began
-        while self._own is not None and await asyncio.to_thread(sockets.end_idle, self._own, connections.busy()):
+        while self._own is not None:
+            left = await asyncio.to_thread(sockets.end_idle, self._own, connections.busy())
             now = loop.time()
+            if not left:
+                break
             if now - began > min(seconds / 2, TURNING_SECONDS_MAX if self.service.streams.calls else seconds):
                 break
             await asyncio.sleep(max(TURN_SECONDS, PAUSES * (now - looked)))
