@@ -53,7 +53,7 @@ test-languages: setup $(LANGUAGES)/.stamp  ## That example run by a test (its ow
 .PHONY: test
 test: check triton javascript .compiler .redis .feast  ## All checks, then all tests, with a real Triton
 	$(BIN)/python -m pytest -n 2 tests --ignore=tests/system --ignore=tests/examples --ignore=tests/languages
-	$(BIN)/python -m pytest tests/system tests/examples
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests/system tests/examples
 
 .PHONY: fuzz
 fuzz: setup  ## Hostile bytes for every codec, ten minutes each (FUZZ='--minutes 1 --codec rpc')

@@ -221,6 +221,18 @@ def test_generate(bare, triton, path):
     assert (given[0], given[1]["Content-Type"], given[2]) == (200, direct[1]["Content-Type"], direct[2])
 
 
+def test_a_clients_time_limit(gateway, triton):
+    x = triton_http.InferInput("x", [1, 1], "FP32")
+    x.set_data_from_numpy(np.zeros((1, 1), np.float32))
+    ended = []
+    for server in (gateway, triton):
+        with triton_http.InferenceServerClient(server.http_address, network_timeout=0.1) as client:
+            with pytest.raises(Exception, match="timed out") as error:
+                client.infer("slow", [x], parameters={"sleep_ms": 600})
+            ended.append(type(error.value))
+    assert ended[0] is ended[1]
+
+
 def test_twenty_megabytes_there_and_back(bare, triton):
     values = RANDOM.standard_normal((1, 5_000_000), np.float32)
 

@@ -247,14 +247,17 @@ async def test_the_asyncio_client_infers(gateway, triton):
 
 
 @pytest.mark.parametrize("options", ["keepalive", "channel"])
-def test_channels_with_options_of_their_own(gateway, options):
+def test_channels_with_options_of_their_own(gateway, triton, options):
     named = {
         "keepalive": {"keepalive_options": triton_grpc.KeepAliveOptions(10_000, 5_000, True, 0)},
         "channel": {"channel_args": [("grpc.max_receive_message_length", 2**20), ("grpc.lb_policy_name", "pick_first"),
                                      ("grpc.primary_user_agent", "mine")]},
     }[options]  # fmt: skip
-    with triton_grpc.InferenceServerClient(gateway.grpc_address, **named) as client:
-        assert client.infer("echo_fp32", REQUESTS["batch"][1]).as_numpy("y").shape == (16, 5)
+    answers = []
+    for server in (gateway, triton):
+        with triton_grpc.InferenceServerClient(server.grpc_address, **named) as client:
+            answers.append(client.infer("echo_fp32", REQUESTS["batch"][1]).get_response())
+    assert answers[0] == answers[1]
 
 
 def test_a_clients_time_limit(gateway, triton):
@@ -600,13 +603,19 @@ def test_the_http_door_before_grpc_alone(made, triton):
     assert given == direct
 
 
-def test_a_server_that_goes_away_in_the_middle_of_a_stream(triton_factory, gateway_factory):
+@pytest.mark.parametrize("way", ["directly", "through", "by a route"])
+def test_a_server_that_goes_away_in_the_middle_of_a_stream(triton_factory, gateway_factory, way):
     server = triton_factory("decoupled")
-    gateway = gateway_factory(None, ["--upstream", f"grpc://{server.grpc_address}"])
+    address, model = server.grpc_address, "decoupled"
+    if way == "through":
+        address = gateway_factory(None, ["--upstream", f"grpc://{server.grpc_address}"]).grpc_address
+    elif way == "by a route":
+        model, routes = "route", {"route": {"tiers": [{"backend": "b", "model": "decoupled"}]}}
+        address = gateway_factory({"backends": {"b": {"grpc": [server.grpc_address]}}, "routes": routes}).grpc_address
     answers = queue.Queue()
-    with triton_grpc.InferenceServerClient(gateway.grpc_address) as client:
+    with triton_grpc.InferenceServerClient(address) as client:
         client.start_stream(lambda result, error: answers.put((result, error)))
-        client.async_stream_infer("decoupled", [count(500)])
+        client.async_stream_infer(model, [count(500)])
         assert answers.get(timeout=20)[1] is None
         server.kill()
         end = time.monotonic() + 20
