@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping, Sequence
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -25,6 +26,10 @@ from tiers.datatype import DTYPES, bytes_spans
 from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, Rejected, TableTold, Tensor, UpstreamError
 from tiers.rows import take_rows
+
+ROWS_MAX: Final = 65_536
+"""Rows of one request where neither its model nor its route sets a lower bound. A table is asked for all of them at
+once, and a store does not look up much more."""
 
 Rows = NDArray[np.float32]
 
@@ -56,6 +61,8 @@ class Features:
 
         Raises Rejected for what no table can make an input of, and UpstreamError for a table that cannot tell.
         """
+        if request.in_shared_memory:
+            raise Rejected(400, "a route that joins features takes nothing from shared memory and leaves nothing there")
         ids = {name: _ids(tensor) for tensor in request.inputs if (name := tensor.name) in self._config.entities}
         rows = self._rows(ids, facts)
         looked = await self._look_up(ids, seconds)
@@ -71,10 +78,10 @@ class Features:
             told = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise Rejected(400, f"entities that are many must be as many as each other, and these are: {told}")
         rows = next(iter(counts.values()), 1)
-        most = min([limit for limit in (facts.max_batch, self._rows_max) if limit], default=None)
-        if rows < 1 or (most is not None and rows > most):
+        most = min([limit for limit in (facts.max_batch, self._rows_max, ROWS_MAX) if limit])
+        if not 1 <= rows <= most:
             named = ", ".join(counts)
-            raise Rejected(400, f"{named}: {rows} ids; model {facts.name} takes 1 to {most or 'any number'}")
+            raise Rejected(400, f"{named}: {rows} ids; model {facts.name} takes 1 to {most} here")
         return rows
 
     async def _look_up(self, ids: Mapping[str, Ids], seconds: float) -> dict[tuple[str, str], Looked]:
@@ -110,7 +117,19 @@ class Features:
         else:
             joined = np.concatenate([part.reshape(rows, -1) for part in spread], axis=1)
         shape = _fitted(joined.shape, fact, facts)
-        return Tensor(name, fact.datatype, shape, joined.astype(DTYPES[fact.datatype]).tobytes())
+        return Tensor(name, fact.datatype, shape, _cast(joined, name, fact.datatype).tobytes())
+
+
+def _cast(rows: Rows, name: str, datatype: str) -> NDArray[np.generic]:
+    """Features as the model takes them. Raises UpstreamError(BROKEN) if they would not be the same numbers: beyond what
+    the datatype holds, or, for whole numbers, not whole. Floats may lose digits, as they do everywhere."""
+    dtype = np.dtype(DTYPES[datatype])
+    with np.errstate(over="ignore", invalid="ignore"):
+        cast = rows.astype(dtype)
+    same = np.isfinite(cast) | ~np.isfinite(rows) if dtype.kind == "f" else cast.astype(rows.dtype) == rows
+    if not same.all():
+        raise UpstreamError(Failure.BROKEN, f"feature {rows[~same][0]} of input {name} is no {datatype}")
+    return cast
 
 
 def _ids(tensor: Tensor) -> Ids:

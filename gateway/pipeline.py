@@ -308,6 +308,8 @@ class Pipeline:
             await self._share(call, key, rows)
         except (UpstreamError, Rejected, Abandoned) as error:
             self._telemetry.refresh_failed(route.name, str(error))
+        except TimeoutError:
+            self._telemetry.refresh_failed(route.name, "its time was over")
         except Exception as bug:  # nobody awaits this task: unseen otherwise
             self._telemetry.refresh_failed(route.name, f"bug: {bug!r}")
             raise

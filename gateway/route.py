@@ -70,6 +70,10 @@ VERSIONS_MAX: Final = 16
 LEARNING_GRACE_SECONDS: Final = 0.1
 """How long a tier not yet known is waited for once another is: a model tells its facts in a few milliseconds."""
 
+ROWS_GRACE_SECONDS: Final = 1.0
+"""By how much the wait for rows outlasts the tiers' time: at its end they say what one of them had answered, or which
+failed, and that is worth more than a time-out. How long a caller waits is the pipeline's."""
+
 NO_TABLES: Final[Mapping[str, Table]] = MappingProxyType({})
 
 ENTRY_OVERHEAD_BYTES: Final = 512
@@ -138,7 +142,7 @@ class Route:
         self.body_limits = BodyLimits(bytes_max, message, RequestForms(message))
         self._homes = tuple(homes)
         self._body_bytes_max = body_bytes_max
-        self._succeeded = False  # another route goes on with the answers kept here
+        self._succeeded = False  # another route goes on with the answers kept here, and those of the second level
         self._tables = {} if config.features is None else {name: tables[name] for name in config.features.tables}
         self.features = None if config.features is None else _features(config, self._tables)
         self.rules = _rules(config)
@@ -305,7 +309,8 @@ class Route:
         if self.rows is not None and rows and terms.key is not None:
             asked = self._in_rows(terms.caller, request, terms.key, rows)
             asked = msgspec.structs.replace(asked, reuse=terms.reuse, keep=not is_degraded)
-            made = await self.rows.answer(asked, cascaded, deadline.remaining(ticker()), ticker)
+            seconds = deadline.remaining(ticker()) + ROWS_GRACE_SECONDS
+            made = await self.rows.answer(asked, cascaded, seconds, ticker)
             return Given(
                 _of_rows(made, tables), made.tier_rows, made.passed, made.degraded or is_degraded,
                 made.escalated_now, made.kept, made.made_at, made.kept == rows and made.elsewhere > 0,
@@ -489,7 +494,7 @@ class Route:
         self.forget()
         if self.rows is not None and not self._succeeded:
             await self.rows.close()
-        if self.second is not None:
+        if self.second is not None and not self._succeeded:
             await self.second.close()
 
     async def _told(self, position: int, version: str, deadline: Deadline) -> ModelFacts:

@@ -10,7 +10,7 @@ A row is kept by itself, so what rows have in common with the answer that they c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -39,10 +39,6 @@ FILLS_MAX: Final = 4096
 PLANS_MAX: Final = 256
 """Shapes of answers that are remembered."""
 
-ROUNDS_MAX: Final = 2
-"""How often rows are asked for before an answer is given up whose rows do not fit together: its model has just changed,
-and what was kept of the old one does not fit the new one's."""
-
 
 class Made(msgspec.Struct, frozen=True):
     """What the rows of one answer have in common."""
@@ -63,8 +59,7 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 class Asked(msgspec.Struct, frozen=True):
     """A batch. ``keys``: a row's each, in order. ``reuse``: whether kept rows will do, and others' fills; ``keep``:
-    whether its own rows may be kept; ``outputs``: those that every tier has, None for all that come. ``first``: whether
-    rows from elsewhere will do."""
+    whether its own rows may be kept; ``outputs``: those that every tier has, None for all that come."""
 
     request: InferRequest
     keys: Sequence[bytes]
@@ -72,7 +67,6 @@ class Asked(msgspec.Struct, frozen=True):
     reuse: bool = True
     keep: bool = True
     outputs: frozenset[str] | None = None
-    first: bool = True
 
 
 class Elsewhere(Protocol):
@@ -180,29 +174,29 @@ class Rows:
             if found is None:
                 return None
             rows[key] = found.entry
-        plans = {id(entry.value.made.plan) for entry in rows.values()}
-        return self._assembled(asked, rows, len(asked.keys), []) if len(plans) == 1 else None
+        return self._assembled(asked, rows, len(asked.keys), []) if _fit(rows.values()) else None
 
     async def answer(self, asked: Asked, ask: Ask, seconds: float, ticker: Ticker) -> Assembled:
-        """The answer to a batch, within ``seconds``. Raises what ``ask`` raises, Abandoned, and TimeoutError."""
+        """The answer to a batch, within ``seconds``. Raises what ``ask`` raises, Abandoned, and TimeoutError.
+
+        Rows that do not fit together are of models that differ: one has just changed, two replicas serve two versions,
+        or two tiers give their outputs in another order. The whole batch is then asked for, as if nothing were known.
+        """
+        until = ticker() + seconds
         rows = self._kept(asked, ticker())
         kept = sum([key in rows for key in asked.keys])
-        fillings: list[Filling] = []
-        for _ in range(ROUNDS_MAX):
-            missing = list(dict.fromkeys([key for key in asked.keys if key not in rows]))
-            filled: dict[bytes, Entry[Row]] = {}
-            fills = self._fills(asked, missing, ask, ticker)
-            for filling in await self._filled(fills, seconds) if missing else ():
-                fillings.append(filling)
-                filled.update(filling.rows)
-            rows.update(filled)
-            newest = max((filled or rows).values(), key=_stored_at).value.made.plan
-            rows = {key: entry for key, entry in rows.items() if entry.value.made.plan is newest}
-            if all(key in rows for key in asked.keys):
-                return self._assembled(asked, rows, kept, fillings)
-            kept, asked = 0, msgspec.structs.replace(asked, first=False)
-            fillings = [msgspec.structs.replace(filling, elsewhere=frozenset()) for filling in fillings]
-        raise UpstreamError(Failure.BROKEN, f"answers for rows of route {self._name} do not fit together")
+        missing = list(dict.fromkeys([key for key in asked.keys if key not in rows]))
+        fills = self._fills(asked, missing, ask, ticker)
+        fillings = await self._filled(fills, seconds) if missing else []
+        for filling in fillings:
+            rows.update(filling.rows)
+        if not _fit([rows[key] for key in asked.keys]):
+            asked = msgspec.structs.replace(asked, reuse=False)
+            fills = self._fills(asked, list(dict.fromkeys(asked.keys)), ask, ticker)
+            told = [msgspec.structs.replace(filling, elsewhere=frozenset()) for filling in fillings]
+            (whole,) = await self._filled(fills, max(until - ticker(), 0.0))
+            kept, rows, fillings = 0, dict(whole.rows), [*told, whole]
+        return self._assembled(asked, rows, kept, fillings)
 
     async def close(self) -> None:
         """Give up fills under way, and what is kept."""
@@ -281,7 +275,7 @@ class Rows:
         turn = None if second is None else second.turn
         if second is None or turn is None:
             return self._kept_of(asked, keys, ticket, await self._ask(asked, keys, ask), ticker())
-        found = await second.rows(turn, keys) if asked.reuse and asked.first else {}
+        found = await second.rows(turn, keys) if asked.reuse else {}
         known = self._kept_again(asked, found, ticket)
         missing = [key for key in keys if key not in known]
         if not missing:
@@ -321,9 +315,11 @@ class Rows:
     def _kept_of(self, asked: Asked, keys: Sequence[bytes], ticket: int, answer: CascadeAnswer, now: float) -> Filling:
         """The rows of an answer, kept unless it is a degraded one."""
         outputs = [each for each in answer.response.outputs if asked.outputs is None or each.name in asked.outputs]
+        if not outputs:
+            raise UpstreamError(Failure.BROKEN, f"an answer of {answer.tier} holds no output that all tiers have")
         data = split_rows(outputs, len(keys))
         plan, response = self._one_of(plan_of(outputs)), answer.response
-        first = Made(plan, response.parameters, answer.tier_rows[0][0], answer.version, escalated=False)
+        first = Made(plan, response.parameters, answer.tier_rows[0][0], answer.first_version, escalated=False)
         later = Made(plan, response.parameters, answer.tier, answer.version, escalated=True)
         beyond = frozenset(answer.escalated)
         filled = {}
@@ -373,9 +369,12 @@ def _others(filling: Filling) -> Filling:
     return msgspec.structs.replace(filling, escalated=0, tier_rows=())
 
 
+def _fit(rows: Iterable[Entry[Row]]) -> bool:
+    """Whether one answer can be made of these: they have the same outputs, and each tier's are of one version of it."""
+    made = {id(row.value.made): row.value.made for row in rows}.values()
+    versions = {(each.tier, each.version) for each in made}
+    return len({id(each.plan) for each in made}) == 1 and len(versions) == len({tier for tier, _ in versions})
+
+
 def _name(tensor: Tensor) -> str:
     return tensor.name
-
-
-def _stored_at(entry: Entry[Row]) -> float:
-    return entry.stored_at

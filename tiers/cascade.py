@@ -75,7 +75,8 @@ class CascadeOptions(Struct, frozen=True):
 
 class CascadeAnswer(Struct, frozen=True):
     """``tier`` and ``version`` are those of the largest tier used. ``rows`` is 1 for an answer that is one
-    whole; ``escalated`` are the indices of the rows whose answer is not the first tier's. ``reason`` says why the
+    whole; ``first_version`` is that of the first tier that answered; ``escalated`` are the indices of the rows whose
+    answer is not the first tier's. ``reason`` says why the
     first tier was not asked at all ("classification", "sequence", "shared-memory"), else it is empty.
 
     ``tier_rows`` names each model used with the rows whose answer is its own: every row counts once.
@@ -86,6 +87,7 @@ class CascadeAnswer(Struct, frozen=True):
     response: InferResponse
     tier: str
     version: str
+    first_version: str
     rows: int
     escalated: tuple[int, ...]
     tier_rows: tuple[tuple[str, int], ...] = ()
@@ -225,6 +227,7 @@ async def run(
         response=_merged(request, parts, rows),
         tier=tiers[parts[-1].position].model,
         version=parts[-1].response.version,
+        first_version=parts[0].response.version,
         rows=1 if rows is None else rows,
         escalated=_escalated(parts),
         tier_rows=_tier_rows(tiers, parts),
@@ -242,7 +245,8 @@ async def _alone(tier: Tier, request: InferRequest, deadline: Deadline, options:
     response = _wanted(request, answered.response)
     rows = 1 if reason or options.rows is None else options.rows
     own = ((tier.model, rows),)
-    return CascadeAnswer(response, tier.model, response.version, rows, (), own, answered.passed, False, reason)
+    version = response.version
+    return CascadeAnswer(response, tier.model, version, version, rows, (), own, answered.passed, False, reason)
 
 
 def _share(deadline: Deadline, now: float) -> Deadline:

@@ -11,6 +11,7 @@ import pytest
 
 from cache.stores.store import StoreError
 from degrade.deadline import Deadline
+from gateway import features
 from gateway.call import Answer, Call
 from gateway.codec.http import CacheDirectives, provenance_headers
 from gateway.config import CacheConfig, Entity, FeatureInput, Features, Part, TierConfig
@@ -212,3 +213,38 @@ async def test_a_model_that_takes_another_shape_is_the_operators_to_mend(shape: 
     with pytest.raises(Refused, match="features make x") as refused:
         await house.rank(b"bob", [1])
     assert refused.value.problem.status == 503
+
+
+@pytest.mark.parametrize(
+    ("datatype", "number"), [("FP16", 1e6), ("INT8", 300.0), ("INT8", 0.5), ("INT32", 3e9), ("UINT8", -1.0)]
+)
+async def test_a_feature_that_the_model_cannot_hold_is_never_sent_as_another_number(
+    datatype: str, number: float
+) -> None:
+    house = Ranking()
+    house.items.values[b"i:1"] = np.array([1, number, 3], "<f4").tobytes()
+    house.ranker.known = msgspec.structs.replace(FACTS, inputs=(TensorFact("x", datatype, (-1, 5)),))
+    with pytest.raises(Refused, match=f"of input x is no {datatype}") as refused:
+        await house.rank(b"bob", [1])
+    assert refused.value.problem.status == 503
+    assert house.ranker.seen == []
+
+
+async def test_shared_memory_is_refused_where_features_are_joined() -> None:
+    house = Ranking()
+    region = {"shared_memory_region": "r", "shared_memory_byte_size": 8}
+    ids = (Tensor("user", "BYTES", (1,), b"\x03\0\0\0bob"), Tensor("items", "INT64", (1,), b"", region))
+    deadline = Deadline.after(house.clock.now, 5.0)
+    with pytest.raises(Refused, match="shared memory") as refused:
+        await house.pipeline.answer(Call(house.route, NOBODY, InferRequest("rank", ids), CacheDirectives(), deadline))
+    assert refused.value.problem.status == 400
+
+
+async def test_ids_have_a_bound_where_nobody_sets_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(features, "ROWS_MAX", 3)
+    house = Ranking()
+    house.ranker.known = msgspec.structs.replace(FACTS, max_batch=0)
+    assert len(scores(await house.rank(b"bob", [1, 2, 3]))) == 3
+    with pytest.raises(Refused, match="takes 1 to 3 here") as refused:
+        await house.rank(b"bob", [1, 2, 3, 4])
+    assert refused.value.problem.status == 400

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -32,6 +33,7 @@ class World:
         self.gate.set()
         self.failure: UpstreamError | None = None
         self.version = "1"
+        self.first_version = ""
         self.extra: tuple[Tensor, ...] = ()
         self.escalates: Callable[[int], bool] = lambda _: False
         self.degraded = False
@@ -50,8 +52,9 @@ class World:
         beyond = tuple(place for place, value in enumerate(values) if self.escalates(value))
         own = (("small", rows - len(beyond)), ("large", len(beyond))) if beyond else (("small", rows),)
         tier = "large" if beyond else "small"
-        response = InferResponse(tier, self.version, outputs)
-        return CascadeAnswer(response, tier, self.version, rows, beyond, own, degraded=self.degraded)
+        first = self.first_version or self.version
+        response = InferResponse(tier, self.version if beyond else first, outputs)
+        return CascadeAnswer(response, tier, response.version, first, rows, beyond, own, degraded=self.degraded)
 
     def batch(self, values: Sequence[int], epoch: int = 0, reuse: bool = True, keep: bool = True) -> Asked:
         data = np.array(values, "<i4").tobytes()
@@ -197,7 +200,52 @@ async def test_rows_of_two_shapes_of_answer_never_meet(world: World) -> None:
     found = await world.rows.answer(world.batch([1, 3]), ask, SECONDS, world.ticker)
     assert doubled(found) == [2, 6]
     assert [tensor.name for tensor in found.response.outputs] == ["y", "z"]
-    assert world.asked == [[1, 2], [3], [1]]
+    assert world.asked == [[1, 2], [3], [1, 3]]
+
+
+async def test_tiers_that_order_their_outputs_otherwise_are_asked_for_the_whole_batch_once(world: World) -> None:
+    """It was refused as broken until the rows' time was over."""
+    world.escalates = lambda value: value > 9
+
+    async def ask(request: InferRequest, rows: int) -> CascadeAnswer:
+        answer = await world.ask(request, rows)
+        y, z = *answer.response.outputs, Tensor("z", "INT8", (rows, 1), b"z" * rows)
+        outputs = (z, y) if answer.escalated else (y, z)
+        return msgspec.structs.replace(answer, response=msgspec.structs.replace(answer.response, outputs=outputs))
+
+    await world.rows.answer(world.batch([1]), ask, SECONDS, world.ticker)
+    found = await world.rows.answer(world.batch([1, 10]), ask, SECONDS, world.ticker)
+    assert [tensor.name for tensor in found.response.outputs] == ["z", "y"]
+    assert np.frombuffer(found.response.outputs[1].data, "<i4").tolist() == [2, 20]
+    assert (found.tier, found.escalated, found.kept) == ("large", 1, 0)
+    assert (await world.rows.answer(world.batch([10, 1]), ask, SECONDS, world.ticker)).kept == 2
+    assert world.asked == [[1], [10], [1, 10]]
+
+
+async def test_an_answer_is_of_one_version_of_each_tier(world: World) -> None:
+    world.escalates = lambda value: value > 9
+    world.first_version, world.version = "1", "7"
+    await world.answer(1, 10)
+    first = await world.answer(1)
+    assert (first.tier, first.response.version, first.kept) == ("small", "1", 1)
+    both = await world.answer(10, 1)
+    assert (both.tier, both.response.version, both.kept) == ("large", "7", 2)
+    world.first_version = world.version = "2"
+    assert (await world.answer(2)).response.version == "2"
+    assert world.rows.whole(world.batch([1, 2]), world.now) is None
+    mixed = await world.answer(1, 2, 3)
+    assert (mixed.response.version, mixed.kept) == ("2", 0)
+    assert world.asked == [[1, 10], [2], [3], [1, 2, 3]]
+
+
+async def test_an_answer_without_outputs_has_no_rows(world: World) -> None:
+    async def ask(request: InferRequest, rows: int) -> CascadeAnswer:
+        answer = await world.ask(request, rows)
+        return msgspec.structs.replace(answer, response=msgspec.structs.replace(answer.response, outputs=()))
+
+    with pytest.raises(UpstreamError, match="no output that all tiers have") as error:
+        await world.rows.answer(world.batch([1, 3]), ask, SECONDS, world.ticker)
+    assert error.value.failure is Failure.BROKEN
 
 
 async def test_an_answer_that_is_no_batch_is_broken(world: World) -> None:

@@ -8,10 +8,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from degrade.deadline import Deadline, Ticker
 from gateway.call import Answer
 from gateway.codec.http import CacheDirectives
 from gateway.config import CacheConfig, Limits, QuotaConfig
 from gateway.operate.admin import purged
+from gateway.rows import Ask, Asked, Assembled
 from gateway.units import Seconds
 from tests.gateway.test_pipeline import NO_CACHE, ONLY_IF_CACHED, House, Upstream, until
 from tiers.inference import InferRequest, InferResponse, Tensor
@@ -186,3 +188,26 @@ async def test_a_model_that_does_not_batch_has_no_rows() -> None:
     assert len(house.doubling.asked) == 2
     assert house.route.row_cache is not None
     assert house.route.row_cache.entries == 0
+
+
+async def test_rows_are_waited_for_longer_than_their_tiers_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With as long a wait, what an earlier tier had answered was lost to a time-out at the very end."""
+    house = Batches()
+    rows = house.route.rows
+    assert rows is not None
+    waits: list[float] = []
+    lefts: list[float] = []
+    answer, infer = rows.answer, house.doubling.infer
+
+    async def answer_spied(asked: Asked, ask: Ask, seconds: float, ticker: Ticker) -> Assembled:
+        waits.append(seconds)
+        return await answer(asked, ask, seconds, ticker)
+
+    async def infer_spied(request: InferRequest, deadline: Deadline, *args: object) -> Answered:
+        lefts.append(deadline.remaining(house.clock.now))
+        return await infer(request, deadline, *args)
+
+    monkeypatch.setattr(rows, "answer", answer_spied)
+    monkeypatch.setattr(house.doubling, "infer", infer_spied)
+    await house.batch(1, 2)
+    assert 0 < lefts[0] < waits[0]

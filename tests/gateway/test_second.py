@@ -428,10 +428,14 @@ async def test_a_reload_goes_on_with_it_unless_others_might_be_given(
         environ = LISTENERS | {"TAILRACE_BACKENDS__UPSTREAM__PROBE": "100ms", "TAILRACE_ROUTES__R": text}
         await one.gateway.take(load(None, environ, [triton_echo.url]))
 
-    await reload(route(redis).replace("cache =", "quota = { rate = 1000000 }, cache ="))
+    await reload(route(redis).replace("cache =", 'quota = { rate = 1000000, per = "1h" }, cache ='))
     assert level(one) is before
     assert before.turn is not None
     assert told(await ask(one)) == ("hit", "fresh")
+    await asyncio.gather(*one.gateway._retiring_routes)  # it ended the level that its successor goes on with
+    one.gateway.routes["r"].forget()
+    assert told(await ask(one)) == ("hit", "second")
+    assert not any(task.done() for task in before._tasks)
     await reload(route(redis, policy='"lru"'))
     assert level(one) is not before
     await until(lambda: level(one).turn is not None)

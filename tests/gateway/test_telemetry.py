@@ -49,7 +49,7 @@ def test_fills_count_rows_by_tier_and_steps() -> None:
         Passed(Step.TIER, Failure.RAISED, "told to"),
     )
     rows = (("small", 5), ("large", 3))
-    answer = CascadeAnswer(InferResponse("m", "1", ()), "large", "1", 8, (0, 1, 2), rows, passed, degraded=True)
+    answer = CascadeAnswer(InferResponse("m", "1", ()), "large", "1", "1", 8, (0, 1, 2), rows, passed, degraded=True)
     telemetry.filled("r", answer)
     telemetry.filled("r", answer)
     assert one(telemetry, "tailrace_fills_total", route="r") == 2
