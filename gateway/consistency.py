@@ -99,11 +99,21 @@ def _table_faults(config: Config, name: str, route: Route) -> Iterator[Fault]:
     """What is wrong between a route's features and the tables."""
     known = ", ".join(config.tables) or "none"
     features = route.features
-    for wanted, made in ({} if features is None else features.inputs).items():
+    if features is None:
+        return
+    for wanted, made in features.inputs.items():
         for index, part in enumerate(made.parts):
             if part.table not in config.tables:
                 where = f"routes.{name}.features.inputs.{wanted}.parts[{index}].table"
                 yield where, f"no table is called {part.table!r}; there is {known}"
+                continue
+            table, entity = config.tables[part.table], features.entities.get(part.entity)
+            integers = table.ids == "integer"
+            if table.feast is not None and entity is not None and integers != (entity.datatype == "INT64"):
+                where = f"routes.{name}.features.entities.{part.entity}.datatype"
+                takes = "INT64" if integers else "BYTES"
+                told = f"must be {takes}: ids of tables.{part.table} are {table.ids}, and Feast tells 7 from \"7\""
+                yield where, told
         shapes = {config.tables[part.table].shape for part in made.parts if part.table in config.tables}
         if made.join == "stack" and len(shapes) > 1:
             yield f"routes.{name}.features.inputs.{wanted}.join", "stacks rows of one shape, and these tables' differ"

@@ -114,3 +114,21 @@ def test_that_no_route_joins_a_table_is_told(tmp_path: Path) -> None:
 
 def test_feasts_table(tmp_path: Path) -> None:
     assert load(written(tmp_path, FEAST + ROW), {}).tables["t"].key is None
+
+
+@pytest.mark.parametrize(("ids", "datatype", "takes"), [("integer", "BYTES", "INT64"), ("text", "INT64", "BYTES")])
+def test_an_entity_is_asked_for_as_feast_wrote_it(tmp_path: Path, ids: str, datatype: str, takes: str) -> None:
+    """7 and "7" are one id of a table, and two of Feast's: one of them would be held absent for the other."""
+    bound = "" if ids == "integer" else "id_bytes_max = 15\n"
+    inputs = "{ x = { parts = [{ entity = 'u', table = 't' }] } }"
+
+    def text(datatype: str) -> str:
+        told = "tiers = [{ backend = 'gpu', model = 'm' }]\nfeatures = { entities = { u = { many = true, "
+        told += f"datatype = '{datatype}' }} }}, inputs = {inputs} }}\n"
+        return f"{FEAST}{ROW}ids = '{ids}'\n{bound}[routes.r]\n{told}"
+
+    load(written(tmp_path, text(takes)), {})
+    with pytest.raises(ConfigError) as refused:
+        load(written(tmp_path, text(datatype)), {})
+    (line,) = refused.value.faults
+    assert line.startswith(f"routes.r.features.entities.u.datatype: must be {takes}: ids of tables.t are {ids}")
