@@ -26,7 +26,16 @@ from degrade.deadline import Ticker
 from degrade.ladder import Failure
 from gateway.config import CacheConfig
 from tiers.cascade import CascadeAnswer
-from tiers.inference import Form, InferRequest, InferResponse, Parameters, Passed, Tensor, UpstreamError
+from tiers.inference import (
+    Form,
+    InferRequest,
+    InferResponse,
+    Parameters,
+    Passed,
+    Tensor,
+    UpstreamError,
+    parameters_size,
+)
 from tiers.rows import Plan, join_rows, plan_of, split_rows, take_rows
 from tiers.v2.forms import FORMS_MAX
 
@@ -295,12 +304,13 @@ class Rows:
             ours = made.get(id(row.made))
             if ours is None:
                 ours = made[id(row.made)] = msgspec.structs.replace(row.made, plan=self._one_of(row.made.plan))
-            known[key] = self._keep(asked, key, Row(row.data, ours), made_at)
+            said = parameters_size(ours.parameters)  # whole: nobody knows how many rows came with them
+            known[key] = self._keep(asked, key, Row(row.data, ours), made_at, said)
             self.cache.store(Key(key, asked.epoch), known[key], ticket)
         return known
 
-    def _keep(self, asked: Asked, key: bytes, row: Row, made_at: float) -> Entry[Row]:
-        size = ROW_OVERHEAD_BYTES + len(key) + len(row.data)
+    def _keep(self, asked: Asked, key: bytes, row: Row, made_at: float, said: int) -> Entry[Row]:
+        size = ROW_OVERHEAD_BYTES + len(key) + len(row.data) + said
         return Entry(row, size, made_at, self._ttl, self._max_stale, asked.epoch)
 
     async def _ask(self, asked: Asked, keys: Sequence[bytes], ask: Ask) -> CascadeAnswer:
@@ -321,11 +331,12 @@ class Rows:
         plan, response = self._one_of(plan_of(outputs)), answer.response
         first = Made(plan, response.parameters, answer.tier_rows[0][0], answer.first_version, escalated=False)
         later = Made(plan, response.parameters, answer.tier, answer.version, escalated=True)
+        said = parameters_size(response.parameters) // len(keys)
         beyond = frozenset(answer.escalated)
         filled = {}
         for place, (key, row) in enumerate(zip(keys, data, strict=True)):
             made = later if place in beyond else first
-            entry = filled[key] = self._keep(asked, key, Row(row, made), now)
+            entry = filled[key] = self._keep(asked, key, Row(row, made), now, said)
             if asked.keep and not answer.degraded:
                 self.cache.store(Key(key, asked.epoch), entry, ticket)
         return Filling(filled, len(beyond), answer.tier_rows, answer.passed, answer.degraded)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from sys import getsizeof
 from types import MappingProxyType
 from typing import Final
 
@@ -158,10 +159,11 @@ class InferResponse(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def size(self) -> int:
-        """Bytes this answer keeps alive, for bounding a cache: what its tensors are views of, whole and once, plus a
-        flat cost per tensor."""
+        """Bytes this answer keeps alive, for bounding a cache: what its tensors are views of, whole and once, a flat
+        cost per tensor, and its parameters."""
         held = _held(self.outputs)
-        return 256 + 256 * len(self.outputs) + sum(held.values())
+        said = parameters_size(self.parameters) + sum([parameters_size(each.parameters) for each in self.outputs])
+        return 256 + 256 * len(self.outputs) + sum(held.values()) + said
 
     def compact(self) -> InferResponse:
         """The same answer, fit to be kept: tensors that are small, or small parts of something larger, get bytes of
@@ -185,6 +187,11 @@ def _owning(tensor: Tensor) -> Tensor:
 def _base(tensor: Tensor) -> object:
     """The object whose memory the tensor's bytes are in."""
     return tensor.data.obj if isinstance(tensor.data, memoryview) else tensor.data
+
+
+def parameters_size(parameters: Parameters) -> int:
+    """Bytes that parameters keep alive."""
+    return sum([128 + getsizeof(name) + getsizeof(value) for name, value in parameters.items()]) if parameters else 0
 
 
 def _held(tensors: Iterable[Tensor]) -> dict[int, int]:

@@ -121,6 +121,8 @@ def test_an_entry_has_the_routes_life_and_costs_more_than_its_bytes() -> None:
     entry = made.entry(Served(response, "large", 1, 0, 1), 3, 50.0)
     assert (entry.ttl, entry.max_stale, entry.epoch, entry.stored_at) == (10.0, 7.0, 3, 50.0)
     assert entry.size > response.size > 4
+    saying = InferResponse("r", "1", response.outputs, parameters={"explained": "x" * 100_000})
+    assert made.entry(Served(saying, "large", 1, 0, 1), 3, 50.0).size > 100_000 + entry.size
 
 
 def test_an_entry_keeps_its_own_bytes_alive_and_not_the_body_that_they_came_in() -> None:

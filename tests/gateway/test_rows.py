@@ -291,3 +291,13 @@ async def test_closing_gives_up_what_is_under_way(world: World) -> None:
     await world.rows.close()
     with pytest.raises(Abandoned):
         await task
+
+
+async def test_what_a_model_says_beside_its_rows_is_charged_to_them(world: World) -> None:
+    async def ask(request: InferRequest, rows: int) -> CascadeAnswer:
+        answer = await world.ask(request, rows)
+        said = {"explained": "x" * 100_000}
+        return msgspec.structs.replace(answer, response=msgspec.structs.replace(answer.response, parameters=said))
+
+    await world.rows.answer(world.batch([1, 2, 3, 4]), ask, SECONDS, world.ticker)
+    assert 100_000 < world.rows.cache.bytes_used < 104_000
