@@ -32,6 +32,7 @@ FAILURES: Final = {
     "timeout": Failure.TIMEOUT,
     "unavailable": Failure.OVERLOADED,
     "open": Failure.UNREACHABLE,
+    "crowded": Failure.OVERLOADED,
 }
 """What a store's failure is to the ladder; all others are BROKEN."""
 

@@ -67,7 +67,7 @@ class Merged:
         if seconds <= 0.0:
             raise StoreError("timeout", "no time was left to ask in")
         if self._waiting_keys + len(keys) > self._options.waiting_keys_max:
-            raise StoreError("unavailable", f"more than {self._options.waiting_keys_max} keys would wait to be asked")
+            raise StoreError("crowded", f"more than {self._options.waiting_keys_max} keys would wait to be asked")
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
         places = [self._place(key, loop) for key in keys]

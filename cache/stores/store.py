@@ -16,14 +16,18 @@ KINDS: Final = (
     "loading",  # it reads its own data in
     "wrong-type",  # something else than a value of ours is under that key
     "full",  # it has no memory left, or its file no room
-    "unavailable",  # it is up and cannot serve: no master, a slot without a node, too much waiting
+    "unavailable",  # it is up and cannot serve: no master, a slot without a node
     "corrupt",  # what it holds is not what it should be
     "open",  # not asked: a breaker has it that it would fail
+    "crowded",  # not asked: too many keys wait for it already
 )
 """What can be wrong with a store, each in one word: labels of metrics, fields of the log."""
 
 OF_ONE_KEY: Final = frozenset({"wrong-type", "corrupt"})
 """Those that speak against one value, and not against the store."""
+
+NOT_ASKED: Final = frozenset({"open", "crowded"})
+"""Those that say nothing of the store at all."""
 
 
 class StoreError(Exception):

@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 
 from msgspec import Struct
 
-from cache.stores.store import OF_ONE_KEY, Gate, Permit, StoreError
+from cache.stores.store import NOT_ASKED, OF_ONE_KEY, Gate, Permit, StoreError
 
 T = TypeVar("T")
 Ticker = Callable[[], float]
@@ -85,7 +85,7 @@ class Turnstile:
         now = self._now()
         if kind in WELL:
             permit.succeeded(now)
-        elif kind == "open":  # of a cluster, each of whose nodes is left alone by its own breaker
+        elif kind in NOT_ASKED:  # nodes of a cluster have breakers of their own
             permit.ignored(now)
         elif kind != "timeout":
             permit.failed(now, kind)

@@ -125,7 +125,7 @@ async def test_waiting_has_a_bound(source: Source) -> None:
     await settle()
     with pytest.raises(StoreError) as failed:
         await merged.get_many([b"e"], LONG)
-    assert failed.value.kind == "unavailable"
+    assert failed.value.kind == "crowded"
     source.gate.set()
     await asyncio.gather(first, waiting)
 

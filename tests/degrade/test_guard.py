@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from cache.stores.store import KINDS, Found, StoreError
+from cache.stores.store import KINDS, NOT_ASKED, Found, StoreError
 from cache.stores.turnstile import WELL, TurnstileOptions
 from degrade.breaker import Breaker
 from degrade.guard import STORE_BREAKER, Guarded
@@ -77,7 +77,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("kind", sorted(set(KINDS) - WELL - {"open"}))
+@pytest.mark.parametrize("kind", sorted(set(KINDS) - WELL - NOT_ASKED))
 async def test_one_failure_is_enough_and_a_look_beside_the_calls_mends_it(kind: str) -> None:
     made = Set()
     made.shelf.failure, made.shelf.well = StoreError(kind), False
@@ -109,10 +109,11 @@ async def test_what_is_about_one_value_opens_nothing(kind: str) -> None:
     assert [await made.kind() for _ in range(20)] == [kind] * 20
 
 
-async def test_nodes_that_are_all_left_alone_say_nothing_new() -> None:
+@pytest.mark.parametrize("kind", sorted(NOT_ASKED))
+async def test_what_was_not_asked_says_nothing(kind: str) -> None:
     made = Set()
-    made.shelf.failure = StoreError("open")
-    assert await made.kind() == "open"
+    made.shelf.failure = StoreError(kind)
+    assert await made.kind() == kind
     assert made.store.state == "closed"
 
 
