@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
 from typing import Final
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
+from cache.stores.address import parse_redis
 from gateway.admission.auth import anonymous_name
 from gateway.config import CacheConfig, Config, Endpoint, Route
 from gateway.doors.path import target_of
@@ -58,6 +60,12 @@ def doubts(config: Config, written: Written) -> Iterator[str]:
     for name in set(config.tables) - joined:
         yield f"tables.{name}: no route joins it (routes.NAME.features); it is checked and filled, and nothing more"
     for name, route in config.routes.items():
+        here = _asked_here(config, route)
+        if here and route.cache and route.cache.second and not _all_here(route.cache.second):
+            yield (
+                f"routes.{name}.cache.second: is on another host, and backend {here} on this one; gateways of other "
+                "hosts that share it would take the answers of their own servers for ours; name a database for each host"
+            )
         if _keeps_nothing_stale(written, "routes", name, route.cache):
             yield (
                 f'routes.{name}.degrade: names "stale", and routes.{name}.cache.max_stale is 0s: only answers from '
@@ -69,6 +77,27 @@ def doubts(config: Config, written: Written) -> Iterator[str]:
                 f'endpoints.{name}.degrade: names "stale", and endpoints.{name}.cache.max_stale is 0s: no old answer '
                 "is kept; set max_stale"
             )
+
+
+def _asked_here(config: Config, route: Route) -> str:
+    """A backend of the route that is another server on every host; empty if there is none."""
+    for tier in route.tiers:
+        backend = config.backends.get(tier.backend)
+        urls = () if backend is None else (*backend.http, *backend.grpc)
+        if any(_is_loopback(urlsplit(url).hostname or "") for url in urls):
+            return tier.backend
+    return ""
+
+
+def _all_here(redis: str) -> bool:
+    return all(_is_loopback(host) for host, _ in parse_redis(redis).hosts)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def reachable(name: str) -> bool:
