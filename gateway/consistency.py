@@ -64,7 +64,7 @@ def doubts(config: Config, written: Written) -> Iterator[str]:
         if here and route.cache and route.cache.second and not _all_here(route.cache.second):
             yield (
                 f"routes.{name}.cache.second: is on another host, and backend {here} on this one; gateways of other "
-                "hosts that share it would take the answers of their own servers for ours; name a database for each host"
+                "hosts that share it would take the answers of their own servers for ours; give each host a database"
             )
         if _keeps_nothing_stale(written, "routes", name, route.cache):
             yield (
@@ -83,7 +83,7 @@ def _asked_here(config: Config, route: Route) -> str:
     """A backend of the route that is another server on every host; empty if there is none."""
     for tier in route.tiers:
         backend = config.backends.get(tier.backend)
-        urls = () if backend is None else (*backend.http, *backend.grpc)
+        urls = [] if backend is None else [*backend.http, *(f"//{address}" for address in backend.grpc)]
         if any(_is_loopback(urlsplit(url).hostname or "") for url in urls):
             return tier.backend
     return ""

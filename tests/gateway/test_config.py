@@ -465,6 +465,7 @@ def test_the_example_has_every_key_and_states_its_true_default() -> None:
     ("backend", "redis", "told"),
     [
         ("http://127.0.0.1:8000", "redis://shared", 1),
+        ("127.0.0.1:8001", "redis://shared", 1),
         ("http://localhost:8000", "redis+sentinel://a,b/main", 1),
         ("http://[::1]:8000", "redis://127.0.0.1", 0),
         ("http://triton:8000", "redis://shared", 0),
@@ -473,6 +474,7 @@ def test_the_example_has_every_key_and_states_its_true_default() -> None:
 def test_sidecars_that_would_share_what_other_servers_say_are_warned(
     write: Write, backend: str, redis: str, told: int
 ) -> None:
-    text = f"[backends.gpu]\nhttp = ['{backend}']\n[routes.r]\ntiers = [{{ backend = 'gpu', model = 'm' }}]\n"
+    kind = "http" if backend.startswith("http") else "grpc"
+    text = f"[backends.gpu]\n{kind} = ['{backend}']\n[routes.r]\ntiers = [{{ backend = 'gpu', model = 'm' }}]\n"
     warnings = read(write(f"{text}cache = {{ ttl = '1m', second = '{redis}' }}\n"), {}).warnings
     assert [line.partition(":")[0] for line in warnings] == ["routes.r.cache.second"] * told
