@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import ssl
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -149,6 +150,18 @@ def gateway_factory() -> Iterator[Callable[..., GatewayProcess]]:
         yield start
 
 
+def settled(server: TritonServer, model: str) -> ModelStatistics:
+    """Triton's statistics, once they stay the same: it answers first and books afterwards."""
+    told, same = server.statistics(model), 0
+    for _ in range(500):
+        time.sleep(0.02)
+        before, told = told, server.statistics(model)
+        same = same + 1 if told == before else 0
+        if same == 3:
+            return told
+    raise AssertionError(f"the statistics of {model} do not come to rest")
+
+
 class Counted:
     """What happened at a model between the beginning and the end of a ``counting`` block."""
 
@@ -173,8 +186,8 @@ def counting() -> Callable[..., object]:
     @contextmanager
     def block(server: TritonServer, model: str) -> Iterator[Counted]:
         counted = Counted()
-        before = server.statistics(model)
+        before = settled(server, model)
         yield counted
-        counted.fill(server.statistics(model) - before)
+        counted.fill(settled(server, model) - before)
 
     return block

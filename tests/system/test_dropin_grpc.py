@@ -20,6 +20,7 @@ from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 from examples.gatewayprocess import GatewayProcess
 from tests.cases.dropin import RANDOM, Library, texts
+from tests.conftest import settled
 
 MODELS = Path(__file__).parents[1] / "models"
 SERVICE = "/inference.GRPCInferenceService/"
@@ -585,6 +586,7 @@ def test_the_http_door_before_grpc_alone(made, triton):
                     "two_outputs", [x], request_compression_algorithm=coding, response_compression_algorithm=coding
                 )
                 assert again.as_numpy("A").tolist() == answer.as_numpy("A").tolist()
+            settled(triton, "two_outputs")
             text = triton_http.InferInput("text", [2], "BYTES")
             text.set_data_from_numpy(texts([b"a", b"bc"]), binary_data=False)
             words = client.infer("echo_bytes", [text], outputs=[triton_http.InferRequestedOutput("echoed", False)])
