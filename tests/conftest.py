@@ -19,6 +19,7 @@ from hypothesis import settings
 
 from examples.digits.repository import Digits, prepare
 from examples.gatewayprocess import ConfigValue, GatewayProcess
+from examples.redisserver import RedisServer
 from examples.tritonserver import (
     ModelStatistics,
     TritonEnvironment,
@@ -191,3 +192,25 @@ def counting() -> Callable[..., object]:
         counted.fill(settled(server, model) - before)
 
     return block
+
+
+@pytest.fixture(scope="session")
+def shared_redis() -> Iterator[RedisServer]:
+    with RedisServer(["enable-debug-command yes"]) as server:
+        yield server
+
+
+@pytest.fixture
+def redis(shared_redis: RedisServer) -> RedisServer:
+    """A server that all may use, empty, and that none may harm."""
+    with shared_redis.client() as client:
+        client.flushall()
+    return shared_redis
+
+
+@pytest.fixture
+def own_redis() -> Iterator[RedisServer]:
+    """A server of the test's own."""
+    with RedisServer(["enable-debug-command yes"]) as server:
+        yield server
+        server.resume()  # one that a test has paused does not end

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 
 import pytest
@@ -13,30 +13,8 @@ from cache.stores.address import parse_redis
 from cache.stores.redis import Layout, RedisOptions, RedisStore, Strings
 from degrade.breaker import Breaker
 from degrade.guard import STORE_BREAKER
-from examples.redisserver import RedisServer
 
 StoreAt = Callable[..., RedisStore]
-
-
-@pytest.fixture(scope="session")
-def shared_redis() -> Iterator[RedisServer]:
-    with RedisServer(["enable-debug-command yes"]) as server:
-        yield server
-
-
-@pytest.fixture
-def redis(shared_redis: RedisServer) -> RedisServer:
-    """A server that all may use, empty, and that none may harm."""
-    with shared_redis.client() as client:
-        client.flushall()
-    return shared_redis
-
-
-@pytest.fixture
-def own_redis() -> Iterator[RedisServer]:
-    """A server of the test's own."""
-    with RedisServer(["enable-debug-command yes"]) as server:
-        yield server
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 
 import aiohttp
@@ -43,26 +43,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharing, "CONNECT_SECONDS", 10.0)
     monkeypatch.setattr(sharing, "BehindOptions", lambda: BehindOptions(seconds=20.0))
     monkeypatch.setattr(witness, "BELIEVED_SECONDS", 20.0)
-
-
-@pytest.fixture(scope="module")
-def shared_redis() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-
-
-@pytest.fixture
-def redis(shared_redis: RedisServer) -> RedisServer:
-    with shared_redis.client() as client:
-        client.flushall()
-    return shared_redis
-
-
-@pytest.fixture
-def own_redis() -> Iterator[RedisServer]:
-    with RedisServer() as server:
-        yield server
-        server.resume()
 
 
 def route(server: RedisServer, model: str = MODEL, **cache: object) -> str:
