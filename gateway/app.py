@@ -54,6 +54,7 @@ from gateway.operate.gauges import (
     reload_gauges,
     rpc_gauges,
     second_gauges,
+    snapshot_gauges,
     table_gauges,
     tls_gauges,
 )
@@ -63,6 +64,7 @@ from gateway.reload import Reloads
 from gateway.route import Home, Route
 from gateway.service import Watched
 from gateway.sharing import Stores
+from gateway.snapshots import snapshots_of
 from gateway.sources import ConfigError, Loaded
 from gateway.standing import Retired, Standing, Watching, changed_quotas, homes, retired, stand
 
@@ -125,6 +127,7 @@ class Gateway:
         self._watching = Watching(self._breaker_changed, self._model_changed)
         self.standing = stand(config, self._makings, homes(config, self._makings, self._watching))
         self._stores = Stores(monotonic)
+        self.snapshots = snapshots_of(config, monotonic, time)
         self._share(self.standing)
         self._limiter = Limiter(config.server.quota_keys_max)
         self.pipeline = Pipeline(self._limiter, self.telemetry, monotonic, self._chance)
@@ -134,7 +137,8 @@ class Gateway:
         of_reloads = () if self.reloads is None else reload_gauges(self.reloads)
         of_tables = table_gauges(lambda: self.standing.tables)
         of_seconds = second_gauges(lambda: self.services, self._stores.states)
-        for gauge in (*gauges(*shown), *of_tables, *of_seconds, *of_reloads):
+        of_snapshots = () if self.snapshots is None else snapshot_gauges(self.snapshots, lambda: self.routes)
+        for gauge in (*gauges(*shown), *of_tables, *of_seconds, *of_snapshots, *of_reloads):
             self.telemetry.watch(gauge)
 
     @property
@@ -157,6 +161,10 @@ class Gateway:
 
         Raises OSError when an address cannot be listened on, Unusable when the certificate cannot be used.
         """
+        if self.snapshots is not None:
+            await self.snapshots.open()
+            self.snapshots.seed(self.standing.config, self.homes)
+            await self.snapshots.begin()
         server = self.standing.config.server
         certificates = self.certificates = None if server.tls is None else Certificates(server.tls)
         ports = self._ports(self.standing)
@@ -171,7 +179,8 @@ class Gateway:
             await self._open_rpc(server, server.rpc)
         if server.has_grpc:
             await self._start_grpc(ports, certificates)
-        shown = Shown(lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining, self.reloads)
+        told = (lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining)
+        shown = Shown(*told, self.reloads, self.snapshots)
         self._admin = Listener(admin_port(shown).handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
@@ -212,6 +221,9 @@ class Gateway:
         after = self.standing = stand(config, self._makings, made, before)
         self._share(after)
         self._begin_sharing()
+        if self.snapshots is not None:
+            self.snapshots.seed(config, self.homes)
+            self.snapshots.keep()
         self._limiter.forget(changed_quotas(before, after))
         self.buffered.bytes_max = int(config.server.buffered_bytes_max)
         ports = self._ports(after)
@@ -330,6 +342,8 @@ class Gateway:
         left = max(0.0, drain - (monotonic() - began))
         seconds = [route.second for route in self.routes.values() if route.second is not None]
         await asyncio.gather(*(second.behind.drain(left) for second in seconds))
+        if self.snapshots is not None:
+            await self.snapshots.close(max(0.0, drain - (monotonic() - began)))
         if self._admin_server is not None:
             self._admin_server.close()
         if self._admin is not None:
@@ -364,6 +378,8 @@ class Gateway:
     def _share(self, standing: Standing) -> None:
         for route in standing.routes.values():
             self._stores.share(route, standing.config)
+        if self.snapshots is not None:
+            self.snapshots.share(standing.config, standing.routes, standing.tables)
 
     # -- what runs beside the requests --------------------------------------------------------------
 

@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import math
+import os
 import struct
 import threading
 import time
@@ -39,11 +42,17 @@ STEP_KEYS_MAX: Final = 1024
 """Read in one go of the thread, before it looks whether anybody still waits."""
 
 
+READER_BYTES: Final = 128
+"""Of one reader in the lock file, and of its head: LMDB has 64 for each, more on machines with larger lines."""
+
+
 class LmdbOptions(Struct, frozen=True):
-    """``bytes_max``: the file's largest size; it takes disk only as it fills. ``readers_max``: of all processes."""
+    """``bytes_max``: the file's largest size; it takes disk only as it fills. ``readers_max``: of all processes.
+    ``alone``: nobody writes it any more, so it is read without a lock file."""
 
     bytes_max: int = 64 * 2**30
     readers_max: int = 1024
+    alone: bool = False
 
 
 class LmdbStore:
@@ -78,14 +87,14 @@ class LmdbStore:
         records = [(key, record(value, ends)) for key, value in pairs]
 
         def write() -> None:
-            with _mapped(self._path), self._opened().begin(write=True) as transaction, transaction.cursor() as cursor:
+            with mapped(self._path), self._opened().begin(write=True) as transaction, transaction.cursor() as cursor:
                 cursor.putmulti(records)
 
         await self._aside(write, seconds)
 
     async def delete_many(self, keys: Sequence[bytes], seconds: float) -> None:
         def delete() -> None:
-            with _mapped(self._path), self._opened().begin(write=True) as transaction:
+            with mapped(self._path), self._opened().begin(write=True) as transaction:
                 for key in keys:
                     transaction.delete(key)
 
@@ -110,7 +119,7 @@ class LmdbStore:
     def _read(self, keys: Sequence[bytes], until: float) -> list[Found]:
         now = self._clock()
         found: list[Found] = []
-        with _mapped(self._path):
+        with mapped(self._path):
             environment = self._opened()
             longest = environment.max_key_size()
             for start in range(0, len(keys), STEP_KEYS_MAX):
@@ -133,16 +142,7 @@ class LmdbStore:
         if self._environment is None:
             if not self._writable and not self._path.exists():
                 raise StoreError("unreachable", f"{self._path}: there is no such file")
-            self._environment = lmdb.open(
-                str(self._path),
-                map_size=self._options.bytes_max,
-                subdir=self._path.is_dir(),
-                readonly=not self._writable,
-                create=self._writable,
-                max_readers=self._options.readers_max,
-                readahead=False,  # keys of one request lie anywhere
-                meminit=False,
-            )
+            self._environment = opened(self._path, self._writable, self._options)
         return self._environment
 
     async def _aside(self, work: Callable[[], T], seconds: float) -> T:
@@ -158,6 +158,30 @@ class LmdbStore:
             doing.cancel()  # if it has not begun
             raise StoreError("timeout", f"{self._path}: not done within {seconds:.3g} s")
         return doing.result()
+
+
+def opened(path: Path, writable: bool, options: LmdbOptions) -> lmdb.Environment:
+    """The file's environment: one for each file in a process. Raises lmdb.Error and OSError.
+
+    The lock file is memory that processes share. It gets its disk before LMDB writes to that memory: where there is
+    none left, the process would be ended by a bus error and not told.
+    """
+    is_folder = path.is_dir()
+    if writable:
+        lock = path / "lock.mdb" if is_folder else path.with_name(f"{path.name}-lock")
+        with open(lock, "ab") as file:
+            os.posix_fallocate(file.fileno(), 0, (options.readers_max + 2) * READER_BYTES)
+    return lmdb.open(
+        str(path),
+        map_size=options.bytes_max,
+        subdir=is_folder,
+        readonly=not writable,
+        create=writable,
+        max_readers=options.readers_max,
+        lock=not options.alone,
+        readahead=False,  # keys of one request lie anywhere
+        meminit=False,
+    )
 
 
 def record(value: bytes, ends: float) -> bytes:
@@ -185,13 +209,44 @@ _KINDS: Final = (
     ((lmdb.ReadonlyError, lmdb.LockError, lmdb.BadValsizeError, PermissionError), "refused"),
     ((lmdb.ReadersFullError, lmdb.MapResizedError, lmdb.TlsFullError), "unavailable"),
 )
+_CODES: Final = {
+    errno.ENOSPC: "full",
+    errno.EDQUOT: "full",
+    errno.EFBIG: "full",
+    errno.EROFS: "refused",
+    errno.EACCES: "refused",
+}
+_SAID: Final = {os.strerror(code): kind for code, kind in _CODES.items()}
+"""What the system said, as LMDB passes it on: in words alone."""
+ROOM_BYTES_MIN: Final = 64 * 1024
+"""Less than this free, and a write that was cut short (EIO is all that LMDB says of it) is a full disk's."""
 
 
 @contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[None]:
+def mapped(path: Path) -> Iterator[None]:
     """Foreign exceptions become ours here."""
     try:
         yield
     except (lmdb.Error, OSError) as error:
-        kind = next((kind for classes, kind in _KINDS if isinstance(error, classes)), "unreachable")
-        raise StoreError(kind, f"{path}: {error}") from None
+        raise StoreError(_kind(path, error), f"{path}: {error}") from None
+
+
+def _kind(path: Path, error: Exception) -> str:
+    for classes, kind in _KINDS:
+        if isinstance(error, classes):
+            return kind
+    if isinstance(error, OSError):
+        return _CODES.get(error.errno or 0, "unreachable")
+    said = str(error).rpartition(": ")[2]
+    if said == os.strerror(errno.EIO) and _free(path) < ROOM_BYTES_MIN:
+        return "full"
+    return _SAID.get(said, "unreachable")
+
+
+def _free(path: Path) -> float:
+    """Bytes left on its disk; as good as any number where nobody can tell."""
+    try:
+        there = os.statvfs(path.parent)
+    except OSError:
+        return math.inf
+    return there.f_bavail * there.f_frsize
