@@ -7,6 +7,7 @@ must be (`Terms`); here is what every record is held against before it is used, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final
 
@@ -23,7 +24,7 @@ RECORD_BYTES_MAX: Final = PAYLOAD_BYTES_MAX + 64 * 1024
 SKEW_SECONDS_MAX: Final = 5.0
 """How far ahead of our clock something may have been made: by clocks that agree to seconds, and no more."""
 
-REASONS: Final = ("checksum", "fingerprint", "clock", "age", "value")
+REASONS: Final = ("checksum", "fingerprint", "purged", "clock", "age", "value")
 """What can be wrong with a record, in the order in which it is looked at."""
 
 
@@ -44,11 +45,13 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
 
 class Terms(msgspec.Struct, frozen=True):
     """What a record must be to be used. ``seconds_max``: how old at most. ``is_sound``: whether its payload can be
-    read, and its values are finite and in their range."""
+    read, and its values are finite and in their range. ``made_after``: Unix seconds; what was made until then is
+    purged."""
 
     fingerprint: bytes
     seconds_max: float
     is_sound: Callable[[bytes], bool]
+    made_after: float = -math.inf
 
 
 def name_of(kind: str, source: str, key: bytes) -> bytes:
@@ -84,6 +87,8 @@ def judged(record: Record | None, terms: Terms, now: float) -> str:
         return "checksum"
     if record.fingerprint != terms.fingerprint:
         return "fingerprint"
+    if record.made_at <= terms.made_after:
+        return "purged"
     if not record.made_at <= now + SKEW_SECONDS_MAX:  # a NaN too
         return "clock"
     if age(record, now) > terms.seconds_max:

@@ -2,17 +2,18 @@
 
 Rule of this file: it joins what others decide. What lies on the disk, and whether it is whole, is
 ``degrade/snapshot.py``'s, an answer as bytes ``parcel.py``'s, whether the models are still the same ``witness.py``'s.
-Nothing here waits but for the word of a purge.
 
 A copy is found under the digest that the answer has in memory, so it is as much one tenant's. It says under which
 *word* it was made: as long as that is the witness's, its models are as they were, and it is what it would be in memory.
-If nobody can tell, or the word is another, it is an old answer at most. Beside the word stands a *mark* in every copy's
-fingerprint, which a purge replaces: what was purged is found by nobody, after a restart neither.
+If nobody can tell, or the word is another, it is an old answer at most. When a route was purged is on the disk, too:
+what was made before is found by nobody, after a restart neither.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
+import struct
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Final, Protocol
@@ -45,6 +46,10 @@ ASIDE: Final = ("quota", "caller_quota", "degrade", "timeout", "cache")
 """What of a route decides no answer. Of its cache two keys do."""
 FLOATS: Final[Mapping[str, str]] = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
 """Datatypes that can be something else than a number."""
+
+HURRY_SECONDS: Final = 0.1
+"""Until what could not be written is tried again: somebody who purges waits for it."""
+_AT: Final = struct.Struct("<d")
 
 _OUTCOMES: Final = ("fresh", "stale", "unknown", "absent")
 
@@ -95,53 +100,53 @@ class CopyRules(msgspec.Struct, frozen=True):
     trusts: bool
 
 
-class Marks:
-    """The word that a purge replaces. Until it has been read, no copy may be used or made."""
+class Purges:
+    """When the last purge was (Unix seconds), on the disk. Until that has been read, no copy may be used."""
 
-    def __init__(self, key: bytes, store: Store, word: Callable[[], bytes]) -> None:
+    def __init__(self, key: bytes, store: Store, calendar: Calendar) -> None:
         self._key = key
         self._store = store
-        self._word = word
+        self._calendar = calendar
         self._told = True
         self._settled = asyncio.Event()
         self._settled.set()
-        self.mark: bytes | None = None
+        self.at: float | None = None
+        """None: not known yet."""
 
-    def turn(self) -> None:
-        """Nothing that bears the mark is to be found any more."""
-        self.mark, self._told = self._word(), False
+    def purge(self) -> None:
+        """Nothing that was made before now is to be found any more."""
+        self.at, self._told = self._calendar.now(), False
         self._settled.clear()
 
     async def round(self) -> None:
-        """Read the mark, or write one that is not written yet."""
-        mark = self.mark
+        """Read when it was, or write what is not written yet."""
         try:
-            if self._told:
-                (found,) = await self._store.get_many([self._key], WORDS_SECONDS)
-                if self._told and not isinstance(found, StoreError):
-                    self.mark = found or b""
-                return
-            assert mark is not None
-            await self._store.put_many([(self._key, mark)], None, WORDS_SECONDS)
-        except StoreError:
-            return  # as before; what could not be written is tried again
-        if self.mark == mark:
+            (found,) = await self._store.get_many([self._key], WORDS_SECONDS)
+            if isinstance(found, StoreError):
+                self.purge()  # it is damaged: nobody knows what was purged
+                read = -math.inf
+            else:
+                read = -math.inf if found is None else _AT.unpack(found)[0]
+            self.at = at = max(read, -math.inf if self.at is None else self.at)
+            if math.isfinite(at):
+                self._calendar.reach(at)  # a clock that was set back
+            if at > read:
+                await self._store.put_many([(self._key, _AT.pack(at))], None, WORDS_SECONDS)
+        except (StoreError, struct.error):
+            return  # what could not be written is tried again
+        if self.at == at:
             self._told = True
             self._settled.set()
 
     async def run(self, interval: float, sleep: Callable[[float], Awaitable[None]]) -> None:
         while True:
             await self.round()
-            if self._told:
-                await sleep(interval)
-            else:
-                await sleep(min(interval, 0.1))  # a purge waits for it
+            await sleep(interval if self._told else min(interval, HURRY_SECONDS))
 
     async def settled(self, seconds: float) -> bool:
         """Whether every purge is on the disk, waiting ``seconds`` for it at most."""
-        if self._told:
-            return True
-        await self.round()
+        if not self._told:
+            await self.round()
         try:
             async with asyncio.timeout(seconds):
                 await self._settled.wait()
@@ -158,7 +163,7 @@ class AnswerCopies:
         self.rules = rules
         self.outcomes: Counter[str] = Counter(dict.fromkeys(_OUTCOMES, 0))
         self.witness = Witness(scope, store, clocks, WORDS_SECONDS)
-        self.marks = Marks(b"tailrace:%b:mark" % scope, store, clocks.word)
+        self.purges = Purges(b"tailrace:%b:purge" % scope, store, calendar)
         self.epoch: Callable[[], int] = lambda: 0
         self._snapshot = snapshot
         self._calendar = calendar
@@ -169,7 +174,7 @@ class AnswerCopies:
         self._sweep_bytes = 0
         self._taken: list[bytes] = []
         self._wordless: Journal[bytes] = Journal(KEYS_MAX)
-        self._terms: tuple[bytes, Terms] | None = None
+        self._terms: Terms | None = None
 
     def watch(
         self,
@@ -201,15 +206,15 @@ class AnswerCopies:
     @property
     def state(self) -> str:
         """Whether copies are those of the models as they are, or why nobody knows, in one word."""
-        return "unread" if self.marks.mark is None else self.witness.state
+        return "unread" if self.purges.at is None else self.witness.state
 
     def purge(self) -> None:
         """No copy that there is may be found any more."""
-        self.marks.turn()
+        self.purges.purge()
 
     async def settled(self, seconds: float) -> bool:
         """Whether that is on the disk, waiting ``seconds`` for it at most."""
-        return await self.marks.settled(seconds)
+        return await self.purges.settled(seconds)
 
     def trusts(self) -> bool:
         """Whether a copy of models that nobody can ask is as good as one of models that are the same."""
@@ -283,14 +288,13 @@ class AnswerCopies:
         return Pending(name_of("answer", self._source, digest), packed(record))
 
     def _terms_now(self) -> Terms | None:
-        """What a copy must be now; None as long as the mark is not known."""
-        mark = self.marks.mark
-        if mark is None:
+        """What a copy must be now; None as long as nobody knows what was purged."""
+        at = self.purges.at
+        if at is None:
             return None
-        if self._terms is None or self._terms[0] != mark:
-            fingerprint = blake3(self.rules.fingerprint + mark).digest(FINGERPRINT_BYTES)
-            self._terms = mark, Terms(fingerprint, self.rules.seconds_max, self._is_sound)
-        return self._terms[1]
+        if self._terms is None or self._terms.made_after != at:
+            self._terms = Terms(self.rules.fingerprint, self.rules.seconds_max, self._is_sound, at)
+        return self._terms
 
     def _is_sound(self, payload: bytes) -> bool:
         unpacked = parcel.unpacked(self.rules.name, payload)

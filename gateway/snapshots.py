@@ -161,9 +161,9 @@ class Snapshots:
                 homes[backend].catalog.remember(model, facts)
 
     async def begin(self) -> None:
-        """Read the marks, so that copies can be found; and go on from there."""
+        """Read what was purged, so that copies can be found; and go on from there."""
         self.keep()
-        await asyncio.gather(*(copies.marks.round() for copies in self._keeping))
+        await asyncio.gather(*(copies.purges.round() for copies in self._keeping))
         if not self._tasks:
             self._tasks = [kept(self._run, self.interval)]
 
@@ -175,7 +175,7 @@ class Snapshots:
                 task.cancel()
         for copies in wanted:
             if copies not in self._keeping:
-                runs = (copies.witness.run, copies.marks.run)
+                runs = (copies.witness.run, copies.purges.run)
                 self._keeping[copies] = [kept(run, ROUND_SECONDS) for run in runs]
 
     async def close(self, seconds: float) -> None:

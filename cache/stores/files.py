@@ -1,7 +1,7 @@
 """A folder as a store: for few and small values that must outlive every process of a host, each a file of its own.
 
 Rule of this file: a value is written beside its place and put there whole (rename), so whoever is killed leaves the old
-one or the new one; what was damaged is not there. Nothing is held in memory, nothing is mapped. All of it is a
+one or the new one; what was damaged is "corrupt". Nothing is held in memory, nothing is mapped. All of it is a
 thread's: a disk that hangs costs its callers their time-out, and after that nothing until it is done.
 """
 
@@ -75,7 +75,7 @@ class FileStore:
     async def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _read(self, key: bytes) -> bytes | None:
+    def _read(self, key: bytes) -> Found:
         try:
             with open(self._path(key), "rb") as file:
                 held = file.read(VALUE_BYTES_MAX)
@@ -83,7 +83,7 @@ class FileStore:
             return None
         value = unsealed(key, held, VALUE_BYTES_MAX)
         if value is None or len(value) < _ENDS.size:
-            return None
+            return StoreError("corrupt", f"{self._path(key)}")
         (ends,) = _ENDS.unpack_from(value)
         return None if 0.0 < ends <= self._clock() else value[_ENDS.size :]
 

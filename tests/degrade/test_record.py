@@ -12,7 +12,7 @@ from degrade.record import PAYLOAD_BYTES_MAX, Record, Terms, age, drifted, judge
 
 NOW = 1_000_000.0
 GOOD = Record("answer", "routes/r", b"key", b"schema", b"word", NOW - 10, NOW - 5, b"payload")
-TERMS = Terms(b"schema", 60.0, lambda payload: payload == b"payload")
+TERMS = Terms(b"schema", 60.0, lambda payload: payload == b"payload", NOW - 40)
 
 
 def changed(**fields: object) -> Record:
@@ -34,17 +34,24 @@ def test_a_record_comes_back_as_it_was() -> None:
         (GOOD, ""),
         (None, "checksum"),
         (changed(fingerprint=b"other"), "fingerprint"),
-        (changed(made_at=NOW - 61, written_at=NOW - 61), "age"),
-        (changed(made_at=NOW - 60, written_at=NOW - 60), ""),
+        (changed(made_at=NOW - 61, written_at=NOW - 61), "purged"),
         (changed(payload=b"broken"), "value"),
         (changed(made_at=NOW + 6), "clock"),
         (changed(made_at=NOW + 4, written_at=NOW + 4), ""),
         (changed(made_at=math.nan), "clock"),
+        (changed(made_at=NOW - 40, written_at=NOW), "purged"),
+        (changed(made_at=NOW - 39, written_at=NOW), ""),
         (changed(fingerprint=b"other", made_at=NOW - 100, payload=b""), "fingerprint"),
     ],
 )
 def test_what_is_wrong_with_a_record_is_one_word(record: Record | None, reason: str) -> None:
     assert judged(record, TERMS, NOW) == reason
+
+
+def test_a_record_may_be_so_old_and_no_older() -> None:
+    terms = Terms(b"schema", 60.0, lambda _: True)
+    assert judged(GOOD, terms, NOW + 50) == ""
+    assert judged(GOOD, terms, NOW + 50.5) == "age"
 
 
 @pytest.mark.parametrize(("now", "seconds"), [(NOW, 10), (NOW + 50, 60), (NOW - 7, 5), (0.0, 5), (NOW - 9, 5)])
