@@ -21,7 +21,7 @@ from tiers.rows import Plan, is_row
 
 CLASSIFICATION: Final = "classification"
 TEXTS_MAX: Final = 16_384
-"""Elements of BYTES in an answer: each is looked at, which takes milliseconds for all. An answer of more is not left."""
+"""Elements of BYTES in an answer: each is looked at, which takes milliseconds. An answer of more is not left."""
 
 
 class Expected(msgspec.Struct, frozen=True):
