@@ -21,7 +21,7 @@ from cache.stores.redis import Hashes, Layout, RedisOptions, RedisStore, Strings
 from cache.stores.store import Store
 from cache.stores.turnstile import TurnstileOptions
 from cache.vector import Bounds, Codec, Scalars, Vectors
-from cache.words import WORD_BYTES, Keys
+from cache.words import Keys
 from degrade.breaker import Breaker
 from degrade.deadline import Ticker
 from degrade.guard import STORE_BREAKER, Guarded
@@ -119,11 +119,6 @@ def bounds_of(table: TableConfig) -> Bounds:
     if given is None:
         return Bounds()
     return Bounds(-math.inf if given.min is None else given.min, math.inf if given.max is None else given.max)
-
-
-def key_width(table: TableConfig) -> int:
-    """Of the near cache's keys (`cache/words.py`)."""
-    return 0 if table.ids == "integer" else -(-(table.id_bytes_max + 1) // WORD_BYTES)
 
 
 def _layout(table: TableConfig) -> Layout:
