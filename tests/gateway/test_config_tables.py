@@ -76,7 +76,7 @@ FAULTS = [
     (REDIS + 'shape = []\nttl = "1m"\n', "shape: needs at least one number"),
     (REDIS + 'shape = [0]\nttl = "1m"\n', "shape[0]: Expected int >= 1"),
     (REDIS + 'shape = [1024, 1025]\nttl = "1m"\n', "shape: is 1049600 numbers a row"),
-    (REDIS + 'shape = [100000]\nttl = "1m"\nbytes_max = "1MiB"\n', "bytes_max: is 1MiB; a near cache of rows of 100000"),
+    (REDIS + 'shape = [100000]\nttl = "1m"\nbytes_max = "1MiB"\n', "bytes_max: is 1MiB; a near cache of rows"),
     (REDIS + 'shape = [16384]\nttl = "1m"\nbytes_max = "3MiB"\ndtype = "float16"\n', "bytes_max: is 3MiB; a near"),
     (REDIS + 'shape = [1048576]\nttl = "1m"\n', "bytes_max: is 256MiB; a near cache of rows of 1048576 takes 259MiB"),
     (
