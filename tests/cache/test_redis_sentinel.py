@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,67 +13,11 @@ from cache.stores.store import StoreError
 from cache.stores.turnstile import TurnstileOptions
 from degrade.breaker import Breaker
 from degrade.guard import STORE_BREAKER, Guarded
-from examples.redisserver import RedisServer
 from tests.cache.conftest import StoreAt, until
 from tests.cache.test_coherence import Listening
+from tests.redises import SERVICE, Watched
 
 SECONDS = 0.2
-SERVICE = "features"
-
-
-class Watched:
-    """A master, its replica, and three Sentinels."""
-
-    def __init__(self, master: RedisServer, replica: RedisServer, sentinels: list[RedisServer]) -> None:
-        self.servers = {master.port: master, replica.port: replica}
-        self.sentinels = sentinels
-
-    @property
-    def url(self) -> str:
-        return f"redis+sentinel://{','.join(each.address for each in self.sentinels)}/{SERVICE}/0"
-
-    @property
-    def master(self) -> RedisServer:
-        """The one that the first Sentinel calls so."""
-        with self.sentinels[0].client() as client:
-            _, port = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
-        return self.servers[int(port)]
-
-
-@pytest.fixture
-async def watched() -> AsyncIterator[Watched]:
-    with contextlib.ExitStack() as stack:
-        master = stack.enter_context(RedisServer())
-        settings = [f"replicaof {master.host} {master.port}", "repl-diskless-sync-delay 0"]
-        replica = stack.enter_context(RedisServer(settings))
-        settings = [
-            f"sentinel monitor {SERVICE} {master.host} {master.port} 2",
-            f"sentinel down-after-milliseconds {SERVICE} 500",
-            f"sentinel failover-timeout {SERVICE} 3000",
-        ]
-        sentinels = [stack.enter_context(RedisServer(settings, ["--sentinel"])) for _ in range(3)]
-
-        def ready() -> bool:
-            with sentinels[0].client() as client:
-                told = client.execute_command("SENTINEL", "CKQUORUM", SERVICE) if knows_all() else b""
-            return str(told).find("OK 3") >= 0
-
-        def knows_all() -> bool:
-            for each in sentinels:
-                with each.client() as client:
-                    (state,) = client.execute_command("SENTINEL", "MASTERS")
-                told = state if isinstance(state, dict) else dict(zip(state[::2], state[1::2], strict=True))
-                plain = {_text(key): _text(value) for key, value in told.items()}
-                if plain["num-other-sentinels"] != "2" or plain["num-slaves"] != "1":
-                    return False
-            return True
-
-        await until(ready, what="Sentinels that know each other and the replica")
-        yield Watched(master, replica, sentinels)
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 async def test_a_failover_under_load(watched: Watched, store_at: StoreAt) -> None:
