@@ -8,13 +8,14 @@ import time
 
 import pytest
 
+from cache.stores.learning import LearnOptions
 from cache.stores.redis import RedisOptions
 from cache.stores.store import StoreError
 from cache.stores.turnstile import TurnstileOptions
 from degrade.breaker import Breaker
 from degrade.guard import STORE_BREAKER, Guarded
 from tests.cache.conftest import StoreAt, until
-from tests.cache.test_coherence import Listening
+from tests.cache.test_coherence import QUICK, Listening, listening
 from tests.redises import SERVICE, Watched
 
 SECONDS = 0.2
@@ -74,6 +75,25 @@ async def test_a_failover_under_load(watched: Watched, store_at: StoreAt) -> Non
     assert slowest < SECONDS + 2.0
     await heard.end()
     await store.close()
+
+
+async def test_a_planned_failover_is_known_of_in_time(watched: Watched, store_at: StoreAt) -> None:
+    """The old master lives on, answers pings and hears nothing of what is written to the new one: by the time that the
+    table is said to be coherent as of that write, it has been distrusted, or the write has been heard of."""
+    within = QUICK.silence_seconds_max
+    store = store_at(watched.url, None, RedisOptions(learn=LearnOptions(within / 4, within)))
+    async with listening(store.masters) as heard:
+        await heard.live()
+        old, before = watched.master, heard.distrusts
+        with watched.sentinels[0].client() as client:
+            client.execute_command("SENTINEL", "FAILOVER", SERVICE)
+        await until(lambda: watched.master is not old, what="another master")
+        with watched.master.client() as client:
+            client.set("user:0", "new")
+        written = time.monotonic()
+        await until(lambda: heard.tracker.as_of > written, what="a table that is as of the write")
+        assert heard.distrusts > before or b"user:0" in heard.keys
+        assert await store.get_many([b"user:0"], 10.0) == [b"new"]
 
 
 async def test_sentinels_that_are_off_or_hung_while_one_answers(watched: Watched, store_at: StoreAt) -> None:
