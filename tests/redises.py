@@ -10,12 +10,15 @@ import asyncio
 import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import TypeVar
 
 from redis import Redis
 from redis.crc import key_slot
 
 from cache.stores.servers import SLOTS
 from examples.redisserver import RedisServer, free_ports
+
+K = TypeVar("K", str, bytes)
 
 SERVICE = "features"
 READY_SECONDS = 20.0
@@ -82,17 +85,28 @@ class Nodes:
 
     def __init__(self, servers: list[RedisServer]) -> None:
         self.servers = servers
+        self.moved: dict[int, int] = {}
 
     @property
     def url(self) -> str:
         return "redis+cluster://" + ",".join(each.address for each in self.servers[:2])
 
     def owner(self, slot: int) -> int:
-        """Who has it, as long as nobody moves it."""
-        return min(slot * 3 // SLOTS, 2)
+        """Who has it; a test that moves one says so in ``moved``."""
+        return self.moved.get(slot, min(slot * 3 // SLOTS, 2))
 
-    def keys_of(self, index: int, keys: Sequence[bytes]) -> list[bytes]:
-        return [key for key in keys if self.owner(key_slot(key)) == index]
+    def keys_of(self, index: int, keys: Sequence[K]) -> list[K]:
+        return [key for key in keys if self.owner(key_slot(key if isinstance(key, bytes) else key.encode())) == index]
+
+
+    def write(self, values: Mapping[str, bytes]) -> None:
+        """To where each belongs, on its way there too. Raises RedisError."""
+        for index, server in enumerate(self.servers):
+            with server.client() as client, client.pipeline(transaction=False) as pipeline:
+                for key in self.keys_of(index, list(values)):
+                    pipeline.execute_command("ASKING")
+                    pipeline.set(key, values[key])
+                pipeline.execute()
 
 
 @contextlib.contextmanager
@@ -135,7 +149,7 @@ def clustering() -> Iterator[Nodes]:
 
 @contextlib.contextmanager
 def migrating(source: RedisServer, target: RedisServer, slot: int) -> Iterator[Callable[[Sequence[bytes]], None]]:
-    """A slot on its way from one node to another: what is yielded moves keys, and at the end the slot has moved."""
+    """A slot on its way from one node to another: what is yielded moves keys, and at the end all have moved."""
     with source.client() as here, target.client() as there:
         source_id, target_id = (text(each.execute_command("CLUSTER", "MYID")) for each in (here, there))
         there.execute_command("CLUSTER", "SETSLOT", slot, "IMPORTING", source_id)
@@ -146,6 +160,7 @@ def migrating(source: RedisServer, target: RedisServer, slot: int) -> Iterator[C
                 here.execute_command("MIGRATE", target.host, target.port, key, 0, 5000)
 
         yield move
+        move(here.execute_command("CLUSTER", "GETKEYSINSLOT", slot, 1000))
         there.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target_id)
         here.execute_command("CLUSTER", "SETSLOT", slot, "NODE", target_id)
 

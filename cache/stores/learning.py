@@ -30,7 +30,7 @@ LEARN_SECONDS: Final = 1.0
 
 class LearnOptions(Struct, frozen=True):
     """How old what is known of the servers may get: a failover that breaks no connection is noticed within
-    ``refresh_seconds``, beside the calls. If it is older than ``believed_seconds``, calls wait for somebody to tell, and
+    ``refresh_seconds``, beside the calls. If it is older than ``believed_seconds``, calls wait for somebody to tell and
     fail if nobody does in time; but if nobody can, it is believed all the same."""
 
     refresh_seconds: float = 1.0
