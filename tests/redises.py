@@ -167,8 +167,8 @@ def migrating(source: RedisServer, target: RedisServer, slot: int) -> Iterator[C
 
 @contextlib.contextmanager
 def loading(values: Mapping[str, bytes]) -> Iterator[RedisServer]:
-    """A server that reads a large file and answers LOADING to everything until its ``key-load-delay`` is set to 0; then
-    it has these values."""
+    """A server that has these values; when it is started again, with ``start(ready=False)``, it answers LOADING to
+    everything until its ``key-load-delay`` is set to 0."""
     with RedisServer(["key-load-delay 100", "loading-process-events-interval-bytes 1024"]) as server:
         with server.client() as client:
             client.config_set("key-load-delay", 0)
@@ -176,17 +176,19 @@ def loading(values: Mapping[str, bytes]) -> Iterator[RedisServer]:
                 client.mset({f"key:{each}": "x" * 20 for each in range(start, start + 20_000)})
             client.mset(dict(values))
             client.save()
-        server.kill()
-        server.start(ready=False)
         yield server
 
 
 class Way:
-    """To a server, for a client: its ``port``, and how many times something was said on it towards the server."""
+    """To a server, for a client: its ``port``, and how often somebody asked for values on it."""
 
     def __init__(self, port: int) -> None:
         self.port = port
-        self.said = 0
+        self.asked = 0
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
 
 
 @contextlib.asynccontextmanager
@@ -200,7 +202,7 @@ async def slow(
         held = answers_max if answers else 0
         with contextlib.suppress(ConnectionError):
             while some := await reader.read(65536):
-                way.said += not answers
+                way.asked += 0 if answers else some.count(b"MGET")
                 if held and not quick.is_set():
                     held -= 1
                     with contextlib.suppress(TimeoutError):
@@ -210,7 +212,11 @@ async def slow(
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         tasks.add(asyncio.current_task())
-        inner_reader, inner_writer = await asyncio.open_connection(server.host, server.port)
+        try:
+            inner_reader, inner_writer = await asyncio.open_connection(server.host, server.port)
+        except OSError:  # nobody is there: nor are we
+            writer.close()
+            return
         await asyncio.gather(pump(reader, inner_writer, False), pump(inner_reader, writer, True))
 
     listening = await asyncio.start_server(serve, "127.0.0.1", 0)

@@ -211,13 +211,16 @@ class Cluster:
         self, node: Node, asked: Sequence[Asked], indices: Sequence[int], asking: set[int], seconds: float
     ) -> list[Reply]:
         """One node's replies; its own failure in each one's place."""
+        turnstile = self._turnstiles.get(node)
+        if turnstile is None:  # the map was learnt between the decision to ask it and this
+            return [StoreError("unavailable", f"{node.name}: is in the cluster no more")] * len(indices)
         commands: list[Command] = []
         for index in indices:
             if index in asking:
                 commands.append(("ASKING",))
             commands.append(asked[index][1])
         try:
-            replies = await self._turnstiles[node].call(lambda: node.ask(commands, seconds), seconds)
+            replies = await turnstile.call(lambda: node.ask(commands, seconds), seconds)
         except StoreError as error:
             if error.kind in WRONG_SERVER:
                 self._learning.doubt()
@@ -259,6 +262,10 @@ class Cluster:
         slots: list[Node | None] = [None] * SLOTS
         for first, last, host, port in ranges:
             slots[first : last + 1] = [self._node(host, port)] * (last + 1 - first)
+        self._use(slots)
+
+    def _use(self, slots: list[Node | None]) -> None:
+        """Ask by this map; nodes that are neither in it nor named by the address are let go."""
         self._slots = slots
         used = {*(node for node in slots if node is not None), *(self._nodes.get(each) for each in self._hosts)}
         for address, node in tuple(self._nodes.items()):

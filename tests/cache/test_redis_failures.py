@@ -134,14 +134,14 @@ async def recovers_later(store: Guarded, server: RedisServer) -> None:
 async def test_every_answer_takes_two_seconds(own_redis: RedisServer, store_at: StoreAt) -> None:
     quick = asyncio.Event()
     async with slow(own_redis, quick) as way:
-        store = guarded(store_at, f"redis://127.0.0.1:{way.port}/0")
+        store = guarded(store_at, way.url)
         await recovers(store, "timeout", own_redis, quick.set)
 
 
 async def test_many_callers_of_a_slow_server_each_keep_their_time(own_redis: RedisServer, store_at: StoreAt) -> None:
     """Without a breaker too: a thousand wait, none for longer than it said, and no more connections than allowed."""
     async with slow(own_redis, asyncio.Event()) as way:
-        store = store_at(f"redis://127.0.0.1:{way.port}/0", None, RedisOptions(connect_seconds=SECONDS))
+        store = store_at(way.url, None, RedisOptions(connect_seconds=SECONDS))
         started = time.monotonic()
         calls = (store.get_many([b"k%d" % each], SECONDS) for each in range(1000))
         told = await asyncio.gather(*calls, return_exceptions=True)
@@ -155,7 +155,7 @@ async def test_many_callers_of_a_slow_server_each_keep_their_time(own_redis: Red
 async def test_what_comes_late_answers_no_other_question(own_redis: RedisServer, store_at: StoreAt) -> None:
     quick = asyncio.Event()
     async with slow(own_redis, quick) as way:
-        store = store_at(f"redis://127.0.0.1:{way.port}/0", None, RedisOptions(connect_seconds=10.0))
+        store = store_at(way.url, None, RedisOptions(connect_seconds=10.0))
         with own_redis.client() as client:
             client.mset({"a": "1", "b": "2"})
         with pytest.raises(StoreError):
@@ -199,6 +199,8 @@ async def test_wrong_password(store_at: StoreAt) -> None:
 async def test_loading(store_at: StoreAt) -> None:
     """A server that reads a large append-only file answers LOADING to everything until it is through."""
     with loading({"k": b"old"}) as server:
+        server.kill()
+        server.start(ready=False)
         store = guarded(store_at, server.url)
         await until(lambda: tells(store, "loading"), what="LOADING")
 

@@ -75,6 +75,7 @@ async def test_a_failover_under_load(watched: Watched, store_at: StoreAt) -> Non
     assert slowest < SECONDS + 2.0
     await heard.end()
     await store.close()
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, what="an end of all that was begun")
 
 
 async def test_a_planned_failover_is_known_of_in_time(watched: Watched, store_at: StoreAt) -> None:
