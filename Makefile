@@ -59,6 +59,10 @@ test: check triton javascript .compiler .redis .feast  ## All checks, then all t
 fuzz: setup  ## Hostile bytes for every codec, ten minutes each (FUZZ='--minutes 1 --codec rpc')
 	@$(BIN)/python -m tests.fuzz $(FUZZ)
 
+.PHONY: soak
+soak: setup triton .redis  ## Two hours of a steady mixed load, and whether anything grows (SOAK='--minutes 10')
+	@nice -n 5 $(BIN)/python -m tests.soak $(SOAK)
+
 .PHONY: check
 check: setup  ## Lint, types, import direction, container file
 	$(BIN)/ruff check .
