@@ -66,7 +66,8 @@ class Triton:
         inputs = [{"name": name, "datatype": "FP32", "shape": [-1, width]} for name in ("x", "o")]
         outputs = [{"name": "y", "datatype": "BYTES", "shape": [-1, 1]}]
         versions = [asked] if asked else self.versions
-        body = {"name": call.target.split("/")[3], "versions": versions, "platform": "python", "inputs": inputs, "outputs": outputs}
+        named = {"name": call.target.split("/")[3], "versions": versions, "platform": "python"}
+        body = named | {"inputs": inputs, "outputs": outputs}
         return Reply(200, (), json.dumps(body).encode())
 
 
