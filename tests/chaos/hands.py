@@ -1,8 +1,8 @@
 """Who breaks things and makes them well again, as a plan says.
 
 Rule of this file: it knows how each part is broken, and leaves each part well before the next is touched. Processes are
-ended by their id. What it did, what it could not do in time, and from when to when workers and links were broken, is
-kept: the load's accounts are settled by that.
+ended by their id. What it did, what it could not do in time, and from when to when workers and links were broken,
+is kept: the load's accounts are settled by that.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Final
 
 from msgspec import Struct
@@ -42,7 +42,7 @@ FILLER_KEYS: Final = 500
 
 
 class Span(Struct, frozen=True):
-    """From when to when (Unix seconds) something was broken, with the time to be well again."""
+    """From when to when (Unix seconds) a link was broken, a worker ended ("worker"), or one stood still ("stall")."""
 
     part: str
     began: float
@@ -79,17 +79,23 @@ class Hands:
             if late or now + deed.seconds > self._seconds:
                 self.left.append(deed.name)
                 continue
-            began = self.open[deed.part] = time.time()
             self._tell(f"{deed.name} for {deed.seconds:.1f} s")
-            try:
-                await (self._link if deed.part.startswith("link-") else self._ways[deed.part])(deed)
-            finally:
-                del self.open[deed.part]
-                self.spans.append(Span(deed.part, began, time.time()))
+            began = time.monotonic()
+            await (self._link if deed.part.startswith("link-") else self._ways[deed.part])(deed)
             self.done[deed.name] += 1
-            over = self.spans[-1].ended - began - deed.seconds
+            over = time.monotonic() - began - deed.seconds
             if over > SLOW_SECONDS:
                 self._tell(f"{deed.name} was well again after {over:.1f} s more")
+
+    @contextlib.contextmanager
+    def _broken(self, part: str) -> Iterator[None]:
+        """Note from when to when."""
+        began = self.open[part] = time.time()
+        try:
+            yield
+        finally:
+            del self.open[part]
+            self.spans.append(Span(part, began, time.time()))
 
     # -- Triton ----------------------------------------------------------------------------------------------------
 
@@ -191,6 +197,7 @@ class Hands:
         with self._house.redis.client() as client:
             if deed.what == "loading":
                 await asyncio.to_thread(_load, client, deed.seconds)
+                (self._house.redis.folder / "dump.rdb").unlink(missing_ok=True)  # or the next start believes it
                 return
             _misuse(client, deed.what)
             await asyncio.sleep(deed.seconds)
@@ -204,12 +211,14 @@ class Hands:
             pids = await asyncio.to_thread(self._house.workers)
             pid = pids[int(deed.at * 1000) % len(pids)]
             if deed.what == "stop":
-                _signal([pid], signal.SIGSTOP)
-                await asyncio.sleep(deed.seconds)
-                _signal([pid], signal.SIGCONT)
+                with self._broken("stall"):
+                    _signal([pid], signal.SIGSTOP)
+                    await asyncio.sleep(deed.seconds)
+                    _signal([pid], signal.SIGCONT)
             else:
-                _signal([pid], signal.SIGTERM if deed.what == "restart" else signal.SIGKILL)
-                await self._gone(pid)
+                with self._broken("worker"):
+                    _signal([pid], signal.SIGTERM if deed.what == "restart" else signal.SIGKILL)
+                    await self._gone(pid)
             await self._workers_well()
 
     async def _gone(self, pid: int) -> None:
@@ -226,9 +235,10 @@ class Hands:
 
     async def _link(self, deed: Deed) -> None:
         proxy = self._house.proxies[deed.part.removeprefix("link-")]
-        await proxy.switch(Fault(deed.what))
-        await asyncio.sleep(deed.seconds)
-        await proxy.switch(None)
+        with self._broken(deed.part):
+            await proxy.switch(Fault(deed.what))
+            await asyncio.sleep(deed.seconds)
+            await proxy.switch(None)
 
 
 def _signal(pids: Iterable[int], number: signal.Signals) -> None:

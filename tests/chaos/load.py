@@ -36,6 +36,8 @@ HUNG_SECONDS: Final = DEADLINE_SECONDS + STOP_SECONDS_MAX + 15.0
 """Beyond this no answer is on its way any more, whatever two cores have to do."""
 LATE_SECONDS: Final = DEADLINE_SECONDS + 1.0
 HOT: Final = 24
+"""Inputs that are asked again and again, by half of all requests."""
+HOT_SHARE: Final = 0.5
 USERS: Final = 12
 ITEMS: Final = 12
 WRITE_SECONDS: Final = 0.25
@@ -48,10 +50,12 @@ FAULTS_SHOWN_MAX: Final = 20
 
 
 class Seen(Struct, frozen=True):
-    """One request: of whom (gateway, link, direct), of what kind, and what came of it."""
+    """One request: of whom (gateway, link, direct), of what kind, and what came of it. ``again``: it is one that is
+    asked again and again, so its answer may be known."""
 
     whose: str
     kind: str
+    again: bool
     verdict: Verdict
     seconds: float
     ended: float
@@ -102,7 +106,7 @@ class Load:
                 began = time.monotonic()
                 sent = time.time()
                 verdict = await ask(session, base, question, whose)
-                seen = Seen(whose, question.kind, verdict, time.monotonic() - began, time.time())
+                seen = Seen(whose, question.kind, again(question), verdict, time.monotonic() - began, time.time())
                 self.seen.append(seen)
                 if verdict.why and whose != "direct" and len(self.bad) < FAULTS_SHOWN_MAX:
                     self.bad.append(f"{whose} {question.kind} {verdict.outcome} at {sent:.2f}: {verdict.why}")
@@ -113,11 +117,12 @@ class Load:
         kind = chance.choice(KINDS)
 
         def number() -> int:
-            return chance.randrange(HOT) if chance.random() < 0.5 else next(self._new)
+            return chance.randrange(HOT)
 
+        hot = chance.random() < HOT_SHARE  # of a batch all, or none
         if kind == "features":
             return Question(kind, ((float(chance.randint(1, USERS)), float(chance.randint(1, ITEMS))),))
-        numbers = [number() for _ in range(ROWS if kind == "rows" else 1)]
+        numbers = [number() if hot else next(self._new) for _ in range(ROWS if kind == "rows" else 1)]
         return Question(kind, tuple((float(each), float(3 * each + 1)) for each in numbers))
 
     async def _ask(self, session: aiohttp.ClientSession, base: str, question: Question, whose: str) -> Verdict:
@@ -173,7 +178,7 @@ class Load:
     def _stalled(self, sent: float) -> float:
         """How long a worker may have been stopped while this was asked, or the flight that it joined."""
         near = DEADLINE_SECONDS + STOP_SECONDS_MAX
-        return STOP_SECONDS_MAX if any(span.ended + near >= sent for span in self._spans("worker")) else 0.0
+        return STOP_SECONDS_MAX if any(span.ended + near >= sent for span in self._spans("stall")) else 0.0
 
     # -- the writer --------------------------------------------------------------------------------------------------
 
@@ -203,6 +208,11 @@ class Load:
                 self.writes["TimeoutError"] += 1
             await asyncio.sleep(WRITE_SECONDS)
         await client.aclose()
+
+
+def again(question: Question) -> bool:
+    """Whether it is made of what is asked again and again. Features are joined anew each time."""
+    return question.kind != "features" and all(row[0] < HOT for row in question.rows)
 
 
 def body(question: Question) -> dict[str, object]:

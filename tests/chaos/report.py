@@ -19,6 +19,14 @@ AGES: Final = ((2.0, "stale <2s"), (10.0, "<10s"), (60.0, "<60s"), (float("inf")
 COLUMNS: Final = ("fresh", "hit", *(name for _, name in AGES), "fast-only", "default", "503", "cut", *BAD)
 
 
+class Way(Struct, frozen=True):
+    """Some of the requests."""
+
+    whose: str
+    kind: str = ""
+    again: bool | None = None
+
+
 class Run(Struct, frozen=True):
     """A whole run. ``met``: by link and fault, how many connections or answers met it. ``faults``: what is wrong beside
     the answers."""
@@ -46,10 +54,17 @@ class Run(Struct, frozen=True):
                 found[column(each)] += 1
         return found
 
-    def availability(self, whose: str, kind: str = "") -> float:
+    def of(self, way: Way) -> list[Seen]:
+        return [
+            each
+            for each in self.seen
+            if each.whose == way.whose and way.kind in ("", each.kind) and way.again in (None, each.again)
+        ]
+
+    def availability(self, way: Way) -> float:
         """The share of all that was asked to which there was a right answer, labelled for what it is, within the
         deadline and a second."""
-        asked = [each for each in self.seen if each.whose == whose and kind in ("", each.kind)]
+        asked = self.of(way)
         good = sum(each.verdict.outcome in GOOD and each.seconds <= LATE_SECONDS for each in asked)
         return good / max(1, len(asked))
 
@@ -70,11 +85,12 @@ def table(run: Run) -> str:
             name = title or kind or "all"
             lines.append(f"{name:<14}" + " ".join(f"{counts[name] or '-':>10}" for name in COLUMNS))
     lines.append("")
-    lines.append(f"{'':<14}{'asked':>8}{'available':>11}{'p50 ms':>8}{'p99 ms':>8}{'longest s':>11}{'late':>6}")
-    ways = [("gateway", kind) for kind in (*KINDS, "")] + [("direct", "")]
-    for whose, kind in ways:
-        name = "Triton itself" if whose == "direct" else kind or "the gateway"
-        lines.append(f"{name:<14}{_times(run, whose, kind)}")
+    lines.append(f"{'':<28}{'asked':>8}{'available':>11}{'p50 ms':>8}{'p99 ms':>8}{'longest s':>11}{'late':>6}")
+    for whose, name in (("gateway", "gateway"), ("direct", "Triton itself")):
+        lines += [f"{f'{name}, {kind}':<28}{_times(run, Way(whose, kind))}" for kind in KINDS if whose == "gateway"]
+        lines.append(f"{f'{name}, asked again':<28}{_times(run, Way(whose, again=True))}")
+        lines.append(f"{f'{name}, never asked before':<28}{_times(run, Way(whose, again=False))}")
+        lines.append(f"{f'{name}, all':<28}{_times(run, Way(whose))}")
     lines.append("")
     lines.append("done: " + ", ".join(f"{name} {count}" for name, count in sorted(run.done.items())))
     lines.append("left out for want of time: " + (", ".join(run.left) or "nothing"))
@@ -86,9 +102,9 @@ def table(run: Run) -> str:
     return "\n".join(lines)
 
 
-def _times(run: Run, whose: str, kind: str) -> str:
-    taken = [each.seconds for each in run.seen if each.whose == whose and kind in ("", each.kind)]
+def _times(run: Run, way: Way) -> str:
+    taken = [each.seconds for each in run.of(way)]
     p50, p99, longest = (float(np.quantile(taken or [0.0], share)) for share in (0.5, 0.99, 1.0))
     late = sum(seconds > DEADLINE_SECONDS + 1.0 for seconds in taken)
-    share = 100 * run.availability(whose, kind)
+    share = 100 * run.availability(way)
     return f"{len(taken):>8}{share:>10.2f}%{1e3 * p50:>8.1f}{1e3 * p99:>8.0f}{longest:>11.2f}{late:>6}"
