@@ -59,6 +59,10 @@ test: check triton javascript .compiler .redis .feast  ## All checks, then all t
 fuzz: setup  ## Hostile bytes for every codec, ten minutes each (FUZZ='--minutes 1 --codec rpc')
 	@$(BIN)/python -m tests.fuzz $(FUZZ)
 
+.PHONY: chaos
+chaos: setup triton .redis  ## Triton, its models, Redis, workers and links broken under load (CHAOS='--minutes 1 --seed 7')
+	@$(BIN)/python -m tests.chaos $(CHAOS)
+
 .PHONY: check
 check: setup  ## Lint, types, import direction, container file
 	$(BIN)/ruff check .
