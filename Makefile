@@ -63,6 +63,10 @@ fuzz: setup  ## Hostile bytes for every codec, ten minutes each (FUZZ='--minutes
 chaos: setup triton .redis  ## Triton, its models, Redis, workers and links broken under load (CHAOS='--minutes 1 --seed 7')
 	@$(BIN)/python -m tests.chaos $(CHAOS)
 
+.PHONY: soak
+soak: setup triton .redis  ## Two hours of a steady mixed load, and whether anything grows (SOAK='--minutes 10')
+	@nice -n 5 $(BIN)/python -m tests.soak $(SOAK)
+
 .PHONY: check
 check: setup  ## Lint, types, import direction, container file
 	$(BIN)/ruff check .
@@ -81,6 +85,10 @@ bench-growth: setup benchtools  ## What a hit costs as entries, routes, callers 
 .PHONY: bench-rows
 bench-rows: setup triton  ## Batches of which most rows are known, beside the same ones without that (BENCH='--row-ms 1')
 	@$(BIN)/python -m benchmarks.batches $(BENCH)
+
+.PHONY: bench-second
+bench-second: setup triton .redis  ## What a second-level hit costs, beside a local one and the model (BENCH='--row-ms 1')
+	@$(BIN)/python -m benchmarks.second $(BENCH)
 
 .PHONY: bench-crowd
 bench-crowd: setup .compiler  ## What 10,000 idle connections cost, or (BENCH=siege) hostile ones at every door

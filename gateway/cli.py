@@ -14,11 +14,12 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Final, Protocol, cast
+from urllib.parse import urlsplit
 
 from gateway.config import Config
 from gateway.sources import ConfigError, Loaded, read
@@ -152,6 +153,16 @@ def _positive(written: str) -> float:
     if not 0 < value <= RATE_MAX:
         raise ValueError
     return value
+
+
+def _door(written: str) -> str:
+    """A gateway's HTTP door, without a path."""
+    parts = urlsplit(written)
+    whole = parts.path in ("", "/") and not parts.query and not parts.fragment and parts.username is None
+    with suppress(ValueError):
+        if parts.scheme in ("http", "https") and parts.hostname and whole and parts.port != 0:
+            return f"{parts.scheme}://{parts.netloc}"
+    raise argparse.ArgumentTypeError(f"{written!r} is not http://HOST:PORT or https://HOST:PORT")
 
 
 def _in_flight(written: str) -> int:
@@ -298,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     warm.add_argument("file", metavar="FILE", help="the requests; - is standard input")
     warm.add_argument(
-        "--url", metavar="URL", default="http://127.0.0.1:8080", help="the gateway (default: %(default)s)"
+        "--url", metavar="URL", type=_door, default="http://127.0.0.1:8080", help="the gateway (default: %(default)s)"
     )
     warm.add_argument(
         "--rate", metavar="N", type=_positive, default=50.0, help="requests a second at most (default: %(default)g)"

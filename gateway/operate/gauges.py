@@ -5,6 +5,7 @@ Rule of this file: it names metrics and where each is read; it keeps nothing its
 
 from __future__ import annotations
 
+from asyncio import all_tasks
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
@@ -107,6 +108,7 @@ def gauges(routes: Routes, homes: Homes, is_draining: Callable[[], bool]) -> Ite
         replica,
         of_replicas(lambda state: len(state.models_open)),
     )
+    yield Gauge("tailrace_tasks", "Tasks of the event loop.", (), lambda: iter([((), float(len(all_tasks())))]))
     yield Gauge("tailrace_draining", "1 while the gateway stops.", (), lambda: iter([((), float(is_draining()))]))
 
 
