@@ -59,6 +59,10 @@ test: check triton javascript .compiler .redis .feast  ## All checks, then all t
 fuzz: setup  ## Hostile bytes for every codec, ten minutes each (FUZZ='--minutes 1 --codec rpc')
 	@$(BIN)/python -m tests.fuzz $(FUZZ)
 
+.PHONY: chaos
+chaos: setup triton .redis  ## Triton, its models, Redis, workers and links broken under load (CHAOS='--minutes 1 --seed 7')
+	@$(BIN)/python -m tests.chaos $(CHAOS)
+
 .PHONY: soak
 soak: setup triton .redis  ## Two hours of a steady mixed load, and whether anything grows (SOAK='--minutes 10')
 	@nice -n 5 $(BIN)/python -m tests.soak $(SOAK)

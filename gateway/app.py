@@ -69,6 +69,7 @@ from gateway.standing import Retired, Standing, Watching, changed_quotas, homes,
 if TYPE_CHECKING:
     from gateway.doors.grpc import GrpcDoor
     from gateway.doors.grpc_listener import GrpcListener
+    from gateway.operate.faults import Faults
     from gateway.tables import Table
 
 SWEEP_SECONDS: Final = 0.5
@@ -121,10 +122,11 @@ class Gateway:
         self._chance = random.Random()
         self.buffered = Buffered(int(config.server.buffered_bytes_max))
         self.telemetry = Telemetry(monotonic, logs_requests=config.log.level == "debug")
-        self._makings = Makings(config.server, monotonic, self._chance)
+        self._faults = _faults_of(config)
+        self._makings = Makings(config.server, monotonic, self._chance, self._faults)
         self._watching = Watching(self._breaker_changed, self._model_changed)
         self.standing = stand(config, self._makings, homes(config, self._makings, self._watching))
-        self._stores = Stores(monotonic)
+        self._stores = Stores(monotonic, self._faults)
         self._share(self.standing)
         self._limiter = Limiter(config.server.quota_keys_max)
         self.pipeline = Pipeline(self._limiter, self.telemetry, monotonic, self._chance)
@@ -171,7 +173,8 @@ class Gateway:
             await self._open_rpc(server, server.rpc)
         if server.has_grpc:
             await self._start_grpc(ports, certificates)
-        shown = Shown(lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining, self.reloads)
+        state = (lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining)
+        shown = Shown(*state, self.reloads, self._faults)
         self._admin = Listener(admin_port(shown).handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
@@ -422,6 +425,15 @@ class Gateway:
     def _loaded(self, model: str) -> None:
         """A caller loaded or unloaded a model through us: no need to wait for the next poll to see it."""
         self._model_changed(self.standing.config.passthrough, model)
+
+
+def _faults_of(config: Config) -> Faults | None:
+    """What makes faults on purpose, where that is configured."""
+    if not config.chaos.enabled:
+        return None
+    from gateway.operate.faults import Faults
+
+    return Faults(monotonic)
 
 
 def _edge_options(server: Server) -> EdgeOptions:

@@ -6,7 +6,7 @@ Rule of this file: it makes parts and asks nothing. What is done with them at a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -61,14 +61,15 @@ class Sources:
         self._writable = writable
         self._files: dict[str, LmdbStore] = {}
 
-    def source(self, table: TableConfig) -> Source:
-        """Connects to nothing yet."""
+    def source(self, table: TableConfig, wrap: Callable[[Store], Store] | None = None) -> Source:
+        """Connects to nothing yet. ``wrap``: what is put around the store, behind its guard."""
         keyed = keyed_of(table)
         address = table.redis
         if address is None:
             made = LmdbStore(table.lmdb, self._writable, ticker=self._now)
             file = self._files.setdefault(table.lmdb, made)
-            return Source(self._guarded(file, table), keyed, codec_of(table), None, float(table.timeout), file)
+            held = self._guarded(file if wrap is None else wrap(file), table)
+            return Source(held, keyed, codec_of(table), None, float(table.timeout), file)
         files = table.tls
         tls = Tls() if files is None else Tls(files.ca or "", files.certificate or "", files.key or "")
         options = RedisOptions(
@@ -80,7 +81,8 @@ class Sources:
             learn=_learn(table),
         )
         store = RedisStore(address, _layout(table), lambda: Breaker(STORE_BREAKER), options)
-        return Source(self._guarded(store, table), keyed, codec_of(table), store.masters, float(table.timeout))
+        held = self._guarded(store if wrap is None else wrap(store), table)
+        return Source(held, keyed, codec_of(table), store.masters, float(table.timeout))
 
     async def close(self) -> None:
         """Close the files, which tables share; what else a table has it closes itself."""

@@ -97,7 +97,8 @@ class Supervisor:
                 self._config = config
 
             reloads = Reloads(self._config, self._reread, take)
-            listener = Listener(fleet_port(fleet, reloads).handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
+            port = fleet_port(fleet, reloads, self._config.chaos.enabled)
+            listener = Listener(port.handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
             with named("server.admin", server.admin):
                 listening, admin = await listen(listener, parse_address(server.admin))
             ready = [asyncio.Event() for _ in sockets]

@@ -9,7 +9,11 @@ import time
 from collections.abc import Callable
 
 import pytest
+import uvloop
+from redis.asyncio.connection import Connection
 
+from cache.stores import node
+from cache.stores.node import Node, NodeOptions
 from cache.stores.redis import Hashes, RedisOptions, RedisStore
 from cache.stores.store import StoreError
 from cache.stores.turnstile import TurnstileOptions
@@ -268,3 +272,30 @@ async def test_no_time_is_a_timeout_and_a_closed_store_is_unreachable(redis: Red
     with pytest.raises(StoreError) as failed:
         await store.get_many([b"k"], 10.0)
     assert failed.value.kind == "unreachable"
+
+
+def test_a_connection_that_ends_between_a_look_and_the_question(
+    shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the loop that serves, which then raises an error of its own kind."""
+
+    async def never(_: Connection) -> bool:
+        return False  # it has ended, and nobody has read that yet
+
+    async def main() -> None:
+        own = Node(shared_redis.host, shared_redis.port, NodeOptions())
+        try:
+            assert await own.ask([("PING",)], 10.0) == [b"PONG"]
+            ((connection, _),) = own._idle
+            assert connection._writer is not None
+            connection._writer.transport.abort()
+            await asyncio.sleep(0.01)
+            monkeypatch.setattr(node, "_readable", never)
+            with pytest.raises(StoreError) as failed:
+                await own.ask([("PING",)], 10.0)
+            assert failed.value.kind == "unreachable"
+            assert await own.ask([("PING",)], 10.0) == [b"PONG"]
+        finally:
+            own.close()
+
+    uvloop.run(main())
