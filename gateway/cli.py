@@ -105,7 +105,8 @@ def _serve(chosen: argparse.Namespace, given: Sequence[str]) -> int:
         return supervisor.supervise(config, reread, given, _announce)
     from gateway import process
 
-    return process.serve(config, reread, _announce, chosen.worker)
+    employment = None if chosen.worker is None else process.Employment(chosen.worker, chosen.notes)
+    return process.serve(config, reread, _announce, employment)
 
 
 def _check(chosen: argparse.Namespace) -> int:
@@ -286,6 +287,7 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", metavar="N", type=int, help="processes that answer on the same port (default: server.workers, 1)"
     )
     serve.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # which of a supervisor's workers this one is
+    serve.add_argument("--notes", type=int, help=argparse.SUPPRESS)  # and the descriptor of their notes
     warm = commands.add_parser(
         "warm",
         help="fill a running gateway's caches from a file",

@@ -13,6 +13,7 @@ from gateway.doors.guests import Guests
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.lane import EdgeLane
 from gateway.doors.rpc_lane import RpcLane
+from gateway.notes import Notes
 from gateway.operate.telemetry import Gauge, Labels
 from gateway.reload import Reloads
 from gateway.route import Home
@@ -227,6 +228,17 @@ def tls_gauges(handshakes: Handshakes) -> Iterator[Gauge]:
         "1 while the certificate's files have changed and cannot be used.",
         (),
         lambda: iter([((), float(bool(certificates.fault)))]),
+    )
+
+
+def notes_gauges(notes: Notes) -> Iterator[Gauge]:
+    """What is not known of what is in work."""
+    yield Gauge(
+        "tailrace_work_unnoted",
+        "Requests that were not noted while in work, for want of room.",
+        (),
+        lambda: iter([((), float(notes.missed))]),
+        counter=True,
     )
 
 
