@@ -152,6 +152,7 @@ def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:
 
     buffered = lane.buffered
     yield Gauge("tailrace_connections", "Callers' connections.", (), one(lambda: len(lane.connections)))
+    yield Gauge("tailrace_connections_max", "The bound on them.", (), one(lambda: lane.options.connections_max))
     yield Gauge(
         "tailrace_connections_cut",
         "Connections cut, by what their peer took too long for, or the limit they were over.",
@@ -176,6 +177,7 @@ def rpc_gauges(lane: RpcLane) -> Iterator[Gauge]:
     """What the MessagePack-RPC door's connections hold."""
     book = lane.book
     yield Gauge("tailrace_rpc_connections", "Callers' connections.", (), lambda: iter([((), len(book.connections))]))
+    yield Gauge("tailrace_rpc_connections_max", "The bound on them.", (), lambda: iter([((), book.connections_max)]))
     yield Gauge(
         "tailrace_rpc_connections_cut",
         "Connections cut, by what their peer took too long for, or the limit they were over.",
@@ -222,6 +224,12 @@ def tls_gauges(handshakes: Handshakes) -> Iterator[Gauge]:
         (),
         lambda: iter([((), float(certificates.renewals))]),
         counter=True,
+    )
+    yield Gauge(
+        "tailrace_tls_certificate_ends_seconds",
+        "When the first of the chain's certificates ends, in seconds since 1970.",
+        (),
+        lambda: iter([((), certificates.ends)]),
     )
     yield Gauge(
         "tailrace_tls_renewal_failing",
