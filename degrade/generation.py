@@ -17,7 +17,8 @@ from typing import Final
 
 import msgspec
 
-from cache.stores.lmdb import LmdbOptions, mapped, opened
+from cache.stores.lmdb import mapped
+from cache.stores.lmdb_file import LmdbOptions, Place, environment_of
 from cache.stores.store import StoreError
 from degrade.record import Record, name_of, packed, seal, unpacked
 
@@ -46,7 +47,7 @@ class Generation:
         self.path = path
         self.is_writable = writable
         with mapped(path):
-            self._environment = opened(path, writable, LmdbOptions(bytes_max, READERS_MAX, alone))
+            self._environment = environment_of(Place(path, writable, LmdbOptions(bytes_max, READERS_MAX, alone)))
             self._file = path.stat().st_ino
 
     def get(self, name: bytes) -> bytes | None:

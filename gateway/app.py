@@ -46,11 +46,13 @@ from gateway.doors.rpc import RpcConnection
 from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
 from gateway.memory import resident
+from gateway.notes import Notes
 from gateway.operate.admin import Shown, admin_port
 from gateway.operate.gauges import (
     gauges,
     grpc_gauges,
     lane_gauges,
+    notes_gauges,
     reload_gauges,
     rpc_gauges,
     second_gauges,
@@ -71,6 +73,7 @@ from gateway.standing import Retired, Standing, Watching, changed_quotas, homes,
 if TYPE_CHECKING:
     from gateway.doors.grpc import GrpcDoor
     from gateway.doors.grpc_listener import GrpcListener
+    from gateway.operate.faults import Faults
     from gateway.tables import Table
 
 SWEEP_SECONDS: Final = 0.5
@@ -123,10 +126,11 @@ class Gateway:
         self._chance = random.Random()
         self.buffered = Buffered(int(config.server.buffered_bytes_max))
         self.telemetry = Telemetry(monotonic, logs_requests=config.log.level == "debug")
-        self._makings = Makings(config.server, monotonic, self._chance)
+        self._faults = _faults_of(config)
+        self._makings = Makings(config.server, monotonic, self._chance, self._faults)
         self._watching = Watching(self._breaker_changed, self._model_changed)
         self.standing = stand(config, self._makings, homes(config, self._makings, self._watching))
-        self._stores = Stores(monotonic)
+        self._stores = Stores(monotonic, self._faults)
         self.snapshots = snapshots_of(config, monotonic, time)
         self._share(self.standing)
         self._limiter = Limiter(config.server.quota_keys_max)
@@ -139,6 +143,12 @@ class Gateway:
         of_seconds = second_gauges(lambda: self.services, self._stores.states)
         of_snapshots = () if self.snapshots is None else snapshot_gauges(self.snapshots, lambda: self.routes)
         for gauge in (*gauges(*shown), *of_tables, *of_seconds, *of_snapshots, *of_reloads):
+            self.telemetry.watch(gauge)
+
+    def note(self, notes: Notes) -> None:
+        """Note what is in work, for whoever asks what this process has died of."""
+        self._exchange.notes = notes
+        for gauge in notes_gauges(notes):
             self.telemetry.watch(gauge)
 
     @property
@@ -179,8 +189,8 @@ class Gateway:
             await self._open_rpc(server, server.rpc)
         if server.has_grpc:
             await self._start_grpc(ports, certificates)
-        told = (lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining)
-        shown = Shown(*told, self.reloads, self.snapshots)
+        state = (lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining)
+        shown = Shown(*state, self.reloads, self._faults, self.snapshots)
         self._admin = Listener(admin_port(shown).handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
@@ -438,6 +448,15 @@ class Gateway:
     def _loaded(self, model: str) -> None:
         """A caller loaded or unloaded a model through us: no need to wait for the next poll to see it."""
         self._model_changed(self.standing.config.passthrough, model)
+
+
+def _faults_of(config: Config) -> Faults | None:
+    """What makes faults on purpose, where that is configured."""
+    if not config.chaos.enabled:
+        return None
+    from gateway.operate.faults import Faults
+
+    return Faults(monotonic)
 
 
 def _edge_options(server: Server) -> EdgeOptions:

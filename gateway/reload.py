@@ -152,6 +152,8 @@ def fixed(before: Config, after: Config) -> Iterator[str]:
         yield f"snapshot: {before.snapshot} is now {after.snapshot}, {RESTART}"
     if before.log != after.log:
         yield f"log: {before.log} is now {after.log}, {RESTART}"
+    if before.chaos != after.chaos:
+        yield f"chaos.enabled: {before.chaos.enabled} is now {after.chaos.enabled}, {RESTART}"
 
 
 def differences(before: Config, after: Config) -> dict[str, Difference]:

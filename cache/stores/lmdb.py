@@ -4,6 +4,9 @@ Rule of this file: LMDB's own rules are kept (one environment for each file in a
 exceptions end here, and neither reading nor writing holds the event loop up for longer than a few look-ups. Who writes
 may be another process: a reader sees each commit whole, and never waits for a writer.
 
+A name may come to mean another file (`lmdb_file.py`). Whoever holds values of the store's *looks*: those that were read
+before its ``generation`` grew are of another file. The old one is read until the new one is open, and then by nobody.
+
 A value lies behind a header: version, CRC-32 of what follows, and when it ends (seconds of the wall clock, 0: never).
 LMDB itself forgets nothing, so what has ended is only not seen any more; `tailrace table load` writes over it.
 """
@@ -25,8 +28,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import lmdb
-from msgspec import Struct
 
+from cache.stores.lmdb_file import Busy, LmdbOptions, Opened, Place, opened
 from cache.stores.store import Found, StoreError
 
 T = TypeVar("T")
@@ -40,19 +43,8 @@ DIRECT_KEYS_MAX: Final = 64
 """Read on the event loop: some 0.15 ms for rows of 512 bytes, of which the way to a thread and back is half."""
 STEP_KEYS_MAX: Final = 1024
 """Read in one go of the thread, before it looks whether anybody still waits."""
-
-
-READER_BYTES: Final = 128
-"""Of one reader in the lock file, and of its head: LMDB has 64 for each, more on machines with larger lines."""
-
-
-class LmdbOptions(Struct, frozen=True):
-    """``bytes_max``: the file's largest size; it takes disk only as it fills. ``readers_max``: of all processes.
-    ``alone``: nobody writes it any more, so it is read without a lock file."""
-
-    bytes_max: int = 64 * 2**30
-    readers_max: int = 1024
-    alone: bool = False
+LOOK_SECONDS: Final = 1.0
+"""Between two looks at what lies under the file's name: each is four calls of stat(2), some ten microseconds."""
 
 
 class LmdbStore:
@@ -63,20 +55,31 @@ class LmdbStore:
     """
 
     def __init__(
-        self, path: str, writable: bool, clock: Callable[[], float] = time.time, options: LmdbOptions | None = None
+        self,
+        path: str,
+        writable: bool,
+        clock: Callable[[], float] = time.time,
+        options: LmdbOptions | None = None,
+        ticker: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``clock``: the wall clock, which other processes share."""
+        """``clock``: the wall clock, which other processes share; ``ticker``: monotonic seconds."""
+        self.generation = 0
+        """How often another file has come in the place of the one that was read."""
+        self.fault: StoreError | None = None
+        """Why what lies there now is not what is read; None if it is."""
         self._path = Path(path)
         self._writable = writable
         self._clock = clock
+        self._ticker = ticker
         self._options = options or LmdbOptions()
-        self._environment: lmdb.Environment | None = None
+        self._open: Opened | None = None
+        self._looked_at = 0.0
         self._thread: ThreadPoolExecutor | None = None
         self._opening = threading.Lock()
         self._closed = False
 
     async def get_many(self, keys: Sequence[bytes], seconds: float) -> list[Found]:
-        until = time.monotonic() + seconds
+        until = self._ticker() + seconds
         if len(keys) <= DIRECT_KEYS_MAX:
             return self._read(keys, until)
         return await self._aside(lambda: self._read(keys, until), seconds)
@@ -87,14 +90,14 @@ class LmdbStore:
         records = [(key, record(value, ends)) for key, value in pairs]
 
         def write() -> None:
-            with mapped(self._path), self._opened().begin(write=True) as transaction, transaction.cursor() as cursor:
+            with mapped(self._path), self._environment().begin(write=True) as writing, writing.cursor() as cursor:
                 cursor.putmulti(records)
 
         await self._aside(write, seconds)
 
     async def delete_many(self, keys: Sequence[bytes], seconds: float) -> None:
         def delete() -> None:
-            with mapped(self._path), self._opened().begin(write=True) as transaction:
+            with mapped(self._path), self._environment().begin(write=True) as transaction:
                 for key in keys:
                     transaction.delete(key)
 
@@ -102,28 +105,47 @@ class LmdbStore:
 
     async def healthy(self, seconds: float) -> bool:
         try:
-            self._read([b"\0"], time.monotonic() + seconds)
+            self._read([b"\0"], self._ticker() + seconds)
         except StoreError:
             return False
         return True
+
+    def look(self) -> None:
+        """See whether another file lies there than the one that is read, if it is time to; read that from now on if it
+        can be opened, and leave ``fault`` if it cannot. Belongs to the event loop, and waits for nothing."""
+        held, now = self._open, self._ticker()
+        if held is None or now - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = now
+        place = self._place()
+        try:
+            with mapped(self._path):
+                if place.seen() != held.seen:
+                    self._open = opened(place, held)
+            self.fault = None
+        except StoreError as error:
+            self.fault = error
+        if self._open is not held:
+            self.generation += 1
+            self._aside_thread().submit(held.environment.close)  # after those who read it there; here nobody does
 
     async def close(self) -> None:
         self._closed = True
         thread, self._thread = self._thread, None
         if thread is not None:
             await asyncio.get_running_loop().run_in_executor(None, thread.shutdown)
-        environment, self._environment = self._environment, None
-        if environment is not None:
-            environment.close()
+        held, self._open = self._open, None
+        if held is not None:
+            held.environment.close()
 
     def _read(self, keys: Sequence[bytes], until: float) -> list[Found]:
         now = self._clock()
         found: list[Found] = []
         with mapped(self._path):
-            environment = self._opened()
+            environment = self._environment()
             longest = environment.max_key_size()
             for start in range(0, len(keys), STEP_KEYS_MAX):
-                if time.monotonic() > until:
+                if self._ticker() > until:
                     raise StoreError("timeout", f"{self._path}: {start} of {len(keys)} keys were read in time")
                 with environment.begin(buffers=True) as transaction:
                     get = transaction.get
@@ -132,56 +154,36 @@ class LmdbStore:
                         found.append(None if held is None else value_of(held, now))
         return found
 
-    def _opened(self) -> lmdb.Environment:
+    def _environment(self) -> lmdb.Environment:
         with self._opening:  # the thread and the event loop may both be the first
-            return self._open()
+            if self._closed:
+                raise StoreError("unreachable", f"{self._path}: closed")
+            if self._open is None:
+                if not self._writable and not self._path.exists():
+                    raise StoreError("unreachable", f"{self._path}: there is no such file")
+                self._looked_at = self._ticker()
+                self._open = opened(self._place())
+            return self._open.environment
 
-    def _open(self) -> lmdb.Environment:
-        if self._closed:
-            raise StoreError("unreachable", f"{self._path}: closed")
-        if self._environment is None:
-            if not self._writable and not self._path.exists():
-                raise StoreError("unreachable", f"{self._path}: there is no such file")
-            self._environment = opened(self._path, self._writable, self._options)
-        return self._environment
+    def _place(self) -> Place:
+        return Place(self._path, self._writable, self._options)
+
+    def _aside_thread(self) -> ThreadPoolExecutor:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="lmdb")
+        return self._thread
 
     async def _aside(self, work: Callable[[], T], seconds: float) -> T:
         """Beside the event loop, one at a time. What is late goes on to its own end; nobody waits for it."""
         if seconds <= 0.0:
             raise StoreError("timeout", f"{self._path}: no time was left to ask in")
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="lmdb")
-        doing = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        doing = asyncio.get_running_loop().run_in_executor(self._aside_thread(), work)
         done, _ = await asyncio.wait([doing], timeout=seconds)
         if not done:
             doing.add_done_callback(lambda late: late.cancelled() or late.exception())
             doing.cancel()  # if it has not begun
             raise StoreError("timeout", f"{self._path}: not done within {seconds:.3g} s")
         return doing.result()
-
-
-def opened(path: Path, writable: bool, options: LmdbOptions) -> lmdb.Environment:
-    """The file's environment: one for each file in a process. Raises lmdb.Error and OSError.
-
-    The lock file is memory that processes share. It gets its disk before LMDB writes to that memory: where there is
-    none left, the process would be ended by a bus error and not told.
-    """
-    is_folder = path.is_dir()
-    if writable:
-        lock = path / "lock.mdb" if is_folder else path.with_name(f"{path.name}-lock")
-        with open(lock, "ab") as file:
-            os.posix_fallocate(file.fileno(), 0, (options.readers_max + 2) * READER_BYTES)
-    return lmdb.open(
-        str(path),
-        map_size=options.bytes_max,
-        subdir=is_folder,
-        readonly=not writable,
-        create=writable,
-        max_readers=options.readers_max,
-        lock=not options.alone,
-        readahead=False,  # keys of one request lie anywhere
-        meminit=False,
-    )
 
 
 def record(value: bytes, ends: float) -> bytes:
@@ -227,6 +229,8 @@ def mapped(path: Path) -> Iterator[None]:
     """Foreign exceptions become ours here."""
     try:
         yield
+    except Busy as busy:
+        raise StoreError("unavailable", f"{path}: {busy}") from None
     except (lmdb.Error, OSError) as error:
         raise StoreError(_kind(path, error), f"{path}: {error}") from None
 
