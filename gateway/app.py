@@ -46,11 +46,13 @@ from gateway.doors.rpc import RpcConnection
 from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
 from gateway.memory import resident
+from gateway.notes import Notes
 from gateway.operate.admin import Shown, admin_port
 from gateway.operate.gauges import (
     gauges,
     grpc_gauges,
     lane_gauges,
+    notes_gauges,
     reload_gauges,
     rpc_gauges,
     second_gauges,
@@ -137,6 +139,12 @@ class Gateway:
         of_tables = table_gauges(lambda: self.standing.tables)
         of_seconds = second_gauges(lambda: self.services, self._stores.states)
         for gauge in (*gauges(*shown), *of_tables, *of_seconds, *of_reloads):
+            self.telemetry.watch(gauge)
+
+    def note(self, notes: Notes) -> None:
+        """Note what is in work, for whoever asks what this process has died of."""
+        self._exchange.notes = notes
+        for gauge in notes_gauges(notes):
             self.telemetry.watch(gauge)
 
     @property

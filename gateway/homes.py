@@ -109,19 +109,21 @@ class Makings:
         labels: Sequence[str] = (),
         probe: Probe = Probe(),  # noqa: B008 - frozen
     ) -> Pool:
-        breaker = backend.breaker
-        options = PoolOptions(
-            breaker=BreakerOptions(
-                consecutive_failures=breaker.consecutive_failures,
-                failure_ratio=breaker.failure_ratio,
-                volume_min=breaker.volume_min,
-                window=float(breaker.window),
-                open_seconds=float(breaker.open),
-                open_seconds_max=float(breaker.open_max),
-            ),
-            probe=probe,
-        )
-        return Pool(replicas, options, self._ticker, self._chance, on_breaker, labels)
+        return Pool(replicas, pool_options(backend, probe), self._ticker, self._chance, on_breaker, labels)
+
+
+def pool_options(backend: Backend, probe: Probe = Probe()) -> PoolOptions:  # noqa: B008 - frozen
+    """How a backend's replicas are chosen, and left alone."""
+    breaker = backend.breaker
+    options = BreakerOptions(
+        consecutive_failures=breaker.consecutive_failures,
+        failure_ratio=breaker.failure_ratio,
+        volume_min=breaker.volume_min,
+        window=float(breaker.window),
+        open_seconds=float(breaker.open),
+        open_seconds_max=float(breaker.open_max),
+    )
+    return PoolOptions(breaker=options, probe=probe)
 
 
 def probe_of(backend: Backend, has_models: bool) -> Probe:

@@ -20,6 +20,7 @@ import asyncio
 import math
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Final
 
 import msgspec
@@ -299,7 +300,10 @@ class Pipeline:
         if key in route.refreshing or len(route.refreshing) >= route.refreshes_max:
             return
         route.refreshing.add(key)
+        working = ExitStack()
+        working.enter_context(call.note)  # its caller is gone before it has begun
         task = asyncio.create_task(self._refreshed(call, key, entry.value.batch))
+        task.add_done_callback(lambda _: working.close())
         self._refreshing.add(task)
         task.add_done_callback(self._refreshing.discard)
 

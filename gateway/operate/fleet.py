@@ -7,7 +7,7 @@ starts and stops nothing. A worker that does not answer is told of, never left o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -101,11 +101,13 @@ class _Refusal(msgspec.Struct):
 
 
 class Fleet:
-    """The workers as their admin ports show them. ``sockets``: paths, by the worker's number."""
+    """The workers as their admin ports show them. ``sockets``: paths, by the worker's number; ``deadly``: how many
+    requests all of them refuse because workers have died of them."""
 
-    def __init__(self, sockets: Sequence[str]) -> None:
+    def __init__(self, sockets: Sequence[str], deadly: Callable[[], int] = lambda: 0) -> None:
         self._sockets = tuple(sockets)
         self._totals = Totals()
+        self._deadly = deadly
         self._restarts = 0
 
     @property
@@ -185,6 +187,11 @@ class Fleet:
         restarts = CounterMetricFamily("tailrace_worker_restarts", "Workers that ended and were started again.")
         restarts.add_metric((), self._restarts)
         yield restarts
+        deadly = GaugeMetricFamily(
+            "tailrace_deadly_requests", "Requests that are refused because two workers have died with them in work."
+        )
+        deadly.add_metric((), float(self._deadly()))
+        yield deadly
 
     async def _ask(
         self, method: str, target: str, seconds: float = ANSWER_SECONDS_MAX, body: bytes = b"", only: int | None = None
