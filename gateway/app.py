@@ -49,6 +49,7 @@ from gateway.memory import resident
 from gateway.notes import Notes
 from gateway.operate.admin import Shown, admin_port
 from gateway.operate.gauges import (
+    chaos_gauges,
     gauges,
     grpc_gauges,
     lane_gauges,
@@ -138,7 +139,7 @@ class Gateway:
         of_reloads = () if self.reloads is None else reload_gauges(self.reloads)
         of_tables = table_gauges(lambda: self.standing.tables)
         of_seconds = second_gauges(lambda: self.services, self._stores.states)
-        for gauge in (*gauges(*shown), *of_tables, *of_seconds, *of_reloads):
+        for gauge in (*gauges(*shown), *of_tables, *of_seconds, *of_reloads, *chaos_gauges(self._faults)):
             self.telemetry.watch(gauge)
 
     def note(self, notes: Notes) -> None:
