@@ -6,15 +6,13 @@ gRPC door passes on over gRPC where that is configured, and over HTTP where it i
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 from degrade.breaker import BreakerOptions
-from degrade.deadline import Ticker
 from gateway.config import Backend, Server
 from gateway.route import Home
+from gateway.surroundings import Surroundings
 from tiers.backends.triton_http import TritonHttp, TritonOptions
 from tiers.catalog import Catalog, CatalogOptions
 from tiers.pool import OnChange, Pool, PoolOptions, Probe
@@ -33,10 +31,10 @@ SEED_BYTES: Final = 16
 class Makings:
     """What every backend's parts have in common."""
 
-    def __init__(self, server: Server, ticker: Ticker, chance: random.Random) -> None:
+    def __init__(self, server: Server, around: Surroundings) -> None:
         self._server = server
-        self._ticker = ticker
-        self._chance = chance
+        self._around = around
+        self._ticker = around.ticker
         self._sources: Sources | None = None
 
     def home(
@@ -69,7 +67,7 @@ class Makings:
 
         if self._sources is None:
             self._sources = Sources(self._ticker)
-        return Table(name, config, self._sources.source(config), self._ticker, os.urandom(SEED_BYTES))
+        return Table(name, config, self._sources.source(config), self._ticker, self._around.secret(SEED_BYTES))
 
     async def close(self) -> None:
         """Close what parts share."""
@@ -104,7 +102,7 @@ class Makings:
             ),
             probe=probe,
         )
-        return Pool(replicas, options, self._ticker, self._chance, on_breaker, labels)
+        return Pool(replicas, options, self._ticker, self._around.chance, on_breaker, labels)
 
 
 def probe_of(backend: Backend, has_models: bool) -> Probe:
