@@ -48,7 +48,7 @@ class Makings:
         replicas: list[Replica] = []
         replicas += [TritonHttp(url, _http_options(backend)) for url in backend.http] or speaking
         pool = self._pool(replicas, backend, on_breaker, probe=probe_of(backend, has_models))
-        catalog = Catalog(replicas, CatalogOptions(), self._ticker, on_model)
+        catalog = Catalog(replicas, CatalogOptions(), self._ticker, on_model, pool.has_answered)
         if not self._server.has_grpc:
             return Home(pool, catalog)
         if not backend.http:
