@@ -105,7 +105,8 @@ def rungs(config: Config, route: RouteConfig) -> tuple[Rung, ...]:
     backends = [config.backends[tier.backend] for tier in route.tiers]
     retries = pool_options(backends[0])
     counts = dict.fromkeys(len(each.http or each.grpc) for each in backends)
-    others = f"one other of {' or '.join(map(str, counts))} replicas" if max(counts) > 1 else "there is no other replica"
+    several = f"one other of {' or '.join(map(str, counts))} replicas"
+    others = several if max(counts) > 1 else "there is no other replica"
     cache = route.cache
     old = "nothing is cached"
     if cache is not None:
