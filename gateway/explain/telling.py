@@ -117,6 +117,7 @@ def rungs(config: Config, route: RouteConfig) -> tuple[Rung, ...]:
         f"retries are {retries.retry_ratio:.0%} of requests at most, and {retries.retry_floor_per_second:g} a second",
         Step.TIER: f"{len(route.tiers)} of them; one before another has {TIER_SHARE:.0%} of the time left",
         Step.STALE: old,
+        Step.SNAPSHOT: "what an earlier process has left, within the same ages; nothing is left in what is told here",
         Step.REFUSE: f"at the latest after routes.timeout ({Seconds(route.timeout)})",
     }
     order = [Step(step) for step in route.degrade]
