@@ -33,6 +33,7 @@ SETTLED_SECONDS_MAX: Final = 2.0
 """How long a purge waits for second levels to be told."""
 ANSWERED_SECONDS: Final = 0.1
 """Before a loop stands still, or a process is killed, on purpose: whoever asked for it is told first."""
+CHAOS_SAID: Final = "GET  /chaos              faults on purpose: what holds\nPOST /chaos              order others\n"
 _READS: Final = ("GET", "HEAD")
 
 
@@ -79,6 +80,7 @@ def admin_port(shown: Shown) -> AdminPort:
             "POST /purge?route=NAME   drop a route's or an endpoint's cached answers\n"
             "POST /purge?all          drop every cached answer\n"
             "POST /reload             read the configuration again, and take it if nothing is wrong with it\n"
+            f"{'' if shown.faults is None else CHAOS_SAID}"
         )
 
     async def metrics(_: web.BaseRequest) -> web.Response:
