@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from degrade.breaker import Change
+from degrade.brownout import BrownoutOptions
 from gateway.admission.ratelimit import Limiter
 from gateway.background import Run, Sleep, kept, sweep
 from gateway.codec.ndarray import plain_bytes_max
@@ -57,6 +58,7 @@ from gateway.operate.gauges import (
     table_gauges,
     tls_gauges,
 )
+from gateway.operate.load_gauges import load_gauges
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
 from gateway.reload import Reloads
@@ -65,6 +67,7 @@ from gateway.service import Watched
 from gateway.sharing import Stores
 from gateway.sources import ConfigError, Loaded
 from gateway.standing import Retired, Standing, Watching, changed_quotas, homes, retired, stand
+from gateway.strain import LOOK_SECONDS, Strain
 
 if TYPE_CHECKING:
     from gateway.doors.grpc import GrpcDoor
@@ -126,6 +129,7 @@ class Gateway:
         self.standing = stand(config, self._makings, homes(config, self._makings, self._watching))
         self._stores = Stores(monotonic)
         self._share(self.standing)
+        self._strain = Strain(lambda: self.homes, self._brownout, monotonic)
         self._limiter = Limiter(config.server.quota_keys_max)
         self.pipeline = Pipeline(self._limiter, self.telemetry, monotonic, self._chance)
         self._exchange = Exchange(self.pipeline, monotonic, self.buffered)
@@ -134,7 +138,8 @@ class Gateway:
         of_reloads = () if self.reloads is None else reload_gauges(self.reloads)
         of_tables = table_gauges(lambda: self.standing.tables)
         of_seconds = second_gauges(lambda: self.services, self._stores.states)
-        for gauge in (*gauges(*shown), *of_tables, *of_seconds, *of_reloads):
+        of_load = load_gauges(lambda: self.homes, self._strain)
+        for gauge in (*gauges(*shown), *of_load, *of_tables, *of_seconds, *of_reloads):
             self.telemetry.watch(gauge)
 
     @property
@@ -178,6 +183,7 @@ class Gateway:
         for lane in (self._lane, self._rpc):
             if lane is not None:
                 self._tasks.append(kept(partial(sweep, lane), SWEEP_SECONDS))
+        self._tasks.append(kept(self._strain.run, LOOK_SECONDS))
         if certificates is not None:
             self._tasks.append(kept(certificates.run, RENEWAL_SECONDS))
         # One look before anyone is told that we are ready: until then readiness would be a guess.
@@ -405,6 +411,10 @@ class Gateway:
 
     def _is_up(self, backend: str) -> bool:
         return any(state.ready and state.breaker != "open" for state in self.homes[backend].pool.states())
+
+    def _brownout(self) -> BrownoutOptions | None:
+        brownout = self.standing.config.brownout
+        return brownout.options if brownout.enabled else None
 
     def _breaker_changed(self, backend: str, replica: str, model: str, change: Change) -> None:
         words = {"before": change.before, "state": change.after, "reason": change.reason, "cause": change.cause}

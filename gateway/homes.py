@@ -103,6 +103,7 @@ class Makings:
                 open_seconds_max=float(breaker.open_max),
             ),
             probe=probe,
+            gates=backend.concurrency.options(len(replicas), backend.connections_max),
         )
         return Pool(replicas, options, self._ticker, self._chance, on_breaker, labels)
 

@@ -22,12 +22,14 @@ from cache.flight import Flights
 from cache.memo import Memo
 from cache.response import ResponseCache
 from degrade.deadline import Deadline, Ticker
+from degrade.gate import Priority
 from degrade.ladder import Failure, Step
 from gateway.admission.auth import Caller
 from gateway.admission.validate import EVERY_INPUT, TensorRule, Validator
 from gateway.codec.http import BodyLimits
 from gateway.config import Route as RouteConfig
 from gateway.config import TierConfig
+from gateway.config_load import priority_of
 from gateway.problem import Refused, not_found
 from gateway.recall import RecallRules
 from gateway.rows import Asked, Assembled, Row, Rows
@@ -73,6 +75,9 @@ LEARNING_GRACE_SECONDS: Final = 0.1
 ROWS_GRACE_SECONDS: Final = 1.0
 """By how much the wait for rows outlasts the tiers' time: at its end they say what one of them had answered, or which
 failed, and that is worth more than a time-out. How long a caller waits is the pipeline's."""
+
+_LOAD: Final = ("priority", "brownout")
+"""What a configuration says of load, and not of answers."""
 
 NO_TABLES: Final[Mapping[str, Table]] = MappingProxyType({})
 
@@ -157,7 +162,9 @@ class Route:
         self._max_stale = 0.0 if config.cache is None else float(config.cache.max_stale)
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
         self.refreshes_max = 0 if config.cache is None else config.cache.refreshes_max
-        self.flights: Flights[tuple[Key, int], Filled[InferResponse]] = Flights(FLIGHTS_MAX)
+        self.priority = priority_of(config.priority) or Priority.NORMAL
+        self.browned = config.brownout
+        self.flights: Flights[tuple[Key, int, Priority], Filled[InferResponse]] = Flights(FLIGHTS_MAX)
         self.refreshing: set[Key] = set()
         self._learnt: set[int] = set()
         self._learning: dict[int, asyncio.Task[None]] = {}
@@ -231,6 +238,11 @@ class Route:
     def refreshes(self) -> int:
         """Background refreshes under way, each of another key."""
         return len(self.refreshing)
+
+    @property
+    def level(self) -> int:
+        """The highest brownout level of its tiers' backends."""
+        return max([home.pool.gates.level for home in self._homes])
 
     @property
     def asks(self) -> list[str]:
@@ -557,7 +569,7 @@ def _features(config: RouteConfig, tables: Mapping[str, Table]) -> Features:
 
 def _answers_alike(one: RouteConfig, other: RouteConfig) -> bool:
     """Whether two configurations give the same answers to the same requests, and keep them for the same time."""
-    aside = {name: getattr(other, name) for name in ("quota", "caller_quota", "timeout", "degrade")}
+    aside = {name: getattr(other, name) for name in ("quota", "caller_quota", "timeout", "degrade", *_LOAD)}
     return msgspec.structs.replace(one, **aside) == other
 
 

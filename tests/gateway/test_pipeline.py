@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from degrade.deadline import Deadline
+from degrade.gate import Claim
 from degrade.ladder import Failure, Step
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Quota
@@ -48,6 +49,7 @@ FACTS = ModelFacts(
 SURE = b"\0\0\x80\x3f\0\0\0\0"
 """FP32 [1, 2] with a margin of 1."""
 NOBODY = Caller("addr:test", "")
+ANY_CLAIM = Claim()
 NO_CACHE = CacheDirectives(no_cache=True)
 NO_STORE = CacheDirectives(no_store=True)
 ONLY_IF_CACHED = CacheDirectives(only_if_cached=True)
@@ -68,6 +70,7 @@ class Upstream:
     def __init__(self, facts: ModelFacts = FACTS) -> None:
         self.known = facts
         self.requests: list[InferRequest] = []
+        self.claims: list[Claim] = []
         self.cancelled = 0
         self.failure: Exception | None = None
         self.facts_failure: Exception | None = None
@@ -76,9 +79,15 @@ class Upstream:
         self.passed: tuple[Passed, ...] = ()
 
     async def infer(
-        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
+        self,
+        request: InferRequest,
+        deadline: Deadline,
+        again: bool = True,
+        decent: float = DECENT_SECONDS,
+        claim: Claim = ANY_CLAIM,
     ) -> Answered:
         self.requests.append(request)
+        self.claims.append(claim)
         payload, failure = self.payload, self.failure
         if self.gate is not None:
             try:
@@ -768,7 +777,12 @@ class Generations(Upstream):
         self.generation = 0
 
     async def infer(
-        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
+        self,
+        request: InferRequest,
+        deadline: Deadline,
+        again: bool = True,
+        decent: float = DECENT_SECONDS,
+        claim: Claim = ANY_CLAIM,
     ) -> Answered:
         self.payload = bytes(request.inputs[0].data) + bytes([self.generation] * 4)
         return await super().infer(request, deadline, again)
