@@ -48,7 +48,7 @@ from gateway.service import (
 )
 from tiers import cascade
 from tiers.backends.triton_http import Call as Outbound
-from tiers.cascade import Accept, CascadeAnswer, CascadeOptions, Tier
+from tiers.cascade import Accept, CascadeAnswer, Tier
 from tiers.catalog import Catalog
 from tiers.facts import ModelFacts, Sight, TensorFact
 from tiers.inference import (
@@ -306,7 +306,7 @@ class Route:
     ) -> Given[InferResponse]:
         """The cascade's answer, under the route's name; of rows that are kept, theirs. Raises Rejected, UpstreamError,
         and where rows are kept Abandoned and TimeoutError."""
-        order, rows, tables = terms.options.order, terms.options.rows, tuple[TableTold, ...]()
+        rows, tables = terms.options.rows, tuple[TableTold, ...]()
         if self.features is not None:
             await self.facts(deadline, request.version)
             facts = self._facts_of_models(request.version)
@@ -316,7 +316,8 @@ class Route:
         is_degraded = any(told.steps for told in tables)
 
         async def cascaded(request: InferRequest, rows: int | None) -> CascadeAnswer:
-            return await cascade.run(self.tiers, request, deadline, CascadeOptions(rows, order), ticker)
+            options = msgspec.structs.replace(terms.options, rows=rows)
+            return await cascade.run(self.tiers, request, deadline, options, ticker)
 
         if self.rows is not None and rows and terms.key is not None:
             asked = self._in_rows(terms.caller, request, terms.key, rows)

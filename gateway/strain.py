@@ -80,9 +80,9 @@ class Strain:
         self.lag = lag
         options, backends, now = self._options(), self._backends(), self._ticker()
         if options is None:
-            self._watched.clear()
-            for home in backends.values():
+            for home in backends.values() if self._watched else ():
                 home.pool.gates.level = 0
+            self._watched = {}
             return
         self._watched = {name: self._kept(name, options) for name in (PROCESS, *backends)}
         of_all = self._turned(PROCESS, Signals(lag=lag), now)

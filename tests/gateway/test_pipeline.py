@@ -31,6 +31,7 @@ from gateway.route import Home, Route
 from gateway.service import Heading, Wire
 from gateway.units import Seconds
 from tiers.facts import ModelFacts, TensorFact
+from tiers.gates import Gates, GatesOptions
 from tiers.inference import (
     InferRequest,
     InferResponse,
@@ -71,6 +72,7 @@ class Upstream:
         self.known = facts
         self.requests: list[InferRequest] = []
         self.claims: list[Claim] = []
+        self.gates = Gates(GatesOptions(), lambda: 0.0, random.Random(0))
         self.cancelled = 0
         self.failure: Exception | None = None
         self.facts_failure: Exception | None = None
@@ -209,6 +211,7 @@ async def test_each_failure_ends_in_a_labelled_stale_answer_or_a_503(failure: Fa
     slugs = {
         Failure.TIMEOUT: "deadline",
         Failure.LATE: "deadline",
+        Failure.SHED: "overloaded",
         Failure.RAISED: "model-failed",
         Failure.OVERSIZED: "answer-too-large",
     }
