@@ -105,11 +105,11 @@ class Permit:
             gate._limiter.sample(max(0.0, now - self._began), self._in_flight, now)
         gate._freed(now)
 
-    def silent(self, now: float) -> None:
-        """The server did not answer in time. That says something of it if the time was long; who has waited for a
-        permit may have had little left."""
+    def silent(self, now: float, decent: float) -> None:
+        """The server did not answer in time. That says something of it if the time was long, in its own measure or in
+        that of who asked (``decent`` seconds); who has waited for a permit may have had little left."""
         gate = self._gate
-        if gate is None or now - self._began >= SILENT * gate.latency:
+        if gate is None or now - self._began >= min(decent, SILENT * gate.latency):
             self.dropped(now)
         else:
             self.ignored(now)
@@ -220,6 +220,7 @@ class Gate:
             return self._refused(claim, "brownout")
         if self.in_flight < self.limit and not self._waiting:
             return self._permit(now)
+        self._limiter.pressed(now)
         patience = self._patience(seconds)
         line = self._lines[claim.priority]
         if self._waiting >= self._options.waiting_max:

@@ -16,7 +16,9 @@ would strangle it.
 
 The traps of such estimators, and what is done here:
  - *slow start*: there is none. It begins at the upper bound (what the connections allow), so it costs nothing until
-   there is evidence; one told to begin lower doubles until it first has to go down.
+   there is evidence: the first time that anybody has to wait, some twenty answers later, throughput and the shortest
+   latency known make a guess of what is enough, and from there it halves while that changes nothing. One told to begin
+   lower doubles until it first has to go down.
  - *a drifting baseline*: a server that is overloaded for hours teaches no estimator here that this is normal, for the
    point below is measured anew, at about half the limit, every few seconds, and is forgotten when it is old.
  - *a latency cliff when it is measured*: at half the limit (as BBRv2's ProbeRTT, and unlike Envoy's drop to 3) a server
@@ -77,6 +79,12 @@ WINDOW_SECONDS_MIN: Final = 0.1
 
 WINDOW_SECONDS_MAX: Final = 1.0
 """Drops are counted after this time at the latest: of a server that hangs nothing else comes."""
+
+QUICK_SAMPLES: Final = 8
+"""Samples whose mean may be the shortest latency known: one alone is luck."""
+
+GUESS: Final = 3.0
+"""What the first guess allows beyond throughput x shortest latency, which is what an idle server's places hold."""
 
 PATIENCE: Final = 10.0
 """Mean latencies after which a measurement below that did not come to its samples is given up: the load has gone."""
@@ -144,6 +152,9 @@ class Limiter:
         self._window = _Window(-math.inf)
         self._measuring: _Window | None = None
         self._due = -math.inf
+        self._quick = _Window(-math.inf)
+        self._quickest = math.inf
+        self._pressed: _Window | None = None
         self._latency = 0.0
         self.measurements = 0
 
@@ -174,11 +185,17 @@ class Limiter:
         self._latency += (seconds - self._latency) * (0.1 if self._latency else 1.0)
         if not self._options.adaptive:
             return
+        self._guess(seconds, now)
         if self._measuring is not None:
             self._measure(seconds, in_flight, now)
             return
         self._window.add(seconds)
         self._close_if_due(now)
+
+    def pressed(self, now: float) -> None:
+        """Somebody has to wait: the limit is what holds him up."""
+        if self._lost and self._pressed is None and self._options.adaptive:
+            self._pressed = _Window(now)
 
     def dropped(self, now: float) -> None:
         """A call was not answered in time, or the server said that it has too much to do."""
@@ -192,6 +209,22 @@ class Limiter:
         """Time has passed: a measurement that nobody comes to any more ends."""
         if self._measuring is not None and now - self._measuring.began > self._measure_seconds:
             self._measured(now)
+
+    def _guess(self, seconds: float, now: float) -> None:
+        """Keep the shortest latency; and once, when the server has been full for some answers, what that says."""
+        self._quick.add(seconds)
+        if self._quick.count == QUICK_SAMPLES:
+            self._quickest = min(self._quickest, self._quick.seconds / QUICK_SAMPLES)
+            self._quick = _Window(now)
+        pressed = self._pressed
+        if pressed is None or not self._lost or pressed.count > SAMPLES_MIN:
+            return
+        pressed.add(seconds)
+        if pressed.count > SAMPLES_MIN and now > pressed.since and self._quickest < math.inf:
+            enough = GUESS * self._quickest * pressed.count / (now - pressed.since)
+            if enough < self._limit:
+                self._turn(enough / self._limit)
+                self._window, self._measuring = _Window(now), None
 
     # -- windows ----------------------------------------------------------------------------------
 

@@ -117,20 +117,21 @@ def shed_error(key: str, shed: Shed) -> UpstreamError:
     return UpstreamError(Failure.SHED, f"{key}: {said}", before_answer=True, retry_after=shed.retry_after)
 
 
-_END: Final = {Failure.TIMEOUT: Permit.silent, Failure.OVERLOADED: Permit.dropped}
-"""What a failure says of the server's load."""
+DECENT_SHARE: Final = 0.5
+"""Of a decent time: how much of it must have been the server's for a time-out to speak against it."""
 
 
 class Admitted:
     """A call that has a permit, which ends with the block, once, by how the call went."""
 
-    __slots__ = ("_decent", "_now", "_permit", "again")
+    __slots__ = ("_began", "_decent", "_now", "_permit", "again")
 
     def __init__(self, permit: Permit, now: Ticker, decent: float) -> None:
-        """``decent``: seconds after which somebody who leaves had every reason to."""
+        """``decent``: seconds of silence after which somebody who leaves had every reason to."""
         self._permit = permit
         self._now = now
-        self._decent = now() + decent
+        self._began = now()
+        self._decent = decent
         self.again: UpstreamError | None = None
         """Why it was made twice: then its time says nothing, and this may."""
 
@@ -141,9 +142,12 @@ class Admitted:
         now, permit = self._now(), self._permit
         failed = error if isinstance(error, UpstreamError) else self.again
         if failed is not None:
-            _END.get(failed.failure, Permit.ignored)(permit, now)
-        elif isinstance(error, asyncio.CancelledError) and now >= self._decent:
-            permit.silent(now)
+            if failed.failure is Failure.TIMEOUT:
+                permit.silent(now, DECENT_SHARE * self._decent)
+            else:
+                (permit.dropped if failed.failure is Failure.OVERLOADED else permit.ignored)(now)
+        elif isinstance(error, asyncio.CancelledError) and now - self._began >= self._decent:
+            permit.dropped(now)
         elif error is None:
             permit.succeeded(now)
         else:  # a refusal is quick whatever the load is

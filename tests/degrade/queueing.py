@@ -17,6 +17,7 @@ class Limits(Protocol):
     @property
     def limit(self) -> int: ...
     def sample(self, seconds: float, in_flight: int, now: float) -> None: ...
+    def pressed(self, now: float) -> None: ...
     def dropped(self, now: float) -> None: ...
 
 
@@ -27,6 +28,7 @@ class Fixed:
     limit: int
 
     def sample(self, seconds: float, in_flight: int, now: float) -> None: ...
+    def pressed(self, now: float) -> None: ...
     def dropped(self, now: float) -> None: ...
 
 
@@ -83,6 +85,8 @@ def run(
                 in_flight += 1
                 queue.append((now, in_flight))
             elif not queue or busy >= server.places(now):
+                if in_flight < wanted:
+                    limits.pressed(now)
                 break
             if busy >= server.places(now):
                 continue
