@@ -15,10 +15,10 @@ server: a Triton that batches is slower and *better* at a higher concurrency, an
 would strangle it.
 
 The traps of such estimators, and what is done here:
- - *slow start*: there is none. It begins at the upper bound (what the connections allow), so it costs nothing until
-   there is evidence: the first time that anybody has to wait, some twenty answers later, throughput and the shortest
-   latency known make a guess of what is enough, and from there it halves while that changes nothing. One told to begin
-   lower doubles until it first has to go down.
+ - *slow start*: where the limit begins (``first``) it doubles as long as that brings more; it begins high enough that
+   most servers never notice. It may be far too high all the same: the first time that anybody has to wait, some twenty
+   answers later, throughput and the shortest latency known make a guess of what is enough, and from there it halves
+   while that changes nothing.
  - *a drifting baseline*: a server that is overloaded for hours teaches no estimator here that this is normal, for the
    point below is measured anew, at about half the limit, every few seconds, and is forgotten when it is old.
  - *a latency cliff when it is measured*: at half the limit (as BBRv2's ProbeRTT, and unlike Envoy's drop to 3) a server
@@ -252,7 +252,10 @@ class Limiter:
             below = self._below = None
         apart = 0.0 if below is None else point.concurrency / below.concurrency
         if below is not None and APART_MIN <= apart <= APART_MAX:
-            self._turn(_factor(elasticity(below, point), self._rising))
+            factor = _factor(elasticity(below, point), self._rising)
+            # No further down than there is something known of: what is below that is for a measurement to say.
+            known = below.concurrency * APART_MIN / self._limit
+            self._turn(factor if factor >= 1.0 else max(factor, min(known, 1.0)))
         elif self._place(self._limit * BELOW) * APART_MIN > self.settled:
             self._turn(GROWTH_MAX)  # at the floor there is no place below: the only way to look is up
             self._below = point

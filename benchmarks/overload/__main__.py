@@ -125,14 +125,16 @@ class Bench:
             for loud in (False, True):
                 told = self.ask(system, tenants(loud), self.options.seconds)
                 said = "3 tenants and a noisy one" if loud else "3 tenants"
-                found = line(system, said, [each for each in told if each.stream in spared], self.options.seconds, spared)
+                theirs = [each for each in told if each.stream in spared]
+                found = line(system, said, theirs, self.options.seconds, spared)
                 found = msgspec.structs.replace(found, outcomes=line(system, said, told, 1.0, spared).outcomes)
                 self._keep(found)
             self._renew(system)
 
     def _keep(self, found: Line) -> None:
         self.lines.append(found)
-        print(f"{found.load} {found.system}: {found.goodput:.1f}/s, p99 {found.p99:.3f} s", file=sys.stderr, flush=True)
+        said = f"{found.load} {found.system}: {found.goodput:.1f}/s, p99 {found.p99:.3f} s"
+        print(said, file=sys.stderr, flush=True)
 
     def _renew(self, system: str) -> None:
         """A bare Triton works on what nobody waits for any more, for minutes; the next run begins with a new one."""
@@ -155,7 +157,8 @@ def verdicts(bench: Bench) -> list[str]:
         found.append(f"normal again {slowest:.1f} s after a load's end at the latest (within 5 s)")
     if ("gateway", "3 tenants") in of:
         alone, beside = of["gateway", "3 tenants"], of["gateway", "3 tenants and a noisy one"]
-        found.append(f"p99 of three tenants beside a noisy one is {beside.p99 / alone.p99:.2f} times theirs (at most 1.5)")
+        times = beside.p99 / alone.p99
+        found.append(f"p99 of three tenants beside a noisy one is {times:.2f} times theirs (at most 1.5)")
     return found
 
 
@@ -167,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--seconds", type=float, default=15.0, help="of each load (default: 15)")
     parser.add_argument("--loads", type=float, nargs="*", default=[1.0, 2.0, 4.0, 8.0], help="times the capacity")
     parser.add_argument("--no-tenants", action="store_true", help="leave the noisy tenant out")
-    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIRECTORY", help="default: benchmarks/results")
+    parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIRECTORY")
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args(arguments)
     print("starting two Tritons and a gateway", file=sys.stderr)
@@ -194,19 +197,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _text(bench: Bench, before: dict[str, str]) -> str:
-    peaks = {
-        system: max((each.goodput for each in bench.lines if each.system == system and "times" in each.load), default=0.0)
-        for system in SYSTEMS
-    }
+    def peak(system: str) -> float:
+        return max([each.goodput for each in bench.lines if each.system == system and "times" in each.load],
+        default=0.0)
+
+    peaks = {system: peak(system) for system in SYSTEMS}
     limits = ", ".join(f"{limit:.0f} at {times} times" for times, limit in bench.limits.items())
     median = middle(bench.limits.values())
     return "\n".join(
         [
             "# Overload: the gateway beside bare Triton",
             "",
-            f"`make bench-overload`, {bench.options.seconds:g} s of each load, on {before['processor']}, {before['cores']} "
-            f"cores, load before {before['load before']}. Eight instances of 160 ms: {CAPACITY:g}/s; deadline "
-            f"{DEADLINE:g} s. Spared: who has high priority; in the last lines, the three tenants.",
+            f"`make bench-overload`, {bench.options.seconds:g} s of each load, on {before['processor']}, "
+            f"{before['cores']} cores, load before {before['load before']}. Eight instances of 160 ms: {CAPACITY:g}/s; "
+            f"deadline {DEADLINE:g} s. Spared: who has high priority; in the last lines, the three tenants.",
             "",
             table(bench.lines, peaks, bench.usual),
             "",

@@ -1,7 +1,7 @@
 """Callers who do not wait for each other: requests at moments drawn beforehand, each with a deadline of its own.
 
-Rule of this file: an open loop. A server that is slow gets no fewer requests for it, and an answer after the deadline is
-none: the caller has left. It knows HTTP and how to tell a right answer; what the numbers mean is ``report.py``'s.
+Rule of this file: an open loop. A server that is slow gets no fewer requests for it, and an answer after the deadline
+is none: the caller has left. It knows HTTP and how to tell a right answer; what the numbers mean is ``report.py``'s.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ class Stream(Struct, frozen=True):
 
 
 class Asked(Struct, frozen=True):
-    """One request: when it was due (seconds from the start of the run), how long its answer took, and what it was: "ok",
+    """One request: when it was due (seconds from the start of the run), how long its answer took, and what it was:
+    "ok",
     "late" (the caller left at the deadline), "shed" (a 503 or 429), or "wrong"."""
 
     stream: str

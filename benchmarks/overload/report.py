@@ -16,9 +16,9 @@ from benchmarks.overload.load import Asked
 
 
 class Line(Struct, frozen=True):
-    """One run. ``goodput``: answers within the deadline, a second. ``p99``: of the streams that were to be spared, seconds,
-    infinite if one in a hundred had no answer in time. ``recovery``: seconds from the end of the load until answers are
-    as quick as ever, infinite if it took longer than was looked for."""
+    """One run. ``goodput``: answers within the deadline, a second. ``p99``: of the streams that were to be spared,
+    seconds, infinite if one in a hundred had no answer in time. ``recovery``: seconds from the end of the load until
+    answers are as quick as ever, infinite if it took longer than was looked for."""
 
     system: str
     load: str
@@ -53,8 +53,8 @@ def quantile(told: Sequence[Asked], share: float) -> float:
 
 
 def recovered(told: Sequence[Asked], usual: float, run: int = 5) -> float:
-    """When the first of ``run`` answers in a row came that took no longer than twice the ``usual``, from the beginning of
-    ``told``, which is asked after the load."""
+    """When the first of ``run`` answers in a row came that took no longer than twice the ``usual``, from the beginning
+    of ``told``, which is asked after the load."""
     row: list[Asked] = []
     for each in sorted(told, key=lambda asked: asked.at):
         row = [*row, each] if each.outcome == "ok" and each.seconds <= 2.0 * usual else []
@@ -64,10 +64,11 @@ def recovered(told: Sequence[Asked], usual: float, run: int = 5) -> float:
 
 
 def table(lines: Sequence[Line], peaks: dict[str, float], usual: dict[str, float]) -> str:
-    """The lines in Markdown; ``peaks``: each system's best goodput, ``usual``: its p99 of the spared when nothing else is
-    asked."""
+    """The lines in Markdown; ``peaks``: each system's best goodput, ``usual``: its p99 of the spared when nothing else
+    is asked."""
     rows = [
-        "| load | system | goodput/s | of its peak | spared p50 | p99 | p99 / unloaded | answered | refused | late | normal after |",
+        "| load | system | goodput/s | of its peak | spared p50 | p99 | p99 / unloaded | answered | refused | late | "
+        "normal after |",
         "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for each in lines:

@@ -1,4 +1,5 @@
-"""Echoes FP32 values after the configured ``sleep_ms``: eight instances, so eight at once, however busy the machine is."""
+"""Echoes FP32 values after the configured ``sleep_ms``: eight instances, so eight at once, however busy the machine
+is."""
 
 import json
 import time
