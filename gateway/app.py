@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from degrade.breaker import Change
+from degrade.brownout import BrownoutOptions
 from degrade.deadline import Ticker
 from gateway.admission.ratelimit import Limiter
 from gateway.background import Run, Sleep, kept, sweep
@@ -59,6 +60,7 @@ from gateway.operate.gauges import (
     table_gauges,
     tls_gauges,
 )
+from gateway.operate.load_gauges import load_gauges
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
 from gateway.reload import Reloads
@@ -67,6 +69,7 @@ from gateway.service import Watched
 from gateway.sharing import Stores
 from gateway.sources import ConfigError, Loaded
 from gateway.standing import Retired, Standing, Watching, changed_quotas, homes, retired, stand
+from gateway.strain import LOOK_SECONDS, Strain
 from gateway.surroundings import Surroundings, real
 
 if TYPE_CHECKING:
@@ -133,6 +136,7 @@ class Gateway:
         self.standing = stand(config, self._makings, homes(config, self._makings, self._watching))
         self._stores = Stores(self._around, self._faults)
         self._share(self.standing)
+        self._strain = Strain(lambda: self.homes, self._brownout, self._ticker)
         self._limiter = Limiter(config.server.quota_keys_max)
         self.pipeline = Pipeline(self._limiter, self.telemetry, self._ticker, self._around.chance)
         self._exchange = Exchange(self.pipeline, self._ticker, self.buffered)
@@ -141,7 +145,9 @@ class Gateway:
         of_reloads = () if self.reloads is None else reload_gauges(self.reloads)
         of_tables = table_gauges(lambda: self.standing.tables)
         of_seconds = second_gauges(lambda: self.services, self._stores.states)
-        for gauge in (*gauges(*shown), *of_tables, *of_seconds, *of_reloads, *chaos_gauges(self._faults)):
+        of_load = load_gauges(lambda: self.homes, self._strain)
+        of_others = (*of_tables, *of_seconds, *of_reloads, *chaos_gauges(self._faults))
+        for gauge in (*gauges(*shown), *of_load, *of_others):
             self.telemetry.watch(gauge)
 
     def note(self, notes: Notes) -> None:
@@ -192,6 +198,7 @@ class Gateway:
         for lane in (self._lane, self._rpc):
             if lane is not None:
                 self._tasks.append(kept(partial(sweep, lane, self._ticker), SWEEP_SECONDS))
+        self._tasks.append(kept(self._strain.run, LOOK_SECONDS))
         if certificates is not None:
             self._tasks.append(kept(certificates.run, RENEWAL_SECONDS))
         # One look before anyone is told that we are ready: until then readiness would be a guess.
@@ -419,6 +426,10 @@ class Gateway:
 
     def _is_up(self, backend: str) -> bool:
         return any(state.ready and state.breaker != "open" for state in self.homes[backend].pool.states())
+
+    def _brownout(self) -> BrownoutOptions | None:
+        brownout = self.standing.config.brownout
+        return brownout.options if brownout.enabled else None
 
     def _breaker_changed(self, backend: str, replica: str, model: str, change: Change) -> None:
         words = {"before": change.before, "state": change.after, "reason": change.reason, "cause": change.cause}

@@ -120,7 +120,10 @@ def pool_options(backend: Backend, probe: Probe = Probe()) -> PoolOptions:  # no
         open_seconds=float(breaker.open),
         open_seconds_max=float(breaker.open_max),
     )
-    return PoolOptions(breaker=options, probe=probe)
+    replicas = len(backend.http) or len(backend.grpc)
+    return PoolOptions(
+        breaker=options, probe=probe, gates=backend.concurrency.options(replicas, backend.connections_max)
+    )
 
 
 def probe_of(backend: Backend, has_models: bool) -> Probe:
