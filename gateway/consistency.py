@@ -58,7 +58,7 @@ def between(config: Config, written: Written) -> Iterator[Fault]:
 def doubts(config: Config, written: Written) -> Iterator[str]:
     """What is no fault, but hardly what the operator means."""
     if config.chaos.enabled:
-        yield "chaos.enabled: is true: by the admin port faults can be made on purpose; not for callers in need"
+        yield "chaos.enabled: is true: faults can be ordered by the admin port, and callers meet them"
     tls = config.server.tls
     if tls is not None and tls.minimum != "1.2" and config.server.has_grpc:
         yield f"server.tls.minimum: is {tls.minimum}, which grpc cannot be told: the gRPC door speaks 1.2 too"

@@ -34,6 +34,7 @@ SETTLED_SECONDS_MAX: Final = 2.0
 """How long a purge waits for second levels to be told."""
 ANSWERED_SECONDS: Final = 0.1
 """Before a loop stands still, or a process is killed, on purpose: whoever asked for it is told first."""
+CHAOS_SAID: Final = "GET  /chaos              faults on purpose: what holds\nPOST /chaos              order others\n"
 _READS: Final = ("GET", "HEAD")
 
 
@@ -81,6 +82,7 @@ def admin_port(shown: Shown) -> AdminPort:
             "POST /purge?route=NAME   drop a route's or an endpoint's cached answers\n"
             "POST /purge?all          drop every cached answer\n"
             "POST /reload             read the configuration again, and take it if nothing is wrong with it\n"
+            f"{'' if shown.faults is None else CHAOS_SAID}"
         )
 
     async def metrics(_: web.BaseRequest) -> web.Response:
@@ -93,6 +95,7 @@ def admin_port(shown: Shown) -> AdminPort:
             "routes": {name: _route_status(route) for name, route in shown.routes().items()},
             "backends": {name: msgspec.to_builtins(home.pool.states()) for name, home in shown.homes().items()},
             "snapshot": None if shown.snapshots is None else _snapshot_status(shown.snapshots),
+            "load": {name: _load_status(home) for name, home in shown.homes().items()},
         }
         return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
@@ -232,6 +235,21 @@ def _snapshot_status(snapshots: Snapshots) -> dict[str, object]:
         "rejected": dict(snapshot.rejected),
         "quarantined": dict(snapshot.quarantined),
     }
+
+
+def _load_status(home: Home) -> dict[str, object]:
+    """A backend's brownout level, and its models' gates."""
+    gates = {
+        model: {
+            "limit": gate.settled,
+            "in_flight": gate.in_flight,
+            "waiting": gate.waiting,
+            "latency": gate.latency,
+            "shed": sum(gate.shed.values()),
+        }
+        for model, gate in home.pool.gates
+    }
+    return {"level": home.pool.gates.level, "models": gates}
 
 
 def _shelf_status(shelf: Shelf | None) -> dict[str, int] | None:
