@@ -16,7 +16,7 @@ import structlog
 
 from degrade.breaker import Change
 from degrade.brownout import BrownoutOptions
-from degrade.deadline import Ticker
+from degrade.deadline import Deadline, Ticker
 from gateway.admission.ratelimit import Limiter
 from gateway.background import Run, Sleep, kept, sweep
 from gateway.codec.ndarray import plain_bytes_max
@@ -82,6 +82,9 @@ if TYPE_CHECKING:
 
 SWEEP_SECONDS: Final = 0.5
 """How often slow peers are looked for; how late they may be cut."""
+
+FIRST_LOOK_SECONDS: Final = 0.5
+"""For the models to say that they are what a snapshot tells of them; a start waits no longer for one that is silent."""
 
 LAST_PASS_SECONDS: Final = 1.0
 """For a last pass of the snapshot, where requests have taken all of ``server.drain``."""
@@ -185,7 +188,10 @@ class Gateway:
         """
         if self.snapshots is not None:
             await self.snapshots.open()
-            self.snapshots.seed(self.standing.config, self.homes)
+            if self.snapshots.seed(self.standing.config, self.homes):
+                # Before anybody is answered, for what had been seen only after that might be another model.
+                deadline = Deadline.after(self._ticker(), FIRST_LOOK_SECONDS)
+                await asyncio.gather(*(home.catalog.look_once(deadline) for home in self.homes.values()))
             await self.snapshots.begin()
         server = self.standing.config.server
         certificates = self.certificates = None if server.tls is None else Certificates(server.tls)

@@ -148,17 +148,20 @@ class Snapshots:
                 copied[f"tables/{name}"] = held
         self._copied = copied
 
-    def seed(self, config: Config, homes: Mapping[str, Home]) -> None:
-        """Tell the catalogs what models were, until they say so themselves."""
+    def seed(self, config: Config, homes: Mapping[str, Home]) -> bool:
+        """Tell the catalogs what models were, until they say so themselves; whether they were told anything."""
         self._homes = homes
         tiers = [tier for route in config.routes.values() for tier in route.tiers]
         self._models = list(dict.fromkeys((tier.backend, tier.model, tier.version) for tier in tiers))
+        seeded = False
         for backend, model, _ in self._models:
             now = self._calendar.now()
             record = self.snapshot.find(FACTS, f"backends/{backend}", model.encode(), _FACTS_TERMS, now)
             facts = None if record is None else _facts_of(record.payload)
             if facts is not None:
                 homes[backend].catalog.remember(model, facts)
+                seeded = True
+        return seeded
 
     async def begin(self) -> None:
         """Read what was purged, so that copies can be found; and go on from there."""
