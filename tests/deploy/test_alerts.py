@@ -119,6 +119,16 @@ CASES = {
         'tailrace_second_store_state{store="redis"}', 2, 0, {"store": "redis"},
         "the second level at redis is not asked: it does not answer",
     ),
+    "TailraceSnapshotOld": Case(
+        {"tailrace_snapshot_age_seconds": f"0+60x{SCRAPES}", "tailrace_snapshot_interval_seconds": gauge(10)},
+        {"tailrace_snapshot_age_seconds": gauge(110), "tailrace_snapshot_interval_seconds": gauge(10)},
+        {},
+        "nothing has been copied to the disk for 40m 0s",
+    ),
+    "TailraceSnapshotPutAside": one(
+        'tailrace_snapshot_quarantined_total{reason="crash"}', 1, 0, {"reason": "crash"},
+        "a damaged snapshot file was put aside (crash)",
+    ),
     "TailraceTableStoreOpen": one(
         'tailrace_table_breaker_state{table="t"}', 2, 0, {"table": "t"},
         "the store of table t is not asked: it does not answer", "page",
@@ -238,6 +248,7 @@ def test_every_metric_that_a_rule_or_a_page_names_is_told_by_a_gateway(
 ) -> None:
     table = {"store": redis.url, "key": "t:{id}", "shape": [2], "ttl": "1m", "coherence": "tracking"}
     config = {
+        "snapshot": {"path": str(own_pem.folder / "snapshot")},
         "server": {"tls": {"certificate": str(own_pem.certificate), "key": str(own_pem.key)}, "rpc": "127.0.0.1:0"},
         "backends": {"b": {"http": ["http://127.0.0.1:9"]}},
         "tables": {"t": table},
