@@ -138,6 +138,9 @@ class NearTable:
         slots = self._arena.find(asked)
         if not fits.all():
             slots[~fits] = self._arena.spare
+        return self._gathered(slots, now)
+
+    def _gathered(self, slots: Slots, now: float) -> Gathered:
         age = now - self._stored_at[slots]
         trust = self._trust[slots]
         is_fresh = trust == self._trusted
@@ -149,6 +152,14 @@ class NearTable:
             age[nothing] = np.inf
             slots[nothing] = self._arena.spare
         return Gathered(self._read(slots), state, age)
+
+    def peek(self, keys: Keys, now: float) -> Gathered:
+        """As ``find``, and not counted as a use."""
+        asked, fits = words(keys, self._width)
+        slots = self._arena.peek(asked)
+        if not fits.all():
+            slots[~fits] = self._arena.spare
+        return self._gathered(slots, now)
 
     def ticket(self) -> int:
         """To be taken before the store is read, for what that gives."""

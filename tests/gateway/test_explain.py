@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from time import monotonic
 
 import pytest
+import structlog
 
 from gateway.cli import MISUSED, WELL, main
 from gateway.config import Config
@@ -17,6 +18,15 @@ from gateway.sources import ConfigError, read
 from tests.doors.house import opened, until
 from tests.doors.question import NUMBERS, Ask
 from tests.gateway.conftest import EchoTriton
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """The command sets up logs for its process, which here is that of other tests too."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
 
 EXAMPLE = Path(__file__).parents[2] / "tailrace.example.toml"
 FILE = """
