@@ -83,6 +83,9 @@ if TYPE_CHECKING:
 SWEEP_SECONDS: Final = 0.5
 """How often slow peers are looked for; how late they may be cut."""
 
+LAST_PASS_SECONDS: Final = 1.0
+"""For a last pass of the snapshot, where requests have taken all of ``server.drain``."""
+
 TRACKER_SECONDS: Final = 1.0
 """Before a table's writes are listened to again after a bug of ours."""
 
@@ -363,7 +366,7 @@ class Gateway:
         seconds = [route.second for route in self.routes.values() if route.second is not None]
         await asyncio.gather(*(second.behind.drain(left) for second in seconds))
         if self.snapshots is not None:
-            await self.snapshots.close(max(0.0, drain - (self._ticker() - began)))
+            await self.snapshots.close(max(LAST_PASS_SECONDS, drain - (self._ticker() - began)))
         if self._admin_server is not None:
             self._admin_server.close()
         if self._admin is not None:

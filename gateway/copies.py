@@ -165,6 +165,7 @@ class AnswerCopies:
         self.witness = Witness(scope, store, clocks, WORDS_SECONDS)
         self.purges = Purges(b"tailrace:%b:purge" % scope, store, calendar)
         self.epoch: Callable[[], int] = lambda: 0
+        self.schema: Callable[[], bytes | None] = lambda: None
         self._snapshot = snapshot
         self._calendar = calendar
         self._ticker = clocks.ticker
@@ -175,15 +176,18 @@ class AnswerCopies:
         self._taken: list[bytes] = []
         self._wordless: Journal[bytes] = Journal(KEYS_MAX)
         self._terms: Terms | None = None
+        self._of = b""  # the schema in them
 
     def watch(
         self,
         cache: ResponseCache[Served[InferResponse], Wire],
         epoch: Callable[[], int],
         looks: Callable[[], Looks | None],
+        schema: Callable[[], bytes | None],
     ) -> None:
-        """``looks``: see ``Witness``; ``epoch``: the route's."""
-        self._cache, self.epoch, self.witness.looks = cache, epoch, looks
+        """``looks``: see ``Witness``; ``epoch``: the route's; ``schema``: what its models take and give, None while
+        nobody knows."""
+        self._cache, self.epoch, self.witness.looks, self.schema = cache, epoch, looks, schema
         if cache.journal is None:
             cache.journal = Journal(KEYS_MAX)
 
@@ -288,12 +292,13 @@ class AnswerCopies:
         return Pending(name_of("answer", self._source, digest), packed(record))
 
     def _terms_now(self) -> Terms | None:
-        """What a copy must be now; None as long as nobody knows what was purged."""
-        at = self.purges.at
-        if at is None:
+        """What a copy must be now; None as long as nobody knows what was purged, or what the models are."""
+        at, schema = self.purges.at, self.schema()
+        if at is None or schema is None:
             return None
-        if self._terms is None or self._terms.made_after != at:
-            self._terms = Terms(self.rules.fingerprint, self.rules.seconds_max, self._is_sound, at)
+        if self._terms is None or self._terms.made_after != at or self._of is not schema:
+            fingerprint = blake3(self.rules.fingerprint + schema).digest(FINGERPRINT_BYTES)
+            self._terms, self._of = Terms(fingerprint, self.rules.seconds_max, self._is_sound, at), schema
         return self._terms
 
     def _is_sound(self, payload: bytes) -> bool:

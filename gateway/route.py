@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 import msgspec
+from blake3 import blake3
 
 from cache.digest import Key, RequestDigester, request_digest
 from cache.entry import Entry, Found, Freshness
@@ -164,6 +165,7 @@ class Route:
         self.rows = None if config.cache is None or not config.cache.rows else Rows(name, config.cache)
         self.second: SecondLevel | None = None
         self.copies: AnswerCopies | None = None
+        self._schema: tuple[ModelFacts, bytes] | None = None
         self._ttl = 0.0 if config.cache is None else float(config.cache.ttl)  # one object for all entries
         self._max_stale = 0.0 if config.cache is None else float(config.cache.max_stale)
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
@@ -211,7 +213,18 @@ class Route:
         """Leave copies of answers on the disk, and take those that are there."""
         assert self.cache is not None
         self.copies = copies
-        copies.watch(self.cache, lambda: self.epoch, self.looks)
+        copies.watch(self.cache, lambda: self.epoch, self.looks, self.schema)
+
+    def schema(self) -> bytes | None:
+        """What its models take and give, digested: the same object as long as it is the same; None while they are not
+        known."""
+        facts = self.known_facts()
+        if facts is None:
+            return None
+        if self._schema is None or self._schema[0] is not facts:
+            told = msgspec.msgpack.encode((facts.inputs, facts.outputs, facts.max_batch))
+            self._schema = facts, blake3(told).digest()
+        return self._schema[1]
 
     def looks(self) -> dict[str, tuple[float, Sight]] | None:
         """The last look at each tier's model on each replica, and when it began; None while a model is not known,

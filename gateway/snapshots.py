@@ -184,6 +184,10 @@ class Snapshots:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         until = self._ticker() + seconds
+        if self._writing is not None:  # of a pass that was cancelled
+            await asyncio.wait([self._writing], timeout=seconds)
+        for each in self._copied.values():
+            each.again()
         while self.waiting and (left := until - self._ticker()) > 0.0:
             if await self.copy(asyncio.sleep, left) != "written":
                 break

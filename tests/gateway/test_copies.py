@@ -44,6 +44,7 @@ class Host:
         self.words = itertools.count()
         self.loads = 0
         self.answers = True
+        self.schema: bytes | None = b"schema"
 
     def pass_by(self, seconds: float) -> None:
         self.monotonic += seconds
@@ -88,7 +89,7 @@ class Life:
         self.copies = AnswerCopies(rules(name, trusts), self.snapshot, calendar, host, clocks)
         self.cache = cache_of(CONFIG)
         assert self.cache is not None
-        self.copies.watch(self.cache, lambda: self.epoch, self.looks)  # type: ignore[arg-type]
+        self.copies.watch(self.cache, lambda: self.epoch, self.looks, lambda: host.schema)  # type: ignore[arg-type]
 
     def looks(self) -> dict[str, tuple[float, Sight]] | None:
         if not self.host.answers:
@@ -344,6 +345,16 @@ async def test_a_clock_that_is_set_back_makes_nothing_younger(born: Born, host: 
     assert host.monotonic - copy.made_at >= 40.0 - 1e-6
 
 
+async def test_of_models_that_take_or_give_something_else_nothing_is_found(born: Born, host: Host) -> None:
+    await copied(born)
+    life = born()
+    await life.copies.purges.round()
+    for schema, is_found in ((b"schema", True), (b"another", False), (None, False), (b"schema", True)):
+        host.schema = schema
+        assert (life.find() is not None) is is_found
+    assert life.snapshot.rejected == {"fingerprint": 1}
+
+
 async def test_an_age_beyond_what_may_be_served_is_the_end(born: Born, host: Host) -> None:
     await copied(born)
     host.pass_by(TTL + MAX_STALE - 2.0)
@@ -362,6 +373,7 @@ async def test_another_configuration_finds_nothing(born: Born, host: Host) -> No
     changed = msgspec.structs.replace(life.copies.rules, fingerprint=b"another")
     clocks = Clocks(lambda: host.monotonic, lambda: host.wall, lambda: b"w")
     other = AnswerCopies(changed, life.snapshot, life.calendar, host, clocks)
+    other.schema = lambda: host.schema
     await other.purges.round()
     assert other.find(DIGEST, host.monotonic) is None
     assert life.snapshot.rejected["fingerprint"] == 1
