@@ -62,6 +62,13 @@ tiers = [
   { backend = "gpu", model = "large" },
 ]
 inputs = { text = { element_bytes_max = "1KiB" }, x = { min = 2.0, max = 3.0 } }
+[routes.browned]
+tiers = [
+  { backend = "cpu", model = "small", accept = { output = "p", at_least = 0.6 } },
+  { backend = "gpu", model = "large" },
+]
+cache = { ttl = "10m", max_stale = "1h" }
+brownout = ["fast", "stale"]
 [routes.rank]
 tiers = [{ backend = "gpu", model = "ranker" }]
 [routes.rank.features]
@@ -175,6 +182,9 @@ CASES = [
     ("cascade", "small unsure, gpu down",
      "small:unsure large:unreachable large:unreachable => bypass/off small +replica +tier degraded",
      "small:unsure => bypass/off small +tier degraded"),
+    ("browned", "small unsure, brownout 1", "small:unsure large:answered => miss/absent large", None),
+    ("browned", "small unsure, brownout 2", "small:unsure => miss/absent small +tier degraded", None),
+    ("browned", "cache old, brownout 3", "=> stale/brownout small +stale degraded", None),
     ("rank", "", "user:answered item:answered ranker:answered => bypass/off ranker", None),
     ("rank", "redis down", "user:unreachable item:answered ranker:answered => bypass/off ranker +user:default degraded",
      "item:answered ranker:answered => bypass/off ranker +user:default degraded"),
