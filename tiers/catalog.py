@@ -3,7 +3,8 @@
 Rule of this file: facts once learnt stay until better ones come, so that a dead backend does not make a
 model unknown. A model has changed when, on any one replica, its versions or its configuration differ from
 what that replica said before, its statistics went *down* (Triton resets them on reload and restart), or it
-was gone and came back. It must not know caches or epochs; it calls ``on_change`` and others draw conclusions.
+was gone and came back; and when a replica is first looked at that may have answered as another model before. It
+must not know caches or epochs; it calls ``on_change`` and others draw conclusions.
 
 Known limit: a reload of the same versions and configuration is not seen if by the next poll the model has
 done at least the work that the last poll had seen of it (for one reloaded right after its first work: any).
@@ -85,17 +86,22 @@ class Catalog:
         options: CatalogOptions,
         now: Ticker,
         on_change: Callable[[str], None],
+        answered: Callable[[str, str], bool] = lambda *_: False,
     ) -> None:
+        """``answered``: whether a replica, by its URL, has answered for a model since the breakers know it."""
         assert replicas, "a catalog needs a replica"
         self._replicas = tuple(replicas)
         self._options = options
         self._now = now
         self._on_change = on_change
         self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._answered = answered
+        self._late: set[asyncio.Future[ModelFacts]] = set()  # looks at replicas that were not the first to answer
         self._loads: Flights[tuple[str, str, int], ModelFacts] = Flights(options.loads_max)
 
     async def close(self) -> None:
         await self._loads.close()
+        await _end(tuple(self._late))
 
     async def facts(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
         """The model's facts, asked for once and then remembered. ``version`` empty: of the one that answers
@@ -160,7 +166,8 @@ class Catalog:
         return facts
 
     async def _load(self, model: str, version: str) -> ModelFacts:
-        """From the first replica that answers and knows: all are asked at once, for one of them may hang."""
+        """From the first replica that answers and knows: all are asked at once, for one of them may hang. Of a model
+        the looks at the others go on: what a replica is like is to be known before it answers."""
         deadline = Deadline.after(self._now(), self._options.load_timeout)
         unknown: Rejected | None = None
         failed: UpstreamError | None = None
@@ -171,7 +178,11 @@ class Catalog:
         try:
             for answered in asyncio.as_completed(asked):
                 try:
-                    return await answered
+                    facts = await answered
+                    if not version and len(self._late) < self._options.loads_max:
+                        self._go_on(asked)
+                        asked = []
+                    return facts
                 except Rejected as error:
                     unknown = error
                 except UpstreamError as error:
@@ -195,7 +206,9 @@ class Catalog:
         began = self._now()
         sight, facts = await self._see(replica, model, deadline, probe=False)
         known = self._known.get(model)
-        if known is not None:  # by another replica, in this very moment
+        if known is not None:  # by another replica, a moment ago
+            if position not in known.sights and self._hold(position, model, began, sight, facts, timely=True):
+                self._on_change(model)
             return known.facts
         known = self._known[model] = _Known(facts)
         known.sights[position], known.began[position] = sight, began
@@ -242,16 +255,38 @@ class Catalog:
                 self._on_change(model)
         return turned
 
-    def _hold(self, position: int, model: str, began: float, sight: Sight, facts: ModelFacts | None) -> bool:
+    def _go_on(self, asked: Sequence[asyncio.Future[ModelFacts]]) -> None:
+        """Let looks end by themselves; they are bounded in time."""
+
+        def ended(look: asyncio.Future[ModelFacts]) -> None:
+            self._late.discard(look)
+            if not look.cancelled():
+                look.exception()  # who does not answer is looked at again by the next poll
+
+        for look in asked:
+            self._late.add(look)
+            look.add_done_callback(ended)
+
+    def _hold(
+        self, position: int, model: str, began: float, sight: Sight, facts: ModelFacts | None, *, timely: bool = False
+    ) -> bool:
         """Remember a look; whether it shows another model than the one before. What the first of the replicas that
-        answer says of the model holds for all."""
+        answer says of the model holds for all.
+
+        A first look has none before it. If it began when the model was learnt (``timely``) it shows what has answered,
+        unless the replica has done so already; if it came later, what answered until then may have been another one.
+        """
         known = self._known.get(model)
         if known is None:  # forgotten meanwhile, for others
             return False
         before = known.sights.get(position)
         known.sights[position], known.began[position] = sight, began
         known.tell(position, facts)
-        if before is None or not changed(before, sight):
+        if before is None:
+            is_another = not sight.gone and (not timely or self._answered(self._replicas[position].url, model))
+        else:
+            is_another = changed(before, sight)
+        if not is_another:
             return False
         known.of_version.clear()
         known.turns += 1

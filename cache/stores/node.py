@@ -110,6 +110,7 @@ class Node:
             async with asyncio.timeout(seconds), self._places:
                 return await self._ask(commands)
         except TimeoutError:
+            self._forget_idle()
             raise StoreError("timeout", f"{self.name}: no answer within {seconds:.3g} s") from None
 
     async def connect(self) -> Connection:
@@ -136,6 +137,11 @@ class Node:
         self._closed = True
         for making in self._making:
             making.cancel()
+        self._forget_idle()
+
+    def _forget_idle(self) -> None:
+        """What ended one connection has most likely ended those that rest, and not every end can be seen on one that
+        does (a reset, a host that is gone): one after the other, each would be another failure."""
         while self._idle:
             discard(self._idle.pop()[0])
 
@@ -148,6 +154,9 @@ class Node:
                 await connection.send_packed_command(packed, check_health=False)
                 replies = [await _reply(connection) for _ in commands]
             whole = True
+        except StoreError:
+            self._forget_idle()
+            raise
         finally:
             if whole and not self._closed:
                 self._idle.append((connection, asyncio.get_running_loop().time()))

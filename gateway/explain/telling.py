@@ -104,17 +104,20 @@ def rungs(config: Config, route: RouteConfig) -> tuple[Rung, ...]:
     """A route's ladder, and what bounds each step: the configuration, and the parts that take it."""
     backends = [config.backends[tier.backend] for tier in route.tiers]
     retries = pool_options(backends[0])
-    replicas = " or ".join(str(count) for count in dict.fromkeys(len(each.http or each.grpc) for each in backends))
+    counts = dict.fromkeys(len(each.http or each.grpc) for each in backends)
+    several = f"one other of {' or '.join(map(str, counts))} replicas"
+    others = several if max(counts) > 1 else "there is no other replica"
     cache = route.cache
     old = "nothing is cached"
     if cache is not None:
         old = f"up to cache.max_stale ({cache.max_stale}) beyond cache.ttl ({cache.ttl})"
         old = old if cache.max_stale > 0 else "never: cache.max_stale is 0s"
     bounds = {
-        Step.REPLICA: f"one other of {replicas} replicas; "
+        Step.REPLICA: f"{others}; "
         f"retries are {retries.retry_ratio:.0%} of requests at most, and {retries.retry_floor_per_second:g} a second",
         Step.TIER: f"{len(route.tiers)} of them; one before another has {TIER_SHARE:.0%} of the time left",
         Step.STALE: old,
+        Step.SNAPSHOT: "what an earlier process has left, within the same ages; nothing is left in what is told here",
         Step.REFUSE: f"at the latest after routes.timeout ({Seconds(route.timeout)})",
     }
     order = [Step(step) for step in route.degrade]
@@ -194,7 +197,7 @@ async def _prepare(world: World, route: Route, tables: Mapping[str, Table], call
 
 def _age(held: str, ttl: float, max_stale: float, refresh: float = 0.0) -> float:
     """Seconds that something has been held: in the middle of what counts as old, or beyond all use."""
-    return {"fresh": 0.0, "old": ttl + (refresh + max_stale) / 2}.get(held, ttl + max_stale + 1.0)
+    return {"fresh": 0.0, "old": ttl + ((refresh + max_stale) / 2 or 1.0)}.get(held, ttl + max_stale + 1.0)
 
 
 def _request(route: RouteConfig, number: int) -> InferRequest:

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 import numpy as np
@@ -139,14 +140,15 @@ class Replica:
         return InferResponse(request.model, "1", (output,))
 
     async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply:
-        """What is asked about models, and whether it is ready. Raises UpstreamError."""
+        """What is asked about models. Raises UpstreamError."""
         await self._fail(None, call.target, deadline, now)
+        name = unquote(call.target.split("/")[3])
         if call.target.endswith("/config"):
-            body: object = {"name": "m", "max_batch_size": BATCH_MAX}
+            body: object = {"name": name, "max_batch_size": BATCH_MAX}
         elif call.target.endswith("/stats"):
             body = {"model_stats": []}
         else:
-            body = self._facts
+            body = {"name": name, **self._facts}
         return Reply(200, (), msgspec.json.encode(body))
 
     def stream(self, call: Call, deadline: Deadline, now: float) -> AbstractAsyncContextManager[Streamed]:
@@ -264,7 +266,7 @@ def deafen(world: World, each: Table) -> None:
 
 
 def described(config: Config, route: RouteConfig, scored: str) -> Mapping[str, object]:
-    """What every model of a route says of itself: as much as the configuration tells."""
+    """What every model of a route says of itself beside its name: as much as the configuration tells."""
     output = {"name": scored or OUTPUT, "datatype": "FP32", "shape": [-1, 2]}
     inputs: list[object] = [
         {"name": name, "datatype": datatype_of(route, name), "shape": [-1, 1]} for name in input_names(route)
@@ -274,7 +276,7 @@ def described(config: Config, route: RouteConfig, scored: str) -> Mapping[str, o
             shapes = [tuple(config.tables[part.table].shape) for part in wanted.parts]
             shape = [len(shapes), *shapes[0]] if wanted.join == "stack" else [sum(map(math.prod, shapes))]
             inputs.append({"name": name, "datatype": "FP32", "shape": [-1, *shape]})
-    return {"name": "m", "versions": sorted(_versions(route.tiers)), "inputs": inputs, "outputs": [output]}
+    return {"versions": sorted(_versions(route.tiers)), "inputs": inputs, "outputs": [output]}
 
 
 def input_names(route: RouteConfig) -> list[str]:

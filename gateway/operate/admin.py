@@ -92,6 +92,7 @@ def admin_port(shown: Shown) -> AdminPort:
             "draining": shown.is_draining(),
             "routes": {name: _route_status(route) for name, route in shown.routes().items()},
             "backends": {name: msgspec.to_builtins(home.pool.states()) for name, home in shown.homes().items()},
+            "load": {name: _load_status(home) for name, home in shown.homes().items()},
         }
         return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
@@ -211,6 +212,21 @@ def _route_status(route: Watched) -> dict[str, object]:
         "rows": _shelf_status(route.row_cache),
         "second": None if route.second is None else {"state": route.second.state, **route.second.counts},
     }
+
+
+def _load_status(home: Home) -> dict[str, object]:
+    """A backend's brownout level, and its models' gates."""
+    gates = {
+        model: {
+            "limit": gate.settled,
+            "in_flight": gate.in_flight,
+            "waiting": gate.waiting,
+            "latency": gate.latency,
+            "shed": sum(gate.shed.values()),
+        }
+        for model, gate in home.pool.gates
+    }
+    return {"level": home.pool.gates.level, "models": gates}
 
 
 def _shelf_status(shelf: Shelf | None) -> dict[str, int] | None:

@@ -22,6 +22,7 @@ from gateway.service import AnswerShelf, SecondShelf, Shelf, Watched
 from tiers.pool import ReplicaState
 
 if TYPE_CHECKING:
+    from gateway.operate.faults import Faults
     from gateway.tables import Table
 
 
@@ -238,6 +239,22 @@ def tls_gauges(handshakes: Handshakes) -> Iterator[Gauge]:
         "1 while the certificate's files have changed and cannot be used.",
         (),
         lambda: iter([((), float(bool(certificates.fault)))]),
+    )
+
+
+def chaos_gauges(faults: Faults | None) -> Iterator[Gauge]:
+    """Whether faults can be made on purpose here, and how many are. ``faults`` None: they cannot."""
+    yield Gauge(
+        "tailrace_chaos_enabled",
+        "1 while faults can be made by the admin port ([chaos] enabled).",
+        (),
+        lambda: iter([((), float(faults is not None))]),
+    )
+    yield Gauge(
+        "tailrace_chaos_faults",
+        "Targets that have faults made on purpose now.",
+        (),
+        lambda: iter([((), float(0 if faults is None else len(faults.rules)))]),
     )
 
 

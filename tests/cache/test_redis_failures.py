@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 import time
 from collections.abc import Callable
 
@@ -299,3 +301,30 @@ def test_a_connection_that_ends_between_a_look_and_the_question(
             own.close()
 
     uvloop.run(main())
+
+
+async def test_connections_that_were_reset_while_they_rested_cost_one_call_and_not_one_each() -> None:
+    """A reset cannot be seen on a connection that rests: it has neither bytes nor an end."""
+    there: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there.append(writer)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while await reader.readuntil(b"PING\r\n"):
+                await asyncio.sleep(0.01)  # so that who comes now needs a connection of its own
+                writer.write(b"+PONG\r\n")
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    node = Node("127.0.0.1", listening.sockets[0].getsockname()[1], NodeOptions())
+    assert await asyncio.gather(*(node.ask([("PING",)], LATE) for _ in range(4))) == [[b"PONG"]] * 4
+    assert len(there) == 4
+    for writer in there:
+        own = writer.transport.get_extra_info("socket")
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a reset
+        writer.transport.abort()
+    await asyncio.sleep(0.05)  # a reset is on its way for less, and where it is not, nothing here fails
+    with contextlib.suppress(StoreError):
+        await node.ask([("PING",)], LATE)
+    assert await node.ask([("PING",)], LATE) == [b"PONG"]
+    node.close()
+    listening.close()

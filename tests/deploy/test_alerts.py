@@ -171,6 +171,10 @@ CASES = {
     "TailraceDeadlyRequest": one(
         "tailrace_deadly_requests", 1, 0, {}, "1 requests are refused because workers have died of them", "page"
     ),
+    "TailraceChaosEnabled": one(
+        'tailrace_chaos_enabled{worker="0"}', 1, 0, {},
+        "faults can be made on purpose here, by whoever reaches the admin port",
+    ),
 }
 
 

@@ -18,6 +18,7 @@ from tests.doors.house import opened, until
 from tests.doors.question import NUMBERS, Ask
 from tests.gateway.conftest import EchoTriton
 
+EXAMPLE = Path(__file__).parents[2] / "tailrace.example.toml"
 FILE = """
 [backends.gpu]
 http = ["http://a:8000", "http://b:8000"]
@@ -116,6 +117,15 @@ def test_every_fault_is_told_and_the_number_is_bounded(config: Config) -> None:
     assert len(caught.value.faults) == 2
     with pytest.raises(ConfigError, match="33 conditions; 32 at most"):
         read_conditions(", ".join(["gpu down"] * 33), config)
+
+
+def test_the_example_is_explained() -> None:
+    config = read(str(EXAMPLE), {}).config
+    for name in config.routes:
+        assert "  gets   200: an answer, of " in explain(config, name, ())
+    old = explain(config, "digits", read_conditions("cache old", config))
+    assert "cache=miss, " in old  # it keeps nothing that is stale
+    assert "  replica  there is no other replica; " in old
 
 
 # -- what is told of it -----------------------------------------------------------------------------------
