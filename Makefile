@@ -82,6 +82,10 @@ bench-growth: setup benchtools  ## What a hit costs as entries, routes, callers 
 bench-rows: setup triton  ## Batches of which most rows are known, beside the same ones without that (BENCH='--row-ms 1')
 	@$(BIN)/python -m benchmarks.batches $(BENCH)
 
+.PHONY: bench-second
+bench-second: setup triton .redis  ## What a second-level hit costs, beside a local one and the model (BENCH='--row-ms 1')
+	@$(BIN)/python -m benchmarks.second $(BENCH)
+
 .PHONY: bench-crowd
 bench-crowd: setup .compiler  ## What 10,000 idle connections cost, or (BENCH=siege) hostile ones at every door
 	@$(BIN)/python -m benchmarks.crowd $(BENCH)

@@ -50,13 +50,14 @@ PLANS_MAX: Final = 256
 
 
 class Made(msgspec.Struct, frozen=True):
-    """What the rows of one answer have in common."""
+    """What the rows of one answer that are one tier's have in common. ``position``: the tier's in the cascade, 0 the
+    first's."""
 
     plan: Plan
     parameters: Parameters
     tier: str
     version: str
-    escalated: bool
+    position: int
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -328,18 +329,21 @@ class Rows:
         if not outputs:
             raise UpstreamError(Failure.BROKEN, f"an answer of {answer.tier} holds no output that all tiers have")
         data = split_rows(outputs, len(keys))
-        plan, response = self._one_of(plan_of(outputs)), answer.response
-        first = Made(plan, response.parameters, answer.tier_rows[0][0], answer.first_version, escalated=False)
-        later = Made(plan, response.parameters, answer.tier, answer.version, escalated=True)
-        said = parameters_size(response.parameters) // len(keys)
-        beyond = frozenset(answer.escalated)
-        filled = {}
-        for place, (key, row) in enumerate(zip(keys, data, strict=True)):
-            made = later if place in beyond else first
-            entry = filled[key] = self._keep(asked, key, Row(row, made), now, said)
-            if asked.keep and not answer.degraded:
-                self.cache.store(Key(key, asked.epoch), entry, ticket)
-        return Filling(filled, len(beyond), answer.tier_rows, answer.passed, answer.degraded)
+        plan = self._one_of(plan_of(outputs))
+        is_ones = len(answer.shares) == 1  # which says nothing of rows if it went straight to the last tier
+        filled, escalated = {}, 0
+        for share in answer.shares:
+            places = range(len(keys)) if is_ones else share.rows
+            escalated += len(places) if share.position > 0 else 0
+            made = Made(plan, share.parameters, share.tier, share.version, share.position)
+            said = parameters_size(share.parameters) // max(1, len(places))
+            for place in places:
+                key = keys[place]
+                entry = filled[key] = self._keep(asked, key, Row(data[place], made), now, said)
+                if asked.keep and not answer.degraded:
+                    self.cache.store(Key(key, asked.epoch), entry, ticket)
+        assert len(filled) == len(keys), "a row that is no tier's"
+        return Filling(filled, escalated, answer.tier_rows, answer.passed, answer.degraded)
 
     def _one_of(self, plan: Plan) -> Plan:
         """What rows have in common: one object for all plans that are alike."""
@@ -356,14 +360,13 @@ class Rows:
     ) -> Assembled:
         entries = [rows[key] for key in asked.keys]
         outputs = join_rows(entries[0].value.made.plan, [entry.value.data for entry in entries])
-        escalated = [entry.value.made for entry in entries if entry.value.made.escalated]
-        made = escalated[-1] if escalated else entries[-1].value.made
+        made = max([entry.value.made for entry in reversed(entries)], key=_position)  # the largest tier's last row's
         elsewhere = frozenset[bytes]().union(*[filling.elsewhere for filling in fillings])
         found = sum([key in elsewhere for key in asked.keys]) if elsewhere else 0
         return Assembled(
             response=InferResponse(self._name, made.version, outputs, parameters=made.parameters),
             tier=made.tier,
-            escalated=len(escalated),
+            escalated=sum([entry.value.made.position > 0 for entry in entries]),
             kept=kept + found,
             made_at=min([entry.stored_at for entry in entries]),
             epoch=min([entry.epoch for entry in entries]),
@@ -385,6 +388,10 @@ def _fit(rows: Iterable[Entry[Row]]) -> bool:
     made = {id(row.value.made): row.value.made for row in rows}.values()
     versions = {(each.tier, each.version) for each in made}
     return len({id(each.plan) for each in made}) == 1 and len(versions) == len({tier for tier, _ in versions})
+
+
+def _position(made: Made) -> int:
+    return made.position
 
 
 def _name(tensor: Tensor) -> str:

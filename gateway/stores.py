@@ -41,13 +41,14 @@ class Keyed(Protocol):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One table's store. ``masters``: which servers hold it, where they tell of changes."""
+    """One table's store. ``masters``: which servers hold it, where they tell of changes; ``file``: where it is one."""
 
     store: Guarded
     keyed: Keyed
     codec: Codec
     masters: Callable[[float], Awaitable[Sequence[Node]]] | None
     timeout: float
+    file: LmdbStore | None = None
 
 
 class Sources:
@@ -64,8 +65,9 @@ class Sources:
         keyed = keyed_of(table)
         address = table.redis
         if address is None:
-            file = self._files.setdefault(table.lmdb, LmdbStore(table.lmdb, self._writable))
-            return Source(self._guarded(file, table), keyed, codec_of(table), None, float(table.timeout))
+            made = LmdbStore(table.lmdb, self._writable, ticker=self._now)
+            file = self._files.setdefault(table.lmdb, made)
+            return Source(self._guarded(file, table), keyed, codec_of(table), None, float(table.timeout), file)
         files = table.tls
         tls = Tls() if files is None else Tls(files.ca or "", files.certificate or "", files.key or "")
         options = RedisOptions(
