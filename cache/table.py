@@ -69,11 +69,12 @@ class TableShape(Struct, frozen=True):
 
 class Gathered(Struct, frozen=True, eq=False):
     """``rows``: [n, *shape], zeros where the state is MISSING or ABSENT. ``state``: uint8 [n]. ``age``: float64 [n],
-    seconds, infinite where the state is MISSING."""
+    seconds, infinite where the state is MISSING. ``fits``: bool [n], whether it can be a key of this table at all."""
 
     rows: Rows
     state: NDArray[np.uint8]
     age: NDArray[np.float64]
+    fits: NDArray[np.bool_]
 
 
 class NearTable:
@@ -133,7 +134,7 @@ class NearTable:
             nothing = state == MISSING
             age[nothing] = np.inf
             slots[nothing] = self._arena.spare
-        return Gathered(self._read(slots), state, age)
+        return Gathered(self._read(slots), state, age, fits)
 
     def ticket(self) -> int:
         """To be taken before the store is read, for what that gives."""

@@ -42,6 +42,8 @@ SOURCES: Final = ("memory", "store")
 
 SHOWN_MAX: Final = 5
 """Ids named in a message."""
+SHOWN_CHARACTERS_MAX: Final = 64
+"""Of each of them: a caller may send an id of megabytes, and need not get them back."""
 
 _log = structlog.get_logger("tailrace")
 
@@ -148,6 +150,9 @@ class Table:
         state = gathered.state
         if not self.is_live:
             state = np.where(state == FRESH, STALE, np.where(state == ABSENT, MISSING, state))
+        fits = self._fits(ids, gathered.fits)
+        if not fits.all():
+            state = np.where(fits, state, ABSENT)
         wanted = np.flatnonzero((state == MISSING) | (state == STALE))
         if not len(wanted):
             self._took("memory", now)
@@ -167,6 +172,13 @@ class Table:
             state[wanted[absent]] = ABSENT
         self._took("store", now)
         return self._looked(ids, rows, state, age, failure)
+
+    def _fits(self, ids: Ids, fits: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of these can be ids of this table; the store is not asked for the others, whatever lies there under
+        such a key. ``fits``: which the near cache could hold, and that is a few bytes more."""
+        if isinstance(ids, np.ndarray) or self.config.ids == "integer":
+            return fits
+        return np.fromiter(map(len, ids), np.int64, len(ids)) <= self.config.id_bytes_max
 
     def _took(self, source: str, began: float) -> None:
         """Count a look-up, and how long it kept its request waiting."""
@@ -253,7 +265,10 @@ class Table:
 
 
 def _shown(each: bytes | np.int64) -> str:
-    return each.decode(errors="replace") if isinstance(each, bytes) else str(each)
+    if not isinstance(each, bytes):
+        return str(each)
+    shown = each[: 4 * SHOWN_CHARACTERS_MAX].decode(errors="replace")  # four bytes of a character at most
+    return shown if len(shown) <= SHOWN_CHARACTERS_MAX else f"{shown[:SHOWN_CHARACTERS_MAX]}..."
 
 
 def _taken(ids: Ids, places: NDArray[np.intp]) -> Ids:

@@ -214,6 +214,38 @@ async def test_how_long_look_ups_keep_requests_waiting_is_counted_by_where_the_r
     assert world.table.lookup_seconds == {"memory": 0.0, "store": 0.75}
 
 
+@pytest.mark.parametrize(("kind", "known", "impossible"), [
+    ("text", b"ann", [b"x" * 6, b"x" * 16_000_000]),
+    ("integer", b"7", [b"abc", b"07", b"9" * 19, b"", b"7" * 16_000_000]),
+])  # fmt: skip
+async def test_what_can_be_no_id_of_the_table_is_absent_and_not_asked_for(
+    kind: str, known: bytes, impossible: list[bytes]
+) -> None:
+    world = World(ids=kind, id_bytes_max=5, default=0.0)
+    world.write(**{f"_{known.decode()}": 1})
+    world.shelf.values.update((b"u:" + each, b"\0" * 8) for each in impossible)
+    ids = [known, *impossible, known]
+    for _ in range(2):
+        looked = await world.table.look_up(ids, 1.0)
+        assert looked.rows[:, 0].tolist() == [1, *[0] * len(impossible), 1]
+        assert looked.told == TableTold("user", fresh=2, absent=len(impossible))
+    assert world.shelf.asked == [[b"u:" + known] * 2]
+    assert world.table.rows_told["absent"] == 2 * len(impossible)
+    world.table.tracker = Listening()  # type: ignore[assignment]
+    world.table.tracker.hears = False  # type: ignore[attr-defined]
+    world.shelf.failure = StoreError("unreachable")
+    assert (await world.table.look_up(ids[1:-1], 1.0)).told == TableTold("user", absent=len(impossible))
+
+
+async def test_an_id_of_megabytes_is_not_told_back() -> None:
+    world = World(ids="text")
+    euros = ("\u20ac" * 80).encode()
+    for each, shown in ((b"x" * 10**7, "x" * 64), (b"\xff" * 80, "\ufffd" * 64), (euros, "\u20ac" * 64)):
+        with pytest.raises(UnknownId) as unknown:
+            await world.table.look_up([each, b"y" * 64], 1.0)
+        assert str(unknown.value) == f"table user has no {shown}..., {'y' * 64}"
+
+
 async def test_no_ids_at_all(world: World) -> None:
     assert await world.look_up() == ([], TableTold("user"))
 
