@@ -25,6 +25,7 @@ from cache.response import ResponseCache
 from degrade.deadline import Ticker
 from degrade.ladder import Failure
 from gateway.config import CacheConfig
+from gateway.fitting import Expected
 from tiers.cascade import CascadeAnswer
 from tiers.inference import (
     Form,
@@ -36,7 +37,7 @@ from tiers.inference import (
     UpstreamError,
     parameters_size,
 )
-from tiers.rows import Plan, join_rows, plan_of, split_rows, take_rows
+from tiers.rows import Plan, is_row, join_rows, plan_of, split_rows, take_rows
 from tiers.v2.forms import FORMS_MAX
 
 ROW_OVERHEAD_BYTES: Final = 448
@@ -69,7 +70,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 class Asked(msgspec.Struct, frozen=True):
     """A batch. ``keys``: a row's each, in order. ``reuse``: whether kept rows will do, and others' fills; ``keep``:
-    whether its own rows may be kept; ``outputs``: those that every tier has, None for all that come."""
+    whether its own rows may be kept; ``outputs``: those that every tier has, None for all that come; ``expected``: what
+    others' rows must be, None if that is not known: then they are not asked for."""
 
     request: InferRequest
     keys: Sequence[bytes]
@@ -77,6 +79,7 @@ class Asked(msgspec.Struct, frozen=True):
     reuse: bool = True
     keep: bool = True
     outputs: frozenset[str] | None = None
+    expected: Expected | None = None
 
 
 class Elsewhere(Protocol):
@@ -86,8 +89,10 @@ class Elsewhere(Protocol):
     def turn(self) -> bytes | None:
         """What is taken along while the models are asked; None: nothing is to be looked for or left."""
 
-    async def rows(self, turn: bytes, digests: Sequence[bytes]) -> Mapping[bytes, tuple[Row, float]]:
-        """Those of these rows that are there, and when each was made (monotonic seconds)."""
+    async def rows(
+        self, turn: bytes, digests: Sequence[bytes], fits: Callable[[Row], bool]
+    ) -> Mapping[bytes, tuple[Row, float]]:
+        """Those of these rows that are there and fit, and when each was made (monotonic seconds)."""
 
     def keep_rows(self, turn: bytes, rows: Mapping[bytes, Entry[Row]]) -> None:
         """Leave rows for others."""
@@ -285,7 +290,8 @@ class Rows:
         turn = None if second is None else second.turn
         if second is None or turn is None:
             return self._kept_of(asked, keys, ticket, await self._ask(asked, keys, ask), ticker())
-        found = await second.rows(turn, keys) if asked.reuse else {}
+        expected = asked.expected if asked.reuse else None
+        found = {} if expected is None else await second.rows(turn, keys, _judge(expected))
         known = self._kept_again(asked, found, ticket)
         missing = [key for key in keys if key not in known]
         if not missing:
@@ -376,6 +382,21 @@ class Rows:
             degraded=any(filling.degraded for filling in fillings),
             elsewhere=found,
         )
+
+
+def _judge(expected: Expected) -> Callable[[Row], bool]:
+    """Whether a row of the second level can be one of the answer's; what several have in common is judged once."""
+    judged: dict[int, tuple[Made, bool]] = {}
+
+    def fits(row: Row) -> bool:
+        made = row.made
+        held = judged.get(id(made))
+        if held is None:
+            fit = expected.fits_rows(made.plan, made.position, made.tier, made.version)
+            held = judged[id(made)] = made, fit  # held, or another might be given its identity
+        return held[1] and is_row(made.plan, row.data)
+
+    return fits
 
 
 def _others(filling: Filling) -> Filling:
