@@ -6,16 +6,17 @@ Rule of this file: it makes parts and asks nothing. What is done with them at a 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from typing import Final, Protocol
 
 import msgspec
 
-from cache.coherence import Heard, Tracker, TrackerOptions
+from cache.coherence import Heard, Masters, Tracker, TrackerOptions
 from cache.stores.feast import FeastHashes, FeastKeys, FeastValues
+from cache.stores.learning import LearnOptions
 from cache.stores.lmdb import LmdbStore
 from cache.stores.merge import MergeOptions
-from cache.stores.node import Node, Tls
+from cache.stores.node import Tls
 from cache.stores.pattern import Pattern
 from cache.stores.redis import Hashes, Layout, RedisOptions, RedisStore, Strings
 from cache.stores.store import Store
@@ -46,7 +47,7 @@ class Source(msgspec.Struct, frozen=True):
     store: Guarded
     keyed: Keyed
     codec: Codec
-    masters: Callable[[float], Awaitable[Sequence[Node]]] | None
+    masters: Masters | None
     timeout: float
     file: LmdbStore | None = None
 
@@ -76,6 +77,7 @@ class Sources:
             connections_max=table.connections_max,
             merge=MergeOptions(keys_max=table.keys_per_call_max, flights_max=table.connections_max),
             node=_turnstile(table),
+            learn=_learn(table),
         )
         store = RedisStore(address, _layout(table), lambda: Breaker(STORE_BREAKER), options)
         return Source(self._guarded(store, table), keyed, codec_of(table), store.masters, float(table.timeout))
@@ -140,3 +142,11 @@ def _turnstile(table: TableConfig) -> TurnstileOptions:
     return TurnstileOptions(
         trial_seconds=float(table.connect_timeout) + float(table.timeout), proof_seconds=0.5 * float(table.timeout)
     )
+
+
+def _learn(table: TableConfig) -> LearnOptions:
+    """Where writes are to be known of within a time, so is a planned failover, which breaks no connection."""
+    if table.coherence != "tracking":
+        return LearnOptions()
+    within = float(table.coherent_within)
+    return LearnOptions(min(LearnOptions().refresh_seconds, within / PINGS), within)
