@@ -7,6 +7,7 @@ by row, and every row that is not what a store said lately is counted: old, or a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,7 +17,7 @@ import structlog
 from numpy.typing import NDArray
 
 from cache.coherence import Heard
-from cache.stores.store import Found, StoreError
+from cache.stores.store import OF_ONE_KEY, Found, StoreError
 from cache.table import ABSENT, FRESH, MISSING, STALE, Lives, NearTable, TableShape
 from degrade.deadline import Ticker
 from degrade.ladder import Failure
@@ -34,6 +35,7 @@ FAILURES: Final = {
     "unavailable": Failure.OVERLOADED,
     "open": Failure.UNREACHABLE,
     "crowded": Failure.OVERLOADED,
+    "late": Failure.TIMEOUT,
 }
 """What a store's failure is to the ladder; all others are BROKEN."""
 
@@ -207,8 +209,9 @@ class Table:
             self.near.put(_taken(ids, there), rows[there], began, ticket)
         if absent.any():
             self.near.put_absent(_taken(ids, np.flatnonzero(absent)), began, ticket)
-        for fault in decoded.faults.values():
-            self.failures[fault.kind] = self.failures.get(fault.kind, 0) + 1
+        kinds = Counter([fault.kind for fault in decoded.faults.values()])
+        for kind, count in kinds.items():
+            self.failures[kind] = self.failures.get(kind, 0) + (count if kind in OF_ONE_KEY else 1)
         return rows, present, absent, next(iter(decoded.faults.values()), None)
 
     def _looked(

@@ -2,8 +2,8 @@
 
 Rule of this file: the first callers of what hangs wait for their time at most; from then on the answer is "open" at
 once, and one look beside the calls, never a caller's own, finds out when it is well again. What speaks against one
-value speaks for the store: it answered. A wait that ended far too late says that our own event loop stood still: the
-answer may have been there, and nobody looked. It does not know what is called.
+value, or against how much was asked, speaks for the store: it answered. A wait that ended far too late says that our
+own event loop stood still: the answer may have been there, and nobody looked. It does not know what is called.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from cache.stores.store import NOT_ASKED, OF_ONE_KEY, Gate, Permit, StoreError
 T = TypeVar("T")
 Ticker = Callable[[], float]
 
-WELL: Final = OF_ONE_KEY | {"full"}
+WELL: Final = OF_ONE_KEY | {"full", "late"}
 """Kinds after which a store can be read all the same."""
-GRACE_SECONDS: Final = 0.005
-"""What is called ends by itself in time; it is only cut off if it does not."""
+GRACE_SECONDS: Final = 0.02
+"""What is called ends by itself in time; it is only cut off if it does not. For so long the event loop may have been
+busy without what was found being lost."""
 STALL_SHARE: Final = 0.5
 """By what share of its time a wait must have been too long for being no proof."""
 STALLS_MAX: Final = 3
@@ -67,7 +68,7 @@ class Turnstile:
             self._settle(permit, error.kind, began, seconds)
             raise
         except TimeoutError:
-            self._settle(permit, "timeout", began, seconds)
+            self._settle(permit, "timeout", began + GRACE_SECONDS, seconds)
             raise StoreError("timeout", f"no answer within {seconds:.3g} s") from None
         except BaseException:  # cancelled, or our own bug: says nothing of the other side
             permit.ignored(self._now())

@@ -146,7 +146,8 @@ async def test_many_callers_of_a_slow_server_each_keep_their_time(own_redis: Red
         calls = (store.get_many([b"k%d" % each], SECONDS) for each in range(1000))
         told = await asyncio.gather(*calls, return_exceptions=True)
         assert time.monotonic() - started < SECONDS + LATE
-        assert {each.kind for each in told if isinstance(each, StoreError)} == {"timeout"}
+        # "crowded": the machine was so busy with the callers that half of their time was over before they were asked
+        assert all(isinstance(each, StoreError) and each.kind in ("timeout", "crowded") for each in told)
         assert len(told) == 1000
         with own_redis.client() as client:
             assert client.info("clients")["connected_clients"] <= 1 + RedisOptions().connections_max

@@ -161,6 +161,20 @@ async def test_rows_of_others_are_known_rows(houses: Houses, redis: RedisServer)
     assert told(await ask(one, replace(ASK, rows=tuple(rows[:4])))) == ("hit", "fresh")
 
 
+async def test_of_very_many_rows_it_is_not_looked_for_the_last(
+    houses: Houses, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(second, "ROWS_ASKED_MAX", 3)
+    text = route(redis, "k", rows="true")
+    one, other = await houses.house(text), await houses.house(text)
+    asked = replace(ASK, rows=tuple([(float(n), n / 2) for n in range(5)]))
+    await ask(one, asked)
+    await written(one)
+    assert (level(one).counts["miss"], level(one).counts["write_written"]) == (5, 5)
+    assert told(await ask(other, asked)) == ("miss", "partial")
+    assert (level(other).counts["hit"], level(other).counts["miss"]) == (3, 2)
+
+
 async def test_tenants_are_apart(houses: Houses, redis: RedisServer) -> None:
     callers = {
         f"CALLERS__{name}": f'{{ key_sha256 = "{hashlib.sha256(name.encode()).hexdigest()}", tenant = "{name}" }}'

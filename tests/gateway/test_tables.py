@@ -246,6 +246,28 @@ async def test_an_id_of_megabytes_is_not_told_back() -> None:
         assert str(unknown.value) == f"table user has no {shown}..., {'y' * 64}"
 
 
+async def test_what_was_read_in_time_is_kept_though_the_rest_was_late() -> None:
+    world = World(default=0.0)
+    world.write(_1=1, _2=2, _3=3, _4=4)
+    asked = world.shelf.get_many
+    room = 2
+
+    async def some(keys: Sequence[bytes], seconds: float) -> list[Found]:
+        found = await asked(keys, seconds)
+        return found[:room] + [StoreError("late", "20 ms")] * (len(found) - room)
+
+    world.shelf.get_many = some  # type: ignore[method-assign]
+    assert await world.look_up(1, 2, 3, 4) == ([1, 2, 0, 0], TableTold("user", fresh=2, lost=2))
+    assert await world.look_up(1, 2, 3, 4) == ([1, 2, 3, 4], TableTold("user", fresh=4))
+    assert world.shelf.asked[1:] == [[b"u:3", b"u:4"]]
+    assert world.table.failures == {"late": 1}  # for the look-up: it speaks of no row
+    room = 0
+    world.table.config = structs.replace(world.table.config, default="error")
+    with pytest.raises(UpstreamError, match="table user: late") as error:
+        await world.look_up(1, 9)
+    assert error.value.failure is Failure.TIMEOUT
+
+
 async def test_no_ids_at_all(world: World) -> None:
     assert await world.look_up() == ([], TableTold("user"))
 
