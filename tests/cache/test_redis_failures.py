@@ -90,6 +90,16 @@ async def test_started_again_between_two_calls(own_redis: RedisServer, store_at:
     await store.close()
 
 
+async def test_back_after_an_outage_while_nobody_called(own_redis: RedisServer, store_at: StoreAt) -> None:
+    store = guarded(store_at, own_redis.url)
+    own_redis.kill()
+    await fails(store, "unreachable")
+    own_redis.start()
+    await until(lambda: store.state == "closed", what="a look")
+    assert await store.get_many([b"k"], 10.0) == [None]  # the first who comes
+    await store.close()
+
+
 async def test_hung(own_redis: RedisServer, store_at: StoreAt) -> None:
     store = guarded(store_at, own_redis.url)
     assert await store.get_many([b"k"], 10.0) == [None]
