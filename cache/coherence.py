@@ -33,6 +33,9 @@ from cache.stores.servers import Known
 from cache.stores.store import StoreError
 
 CHANNEL: Final = b"__redis__:invalidate"
+KEYS_TOLD_MAX: Final = 8192
+"""In one message (an MSET): to look each of more up would hold up every caller, some 3 ms for a thousand. It costs less
+to read the table anew."""
 DELAYS_KEPT: Final = 1024
 """Of the last pings, for percentiles."""
 
@@ -182,6 +185,8 @@ class Tracker:
             case [b"pong", *_]:
                 line.answered()
             case [b"message", _, None]:  # FLUSHALL, FLUSHDB
+                self._heard.distrust()
+            case [b"message", _, [*keys]] if len(keys) > KEYS_TOLD_MAX:
                 self._heard.distrust()
             case [b"message", _, [*keys]]:
                 self._heard.invalidate([key for key in keys if isinstance(key, bytes)])

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 import pytest
 
 from benchmarks.coherence import watch
+from cache import coherence
 from cache.coherence import Heard, Tracker, TrackerOptions
 from cache.stores.node import Node, NodeOptions
 from cache.stores.servers import Known
@@ -91,6 +92,23 @@ async def test_when_everything_goes_nothing_is_trusted(redis: RedisServer, store
         with redis.client() as client:
             client.execute_command(command)
         await until(lambda: heard.distrusts == 2, what="distrust")
+        assert heard.tracker.live()
+
+
+async def test_when_very_many_keys_change_at_once_nothing_is_trusted(
+    redis: RedisServer, store_at: StoreAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them would have to be looked up, and nobody be answered meanwhile."""
+    monkeypatch.setattr(coherence, "KEYS_TOLD_MAX", 100)
+    async with listening(store_at(redis.url).masters) as heard:
+        await heard.live()
+        with redis.client() as client:
+            client.mset({f"user:{each}": "x" for each in range(100)})
+            await until(lambda: len(heard.keys) == 100, what="each key")
+            assert heard.distrusts == 1
+            client.mset({f"user:{each}": "x" for each in range(101)})
+            await until(lambda: heard.distrusts == 2, what="distrust")
+        assert len(heard.keys) == 100
         assert heard.tracker.live()
 
 
