@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks.coherence import watch
 from cache import coherence
-from cache.coherence import Heard, Tracker, TrackerOptions
+from cache.coherence import Heard, Tracker, TrackerOptions, _Line
 from cache.stores.node import Node, NodeOptions
 from cache.stores.servers import Known
 from cache.stores.store import StoreError
@@ -83,6 +83,29 @@ async def test_what_is_known_is_as_of_a_ping_that_was_answered(redis: RedisServe
             written = time.monotonic()
             await until(lambda at=written: heard.tracker.as_of > at, what="an answered ping")  # type: ignore[misc]
             assert heard.keys.pop() == b"user:1"  # whatever came before the ping has been told
+
+
+async def test_a_late_answer_tells_of_the_time_before_its_ping() -> None:
+    """A change after the ping, and before its answer, may not have been told yet."""
+    now = 100.0
+    options = TrackerOptions(ping_seconds=10.0, silence_seconds_max=1.0)
+    node = Node("nowhere", 1, NodeOptions())
+
+    async def masters(_seconds: float) -> Known:
+        return Known((node,))
+
+    tracker = Tracker(masters, b"user:", Heard(lambda _: None, lambda: None), lambda: now, options)
+    line = _Line(lambda: now)
+    tracker._lines = {node: line}
+    line.sent.append(now)
+    now = 100.8
+    tracker._known_at = now
+    assert not tracker.live()
+    tracker._take([b"pong", b""], line)
+    assert (tracker.as_of, tracker.delays()) == (100.0, [pytest.approx(0.8)])
+    assert tracker.live()
+    now = 101.1
+    assert not tracker.live()
 
 
 @pytest.mark.parametrize("command", ["FLUSHALL", "FLUSHDB"])

@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from cache.behind import BehindOptions
 from cache.sealed import OVERHEAD_BYTES, sealed, unsealed
+from cache.stores.store import Found
 from examples.redisserver import RedisServer
 from gateway import second, sharing, witness
 from gateway.check import findings
@@ -479,6 +480,26 @@ async def test_what_was_asked_for_before_the_turn_is_not_left_after_it(houses: H
     assert level(one).counts["write_written"] == 0
     await until(lambda: level(one).turn == level(other).turn)
     assert told(await ask(other)) == ("miss", "absent")
+
+
+async def test_what_is_found_as_the_turn_ends_is_not_used(houses: Houses, redis: RedisServer) -> None:
+    one, other = await houses.house(route(redis)), await houses.house(route(redis))
+    await ask(one)
+    await written(one)
+    found, turn = level(other), level(other).turn
+    assert turn is not None
+    assert await found.answer(turn, _digest(one), _any) is not None
+    store = found._store
+    asked = store.get_many
+
+    async def ending(keys: Sequence[bytes], seconds: float) -> list[Found]:
+        held = await asked(keys, seconds)
+        found.end_turn()  # a model has changed while the store was asked
+        return held
+
+    store.get_many = ending  # type: ignore[method-assign]
+    assert await found.answer(turn, _digest(one), _any) is None
+    assert (found.counts["hit"], found.counts["miss"]) == (1, 1)
 
 
 async def test_writes_wait_within_their_bound(

@@ -183,6 +183,41 @@ async def test_what_was_written_is_read_again(world: World) -> None:
     assert world.shelf.asked[2:] == [[b"u:1", b"u:2"]]
 
 
+@pytest.mark.parametrize("news", ["of a key", "of all keys", "that nobody listens"])
+@pytest.mark.parametrize("written", ["before the read", "after the read"])
+async def test_what_was_written_while_the_store_was_asked_is_not_held_as_fresh(news: str, written: str) -> None:
+    """The read and the news of a write pass each other on the way: nobody knows which value was read."""
+    world = World()
+    world.write(_1=1)
+    listening = Listening()
+    world.table.tracker = listening  # type: ignore[assignment]
+    asked = world.shelf.get_many
+
+    def write() -> None:
+        world.write(_1=5, _9=9)
+        if news == "of a key":
+            world.table._written([b"u:1", b"u:9"])
+        elif news == "of all keys":
+            world.table.near.distrust()
+        else:
+            listening.hears = False
+
+    async def crossing(keys: Sequence[bytes], seconds: float) -> list[Found]:
+        if written == "before the read":
+            write()
+        found = await asked(keys, seconds)
+        if written == "after the read":
+            write()
+        return found
+
+    world.shelf.get_many = crossing  # type: ignore[method-assign]
+    world.table.config = structs.replace(world.table.config, default=0.0)
+    await world.look_up(1, 9)
+    world.shelf.get_many = asked  # type: ignore[method-assign]
+    assert await world.look_up(1, 9) == ([5, 9], TableTold("user", fresh=2))
+    assert world.shelf.asked[1:] == [[b"u:1", b"u:9"]]
+
+
 async def test_nothing_is_fresh_while_nobody_listens_for_writes(world: World) -> None:
     listening = Listening()
     world.table.tracker = listening  # type: ignore[assignment]
