@@ -1,7 +1,8 @@
 """What an operator may say: every key of ``tailrace.toml``, its default, and the rules within a section.
 
 Rule of this file: values, and what may be wrong with one of them. Where a configuration comes from is
-``gateway/sources.py``'s, tables are ``gateway/config_tables.py``'s, the rules between sections are
+``gateway/sources.py``'s, tables are ``gateway/config_tables.py``'s, load is
+``gateway/config_load.py``'s, the rules between sections are
 ``gateway/consistency.py``'s, and whether the world agrees is ``gateway/check.py``'s question. Each key's reason is
 written once for people, in ``tailrace.example.toml``; a test holds the two together.
 """
@@ -20,6 +21,7 @@ from msgspec import Meta, field
 
 from cache.stores.address import parse_redis
 from gateway.admission.forwarded import UNIX, network
+from gateway.config_load import Brownout, Concurrency, PriorityWord
 from gateway.config_tables import TableConfig
 from gateway.ranges import AGE_MAX, DEADLINE_MIN, SIZE_MAX, WAIT_MAX, WAIT_MIN, Positive, seconds, size, within
 from gateway.schema import Fault
@@ -179,6 +181,12 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal["text", "json"] = "text"
 
 
+class Chaos(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whether faults may be made on purpose, by the admin port."""
+
+    enabled: bool = False
+
+
 class QuotaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``rate`` requests each ``per``, with ``burst`` at once (default: a whole ``rate``)."""
 
@@ -210,6 +218,7 @@ class CallerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     key_sha256: str
     tenant: str = ""
+    priority: PriorityWord | None = None
     quota: QuotaConfig | None = None
 
     def faults(self) -> Iterator[Fault]:
@@ -245,6 +254,7 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     probe: Seconds = seconds("1s")
     probe_path: str | None = None
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
+    concurrency: Concurrency = field(default_factory=Concurrency)
 
     def faults(self) -> Iterator[Fault]:
         if not self.http and not self.grpc:
@@ -423,6 +433,8 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     features: Features | None = None
     timeout: Seconds = seconds("10s")
     degrade: tuple[DegradeStep, ...] = ("replica", "tier", "stale")
+    priority: PriorityWord | None = None
+    brownout: tuple[Literal["fast", "stale"], ...] = ()
 
     def faults(self) -> Iterator[Fault]:
         if not self.tiers:
@@ -453,6 +465,8 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body_bytes_max: Size | None = None
     timeout: Seconds = seconds("10s")
     degrade: tuple[Literal["replica", "stale"], ...] = ("replica", "stale")
+    priority: PriorityWord | None = None
+    brownout: tuple[Literal["stale"], ...] = ()
     vary: tuple[str, ...] = ()
 
     def faults(self) -> Iterator[Fault]:
@@ -474,6 +488,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     server: Server = field(default_factory=Server)
     log: Log = field(default_factory=Log)
+    brownout: Brownout = field(default_factory=Brownout)
+    chaos: Chaos = field(default_factory=Chaos)
     callers: dict[str, CallerConfig] = field(default_factory=dict)
     backends: dict[str, Backend] = field(default_factory=dict)
     tables: dict[str, TableConfig] = field(default_factory=dict)

@@ -20,6 +20,7 @@ import asyncio
 import math
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Final
 
 import msgspec
@@ -27,12 +28,13 @@ import msgspec
 from cache.digest import Key
 from cache.entry import Entry, Found
 from cache.flight import Abandoned
+from degrade.brownout import FIRST_TIER, NO_REFRESHES, STALE_FIRST
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure, Remains, Step, next_step
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Verdict
 from gateway.admission.ratelimit import Limiter
-from gateway.call import Answer, Call, Dues, dues
+from gateway.call import Answer, Call, Dues, claim_of, dues, labelled
 from gateway.operate.telemetry import Telemetry
 from gateway.problem import (
     Problem,
@@ -42,10 +44,11 @@ from gateway.problem import (
     invalid,
     model_failed,
     not_cached,
+    overloaded,
     unavailable,
 )
 from gateway.problem import quota as quota_problem
-from gateway.recall import Action, Recall, recall, tolerates
+from gateway.recall import BROWNED, Action, Recall, recall, stale_first, tolerates, unrefreshed
 from gateway.route import Route
 from gateway.service import Allowance, Filled, Q, R, Response, Served, Service, Terms, Watched, Wire
 from tiers.cascade import CascadeOptions
@@ -96,7 +99,15 @@ class Pipeline:
 
     async def answer(self, call: Call[Q, R]) -> Answer[R]:
         """Answer one request, whatever happens below. Raises Refused with the problem to send."""
-        answer = await self._answer(call)
+        level = call.route.level
+        try:
+            answer = await self._answer(call, level)
+        except Refused as refused:
+            if level and refused.provenance is not None:
+                refused.provenance = labelled(refused.provenance, level)
+            raise
+        if level:
+            answer = msgspec.structs.replace(answer, provenance=labelled(answer.provenance, level))
         self._telemetry.answered(call.route.name, answer.provenance)
         return answer
 
@@ -162,13 +173,17 @@ class Pipeline:
             task.cancel()
         await asyncio.gather(*self._refreshing, return_exceptions=True)
 
-    async def _answer(self, call: Call[Q, R]) -> Answer[R]:
+    async def _answer(self, call: Call[Q, R], level: int) -> Answer[R]:
         route, now = call.route, self._ticker()
         key, choice = self._look_up(call)
         found = None
         if key is not None and route.cache is not None:
             found = route.find(call.caller, call.request, key, now)
             choice = recall(found, call.directives, route.recall_rules, route.epoch, now)
+            if level >= NO_REFRESHES:
+                choice = unrefreshed(choice)
+            if level >= STALE_FIRST and "stale" in route.browned:
+                choice = stale_first(choice, found, call.directives, now)
         elif call.directives.only_if_cached:
             choice = Recall(Action.REFUSE, "bypass", choice.reason)
         works = choice.action in (Action.FETCH, Action.FETCH_ALONE)
@@ -178,7 +193,10 @@ class Pipeline:
         if found is not None and choice.action in (Action.SERVE, Action.REFRESH):
             if choice.action is Action.REFRESH and key is not None:
                 self._refresh(call, key, found.entry)
-            return self._cached(call, key, found.entry, choice, quota)
+            steps = (Step.STALE.value,) if choice.reason == BROWNED else ()
+            if steps:
+                self._telemetry.degraded(route.name, Failure.SHED.value, steps[0], f"brownout level {level}")
+            return self._cached(call, key, found.entry, choice, quota, steps)
 
         seconds = call.deadline.remaining(now)
         if seconds <= 0.0:  # what cannot be answered in time must not put work on a model
@@ -254,7 +272,8 @@ class Pipeline:
         deadline = Deadline.after(self._ticker(), route.timeout)
         shared = Call(route, call.caller, route.for_all(call.request), call.directives, call.deadline)
         ticket = 0 if route.cache is None else route.cache.ticket()
-        return await route.flights.join((key, ticket), lambda: self._fill(shared, key, deadline, rows), seconds)
+        flight = (key, ticket, claim_of(route, call.caller).priority)  # nobody waits in a lower one's turn
+        return await route.flights.join(flight, lambda: self._fill(shared, key, deadline, rows), seconds)
 
     async def _fill(
         self, call: Call[Q, R], key: Key | None, deadline: Deadline, rows: int | None, reuse: bool = True
@@ -265,7 +284,9 @@ class Pipeline:
         seconds = deadline.remaining(now)
         deadline = Deadline.after(now, seconds - min(LADDER_SECONDS_MAX, seconds * LADDER_SHARE))
         ticket = 0 if route.cache is None else route.cache.ticket()
-        terms = Terms(call.caller, key, reuse, CascadeOptions(rows, self._cascade_steps(call, key)))
+        first_only = route.level >= FIRST_TIER and "fast" in route.browned
+        options = CascadeOptions(rows, self._cascade_steps(call, key), claim_of(route, call.caller), first_only)
+        terms = Terms(call.caller, key, reuse, options)
         try:
             given = await route.ask(call.request, deadline, terms, self._ticker)
         except UpstreamError as error:
@@ -299,7 +320,10 @@ class Pipeline:
         if key in route.refreshing or len(route.refreshing) >= route.refreshes_max:
             return
         route.refreshing.add(key)
+        working = ExitStack()
+        working.enter_context(call.note)  # its caller is gone before it has begun
         task = asyncio.create_task(self._refreshed(call, key, entry.value.batch))
+        task.add_done_callback(lambda _: working.close())
         self._refreshing.add(task)
         task.add_done_callback(self._refreshing.discard)
 
@@ -357,6 +381,8 @@ class Pipeline:
         detail = f"{route.title} has no answer ({error.failure.value}: {error}), and no older one is kept."
         if error.failure in (Failure.TIMEOUT, Failure.LATE):
             return deadline_exceeded(detail, retry_after)
+        if error.failure is Failure.SHED:
+            return overloaded(detail, retry_after)
         if error.failure is Failure.RAISED:
             return model_failed(detail)
         if error.failure is Failure.OVERSIZED:

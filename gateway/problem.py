@@ -183,6 +183,16 @@ def unsupported_encoding(detail: str) -> Problem:
     return Problem("unsupported-encoding", 415, "Unsupported content encoding", detail)
 
 
+def deadly(digest: str, seconds: float) -> Problem:
+    """422: the request was in work at the death of two workers. No 5xx: who tries again what fails so, a proxy or a
+    client, would take it to the next gateway."""
+    detail = (
+        f"Workers of this gateway have died while this request was in work; it is refused for {seconds:.0f} s more "
+        f"(its digest is {digest})."
+    )
+    return Problem("deadly", 422, "Request refused", detail, extras={"digest": digest})
+
+
 def quota(detail: str, retry_after: float) -> Problem:
     """429: ``retry_after`` in seconds."""
     return Problem("quota", 429, "Too many requests", detail, retry_after=retry_after)
@@ -191,6 +201,11 @@ def quota(detail: str, retry_after: float) -> Problem:
 def unavailable(detail: str, retry_after: float = 1.0) -> Problem:
     """503: the end of the ladder."""
     return Problem("unavailable", 503, "No answer available", detail, retry_after)
+
+
+def overloaded(detail: str, retry_after: float = 1.0) -> Problem:
+    """503: the gateway has no place for it at present; same status as the ladder's end, another slug."""
+    return Problem("overloaded", 503, "Too much to do", detail, retry_after)
 
 
 def model_failed(detail: str) -> Problem:

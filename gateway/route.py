@@ -22,12 +22,14 @@ from cache.flight import Flights
 from cache.memo import Memo
 from cache.response import ResponseCache
 from degrade.deadline import Deadline, Ticker
+from degrade.gate import Priority
 from degrade.ladder import Failure, Step
 from gateway.admission.auth import Caller
 from gateway.admission.validate import EVERY_INPUT, TensorRule, Validator
 from gateway.codec.http import BodyLimits
 from gateway.config import Route as RouteConfig
 from gateway.config import TierConfig
+from gateway.config_load import priority_of
 from gateway.fitting import Expected, expected
 from gateway.problem import Refused, not_found
 from gateway.recall import RecallRules
@@ -47,7 +49,7 @@ from gateway.service import (
 )
 from tiers import cascade
 from tiers.backends.triton_http import Call as Outbound
-from tiers.cascade import Accept, CascadeAnswer, CascadeOptions, Tier
+from tiers.cascade import Accept, CascadeAnswer, Tier
 from tiers.catalog import Catalog
 from tiers.facts import ModelFacts, Sight, TensorFact
 from tiers.inference import (
@@ -74,6 +76,9 @@ LEARNING_GRACE_SECONDS: Final = 0.1
 ROWS_GRACE_SECONDS: Final = 1.0
 """By how much the wait for rows outlasts the tiers' time: at its end they say what one of them had answered, or which
 failed, and that is worth more than a time-out. How long a caller waits is the pipeline's."""
+
+_LOAD: Final = ("priority", "brownout")
+"""What a configuration says of load, and not of answers."""
 
 NO_TABLES: Final[Mapping[str, Table]] = MappingProxyType({})
 
@@ -158,7 +163,9 @@ class Route:
         self._max_stale = 0.0 if config.cache is None else float(config.cache.max_stale)
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
         self.refreshes_max = 0 if config.cache is None else config.cache.refreshes_max
-        self.flights: Flights[tuple[Key, int], Filled[InferResponse]] = Flights(FLIGHTS_MAX)
+        self.priority = priority_of(config.priority) or Priority.NORMAL
+        self.browned = config.brownout
+        self.flights: Flights[tuple[Key, int, Priority], Filled[InferResponse]] = Flights(FLIGHTS_MAX)
         self.refreshing: set[Key] = set()
         self._learnt: set[int] = set()
         self._learning: dict[int, asyncio.Task[None]] = {}
@@ -234,6 +241,11 @@ class Route:
         return len(self.refreshing)
 
     @property
+    def level(self) -> int:
+        """The highest brownout level of its tiers' backends."""
+        return max([home.pool.gates.level for home in self._homes])
+
+    @property
     def asks(self) -> list[str]:
         """Its tiers, as BACKEND/MODEL."""
         return [f"{tier.backend}/{tier.model}" for tier in self.config.tiers]
@@ -295,7 +307,7 @@ class Route:
     ) -> Given[InferResponse]:
         """The cascade's answer, under the route's name; of rows that are kept, theirs. Raises Rejected, UpstreamError,
         and where rows are kept Abandoned and TimeoutError."""
-        order, rows, tables = terms.options.order, terms.options.rows, tuple[TableTold, ...]()
+        rows, tables = terms.options.rows, tuple[TableTold, ...]()
         if self.features is not None:
             await self.facts(deadline, request.version)
             facts = self._facts_of_models(request.version)
@@ -305,7 +317,8 @@ class Route:
         is_degraded = any(told.steps for told in tables)
 
         async def cascaded(request: InferRequest, rows: int | None) -> CascadeAnswer:
-            return await cascade.run(self.tiers, request, deadline, CascadeOptions(rows, order), ticker)
+            options = msgspec.structs.replace(terms.options, rows=rows)
+            return await cascade.run(self.tiers, request, deadline, options, ticker)
 
         if self.rows is not None and rows and terms.key is not None:
             asked = self._in_rows(terms.caller, request, terms.key, rows)
@@ -568,7 +581,7 @@ def _features(config: RouteConfig, tables: Mapping[str, Table], bytes_max: int, 
 
 def _answers_alike(one: RouteConfig, other: RouteConfig) -> bool:
     """Whether two configurations give the same answers to the same requests, and keep them for the same time."""
-    aside = {name: getattr(other, name) for name in ("quota", "caller_quota", "timeout", "degrade")}
+    aside = {name: getattr(other, name) for name in ("quota", "caller_quota", "timeout", "degrade", *_LOAD)}
     return msgspec.structs.replace(one, **aside) == other
 
 

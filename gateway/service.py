@@ -6,7 +6,7 @@ path and no order: that is ``pipeline.py``'s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, Generic, Protocol, Self, TypeVar
 from urllib.parse import quote
 
@@ -19,6 +19,7 @@ from cache.flight import Flights
 from cache.policy import POLICIES, Policy
 from cache.response import ResponseCache
 from degrade.deadline import Deadline, Ticker
+from degrade.gate import Priority
 from degrade.ladder import Step
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Quota
@@ -213,6 +214,8 @@ class Watched(Protocol):
     @property
     def refreshes(self) -> int: ...
     @property
+    def level(self) -> int: ...
+    @property
     def epoch(self) -> int: ...
     @property
     def row_cache(self) -> Shelf | None: ...
@@ -237,6 +240,16 @@ class Service(Protocol[Q, R]):
     @property
     def allowances(self) -> tuple[Allowance, ...]: ...
     @property
+    def priority(self) -> Priority: ...
+    @property
+    def browned(self) -> Collection[str]:
+        """What may be done in a brownout: ``fast`` (the first tier's word), ``stale`` (an old answer first)."""
+
+    @property
+    def level(self) -> int:
+        """The brownout level of those who are asked, now."""
+
+    @property
     def cache(self) -> ResponseCache[Served[R], Wire] | None: ...
     @property
     def recall_rules(self) -> RecallRules: ...
@@ -245,7 +258,7 @@ class Service(Protocol[Q, R]):
         """Whether parts of an answer are kept too, so that one given now may be older than that."""
 
     @property
-    def flights(self) -> Flights[tuple[Key, int], Filled[R]]: ...
+    def flights(self) -> Flights[tuple[Key, int, Priority], Filled[R]]: ...
     @property
     def refreshing(self) -> set[Key]: ...
     @property

@@ -21,8 +21,9 @@ from gateway.admission.forwarded import Proxies
 from gateway.admission.quota import Quota
 from gateway.background import Sleep
 from gateway.config import Config
+from gateway.config_load import priority_of
 from gateway.endpoint import Endpoint
-from gateway.homes import Makings
+from gateway.homes import Makings, Told
 from gateway.route import Home, Route
 from gateway.service import Watched, quota_of
 
@@ -88,8 +89,8 @@ def homes(config: Config, makings: Makings, watching: Watching, before: Standing
         if before is not None and before.config.asks_alike(name, backend, has_models):
             made[name] = before.homes[name]
         else:
-            told = partial(watching.breaker, name), partial(watching.model, name)
-            made[name] = makings.home(backend, has_models, *told)
+            told = Told(partial(watching.breaker, name), partial(watching.model, name))
+            made[name] = makings.home(name, backend, has_models, told)
     return made
 
 
@@ -133,7 +134,7 @@ def directory_of(config: Config) -> Directory:
     for name, caller in config.callers.items():
         quota = None if caller.quota is None else quota_of(f"caller:{name}", caller.quota)
         counts = caller.quota is not None and caller.quota.hits_count
-        keys[caller.key_sha256] = Caller(name, caller.tenant, quota, counts)
+        keys[caller.key_sha256] = Caller(name, caller.tenant, quota, counts, priority_of(caller.priority))
     return Directory(keys, config.server.anonymous)
 
 

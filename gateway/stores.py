@@ -6,7 +6,7 @@ Rule of this file: it makes parts and asks nothing. What is done with them at a 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import msgspec
@@ -22,7 +22,7 @@ from cache.stores.redis import Hashes, Layout, RedisOptions, RedisStore, Strings
 from cache.stores.store import Store
 from cache.stores.turnstile import TurnstileOptions
 from cache.vector import Bounds, Codec, Scalars, Vectors
-from cache.words import WORD_BYTES, Keys
+from cache.words import Keys
 from degrade.breaker import Breaker
 from degrade.deadline import Ticker
 from degrade.guard import STORE_BREAKER, Guarded
@@ -61,14 +61,15 @@ class Sources:
         self._writable = writable
         self._files: dict[str, LmdbStore] = {}
 
-    def source(self, table: TableConfig) -> Source:
-        """Connects to nothing yet."""
+    def source(self, table: TableConfig, wrap: Callable[[Store], Store] | None = None) -> Source:
+        """Connects to nothing yet. ``wrap``: what is put around the store, behind its guard."""
         keyed = keyed_of(table)
         address = table.redis
         if address is None:
             made = LmdbStore(table.lmdb, self._writable, ticker=self._now)
             file = self._files.setdefault(table.lmdb, made)
-            return Source(self._guarded(file, table), keyed, codec_of(table), None, float(table.timeout), file)
+            held = self._guarded(file if wrap is None else wrap(file), table)
+            return Source(held, keyed, codec_of(table), None, float(table.timeout), file)
         files = table.tls
         tls = Tls() if files is None else Tls(files.ca or "", files.certificate or "", files.key or "")
         options = RedisOptions(
@@ -80,7 +81,8 @@ class Sources:
             learn=_learn(table),
         )
         store = RedisStore(address, _layout(table), lambda: Breaker(STORE_BREAKER), options)
-        return Source(self._guarded(store, table), keyed, codec_of(table), store.masters, float(table.timeout))
+        held = self._guarded(store if wrap is None else wrap(store), table)
+        return Source(held, keyed, codec_of(table), store.masters, float(table.timeout))
 
     async def close(self) -> None:
         """Close the files, which tables share; what else a table has it closes itself."""
@@ -123,11 +125,6 @@ def bounds_of(table: TableConfig) -> Bounds:
     if given is None:
         return Bounds()
     return Bounds(-math.inf if given.min is None else given.min, math.inf if given.max is None else given.max)
-
-
-def key_width(table: TableConfig) -> int:
-    """Of the near cache's keys (`cache/words.py`)."""
-    return 0 if table.ids == "integer" else -(-(table.id_bytes_max + 1) // WORD_BYTES)
 
 
 def _layout(table: TableConfig) -> Layout:

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from cache.coherence import Heard
 from cache.stores.store import OF_ONE_KEY, Found, StoreError
-from cache.table import ABSENT, FRESH, MISSING, STALE, Lives, NearTable, TableShape
+from cache.table import ABSENT, FRESH, MISSING, STALE, Lives, NearTable
 from degrade.deadline import Ticker
 from degrade.ladder import Failure
 from gateway.background import Sleep
 from gateway.config_tables import TableConfig
-from gateway.stores import Source, key_width, tracker_of
+from gateway.stores import Source, tracker_of
 from tiers.inference import TableTold, UpstreamError
 
 Ids = NDArray[np.int64] | Sequence[bytes]
@@ -93,7 +93,7 @@ class Table:
         self._source = source
         self._ticker = ticker
         lives = Lives(float(config.ttl), float(config.max_stale), float(config.negative_ttl))
-        shape = TableShape(int(config.bytes_max), "float32", self.shape, key_width(config))
+        shape = config.near(int(config.bytes_max))
         self.near = NearTable(shape, lives, seed)
         self.tracker = tracker_of(config, source, Heard(self._written, self.near.distrust), ticker)
         self._mean = Mean(self.shape)

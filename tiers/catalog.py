@@ -3,7 +3,8 @@
 Rule of this file: facts once learnt stay until better ones come, so that a dead backend does not make a
 model unknown. A model has changed when, on any one replica, its versions or its configuration differ from
 what that replica said before, its statistics went *down* (Triton resets them on reload and restart), or it
-was gone and came back. It must not know caches or epochs; it calls ``on_change`` and others draw conclusions.
+was gone and came back; and when a replica is first looked at that may have answered as another model before. It
+must not know caches or epochs; it calls ``on_change`` and others draw conclusions.
 
 Known limit: a reload of the same versions and configuration is not seen if by the next poll the model has
 done at least the work that the last poll had seen of it (for one reloaded right after its first work: any).
@@ -85,17 +86,22 @@ class Catalog:
         options: CatalogOptions,
         now: Ticker,
         on_change: Callable[[str], None],
+        answered: Callable[[str, str], bool] = lambda *_: False,
     ) -> None:
+        """``answered``: whether a replica, by its URL, has answered for a model since the breakers know it."""
         assert replicas, "a catalog needs a replica"
         self._replicas = tuple(replicas)
         self._options = options
         self._now = now
         self._on_change = on_change
         self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._answered = answered
+        self._late: set[asyncio.Future[ModelFacts]] = set()  # looks at replicas that were not the first to answer
         self._loads: Flights[tuple[str, str, int], ModelFacts] = Flights(options.loads_max)
 
     async def close(self) -> None:
         await self._loads.close()
+        await _end(tuple(self._late))
 
     async def facts(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
         """The model's facts, asked for once and then remembered. ``version`` empty: of the one that answers
@@ -160,7 +166,8 @@ class Catalog:
         return facts
 
     async def _load(self, model: str, version: str) -> ModelFacts:
-        """From the first replica that answers and knows: all are asked at once, for one of them may hang."""
+        """From the first replica that answers and knows: all are asked at once, for one of them may hang. Of a model
+        the looks at the others go on: what a replica is like is to be known before it answers."""
         deadline = Deadline.after(self._now(), self._options.load_timeout)
         unknown: Rejected | None = None
         failed: UpstreamError | None = None
@@ -171,7 +178,11 @@ class Catalog:
         try:
             for answered in asyncio.as_completed(asked):
                 try:
-                    return await answered
+                    facts = await answered
+                    if not version and len(self._late) < self._options.loads_max:
+                        self._go_on(asked)
+                        asked = []
+                    return facts
                 except Rejected as error:
                     unknown = error
                 except UpstreamError as error:
@@ -195,7 +206,9 @@ class Catalog:
         began = self._now()
         sight, facts = await self._see(replica, model, deadline, probe=False)
         known = self._known.get(model)
-        if known is not None:  # by another replica, in this very moment
+        if known is not None:  # by another replica, a moment ago
+            if position not in known.sights and self._hold(position, model, began, sight, facts, timely=True):
+                self._on_change(model)
             return known.facts
         known = self._known[model] = _Known(facts)
         known.sights[position], known.began[position] = sight, began
@@ -242,16 +255,38 @@ class Catalog:
                 self._on_change(model)
         return turned
 
-    def _hold(self, position: int, model: str, began: float, sight: Sight, facts: ModelFacts | None) -> bool:
+    def _go_on(self, asked: Sequence[asyncio.Future[ModelFacts]]) -> None:
+        """Let looks end by themselves; they are bounded in time."""
+
+        def ended(look: asyncio.Future[ModelFacts]) -> None:
+            self._late.discard(look)
+            if not look.cancelled():
+                look.exception()  # who does not answer is looked at again by the next poll
+
+        for look in asked:
+            self._late.add(look)
+            look.add_done_callback(ended)
+
+    def _hold(
+        self, position: int, model: str, began: float, sight: Sight, facts: ModelFacts | None, *, timely: bool = False
+    ) -> bool:
         """Remember a look; whether it shows another model than the one before. What the first of the replicas that
-        answer says of the model holds for all."""
+        answer says of the model holds for all.
+
+        A first look has none before it. If it began when the model was learnt (``timely``) it shows what has answered,
+        unless the replica has done so already; if it came later, what answered until then may have been another one.
+        """
         known = self._known.get(model)
         if known is None:  # forgotten meanwhile, for others
             return False
         before = known.sights.get(position)
         known.sights[position], known.began[position] = sight, began
         known.tell(position, facts)
-        if before is None or not changed(before, sight):
+        if before is None:
+            is_another = not sight.gone and (not timely or self._answered(self._replicas[position].url, model))
+        else:
+            is_another = changed(before, sight)
+        if not is_another:
             return False
         known.of_version.clear()
         known.turns += 1
@@ -274,6 +309,7 @@ class Catalog:
         stats_body = await self._get(replica, path + "/stats", deadline, probe=probe)
         metadata = _decoded(metadata_body, Metadata, replica, path)
         config = _decoded(config_body, ModelConfig, replica, path)
+        _require_same(model, metadata, config, replica)
         stats = _decoded(stats_body, Statistics, replica, path)
         sight = Sight(
             frozenset(metadata.versions),
@@ -288,6 +324,7 @@ class Catalog:
         path = _path(model, version)
         metadata = _decoded(await self._get(replica, path, deadline), Metadata, replica, path)
         config = _decoded(await self._get(replica, path + "/config", deadline), ModelConfig, replica, path)
+        _require_same(model, metadata, config, replica)
         return read_facts(metadata, config)
 
     async def _get(self, replica: Asked, path: str, deadline: Deadline, probe: bool = False) -> bytes:
@@ -315,6 +352,14 @@ async def _end(tasks: Sequence[asyncio.Future[T]]) -> None:
 def _path(model: str, version: str) -> str:
     path = f"/v2/models/{quote(model, safe='')}"
     return f"{path}/versions/{quote(version, safe='')}" if version else path
+
+
+def _require_same(model: str, metadata: Metadata, config: ModelConfig, replica: Asked) -> None:
+    """Raise if it tells of something else than was asked for: Triton hears a request line wrongly that comes to it in
+    pieces (see ``backends/refusal.py``), and its own metadata have a name too, and no inputs."""
+    if metadata.name != model or config.name not in ("", model):
+        said = f"{replica.url} was asked about {model} and told of {metadata.name} and {config.name}"
+        raise UpstreamError(Failure.BROKEN, said, 200)
 
 
 def _decoded(body: bytes, kind: type[T], replica: Asked, path: str) -> T:

@@ -235,7 +235,8 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
     nothing failed. ``degraded`` means the answer is not what health would give: an old one, or a fast
     tier's that it was not sure of; another replica's answer is as good as the first's. ``rows_kept`` of its ``rows``
     were known, and not asked for; ``tables`` are those that its inputs were made of, as of then. ``age`` (of its oldest
-    row) and ``ttl_left`` are in seconds, ``ttl_left`` negative once stale.
+    row) and ``ttl_left`` are in seconds, ``ttl_left`` negative once stale. ``brownout``: the level that it was made
+    at.
     """
 
     cache: str = "miss"
@@ -252,6 +253,7 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
     stored: bool = False
     collapsed: bool = False
     degraded: bool = False
+    brownout: int = 0
 
     @property
     def is_aged(self) -> bool:

@@ -37,6 +37,10 @@ READ_BYTES: Final = 262_144
 """Read at once: a batch of 1,024 vectors is half a megabyte, and the library's 64 KiB make eight turns of it."""
 
 
+_ENDED: Final = "the handler is closed"
+"""uvloop's word, in a RuntimeError, for what is written to a connection that has ended since it was looked at."""
+
+
 class Tls(Struct, frozen=True):
     """How a server's certificate is judged, and what we show. Files in PEM form; "" is the system's authorities, and no
     certificate of ours."""
@@ -109,6 +113,7 @@ class Node:
                 await self._ask(commands, replies)
         except TimeoutError:
             if not replies:
+                self._forget_idle()
                 raise StoreError("timeout", f"{self.name}: no answer within {seconds:.3g} s") from None
             told = f"{self.name}: {len(replies)} of {len(commands)} commands were answered within {seconds:.3g} s"
             replies += [StoreError("late", told)] * (len(commands) - len(replies))
@@ -138,6 +143,11 @@ class Node:
         self._closed = True
         for making in self._making:
             making.cancel()
+        self._forget_idle()
+
+    def _forget_idle(self) -> None:
+        """What ended one connection has most likely ended those that rest, and not every end can be seen on one that
+        does (a reset, a host that is gone): one after the other, each would be another failure."""
         while self._idle:
             discard(self._idle.pop()[0])
 
@@ -151,6 +161,9 @@ class Node:
                 for _ in commands:
                     replies.append(await _reply(connection))  # what has come is kept if the rest is late
             whole = True
+        except StoreError:
+            self._forget_idle()
+            raise
         finally:
             if whole and not self._closed:
                 self._idle.append((connection, asyncio.get_running_loop().time()))
@@ -266,6 +279,10 @@ def mapped(name: str) -> Iterator[None]:
     except (exceptions.RedisError, OSError) as error:  # ssl's are OSErrors
         ours = error_of(error)
         raise StoreError(ours.kind, f"{name}: {str(ours).partition(': ')[2]}") from None
+    except RuntimeError as error:
+        if _ENDED not in str(error):
+            raise
+        raise StoreError("unreachable", f"{name}: {_ENDED}") from None
 
 
 _KINDS: Final = (

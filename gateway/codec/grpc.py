@@ -36,6 +36,7 @@ STATUSES: Final = MappingProxyType(
         408: grpc.StatusCode.DEADLINE_EXCEEDED,
         409: grpc.StatusCode.ALREADY_EXISTS,
         413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        422: grpc.StatusCode.FAILED_PRECONDITION,  # which no client tries again
         429: grpc.StatusCode.RESOURCE_EXHAUSTED,
         431: grpc.StatusCode.RESOURCE_EXHAUSTED,
         499: grpc.StatusCode.CANCELLED,
@@ -50,6 +51,7 @@ STATUSES: Final = MappingProxyType(
 _BY_SLUG: Final = MappingProxyType(
     {
         "model-failed": grpc.StatusCode.INTERNAL,  # what Triton answers; UNAVAILABLE would be tried again
+        "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,  # likewise
         "answer-too-large": grpc.StatusCode.RESOURCE_EXHAUSTED,
         "deadline": grpc.StatusCode.DEADLINE_EXCEEDED,
         "not-cached": grpc.StatusCode.FAILED_PRECONDITION,

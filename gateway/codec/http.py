@@ -350,6 +350,8 @@ def _provenance(provenance: Provenance, age: str) -> str:
         members.append(f"steps=({' '.join(_item(step) for step in provenance.steps)})")
     if provenance.degraded:
         members.append("degraded")
+    if provenance.brownout:
+        members.append(f"brownout={provenance.brownout}")
     return ", ".join(members)
 
 

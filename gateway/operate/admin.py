@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from aiohttp import web
@@ -23,9 +25,15 @@ from gateway.reload import Outcome, Reloads
 from gateway.route import Home
 from gateway.service import Shelf, Watched
 
+if TYPE_CHECKING:
+    from gateway.operate.faults import Faults, Order
+
 Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
 SETTLED_SECONDS_MAX: Final = 2.0
 """How long a purge waits for second levels to be told."""
+ANSWERED_SECONDS: Final = 0.1
+"""Before a loop stands still, or a process is killed, on purpose: whoever asked for it is told first."""
+CHAOS_SAID: Final = "GET  /chaos              faults on purpose: what holds\nPOST /chaos              order others\n"
 _READS: Final = ("GET", "HEAD")
 
 
@@ -58,6 +66,7 @@ class Shown(msgspec.Struct, frozen=True):
     telemetry: Telemetry
     is_draining: Callable[[], bool]
     reloads: Reloads | None = None
+    faults: Faults | None = None
 
 
 def admin_port(shown: Shown) -> AdminPort:
@@ -71,6 +80,7 @@ def admin_port(shown: Shown) -> AdminPort:
             "POST /purge?route=NAME   drop a route's or an endpoint's cached answers\n"
             "POST /purge?all          drop every cached answer\n"
             "POST /reload             read the configuration again, and take it if nothing is wrong with it\n"
+            f"{'' if shown.faults is None else CHAOS_SAID}"
         )
 
     async def metrics(_: web.BaseRequest) -> web.Response:
@@ -82,6 +92,7 @@ def admin_port(shown: Shown) -> AdminPort:
             "draining": shown.is_draining(),
             "routes": {name: _route_status(route) for name, route in shown.routes().items()},
             "backends": {name: msgspec.to_builtins(home.pool.states()) for name, home in shown.homes().items()},
+            "load": {name: _load_status(home) for name, home in shown.homes().items()},
         }
         return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 
@@ -107,7 +118,59 @@ def admin_port(shown: Shown) -> AdminPort:
     async def reload(_: web.BaseRequest) -> web.Response:
         return reloaded(None if shown.reloads is None else await shown.reloads.reload())
 
-    return AdminPort({"/": index, "/metrics": metrics, "/status": status}, {"/purge": purge, "/reload": reload})
+    reads: dict[str, Answer] = {"/": index, "/metrics": metrics, "/status": status}
+    writes: dict[str, Answer] = {"/purge": purge, "/reload": reload}
+    if shown.faults is not None:
+        reads["/chaos"], writes["/chaos"] = _chaos(shown.faults)
+    return AdminPort(reads, writes)
+
+
+async def order_of(request: web.BaseRequest) -> tuple[bytes, Order] | Problem:
+    """An order for faults, as JSON. It must say that it is JSON: no page in a browser can post that unasked."""
+    from gateway.operate.faults import Order
+
+    if request.content_type != "application/json":
+        return Problem("unsupported-media", 415, "Unsupported media type", "An order is application/json.")
+    body = await request.read()
+    try:
+        return body, msgspec.json.decode(body, type=Order)
+    except msgspec.DecodeError as error:
+        return malformed(str(error), "order")
+
+
+def _chaos(faults: Faults) -> tuple[Answer, Answer]:
+    """What holds of faults on purpose, and how others are ordered."""
+    from gateway.operate.faults import BadOrder
+
+    def told() -> web.Response:
+        document = {
+            "seconds_left": faults.seconds_left,
+            "faults": faults.rules,
+            "targets": sorted(faults.targets),
+            "met": {name: count for name, count in sorted(faults.met.items()) if count},
+        }
+        return web.Response(body=msgspec.json.encode(document), content_type="application/json")
+
+    async def read(_: web.BaseRequest) -> web.Response:
+        return told()
+
+    async def write(request: web.BaseRequest) -> web.Response:
+        found = await order_of(request)
+        if isinstance(found, Problem):
+            return problem_response(found)
+        order = found[1]
+        try:
+            faults.take(order)
+        except BadOrder as bad:
+            return problem_response(malformed(str(bad), "order"))
+        loop = asyncio.get_running_loop()
+        if order.stall:
+            loop.call_later(ANSWERED_SECONDS, time.sleep, order.stall)
+        if order.kill:
+            loop.call_later(ANSWERED_SECONDS, os.kill, os.getpid(), signal.SIGKILL)
+        return told()
+
+    return read, write
 
 
 def purged(route: Watched) -> int:
@@ -149,6 +212,21 @@ def _route_status(route: Watched) -> dict[str, object]:
         "rows": _shelf_status(route.row_cache),
         "second": None if route.second is None else {"state": route.second.state, **route.second.counts},
     }
+
+
+def _load_status(home: Home) -> dict[str, object]:
+    """A backend's brownout level, and its models' gates."""
+    gates = {
+        model: {
+            "limit": gate.settled,
+            "in_flight": gate.in_flight,
+            "waiting": gate.waiting,
+            "latency": gate.latency,
+            "shed": sum(gate.shed.values()),
+        }
+        for model, gate in home.pool.gates
+    }
+    return {"level": home.pool.gates.level, "models": gates}
 
 
 def _shelf_status(shelf: Shelf | None) -> dict[str, int] | None:

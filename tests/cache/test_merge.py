@@ -191,3 +191,26 @@ async def test_keys_that_take_long_to_be_put_into_batches_are_late_and_the_first
     assert found == [b"a", b"b"]
     assert {str(late), str(later)} == {"late: only 2 of 4 keys could be asked for within 60 s"}
     assert source.asked == [[b"a", b"b"]]
+
+
+async def test_a_bug_in_one_fetch_keeps_nobody_else_waiting(source: Source) -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+
+    async def fetch(keys: Sequence[bytes], seconds: float) -> list[Found]:
+        found = await source.fetch(keys, seconds)
+        if keys == (b"a",):
+            raise ZeroDivisionError
+        return found
+
+    source.gate.clear()
+    merged = Merged(fetch, MergeOptions(flights_max=1))
+    first = asyncio.create_task(merged.get_many([b"a"], LONG))
+    await settle()
+    second = asyncio.create_task(merged.get_many([b"b"], LONG))
+    await settle()
+    source.gate.set()
+    with pytest.raises(StoreError):
+        await first
+    assert await asyncio.wait_for(second, 10.0) == [b"b"]
+    assert [type(each) for each in told] == [ZeroDivisionError]

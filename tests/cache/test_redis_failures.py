@@ -5,11 +5,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 import time
 from collections.abc import Callable
 
 import pytest
+import uvloop
+from redis.asyncio.connection import Connection
 
+from cache.stores import node
+from cache.stores.node import Node, NodeOptions
 from cache.stores.redis import Hashes, RedisOptions, RedisStore
 from cache.stores.store import StoreError
 from cache.stores.turnstile import TurnstileOptions
@@ -279,3 +285,57 @@ async def test_no_time_is_a_timeout_and_a_closed_store_is_unreachable(redis: Red
     with pytest.raises(StoreError) as failed:
         await store.get_many([b"k"], 10.0)
     assert failed.value.kind == "unreachable"
+
+
+def test_a_connection_that_ends_between_a_look_and_the_question(
+    shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the loop that serves, which then raises an error of its own kind."""
+
+    async def never(_: Connection) -> bool:
+        return False  # it has ended, and nobody has read that yet
+
+    async def main() -> None:
+        own = Node(shared_redis.host, shared_redis.port, NodeOptions())
+        try:
+            assert await own.ask([("PING",)], 10.0) == [b"PONG"]
+            ((connection, _),) = own._idle
+            assert connection._writer is not None
+            connection._writer.transport.abort()
+            await asyncio.sleep(0.01)
+            monkeypatch.setattr(node, "_readable", never)
+            with pytest.raises(StoreError) as failed:
+                await own.ask([("PING",)], 10.0)
+            assert failed.value.kind == "unreachable"
+            assert await own.ask([("PING",)], 10.0) == [b"PONG"]
+        finally:
+            own.close()
+
+    uvloop.run(main())
+
+
+async def test_connections_that_were_reset_while_they_rested_cost_one_call_and_not_one_each() -> None:
+    """A reset cannot be seen on a connection that rests: it has neither bytes nor an end."""
+    there: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there.append(writer)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while await reader.readuntil(b"PING\r\n"):
+                await asyncio.sleep(0.01)  # so that who comes now needs a connection of its own
+                writer.write(b"+PONG\r\n")
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    node = Node("127.0.0.1", listening.sockets[0].getsockname()[1], NodeOptions())
+    assert await asyncio.gather(*(node.ask([("PING",)], LATE) for _ in range(4))) == [[b"PONG"]] * 4
+    assert len(there) == 4
+    for writer in there:
+        own = writer.transport.get_extra_info("socket")
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a reset
+        writer.transport.abort()
+    await asyncio.sleep(0.05)  # a reset is on its way for less, and where it is not, nothing here fails
+    with contextlib.suppress(StoreError):
+        await node.ask([("PING",)], LATE)
+    assert await node.ask([("PING",)], LATE) == [b"PONG"]
+    node.close()
+    listening.close()

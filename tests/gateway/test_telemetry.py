@@ -123,7 +123,7 @@ def test_watched_numbers_are_read_at_each_scrape() -> None:
     assert one(telemetry, "tailrace_count_total") == 5.0
 
 
-def test_every_gauge_of_an_empty_gateway_parses_and_has_a_name_of_its_own() -> None:
+async def test_every_gauge_of_an_empty_gateway_parses_and_has_a_name_of_its_own() -> None:
     telemetry = Telemetry(monotonic)
     made = list(gauges(dict, dict, lambda: True))
     for gauge in made:

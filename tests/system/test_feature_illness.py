@@ -132,6 +132,11 @@ class Asking:
         """Wait until the store's own number is told."""
         await until_told(self.rank, (number, {"fresh": 1}, []))
 
+    async def holds(self) -> float:
+        """Rows held, once more has been asked for: what is read while nobody listens yet is not."""
+        await self.rank()
+        return await self.metric("tailrace_table_entries")
+
     async def waits_once(self, number: float, state: str, step: str) -> None:
         """Many requests before an ill store, each answered and labelled: one of them has waited for it."""
         before = [await self._failures(word) for word in (self._ill.word, "open")]
@@ -176,6 +181,7 @@ async def test_a_store_that_is_ill_is_waited_for_once(
         ill.write(user_row(2))
         await asking.become(2)
         await until_told(lambda: asking.metric("tailrace_table_live"), 1.0)
+        await until_told(asking.holds, 1.0)
         ill.falls_ill()
         await asking.waits_once(2, "stale", "user:stale")
         ill.gets_well()

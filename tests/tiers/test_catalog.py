@@ -66,7 +66,8 @@ class Triton:
         inputs = [{"name": name, "datatype": "FP32", "shape": [-1, width]} for name in ("x", "o")]
         outputs = [{"name": "y", "datatype": "BYTES", "shape": [-1, 1]}]
         versions = [asked] if asked else self.versions
-        body = {"name": "m", "versions": versions, "platform": "python", "inputs": inputs, "outputs": outputs}
+        named = {"name": call.target.split("/")[3], "versions": versions, "platform": "python"}
+        body = named | {"inputs": inputs, "outputs": outputs}
         return Reply(200, (), json.dumps(body).encode())
 
 
@@ -315,6 +316,7 @@ async def test_a_replica_that_hangs_hides_no_other(hung: int, version: str) -> N
     made, _ = catalog(*replicas)
     async with asyncio.timeout(10):
         assert (await made.facts("m", version, FAR)).name == "m"
+        await made.close()
     assert replicas[hung].left == replicas[hung].calls > 0  # and nothing is still being asked of it
 
 
@@ -395,3 +397,62 @@ async def test_what_was_asked_of_a_version_before_a_change_is_not_kept_after_it(
     told.set()
     assert (await asked).inputs[0].shape == (-1, 4)
     assert (await made.facts("m", "2", FAR)).inputs[0].shape == (-1, 7)
+
+
+@pytest.mark.parametrize("version", ["", "1"])
+async def test_what_is_told_of_something_else_is_not_believed(version: str) -> None:
+    """As Triton does that hears a path wrongly: what it says of itself has a name as well."""
+    triton = Triton()
+    triton.raw = Reply(200, (), b'{"name":"triton","version":"2.51.0","extensions":["classification"]}')
+    made, turned = catalog(triton)
+    with pytest.raises(UpstreamError, match="was asked about m and told of triton") as failed:
+        await made.facts("m", version, FAR)
+    assert failed.value.failure is Failure.BROKEN
+    triton.raw = None
+    before = await made.facts("m", version, FAR)
+    triton.config["name"] = "k"
+    await poll(made)
+    assert await made.facts("m", version, FAR) is before
+    assert turned == []
+
+
+async def test_all_replicas_are_looked_at_when_a_model_is_learnt() -> None:
+    """So a change on one that was not the first to answer is seen by the first poll: it may have answered callers
+    between the two."""
+    first, second = Triton("a"), Triton("b")
+    made, turned = catalog(first, second)
+    await made.facts("m", "", FAR)
+    await asyncio.gather(*made._late)
+    assert await poll(made) == ()
+    second.versions = ["2"]
+    assert await poll(made) == ("m",)
+    assert turned == ["m"]
+    await made.close()
+
+
+async def test_a_replica_that_is_first_looked_at_later_may_have_been_another_until_then() -> None:
+    """Found by the simulated world (seed 43): what it had answered before was called fresh for a whole ttl."""
+    first, second = Triton("a"), Triton("b")
+    second.down = Failure.TIMEOUT
+    made, turned = catalog(first, second)
+    await made.facts("m", "", FAR)
+    await asyncio.gather(*made._late, return_exceptions=True)
+    assert await poll(made) == ()
+    second.down = None
+    assert await poll(made) == ("m",)
+    assert await poll(made) == ()
+    assert turned == ["m"]
+    await made.close()
+
+
+@pytest.mark.parametrize("has_answered", [False, True])
+async def test_a_replica_that_answers_callers_before_it_has_told_what_it_is(has_answered: bool) -> None:
+    first, second = Triton("a"), Triton("b")
+    turned: list[str] = []
+    options = CatalogOptions()
+    made = Catalog((first, second), options, lambda: 0.0, turned.append, lambda url, _: has_answered and url == "b")
+    await made.facts("m", "", FAR)
+    await asyncio.gather(*made._late)
+    assert turned == (["m"] if has_answered else [])
+    assert await poll(made) == ()
+    await made.close()
