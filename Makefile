@@ -51,13 +51,21 @@ test-languages: setup $(LANGUAGES)/.stamp  ## That example run by a test (its ow
 	$(BIN)/python -m pytest tests/languages
 
 .PHONY: test
-test: check triton javascript .compiler .redis .feast  ## All checks, then all tests, with a real Triton
+test: check triton javascript .compiler .redis .feast .promtool  ## All checks, then all tests, with a real Triton
 	$(BIN)/python -m pytest -n 2 tests --ignore=tests/system --ignore=tests/examples --ignore=tests/languages
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests/system tests/examples
 
 .PHONY: fuzz
 fuzz: setup  ## Hostile bytes for every codec, ten minutes each (FUZZ='--minutes 1 --codec rpc')
 	@$(BIN)/python -m tests.fuzz $(FUZZ)
+
+.PHONY: chaos
+chaos: setup triton .redis  ## Triton, its models, Redis, workers and links broken under load (CHAOS='--minutes 1 --seed 7')
+	@$(BIN)/python -m tests.chaos $(CHAOS)
+
+.PHONY: soak
+soak: setup triton .redis  ## Two hours of a steady mixed load, and whether anything grows (SOAK='--minutes 10')
+	@nice -n 5 $(BIN)/python -m tests.soak $(SOAK)
 
 .PHONY: check
 check: setup  ## Lint, types, import direction, container file
@@ -77,6 +85,10 @@ bench-growth: setup benchtools  ## What a hit costs as entries, routes, callers 
 .PHONY: bench-rows
 bench-rows: setup triton  ## Batches of which most rows are known, beside the same ones without that (BENCH='--row-ms 1')
 	@$(BIN)/python -m benchmarks.batches $(BENCH)
+
+.PHONY: bench-second
+bench-second: setup triton .redis  ## What a second-level hit costs, beside a local one and the model (BENCH='--row-ms 1')
+	@$(BIN)/python -m benchmarks.second $(BENCH)
 
 .PHONY: bench-crowd
 bench-crowd: setup .compiler  ## What 10,000 idle connections cost, or (BENCH=siege) hostile ones at every door
@@ -217,6 +229,22 @@ $(JAVASCRIPT)/.stamp: requirements/javascript/package.json requirements/javascri
 .PHONY: .redis-server
 .redis-server:
 	$(call quietly,Redis from Debian,$(call debian,redis-server))
+
+# For the tests of the alerts. Taken out of Debian's package, and not installed: that would start a server, on the
+# port of our own admin port.
+PROMTOOL := .cache/promtool
+.PHONY: .promtool
+.promtool:
+	@command -v promtool >/dev/null || test -x $(PROMTOOL)/promtool \
+		|| $(MAKE) --no-print-directory .promtool-debian
+
+.PHONY: .promtool-debian
+.promtool-debian:
+	$(call quietly,promtool from Debian,rm -rf $(PROMTOOL) && mkdir -p $(PROMTOOL) \
+		&& { command -v apt-get || { echo "please have promtool installed and run make again"; false; }; } \
+		&& { (cd $(PROMTOOL) && apt-get download prometheus) \
+			|| { $(APT) update && (cd $(PROMTOOL) && apt-get download prometheus); }; } \
+		&& cd $(PROMTOOL) && dpkg -x prometheus_*.deb all && mv all/usr/bin/promtool . && rm -r all prometheus_*.deb)
 
 .PHONY: .libpython
 .libpython:

@@ -11,7 +11,9 @@ How old may something be that is served as fresh? A ping is sent over the same c
 is said comes in order; so when its answer has come, every change before the ping has been told. The time at which the
 last answered ping was sent is therefore one up to which the table is known to be coherent: `Tracker.as_of`. While that
 is less than ``silence_seconds_max`` ago the table may be believed (`Tracker.live`), and that is the stated bound: a
-server that hangs, a network that swallows everything and an event loop that was busy are all the same to it.
+server that hangs, a network that swallows everything and an event loop that was busy are all the same to it. A master
+that is one no more may answer pings and know nothing of what the new one is told; so who the masters are counts too, as
+of when somebody was asked who knows.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from msgspec import Struct
 from redis.asyncio.connection import Connection
 
 from cache.stores.node import Node, discard, mapped
+from cache.stores.servers import Known
 from cache.stores.store import StoreError
 
 CHANNEL: Final = b"__redis__:invalidate"
@@ -47,7 +50,7 @@ class TrackerOptions(Struct, frozen=True):
 class Masters(Protocol):
     """The servers that hold a table's keys, as far as is known now (RedisStore.masters). Raises StoreError."""
 
-    def __call__(self, seconds: float, /) -> Awaitable[Sequence[Node]]: ...
+    def __call__(self, seconds: float, /) -> Awaitable[Known]: ...
 
 
 class Heard(Struct, frozen=True):
@@ -71,16 +74,14 @@ class Tracker:
         self._now = now
         self._options = options
         self._lines: dict[Node, _Line] = {}
-        self._knows_masters = False
+        self._known_at = -math.inf
         self.breaks = 0
         """How often a connection broke, or a master changed."""
 
     @property
     def as_of(self) -> float:
         """Up to when every change has been heard of; minus infinity while some master is not listened to."""
-        if not self._knows_masters or not self._lines:
-            return -math.inf
-        return min(line.as_of for line in self._lines.values())
+        return min([self._known_at, *(line.as_of for line in self._lines.values())])
 
     def live(self) -> bool:
         """Whether what is held may be called fresh. While not, it is stale at best, whatever was put there when."""
@@ -105,10 +106,13 @@ class Tracker:
 
     async def _follow(self) -> None:
         """The lines that there should be. If nobody tells who the masters are, those that were stay."""
+        began = self._now()
         try:
-            masters = set(await self._masters(self._options.silence_seconds_max))
+            known = await self._masters(self._options.silence_seconds_max)
         except StoreError:
+            self._known_at = began if self._lines else -math.inf
             return
+        masters = set(known.nodes)
         for node, line in tuple(self._lines.items()):
             if line.task.done():
                 line.task.result()  # a bug of ours must be seen
@@ -118,7 +122,7 @@ class Tracker:
         for node in masters - self._lines.keys():
             line = self._lines[node] = _Line(self._now)
             line.task = asyncio.get_running_loop().create_task(self._keep(node, line))
-        self._knows_masters = bool(masters)
+        self._known_at = began - known.age if masters else -math.inf
 
     async def _keep(self, node: Node, line: _Line) -> None:
         """Listen to one master, again and again."""

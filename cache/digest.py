@@ -27,6 +27,7 @@ _REQUEST: Final = b"tailrace request 1\n"
 _ROWS: Final = b"tailrace rows 1\n"
 _WIRE: Final = b"tailrace wire 3\n"
 _POST: Final = b"tailrace post 1\n"
+_WORK: Final = b"tailrace work 1\n"
 
 Parameters = Mapping[str, bool | int | float | str]
 
@@ -199,6 +200,13 @@ class WireDigester:
     def key(self, body: bytes | memoryview) -> bytes:
         """The wire key of a request with exactly this body: ``WIRE_BYTES``."""
         return self._verdict + blake3(body).digest(DIGEST_BYTES)
+
+
+def work_digest(service: str, body: bytes | memoryview, wire: bytes | None) -> bytes:
+    """16 bytes that name what a body is to a route or an endpoint, whoever sends it. ``wire``: its wire key, if it has
+    one, which holds the body's digest."""
+    of_body = blake3(body).digest(DIGEST_BYTES) if wire is None else wire[DIGEST_BYTES:]
+    return blake3(_WORK + of_body + service.encode("utf-8", "surrogatepass")).digest(DIGEST_BYTES)
 
 
 class _Outline(msgspec.Struct, frozen=True, gc=False):

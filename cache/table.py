@@ -16,13 +16,14 @@ the rows.
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 import numpy as np
 from msgspec import Struct
 from numpy.typing import DTypeLike, NDArray
 
-from cache.arena import Arena, Room
+from cache.arena import ROWS_MIN, Arena, Room
 from cache.index import Slots
 from cache.words import Keys, Words, hashing, words
 
@@ -66,6 +67,22 @@ class TableShape(Struct, frozen=True):
     def row_bytes(self) -> int:
         return int(np.dtype(self.dtype).itemsize * np.prod(self.shape, dtype=np.int64))
 
+    @property
+    def fences(self) -> int:
+        """How many there are."""
+        return min(FENCES_MAX, max(1, self.bytes_max // 1024))
+
+    @property
+    def room(self) -> Room:
+        """What is left for rows, and all that each needs."""
+        return Room(self.bytes_max - 8 * self.fences, self.row_bytes, max(1, self.key_width), beside_words=1)
+
+    @property
+    def bytes_min(self) -> int:
+        """The least ``bytes_max`` for rows of this shape; a near cache of less is none."""
+        rows = math.ceil(ROWS_MIN * self.room.bytes_per_row) + 1
+        return rows + math.ceil(rows / 127) + 8  # fences are a 128th of all, and one
+
 
 class Gathered(Struct, frozen=True, eq=False):
     """``rows``: [n, *shape], zeros where the state is MISSING or ABSENT. ``state``: uint8 [n]. ``age``: float64 [n],
@@ -87,16 +104,14 @@ class NearTable:
         self._width = shape.key_width
         self._lives = lives
         self._hashing = hashing(shape.key_width, seed)
-        fence_count = min(FENCES_MAX, max(1, shape.bytes_max // 1024))
-        room = Room(shape.bytes_max - fence_count * 8, shape.row_bytes, max(1, shape.key_width), beside_words=1)
-        self._arena = Arena(room, self._hashing)
+        self._arena = Arena(shape.room, self._hashing)
         self._stored_at = self._arena.beside[:, 0].view(np.float64)
         self._stored_at[self._arena.spare] = -np.inf
         self._trust = self._arena.mark  # _trusted, + 1 for what is absent; 0: for nothing
         self._trusted = 2  # steps of two: the lowest bit says absent
         self._turn = 0
         self._distrusted_turn = 0
-        self._fences = np.zeros(fence_count, np.int64)
+        self._fences = np.zeros(shape.fences, np.int64)
 
     @property
     def entries(self) -> int:

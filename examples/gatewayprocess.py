@@ -116,9 +116,10 @@ class GatewayProcess:
 
     def metrics(self) -> dict[str, float]:
         """The admin port's samples: ``name`` or ``name{a="x",b="y"}``, labels sorted, -> value."""
-        return samples(self._exposition())
+        return samples(self.exposition())
 
-    def _exposition(self) -> str:
+    def exposition(self) -> str:
+        """All that the admin port tells, in Prometheus' text format."""
         with urllib.request.urlopen(f"{self.admin_url}/metrics", timeout=10.0) as answer:
             told: bytes = answer.read()
         return told.decode()
@@ -130,7 +131,7 @@ class GatewayProcess:
         """
         wanted = {f'{label}="{value}"' for label, value in labels.items()}
         total = 0.0
-        text = self._exposition()
+        text = self.exposition()
         family = name.removesuffix("_total").removesuffix("_count").removesuffix("_sum").removesuffix("_bucket")
         if f"# TYPE {family} " not in text and f"# TYPE {family}_total " not in text:
             raise KeyError(f"no metric {name}")

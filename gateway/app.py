@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from degrade.breaker import Change
+from degrade.deadline import Ticker
 from gateway.admission.ratelimit import Limiter
 from gateway.background import Run, Sleep, kept, sweep
 from gateway.codec.ndarray import plain_bytes_max
@@ -44,11 +45,14 @@ from gateway.doors.rpc import RpcConnection
 from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
 from gateway.memory import resident
+from gateway.notes import Notes
 from gateway.operate.admin import Shown, admin_port
 from gateway.operate.gauges import (
+    chaos_gauges,
     gauges,
     grpc_gauges,
     lane_gauges,
+    notes_gauges,
     reload_gauges,
     rpc_gauges,
     second_gauges,
@@ -68,6 +72,7 @@ from gateway.surroundings import Surroundings, real
 if TYPE_CHECKING:
     from gateway.doors.grpc import GrpcDoor
     from gateway.doors.grpc_listener import GrpcListener
+    from gateway.operate.faults import Faults
     from gateway.tables import Table
 
 SWEEP_SECONDS: Final = 0.5
@@ -122,10 +127,11 @@ class Gateway:
         """Where the gRPC door listens; empty if there is none."""
         self.buffered = Buffered(int(config.server.buffered_bytes_max))
         self.telemetry = Telemetry(self._ticker, logs_requests=config.log.level == "debug")
-        self._makings = Makings(config.server, self._around)
+        self._faults = _faults_of(config, self._ticker)
+        self._makings = Makings(config.server, self._around, self._faults)
         self._watching = Watching(self._breaker_changed, self._model_changed)
         self.standing = stand(config, self._makings, homes(config, self._makings, self._watching))
-        self._stores = Stores(self._around)
+        self._stores = Stores(self._around, self._faults)
         self._share(self.standing)
         self._limiter = Limiter(config.server.quota_keys_max)
         self.pipeline = Pipeline(self._limiter, self.telemetry, self._ticker, self._around.chance)
@@ -135,7 +141,13 @@ class Gateway:
         of_reloads = () if self.reloads is None else reload_gauges(self.reloads)
         of_tables = table_gauges(lambda: self.standing.tables)
         of_seconds = second_gauges(lambda: self.services, self._stores.states)
-        for gauge in (*gauges(*shown), *of_tables, *of_seconds, *of_reloads):
+        for gauge in (*gauges(*shown), *of_tables, *of_seconds, *of_reloads, *chaos_gauges(self._faults)):
+            self.telemetry.watch(gauge)
+
+    def note(self, notes: Notes) -> None:
+        """Note what is in work, for whoever asks what this process has died of."""
+        self._exchange.notes = notes
+        for gauge in notes_gauges(notes):
             self.telemetry.watch(gauge)
 
     @property
@@ -172,7 +184,8 @@ class Gateway:
             await self._open_rpc(server, server.rpc)
         if server.has_grpc:
             await self._start_grpc(ports, certificates)
-        shown = Shown(lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining, self.reloads)
+        state = (lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining)
+        shown = Shown(*state, self.reloads, self._faults)
         self._admin = Listener(admin_port(shown).handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
@@ -423,6 +436,15 @@ class Gateway:
     def _loaded(self, model: str) -> None:
         """A caller loaded or unloaded a model through us: no need to wait for the next poll to see it."""
         self._model_changed(self.standing.config.passthrough, model)
+
+
+def _faults_of(config: Config, ticker: Ticker) -> Faults | None:
+    """What makes faults on purpose, where that is configured."""
+    if not config.chaos.enabled:
+        return None
+    from gateway.operate.faults import Faults
+
+    return Faults(ticker)
 
 
 def _edge_options(server: Server) -> EdgeOptions:

@@ -6,6 +6,7 @@ Rule of this file: values, and one decision that depends on them alone; what hap
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import Generic
 
 import msgspec
@@ -16,6 +17,7 @@ from degrade.deadline import Deadline
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Quota, Verdict
 from gateway.codec.http import CacheDirectives
+from gateway.notes import UNNOTED
 from gateway.service import Allowance, Q, R, Served, Service
 from tiers.inference import Provenance
 
@@ -24,13 +26,14 @@ Dues = tuple[tuple[str, Quota], ...]
 
 
 class Call(msgspec.Struct, Generic[Q, R], frozen=True):
-    """One request as a door hands it over."""
+    """One request as a door hands it over. ``note``: a block in which it counts as in work."""
 
     route: Service[Q, R]
     caller: Caller
     request: Q
     directives: CacheDirectives
     deadline: Deadline
+    note: AbstractContextManager[object] = UNNOTED
 
 
 class Answer(msgspec.Struct, Generic[R], frozen=True):

@@ -14,13 +14,14 @@ import json
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import IO, Final, Protocol, cast
+from urllib.parse import urlsplit
 
-from gateway.config import Config
+from gateway.config import Config, Log
 from gateway.sources import ConfigError, Loaded, read
 
 WELL: Final = 0
@@ -49,6 +50,8 @@ examples:
       ask a running gateway what will be asked anyway, before callers do
   tailrace table load user --config tailrace.toml --from users.parquet
       fill a table's store from a file; interrupted, the same command goes on
+  tailrace explain digits --config tailrace.toml --when "gpu down, cache old"
+      what would a caller get then, and why?
   tailrace schema > tailrace.schema.json
       for an editor that completes and checks TOML
   tailrace demo
@@ -92,6 +95,8 @@ def _run(chosen: argparse.Namespace, given: Sequence[str]) -> int:
             return _warm(chosen)
         case "table":
             return _load(chosen)
+        case "explain":
+            return _explain(chosen)
         case _:
             return _demo(chosen.keep, chosen.redis)
 
@@ -105,7 +110,8 @@ def _serve(chosen: argparse.Namespace, given: Sequence[str]) -> int:
         return supervisor.supervise(config, reread, given, _announce)
     from gateway import process
 
-    return process.serve(config, reread, _announce, chosen.worker)
+    employment = None if chosen.worker is None else process.Employment(chosen.worker, chosen.notes)
+    return process.serve(config, reread, _announce, employment)
 
 
 def _check(chosen: argparse.Namespace) -> int:
@@ -154,6 +160,16 @@ def _positive(written: str) -> float:
     return value
 
 
+def _door(written: str) -> str:
+    """A gateway's HTTP door, without a path."""
+    parts = urlsplit(written)
+    whole = parts.path in ("", "/") and not parts.query and not parts.fragment and parts.username is None
+    with suppress(ValueError):
+        if parts.scheme in ("http", "https") and parts.hostname and whole and parts.port != 0:
+            return f"{parts.scheme}://{parts.netloc}"
+    raise argparse.ArgumentTypeError(f"{written!r} is not http://HOST:PORT or https://HOST:PORT")
+
+
 def _in_flight(written: str) -> int:
     value = int(written)
     if not 1 <= value <= IN_FLIGHT_MAX:
@@ -176,6 +192,22 @@ def _load(chosen: argparse.Namespace) -> int:
     except load.Failed as error:
         return _report((str(error),), UNFIT)
     print(f"tables.{chosen.name}: {done.rows} rows, {done.rows - done.before} of them written in {done.seconds:.1f} s")
+    return WELL
+
+
+def _explain(chosen: argparse.Namespace) -> int:
+    from gateway.explain.conditions import read_conditions
+    from gateway.explain.telling import explain
+    from gateway.operate.log import set_up
+
+    config = read(chosen.config, os.environ).config
+    set_up(Log(level="error"))  # what the parts would log of all that fails here is what is told
+    if chosen.route not in config.routes:
+        from gateway.schema import nearest
+
+        known = nearest(chosen.route, list(config.routes)) or f"; there is {', '.join(config.routes) or 'none'}"
+        return _report((f"there is no route {chosen.route} in {chosen.config}{known}",), MISUSED)
+    print(explain(config, chosen.route, read_conditions(chosen.when, config)))
     return WELL
 
 
@@ -286,6 +318,7 @@ def _parser() -> argparse.ArgumentParser:
         "--workers", metavar="N", type=int, help="processes that answer on the same port (default: server.workers, 1)"
     )
     serve.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # which of a supervisor's workers this one is
+    serve.add_argument("--notes", type=int, help=argparse.SUPPRESS)  # and the descriptor of their notes
     warm = commands.add_parser(
         "warm",
         help="fill a running gateway's caches from a file",
@@ -298,7 +331,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     warm.add_argument("file", metavar="FILE", help="the requests; - is standard input")
     warm.add_argument(
-        "--url", metavar="URL", default="http://127.0.0.1:8080", help="the gateway (default: %(default)s)"
+        "--url", metavar="URL", type=_door, default="http://127.0.0.1:8080", help="the gateway (default: %(default)s)"
     )
     warm.add_argument(
         "--rate", metavar="N", type=_positive, default=50.0, help="requests a second at most (default: %(default)g)"
@@ -308,6 +341,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     warm.add_argument("--key-file", metavar="FILE", help="a file with the API key to ask with")
     _table_parser(commands)
+    _explain_parser(commands)
     commands.add_parser("schema", help="print the JSON Schema of tailrace.toml")
     demo = commands.add_parser(
         "demo",
@@ -322,6 +356,25 @@ def _parser() -> argparse.ArgumentParser:
         "--redis", action="store_true", help="features in a real Redis, which is written to and killed (make .redis)"
     )
     return parser
+
+
+def _explain_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    explain = commands.add_parser(
+        "explain",
+        help="what a caller of a route would get if something failed, and why",
+        description="Sends one request through the gateway's own pipeline, in a world of the conditions: no network,\n"
+        "no waiting. Conditions stand apart by commas:\n"
+        "  BACKEND or a replica's URL    down slow overloaded broken\n"
+        "  MODEL                         broken failing slow overloaded unsure\n"
+        "  TABLE, redis or lmdb          down slow loading refusing\n"
+        "  cache or rows                 empty fresh old dead\n"
+        "cache is what is held of the answer, rows what is held of the tables' rows; both are empty unless said.",
+        epilog='tailrace explain digits --config tailrace.toml --when "gpu down, cache old"',
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    explain.add_argument("route", metavar="ROUTE", help="a route of the configuration")
+    explain.add_argument("--config", metavar="FILE", required=True, help="a tailrace.toml")
+    explain.add_argument("--when", metavar="CONDITIONS", default="", help="what is wrong (default: nothing)")
 
 
 def _table_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -179,6 +179,12 @@ class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     format: Literal["text", "json"] = "text"
 
 
+class Chaos(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Whether faults may be made on purpose, by the admin port."""
+
+    enabled: bool = False
+
+
 class QuotaConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``rate`` requests each ``per``, with ``burst`` at once (default: a whole ``rate``)."""
 
@@ -474,6 +480,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     server: Server = field(default_factory=Server)
     log: Log = field(default_factory=Log)
+    chaos: Chaos = field(default_factory=Chaos)
     callers: dict[str, CallerConfig] = field(default_factory=dict)
     backends: dict[str, Backend] = field(default_factory=dict)
     tables: dict[str, TableConfig] = field(default_factory=dict)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 from msgspec import Meta, Struct, structs
 
@@ -29,14 +29,14 @@ from gateway.ranges import (
 from gateway.schema import Fault
 from gateway.units import Seconds, Size
 
+if TYPE_CHECKING:
+    from cache.table import TableShape
+
 LMDB: Final = "lmdb:"
 BYTES_MIN: Final = Size.parse("1MiB")
 NUMBERS_MAX: Final = 2**20
 """Of one row: four megabytes, where every key is fetched whole."""
-ITEM_BYTES: Final = {"float32": 4, "float16": 2, "int8": 4}
-"""In memory, of one number: what was int8 in the store is float32."""
-ROWS_MIN: Final = 16
-"""A near cache of less is none."""
+FLOAT32_MAX: Final = (2.0 - 2.0**-23) * 2.0**127
 COHERENT_MIN: Final = Seconds.parse("100ms")
 COHERENT_MAX: Final = Seconds.parse("1h")
 """Several pings must find room in it, and they are not to be a load."""
@@ -125,6 +125,15 @@ class TableConfig(Struct, frozen=True, forbid_unknown_fields=True):
         """The servers, if they are Redis. Raises ValueError."""
         return None if self.store.startswith(LMDB) else parse_redis(self.store)
 
+    def near(self, bytes_max: int) -> TableShape:
+        """What its near cache holds; whatever numbers are in the store, they are float32 here."""
+        # Imported here: a configuration without tables needs no arrays.
+        from cache.table import TableShape
+        from cache.words import WORD_BYTES
+
+        key_width = 0 if self.ids == "integer" else -(-(self.id_bytes_max + 1) // WORD_BYTES)
+        return TableShape(bytes_max, "float32", self.shape, key_width)
+
     def from_folder(self, folder: Path) -> TableConfig:
         """The same with whole paths of files."""
         table = self
@@ -201,18 +210,25 @@ class TableConfig(Struct, frozen=True, forbid_unknown_fields=True):
             yield "shape", f"must be [{len(self.fields)}], as many as there are fields"
         if self.dtype == "int8" and (self.fields or self.feast is not None):
             yield "dtype", "is int8, which is a form of raw vectors; numbers one by one are float32 or float16"
-        least = ROWS_MIN * self.numbers * ITEM_BYTES[self.dtype]
+        if self.feast is not None and self.numbers < len(self.feast.features):
+            yield "shape", f"is {self.numbers} numbers a row, and feast.features names {len(self.feast.features)}"
+        least = self.near(int(self.bytes_max)).bytes_min
         if self.bytes_max < least:
-            yield "bytes_max", f"is {self.bytes_max}, and {ROWS_MIN} rows take {Size(least)}"
+            yield "bytes_max", f"is {self.bytes_max}; a near cache of rows of {self.numbers} takes {_whole(least)}"
 
     def _default_faults(self, value: float) -> Iterator[Fault]:
-        if not math.isfinite(value):
-            yield "default", "must be a finite number"
+        if not abs(value) <= FLOAT32_MAX:
+            yield "default", "must be a finite number of float32"
         elif self.bounds is not None and not (
             (self.bounds.min is None or self.bounds.min <= value)
             and (self.bounds.max is None or value <= self.bounds.max)
         ):
             yield "default", f"is {value:g}, which bounds do not allow"
+
+
+def _whole(bytes_: int) -> Size:
+    """As a size is written: in whole MiB, rounded up."""
+    return Size(-(-bytes_ // 2**20) * 2**20)
 
 
 def _names(key: str, names: tuple[str, ...]) -> Iterator[Fault]:

@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 
 from cache.stores.address import parse_redis
 from gateway.admission.auth import anonymous_name
-from gateway.config import CacheConfig, Config, Endpoint, Route
+from gateway.config import CacheConfig, Config, Endpoint, Route, parse_address
 from gateway.doors.path import target_of
 from gateway.problem import Refused
 from gateway.schema import Fault
@@ -49,10 +49,16 @@ def between(config: Config, written: Written) -> Iterator[Fault]:
             yield f"callers.{name}.key_sha256", f"is the key of caller {owner} too"
     if not config.server.anonymous and not config.callers:
         yield "server.anonymous", "is false and there are no callers: nobody could call"
+    admin = parse_address(config.server.admin)
+    if config.chaos.enabled and not (admin.path or _is_loopback(admin.host)):
+        reaches = f"whoever reaches server.admin ({config.server.admin}) could break this gateway"
+        yield "chaos.enabled", f"is true, and {reaches}; let that be on loopback or a unix socket, or set this to false"
 
 
 def doubts(config: Config, written: Written) -> Iterator[str]:
     """What is no fault, but hardly what the operator means."""
+    if config.chaos.enabled:
+        yield "chaos.enabled: is true: by the admin port faults can be made on purpose; not for callers in need"
     tls = config.server.tls
     if tls is not None and tls.minimum != "1.2" and config.server.has_grpc:
         yield f"server.tls.minimum: is {tls.minimum}, which grpc cannot be told: the gRPC door speaks 1.2 too"

@@ -7,7 +7,10 @@ gRPC door passes on over gRPC where that is configured, and over HTTP where it i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
+
+import msgspec
 
 from degrade.breaker import BreakerOptions
 from gateway.config import Backend, Server
@@ -20,6 +23,7 @@ from tiers.seat import Replica
 
 if TYPE_CHECKING:
     from gateway.config_tables import TableConfig
+    from gateway.operate.faults import Faults
     from gateway.stores import Sources
     from gateway.tables import Table
     from tiers.backends.triton_grpc import GrpcOptions, TritonGrpc
@@ -28,18 +32,25 @@ SEED_BYTES: Final = 16
 """Of a near cache's hashing."""
 
 
+class Told(msgspec.Struct, frozen=True):
+    """Who is told of one backend: of its breakers, and of models that have changed."""
+
+    breaker: OnChange
+    model: Callable[[str], None]
+
+
 class Makings:
     """What every backend's parts have in common."""
 
-    def __init__(self, server: Server, around: Surroundings) -> None:
+    def __init__(self, server: Server, around: Surroundings, faults: Faults | None = None) -> None:
+        """``faults``: what stands before replicas and stores, where that is configured; None: nothing does."""
+        self._faults = faults
         self._server = server
         self._around = around
         self._ticker = around.ticker
         self._sources: Sources | None = None
 
-    def home(
-        self, backend: Backend, has_models: bool, on_breaker: OnChange, on_model: Callable[[str], None]
-    ) -> Home:
+    def home(self, name: str, backend: Backend, has_models: bool, told: Told) -> Home:
         """The parts of one backend; call it within the event loop that they are to live in. ``has_models``: routes
         name some of it, so it must be a Triton."""
         from tiers.rpc import RpcPool
@@ -47,14 +58,17 @@ class Makings:
         speaking = self._speaking_grpc(backend)
         replicas: list[Replica] = []
         replicas += [TritonHttp(url, _http_options(backend)) for url in backend.http] or speaking
-        pool = self._pool(replicas, backend, on_breaker, probe=probe_of(backend, has_models))
-        catalog = Catalog(replicas, CatalogOptions(), self._ticker, on_model, pool.has_answered)
+        asked = replicas
+        if self._faults is not None:
+            asked = [self._faults.replica(name, replica) for replica in replicas]
+        pool = self._pool(asked, backend, told.breaker, probe=probe_of(backend, has_models))
+        catalog = Catalog(asked, CatalogOptions(), self._ticker, told.model, pool.has_answered)
         if not self._server.has_grpc:
             return Home(pool, catalog)
         if not backend.http:
             return Home(pool, catalog, RpcPool(pool, speaking, self._ticker))
         if speaking:
-            spoken = self._pool(speaking, backend, on_breaker, backend.http)
+            spoken = self._pool(speaking, backend, told.breaker, backend.http)
             return Home(pool, catalog, RpcPool(spoken, speaking, self._ticker))
         from tiers.backends.over_http import SpeaksHttp
 
@@ -67,7 +81,8 @@ class Makings:
 
         if self._sources is None:
             self._sources = Sources(self._ticker)
-        return Table(name, config, self._sources.source(config), self._ticker, self._around.secret(SEED_BYTES))
+        wrap = None if self._faults is None else partial(self._faults.store, f"tables.{name}")
+        return Table(name, config, self._sources.source(config, wrap), self._ticker, self._around.secret(SEED_BYTES))
 
     async def close(self) -> None:
         """Close what parts share."""
@@ -90,19 +105,21 @@ class Makings:
         labels: Sequence[str] = (),
         probe: Probe = Probe(),  # noqa: B008 - frozen
     ) -> Pool:
-        breaker = backend.breaker
-        options = PoolOptions(
-            breaker=BreakerOptions(
-                consecutive_failures=breaker.consecutive_failures,
-                failure_ratio=breaker.failure_ratio,
-                volume_min=breaker.volume_min,
-                window=float(breaker.window),
-                open_seconds=float(breaker.open),
-                open_seconds_max=float(breaker.open_max),
-            ),
-            probe=probe,
-        )
-        return Pool(replicas, options, self._ticker, self._around.chance, on_breaker, labels)
+        return Pool(replicas, pool_options(backend, probe), self._ticker, self._around.chance, on_breaker, labels)
+
+
+def pool_options(backend: Backend, probe: Probe = Probe()) -> PoolOptions:  # noqa: B008 - frozen
+    """How a backend's replicas are chosen, and left alone."""
+    breaker = backend.breaker
+    options = BreakerOptions(
+        consecutive_failures=breaker.consecutive_failures,
+        failure_ratio=breaker.failure_ratio,
+        volume_min=breaker.volume_min,
+        window=float(breaker.window),
+        open_seconds=float(breaker.open),
+        open_seconds_max=float(breaker.open_max),
+    )
+    return PoolOptions(breaker=options, probe=probe)
 
 
 def probe_of(backend: Backend, has_models: bool) -> Probe:

@@ -83,6 +83,10 @@ def load(request: Request, now: Ticker = time.monotonic) -> Loaded:
         file = open_rows(request.path, wanted)
         mark = _mark(request)
         before = 0 if request.restart else _remembered(request, mark)
+        if before and not asyncio.run(_is_held(request, file, before)):
+            gone = f"tables.{request.name}: the {before} rows that were written are gone; from the start"
+            print(gone, file=sys.stderr)
+            before = 0
         with _progress(request.name, file.rows, before) as progress:
             started = now()
             rows = asyncio.run(_write(request, file, mark, before, progress))
@@ -113,6 +117,23 @@ async def _write(request: Request, file: RowsFile, mark: Mark, before: int, prog
             _remember(request, mark, done)
         await source.store.close()
     return done
+
+
+async def _is_held(request: Request, file: RowsFile, before: int) -> bool:
+    """Whether the store has the first and the last of the rows that were written: it may have been emptied since.
+    Raises Failed, Unreadable."""
+    source = Sources(time.monotonic).source(request.table)
+    try:
+        keys = []
+        for skip in (0, before - 1):
+            batches = file.batches(skip)
+            keys.append(source.keyed.keys(next(batches).ids[:1])[0])
+        found = await source.store.get_many(keys, WRITE_SECONDS)
+    except StoreError as error:
+        raise Failed(f"the store of tables.{request.name}: {error}") from None
+    finally:
+        await source.store.close()
+    return not any(each is None or isinstance(each, StoreError) for each in found)
 
 
 def judge(batch: Batch, table: TableConfig) -> None:

@@ -14,7 +14,7 @@ from gateway.service import Served
 from tiers.inference import InferResponse, Parameter, Parameters, Tensor
 from tiers.rows import Plan
 
-LAYOUT = 1
+LAYOUT = 2
 """Part of every scope: what another layout has written is not found."""
 
 _Said = dict[str, Parameter]
@@ -45,7 +45,7 @@ class _Made(msgspec.Struct, frozen=True, array_like=True):
     parameters: _Said
     tier: str
     version: str
-    escalated: bool
+    position: int
 
 
 class _Row(msgspec.Struct, frozen=True, array_like=True):
@@ -101,7 +101,7 @@ def packed_row(row: Row, made: bytes, made_at: float) -> bytes | None:
 def packed_made(made: Made) -> bytes | None:
     """What rows of an answer have in common; None if it holds what MessagePack cannot."""
     said = tuple([dict(each) for each in made.plan.parameters])
-    return _encoded(_Made(made.plan.tensors, said, dict(made.parameters), made.tier, made.version, made.escalated))
+    return _encoded(_Made(made.plan.tensors, said, dict(made.parameters), made.tier, made.version, made.position))
 
 
 class Rows:
@@ -128,7 +128,7 @@ def _made(data: bytes) -> Made | None:
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
     of_tensors: tuple[Parameters, ...] = told.of_tensors
-    return Made(Plan(told.tensors, of_tensors), told.parameters, told.tier, told.version, told.escalated)
+    return Made(Plan(told.tensors, of_tensors), told.parameters, told.tier, told.version, told.position)
 
 
 def _encoded(told: msgspec.Struct) -> bytes | None:

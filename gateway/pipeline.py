@@ -20,6 +20,7 @@ import asyncio
 import math
 import random
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Final
 
 import msgspec
@@ -276,14 +277,15 @@ class Pipeline:
         settled = None if key is None else route.settled(call.caller, call.request, key, given)
         alike = settled is key
         if settled is None or route.cache is None or given.degraded:
-            return Filled(given.served, given.steps, given.degraded, None, settled, alike, given.rows_kept)
+            return Filled(
+                given.served, given.steps, given.degraded, None, settled, alike, given.rows_kept, given.made_at
+            )
         made_at = self._ticker() if given.made_at is None else given.made_at
         entry = route.entry(given.served, settled.epoch, made_at)
         stored = route.cache.store(settled, entry, ticket)
         again = entry if given.second else None
-        return Filled(
-            entry.value, given.steps, False, entry if stored else None, settled, alike, given.rows_kept, again
-        )
+        kept = entry if stored else None
+        return Filled(entry.value, given.steps, False, kept, settled, alike, given.rows_kept, given.made_at, again)
 
     def _cascade_steps(self, call: Call[Q, R], key: Key | None) -> tuple[Step, ...]:
         """The ladder's steps that the tiers may take: those before ``stale``, if an old answer is there."""
@@ -298,7 +300,10 @@ class Pipeline:
         if key in route.refreshing or len(route.refreshing) >= route.refreshes_max:
             return
         route.refreshing.add(key)
+        working = ExitStack()
+        working.enter_context(call.note)  # its caller is gone before it has begun
         task = asyncio.create_task(self._refreshed(call, key, entry.value.batch))
+        task.add_done_callback(lambda _: working.close())
         self._refreshing.add(task)
         task.add_done_callback(self._refreshing.discard)
 
@@ -382,14 +387,16 @@ class Pipeline:
         if filled.again is not None:
             told = _of_entry(filled.again, Recall(Action.SERVE, "hit", "second"), self._ticker())
             return Answer(served.response, told, quota, key, entry)
+        now = self._ticker()
         provenance = Provenance(
             cache=choice.state,
             reason="partial" if filled.rows_kept else choice.reason,
             tier=served.tier,
             version=served.response.version,
+            age=now - filled.made_at if filled.rows_kept and filled.made_at is not None else 0.0,
             rows_kept=filled.rows_kept,
             tables=served.tables,
-            ttl_left=None if entry is None else entry.ttl_left(self._ticker()),
+            ttl_left=None if entry is None else entry.ttl_left(now),
             rows=served.rows,
             rows_escalated=served.rows_escalated,
             steps=filled.steps,

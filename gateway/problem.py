@@ -183,6 +183,16 @@ def unsupported_encoding(detail: str) -> Problem:
     return Problem("unsupported-encoding", 415, "Unsupported content encoding", detail)
 
 
+def deadly(digest: str, seconds: float) -> Problem:
+    """422: the request was in work at the death of two workers. No 5xx: who tries again what fails so, a proxy or a
+    client, would take it to the next gateway."""
+    detail = (
+        f"Workers of this gateway have died while this request was in work; it is refused for {seconds:.0f} s more "
+        f"(its digest is {digest})."
+    )
+    return Problem("deadly", 422, "Request refused", detail, extras={"digest": digest})
+
+
 def quota(detail: str, retry_after: float) -> Problem:
     """429: ``retry_after`` in seconds."""
     return Problem("quota", 429, "Too many requests", detail, retry_after=retry_after)

@@ -12,6 +12,7 @@ import signal
 import sys
 from collections.abc import Callable
 
+import msgspec
 import structlog
 import uvloop
 
@@ -21,18 +22,27 @@ from gateway.config import ALLOW_ALL, Config
 from gateway.doors.certificates import Unusable
 from gateway.doors.listener import ParserMissing, require_strict_parser
 from gateway.memory import keep_freed_memory, set_start_aside
+from gateway.notes import Notes
 from gateway.operate.log import set_up
 from gateway.reload import Reread, reloading
 
 _log = structlog.get_logger("tailrace")
 
 
-def serve(config: Config, reread: Reread, announce: Callable[[str], None], worker: int | None = None) -> int:
+class Employment(msgspec.Struct, frozen=True):
+    """What a worker is told by its supervisor: its number, and the descriptor of its ``Notes``, if there are any."""
+
+    worker: int
+    notes: int | None = None
+
+
+def serve(config: Config, reread: Reread, announce: Callable[[str], None], employment: Employment | None = None) -> int:
     """Run a gateway until SIGTERM or SIGINT; returns the process's exit code.
 
-    ``announce`` gets one line when it is ready. ``worker``: the number of a supervisor's worker, which ends when its
+    ``announce`` gets one line when it is ready. ``employment``: of a supervisor's worker, which ends when its
     standard input does.
     """
+    worker = None if employment is None else employment.worker
     set_up(config.log, worker)
     try:
         require_strict_parser()
@@ -58,6 +68,8 @@ def serve(config: Config, reread: Reread, announce: Callable[[str], None], worke
         if worker is not None:
             loop.add_reader(sys.stdin.fileno(), stopping.set)  # nobody writes there: readable means its end
         gateway = Gateway(config, shared=worker is not None, reread=reread)
+        if employment is not None and employment.notes is not None:
+            gateway.note(Notes(employment.notes, employment.worker))
         try:
             http, admin = await gateway.start()
             doors = {"http": http, "grpc": gateway.grpc_address, "rpc": gateway.rpc_address, "admin": admin}

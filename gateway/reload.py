@@ -150,6 +150,8 @@ def fixed(before: Config, after: Config) -> Iterator[str]:
         yield f"server.buffered_bytes_max: a gRPC message may have half of it, {old}, and now {new}, {RESTART}"
     if before.log != after.log:
         yield f"log: {before.log} is now {after.log}, {RESTART}"
+    if before.chaos != after.chaos:
+        yield f"chaos.enabled: {before.chaos.enabled} is now {after.chaos.enabled}, {RESTART}"
 
 
 def differences(before: Config, after: Config) -> dict[str, Difference]:

@@ -28,6 +28,7 @@ from gateway.admission.validate import EVERY_INPUT, TensorRule, Validator
 from gateway.codec.http import BodyLimits
 from gateway.config import Route as RouteConfig
 from gateway.config import TierConfig
+from gateway.fitting import Expected, expected
 from gateway.problem import Refused, not_found
 from gateway.recall import RecallRules
 from gateway.rows import Asked, Assembled, Row, Rows
@@ -308,7 +309,8 @@ class Route:
 
         if self.rows is not None and rows and terms.key is not None:
             asked = self._in_rows(terms.caller, request, terms.key, rows)
-            asked = msgspec.structs.replace(asked, reuse=terms.reuse, keep=not is_degraded)
+            expects = self._expected(request, rows) if self.second is not None else None
+            asked = msgspec.structs.replace(asked, reuse=terms.reuse, keep=not is_degraded, expected=expects)
             seconds = deadline.remaining(ticker()) + ROWS_GRACE_SECONDS
             made = await self.rows.answer(asked, cascaded, seconds, ticker)
             return Given(
@@ -317,7 +319,8 @@ class Route:
             )  # fmt: skip
         turn = None if self.second is None or terms.key is None else self.second.turn
         if self.second is not None and turn is not None and terms.key is not None and terms.reuse:
-            found = await self.second.answer(turn, terms.key.digest)
+            expects = self._expected(request, rows)
+            found = None if expects is None else await self.second.answer(turn, terms.key.digest, expects.fits)
             if found is not None:
                 return Given(found[0], made_at=found[1], second=True)
         answer = await cascaded(request, rows)
@@ -329,6 +332,14 @@ class Route:
         if self.second is not None and turn is not None and terms.key is not None and not degraded:
             self.second.keep_answer(turn, terms.key.digest, served, ticker())
         return Given(served, answer.tier_rows, answer.passed, degraded, answer.rows_escalated)
+
+    def _expected(self, request: InferRequest, rows: int | None) -> Expected | None:
+        """What an answer to it must be; None while a tier's model is not known."""
+        if self.known_facts(request.version) is None:
+            return None
+        held = self._merged.get(request.version)
+        assert held is not None, "it was merged just now"
+        return expected([tier.model for tier in self.tiers], held.told, request, rows)
 
     def _known_rows(self, request: InferRequest) -> int | None:
         """How many rows a request has whose answers may be here; None where that is not to be known, or it is to be

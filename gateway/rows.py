@@ -25,6 +25,7 @@ from cache.response import ResponseCache
 from degrade.deadline import Ticker
 from degrade.ladder import Failure
 from gateway.config import CacheConfig
+from gateway.fitting import Expected
 from tiers.cascade import CascadeAnswer
 from tiers.inference import (
     Form,
@@ -36,7 +37,7 @@ from tiers.inference import (
     UpstreamError,
     parameters_size,
 )
-from tiers.rows import Plan, join_rows, plan_of, split_rows, take_rows
+from tiers.rows import Plan, is_row, join_rows, plan_of, split_rows, take_rows
 from tiers.v2.forms import FORMS_MAX
 
 ROW_OVERHEAD_BYTES: Final = 448
@@ -50,13 +51,14 @@ PLANS_MAX: Final = 256
 
 
 class Made(msgspec.Struct, frozen=True):
-    """What the rows of one answer have in common."""
+    """What the rows of one answer that are one tier's have in common. ``position``: the tier's in the cascade, 0 the
+    first's."""
 
     plan: Plan
     parameters: Parameters
     tier: str
     version: str
-    escalated: bool
+    position: int
 
 
 class Row(msgspec.Struct, frozen=True, gc=False):
@@ -68,7 +70,8 @@ class Row(msgspec.Struct, frozen=True, gc=False):
 
 class Asked(msgspec.Struct, frozen=True):
     """A batch. ``keys``: a row's each, in order. ``reuse``: whether kept rows will do, and others' fills; ``keep``:
-    whether its own rows may be kept; ``outputs``: those that every tier has, None for all that come."""
+    whether its own rows may be kept; ``outputs``: those that every tier has, None for all that come; ``expected``: what
+    others' rows must be, None if that is not known: then they are not asked for."""
 
     request: InferRequest
     keys: Sequence[bytes]
@@ -76,6 +79,7 @@ class Asked(msgspec.Struct, frozen=True):
     reuse: bool = True
     keep: bool = True
     outputs: frozenset[str] | None = None
+    expected: Expected | None = None
 
 
 class Elsewhere(Protocol):
@@ -85,8 +89,10 @@ class Elsewhere(Protocol):
     def turn(self) -> bytes | None:
         """What is taken along while the models are asked; None: nothing is to be looked for or left."""
 
-    async def rows(self, turn: bytes, digests: Sequence[bytes]) -> Mapping[bytes, tuple[Row, float]]:
-        """Those of these rows that are there, and when each was made (monotonic seconds)."""
+    async def rows(
+        self, turn: bytes, digests: Sequence[bytes], fits: Callable[[Row], bool]
+    ) -> Mapping[bytes, tuple[Row, float]]:
+        """Those of these rows that are there and fit, and when each was made (monotonic seconds)."""
 
     def keep_rows(self, turn: bytes, rows: Mapping[bytes, Entry[Row]]) -> None:
         """Leave rows for others."""
@@ -284,7 +290,8 @@ class Rows:
         turn = None if second is None else second.turn
         if second is None or turn is None:
             return self._kept_of(asked, keys, ticket, await self._ask(asked, keys, ask), ticker())
-        found = await second.rows(turn, keys) if asked.reuse else {}
+        expected = asked.expected if asked.reuse else None
+        found = {} if expected is None else await second.rows(turn, keys, _judge(expected))
         known = self._kept_again(asked, found, ticket)
         missing = [key for key in keys if key not in known]
         if not missing:
@@ -328,18 +335,21 @@ class Rows:
         if not outputs:
             raise UpstreamError(Failure.BROKEN, f"an answer of {answer.tier} holds no output that all tiers have")
         data = split_rows(outputs, len(keys))
-        plan, response = self._one_of(plan_of(outputs)), answer.response
-        first = Made(plan, response.parameters, answer.tier_rows[0][0], answer.first_version, escalated=False)
-        later = Made(plan, response.parameters, answer.tier, answer.version, escalated=True)
-        said = parameters_size(response.parameters) // len(keys)
-        beyond = frozenset(answer.escalated)
-        filled = {}
-        for place, (key, row) in enumerate(zip(keys, data, strict=True)):
-            made = later if place in beyond else first
-            entry = filled[key] = self._keep(asked, key, Row(row, made), now, said)
-            if asked.keep and not answer.degraded:
-                self.cache.store(Key(key, asked.epoch), entry, ticket)
-        return Filling(filled, len(beyond), answer.tier_rows, answer.passed, answer.degraded)
+        plan = self._one_of(plan_of(outputs))
+        is_ones = len(answer.shares) == 1  # which says nothing of rows if it went straight to the last tier
+        filled, escalated = {}, 0
+        for share in answer.shares:
+            places = range(len(keys)) if is_ones else share.rows
+            escalated += len(places) if share.position > 0 else 0
+            made = Made(plan, share.parameters, share.tier, share.version, share.position)
+            said = parameters_size(share.parameters) // max(1, len(places))
+            for place in places:
+                key = keys[place]
+                entry = filled[key] = self._keep(asked, key, Row(data[place], made), now, said)
+                if asked.keep and not answer.degraded:
+                    self.cache.store(Key(key, asked.epoch), entry, ticket)
+        assert len(filled) == len(keys), "a row that is no tier's"
+        return Filling(filled, escalated, answer.tier_rows, answer.passed, answer.degraded)
 
     def _one_of(self, plan: Plan) -> Plan:
         """What rows have in common: one object for all plans that are alike."""
@@ -356,14 +366,13 @@ class Rows:
     ) -> Assembled:
         entries = [rows[key] for key in asked.keys]
         outputs = join_rows(entries[0].value.made.plan, [entry.value.data for entry in entries])
-        escalated = [entry.value.made for entry in entries if entry.value.made.escalated]
-        made = escalated[-1] if escalated else entries[-1].value.made
+        made = max([entry.value.made for entry in reversed(entries)], key=_position)  # the largest tier's last row's
         elsewhere = frozenset[bytes]().union(*[filling.elsewhere for filling in fillings])
         found = sum([key in elsewhere for key in asked.keys]) if elsewhere else 0
         return Assembled(
             response=InferResponse(self._name, made.version, outputs, parameters=made.parameters),
             tier=made.tier,
-            escalated=len(escalated),
+            escalated=sum([entry.value.made.position > 0 for entry in entries]),
             kept=kept + found,
             made_at=min([entry.stored_at for entry in entries]),
             epoch=min([entry.epoch for entry in entries]),
@@ -373,6 +382,21 @@ class Rows:
             degraded=any(filling.degraded for filling in fillings),
             elsewhere=found,
         )
+
+
+def _judge(expected: Expected) -> Callable[[Row], bool]:
+    """Whether a row of the second level can be one of the answer's; what several have in common is judged once."""
+    judged: dict[int, tuple[Made, bool]] = {}
+
+    def fits(row: Row) -> bool:
+        made = row.made
+        held = judged.get(id(made))
+        if held is None:
+            fit = expected.fits_rows(made.plan, made.position, made.tier, made.version)
+            held = judged[id(made)] = made, fit  # held, or another might be given its identity
+        return held[1] and is_row(made.plan, row.data)
+
+    return fits
 
 
 def _others(filling: Filling) -> Filling:
@@ -385,6 +409,10 @@ def _fit(rows: Iterable[Entry[Row]]) -> bool:
     made = {id(row.value.made): row.value.made for row in rows}.values()
     versions = {(each.tier, each.version) for each in made}
     return len({id(each.plan) for each in made}) == 1 and len(versions) == len({tier for tier, _ in versions})
+
+
+def _position(made: Made) -> int:
+    return made.position
 
 
 def _name(tensor: Tensor) -> str:

@@ -10,8 +10,13 @@ the file. It knows no store. Rows are numbered from 1, without a CSV's line of n
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
+import lzma
+import re
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -32,6 +37,25 @@ ROWS_MAX: Final = 4096
 BATCH_BYTES_MAX: Final = 8 * 2**20
 """Of a batch's numbers, at eight bytes each."""
 SHOWN_MAX: Final = 40
+
+_INTEGER: Final = re.compile(r"\s*[+-]?[0-9]+\s*", re.ASCII)
+"""Python takes "1_0" for 10 too, and digits of other scripts."""
+
+_DAMAGED: Final = (
+    csv.Error,
+    ArithmeticError,
+    EOFError,
+    LookupError,
+    MemoryError,  # a length that is none
+    RuntimeError,  # a password is needed, or a kind of compression is not known here
+    ValueError,  # most of Arrow's
+    lzma.LZMAError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+"""What the libraries say of files that are not what they should be."""
 
 
 class Unreadable(Exception):
@@ -92,33 +116,36 @@ class Csv:
     def __init__(self, path: Path, wanted: Wanted) -> None:
         self._path = path
         self._wanted = wanted
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        with _reading(str(path)), path.open(newline="", encoding="utf-8-sig") as file:
             names = next(csv.reader(file), [])
         self._id, self._places = _places(path, names, wanted)
         self._width = len(names)
 
     def batches(self, skip: int) -> Iterator[Batch]:
         wanted = self._wanted
-        try:
-            with self._path.open(newline="", encoding="utf-8-sig") as file:
-                lines = csv.reader(file)
-                next(lines)
-                ids: list[object] = []
-                rows: list[list[float]] = []
-                number = 0
-                for line in lines:
-                    number += 1
-                    if number <= skip:
-                        continue
-                    ids.append(self._id_of(line, number))
-                    rows.append([self._number(line, place, number) for place in self._places])
-                    if len(rows) == wanted.batch_rows:
-                        yield _batch(number - len(rows) + 1, ids, rows, wanted)
-                        ids, rows = [], []
-                if rows:
+        with self._path.open(newline="", encoding="utf-8-sig") as file:
+            lines = csv.reader(file)
+            next(lines)
+            ids: list[object] = []
+            rows: list[list[float]] = []
+            number = 0
+            while True:
+                with _reading(f"{self._path}: row {number + 1}"):
+                    line = next(lines, None)
+                if line is None:
+                    break
+                if not line:
+                    continue  # a blank line, as many a file ends with
+                number += 1
+                if number <= skip:
+                    continue
+                ids.append(self._id_of(line, number))
+                rows.append([self._number(line, place, number) for place in self._places])
+                if len(rows) == wanted.batch_rows:
                     yield _batch(number - len(rows) + 1, ids, rows, wanted)
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise Unreadable(f"{self._path}: row {number + 1}: {error}") from None
+                    ids, rows = [], []
+            if rows:
+                yield _batch(number - len(rows) + 1, ids, rows, wanted)
 
     def _id_of(self, line: Sequence[str], number: int) -> object:
         if len(line) != self._width:
@@ -126,14 +153,15 @@ class Csv:
         text = line[self._id]
         if self._wanted.id_bytes_max is not None:
             return text
-        try:
-            return int(text)
-        except ValueError:
-            raise Unreadable(f"row {number}: the id {text[:SHOWN_MAX]!r} is no integer") from None
+        if _INTEGER.fullmatch(text) is None or len(text) > SHOWN_MAX:
+            raise Unreadable(f"row {number}: the id {text[:SHOWN_MAX]!r} is no integer")
+        return int(text)
 
     def _number(self, line: Sequence[str], place: int, number: int) -> float:
         try:
-            return float(line[place])
+            if "_" not in line[place]:
+                return float(line[place])
+            raise ValueError
         except ValueError:
             raise Unreadable(f"row {number}: {line[place][:SHOWN_MAX]!r} is no number") from None
 
@@ -144,7 +172,8 @@ class Npz:
     def __init__(self, path: Path, wanted: Wanted) -> None:
         self._path = path
         self._wanted = wanted
-        with self._open() as archive, archive.open("ids.npy") as ids, archive.open("rows.npy") as rows:
+        damaged = _reading(str(path))
+        with damaged, self._open() as archive, archive.open("ids.npy") as ids, archive.open("rows.npy") as rows:
             id_shape, self._id_kind = _npy_head(path, "ids", ids)
             shape, self._kind = _npy_head(path, "rows", rows)
         if len(id_shape) != 1 or id_shape[0] != shape[0]:
@@ -159,7 +188,8 @@ class Npz:
         self.rows: int | None = shape[0]
 
     def batches(self, skip: int) -> Iterator[Batch]:
-        with self._open() as archive, archive.open("ids.npy") as ids, archive.open("rows.npy") as rows:
+        damaged = _reading(str(self._path))  # nothing that is raised where a batch is taken passes through here
+        with damaged, self._open() as archive, archive.open("ids.npy") as ids, archive.open("rows.npy") as rows:
             (count,), _ = _npy_head(self._path, "ids", ids)
             _npy_head(self._path, "rows", rows)
             row_bytes = self._wanted.numbers * self._kind.itemsize
@@ -174,10 +204,7 @@ class Npz:
                     yield _batch(done - step + 1, some_ids.tolist(), plain, self._wanted)
 
     def _open(self) -> zipfile.ZipFile:
-        try:
-            archive = zipfile.ZipFile(self._path)
-        except zipfile.BadZipFile:
-            raise Unreadable(f"{self._path}: is no .npz file") from None
+        archive = zipfile.ZipFile(self._path)
         missing = {"ids.npy", "rows.npy"} - set(archive.namelist())
         if missing:
             archive.close()
@@ -196,10 +223,8 @@ class Parquet:
             raise Unreadable("Parquet needs pyarrow: pip install 'tailrace[parquet]'") from None
         self._path = path
         self._wanted = wanted
-        try:
+        with _reading(str(path)):
             self._file = parquet.ParquetFile(path)
-        except self._arrow.ArrowInvalid as error:
-            raise Unreadable(f"{path}: is no Parquet file: {error}") from None
         names = self._file.schema_arrow.names
         missing = [name for name in (wanted.id_column, *wanted.columns) if name not in names]
         if missing:
@@ -223,7 +248,12 @@ class Parquet:
                 number += rows
                 continue
             # One group at a time: asked for several, the reader holds what it has read of all of them.
-            for some in self._file.iter_batches(self._wanted.batch_rows, row_groups=[group], columns=columns):
+            asked = self._file.iter_batches(self._wanted.batch_rows, row_groups=[group], columns=columns)
+            while True:
+                with _reading(str(self._path)):
+                    some = next(asked, None)
+                if some is None:
+                    break
                 left = some.slice(max(0, skip - number)) if number < skip else some
                 number += some.num_rows
                 if left.num_rows:
@@ -231,13 +261,11 @@ class Parquet:
 
     def _batch(self, some: pa.RecordBatch, first: int) -> Batch:
         wanted = self._wanted
-        ids = some.column(wanted.id_column)
-        _no_nulls(ids, wanted.id_column, first)
-        try:
+        with _reading(f"rows {first} to {first + some.num_rows - 1}"):
+            ids = some.column(wanted.id_column)
+            _no_nulls(ids, wanted.id_column, first)
             rows = self._lists(some.column(self._columns[0]), first) if self._listed else self._numbers(some, first)
-        except (self._arrow.ArrowInvalid, self._arrow.ArrowNotImplementedError) as error:
-            raise Unreadable(f"rows {first} to {first + some.num_rows - 1}: {error}") from None
-        return _batch(first, ids.to_pylist(), rows, wanted)
+            return _batch(first, ids.to_pylist(), rows, wanted)
 
     def _lists(self, column: pa.Array, first: int) -> NDArray[np.float64]:
         _no_nulls(column, self._columns[0], first)
@@ -259,6 +287,19 @@ class Parquet:
             _no_nulls(some.column(name), name, first)
         columns = [np.asarray(some.column(name).cast(self._arrow.float64())) for name in self._columns]
         return np.stack(columns, axis=1)
+
+
+@contextlib.contextmanager
+def _reading(where: str) -> Iterator[None]:
+    """What is wrong with a file's bytes becomes Unreadable."""
+    try:
+        yield
+    except _DAMAGED as error:
+        raise Unreadable(f"{where}: is damaged, or of another kind: {error}") from None
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise Unreadable(f"{where}: is damaged: {error}") from None  # a place that is not in the file
 
 
 def _places(path: Path, names: Sequence[str], wanted: Wanted) -> tuple[int, list[int]]:
@@ -285,7 +326,7 @@ def _batch(first: int, ids: Sequence[object], rows: object, wanted: Wanted) -> B
             first, [_text(each, first + place, wanted.id_bytes_max) for place, each in enumerate(ids)], numbers
         )
     for place, each in enumerate(ids):
-        if not isinstance(each, int) or not LEAST <= each <= MOST:
+        if not isinstance(each, int) or isinstance(each, bool) or not LEAST <= each <= MOST:
             raise Unreadable(f"row {first + place}: the id {str(each)[:SHOWN_MAX]!r} is no integer of 64 bits")
     return Batch(first, np.array(ids, np.int64), numbers)
 
@@ -319,10 +360,7 @@ def _npy_head(path: Path, name: str, stream: IO[bytes]) -> tuple[tuple[int, ...]
 
 
 def _exactly(stream: IO[bytes], count: int) -> bytes:
-    try:
-        some = stream.read(count)
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise Unreadable(f"the file is damaged: {error}") from None
+    some = stream.read(count)
     if len(some) != count:
         raise Unreadable("the file ends too early")
     return some

@@ -145,7 +145,7 @@ class Reader:
         if str(raw) in choices:
             self.fault(path, f'must be in quotes: "{raw}"')
         elif reason is None:
-            self.fault(path, f"{raw!r} is not one of {known}{_nearest(str(raw), [str(c) for c in choices])}")
+            self.fault(path, f"{raw!r} is not one of {known}{nearest(str(raw), [str(c) for c in choices])}")
         else:
             self.fault(path, f"{raw!r} {reason}; this version has {known}")
         return _BROKEN
@@ -155,7 +155,7 @@ class Reader:
         if reason is not None:
             self.fault(path, reason)
             return
-        near = _nearest(key, list(known))
+        near = nearest(key, list(known))
         self.fault(path, f"unknown key{near}" if near else f"unknown key; known here: {', '.join(known)}")
 
 
@@ -237,7 +237,8 @@ def _without_none(annotation: object) -> object:
     return annotation
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
+def nearest(word: str, known: Sequence[str]) -> str:
+    """What to say after a word that is not known: which of the ``known`` was meant, or nothing."""
     folded = {name.lower(): name for name in known}
     near = difflib.get_close_matches(word.lower(), list(folded), n=1, cutoff=0.5)
     return f"; did you mean {folded[near[0]]}?" if near else ""

@@ -24,6 +24,7 @@ from cache.sealed import VERSION, sealed, unsealed
 from cache.stores.store import Store, StoreError
 from gateway import parcel
 from gateway.background import kept
+from gateway.fitting import TEXTS_MAX, texts
 from gateway.rows import Row
 from gateway.service import Served
 from gateway.witness import ROUND_SECONDS, SKEW_SECONDS_MAX, Clocks, Looks, Witness
@@ -35,7 +36,8 @@ SCOPE_BYTES: Final = 16
 OVERHEAD_BYTES: Final = 256
 """What a value takes in the queue beside its data."""
 
-_OUTCOMES: Final = ("hit", "miss", "old", "broken", "failed", "large")
+_OUTCOMES: Final = ("hit", "miss", "old", "broken", "corrupt", "failed", "large")
+"""What cannot be read is broken; corrupt is what can be, and is no answer to the request."""
 
 
 class Shared(msgspec.Struct, frozen=True):
@@ -110,19 +112,25 @@ class SecondLevel:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def answer(self, turn: bytes, digest: bytes) -> tuple[Served[InferResponse], float] | None:
-        """A fresh answer, and when it was made (monotonic seconds)."""
+    async def answer(
+        self, turn: bytes, digest: bytes, fits: Callable[[Served[InferResponse]], bool]
+    ) -> tuple[Served[InferResponse], float] | None:
+        """A fresh answer, and when it was made (monotonic seconds). ``fits``: whether it can be one."""
         key = self._key(turn, b"answer", digest)
         (held,) = await self._held(turn, [key])
         if held is None:
             return None
         found = parcel.unpacked(self._shared.name, held)
-        made_at = self._made_at(None if found is None else found.made_at)
-        return None if found is None or made_at is None else (found.served, made_at)
+        if found is None or not fits(found.served):
+            self.outcomes["broken" if found is None else "corrupt"] += 1
+            return None
+        made_at = self._made_at(found.made_at)
+        return None if made_at is None else (found.served, made_at)
 
     def keep_answer(self, turn: bytes, digest: bytes, served: Served[InferResponse], made_at: float) -> None:
         """Leave an answer that was made at ``made_at`` (monotonic seconds), if ``turn`` holds still."""
-        if not self._fits(turn, size := served.response.size):
+        size = served.response.size if texts(served.response) <= TEXTS_MAX else VALUE_BYTES_MAX + 1
+        if not self._fits(turn, size):
             return
         key, at = self._key(turn, b"answer", digest), self._wall(made_at)
 
@@ -132,7 +140,9 @@ class SecondLevel:
 
         self.behind.put(Later(make, size + OVERHEAD_BYTES))
 
-    async def rows(self, turn: bytes, digests: Sequence[bytes]) -> Mapping[bytes, tuple[Row, float]]:
+    async def rows(
+        self, turn: bytes, digests: Sequence[bytes], fits: Callable[[Row], bool]
+    ) -> Mapping[bytes, tuple[Row, float]]:
         """Those of these rows that are there, fresh; as `answer`, all by one question."""
         keys = [self._key(turn, b"row", digest) for digest in digests]
         reader, rows = parcel.Rows(), {}
@@ -140,8 +150,9 @@ class SecondLevel:
             if held is None:
                 continue
             found = reader.unpacked(held)
-            made_at = self._made_at(None if found is None else found[1])
-            if found is not None and made_at is not None:
+            if found is None or not fits(found[0]):
+                self.outcomes["broken" if found is None else "corrupt"] += 1
+            elif (made_at := self._made_at(found[1])) is not None:
                 rows[digest] = found[0], made_at
         return rows
 
@@ -193,12 +204,12 @@ class SecondLevel:
             self.outcomes["broken"] += 1
         return value
 
-    def _made_at(self, at: float | None) -> float | None:
-        """By our clock, of what was made then (Unix seconds; None: nobody can tell); None for what is not fresh, or
-        from a time that has not come yet."""
-        age = -2 * SKEW_SECONDS_MAX if at is None else self._clocks.wall() - at
+    def _made_at(self, at: float) -> float | None:
+        """By our clock, of what was made then (Unix seconds); None for what is not fresh, or from a time that has not
+        come yet."""
+        age = self._clocks.wall() - at
         if not -SKEW_SECONDS_MAX <= age <= self._shared.ttl:
-            self.outcomes["broken" if at is None else "old"] += 1
+            self.outcomes["old"] += 1
             return None
         self.outcomes["hit"] += 1
         return self._clocks.ticker() - max(0.0, age)

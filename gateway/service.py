@@ -101,8 +101,8 @@ class Given(msgspec.Struct, Generic[R], frozen=True):
 class Filled(msgspec.Struct, Generic[R], frozen=True):
     """What a fill brings to all who waited: the answer, the ladder's steps on the way, its entry. ``key``: where it is
     true; None: nowhere but for the one who asked. ``alike``: all who asked under the flight's key asked the same.
-    ``rows_kept``: how many of its rows were known already. ``again``: an entry for an answer that nobody was asked for,
-    kept or not."""
+    ``rows_kept``: how many of its rows were known already; ``made_at``: when its oldest part was made, if not now.
+    ``again``: an entry for an answer that nobody was asked for, kept or not."""
 
     served: Served[R]
     steps: tuple[str, ...]
@@ -111,6 +111,7 @@ class Filled(msgspec.Struct, Generic[R], frozen=True):
     key: Key | None
     alike: bool
     rows_kept: int = 0
+    made_at: float | None = None
     again: Entry[Served[R]] | None = None
 
 

@@ -6,14 +6,14 @@ Rule of this file: it makes parts and asks nothing.
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from cache.behind import BehindOptions
 from cache.stores.address import parse_redis
 from cache.stores.redis import RedisOptions, RedisStore, Strings
-from cache.stores.store import StoreError
+from cache.stores.store import Store, StoreError
 from cache.stores.turnstile import TurnstileOptions
 from degrade.breaker import Breaker
 from degrade.guard import STORE_BREAKER, Guarded
@@ -22,6 +22,9 @@ from gateway.route import Route
 from gateway.second import SecondLevel, Shared
 from gateway.surroundings import Surroundings
 from gateway.witness import Clocks
+
+if TYPE_CHECKING:
+    from gateway.operate.faults import Faults
 
 CONNECT_SECONDS: Final = 0.25
 """For a connection to be made; a look-up's own time bounds it too."""
@@ -36,8 +39,9 @@ OF_OURS: Final = {"max_stale": 0, "refresh": 0, "refreshes_max": 1, "bytes_max":
 class Stores:
     """The stores that are open, each by its URL. They stay for the process's life: a reload may come back to one."""
 
-    def __init__(self, around: Surroundings) -> None:
+    def __init__(self, around: Surroundings, faults: Faults | None = None) -> None:
         self._around = around
+        self._faults = faults
         self._open: dict[str, Guarded] = {}
 
     def share(self, route: Route, config: Config) -> None:
@@ -63,8 +67,10 @@ class Stores:
         held = self._open.get(url)
         if held is None:
             options = TurnstileOptions(trial_seconds=CONNECT_SECONDS, proof_seconds=seconds / 2)
-            redis = _redis(url, RedisOptions(connect_seconds=CONNECT_SECONDS, node=options))
-            held = self._open[url] = Guarded(redis, Breaker(STORE_BREAKER), self._around.ticker, options)
+            store: Store = _redis(url, RedisOptions(connect_seconds=CONNECT_SECONDS, node=options))
+            if self._faults is not None:
+                store = self._faults.store("second", store)
+            held = self._open[url] = Guarded(store, Breaker(STORE_BREAKER), self._around.ticker, options)
         return held
 
 

@@ -22,7 +22,7 @@ from gateway.admission.quota import Quota
 from gateway.background import Sleep
 from gateway.config import Config
 from gateway.endpoint import Endpoint
-from gateway.homes import Makings
+from gateway.homes import Makings, Told
 from gateway.route import Home, Route
 from gateway.service import Watched, quota_of
 
@@ -88,8 +88,8 @@ def homes(config: Config, makings: Makings, watching: Watching, before: Standing
         if before is not None and before.config.asks_alike(name, backend, has_models):
             made[name] = before.homes[name]
         else:
-            told = partial(watching.breaker, name), partial(watching.model, name)
-            made[name] = makings.home(backend, has_models, *told)
+            told = Told(partial(watching.breaker, name), partial(watching.model, name))
+            made[name] = makings.home(name, backend, has_models, told)
     return made
 
 

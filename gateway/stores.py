@@ -6,22 +6,23 @@ Rule of this file: it makes parts and asks nothing. What is done with them at a 
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
 import msgspec
 
-from cache.coherence import Heard, Tracker, TrackerOptions
+from cache.coherence import Heard, Masters, Tracker, TrackerOptions
 from cache.stores.feast import FeastHashes, FeastKeys, FeastValues
+from cache.stores.learning import LearnOptions
 from cache.stores.lmdb import LmdbStore
 from cache.stores.merge import MergeOptions
-from cache.stores.node import Node, Tls
+from cache.stores.node import Tls
 from cache.stores.pattern import Pattern
 from cache.stores.redis import Hashes, Layout, RedisOptions, RedisStore, Strings
 from cache.stores.store import Store
 from cache.stores.turnstile import TurnstileOptions
 from cache.vector import Bounds, Codec, Scalars, Vectors
-from cache.words import WORD_BYTES, Keys
+from cache.words import Keys
 from degrade.breaker import Breaker
 from degrade.deadline import Ticker
 from degrade.guard import STORE_BREAKER, Guarded
@@ -41,13 +42,14 @@ class Keyed(Protocol):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One table's store. ``masters``: which servers hold it, where they tell of changes."""
+    """One table's store. ``masters``: which servers hold it, where they tell of changes; ``file``: where it is one."""
 
     store: Guarded
     keyed: Keyed
     codec: Codec
-    masters: Callable[[float], Awaitable[Sequence[Node]]] | None
+    masters: Masters | None
     timeout: float
+    file: LmdbStore | None = None
 
 
 class Sources:
@@ -59,13 +61,15 @@ class Sources:
         self._writable = writable
         self._files: dict[str, LmdbStore] = {}
 
-    def source(self, table: TableConfig) -> Source:
-        """Connects to nothing yet."""
+    def source(self, table: TableConfig, wrap: Callable[[Store], Store] | None = None) -> Source:
+        """Connects to nothing yet. ``wrap``: what is put around the store, behind its guard."""
         keyed = keyed_of(table)
         address = table.redis
         if address is None:
-            file = self._files.setdefault(table.lmdb, LmdbStore(table.lmdb, self._writable))
-            return Source(self._guarded(file, table), keyed, codec_of(table), None, float(table.timeout))
+            made = LmdbStore(table.lmdb, self._writable, ticker=self._now)
+            file = self._files.setdefault(table.lmdb, made)
+            held = self._guarded(file if wrap is None else wrap(file), table)
+            return Source(held, keyed, codec_of(table), None, float(table.timeout), file)
         files = table.tls
         tls = Tls() if files is None else Tls(files.ca or "", files.certificate or "", files.key or "")
         options = RedisOptions(
@@ -74,9 +78,11 @@ class Sources:
             connections_max=table.connections_max,
             merge=MergeOptions(keys_max=table.keys_per_call_max, flights_max=table.connections_max),
             node=_turnstile(table),
+            learn=_learn(table),
         )
         store = RedisStore(address, _layout(table), lambda: Breaker(STORE_BREAKER), options)
-        return Source(self._guarded(store, table), keyed, codec_of(table), store.masters, float(table.timeout))
+        held = self._guarded(store if wrap is None else wrap(store), table)
+        return Source(held, keyed, codec_of(table), store.masters, float(table.timeout))
 
     async def close(self) -> None:
         """Close the files, which tables share; what else a table has it closes itself."""
@@ -121,11 +127,6 @@ def bounds_of(table: TableConfig) -> Bounds:
     return Bounds(-math.inf if given.min is None else given.min, math.inf if given.max is None else given.max)
 
 
-def key_width(table: TableConfig) -> int:
-    """Of the near cache's keys (`cache/words.py`)."""
-    return 0 if table.ids == "integer" else -(-(table.id_bytes_max + 1) // WORD_BYTES)
-
-
 def _layout(table: TableConfig) -> Layout:
     if table.feast is not None:
         return FeastHashes(table.feast.view, table.feast.features)
@@ -138,3 +139,11 @@ def _turnstile(table: TableConfig) -> TurnstileOptions:
     return TurnstileOptions(
         trial_seconds=float(table.connect_timeout) + float(table.timeout), proof_seconds=0.5 * float(table.timeout)
     )
+
+
+def _learn(table: TableConfig) -> LearnOptions:
+    """Where writes are to be known of within a time, so is a planned failover, which breaks no connection."""
+    if table.coherence != "tracking":
+        return LearnOptions()
+    within = float(table.coherent_within)
+    return LearnOptions(min(LearnOptions().refresh_seconds, within / PINGS), within)

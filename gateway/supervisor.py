@@ -4,7 +4,8 @@ Rule of this file: it knows processes and sockets, and no request. A worker is t
 process of its own, started by the same command line with its number; the kernel shares new connections
 among those that listen (SO_REUSEPORT). What a worker keeps (cache, quotas, breakers) is its own.
 
-A worker ends when its standard input does: so none outlives a supervisor that was killed.
+A worker ends when its standard input does: so none outlives a supervisor that was killed. What it had in work when it
+died is read from its notes (``notes.py``), and what two have died of is refused by all (``suspects.py``).
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ import structlog
 from gateway.config import Config, Server, parse_address
 from gateway.doors import certificates
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ADMIN_DRAIN_SECONDS, Listener, bind, listen, named
+from gateway.notes import Notebook
 from gateway.operate.fleet import Fleet, fleet_port
 from gateway.operate.log import set_up
 from gateway.reload import Reloads, Reread, reloading
+from gateway.suspects import DEATHS_MAX, REFUSED_SECONDS, Suspects
 
 READY_SECONDS_MAX: Final = 60.0
 STEADY_SECONDS: Final = 60.0
@@ -67,6 +70,8 @@ class Supervisor:
         self._command = tuple(command)
         self._stopping = asyncio.Event()
         self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._suspects = Suspects()
+        self._notebook = Notebook(config.server.workers)
 
     def stop(self) -> None:
         """Let ``run`` end: every worker drains and ends."""
@@ -77,7 +82,7 @@ class Supervisor:
         self._hung_up.set()
 
     async def run(self, announce: Callable[[str], None]) -> None:
-        """Run all workers until `stop`; ``announce`` gets one line when all of them are ready.
+        """Run all workers until `stop`, once; ``announce`` gets one line when all of them are ready.
 
         Raises OSError when an address cannot be listened on, WorkerFailed when a first start fails.
         """
@@ -89,7 +94,7 @@ class Supervisor:
         listening: asyncio.Server | None = None
         try:
             sockets = [str(directory / f"worker-{worker}.sock") for worker in range(server.workers)]
-            fleet = Fleet(sockets)
+            fleet = Fleet(sockets, lambda: self._suspects.refused(monotonic()))
 
             async def take(config: Config) -> None:
                 await fleet.reload()  # it is in order: each worker reads it for itself
@@ -97,7 +102,8 @@ class Supervisor:
                 self._config = config
 
             reloads = Reloads(self._config, self._reread, take)
-            listener = Listener(fleet_port(fleet, reloads).handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
+            port = fleet_port(fleet, reloads, self._config.chaos.enabled)
+            listener = Listener(port.handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
             with named("server.admin", server.admin):
                 listening, admin = await listen(listener, parse_address(server.admin))
             ready = [asyncio.Event() for _ in sockets]
@@ -105,6 +111,7 @@ class Supervisor:
                 arguments = ["--worker", str(worker), "--http", where["http"], "--admin", f"unix:{path}"]
                 arguments += ["--grpc", where.get("grpc", "off")]
                 arguments += ["--rpc", where["rpc"]] if "rpc" in where else []
+                arguments += ["--notes", str(self._notebook.file)]
                 keepers.append(asyncio.create_task(self._keep(worker, arguments, ready[worker], fleet)))
             await self._all_ready(ready, keepers)
             if not self._stopping.is_set():
@@ -124,6 +131,7 @@ class Supervisor:
                 await listener.shutdown(ADMIN_DRAIN_SECONDS)
             for each in held:
                 each.close()
+            self._notebook.close()
             shutil.rmtree(directory, ignore_errors=True)
 
     async def _all_ready(self, ready: Sequence[asyncio.Event], keepers: Sequence[asyncio.Task[None]]) -> None:
@@ -153,7 +161,11 @@ class Supervisor:
         while not self._stopping.is_set():
             began = monotonic()
             process = await asyncio.create_subprocess_exec(
-                *self._command, *arguments, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
+                *self._command,
+                *arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                pass_fds=(self._notebook.file,),
             )
             self._processes[worker] = process
             try:
@@ -166,11 +178,25 @@ class Supervisor:
             if not ready.is_set():
                 raise WorkerFailed(worker, code)
             fleet.departed(worker)
+            self._blame(worker, code)
             failures = 0 if monotonic() - began >= STEADY_SECONDS else failures + 1
             pause = backoff(failures)
             _log.error("worker ended", worker=worker, code=code, again_in_seconds=pause)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
+
+    def _blame(self, worker: int, code: int) -> None:
+        """Suspect what a worker has died with, and let no worker do again what two have died of. One that ended of
+        itself (0) was told to, and what it had in work has nothing to do with it."""
+        in_work = self._notebook.taken(worker)
+        if not code:
+            return
+        self._suspects.acquitted(self._notebook.answered())
+        for digest in self._suspects.died(in_work, monotonic()):
+            _log.error("deadly request", digest=digest.hex(), deaths=DEATHS_MAX, refused_seconds=REFUSED_SECONDS)
+        self._notebook.publish(self._suspects.known())
+        if in_work:
+            _log.warning("requests lost", worker=worker, requests=len(in_work))
 
     async def _watched(self, process: asyncio.subprocess.Process, ready: asyncio.Event) -> None:
         """Wait for the ready line, or the process's end; one that says nothing for too long is killed."""

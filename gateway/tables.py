@@ -12,16 +12,17 @@ from typing import Final
 
 import msgspec
 import numpy as np
+import structlog
 from numpy.typing import NDArray
 
 from cache.coherence import Heard
 from cache.stores.store import Found, StoreError
-from cache.table import ABSENT, FRESH, MISSING, STALE, Lives, NearTable, TableShape
+from cache.table import ABSENT, FRESH, MISSING, STALE, Lives, NearTable
 from degrade.deadline import Ticker
 from degrade.ladder import Failure
 from gateway.background import Sleep
 from gateway.config_tables import TableConfig
-from gateway.stores import Source, key_width, tracker_of
+from gateway.stores import Source, tracker_of
 from tiers.inference import TableTold, UpstreamError
 
 Ids = NDArray[np.int64] | Sequence[bytes]
@@ -41,6 +42,8 @@ SOURCES: Final = ("memory", "store")
 
 SHOWN_MAX: Final = 5
 """Ids named in a message."""
+
+_log = structlog.get_logger("tailrace")
 
 
 class Looked(msgspec.Struct, frozen=True, eq=False):
@@ -86,10 +89,12 @@ class Table:
         self._source = source
         self._ticker = ticker
         lives = Lives(float(config.ttl), float(config.max_stale), float(config.negative_ttl))
-        shape = TableShape(int(config.bytes_max), "float32", self.shape, key_width(config))
+        shape = config.near(int(config.bytes_max))
         self.near = NearTable(shape, lives, seed)
         self.tracker = tracker_of(config, source, Heard(self._written, self.near.distrust), ticker)
         self._mean = Mean(self.shape)
+        self._generation = 0
+        self._told_fault = ""
         self.rows_told: dict[str, int] = dict.fromkeys(("fresh", "stale", "absent", "lost"), 0)
         self.failures: dict[str, int] = {}
         self.lookups: dict[str, int] = dict.fromkeys(SOURCES, 0)
@@ -114,12 +119,30 @@ class Table:
         """These keys of the store were written by someone."""
         self.near.invalidate(self._source.keyed.ids(keys))
 
+    def _heed(self) -> None:
+        """Where the store is a file: whether another one has come in its place. Nothing that is held is fresh then."""
+        file = self._source.file
+        if file is None:
+            return
+        file.look()
+        if file.generation != self._generation:
+            self._generation = file.generation
+            self.near.distrust()
+            _log.info("table file replaced", table=self.name, path=self.config.lmdb)
+        fault = "" if file.fault is None else file.fault.kind
+        if fault != self._told_fault:
+            self._told_fault = fault
+            if file.fault is not None:
+                self.failures[fault] = self.failures.get(fault, 0) + 1
+                _log.warning("table file not taken: the one before is read", table=self.name, error=str(file.fault))
+
     async def look_up(self, ids: Ids, seconds: float) -> Looked:
         """The rows of these ids, in order, within ``seconds`` and the table's own timeout.
 
         Raises UnknownId, and UpstreamError where the store could not tell and there is neither an old row nor a
         default.
         """
+        self._heed()
         now = self._ticker()
         gathered = self.near.find(ids, now)
         state = gathered.state

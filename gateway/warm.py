@@ -144,7 +144,8 @@ class Warming:
             if self._failed_in_a_row >= FAILED_IN_A_ROW_MAX:
                 return
             try:
-                async with session.post(post.path, data=post.body) as answer:
+                # Not where an answer leads: the key is for this gateway alone.
+                async with session.post(post.path, data=post.body, allow_redirects=False) as answer:
                     text = await answer.text(errors="replace")
                     self._judge(post, answer, text)
             except (aiohttp.ClientError, TimeoutError) as error:
@@ -157,7 +158,7 @@ class Warming:
             self._tell("failed", f"{post.path}: {answer.status} {text[:300]}")
             return
         self._failed_in_a_row = 0
-        if answer.status >= 400:
+        if answer.status >= 300:
             self._tell("refused", f"{post.path}: {answer.status} {text[:300]}")
             return
         found = _STATE.search(answer.headers.get("Tailrace-Provenance", ""))

@@ -27,6 +27,7 @@ from examples.tritonserver import (
     TritonServer,
     find_environment,
 )
+from tests.redises import Nodes, Watched, clustering, watching
 
 settings.register_profile("tailrace", deadline=None)  # a busy machine must not decide a test
 settings.load_profile("tailrace")
@@ -214,3 +215,17 @@ def own_redis() -> Iterator[RedisServer]:
     with RedisServer(["enable-debug-command yes"]) as server:
         yield server
         server.resume()  # one that a test has paused does not end
+
+
+@pytest.fixture
+def watched() -> Iterator[Watched]:
+    """A master and its replica, with three Sentinels."""
+    with watching() as made:
+        yield made
+
+
+@pytest.fixture
+def nodes() -> Iterator[Nodes]:
+    """A cluster of three masters."""
+    with clustering() as made:
+        yield made

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Final, Literal, Protocol
 
 import msgspec
@@ -23,7 +24,16 @@ from numpy.typing import NDArray
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import TABLE, Failure, Step
 from tiers.datatype import FLOATS, numbers
-from tiers.inference import InferRequest, InferResponse, Passed, RequestedOutput, Tensor, UpstreamError
+from tiers.inference import (
+    NO_PARAMETERS,
+    InferRequest,
+    InferResponse,
+    Parameters,
+    Passed,
+    RequestedOutput,
+    Tensor,
+    UpstreamError,
+)
 from tiers.pool import DECENT_SECONDS, Answered
 from tiers.rows import merge_rows, take_rows
 
@@ -73,32 +83,51 @@ class CascadeOptions(Struct, frozen=True):
     order: tuple[Step, ...] = (Step.REPLICA,)
 
 
-class CascadeAnswer(Struct, frozen=True):
-    """``tier`` and ``version`` are those of the largest tier used. ``rows`` is 1 for an answer that is one
-    whole; ``first_version`` is that of the first tier that answered; ``escalated`` are the indices of the rows whose
-    answer is not the first tier's. ``reason`` says why the
-    first tier was not asked at all ("classification", "sequence", "shared-memory"), else it is empty.
+class Share(Struct, frozen=True):
+    """What one tier gave of an answer: ``rows`` are those whose answer is its own, by their indices. ``position`` is
+    the tier's in the cascade, 0 the first's; ``parameters`` are what it said beside its tensors."""
 
-    ``tier_rows`` names each model used with the rows whose answer is its own: every row counts once.
+    position: int
+    tier: str
+    version: str
+    rows: Sequence[int]
+    parameters: Parameters = NO_PARAMETERS
+
+
+class CascadeAnswer(Struct, frozen=True):
+    """``shares``: of each tier that answered, in order, at least one; every row is in one of them. ``rows`` is 1 for an
+    answer that is one whole. ``reason`` says why the first tier was not asked at all ("classification", "sequence",
+    "shared-memory"), else it is empty.
 
     ``passed`` tells all that failed on the way. ``degraded`` is narrower: rows remain that no tier accepted,
     so the answer is not the one that health would give, and must not be kept."""
 
     response: InferResponse
-    tier: str
-    version: str
-    first_version: str
     rows: int
-    escalated: tuple[int, ...]
-    tier_rows: tuple[tuple[str, int], ...] = ()
+    shares: tuple[Share, ...]
     passed: tuple[Passed, ...] = ()
     degraded: bool = False
     reason: str = ""
 
     @property
+    def tier(self) -> str:
+        """The largest tier used."""
+        return self.shares[-1].tier
+
+    @property
+    def version(self) -> str:
+        """Of the largest tier used."""
+        return self.shares[-1].version
+
+    @property
+    def tier_rows(self) -> tuple[tuple[str, int], ...]:
+        """Each model used, and how many rows' answers are its own."""
+        return tuple([(share.tier, len(share.rows)) for share in self.shares])
+
+    @property
     def rows_escalated(self) -> int:
         """How many rows' answers are not the first tier's."""
-        return len(self.escalated)
+        return sum([len(share.rows) for share in self.shares if share.position > 0])
 
     @property
     def steps(self) -> tuple[str, ...]:
@@ -225,12 +254,8 @@ async def run(
             break
     return CascadeAnswer(
         response=_merged(request, parts, rows),
-        tier=tiers[parts[-1].position].model,
-        version=parts[-1].response.version,
-        first_version=parts[0].response.version,
         rows=1 if rows is None else rows,
-        escalated=_escalated(parts),
-        tier_rows=_tier_rows(tiers, parts),
+        shares=_shares(tiers, parts),
         passed=passed,
         degraded=bool(pending),
         reason=reason,
@@ -244,9 +269,8 @@ async def _alone(tier: Tier, request: InferRequest, deadline: Deadline, options:
     answered = await tier.pool.infer(_addressed(request, tier, None), deadline, again, tier.decent)
     response = _wanted(request, answered.response)
     rows = 1 if reason or options.rows is None else options.rows
-    own = ((tier.model, rows),)
-    version = response.version
-    return CascadeAnswer(response, tier.model, version, version, rows, (), own, answered.passed, False, reason)
+    own = Share(0, tier.model, response.version, range(rows), response.parameters)
+    return CascadeAnswer(response, rows, (own,), answered.passed, False, reason)
 
 
 def _share(deadline: Deadline, now: float) -> Deadline:
@@ -289,21 +313,15 @@ def _wanted(request: InferRequest, response: InferResponse) -> InferResponse:
     return msgspec.structs.replace(response, outputs=outputs, form=None)
 
 
-def _escalated(parts: Sequence[_Part]) -> tuple[int, ...]:
-    """Rows whose answer is not the first tier's; the parts' rows shrink, each is within the one before."""
-    later = [part for part in parts if part.position > 0]
-    return later[0].indices if later else ()
-
-
-def _tier_rows(tiers: Sequence[Tier], parts: Sequence[_Part]) -> tuple[tuple[str, int], ...]:
-    """Each part answers the rows that no later part answers again."""
-    later = [len(part.indices) for part in parts[1:]] + [0]
-    return tuple(
-        [
-            (tiers[part.position].model, len(part.indices) - again)
-            for part, again in zip(parts, later, strict=True)
-        ]
-    )
+def _shares(tiers: Sequence[Tier], parts: Sequence[_Part]) -> tuple[Share, ...]:
+    """Each part answers the rows that no later part answers again; a later one's rows are within the one's before."""
+    shares = []
+    for part, after in zip_longest(parts, parts[1:]):
+        again = frozenset(() if after is None else after.indices)
+        own = [index for index in part.indices if index not in again]
+        model, said = tiers[part.position].model, part.response
+        shares.append(Share(part.position, model, said.version, own, said.parameters))
+    return tuple(shares)
 
 
 def _floats(rule: Accept, response: InferResponse, tensor: Tensor) -> NDArray[np.float64]:

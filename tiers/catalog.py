@@ -309,6 +309,7 @@ class Catalog:
         stats_body = await self._get(replica, path + "/stats", deadline, probe=probe)
         metadata = _decoded(metadata_body, Metadata, replica, path)
         config = _decoded(config_body, ModelConfig, replica, path)
+        _require_same(model, metadata, config, replica)
         stats = _decoded(stats_body, Statistics, replica, path)
         sight = Sight(
             frozenset(metadata.versions),
@@ -323,6 +324,7 @@ class Catalog:
         path = _path(model, version)
         metadata = _decoded(await self._get(replica, path, deadline), Metadata, replica, path)
         config = _decoded(await self._get(replica, path + "/config", deadline), ModelConfig, replica, path)
+        _require_same(model, metadata, config, replica)
         return read_facts(metadata, config)
 
     async def _get(self, replica: Asked, path: str, deadline: Deadline, probe: bool = False) -> bytes:
@@ -350,6 +352,14 @@ async def _end(tasks: Sequence[asyncio.Future[T]]) -> None:
 def _path(model: str, version: str) -> str:
     path = f"/v2/models/{quote(model, safe='')}"
     return f"{path}/versions/{quote(version, safe='')}" if version else path
+
+
+def _require_same(model: str, metadata: Metadata, config: ModelConfig, replica: Asked) -> None:
+    """Raise if it tells of something else than was asked for: Triton hears a request line wrongly that comes to it in
+    pieces (see ``backends/refusal.py``), and its own metadata have a name too, and no inputs."""
+    if metadata.name != model or config.name not in ("", model):
+        said = f"{replica.url} was asked about {model} and told of {metadata.name} and {config.name}"
+        raise UpstreamError(Failure.BROKEN, said, 200)
 
 
 def _decoded(body: bytes, kind: type[T], replica: Asked, path: str) -> T:

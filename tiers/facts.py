@@ -65,6 +65,7 @@ class Policy(Struct):
 class ModelConfig(Struct):
     """Its configuration (``/config``)."""
 
+    name: str = ""
     max_batch_size: int = 0
     input: list[ConfigInput] = []
     sequence_batching: dict[str, object] | None = None

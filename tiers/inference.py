@@ -234,8 +234,8 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
     then it is the largest tier used). ``steps`` are the ladder steps taken, in order; empty means
     nothing failed. ``degraded`` means the answer is not what health would give: an old one, or a fast
     tier's that it was not sure of; another replica's answer is as good as the first's. ``rows_kept`` of its ``rows``
-    were known, and not asked for; ``tables`` are those that its inputs were made of, as of then. ``age`` and
-    ``ttl_left`` are in seconds, ``ttl_left`` negative once stale.
+    were known, and not asked for; ``tables`` are those that its inputs were made of, as of then. ``age`` (of its oldest
+    row) and ``ttl_left`` are in seconds, ``ttl_left`` negative once stale.
     """
 
     cache: str = "miss"
@@ -252,6 +252,11 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
     stored: bool = False
     collapsed: bool = False
     degraded: bool = False
+
+    @property
+    def is_aged(self) -> bool:
+        """Whether any of it was made before it was asked for: only then an age is told (RFC 9111 section 5.1)."""
+        return self.cache in ("hit", "stale") or self.rows_kept > 0
 
 
 class Passed(msgspec.Struct, frozen=True):

@@ -8,6 +8,7 @@ walking their lengths. It must not know models, tiers or why rows are taken.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Sequence
 from itertools import accumulate, islice, pairwise
 from typing import Final, cast
@@ -30,6 +31,7 @@ from tiers.inference import (
 )
 
 _NO_ROWS: Final = b""
+_LENGTH: Final = struct.Struct("<I")
 
 
 class _Uneven(Exception):
@@ -120,6 +122,22 @@ def split_rows(tensors: Sequence[Tensor], rows: int) -> list[bytes]:
     except _Uneven as error:
         raise UpstreamError(Failure.BROKEN, f"no rows can be taken: {error}") from error
     return columns[0] if len(columns) == 1 else list(map(b"".join, zip(*columns, strict=True)))
+
+
+def is_row(plan: Plan, row: bytes) -> bool:
+    """Whether these bytes are a row of this plan, of datatypes that there are and sizes that are not below 0."""
+    end, length_at = 0, _LENGTH.unpack_from
+    try:
+        for _, datatype, shape in plan.tensors:
+            elements = math.prod(shape)
+            if datatype != "BYTES":
+                end += DATATYPE_BYTES[datatype] * elements
+                continue
+            for _ in range(elements):  # ends with the bytes, whatever the shape says
+                end += 4 + length_at(row, end)[0]
+    except struct.error:
+        return False
+    return end == len(row)
 
 
 def join_rows(plan: Plan, rows: Sequence[bytes]) -> tuple[Tensor, ...]:

@@ -4,6 +4,9 @@ Rule of this file: LMDB's own rules are kept (one environment for each file in a
 exceptions end here, and neither reading nor writing holds the event loop up for longer than a few look-ups. Who writes
 may be another process: a reader sees each commit whole, and never waits for a writer.
 
+A name may come to mean another file (`lmdb_file.py`). Whoever holds values of the store's *looks*: those that were read
+before its ``generation`` grew are of another file. The old one is read until the new one is open, and then by nobody.
+
 A value lies behind a header: version, CRC-32 of what follows, and when it ends (seconds of the wall clock, 0: never).
 LMDB itself forgets nothing, so what has ended is only not seen any more; `tailrace table load` writes over it.
 """
@@ -22,8 +25,8 @@ from pathlib import Path
 from typing import Final, TypeVar
 
 import lmdb
-from msgspec import Struct
 
+from cache.stores.lmdb_file import Busy, LmdbOptions, Opened, Place, opened
 from cache.stores.store import Found, StoreError
 
 T = TypeVar("T")
@@ -37,13 +40,8 @@ DIRECT_KEYS_MAX: Final = 64
 """Read on the event loop: some 0.15 ms for rows of 512 bytes, of which the way to a thread and back is half."""
 STEP_KEYS_MAX: Final = 1024
 """Read in one go of the thread, before it looks whether anybody still waits."""
-
-
-class LmdbOptions(Struct, frozen=True):
-    """``bytes_max``: the file's largest size; it takes disk only as it fills. ``readers_max``: of all processes."""
-
-    bytes_max: int = 64 * 2**30
-    readers_max: int = 1024
+LOOK_SECONDS: Final = 1.0
+"""Between two looks at what lies under the file's name: each is four calls of stat(2), some ten microseconds."""
 
 
 class LmdbStore:
@@ -54,20 +52,31 @@ class LmdbStore:
     """
 
     def __init__(
-        self, path: str, writable: bool, clock: Callable[[], float] = time.time, options: LmdbOptions | None = None
+        self,
+        path: str,
+        writable: bool,
+        clock: Callable[[], float] = time.time,
+        options: LmdbOptions | None = None,
+        ticker: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``clock``: the wall clock, which other processes share."""
+        """``clock``: the wall clock, which other processes share; ``ticker``: monotonic seconds."""
+        self.generation = 0
+        """How often another file has come in the place of the one that was read."""
+        self.fault: StoreError | None = None
+        """Why what lies there now is not what is read; None if it is."""
         self._path = Path(path)
         self._writable = writable
         self._clock = clock
+        self._ticker = ticker
         self._options = options or LmdbOptions()
-        self._environment: lmdb.Environment | None = None
+        self._open: Opened | None = None
+        self._looked_at = 0.0
         self._thread: ThreadPoolExecutor | None = None
         self._opening = threading.Lock()
         self._closed = False
 
     async def get_many(self, keys: Sequence[bytes], seconds: float) -> list[Found]:
-        until = time.monotonic() + seconds
+        until = self._ticker() + seconds
         if len(keys) <= DIRECT_KEYS_MAX:
             return self._read(keys, until)
         return await self._aside(lambda: self._read(keys, until), seconds)
@@ -78,14 +87,14 @@ class LmdbStore:
         records = [(key, record(value, ends)) for key, value in pairs]
 
         def write() -> None:
-            with _mapped(self._path), self._opened().begin(write=True) as transaction, transaction.cursor() as cursor:
+            with _mapped(self._path), self._environment().begin(write=True) as writing, writing.cursor() as cursor:
                 cursor.putmulti(records)
 
         await self._aside(write, seconds)
 
     async def delete_many(self, keys: Sequence[bytes], seconds: float) -> None:
         def delete() -> None:
-            with _mapped(self._path), self._opened().begin(write=True) as transaction:
+            with _mapped(self._path), self._environment().begin(write=True) as transaction:
                 for key in keys:
                     transaction.delete(key)
 
@@ -93,28 +102,47 @@ class LmdbStore:
 
     async def healthy(self, seconds: float) -> bool:
         try:
-            self._read([b"\0"], time.monotonic() + seconds)
+            self._read([b"\0"], self._ticker() + seconds)
         except StoreError:
             return False
         return True
+
+    def look(self) -> None:
+        """See whether another file lies there than the one that is read, if it is time to; read that from now on if it
+        can be opened, and leave ``fault`` if it cannot. Belongs to the event loop, and waits for nothing."""
+        held, now = self._open, self._ticker()
+        if held is None or now - self._looked_at < LOOK_SECONDS:
+            return
+        self._looked_at = now
+        place = self._place()
+        try:
+            with _mapped(self._path):
+                if place.seen() != held.seen:
+                    self._open = opened(place, held)
+            self.fault = None
+        except StoreError as error:
+            self.fault = error
+        if self._open is not held:
+            self.generation += 1
+            self._aside_thread().submit(held.environment.close)  # after those who read it there; here nobody does
 
     async def close(self) -> None:
         self._closed = True
         thread, self._thread = self._thread, None
         if thread is not None:
             await asyncio.get_running_loop().run_in_executor(None, thread.shutdown)
-        environment, self._environment = self._environment, None
-        if environment is not None:
-            environment.close()
+        held, self._open = self._open, None
+        if held is not None:
+            held.environment.close()
 
     def _read(self, keys: Sequence[bytes], until: float) -> list[Found]:
         now = self._clock()
         found: list[Found] = []
         with _mapped(self._path):
-            environment = self._opened()
+            environment = self._environment()
             longest = environment.max_key_size()
             for start in range(0, len(keys), STEP_KEYS_MAX):
-                if time.monotonic() > until:
+                if self._ticker() > until:
                     raise StoreError("timeout", f"{self._path}: {start} of {len(keys)} keys were read in time")
                 with environment.begin(buffers=True) as transaction:
                     get = transaction.get
@@ -123,35 +151,30 @@ class LmdbStore:
                         found.append(None if held is None else value_of(held, now))
         return found
 
-    def _opened(self) -> lmdb.Environment:
+    def _environment(self) -> lmdb.Environment:
         with self._opening:  # the thread and the event loop may both be the first
-            return self._open()
+            if self._closed:
+                raise StoreError("unreachable", f"{self._path}: closed")
+            if self._open is None:
+                if not self._writable and not self._path.exists():
+                    raise StoreError("unreachable", f"{self._path}: there is no such file")
+                self._looked_at = self._ticker()
+                self._open = opened(self._place())
+            return self._open.environment
 
-    def _open(self) -> lmdb.Environment:
-        if self._closed:
-            raise StoreError("unreachable", f"{self._path}: closed")
-        if self._environment is None:
-            if not self._writable and not self._path.exists():
-                raise StoreError("unreachable", f"{self._path}: there is no such file")
-            self._environment = lmdb.open(
-                str(self._path),
-                map_size=self._options.bytes_max,
-                subdir=self._path.is_dir(),
-                readonly=not self._writable,
-                create=self._writable,
-                max_readers=self._options.readers_max,
-                readahead=False,  # keys of one request lie anywhere
-                meminit=False,
-            )
-        return self._environment
+    def _place(self) -> Place:
+        return Place(self._path, self._writable, self._options)
+
+    def _aside_thread(self) -> ThreadPoolExecutor:
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="lmdb")
+        return self._thread
 
     async def _aside(self, work: Callable[[], T], seconds: float) -> T:
         """Beside the event loop, one at a time. What is late goes on to its own end; nobody waits for it."""
         if seconds <= 0.0:
             raise StoreError("timeout", f"{self._path}: no time was left to ask in")
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="lmdb")
-        doing = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        doing = asyncio.get_running_loop().run_in_executor(self._aside_thread(), work)
         done, _ = await asyncio.wait([doing], timeout=seconds)
         if not done:
             doing.add_done_callback(lambda late: late.cancelled() or late.exception())
@@ -192,6 +215,8 @@ def _mapped(path: Path) -> Iterator[None]:
     """Foreign exceptions become ours here."""
     try:
         yield
+    except Busy as busy:
+        raise StoreError("unavailable", f"{path}: {busy}") from None
     except (lmdb.Error, OSError) as error:
         kind = next((kind for classes, kind in _KINDS if isinstance(error, classes)), "unreachable")
         raise StoreError(kind, f"{path}: {error}") from None

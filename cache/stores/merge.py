@@ -138,9 +138,9 @@ class Merged:
     def _down(self, batch: _Batch, task: asyncio.Task[None]) -> None:
         self._flying.discard(task)
         _land(batch, StoreError("unreachable", "closed"))  # of a task that was cancelled before its first step
+        self._start()  # whatever became of this one
         if not task.cancelled():
             task.result()  # a bug of ours must be seen
-        self._start()
 
 
 def _land(batch: _Batch, told: list[Found] | StoreError) -> None:

@@ -37,6 +37,10 @@ READ_BYTES: Final = 262_144
 """Read at once: a batch of 1,024 vectors is half a megabyte, and the library's 64 KiB make eight turns of it."""
 
 
+_ENDED: Final = "the handler is closed"
+"""uvloop's word, in a RuntimeError, for what is written to a connection that has ended since it was looked at."""
+
+
 class Tls(Struct, frozen=True):
     """How a server's certificate is judged, and what we show. Files in PEM form; "" is the system's authorities, and no
     certificate of ours."""
@@ -269,6 +273,10 @@ def mapped(name: str) -> Iterator[None]:
     except (exceptions.RedisError, OSError) as error:  # ssl's are OSErrors
         ours = error_of(error)
         raise StoreError(ours.kind, f"{name}: {str(ours).partition(': ')[2]}") from None
+    except RuntimeError as error:
+        if _ENDED not in str(error):
+            raise
+        raise StoreError("unreachable", f"{name}: {_ENDED}") from None
 
 
 _KINDS: Final = (

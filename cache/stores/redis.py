@@ -12,17 +12,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Final, Protocol
 
 from msgspec import Struct
 
 from cache.stores.address import RedisAddress
 from cache.stores.frame import framed, unframed
+from cache.stores.learning import LearnOptions
 from cache.stores.merge import Merged, MergeOptions
 from cache.stores.node import Command, Node, NodeOptions, Reply, Tls
-from cache.stores.servers import Asked, Cluster, One, Sentinels, Servers
+from cache.stores.servers import Asked, Cluster, Known, One, Sentinels, Servers, pong
 from cache.stores.store import Found, Gate, StoreError, raise_if_nothing
-from cache.stores.turnstile import TurnstileOptions
+from cache.stores.turnstile import Turnstile, TurnstileOptions
 
 KEYS_OF_A_COMMAND_MAX: Final = 512
 """Keys of one MGET: the server does nothing else meanwhile."""
@@ -32,13 +34,15 @@ WRITES_MAX: Final = 512
 
 class RedisOptions(Struct, frozen=True):
     """``tls``: for an address with TLS. ``connect_seconds`` bounds a connection's making; a call's own time bounds it
-    too. ``node``: how each node of a cluster is watched by its own breaker."""
+    too. ``node``: how each node of a cluster is watched by its own breaker. ``learn``: how often it is asked where they
+    are."""
 
     tls: Tls = Tls()
     connect_seconds: float = 0.25
     connections_max: int = 8
     merge: MergeOptions = MergeOptions()
     node: TurnstileOptions = TurnstileOptions()
+    learn: LearnOptions = LearnOptions()
 
 
 class Layout(Protocol):
@@ -121,7 +125,7 @@ class RedisStore:
             connections_max=options.connections_max,
         )
         self._layout = layout
-        self._servers = _servers(address, node, gate, options.node)
+        self._servers = _servers(address, node, gate, options)
         self._merged = Merged(self._fetch, options.merge)
 
     async def get_many(self, keys: Sequence[bytes], seconds: float) -> list[Found]:
@@ -138,7 +142,7 @@ class RedisStore:
     async def healthy(self, seconds: float) -> bool:
         return await self._servers.healthy(seconds)
 
-    async def masters(self, seconds: float) -> tuple[Node, ...]:
+    async def masters(self, seconds: float) -> Known:
         """The servers that are asked, as far as is known now. Raises StoreError."""
         return await self._servers.masters(seconds)
 
@@ -190,14 +194,17 @@ class RedisStore:
                     raise reply
 
 
-def _servers(address: RedisAddress, options: NodeOptions, gate: Callable[[], Gate], trial: TurnstileOptions) -> Servers:
+def _servers(address: RedisAddress, node: NodeOptions, gate: Callable[[], Gate], options: RedisOptions) -> Servers:
+    def turnstile(node: Node) -> Turnstile:
+        return Turnstile(gate(), partial(pong, node), _now, options.node)
+
     match address.kind:
         case "one":
-            return One(address, options)
+            return One(address, node)
         case "sentinel":
-            return Sentinels(address, options)
+            return Sentinels(address, node, options.learn)
         case "cluster":
-            return Cluster(address, options, gate, trial)
+            return Cluster(address, node, options.learn, turnstile)
 
 
 def _now() -> float:

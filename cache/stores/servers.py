@@ -9,28 +9,21 @@ twice.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from functools import partial
-from typing import Final, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Final, Protocol
 
+from msgspec import Struct
 from redis.crc import key_slot
 
 from cache.stores.address import RedisAddress
+from cache.stores.learning import Learning, LearnOptions, all_told, first_told
 from cache.stores.node import Command, Node, NodeOptions, Redirect, Reply
-from cache.stores.store import Gate, StoreError
-from cache.stores.turnstile import Turnstile, TurnstileOptions
+from cache.stores.store import StoreError
+from cache.stores.turnstile import Turnstile
 
 SLOTS: Final = 16384
 REDIRECTS_MAX: Final = 3
 """How often one command is sent on: a slot moves once, and the map is learnt meanwhile."""
-REFRESH_SECONDS: Final = 1.0
-"""How old what is known of the servers may get: a failover that breaks no connection is noticed within this."""
-RELEARN_SECONDS: Final = 0.1
-"""Between two attempts to learn: whoever fails in between fails at once."""
-HEAD_START_SECONDS: Final = 0.05
-"""For the one that was quick last time, before the others are asked too."""
-LEARN_SECONDS: Final = 1.0
-"""For asking where the servers are; whoever waits for it has a bound of its own."""
 WRONG_SERVER: Final = frozenset({"unreachable", "timeout", "refused", "loading", "unavailable"})
 """After these it may be that another server should have been asked."""
 
@@ -41,6 +34,14 @@ Asked = tuple[bytes, Command]
 """(the key that it is about, a command)"""
 
 
+class Known(Struct, frozen=True):
+    """Who the masters are, as somebody told who was asked ``age`` seconds ago. The age is 0 if it cannot change, and
+    while nobody can be asked, for then it must do."""
+
+    nodes: tuple[Node, ...]
+    age: float = 0.0
+
+
 class Servers(Protocol):
     """Where commands go. Raises StoreError if none was answered; a command's own error stands in its reply's place."""
 
@@ -49,7 +50,7 @@ class Servers(Protocol):
         """Whether one command may be about several keys."""
 
     async def ask(self, asked: Sequence[Asked], seconds: float) -> list[Reply]: ...
-    async def masters(self, seconds: float) -> tuple[Node, ...]: ...
+    async def masters(self, seconds: float) -> Known: ...
     async def healthy(self, seconds: float) -> bool: ...
     async def close(self) -> None: ...
 
@@ -66,28 +67,29 @@ class One:
     async def ask(self, asked: Sequence[Asked], seconds: float) -> list[Reply]:
         return await self._node.ask([command for _, command in asked], seconds)
 
-    async def masters(self, seconds: float) -> tuple[Node, ...]:
-        return (self._node,)
+    async def masters(self, seconds: float) -> Known:
+        return Known((self._node,))
 
     async def healthy(self, seconds: float) -> bool:
-        return await _pong(self._node, seconds)
+        return await pong(self._node, seconds)
 
     async def close(self) -> None:
         self._node.close()
 
 
 class Sentinels:
-    """The master of a service, as its Sentinels know it: the first that answers is believed."""
+    """The master of a service, as its Sentinels know it: of those that answer the one that has heard of the latest
+    failover is believed. One of them has decided it, and the others hear of it up to two seconds later."""
 
     keys_together = True
 
-    def __init__(self, address: RedisAddress, options: NodeOptions) -> None:
+    def __init__(self, address: RedisAddress, options: NodeOptions, learn: LearnOptions) -> None:
         self._service = address.service
         self._options = options
         plain = NodeOptions(tls=options.tls, connect_seconds=options.connect_seconds, connections_max=2)
         self._sentinels = [Node(host, port, plain) for host, port in address.hosts]
         self._master: Node | None = None
-        self._learning = Learning(self._learn)
+        self._learning = Learning(self._learn, learn)
 
     async def ask(self, asked: Sequence[Asked], seconds: float) -> list[Reply]:
         started = asyncio.get_running_loop().time()
@@ -106,16 +108,16 @@ class Sentinels:
             self._learning.doubt()  # read-only: it was the master once
         return replies
 
-    async def masters(self, seconds: float) -> tuple[Node, ...]:
+    async def masters(self, seconds: float) -> Known:
         await self._learning.ready(seconds)
-        return () if self._master is None else (self._master,)
+        return Known(() if self._master is None else (self._master,), self._learning.age())
 
     async def healthy(self, seconds: float) -> bool:
         try:
-            masters = await self.masters(seconds)
+            masters = (await self.masters(seconds)).nodes
         except StoreError:
             return False
-        well = bool(masters) and await _pong(masters[0], seconds)
+        well = bool(masters) and await pong(masters[0], seconds)
         if not well:
             self._learning.doubt()
         return well
@@ -126,19 +128,18 @@ class Sentinels:
             node.close()
 
     async def _learn(self, seconds: float) -> None:
-        question: Command = ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", self._service)
+        questions: list[Command] = [("SENTINEL", each, self._service) for each in ("GET-MASTER-ADDR-BY-NAME", "MASTER")]
 
-        async def told_by(sentinel: Node) -> tuple[str, int] | None:
-            (reply,) = await sentinel.ask([question], seconds)
-            if not isinstance(reply, list) or len(reply) != 2:
+        async def told_by(sentinel: Node) -> tuple[int, tuple[str, int]] | None:
+            address, facts = await sentinel.ask(questions, seconds)
+            if not isinstance(address, list) or len(address) != 2:
                 return None
-            host, port = reply
+            host, port = address
             assert isinstance(host, bytes)
             assert isinstance(port, bytes)
-            return host.decode(), int(port)
+            return _failovers(facts), (host.decode(), int(port))
 
-        teller, found = await _first(self._sentinels, told_by)
-        self._sentinels.sort(key=lambda each: each is not teller)  # stable: who was quick is asked first next time
+        _, found = max(await all_told(self._sentinels, told_by))
         if self._master is None or found != (self._master.host, self._master.port):
             before, self._master = self._master, Node(*found, self._options, must_be_master=True)
             if before is not None:
@@ -151,18 +152,21 @@ class Cluster:
     keys_together = False
 
     def __init__(
-        self, address: RedisAddress, options: NodeOptions, gate: Callable[[], Gate], trial: TurnstileOptions
+        self,
+        address: RedisAddress,
+        options: NodeOptions,
+        learn: LearnOptions,
+        turnstile: Callable[[Node], Turnstile],
     ) -> None:
-        """``gate`` makes one for each node: whether one node is worth asking says nothing of the others."""
+        """``turnstile`` makes one for each node: whether one node is worth asking says nothing of the others."""
         self._options = options
-        self._gate = gate
-        self._trial = trial
+        self._turnstile = turnstile
         self._hosts = address.hosts
         self._nodes: dict[tuple[str, int], Node] = {}
         self._turnstiles: dict[Node, Turnstile] = {}
         self._slots: list[Node | None] = [None] * SLOTS
         self._teller: Node | None = None
-        self._learning = Learning(self._learn)
+        self._learning = Learning(self._learn, learn)
 
     async def ask(self, asked: Sequence[Asked], seconds: float) -> list[Reply]:
         loop = asyncio.get_running_loop()
@@ -207,13 +211,16 @@ class Cluster:
         self, node: Node, asked: Sequence[Asked], indices: Sequence[int], asking: set[int], seconds: float
     ) -> list[Reply]:
         """One node's replies; its own failure in each one's place."""
+        turnstile = self._turnstiles.get(node)
+        if turnstile is None:  # the map was learnt between the decision to ask it and this
+            return [StoreError("unavailable", f"{node.name}: is in the cluster no more")] * len(indices)
         commands: list[Command] = []
         for index in indices:
             if index in asking:
                 commands.append(("ASKING",))
             commands.append(asked[index][1])
         try:
-            replies = await self._turnstiles[node].call(lambda: node.ask(commands, seconds), seconds)
+            replies = await turnstile.call(lambda: node.ask(commands, seconds), seconds)
         except StoreError as error:
             if error.kind in WRONG_SERVER:
                 self._learning.doubt()
@@ -225,16 +232,16 @@ class Cluster:
                 self._learning.doubt()
         return [reply for reply, command in zip(replies, commands, strict=True) if command != ("ASKING",)]
 
-    async def masters(self, seconds: float) -> tuple[Node, ...]:
+    async def masters(self, seconds: float) -> Known:
         await self._learning.ready(seconds)
-        return tuple(dict.fromkeys(node for node in self._slots if node is not None))
+        return Known(tuple(dict.fromkeys(node for node in self._slots if node is not None)), self._learning.age())
 
     async def healthy(self, seconds: float) -> bool:
         try:
-            masters = await self.masters(seconds)
+            masters = (await self.masters(seconds)).nodes
         except StoreError:
             return False
-        return any(await asyncio.gather(*(_pong(node, seconds) for node in masters)))
+        return any(await asyncio.gather(*(pong(node, seconds) for node in masters)))
 
     async def close(self) -> None:
         await self._learning.close()
@@ -251,10 +258,14 @@ class Cluster:
             return None if not isinstance(reply, list) or not reply else [_range(entry, node.host) for entry in reply]
 
         known.sort(key=lambda each: each is not self._teller)
-        self._teller, ranges = await _first(known, told_by)
+        self._teller, ranges = await first_told(known, told_by)
         slots: list[Node | None] = [None] * SLOTS
         for first, last, host, port in ranges:
             slots[first : last + 1] = [self._node(host, port)] * (last + 1 - first)
+        self._use(slots)
+
+    def _use(self, slots: list[Node | None]) -> None:
+        """Ask by this map; nodes that are neither in it nor named by the address are let go."""
         self._slots = slots
         used = {*(node for node in slots if node is not None), *(self._nodes.get(each) for each in self._hosts)}
         for address, node in tuple(self._nodes.items()):
@@ -266,88 +277,16 @@ class Cluster:
         node = self._nodes.get((host, port))
         if node is None:
             node = self._nodes[host, port] = Node(host, port, self._options)
-            now = asyncio.get_running_loop().time
-            self._turnstiles[node] = Turnstile(self._gate(), partial(_pong, node), now, self._trial)
+            self._turnstiles[node] = self._turnstile(node)
         return node
 
 
-class Learning:
-    """When to learn where the servers are: waited for while nothing is known or what is known was wrong, and otherwise
-    beside the calls."""
-
-    def __init__(self, learn: Callable[[float], Awaitable[None]]) -> None:
-        self._learn = learn
-        self._task: asyncio.Task[None] | None = None
-        self._learnt_at = -1e9
-        self._tried_at = -1e9
-        self._doubtful = True
-        self._failure: StoreError | None = None
-
-    def doubt(self) -> None:
-        """What was learnt may be wrong."""
-        self._doubtful = True
-
-    async def ready(self, seconds: float) -> None:
-        """Wait until it is known, no longer than ``seconds``. What was known before is good enough if asking fails;
-        raises StoreError if nothing was."""
-        loop = asyncio.get_running_loop()
-        due = self._doubtful or loop.time() - self._learnt_at > REFRESH_SECONDS
-        if due and self._task is None and loop.time() - self._tried_at >= RELEARN_SECONDS:
-            self._tried_at = loop.time()
-            self._task = loop.create_task(self._run(LEARN_SECONDS))
-        knows = self._learnt_at >= 0.0
-        if self._doubtful and self._task is not None:
-            await asyncio.wait([self._task], timeout=max(0.0, 0.5 * seconds if knows else seconds))
-        if self._learnt_at < 0.0:
-            raise self._failure or StoreError("timeout", "the servers are not known yet")
-
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-
-    async def _run(self, seconds: float) -> None:
-        try:
-            await self._learn(seconds)
-        except StoreError as error:
-            self._failure = StoreError(error.kind, str(error).partition(": ")[2])
-            self._doubtful = self._learnt_at < 0.0  # nobody knows better: what was known is tried again
-        else:
-            self._learnt_at = asyncio.get_running_loop().time()
-            self._doubtful = False
-        finally:
-            self._task = None
-
-
-T = TypeVar("T")
-
-
-async def _first(nodes: Sequence[Node], ask: Callable[[Node], Coroutine[object, object, T | None]]) -> tuple[Node, T]:
-    """Who tells it first, and what; the first node alone if it is quick, or else whichever answers. Raises
-    StoreError."""
-    tasks: dict[asyncio.Task[T | None], Node] = {}
-    failure = StoreError("unavailable", "none of the servers that were asked knows")
-    try:
-        for head_start, some in ((HEAD_START_SECONDS, nodes[:1]), (None, nodes[1:])):
-            tasks.update({asyncio.ensure_future(ask(node)): node for node in some})
-            waiting = {task for task in tasks if not task.done()}
-            while waiting:
-                done, waiting = await asyncio.wait(waiting, timeout=head_start, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
-                    break
-                for task in done:
-                    try:
-                        told = task.result()
-                    except StoreError as error:
-                        failure = error
-                        continue
-                    if told is not None:
-                        return tasks[task], told
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    raise failure
+def _failovers(facts: Reply) -> int:
+    """Of SENTINEL MASTER: which failover is the latest that this Sentinel has heard of."""
+    if isinstance(facts, list) and b"config-epoch" in facts[::2]:
+        told = facts[2 * facts[::2].index(b"config-epoch") + 1]
+        return int(told) if isinstance(told, bytes) else 0
+    return 0
 
 
 def _range(entry: Reply, asked_at: str) -> tuple[int, int, str, int]:
@@ -363,7 +302,8 @@ def _range(entry: Reply, asked_at: str) -> tuple[int, int, str, int]:
     return first, last, asked_at if named in UNNAMED else named, port
 
 
-async def _pong(node: Node, seconds: float) -> bool:
+async def pong(node: Node, seconds: float) -> bool:
+    """Whether it answers."""
     try:
         (reply,) = await node.ask([("PING",)], seconds)
     except StoreError:

@@ -2,7 +2,8 @@
 
 Rule of this file: the first callers of what hangs wait for their time at most; from then on the answer is "open" at
 once, and one look beside the calls, never a caller's own, finds out when it is well again. What speaks against one
-value speaks for the store: it answered. It does not know what is called.
+value speaks for the store: it answered. A wait that ended far too late says that our own event loop stood still: the
+answer may have been there, and nobody looked. It does not know what is called.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ WELL: Final = OF_ONE_KEY | {"full"}
 """Kinds after which a store can be read all the same."""
 GRACE_SECONDS: Final = 0.005
 """What is called ends by itself in time; it is only cut off if it does not."""
+STALL_SHARE: Final = 0.5
+"""By what share of its time a wait must have been too long for being no proof."""
+STALLS_MAX: Final = 3
+"""Such waits one after another: the next is a proof all the same, or a store that hangs would cost every caller of a
+process that has too much to do its whole time."""
 
 
 class TurnstileOptions(Struct, frozen=True):
@@ -43,6 +49,7 @@ class Turnstile:
         self._now = now
         self._options = options
         self._looking: asyncio.Task[None] | None = None
+        self._stalls = 0
 
     async def call(self, work: Callable[[], Awaitable[T]], seconds: float) -> T:
         """What ``work`` gives, within ``seconds``. Raises StoreError, "open" if it was not called."""
@@ -52,18 +59,20 @@ class Turnstile:
         permit = self._gate.acquire(self._now())
         if permit is None:
             raise StoreError("open", "left alone for a while")
+        began = self._now()
         try:
             async with asyncio.timeout(seconds + GRACE_SECONDS):
                 done = await work()
         except StoreError as error:
-            self._settle(permit, error.kind, seconds)
+            self._settle(permit, error.kind, began, seconds)
             raise
         except TimeoutError:
-            self._settle(permit, "timeout", seconds)
+            self._settle(permit, "timeout", began, seconds)
             raise StoreError("timeout", f"no answer within {seconds:.3g} s") from None
         except BaseException:  # cancelled, or our own bug: says nothing of the other side
             permit.ignored(self._now())
             raise
+        self._stalls = 0
         permit.succeeded(self._now())
         return done
 
@@ -81,15 +90,17 @@ class Turnstile:
             looking.cancel()
             await asyncio.gather(looking, return_exceptions=True)
 
-    def _settle(self, permit: Permit, kind: str, seconds: float) -> None:
+    def _settle(self, permit: Permit, kind: str, began: float, seconds: float) -> None:
         now = self._now()
+        stalled = kind == "timeout" and now - began > seconds * (1.0 + STALL_SHARE)
+        self._stalls = self._stalls + 1 if stalled else 0
         if kind in WELL:
             permit.succeeded(now)
         elif kind in NOT_ASKED:  # nodes of a cluster have breakers of their own
             permit.ignored(now)
         elif kind != "timeout":
             permit.failed(now, kind)
-        elif seconds >= self._options.proof_seconds:
+        elif seconds >= self._options.proof_seconds and not 0 < self._stalls <= STALLS_MAX:
             permit.silent(now, kind)
         else:
             permit.ignored(now)

@@ -36,6 +36,7 @@ STATUSES: Final = MappingProxyType(
         408: grpc.StatusCode.DEADLINE_EXCEEDED,
         409: grpc.StatusCode.ALREADY_EXISTS,
         413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        422: grpc.StatusCode.FAILED_PRECONDITION,  # which no client tries again
         429: grpc.StatusCode.RESOURCE_EXHAUSTED,
         431: grpc.StatusCode.RESOURCE_EXHAUSTED,
         499: grpc.StatusCode.CANCELLED,

@@ -232,7 +232,7 @@ def directives_in(value: str) -> Iterator[tuple[str, str | None]]:
 
 
 def provenance_headers(provenance: Provenance, duration_seconds: float | None = None) -> list[Field]:
-    """Cache-Status, Age (of a cached answer), Server-Timing and Tailrace-Provenance.
+    """Cache-Status, Age (of an answer that is not all new), Server-Timing and Tailrace-Provenance.
 
     Without a duration Server-Timing names only the cache state: a hit by its bytes is not worth a clock.
     """
@@ -263,7 +263,7 @@ def _told(provenance: Provenance, age: str, ttl: str | None, milliseconds: str |
     timeless = msgspec.structs.replace(provenance, age=0.0, ttl_left=None)
     status, timing, story = _words(timeless, age, ttl)
     fields = [("Cache-Status", status)]
-    if provenance.cache in ("hit", "stale"):
+    if provenance.is_aged:
         fields.append(("Age", age))
     if milliseconds is not None:
         timing = f"tailrace;dur={milliseconds}, {timing}"
@@ -337,7 +337,7 @@ def _provenance(provenance: Provenance, age: str) -> str:
     for name, text in (("tier", provenance.tier), ("version", provenance.version)):
         if text:
             members.append(f"{name}={_string(text)}")
-    if provenance.cache in ("hit", "stale"):
+    if provenance.is_aged:
         members.append(f"age={age}")
     if provenance.rows:
         members.append(f"rows={_whole(provenance.rows)}")

@@ -254,7 +254,7 @@ def with_members(whole: bytes, members: dict[str, object]) -> list[bytes | memor
 def provenance_members(provenance: Provenance) -> dict[str, object]:
     """All that an answer tells of itself; ``age`` and ``ttl`` in whole seconds, as over HTTP."""
     told = plain.provenance_members(provenance)
-    if provenance.cache in ("hit", "stale"):
+    if provenance.is_aged:
         told["age"] = int(max(0.0, provenance.age))
     if provenance.ttl_left is not None:
         told["ttl"] = floor(provenance.ttl_left)

@@ -47,6 +47,11 @@ class Book:
         self._addresses: Counter[str] = Counter()
         self._ended = asyncio.Event()
 
+    @property
+    def connections_max(self) -> int:
+        """How many there may be."""
+        return self._options.connections_max
+
     def admit(self, connection: Peer, address: str) -> bool:
         """Write a new connection into the book; whether it may stay. Either way it must be ``ended`` later."""
         self.connections.add(connection)

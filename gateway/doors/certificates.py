@@ -7,6 +7,7 @@ shown, and what the old one let in (resumed sessions, clients of an authority th
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import ssl
@@ -116,6 +117,8 @@ class Certificates:
         self.tls = tls
         self._seen = _stamp(tls)  # before they are read: what changes meanwhile is seen as changed
         self.context = context_of(tls)
+        self.ends = _ends(tls)
+        """When the first certificate of the chain in use ends, in seconds since 1970; infinity: it cannot be told."""
         self.renewals = 0
         self.fault = ""
         """Why the files as they are now cannot be used, if so; the context before them stays in use."""
@@ -133,7 +136,7 @@ class Certificates:
                 _log.error("new certificate is not used", faults=unusable.faults)
             self.fault = str(unusable)
             return
-        self.context, self._seen, self.fault = context, stamp, ""
+        self.context, self._seen, self.fault, self.ends = context, stamp, "", _ends(self.tls)
         self.renewals += 1
         _log.info("certificate renewed", certificate=self.tls.certificate)
 
@@ -161,6 +164,14 @@ def _file_faults(tls: Tls) -> Iterator[str]:
             continue
         if not form.search(text):
             yield f"server.tls.{key}: {path}: holds no {noun} in PEM form; it must: {whose}"
+
+
+def _ends(tls: Tls) -> float:
+    try:
+        with open(tls.certificate, "rb") as file:
+            return min((each.ends for each in certificates_in(file.read())), default=math.inf)
+    except (OSError, ValueError):
+        return math.inf
 
 
 def _pair_fault(tls: Tls, error: Exception) -> str:

@@ -7,12 +7,15 @@ answer's bytes. The same head need not be judged again.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Final, TypeVar
 
 import msgspec
 
+from cache.digest import work_digest
 from cache.entry import Entry
 from degrade.deadline import Deadline, Ticker
 from gateway.admission.auth import Caller
@@ -26,10 +29,12 @@ from gateway.doors.aside import Aside
 from gateway.doors.buffered import Buffered, Held
 from gateway.doors.posting import AnyQuestion, Posting
 from gateway.doors.question import Fields, Question, Reply
+from gateway.notes import UNNOTED, Notes
 from gateway.pipeline import Pipeline, WireAnswer, hit_provenance
 from gateway.problem import (
     Problem,
     Refused,
+    deadly,
     too_large,
 )
 from gateway.route import Route
@@ -46,6 +51,11 @@ of the event loop, and nobody knows how large a compressed one is before it is i
 LOOKED_UP_BYTES: Final = 4 * 2**20
 """Bodies above this are put together and digested aside too: a millisecond, or two, for each MiB."""
 
+DIGEST_SECONDS_MAX: Final = 5.0
+"""For the digest of a large body that has none yet: whoever is in line before it has no longer."""
+
+_NOT_NOTED: Final = contextlib.nullcontext(UNNOTED)
+
 HEADINGS_MAX: Final = 1024
 """Beginnings of hits remembered, about 600 bytes each: one for each model, version and size of answer."""
 
@@ -58,6 +68,13 @@ class Made(msgspec.Struct, frozen=True):
     headers: Fields
 
 
+class _Work(msgspec.Struct, frozen=True):
+    """What a request in work holds: bytes, and the note of it."""
+
+    held: Held
+    note: AbstractContextManager[object]
+
+
 class Exchange:
     """Answers questions through the pipeline."""
 
@@ -67,6 +84,8 @@ class Exchange:
         self._buffered = buffered
         self._aside = Aside()
         self._headings: dict[Heading, Heading] = {}
+        self.notes: Notes | None = None
+        """Where requests in work are noted; None where nobody would read it."""
 
     def recall(
         self, question: AnyQuestion, body: bytes | memoryview, now: float
@@ -108,7 +127,9 @@ class Exchange:
         endpoint = posting.route
         post = msgspec.structs.replace(posting.post, body=body)
         deadline = Deadline.after(began, endpoint.timeout)
-        answer = await self._pipeline.answer(Call(endpoint, posting.caller, post, posting.directives, deadline))
+        with await self.noted(endpoint.name, body, wire, posting.caller) as note:
+            call = Call(endpoint, posting.caller, post, posting.directives, deadline, note)
+            answer = await self._pipeline.answer(call)
         page = answer.response
         if wire is not None and answer.entry is not None and answer.comes_again:
             heading = self._heading(page.fields, len(page.body), answer.entry)
@@ -119,8 +140,25 @@ class Exchange:
 
     async def make(self, question: Question, body: Buffer, wire: bytes | None, began: float) -> Made:
         """The same, before it is said in the words of a protocol."""
-        with Held(self._buffered) as held:
-            return await self._make(question, body, wire, began, held)
+        with Held(self._buffered) as held, await self.noted(question.route.name, body, wire, question.caller) as note:
+            return await self._make(question, body, wire, began, _Work(held, note))
+
+    async def noted(
+        self, service: str, body: Buffer, wire: bytes | None, caller: Caller
+    ) -> AbstractContextManager[AbstractContextManager[object]]:
+        """A block in which a request is in work, should this worker die of it; what it gives is for the ``Call``.
+
+        Raises Refused (422) for one that others have died of."""
+        notes = self.notes
+        if notes is None:
+            return _NOT_NOTED
+        digest = partial(work_digest, service, body, wire)
+        large = wire is None and len(body) > LOOKED_UP_BYTES
+        named = await self._aside.run(digest, caller.name, DIGEST_SECONDS_MAX) if large else digest()
+        seconds = notes.refused(named, self._ticker())
+        if seconds:
+            raise Refused(deadly(named.hex(), seconds))
+        return notes.note(named)
 
     async def aside(self, work: Callable[[], T], caller: str, seconds: float) -> T:
         """Work on a large message where nobody else waits for it (see ``Aside``). Raises Refused."""
@@ -131,12 +169,12 @@ class Exchange:
         self._aside.close()
 
     async def _make(
-        self, question: Question, body: Buffer, wire: bytes | None, began: float, held: Held
+        self, question: Question, body: Buffer, wire: bytes | None, began: float, work: _Work
     ) -> Made:
         deadline = Deadline.after(began, question.route.timeout)
-        decoded, form = await self._decoded(question, body, deadline, held)
+        decoded, form = await self._decoded(question, body, deadline, work.held)
         deadline = sooner(deadline, decoded, self._ticker())
-        call = Call(question.route, question.caller, decoded, question.directives, deadline)
+        call = Call(question.route, question.caller, decoded, question.directives, deadline, work.note)
         answer = await self._pipeline.answer(call)
         told = Told(answer.response, answer.provenance, form, decoded.id, question.answer_coding)
         encode = partial(_encoded, question.dialect, told)

@@ -82,15 +82,16 @@ class Inferring:
                 self._telemetry.answered(route.name, provenance)
                 return Told(hit.wire.body, provenance, hit.quota)
         deadline = asking.deadline.sooner(Deadline.after(asking.began, route.timeout))
-        decoded = await self._decoded(asking, deadline, hit_dues)
-        deadline = sooner(deadline, decoded, self._ticker())
-        answer = await self._pipeline.answer(Call(route, caller, decoded, asking.directives, deadline))
-        encode = partial(codec.encode, answer.response)
-        if answer.response.size > ASIDE_BYTES:
-            seconds = deadline.remaining(self._ticker())
-            ready = await self._exchange.aside(encode, caller.name, seconds)
-        else:
-            ready = encode()
+        with await self._exchange.noted(route.name, sketch.message, wire, caller) as note:
+            decoded = await self._decoded(asking, deadline, hit_dues)
+            deadline = sooner(deadline, decoded, self._ticker())
+            answer = await self._pipeline.answer(Call(route, caller, decoded, asking.directives, deadline, note))
+            encode = partial(codec.encode, answer.response)
+            if answer.response.size > ASIDE_BYTES:
+                seconds = deadline.remaining(self._ticker())
+                ready = await self._exchange.aside(encode, caller.name, seconds)
+            else:
+                ready = encode()
         if wire is not None and answer.comes_again:
             self._pipeline.attach_wire(route, answer, wire, Wire(ready, _HEADING))
         return Told(ready, answer.provenance, answer.quota)

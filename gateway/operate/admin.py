@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from aiohttp import web
@@ -23,9 +25,14 @@ from gateway.reload import Outcome, Reloads
 from gateway.route import Home
 from gateway.service import Shelf, Watched
 
+if TYPE_CHECKING:
+    from gateway.operate.faults import Faults, Order
+
 Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
 SETTLED_SECONDS_MAX: Final = 2.0
 """How long a purge waits for second levels to be told."""
+ANSWERED_SECONDS: Final = 0.1
+"""Before a loop stands still, or a process is killed, on purpose: whoever asked for it is told first."""
 _READS: Final = ("GET", "HEAD")
 
 
@@ -58,6 +65,7 @@ class Shown(msgspec.Struct, frozen=True):
     telemetry: Telemetry
     is_draining: Callable[[], bool]
     reloads: Reloads | None = None
+    faults: Faults | None = None
 
 
 def admin_port(shown: Shown) -> AdminPort:
@@ -107,7 +115,59 @@ def admin_port(shown: Shown) -> AdminPort:
     async def reload(_: web.BaseRequest) -> web.Response:
         return reloaded(None if shown.reloads is None else await shown.reloads.reload())
 
-    return AdminPort({"/": index, "/metrics": metrics, "/status": status}, {"/purge": purge, "/reload": reload})
+    reads: dict[str, Answer] = {"/": index, "/metrics": metrics, "/status": status}
+    writes: dict[str, Answer] = {"/purge": purge, "/reload": reload}
+    if shown.faults is not None:
+        reads["/chaos"], writes["/chaos"] = _chaos(shown.faults)
+    return AdminPort(reads, writes)
+
+
+async def order_of(request: web.BaseRequest) -> tuple[bytes, Order] | Problem:
+    """An order for faults, as JSON. It must say that it is JSON: no page in a browser can post that unasked."""
+    from gateway.operate.faults import Order
+
+    if request.content_type != "application/json":
+        return Problem("unsupported-media", 415, "Unsupported media type", "An order is application/json.")
+    body = await request.read()
+    try:
+        return body, msgspec.json.decode(body, type=Order)
+    except msgspec.DecodeError as error:
+        return malformed(str(error), "order")
+
+
+def _chaos(faults: Faults) -> tuple[Answer, Answer]:
+    """What holds of faults on purpose, and how others are ordered."""
+    from gateway.operate.faults import BadOrder
+
+    def told() -> web.Response:
+        document = {
+            "seconds_left": faults.seconds_left,
+            "faults": faults.rules,
+            "targets": sorted(faults.targets),
+            "met": {name: count for name, count in sorted(faults.met.items()) if count},
+        }
+        return web.Response(body=msgspec.json.encode(document), content_type="application/json")
+
+    async def read(_: web.BaseRequest) -> web.Response:
+        return told()
+
+    async def write(request: web.BaseRequest) -> web.Response:
+        found = await order_of(request)
+        if isinstance(found, Problem):
+            return problem_response(found)
+        order = found[1]
+        try:
+            faults.take(order)
+        except BadOrder as bad:
+            return problem_response(malformed(str(bad), "order"))
+        loop = asyncio.get_running_loop()
+        if order.stall:
+            loop.call_later(ANSWERED_SECONDS, time.sleep, order.stall)
+        if order.kill:
+            loop.call_later(ANSWERED_SECONDS, os.kill, os.getpid(), signal.SIGKILL)
+        return told()
+
+    return read, write
 
 
 def purged(route: Watched) -> int:

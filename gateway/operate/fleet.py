@@ -7,7 +7,7 @@ starts and stops nothing. A worker that does not answer is told of, never left o
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final, TypeVar
 
 import msgspec
@@ -17,8 +17,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.operate.admin import AdminPort, reloaded
-from gateway.problem import Problem
+from gateway.doors.http import problem_response
+from gateway.operate.admin import AdminPort, Answer, order_of, reloaded
+from gateway.problem import Problem, malformed
 from gateway.reload import READ_SECONDS_MAX, Reloads, TakenInPart
 from gateway.sources import ConfigError
 
@@ -100,12 +101,18 @@ class _Refusal(msgspec.Struct):
 
 
 class Fleet:
-    """The workers as their admin ports show them. ``sockets``: paths, by the worker's number."""
+    """The workers as their admin ports show them. ``sockets``: paths, by the worker's number; ``deadly``: how many
+    requests all of them refuse because workers have died of them."""
 
-    def __init__(self, sockets: Sequence[str]) -> None:
+    def __init__(self, sockets: Sequence[str], deadly: Callable[[], int] = lambda: 0) -> None:
         self._sockets = tuple(sockets)
         self._totals = Totals()
+        self._deadly = deadly
         self._restarts = 0
+
+    @property
+    def size(self) -> int:
+        return len(self._sockets)
 
     def departed(self, worker: int) -> None:
         """A worker's process has ended and another will take its place."""
@@ -144,6 +151,17 @@ class Fleet:
                 dropped[route] = dropped.get(route, 0) + entries
         return web.HTTPOk.status_code, msgspec.json.encode({"purged": dropped})
 
+    async def chaos(self) -> bytes:
+        """What holds of faults on purpose at each worker, or null for one that does not answer."""
+        answers = await self._ask("GET", "/chaos")
+        workers = [msgspec.Raw(answers[each][1]) if each in answers else None for each in range(len(self._sockets))]
+        return msgspec.json.encode({"workers": workers})
+
+    async def order(self, body: bytes, worker: int | None) -> Told | None:
+        """Pass an order for faults on to one worker, or to all; the first refusal, if there is one."""
+        answers = await self._ask("POST", "/chaos", body=body, only=worker)
+        return next((answer for answer in answers.values() if answer[0] >= web.HTTPBadRequest.status_code), None)
+
     async def reload(self) -> None:
         """Let every worker take the configuration as it is now. Raises ConfigError if none has, and TakenInPart if not
         all have: with what they said, and which of them did not answer."""
@@ -169,26 +187,35 @@ class Fleet:
         restarts = CounterMetricFamily("tailrace_worker_restarts", "Workers that ended and were started again.")
         restarts.add_metric((), self._restarts)
         yield restarts
+        deadly = GaugeMetricFamily(
+            "tailrace_deadly_requests", "Requests that are refused because two workers have died with them in work."
+        )
+        deadly.add_metric((), float(self._deadly()))
+        yield deadly
 
-    async def _ask(self, method: str, target: str, seconds: float = ANSWER_SECONDS_MAX) -> dict[int, Told]:
-        """What each worker answers; those that do not are not there."""
+    async def _ask(
+        self, method: str, target: str, seconds: float = ANSWER_SECONDS_MAX, body: bytes = b"", only: int | None = None
+    ) -> dict[int, Told]:
+        """What each worker answers, or ``only`` that one; those that do not are not there. ``body``: JSON."""
+        headers = {"Content-Type": "application/json"} if body else {}
 
         async def one(worker: int, path: str) -> tuple[int, Told] | None:
             try:
                 async with (
                     ClientSession(connector=UnixConnector(path), timeout=ClientTimeout(seconds)) as session,
-                    session.request(method, f"http://worker{target}") as answer,
+                    session.request(method, f"http://worker{target}", data=body or None, headers=headers) as answer,
                 ):
                     return worker, (answer.status, await answer.read())
             except (ClientError, OSError, TimeoutError):
                 return None
 
-        answers = await asyncio.gather(*(one(worker, path) for worker, path in enumerate(self._sockets)))
+        asked = [each for each in enumerate(self._sockets) if only in (None, each[0])]
+        answers = await asyncio.gather(*(one(worker, path) for worker, path in asked))
         return dict(answer for answer in answers if answer is not None)
 
 
-def fleet_port(fleet: Fleet, reloads: Reloads) -> AdminPort:
-    """The admin port's paths, as of a single process."""
+def fleet_port(fleet: Fleet, reloads: Reloads, chaos: bool = False) -> AdminPort:
+    """The admin port's paths, as of a single process. ``chaos``: faults may be ordered."""
 
     async def index(_: web.BaseRequest) -> web.Response:
         return web.Response(
@@ -214,7 +241,35 @@ def fleet_port(fleet: Fleet, reloads: Reloads) -> AdminPort:
     async def reload(_: web.BaseRequest) -> web.Response:
         return reloaded(await reloads.reload())
 
-    return AdminPort({"/": index, "/metrics": metrics, "/status": status}, {"/purge": purge, "/reload": reload})
+    reads: dict[str, Answer] = {"/": index, "/metrics": metrics, "/status": status}
+    writes: dict[str, Answer] = {"/purge": purge, "/reload": reload}
+    if chaos:
+        reads["/chaos"], writes["/chaos"] = _chaos(fleet)
+    return AdminPort(reads, writes)
+
+
+def _chaos(fleet: Fleet) -> tuple[Answer, Answer]:
+    """Faults on purpose, at all workers or (``?worker=N``) at one."""
+
+    async def read(_: web.BaseRequest) -> web.Response:
+        return web.Response(body=await fleet.chaos(), content_type="application/json")
+
+    async def write(request: web.BaseRequest) -> web.Response:
+        found = await order_of(request)
+        if isinstance(found, Problem):
+            return problem_response(found)
+        said = request.query.get("worker", "")
+        one = said.isascii() and said.isdigit() and int(said) < fleet.size
+        if set(request.query) - {"worker"} or ("worker" in request.query and not one):
+            return problem_response(malformed(f"Say ?worker=N, 0 to {fleet.size - 1}, or nothing for all.", "query"))
+        if found[1].kill and not said:
+            return problem_response(malformed("Say which of the workers is to be killed: ?worker=N.", "query"))
+        refused = await fleet.order(found[0], int(said) if one else None)
+        if refused is not None:
+            return web.Response(body=refused[1], status=refused[0], content_type="application/problem+json")
+        return await read(request)
+
+    return read, write
 
 
 def _of_reloads(reloads: Reloads) -> Iterable[Metric]:

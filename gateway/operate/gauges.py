@@ -5,6 +5,7 @@ Rule of this file: it names metrics and where each is read; it keeps nothing its
 
 from __future__ import annotations
 
+from asyncio import all_tasks
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Final, Protocol
@@ -13,6 +14,7 @@ from gateway.doors.guests import Guests
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.lane import EdgeLane
 from gateway.doors.rpc_lane import RpcLane
+from gateway.notes import Notes
 from gateway.operate.telemetry import Gauge, Labels
 from gateway.reload import Reloads
 from gateway.route import Home
@@ -20,6 +22,7 @@ from gateway.service import AnswerShelf, SecondShelf, Shelf, Watched
 from tiers.pool import ReplicaState
 
 if TYPE_CHECKING:
+    from gateway.operate.faults import Faults
     from gateway.tables import Table
 
 
@@ -107,6 +110,7 @@ def gauges(routes: Routes, homes: Homes, is_draining: Callable[[], bool]) -> Ite
         replica,
         of_replicas(lambda state: len(state.models_open)),
     )
+    yield Gauge("tailrace_tasks", "Tasks of the event loop.", (), lambda: iter([((), float(len(all_tasks())))]))
     yield Gauge("tailrace_draining", "1 while the gateway stops.", (), lambda: iter([((), float(is_draining()))]))
 
 
@@ -151,6 +155,7 @@ def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:
 
     buffered = lane.buffered
     yield Gauge("tailrace_connections", "Callers' connections.", (), one(lambda: len(lane.connections)))
+    yield Gauge("tailrace_connections_max", "The bound on them.", (), one(lambda: lane.options.connections_max))
     yield Gauge(
         "tailrace_connections_cut",
         "Connections cut, by what their peer took too long for, or the limit they were over.",
@@ -175,6 +180,7 @@ def rpc_gauges(lane: RpcLane) -> Iterator[Gauge]:
     """What the MessagePack-RPC door's connections hold."""
     book = lane.book
     yield Gauge("tailrace_rpc_connections", "Callers' connections.", (), lambda: iter([((), len(book.connections))]))
+    yield Gauge("tailrace_rpc_connections_max", "The bound on them.", (), lambda: iter([((), book.connections_max)]))
     yield Gauge(
         "tailrace_rpc_connections_cut",
         "Connections cut, by what their peer took too long for, or the limit they were over.",
@@ -223,10 +229,43 @@ def tls_gauges(handshakes: Handshakes) -> Iterator[Gauge]:
         counter=True,
     )
     yield Gauge(
+        "tailrace_tls_certificate_ends_seconds",
+        "When the first of the chain's certificates ends, in seconds since 1970.",
+        (),
+        lambda: iter([((), certificates.ends)]),
+    )
+    yield Gauge(
         "tailrace_tls_renewal_failing",
         "1 while the certificate's files have changed and cannot be used.",
         (),
         lambda: iter([((), float(bool(certificates.fault)))]),
+    )
+
+
+def chaos_gauges(faults: Faults | None) -> Iterator[Gauge]:
+    """Whether faults can be made on purpose here, and how many are. ``faults`` None: they cannot."""
+    yield Gauge(
+        "tailrace_chaos_enabled",
+        "1 while faults can be made by the admin port ([chaos] enabled).",
+        (),
+        lambda: iter([((), float(faults is not None))]),
+    )
+    yield Gauge(
+        "tailrace_chaos_faults",
+        "Targets that have faults made on purpose now.",
+        (),
+        lambda: iter([((), float(0 if faults is None else len(faults.rules)))]),
+    )
+
+
+def notes_gauges(notes: Notes) -> Iterator[Gauge]:
+    """What is not known of what is in work."""
+    yield Gauge(
+        "tailrace_work_unnoted",
+        "Requests that were not noted while in work, for want of room.",
+        (),
+        lambda: iter([((), float(notes.missed))]),
+        counter=True,
     )
 
 

@@ -12,6 +12,7 @@ import pytest
 from benchmarks.coherence import watch
 from cache.coherence import Heard, Tracker, TrackerOptions
 from cache.stores.node import Node, NodeOptions
+from cache.stores.servers import Known
 from cache.stores.store import StoreError
 from examples.redisserver import RedisServer
 from tests.cache.conftest import StoreAt, until
@@ -153,12 +154,13 @@ async def test_every_master_must_be_heard(own_redis: RedisServer, redis: RedisSe
     """Of two, one is away; then the set changes."""
     servers = [Node(each.host, each.port, NodeOptions()) for each in (own_redis, redis)]
     known = list(servers)
+    age = 0.0
     failing = False
 
-    async def masters(_seconds: float) -> list[Node]:
+    async def masters(_seconds: float) -> Known:
         if failing:
             raise StoreError("unavailable")
-        return known
+        return Known(tuple(known), age)
 
     async with listening(masters) as heard:
         await heard.live()
@@ -171,6 +173,10 @@ async def test_every_master_must_be_heard(own_redis: RedisServer, redis: RedisSe
         known.remove(servers[0])
         await heard.live()
         assert heard.distrusts > before
+        age = 2 * QUICK.silence_seconds_max  # so long ago they were told of: they may have changed
+        await until(lambda: not heard.tracker.live(), what="doubt")
+        age = 0.0
+        await heard.live()
         failing = True  # nobody tells who the masters are: those that were stay
         with redis.client() as client:
             client.set("user:8", "a")

@@ -142,3 +142,26 @@ async def test_closing_tells_those_who_wait(source: Source) -> None:
     assert all(isinstance(each, StoreError) and each.kind == "unreachable" for each in told)
     with pytest.raises(StoreError):
         await merged.get_many([b"a"], LONG)
+
+
+async def test_a_bug_in_one_fetch_keeps_nobody_else_waiting(source: Source) -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+
+    async def fetch(keys: Sequence[bytes], seconds: float) -> list[Found]:
+        found = await source.fetch(keys, seconds)
+        if keys == (b"a",):
+            raise ZeroDivisionError
+        return found
+
+    source.gate.clear()
+    merged = Merged(fetch, MergeOptions(flights_max=1))
+    first = asyncio.create_task(merged.get_many([b"a"], LONG))
+    await settle()
+    second = asyncio.create_task(merged.get_many([b"b"], LONG))
+    await settle()
+    source.gate.set()
+    with pytest.raises(StoreError):
+        await first
+    assert await asyncio.wait_for(second, 10.0) == [b"b"]
+    assert [type(each) for each in told] == [ZeroDivisionError]

@@ -8,10 +8,13 @@ import contextlib
 import socket
 import struct
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
+import uvloop
+from redis.asyncio.connection import Connection
 
+from cache.stores import node
 from cache.stores.node import Node, NodeOptions
 from cache.stores.redis import Hashes, RedisOptions, RedisStore
 from cache.stores.store import StoreError
@@ -20,6 +23,7 @@ from degrade.breaker import Breaker
 from degrade.guard import STORE_BREAKER, Guarded
 from examples.redisserver import RedisServer
 from tests.cache.conftest import StoreAt, until
+from tests.redises import loading, slow
 
 SECONDS = 0.1
 """What a call may take here."""
@@ -133,50 +137,17 @@ async def recovers_later(store: Guarded, server: RedisServer) -> None:
     await store.close()
 
 
-@contextlib.asynccontextmanager
-async def slow(
-    server: RedisServer, quick: asyncio.Event, seconds: float = 2.0, answers_max: int = 2**31
-) -> AsyncIterator[int]:
-    """A way to the server on which answers, the first few of each connection, take so long until ``quick`` is set; its
-    port."""
-    tasks: set[asyncio.Task[None] | None] = set()
-
-    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: bool) -> None:
-        held = answers_max if answers else 0
-        with contextlib.suppress(ConnectionError):
-            while some := await reader.read(65536):
-                if held and not quick.is_set():
-                    held -= 1
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(quick.wait(), seconds)
-                writer.write(some)
-            writer.close()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        tasks.add(asyncio.current_task())
-        inner_reader, inner_writer = await asyncio.open_connection(server.host, server.port)
-        await asyncio.gather(pump(reader, inner_writer, False), pump(inner_reader, writer, True))
-
-    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
-    yield listening.sockets[0].getsockname()[1]
-    listening.close()
-    for task in tasks:
-        if task is not None:
-            task.cancel()
-    await asyncio.gather(*(task for task in tasks if task is not None), return_exceptions=True)
-
-
 async def test_every_answer_takes_two_seconds(own_redis: RedisServer, store_at: StoreAt) -> None:
     quick = asyncio.Event()
-    async with slow(own_redis, quick) as port:
-        store = guarded(store_at, f"redis://127.0.0.1:{port}/0")
+    async with slow(own_redis, quick) as way:
+        store = guarded(store_at, way.url)
         await recovers(store, "timeout", own_redis, quick.set)
 
 
 async def test_many_callers_of_a_slow_server_each_keep_their_time(own_redis: RedisServer, store_at: StoreAt) -> None:
     """Without a breaker too: a thousand wait, none for longer than it said, and no more connections than allowed."""
-    async with slow(own_redis, asyncio.Event()) as port:
-        store = store_at(f"redis://127.0.0.1:{port}/0", None, RedisOptions(connect_seconds=SECONDS))
+    async with slow(own_redis, asyncio.Event()) as way:
+        store = store_at(way.url, None, RedisOptions(connect_seconds=SECONDS))
         started = time.monotonic()
         calls = (store.get_many([b"k%d" % each], SECONDS) for each in range(1000))
         told = await asyncio.gather(*calls, return_exceptions=True)
@@ -189,8 +160,8 @@ async def test_many_callers_of_a_slow_server_each_keep_their_time(own_redis: Red
 
 async def test_what_comes_late_answers_no_other_question(own_redis: RedisServer, store_at: StoreAt) -> None:
     quick = asyncio.Event()
-    async with slow(own_redis, quick) as port:
-        store = store_at(f"redis://127.0.0.1:{port}/0", None, RedisOptions(connect_seconds=10.0))
+    async with slow(own_redis, quick) as way:
+        store = store_at(way.url, None, RedisOptions(connect_seconds=10.0))
         with own_redis.client() as client:
             client.mset({"a": "1", "b": "2"})
         with pytest.raises(StoreError):
@@ -203,8 +174,8 @@ async def test_a_connection_that_takes_longer_than_a_call_is_made_all_the_same(
     own_redis: RedisServer, store_at: StoreAt
 ) -> None:
     """As with TLS: its first answer takes three times as long as any call may."""
-    async with slow(own_redis, asyncio.Event(), 3 * SECONDS, answers_max=1) as port:
-        store = store_at(f"redis://127.0.0.1:{port}/1", None, RedisOptions(connect_seconds=20.0))
+    async with slow(own_redis, asyncio.Event(), 3 * SECONDS, answers_max=1) as way:
+        store = store_at(f"redis://127.0.0.1:{way.port}/1", None, RedisOptions(connect_seconds=20.0))
         with pytest.raises(StoreError) as failed:
             await store.get_many([b"k"], SECONDS)  # SELECT has not been answered
         assert failed.value.kind == "timeout"
@@ -233,13 +204,7 @@ async def test_wrong_password(store_at: StoreAt) -> None:
 
 async def test_loading(store_at: StoreAt) -> None:
     """A server that reads a large append-only file answers LOADING to everything until it is through."""
-    with RedisServer(["key-load-delay 100", "loading-process-events-interval-bytes 1024"]) as server:
-        with server.client() as client:
-            client.execute_command("CONFIG", "SET", "key-load-delay", "0")
-            for start in range(0, 200_000, 20_000):
-                client.mset({f"key:{each}": "x" * 20 for each in range(start, start + 20_000)})
-            client.set("k", "old")
-            client.save()
+    with loading({"k": b"old"}) as server:
         server.kill()
         server.start(ready=False)
         store = guarded(store_at, server.url)
@@ -336,3 +301,30 @@ async def test_connections_that_were_reset_while_they_rested_cost_one_call_and_n
     assert await node.ask([("PING",)], LATE) == [b"PONG"]
     node.close()
     listening.close()
+
+
+def test_a_connection_that_ends_between_a_look_and_the_question(
+    shared_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the loop that serves, which then raises an error of its own kind."""
+
+    async def never(_: Connection) -> bool:
+        return False  # it has ended, and nobody has read that yet
+
+    async def main() -> None:
+        own = Node(shared_redis.host, shared_redis.port, NodeOptions())
+        try:
+            assert await own.ask([("PING",)], 10.0) == [b"PONG"]
+            ((connection, _),) = own._idle
+            assert connection._writer is not None
+            connection._writer.transport.abort()
+            await asyncio.sleep(0.01)
+            monkeypatch.setattr(node, "_readable", never)
+            with pytest.raises(StoreError) as failed:
+                await own.ask([("PING",)], 10.0)
+            assert failed.value.kind == "unreachable"
+            assert await own.ask([("PING",)], 10.0) == [b"PONG"]
+        finally:
+            own.close()
+
+    uvloop.run(main())

@@ -5,76 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator
 
 import pytest
 
+from cache.stores.learning import LearnOptions
 from cache.stores.redis import RedisOptions
 from cache.stores.store import StoreError
 from cache.stores.turnstile import TurnstileOptions
 from degrade.breaker import Breaker
 from degrade.guard import STORE_BREAKER, Guarded
-from examples.redisserver import RedisServer
 from tests.cache.conftest import StoreAt, until
-from tests.cache.test_coherence import Listening
+from tests.cache.test_coherence import QUICK, Listening, listening
+from tests.redises import SERVICE, Watched
 
 SECONDS = 0.2
-SERVICE = "features"
-
-
-class Watched:
-    """A master, its replica, and three Sentinels."""
-
-    def __init__(self, master: RedisServer, replica: RedisServer, sentinels: list[RedisServer]) -> None:
-        self.servers = {master.port: master, replica.port: replica}
-        self.sentinels = sentinels
-
-    @property
-    def url(self) -> str:
-        return f"redis+sentinel://{','.join(each.address for each in self.sentinels)}/{SERVICE}/0"
-
-    @property
-    def master(self) -> RedisServer:
-        """The one that the first Sentinel calls so."""
-        with self.sentinels[0].client() as client:
-            _, port = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
-        return self.servers[int(port)]
-
-
-@pytest.fixture
-async def watched() -> AsyncIterator[Watched]:
-    with contextlib.ExitStack() as stack:
-        master = stack.enter_context(RedisServer())
-        settings = [f"replicaof {master.host} {master.port}", "repl-diskless-sync-delay 0"]
-        replica = stack.enter_context(RedisServer(settings))
-        settings = [
-            f"sentinel monitor {SERVICE} {master.host} {master.port} 2",
-            f"sentinel down-after-milliseconds {SERVICE} 500",
-            f"sentinel failover-timeout {SERVICE} 3000",
-        ]
-        sentinels = [stack.enter_context(RedisServer(settings, ["--sentinel"])) for _ in range(3)]
-
-        def ready() -> bool:
-            with sentinels[0].client() as client:
-                told = client.execute_command("SENTINEL", "CKQUORUM", SERVICE) if knows_all() else b""
-            return str(told).find("OK 3") >= 0
-
-        def knows_all() -> bool:
-            for each in sentinels:
-                with each.client() as client:
-                    (state,) = client.execute_command("SENTINEL", "MASTERS")
-                told = state if isinstance(state, dict) else dict(zip(state[::2], state[1::2], strict=True))
-                plain = {_text(key): _text(value) for key, value in told.items()}
-                if plain["num-other-sentinels"] != "2" or plain["num-slaves"] != "1":
-                    return False
-            return True
-
-        await until(ready, what="Sentinels that know each other and the replica")
-        yield Watched(master, replica, sentinels)
-
-
-def _text(value: object) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
 
 
 async def test_a_failover_under_load(watched: Watched, store_at: StoreAt) -> None:
@@ -131,6 +75,26 @@ async def test_a_failover_under_load(watched: Watched, store_at: StoreAt) -> Non
     assert slowest < SECONDS + 2.0
     await heard.end()
     await store.close()
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, what="an end of all that was begun")
+
+
+async def test_a_planned_failover_is_known_of_in_time(watched: Watched, store_at: StoreAt) -> None:
+    """The old master lives on, answers pings and hears nothing of what is written to the new one: by the time that the
+    table is said to be coherent as of that write, it has been distrusted, or the write has been heard of."""
+    within = QUICK.silence_seconds_max
+    store = store_at(watched.url, None, RedisOptions(learn=LearnOptions(within / 4, within)))
+    async with listening(store.masters) as heard:
+        await heard.live()
+        old, before = watched.master, heard.distrusts
+        with watched.sentinels[0].client() as client:
+            client.execute_command("SENTINEL", "FAILOVER", SERVICE)
+        await until(lambda: watched.master is not old, what="another master")
+        with watched.master.client() as client:
+            client.set("user:0", "new")
+        written = time.monotonic()
+        await until(lambda: heard.tracker.as_of > written, what="a table that is as of the write")
+        assert heard.distrusts > before or b"user:0" in heard.keys
+        assert await store.get_many([b"user:0"], 10.0) == [b"new"]
 
 
 async def test_sentinels_that_are_off_or_hung_while_one_answers(watched: Watched, store_at: StoreAt) -> None:

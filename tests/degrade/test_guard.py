@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 from cache.stores.store import KINDS, NOT_ASKED, Found, StoreError
-from cache.stores.turnstile import WELL, TurnstileOptions
+from cache.stores.turnstile import STALLS_MAX, WELL, TurnstileOptions
 from degrade.breaker import Breaker
 from degrade.guard import STORE_BREAKER, Guarded
 
@@ -130,6 +130,27 @@ async def test_who_had_no_time_proves_nothing() -> None:
     assert await made.kind(0.01) == "timeout"
     assert made.store.state == "closed"
     assert await made.kind(0.06) == "timeout"
+    assert made.store.state == "open"
+
+
+async def test_a_wait_that_was_far_too_long_is_the_event_loops_fault_and_no_proof_a_few_times() -> None:
+    made = Set()
+
+    async def stand_still(keys: Sequence[bytes], seconds: float) -> list[Found]:
+        made.clock.now += 2 * seconds
+        raise StoreError("timeout")
+
+    made.shelf.get_many = stand_still  # type: ignore[method-assign]
+    for _ in range(STALLS_MAX):
+        assert await made.kind(0.02) == "timeout"
+        assert made.store.state == "closed"
+    del made.shelf.get_many  # type: ignore[attr-defined]
+    assert await made.kind(0.02) == "well"  # and they are counted anew
+    made.shelf.get_many = stand_still  # type: ignore[method-assign]
+    for _ in range(STALLS_MAX):
+        assert await made.kind(0.02) == "timeout"
+    assert made.store.state == "closed"
+    assert await made.kind(0.02) == "timeout"
     assert made.store.state == "open"
 
 

@@ -27,6 +27,7 @@ NUMBERS: Final = MappingProxyType(
         "unauthenticated": (401, "UNAUTHENTICATED"),
         "not-found": (404, "NOT_FOUND"),
         "too-large": (413, "RESOURCE_EXHAUSTED"),
+        "deadly": (422, "FAILED_PRECONDITION"),
         "quota": (429, "RESOURCE_EXHAUSTED"),
         "unavailable": (503, "UNAVAILABLE"),
         "model-failed": (503, "INTERNAL"),

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import re
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import numpy as np
 import pytest
@@ -39,6 +39,8 @@ class EchoTriton:
         self.status = b"200 OK"
         self.failing: set[str] = set()
         self.pause: Callable[[], float] = lambda: 0.0  # seconds that each answer takes
+        self.before: Callable[[bytes, int], Awaitable[None]] | None = None
+        """Called with each inference's body and the port that it came from."""
         self.serving: set[asyncio.Task[None] | None] = set()
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -53,6 +55,8 @@ class EchoTriton:
                 told, status, extra = b"{}", b"200 OK", b""
                 if found is not None and found[2] == b"/infer":
                     self.asked += 1
+                    if self.before is not None:
+                        await self.before(body, writer.get_extra_info("peername")[1])
                     await self.gate.wait()
                     await asyncio.sleep(self.pause())
                     model = found[1].decode()

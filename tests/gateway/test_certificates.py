@@ -227,6 +227,21 @@ def test_new_files_make_a_new_context_and_the_same_ones_none(own_pem: Any) -> No
     assert certificates.renewals == 1
 
 
+def test_the_end_of_the_certificate_in_use_is_told(own_pem: Any) -> None:
+    ends = datetime(2031, 5, 4, 3, 2, 1, tzinfo=UTC)
+    made = own_pem.authority.issue_cert("localhost", not_after=ends)
+    own_pem.certificate.write_bytes(b"".join(each.bytes() for each in made.cert_chain_pems))
+    made.private_key_pem.write_to_path(str(own_pem.key))
+    certificates = Certificates(tls_of(own_pem))
+    assert certificates.ends == ends.timestamp()
+    own_pem.certificate.write_text("nothing")
+    certificates.renew()
+    assert certificates.ends == ends.timestamp()
+    own_pem.issue("server")
+    certificates.renew()
+    assert certificates.ends != ends.timestamp()
+
+
 def test_files_that_cannot_be_used_change_nothing_until_they_can(
     own_pem: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

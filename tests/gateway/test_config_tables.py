@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from cache.arena import ROWS_MIN
+from cache.table import Lives, NearTable
+from gateway.config_tables import TableConfig
 from gateway.sources import ConfigError, load, read
 from gateway.units import Seconds
 
@@ -72,7 +76,15 @@ FAULTS = [
     (REDIS + 'shape = []\nttl = "1m"\n', "shape: needs at least one number"),
     (REDIS + 'shape = [0]\nttl = "1m"\n', "shape[0]: Expected int >= 1"),
     (REDIS + 'shape = [1024, 1025]\nttl = "1m"\n', "shape: is 1049600 numbers a row"),
-    (REDIS + 'shape = [100000]\nttl = "1m"\nbytes_max = "1MiB"\n', "bytes_max: is 1MiB, and 16 rows take 6250KiB"),
+    (REDIS + 'shape = [100000]\nttl = "1m"\nbytes_max = "1MiB"\n', "bytes_max: is 1MiB; a near cache of rows"),
+    (REDIS + 'shape = [16384]\nttl = "1m"\nbytes_max = "3MiB"\ndtype = "float16"\n', "bytes_max: is 3MiB; a near"),
+    (REDIS + 'shape = [1048576]\nttl = "1m"\n', "bytes_max: is 256MiB; a near cache of rows of 1048576 takes 259MiB"),
+    (
+        'store = "redis://h"\nshape = [1]\nttl = "1m"\n'
+        'feast = { project = "p", view = "v", join_key = "k", features = ["a", "b"] }\n',
+        "shape: is 1 numbers a row, and feast.features names 2",
+    ),
+    (REDIS + ROW + "default = 1e300\n", "default: must be a finite number of float32"),
     (REDIS + ROW + 'fields = ["a"]\n', "shape: must be [1]"),
     (REDIS + ROW + 'fields = ["a", "a", "b", "c"]\n', "fields: names a twice"),
     (REDIS + ROW + 'fields = ["a", "", "b", "c"]\n', "fields: has an empty name"),
@@ -132,3 +144,15 @@ def test_an_entity_is_asked_for_as_feast_wrote_it(tmp_path: Path, ids: str, data
         load(written(tmp_path, text(datatype)), {})
     (line,) = refused.value.faults
     assert line.startswith(f"routes.r.features.entities.u.datatype: must be {takes}: ids of tables.t are {ids}")
+
+
+@pytest.mark.parametrize("numbers", [1, 3, 1000, 16_384, 262_144])
+@pytest.mark.parametrize("ids", ["integer", "text"])
+def test_the_least_that_is_taken_is_enough_and_less_is_not(numbers: int, ids: Literal["integer", "text"]) -> None:
+    """A near cache is made of what the configuration lets through: it must not raise then."""
+    table = TableConfig("redis://h", (numbers,), Seconds.parse("1m"), "{id}", ids)
+    least = table.near(2**20).bytes_min
+    lives = Lives(1.0, 1.0, 1.0)
+    assert NearTable(table.near(least), lives, b"seed").capacity >= ROWS_MIN
+    with pytest.raises(ValueError, match="rows"):
+        NearTable(table.near(int(0.97 * least)), lives, b"seed")

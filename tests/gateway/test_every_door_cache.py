@@ -103,6 +103,15 @@ async def test_equal_questions_at_once_are_one_inference(gate: Gate) -> None:
     assert gate.upstream.asked == 1
 
 
+async def test_an_answer_made_of_rows_that_were_kept_has_their_age(gate: Gate) -> None:
+    caller = await gate.caller(ROUTES__R=ROUTE.replace('"m"', '"k"').replace("ttl", "rows = true, ttl"))
+    one, both = replace(ASK, rows=((1.0, 2.0),)), replace(ASK, rows=((3.0, 4.0), (1.0, 2.0)))
+    expect(await caller.ask(one), ("", "miss", "absent", "k", 1, 0, (), False, False, True), one)
+    expect(await caller.ask(both), ("", "miss", "partial", "k", 2, 0, (), False, True, True), both)
+    expect(await caller.ask(both), ("", "hit", "fresh", "k", 2, 0, (), False, True, False), both)
+    assert gate.upstream.asked == 2
+
+
 # -- what a caller may ask of the cache --------------------------------------------------------------------------
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib.util
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -18,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cache.stores.store import StoreError
+from cache.stores.store import Found, StoreError
 from examples.redisserver import RedisServer
 from gateway import load as loading
 from gateway.cli import main
@@ -245,6 +247,9 @@ class Counted:
         self.written += [key for key, _ in pairs]
         await self._source.store.put_many(pairs, ttl, seconds)
 
+    async def get_many(self, keys: list[bytes], seconds: float) -> list[Found]:
+        return await self._source.store.get_many(keys, seconds)
+
     async def close(self) -> None:
         await self._source.store.close()
 
@@ -254,7 +259,7 @@ def test_an_interrupted_load_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
     path = npz_file(tmp_path, np.arange(count), np.zeros((count, 2)))
     table = read_config(str(configured(tmp_path, "lmdb:features")), {}).tables["user"]
     runs: list[Counted] = []
-    fails_at = [2 * ROWS_MAX, count, count, count]
+    fails_at = [2 * ROWS_MAX, count, count, count, count]
     original = Sources.source
 
     def source(self: Sources, asked: object) -> Source:
@@ -268,8 +273,7 @@ def test_an_interrupted_load_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
         load(request)
     done = load(request)
     assert (done.rows, done.before) == (count, 2 * ROWS_MAX)
-    assert runs[0].written + runs[1].written == [b"user:%d" % each for each in range(count)]
-    runs[1].written.clear()
+    assert runs[0].written + runs[2].written == [b"user:%d" % each for each in range(count)]
     mark = tmp_path / ".rows.npz.user.loaded"
     assert not mark.exists()
     mark.write_text(json.dumps({"file": "another", "table": "one", "rows": 5}))
@@ -308,6 +312,79 @@ def test_a_load_that_is_killed_goes_on(tmp_path: Path) -> None:
     assert "rows were written before; going on" in again.stderr
     assert f"tables.user: {count} rows, " in again.stdout
     assert held(config, np.array([0, count // 2, count - 1])).tolist() == [[1.0, 1.0]] * 3
+
+
+def test_a_store_that_was_emptied_is_filled_from_the_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    count = 3 * ROWS_MAX
+    path = npz_file(tmp_path, np.arange(count), np.ones((count, 2), np.float32))
+    with RedisServer() as server:
+        config = configured(tmp_path, server.url)
+        request = Request("user", read_config(str(config), {}).tables["user"], path)
+
+        def begun() -> None:
+            """As a run leaves it that came to the second batch."""
+            with server.client() as client:
+                client.mset({f"user:{each}": ROWS[0].astype("<f4").tobytes() for each in range(ROWS_MAX)})
+            loading._remember(request, loading._mark(request), ROWS_MAX)
+
+        begun()
+        assert load(request).before == ROWS_MAX
+        begun()
+        with server.client() as client:
+            client.flushall()
+        assert run(config, path) == 0
+        told = capsys.readouterr()
+        assert f"the {ROWS_MAX} rows that were written are gone; from the start" in told.err
+        assert f"{count} rows, {count} of them written" in told.out
+        with server.client() as client:
+            assert client.dbsize() == count
+
+
+@pytest.mark.parametrize("write", WRITERS)
+@pytest.mark.parametrize("seed", range(40))
+def test_a_damaged_file_is_a_fault_and_no_traceback(tmp_path: Path, write: Write, seed: int) -> None:
+    """Some bytes of it are other ones, or its end is missing: it is read, or refused with a sentence."""
+    path = write(tmp_path, np.arange(50), np.arange(100.0).reshape(50, 2))
+    chance = random.Random(seed)
+    data = bytearray(path.read_bytes())
+    for _ in range(chance.randint(1, 8)):
+        data[chance.randrange(len(data))] = chance.randrange(256)
+    path.write_bytes(data[: chance.choice([len(data), chance.randrange(len(data))])])
+    shapes = [(0, 2)]
+    with contextlib.suppress(Unreadable):
+        shapes += [batch.rows.shape for batch in open_rows(path, Wanted((2,))).batches(0)]
+    assert all(shape[1:] == (2,) for shape in shapes)
+
+
+ODD = [
+    ("id,a,b\n1_0,1,2\n", "row 1: the id '1_0' is no integer"),
+    ("id,a,b\n١,1,2\n", "row 1: the id '١' is no integer"),
+    ("id,a,b\n" + "1" * 5000 + ",1,2\n", "is no integer"),
+    ("id,a,b\n1,1_0,2\n", "row 1: '1_0' is no number"),
+    ("id,a,b\n1,1," + "2" * 140_000 + "\n", "row 1: is damaged, or of another kind: field larger"),
+]
+
+
+@pytest.mark.parametrize(("text", "words"), ODD)
+def test_odd_numbers(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text(text)
+    with pytest.raises(Unreadable) as refused:
+        list(open_rows(path, Wanted((2,))).batches(0))
+    assert words in str(refused.value)
+
+
+def test_other_codings_and_blank_lines(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes("é,a,b\n1,1,2\n".encode("latin-1"))
+    with pytest.raises(Unreadable, match="is damaged, or of another kind"):
+        open_rows(path, Wanted((2,)))
+    path.write_text("id,a,b\n1,1,2\n\n2,3,4\n\n\n")
+    (batch,) = open_rows(path, Wanted((2,))).batches(0)
+    assert batch.rows.tolist() == [[1, 2], [3, 4]]
+    pq.write_table(pa.table({"id": [True], "a": [1.0], "b": [2.0]}), tmp_path / "rows.parquet")
+    with pytest.raises(Unreadable, match="the id 'True' is no integer"):
+        list(open_rows(tmp_path / "rows.parquet", Wanted((2,))).batches(0))
 
 
 def test_misuse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

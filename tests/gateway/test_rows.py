@@ -15,7 +15,7 @@ from degrade.ladder import Failure
 from gateway.config import CacheConfig
 from gateway.rows import Asked, Assembled, Rows
 from gateway.units import Seconds, Size
-from tiers.cascade import CascadeAnswer
+from tiers.cascade import CascadeAnswer, Share
 from tiers.inference import InferRequest, InferResponse, Tensor, UpstreamError
 
 SECONDS = 10.0
@@ -49,12 +49,13 @@ class World:
         if self.failure is not None:
             raise self.failure
         outputs = (Tensor("y", "INT32", (rows, 1), np.array([2 * v for v in values], "<i4").tobytes()), *self.extra)
-        beyond = tuple(place for place, value in enumerate(values) if self.escalates(value))
-        own = (("small", rows - len(beyond)), ("large", len(beyond))) if beyond else (("small", rows),)
-        tier = "large" if beyond else "small"
-        first = self.first_version or self.version
-        response = InferResponse(tier, self.version if beyond else first, outputs)
-        return CascadeAnswer(response, tier, response.version, first, rows, beyond, own, degraded=self.degraded)
+        beyond = [place for place, value in enumerate(values) if self.escalates(value)]
+        versions = (self.first_version or self.version, self.version)
+        shares = [Share(0, "small", versions[0], [place for place in range(rows) if place not in beyond])]
+        if beyond:
+            shares.append(Share(1, "large", versions[1], beyond))
+        response = InferResponse(shares[-1].tier, shares[-1].version, outputs)
+        return CascadeAnswer(response, rows, tuple(shares), degraded=self.degraded)
 
     def batch(self, values: Sequence[int], epoch: int = 0, reuse: bool = True, keep: bool = True) -> Asked:
         data = np.array(values, "<i4").tobytes()
@@ -188,6 +189,49 @@ async def test_rows_remember_whose_they_are(world: World) -> None:
     assert (found.tier, found.escalated, found.kept, found.tier_rows) == ("large", 1, 1, (("small", 1),))
 
 
+async def test_rows_of_a_middle_tier_are_its_own(world: World) -> None:
+    """They were told to be of the largest tier that their batch had met, in its version."""
+    said = {"small": {"of": "small"}, "middle": {"of": "middle"}, "large": {"of": "large"}}
+
+    async def ask(request: InferRequest, rows: int) -> CascadeAnswer:
+        answer = await world.ask(request, rows)
+        values = [value // 2 for value in np.frombuffer(answer.response.outputs[0].data, "<i4").tolist()]
+        shares = []
+        for position, (tier, version) in enumerate((("small", "1"), ("middle", "2"), ("large", "3"))):
+            own = [place for place, value in enumerate(values) if min(value // 10, 2) == position]
+            if own:
+                shares.append(Share(position, tier, version, own, said[tier]))
+        response = msgspec.structs.replace(answer.response, parameters=shares[-1].parameters)
+        return msgspec.structs.replace(answer, response=response, shares=tuple(shares))
+
+    async def answered(*values: int) -> tuple[object, ...]:
+        found = await world.rows.answer(world.batch(values), ask, SECONDS, world.ticker)
+        assert doubled(found) == [2 * value for value in values]
+        told = found.response
+        return found.tier, told.version, dict(told.parameters), found.escalated, found.escalated_now, found.kept
+
+    assert await answered(1, 21, 11, 2) == ("large", "3", said["large"], 2, 2, 0)
+    assert await answered(11) == ("middle", "2", said["middle"], 1, 0, 1)
+    assert await answered(1, 11, 2) == ("middle", "2", said["middle"], 1, 0, 3)
+    assert await answered(2, 1) == ("small", "1", said["small"], 0, 0, 2)
+    assert await answered(21, 11) == ("large", "3", said["large"], 2, 0, 2)
+    assert await answered(12, 21, 3) == ("large", "3", said["large"], 2, 1, 1)
+    assert world.asked == [[1, 21, 11, 2], [12, 3]]
+
+
+async def test_rows_that_went_straight_to_the_last_tier_are_all_its_own(world: World) -> None:
+    """Such an answer (a classification) is one whole to the cascade."""
+
+    async def ask(request: InferRequest, rows: int) -> CascadeAnswer:
+        answer = await world.ask(request, rows)
+        return CascadeAnswer(answer.response, 1, (Share(1, "large", "1", (0,)),), reason="classification")
+
+    for _ in range(2):
+        found = await world.rows.answer(world.batch([1, 2, 3]), ask, SECONDS, world.ticker)
+        assert (doubled(found), found.tier, found.escalated) == ([2, 4, 6], "large", 3)
+    assert len(world.asked) == 1
+
+
 async def test_rows_of_two_shapes_of_answer_never_meet(world: World) -> None:
     await world.answer(1, 2)
     world.extra = (Tensor("z", "INT8", (1,), b"z"),)
@@ -210,7 +254,7 @@ async def test_tiers_that_order_their_outputs_otherwise_are_asked_for_the_whole_
     async def ask(request: InferRequest, rows: int) -> CascadeAnswer:
         answer = await world.ask(request, rows)
         y, z = *answer.response.outputs, Tensor("z", "INT8", (rows, 1), b"z" * rows)
-        outputs = (z, y) if answer.escalated else (y, z)
+        outputs = (z, y) if answer.rows_escalated else (y, z)
         return msgspec.structs.replace(answer, response=msgspec.structs.replace(answer.response, outputs=outputs))
 
     await world.rows.answer(world.batch([1]), ask, SECONDS, world.ticker)
@@ -296,8 +340,9 @@ async def test_closing_gives_up_what_is_under_way(world: World) -> None:
 async def test_what_a_model_says_beside_its_rows_is_charged_to_them(world: World) -> None:
     async def ask(request: InferRequest, rows: int) -> CascadeAnswer:
         answer = await world.ask(request, rows)
-        said = {"explained": "x" * 100_000}
-        return msgspec.structs.replace(answer, response=msgspec.structs.replace(answer.response, parameters=said))
+        (share,) = answer.shares
+        share = msgspec.structs.replace(share, parameters={"explained": "x" * 100_000})
+        return msgspec.structs.replace(answer, shares=(share,))
 
     await world.rows.answer(world.batch([1, 2, 3, 4]), ask, SECONDS, world.ticker)
     assert 100_000 < world.rows.cache.bytes_used < 104_000

@@ -14,7 +14,7 @@ from gateway.codec.http import CacheDirectives
 from gateway.config import CacheConfig, Limits, QuotaConfig
 from gateway.operate.admin import purged
 from gateway.rows import Ask, Asked, Assembled
-from gateway.units import Seconds
+from gateway.units import Seconds, Size
 from tests.gateway.test_pipeline import NO_CACHE, ONLY_IF_CACHED, House, Upstream, until
 from tiers.inference import InferRequest, InferResponse, Tensor
 from tiers.pool import Answered
@@ -62,7 +62,7 @@ async def test_what_is_known_in_part_says_so_and_what_is_known_whole_is_a_hit() 
     house.clock.now += 4
     told = (await house.batch(2, 3)).provenance
     assert (told.cache, told.reason, told.rows, told.rows_kept, told.stored) == ("miss", "partial", 2, 1, True)
-    assert told.ttl_left == 6.0
+    assert (told.age, told.ttl_left) == (4.0, 6.0)
     house.clock.now += 1
     answer = await house.batch(3, 2, 1)
     told = answer.provenance
@@ -83,6 +83,18 @@ async def test_a_whole_answer_is_as_old_as_its_oldest_row() -> None:
     told = (await house.batch(1, 2)).provenance
     assert (told.cache, told.reason, told.rows_kept) == ("miss", "partial", 1)
     assert house.doubling.asked == [[1], [2], [1]]
+
+
+async def test_an_answer_that_is_not_kept_tells_the_age_of_its_oldest_row_too() -> None:
+    house = Batches(cache=msgspec.structs.replace(CACHE, bytes_max=Size(1)))
+    await house.batch(1)
+    house.clock.now += 3
+    await house.batch(2)
+    house.clock.now += 4
+    for rows, kept, age in (((1, 2, 3), 2, 7.0), ((2, 4), 1, 4.0), ((5, 6), 0, 0.0)):
+        told = (await house.batch(*rows)).provenance
+        assert (told.rows_kept, told.age, told.stored) == (kept, age, False)
+        assert told.is_aged == (kept > 0)
 
 
 async def test_a_batch_of_known_rows_uses_up_what_hits_do() -> None:

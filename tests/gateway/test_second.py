@@ -6,15 +6,17 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
+from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from msgspec.structs import replace
 
 from cache.behind import BehindOptions
-from cache.sealed import OVERHEAD_BYTES
+from cache.sealed import OVERHEAD_BYTES, sealed, unsealed
 from examples.redisserver import RedisServer
 from gateway import second, sharing, witness
 from gateway.check import findings
@@ -229,16 +231,122 @@ async def test_whatever_byte_breaks_it_is_a_miss(houses: Houses, redis: RedisSer
         assert turn is not None
         for at in range(len(whole)):
             client.set(key, whole[:at] + bytes([whole[at] ^ 0x20]) + whole[at + 1 :])
-            assert await level(other).answer(turn, digest) is None
+            assert await level(other).answer(turn, digest, _any) is None
         assert level(other).counts["broken"] == len(whole)
         for held in (b"", whole[:OVERHEAD_BYTES], whole + b"x", random.Random(1).randbytes(99)):
             client.set(key, held)
-            assert await level(other).answer(turn, digest) is None
+            assert await level(other).answer(turn, digest, _any) is None
         client.delete(key)
         client.lpush(key, "another type")
-        assert await level(other).answer(turn, digest) is None
+        assert await level(other).answer(turn, digest, _any) is None
         assert told(await ask(other)) == ("miss", "absent")
     assert houses.upstream.asked == 2
+
+
+def _any(_: object) -> bool:
+    return True
+
+
+Told = list[Any]
+"""What a parcel holds, as MessagePack tells it."""
+
+
+def _of_answer(place: int, value: object) -> Callable[[Told], None]:
+    """[made_at, tier, rows, escalated, batch, version, parameters, [[name, datatype, shape, data, parameters]]]"""
+    return lambda told: told.__setitem__(place, value)
+
+
+def _of_output(place: int, value: object) -> Callable[[Told], None]:
+    return lambda told: told[7][0].__setitem__(place, value)
+
+
+def _twice(told: Told) -> None:
+    told[7] = told[7] * 2
+
+
+FORGED: Mapping[str, Callable[[Told], None]] = {
+    "tier": _of_answer(1, "other"),
+    "rows": _of_answer(2, 3),
+    "no rows": _of_answer(2, -1),
+    "escalated": _of_answer(3, 9),
+    "batch": _of_answer(4, 3),
+    "no batch": _of_answer(4, None),
+    "no outputs": _of_answer(7, []),
+    "output twice": _twice,
+    "name": _of_output(0, "z"),
+    "datatype": _of_output(1, "INT32"),
+    "no datatype": _of_output(1, "FP33"),
+    "text": _of_output(1, "BYTES"),
+    "rank": _of_output(2, [2, 2, 1]),
+    "width": _of_output(2, [2, 1]),
+    "other rows": _of_output(2, [1, 4]),
+    "below zero": _of_output(2, [-2, -2]),
+    "bytes": _of_output(3, b"12345678"),
+}
+
+
+async def _come_to_nothing(
+    houses: Houses, redis: RedisServer, text: str, forgeries: Mapping[str, Callable[[Told], None]]
+) -> None:
+    """Each of these, whole and under its right key, is a miss and counted; what is only written anew is a hit."""
+    one, other = await houses.house(text), await houses.house(text)
+    parts = 2 if "rows" in text else 1
+    done: set[bytes] = set()
+    for number, (name, forge) in enumerate({"nothing": lambda _: None, **forgeries}.items()):
+        asked = replace(ASK, rows=((float(number), 2.0), (float(number), 4.0)))
+        await ask(one, asked)
+        await written(one)
+        with redis.client() as client:
+            keys = {key for key in client.keys("tailrace:*") if not key.endswith((b":turn", b":watch"))} - done
+            assert len(keys) == parts
+            done |= keys
+            for key in keys:
+                value = unsealed(key, client.get(key), second.VALUE_BYTES_MAX)
+                assert value is not None
+                content = msgspec.msgpack.decode(value)
+                forge(content)
+                client.set(key, sealed(key, msgspec.msgpack.encode(content)))
+        assert told(await ask(other, asked)) == (("miss", "absent") if number else ("hit", "second")), name
+        assert level(other).counts["corrupt"] == number * parts, name
+        await written(other)
+    assert level(other).counts["hit"] == parts
+    assert houses.upstream.asked == 1 + 2 * len(forgeries)
+
+
+def _of_made(place: int, value: object) -> Callable[[Told], None]:
+    """[[[name, datatype, shape]], [parameters], parameters, tier, version, position]"""
+
+    def forge(told: Told) -> None:
+        made = msgspec.msgpack.decode(told[1])
+        made[place] = value
+        told[1] = msgspec.msgpack.encode(made)
+
+    return forge
+
+
+FORGED_ROWS: Mapping[str, Callable[[Told], None]] = {
+    "name": _of_made(0, [["z", "FP32", [2]]]),
+    "datatype": _of_made(0, [["y", "INT32", [2]]]),
+    "text": _of_made(0, [["y", "BYTES", [2]]]),
+    "no datatype": _of_made(0, [["y", "FP33", [2]]]),
+    "width": _of_made(0, [["y", "FP32", [1]]]),
+    "rank": _of_made(0, [["y", "FP32", [2, 1]]]),
+    "below zero": _of_made(0, [["y", "FP32", [-2]]]),
+    "no tensors": _of_made(0, []),
+    "no parameters": _of_made(1, []),
+    "tier": _of_made(3, "other"),
+    "position": _of_made(5, 1),
+    "bytes": lambda told: told.__setitem__(2, told[2] + b"1234"),
+    "no bytes": lambda told: told.__setitem__(2, b""),
+}
+
+
+async def test_answers_that_do_not_fit_the_model_are_missing(houses: Houses, redis: RedisServer) -> None:
+    await _come_to_nothing(houses, redis, route(redis, "k"), FORGED)
+
+
+async def test_rows_that_do_not_fit_the_model_are_missing(houses: Houses, redis: RedisServer) -> None:
+    await _come_to_nothing(houses, redis, route(redis, "k", rows="true"), FORGED_ROWS)
 
 
 def _digest(house: House) -> bytes:
@@ -376,7 +484,7 @@ async def test_writes_wait_within_their_bound(
     assert outcomes["written"] + outcomes["failed"] + outcomes["dropped"] == 12
 
 
-async def _nothing_there(turn: bytes, digest: bytes) -> None: ...
+async def _nothing_there(turn: bytes, digest: bytes, fits: object) -> None: ...
 
 
 async def test_an_answer_is_as_old_as_it_is(
@@ -390,7 +498,7 @@ async def test_an_answer_is_as_old_as_it_is(
     for ahead, there in ((1800.0, True), (3590.0, True), (3602.0, False), (-4.0, True), (-60.0, False)):
         clocks = replace(level(other)._clocks, wall=lambda ahead=ahead: wall() + ahead)  # type: ignore[misc]
         monkeypatch.setattr(level(other), "_clocks", clocks)
-        found = await level(other).answer(turn, digest)
+        found = await level(other).answer(turn, digest, _any)
         assert (found is not None) == there, ahead
         if found is not None:
             assert max(0.0, ahead) - 1 <= ticker() - found[1] <= max(0.0, ahead) + LATE

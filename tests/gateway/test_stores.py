@@ -18,7 +18,7 @@ from degrade.breaker import Breaker
 from degrade.guard import STORE_BREAKER
 from examples.redisserver import RedisServer
 from gateway.config_tables import Feast, TableBounds, TableConfig
-from gateway.stores import Source, Sources, key_width, keyed_of, tracker_of
+from gateway.stores import Source, Sources, keyed_of, tracker_of
 from gateway.units import Seconds
 
 SECONDS = 10.0
@@ -57,8 +57,9 @@ async def test_tables_of_one_file_share_it(tmp_path: object) -> None:
 
 
 def test_the_near_caches_keys() -> None:
-    assert key_width(table("redis://h")) == 0
-    assert [key_width(table("redis://h", ids="text", id_bytes_max=size)) for size in (7, 8, 31, 32)] == [1, 2, 4, 5]
+    assert table("redis://h").near(2**20).key_width == 0
+    widths = [table("redis://h", ids="text", id_bytes_max=size).near(2**20).key_width for size in (7, 8, 31, 32)]
+    assert widths == [1, 2, 4, 5]
     feast = Feast("shop", "v", "user", ("f",))
     assert keyed_of(table("redis://h", key=None, feast=feast)).prefix.endswith(b"user")
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from msgspec import structs
+from structlog.testing import capture_logs
 
+from cache.stores.lmdb import LmdbStore
 from cache.stores.store import Found, StoreError
 from degrade.deadline import Ticker
 from degrade.ladder import Failure
 from gateway.config_tables import TableConfig
-from gateway.stores import Source, codec_of, keyed_of
+from gateway.stores import Source, Sources, codec_of, keyed_of
 from gateway.tables import Table, UnknownId
 from gateway.units import Seconds, Size
 from tiers.inference import TableTold, UpstreamError
@@ -213,3 +216,42 @@ async def test_how_long_look_ups_keep_requests_waiting_is_counted_by_where_the_r
 
 async def test_no_ids_at_all(world: World) -> None:
     assert await world.look_up() == ([], TableTold("user"))
+
+
+async def test_nothing_is_fresh_of_a_file_that_another_was_put_in_the_place_of(tmp_path: Path) -> None:
+    async def write(name: str, number: float) -> Path:
+        store = LmdbStore(str(tmp_path / name), writable=True)
+        await store.put_many([(b"u:1", np.array([number, -number], "<f4").tobytes())], None, 5.0)
+        await store.close()
+        return tmp_path / name
+
+    await write("users", 1)
+    now = 100.0
+    config = TableConfig(store=f"lmdb:{tmp_path}/users", ttl=Seconds(3600), shape=(2,), key="u:{id}")
+    config = structs.replace(config, bytes_max=Size(2**20))
+    sources = Sources(lambda: now)
+    one, other = (Table(name, config, sources.source(config), lambda: now, b"seed") for name in ("one", "other"))
+
+    async def looked() -> list[float]:
+        return [float((await each.look_up(np.array([1], np.int64), 1.0)).rows[0, 0]) for each in (one, other)]
+
+    with capture_logs() as log:
+        assert await looked() == [1, 1]
+        (await write("new", 2)).rename(tmp_path / "users")
+        assert await looked() == [1, 1]
+        now += 1
+        assert await looked() == [2, 2]
+        assert one.lookups == other.lookups == {"memory": 1, "store": 2}
+        (tmp_path / "bad").write_bytes(b"x" * 10_000)
+        (tmp_path / "bad").rename(tmp_path / "users")
+        for _ in range(3):
+            now += 1
+            assert await looked() == [2, 2]
+    assert [(each["event"].partition(":")[0], each["table"]) for each in log] == [
+        ("table file replaced", "one"),
+        ("table file replaced", "other"),
+        ("table file not taken", "one"),
+        ("table file not taken", "other"),
+    ]
+    assert one.failures == other.failures == {"corrupt": 1}
+    await sources.close()

@@ -10,7 +10,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from degrade.ladder import Failure, Step
 from gateway.operate.gauges import gauges
 from gateway.operate.telemetry import LATENCY_BUCKETS_SECONDS, Gauge, Telemetry
-from tiers.cascade import CascadeAnswer
+from tiers.cascade import CascadeAnswer, Share
 from tiers.inference import InferResponse, Passed, Provenance
 
 Labels = dict[str, str]
@@ -48,8 +48,8 @@ def test_fills_count_rows_by_tier_and_steps() -> None:
         Passed(Step.REPLICA, Failure.UNREACHABLE, "nobody at a"),
         Passed(Step.TIER, Failure.RAISED, "told to"),
     )
-    rows = (("small", 5), ("large", 3))
-    answer = CascadeAnswer(InferResponse("m", "1", ()), "large", "1", "1", 8, (0, 1, 2), rows, passed, degraded=True)
+    shares = (Share(0, "small", "1", range(3, 8)), Share(1, "large", "1", range(3)))
+    answer = CascadeAnswer(InferResponse("m", "1", ()), 8, shares, passed, degraded=True)
     telemetry.filled("r", answer)
     telemetry.filled("r", answer)
     assert one(telemetry, "tailrace_fills_total", route="r") == 2
@@ -123,7 +123,7 @@ def test_watched_numbers_are_read_at_each_scrape() -> None:
     assert one(telemetry, "tailrace_count_total") == 5.0
 
 
-def test_every_gauge_of_an_empty_gateway_parses_and_has_a_name_of_its_own() -> None:
+async def test_every_gauge_of_an_empty_gateway_parses_and_has_a_name_of_its_own() -> None:
     telemetry = Telemetry(monotonic)
     made = list(gauges(dict, dict, lambda: True))
     for gauge in made:

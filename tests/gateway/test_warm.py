@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+from aiohttp import test_utils, web
 
 from gateway import cli
 from gateway.warm import FAILED_IN_A_ROW_MAX, LINE_BYTES_MAX, Pace, Unreadable, Warming, WarmOptions, read_post
@@ -81,6 +83,29 @@ async def test_what_is_refused_is_told_and_the_rest_is_asked(triton_echo: EchoTr
     assert [fault.split(":")[0] for fault in sorted(warming.faults)] == ["refused", "unreadable"]
 
 
+async def test_the_key_goes_nowhere_else(triton_echo: EchoTriton) -> None:
+    seen: list[str | None] = []
+
+    async def lead_away(request: web.Request) -> web.Response:
+        seen.append(request.headers.get("X-API-Key"))
+        if request.path == "/elsewhere":
+            return web.json_response({})
+        return web.Response(status=307, headers={"Location": "/elsewhere"})
+
+    async with test_utils.TestServer(web_app(lead_away)) as server:
+        options = WarmOptions(str(server.make_url("")).rstrip("/"), 1e6, key="secret")
+        slept = Slept()
+        warming = Warming(options, lambda: slept.now, slept.sleep)
+        assert not await warming.run(io.BytesIO(by_path(1).encode()))
+    assert (seen, warming.outcomes) == (["secret"], {"refused": 1})
+
+
+def web_app(handler: Callable[[web.Request], Awaitable[web.Response]]) -> web.Application:
+    app = web.Application()
+    app.router.add_post("/{path:.*}", handler)
+    return app
+
+
 async def test_it_ends_when_nobody_answers(triton_echo: EchoTriton) -> None:
     async with AsyncExitStack() as stack:
         house = await stack.enter_async_context(opened([triton_echo.url], edge=True, ROUTES__R=ROUTE))
@@ -119,7 +144,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     assert told.out == "warmed: 1 unreadable\n"
     assert "unreadable: line 1" in told.err
     assert cli.main(["warm", str(tmp_path / "none")]) == cli.UNFIT
-    for wrong in (["--rate", "0"], ["--rate", "x"], ["--in-flight", "0"]):
+    urls = ("not a url", "http://h/prefix", "http://h?x=1", "ftp://h", "http://h:99999", "http://u:p@h", "http://")
+    for wrong in (["--rate", "0"], ["--rate", "x"], ["--in-flight", "0"], *(["--url", url] for url in urls)):
         with pytest.raises(SystemExit) as left:
             cli.main(["warm", str(file), *wrong])
         assert left.value.code == cli.MISUSED

@@ -4,10 +4,7 @@ said when a table's store is written to, hangs, dies, or was never there."""
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,29 +16,11 @@ from tritonclient import http as httpclient
 
 from cache.stores.lmdb import LmdbStore
 from examples.redisserver import RedisServer
+from tests.system.ranking import ROUTE, item_row, predict, rows_of, score, until, user_row
 
 ITEMS = 200
-ROUTE = {
-    "tiers": [{"backend": "b", "model": "ranker"}],
-    "features": {
-        "entities": {"user": {"many": False, "datatype": "BYTES"}, "items": {"many": True}},
-        "inputs": {"x": {"parts": [{"entity": "user", "table": "user"}, {"entity": "items", "table": "item"}]}},
-    },
-}
 TIMEOUT = 1.0
 """Of the store: long enough that only one that hangs takes it, also where two cores do much else."""
-
-
-def user_row(number: float) -> bytes:
-    return np.array([number, 0], "<f4").tobytes()
-
-
-def item_row(number: int) -> bytes:
-    return np.array([number, 0, 0], "<f4").tobytes()
-
-
-def score(user: float, item: int) -> float:
-    return user + 100 * item
 
 
 class House:
@@ -54,24 +33,13 @@ class House:
                 client.set(f"u:{name}", user_row(number))
 
     def predict(self, user: str, items: list[int]) -> tuple[int, dict[str, Any]]:
-        body = json.dumps({"inputs": {"user": [user], "items": items}}).encode()
-        try:
-            with urllib.request.urlopen(f"{self.gateway.http_url}/v1/predict/rank", body, timeout=10.0) as answer:
-                return answer.status, json.load(answer)
-        except urllib.error.HTTPError as error:
-            return error.code, json.load(error)
+        return predict(self.gateway, user, items)
 
     def rank(self, user: str, items: list[int]) -> tuple[list[float], dict[str, Any]]:
         """Scores in the items' order, and what the answer says it is made of."""
         status, answer = self.predict(user, items)
         assert status == 200, answer
         return [row[0] for row in answer["outputs"]["score"]], answer["provenance"]
-
-
-def rows_of(told: dict[str, Any], table: str) -> dict[str, int]:
-    """What a table's rows were, by their states."""
-    found = next(each for each in told["tables"] if each["name"] == table)
-    return {state: found[state] for state in ("fresh", "stale", "absent", "lost") if found[state]}
 
 
 @pytest.fixture
@@ -106,15 +74,6 @@ def opened(
         return House(gateway_factory(config), redis)
 
     return start
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> float:
-    """Wait for another process; how long it took."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() - began < seconds, f"not within {seconds:.0f} s"
-        time.sleep(0.005)
-    return time.monotonic() - began
 
 
 def test_one_user_and_two_hundred_items(

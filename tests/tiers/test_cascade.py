@@ -90,6 +90,9 @@ async def test_any_number_of_tiers() -> None:
     assert who(answer) == [2, 0, 1]
     assert answer.rows_escalated == 2
     assert answer.tier_rows == (("m0", 1), ("m1", 1), ("m2", 1))
+    assert [(share.position, share.tier, list(share.rows)) for share in answer.shares] == [
+        (0, "m0", [1]), (1, "m1", [2]), (2, "m2", [0]),
+    ]  # fmt: skip
 
 
 async def test_all_sure_asks_the_first_only() -> None:

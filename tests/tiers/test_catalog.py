@@ -66,7 +66,8 @@ class Triton:
         inputs = [{"name": name, "datatype": "FP32", "shape": [-1, width]} for name in ("x", "o")]
         outputs = [{"name": "y", "datatype": "BYTES", "shape": [-1, 1]}]
         versions = [asked] if asked else self.versions
-        body = {"name": "m", "versions": versions, "platform": "python", "inputs": inputs, "outputs": outputs}
+        named = {"name": call.target.split("/")[3], "versions": versions, "platform": "python"}
+        body = named | {"inputs": inputs, "outputs": outputs}
         return Reply(200, (), json.dumps(body).encode())
 
 
@@ -438,3 +439,20 @@ async def test_a_replica_that_answers_callers_before_it_has_told_what_it_is(has_
     assert turned == (["m"] if has_answered else [])
     assert await poll(made) == ()
     await made.close()
+
+
+@pytest.mark.parametrize("version", ["", "1"])
+async def test_what_is_told_of_something_else_is_not_believed(version: str) -> None:
+    """As Triton does that hears a path wrongly: what it says of itself has a name as well."""
+    triton = Triton()
+    triton.raw = Reply(200, (), b'{"name":"triton","version":"2.51.0","extensions":["classification"]}')
+    made, turned = catalog(triton)
+    with pytest.raises(UpstreamError, match="was asked about m and told of triton") as failed:
+        await made.facts("m", version, FAR)
+    assert failed.value.failure is Failure.BROKEN
+    triton.raw = None
+    before = await made.facts("m", version, FAR)
+    triton.config["name"] = "k"
+    await poll(made)
+    assert await made.facts("m", version, FAR) is before
+    assert turned == []

@@ -167,6 +167,9 @@ FAILED_TO_PROCESS = b'{"error":"Failed to process the request(s) for model \'m_0
         (http(413, b"big"), Failure.RAISED),
         (http(400, b"<html>"), Failure.RAISED),
         (http(404, b"no such page"), Failure.BROKEN),
+        (http(404, b'{"error":"Not Found"}'), Failure.RAISED),
+        (http(404, b'{"error":"Request for unknown model: \'mx\' is not found"}'), Failure.RAISED),
+        (http(404, b'{"error":"Request for unknown model: \'xm\' version 1 is not found"}'), Failure.RAISED),
         (http(200, b"not json"), Failure.BROKEN),
         (http(200, b"[" * 50_000), Failure.BROKEN),
         (http(200, HEADER + b"abc", f"Inference-Header-Content-Length: {len(HEADER)}"), Failure.BROKEN),
@@ -208,6 +211,7 @@ async def test_an_endless_chunked_answer_is_bounded() -> None:
         (REQUEST, http(404, b'{"error":"Unable to find shared memory region: \'model is not ready\'"}'), 404),
         (REQUEST, http(404, b'{"error":"Unable to find shared memory region: \'is unloading\'"}'), 404),
         (REQUEST, http(404, b'{"error":""}'), 404),
+        (REQUEST, http(404, b'{"error":"no such row: Not Found"}'), 404),
         (REQUEST, http(400, b'{"error":"no Request for unknown model: \'m\' is not found"}'), 400),
         (
             InferRequest("m", REQUEST.inputs, version="9"),

@@ -31,6 +31,13 @@ _DEAD: Final = (
 )
 """How it says that a model's process is gone, which it says with the same status as a model's own error."""
 
+_MISHEARD: Final = (
+    r"Not Found",
+    r"Request for unknown model: '(?!{model}')[^']*'(?: version \d+)? is not found",
+)
+"""What it says with 404 of another path than it was asked for. Triton 2.51 loses or adds letters of a request line that
+comes to it in several pieces."""
+
 _TRACEBACK: Final = re.compile(r"\n+At:\n")
 """What the python backend puts before the stack trace of a model's exception."""
 
@@ -46,7 +53,7 @@ def refusal(url: str, request: InferRequest, status: int, body: bytes) -> Upstre
     answers is RAISED: one input may be to blame. That its process is dead is not the input's doing. 501 is how
     Triton says that a model does not answer this way at all (a decoupled one): no other try will change that.
     A refusal of what stands before Triton is RAISED too: the caller has no part in how the gateway asks, but what
-    it sent may be what was disliked.
+    it sent may be what was disliked. So is one of a model that nobody asked for.
     """
     error = _error_member(body)
     message = _message(error, status, body)
@@ -54,7 +61,8 @@ def refusal(url: str, request: InferRequest, status: int, body: bytes) -> Upstre
         return UpstreamError(Failure.BROKEN, f"{url} does not have the model ready: {message}", status)
     if status in {429, 503}:
         return UpstreamError(Failure.OVERLOADED, f"{url} is overloaded: {message}", status)
-    if status in _OF_TRITON and error is not None:
+    misheard = status == 404 and _says(_MISHEARD, request.model, error)
+    if status in _OF_TRITON and error is not None and not misheard:
         return Rejected(status, message)
     if 400 <= status < 500 or status == 501:
         return UpstreamError(Failure.RAISED, f"{url} refuses this gateway with {status}: {message}", status)
