@@ -271,7 +271,8 @@ class Cluster:
         for address, node in tuple(self._nodes.items()):
             if node not in used:
                 node.close()
-                del self._nodes[address], self._turnstiles[node]
+                self._turnstiles.pop(node).end()
+                del self._nodes[address]
 
     def _node(self, host: str, port: int) -> Node:
         node = self._nodes.get((host, port))
