@@ -136,7 +136,9 @@ class NearTable:
     def find(self, keys: Keys, now: float) -> Gathered:
         """What is known of these keys at ``now`` (seconds, of the same clock as in ``put``)."""
         asked, fits = words(keys, self._width)
-        slots = self._arena.find(asked)
+        return self._gathered(self._arena.find(asked), fits, now)
+
+    def _gathered(self, slots: Slots, fits: NDArray[np.bool_], now: float) -> Gathered:
         if not fits.all():
             slots[~fits] = self._arena.spare
         age = now - self._stored_at[slots]
@@ -150,6 +152,11 @@ class NearTable:
             age[nothing] = np.inf
             slots[nothing] = self._arena.spare
         return Gathered(self._read(slots), state, age, fits)
+
+    def peek(self, keys: Keys, now: float) -> Gathered:
+        """As ``find``, and not counted as a use."""
+        asked, fits = words(keys, self._width)
+        return self._gathered(self._arena.peek(asked), fits, now)
 
     def ticket(self) -> int:
         """To be taken before the store is read, for what that gives."""

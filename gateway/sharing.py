@@ -104,7 +104,7 @@ def told_of(route: Route, config: Config) -> bytes:
     told = msgspec.to_builtins(route.config, enc_hook=str)  # durations and sizes
     for name in ASIDE:
         told.pop(name)
-    told["cache"] |= OF_OURS | {"second": "", "second_timeout": 0}
+    told["cache"] |= OF_OURS | {"second": "", "second_timeout": 0, "snapshot": ""}
     backends = [config.backends[tier.backend] for tier in route.config.tiers]
     return msgspec.msgpack.encode((told, [(each.http, each.grpc) for each in backends]), order="sorted")
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 import numpy as np
@@ -41,6 +41,12 @@ FAILURES: Final = {
 
 SOURCES: Final = ("memory", "store")
 """Where a look-up found its rows: all of them here, or some of them in the store (or not even there)."""
+
+COPIED: Final = 4
+"""Beside ``cache/table.py``'s states: neither the store nor this process has it, and the snapshot does."""
+
+COPIES_SECONDS: Final = 0.005
+"""What the snapshot may take where the store has taken all the time: some hundred rows."""
 
 SHOWN_MAX: Final = 5
 """Ids named in a message."""
@@ -82,6 +88,16 @@ class Mean:
         return (self._sum / max(1, self._count)).astype(np.float32)
 
 
+class Copies(Protocol):
+    """Rows on the disk (``table_copies.py``)."""
+
+    def note(self, ids: Ids) -> None:
+        """These were read from the store just now."""
+
+    async def find(self, ids: Ids, seconds: float) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float64]]:
+        """Rows [n, *shape], which of them there are, and their ages in seconds."""
+
+
 class Table:
     """One table. Belongs to one event loop."""
 
@@ -97,9 +113,11 @@ class Table:
         self.near = NearTable(shape, lives, seed)
         self.tracker = tracker_of(config, source, Heard(self._written, self.near.distrust), ticker)
         self._mean = Mean(self.shape)
+        self.copies: Copies | None = None
+        """Where earlier processes have left rows, and this one leaves its own."""
+        self.rows_told: dict[str, int] = dict.fromkeys(("fresh", "stale", "snapshot", "absent", "lost"), 0)
         self._generation = 0
         self._told_fault = ""
-        self.rows_told: dict[str, int] = dict.fromkeys(("fresh", "stale", "absent", "lost"), 0)
         self.failures: dict[str, int] = {}
         self.lookups: dict[str, int] = dict.fromkeys(SOURCES, 0)
         self.lookup_seconds: dict[str, float] = dict.fromkeys(SOURCES, 0.0)
@@ -172,6 +190,12 @@ class Table:
             read, present, absent, failure = found
             rows[wanted[present]], state[wanted[present]], age[wanted[present]] = read[present], FRESH, 0.0
             state[wanted[absent]] = ABSENT
+        if failure is not None and self.copies is not None:
+            lost = np.flatnonzero(state == MISSING)
+            left = min(seconds, self._source.timeout) - (self._ticker() - now)
+            copied, there, ages = await self.copies.find(_taken(ids, lost), max(left, COPIES_SECONDS))
+            places = lost[there]
+            rows[places], state[places], age[places] = copied[there], COPIED, ages[there]
         self._took("store", now)
         return self._looked(ids, rows, state, age, failure)
 
@@ -207,6 +231,8 @@ class Table:
             there = np.flatnonzero(present)
             self._mean.add(rows[there])
             self.near.put(_taken(ids, there), rows[there], began, ticket)
+            if self.copies is not None:
+                self.copies.note(_taken(ids, there))
         if absent.any():
             self.near.put_absent(_taken(ids, np.flatnonzero(absent)), began, ticket)
         kinds = Counter([fault.kind for fault in decoded.faults.values()])
@@ -231,7 +257,7 @@ class Table:
             else:
                 rows = rows if rows.flags.writeable else rows.copy()
                 rows[without] = default
-        counts = np.bincount(state, minlength=4)
+        counts = np.bincount(state, minlength=COPIED + 1)
         here = ~without
         told = TableTold(
             self.name,
@@ -240,6 +266,7 @@ class Table:
             absent=int(counts[ABSENT]),
             lost=int(counts[MISSING]),
             age=float(age[here].max()) if here.any() else 0.0,
+            snapshot=int(counts[COPIED]),
         )
         for word in self.rows_told:
             self.rows_told[word] += getattr(told, word)

@@ -129,6 +129,12 @@ class Catalog:
             return known.facts
         return known.of_version.get(version)
 
+    def remember(self, model: str, facts: ModelFacts) -> None:
+        """What the model was when somebody last asked it, until it says something itself: an earlier process's word.
+        It is no look at the model."""
+        if model not in self._known and len(self._known) < self._options.models_max:
+            self._known[model] = _Known(facts)
+
     def looked(self, model: str) -> Mapping[str, tuple[float, Sight]]:
         """The last look at a model on each replica, by its URL, and when that look began (monotonic seconds). Asks
         nobody; empty if the model is not known."""

@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import math
+import os
 import struct
 import threading
 import time
@@ -100,14 +103,14 @@ class LmdbStore:
         records = [(key, record(value, ends)) for key, value in pairs]
 
         def write() -> None:
-            with _mapped(self._path), self._environment().begin(write=True) as writing, writing.cursor() as cursor:
+            with mapped(self._path), self._environment().begin(write=True) as writing, writing.cursor() as cursor:
                 cursor.putmulti(records)
 
         await self._aside(write, seconds)
 
     async def delete_many(self, keys: Sequence[bytes], seconds: float) -> None:
         def delete() -> None:
-            with _mapped(self._path), self._environment().begin(write=True) as transaction:
+            with mapped(self._path), self._environment().begin(write=True) as transaction:
                 for key in keys:
                     transaction.delete(key)
 
@@ -129,7 +132,7 @@ class LmdbStore:
         self._looked_at = now
         place = self._place()
         try:
-            with _mapped(self._path):
+            with mapped(self._path):
                 if place.seen() != held.seen:
                     self._open = opened(place, held)
             self.fault = None
@@ -151,7 +154,7 @@ class LmdbStore:
     def _read(self, keys: Sequence[bytes], until: float, found: list[Found]) -> None:
         """Put into ``found`` what is under the keys, one after the other, as far as time allows."""
         now = self._clock()
-        with _mapped(self._path):
+        with mapped(self._path):
             environment = self._environment()
             longest = environment.max_key_size()
             for start in range(0, len(keys), STEP_KEYS_MAX):
@@ -231,15 +234,46 @@ _KINDS: Final = (
     ((lmdb.ReadonlyError, lmdb.LockError, lmdb.BadValsizeError, PermissionError), "refused"),
     ((lmdb.ReadersFullError, lmdb.MapResizedError, lmdb.TlsFullError), "unavailable"),
 )
+_CODES: Final = {
+    errno.ENOSPC: "full",
+    errno.EDQUOT: "full",
+    errno.EFBIG: "full",
+    errno.EROFS: "refused",
+    errno.EACCES: "refused",
+}
+_SAID: Final = {os.strerror(code): kind for code, kind in _CODES.items()}
+"""What the system said, as LMDB passes it on: in words alone."""
+ROOM_BYTES_MIN: Final = 64 * 1024
+"""Less than this free, and a write that was cut short (EIO is all that LMDB says of it) is a full disk's."""
 
 
 @contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[None]:
+def mapped(path: Path) -> Iterator[None]:
     """Foreign exceptions become ours here."""
     try:
         yield
     except Busy as busy:
         raise StoreError("unavailable", f"{path}: {busy}") from None
     except (lmdb.Error, OSError) as error:
-        kind = next((kind for classes, kind in _KINDS if isinstance(error, classes)), "unreachable")
-        raise StoreError(kind, f"{path}: {error}") from None
+        raise StoreError(_kind(path, error), f"{path}: {error}") from None
+
+
+def _kind(path: Path, error: Exception) -> str:
+    for classes, kind in _KINDS:
+        if isinstance(error, classes):
+            return kind
+    if isinstance(error, OSError):
+        return _CODES.get(error.errno or 0, "unreachable")
+    said = str(error).rpartition(": ")[2]
+    if said == os.strerror(errno.EIO) and _free(path) < ROOM_BYTES_MIN:
+        return "full"
+    return _SAID.get(said, "unreachable")
+
+
+def _free(path: Path) -> float:
+    """Bytes left on its disk; as good as any number where nobody can tell."""
+    try:
+        there = os.statvfs(path.parent)
+    except OSError:
+        return math.inf
+    return there.f_bavail * there.f_frsize

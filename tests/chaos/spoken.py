@@ -20,11 +20,12 @@ METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 KINDS: Final = {"FP32": "<f4", "FP64": "<f8"}
 OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 3000),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),
 )
-"""As quick as an HTTP client is to connect again, and each caller with a connection of its own."""
+"""As quick as an HTTP client is to connect again (the second is how long it may take to connect), and each caller with
+a connection of its own."""
 NAMES: Final = MappingProxyType({
     "tailrace-provenance": "Tailrace-Provenance", "cache-status": "Cache-Status", "age": "Age",
     "retry-after": "Retry-After",

@@ -53,6 +53,7 @@ RESPONSES = 'tailrace_responses_total{route="r",status="%d"}'
 DEGRADED = 'tailrace_degraded_total{route="r",failure="unreachable",step="%s"}'
 REFUSALS = 'tailrace_refusals_total{route="r",problem="%s"}'
 ROWS = 'tailrace_table_rows_total{table="t",state="%s"}'
+SHED = 'tailrace_shed_total{backend="b",model="m",reason="%s",priority="%s"}'
 REPLICA = '{backend="b",replica="http://one",worker="%d"}'
 OF_REPLICA = {"backend": "b", "replica": "http://one"}
 
@@ -174,6 +175,21 @@ CASES = {
     "TailraceChaosEnabled": one(
         'tailrace_chaos_enabled{worker="0"}', 1, 0, {},
         "faults can be made on purpose here, by whoever reaches the admin port",
+    ),
+    "TailraceBrownout": one(
+        'tailrace_brownout_level{backend="b",worker="0"}', 3, 1, {"backend": "b"},
+        "b is at brownout level 3: answers are simpler or older, to be in time",
+    ),
+    "TailraceShedding": Case(
+        {SHED % ("full", "low"): counter(60), SHED % ("late", "normal"): counter(60)},
+        {SHED % ("full", "low"): counter(6), SHED % ("late", "normal"): gauge(900)},
+        {"backend": "b", "model": "m"},
+        "model m of b has no place for 2 requests a second",
+        "page",
+    ),
+    "TailraceLoopLate": one(
+        "tailrace_loop_lag_seconds", 0.25, 0.01, {},
+        "the event loop is 250ms late: everyone waits for something that holds it up",
     ),
 }
 

@@ -157,7 +157,7 @@ async def test_what_the_store_cannot_tell_of_gets_the_default_and_is_degraded() 
     world.shelf.failure = StoreError("unreachable")
     numbers, told = await world.look_up(5)
     assert (numbers, told, told.steps) == ([0.0], TableTold("user", lost=1), ("user:default",))
-    assert world.table.rows_told == {"fresh": 0, "stale": 0, "absent": 0, "lost": 1}
+    assert world.table.rows_told == {"fresh": 0, "stale": 0, "snapshot": 0, "absent": 0, "lost": 1}
 
 
 async def test_a_value_that_is_broken_costs_its_own_row(world: World) -> None:
