@@ -108,6 +108,10 @@ bench-witness: setup benchtools  ## The benchmark's client beside wrk, before th
 bench-tables: setup .redis .libcachesim  ## Near cache: rows/s beside numpy and Redis; hits (BENCH='--traces DIRECTORY')
 	@$(BIN)/python -m benchmarks.tables $(BENCH)
 
+.PHONY: bench-overload
+bench-overload: setup triton  ## 1 to 8 times what a model can bear, beside bare Triton; a noisy tenant (BENCH='--seconds 30')
+	@$(BIN)/python -m benchmarks.overload $(BENCH)
+
 .PHONY: .libcachesim
 .libcachesim:
 	@test -e .cache/peers/libcachesim/.stamp || { mkdir -p $(LOGS) .cache/peers && echo "installing libcachesim" && \

@@ -398,6 +398,7 @@ def _explain_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "  MODEL                         broken failing slow overloaded unsure\n"
         "  TABLE, redis or lmdb          down slow loading refusing\n"
         "  cache or rows                 empty fresh old dead\n"
+        "  brownout                      1 2 3 4\n"
         "cache is what is held of the answer, rows what is held of the tables' rows; both are empty unless said.",
         epilog='tailrace explain digits --config tailrace.toml --when "gpu down, cache old"',
         formatter_class=argparse.RawDescriptionHelpFormatter,

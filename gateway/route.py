@@ -155,7 +155,7 @@ class Route:
         self._body_bytes_max = body_bytes_max
         self._succeeded = False  # another route goes on with the answers kept here, and those of the second level
         self._tables = {} if config.features is None else {name: tables[name] for name in config.features.tables}
-        self.features = None if config.features is None else _features(config, self._tables)
+        self.features = None if config.features is None else _features(config, self._tables, bytes_max, self.limit)
         self.rules = _rules(config)
         self.validator = Validator(self.rules, config.limits.batch_max)
         self._digesters: Memo[tuple[Form, str, str], RequestDigester] = Memo(FORMS_MAX)
@@ -628,12 +628,12 @@ def _of_rows(made: Assembled, tables: tuple[TableTold, ...] = ()) -> Served[Infe
     return Served(made.response, made.tier, rows, made.escalated, rows, tables)
 
 
-def _features(config: RouteConfig, tables: Mapping[str, Table]) -> Features:
+def _features(config: RouteConfig, tables: Mapping[str, Table], bytes_max: int, key: str) -> Features:
     """Clients of stores are loaded only where there are tables: they take their time and memory."""
-    from gateway.features import Features
+    from gateway.features import Ceiling, Features
 
     assert config.features is not None
-    return Features(config.features, tables, config.limits.batch_max)
+    return Features(config.features, tables, Ceiling(config.limits.batch_max, bytes_max, key))
 
 
 def _answers_alike(one: RouteConfig, other: RouteConfig) -> bool:

@@ -7,6 +7,7 @@ by row, and every row that is not what a store said lately is counted: old, or a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Final, Protocol
 
@@ -16,7 +17,7 @@ import structlog
 from numpy.typing import NDArray
 
 from cache.coherence import Heard
-from cache.stores.store import Found, StoreError
+from cache.stores.store import OF_ONE_KEY, Found, StoreError
 from cache.table import ABSENT, FRESH, MISSING, STALE, Lives, NearTable
 from degrade.deadline import Ticker
 from degrade.ladder import Failure
@@ -34,6 +35,7 @@ FAILURES: Final = {
     "unavailable": Failure.OVERLOADED,
     "open": Failure.UNREACHABLE,
     "crowded": Failure.OVERLOADED,
+    "late": Failure.TIMEOUT,
 }
 """What a store's failure is to the ladder; all others are BROKEN."""
 
@@ -48,6 +50,8 @@ COPIES_SECONDS: Final = 0.005
 
 SHOWN_MAX: Final = 5
 """Ids named in a message."""
+SHOWN_CHARACTERS_MAX: Final = 64
+"""Of each of them: a caller may send an id of megabytes, and need not get them back."""
 
 _log = structlog.get_logger("tailrace")
 
@@ -166,6 +170,9 @@ class Table:
         state = gathered.state
         if not self.is_live:
             state = np.where(state == FRESH, STALE, np.where(state == ABSENT, MISSING, state))
+        fits = self._fits(ids, gathered.fits)
+        if not fits.all():
+            state = np.where(fits, state, ABSENT)
         wanted = np.flatnonzero((state == MISSING) | (state == STALE))
         if not len(wanted):
             self._took("memory", now)
@@ -191,6 +198,13 @@ class Table:
             rows[places], state[places], age[places] = copied[there], COPIED, ages[there]
         self._took("store", now)
         return self._looked(ids, rows, state, age, failure)
+
+    def _fits(self, ids: Ids, fits: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of these can be ids of this table; the store is not asked for the others, whatever lies there under
+        such a key. ``fits``: which the near cache could hold, and that is a few bytes more."""
+        if isinstance(ids, np.ndarray) or self.config.ids == "integer":
+            return fits
+        return np.fromiter(map(len, ids), np.int64, len(ids)) <= self.config.id_bytes_max
 
     def _took(self, source: str, began: float) -> None:
         """Count a look-up, and how long it kept its request waiting."""
@@ -221,8 +235,9 @@ class Table:
                 self.copies.note(_taken(ids, there))
         if absent.any():
             self.near.put_absent(_taken(ids, np.flatnonzero(absent)), began, ticket)
-        for fault in decoded.faults.values():
-            self.failures[fault.kind] = self.failures.get(fault.kind, 0) + 1
+        kinds = Counter([fault.kind for fault in decoded.faults.values()])
+        for kind, count in kinds.items():
+            self.failures[kind] = self.failures.get(kind, 0) + (count if kind in OF_ONE_KEY else 1)
         return rows, present, absent, next(iter(decoded.faults.values()), None)
 
     def _looked(
@@ -280,7 +295,10 @@ class Table:
 
 
 def _shown(each: bytes | np.int64) -> str:
-    return each.decode(errors="replace") if isinstance(each, bytes) else str(each)
+    if not isinstance(each, bytes):
+        return str(each)
+    shown = each[: 4 * SHOWN_CHARACTERS_MAX].decode(errors="replace")  # four bytes of a character at most
+    return shown if len(shown) <= SHOWN_CHARACTERS_MAX else f"{shown[:SHOWN_CHARACTERS_MAX]}..."
 
 
 def _taken(ids: Ids, places: NDArray[np.intp]) -> Ids:

@@ -24,7 +24,7 @@ from gateway.call import Answer, Call
 from gateway.codec.http import NO_DIRECTIVES, provenance_headers
 from gateway.config import Config, InputRule
 from gateway.config import Route as RouteConfig
-from gateway.explain.conditions import Condition
+from gateway.explain.conditions import LEVELS, Condition
 from gateway.explain.world import Seen, World, datatype_of, deafen, home, input_names, table
 from gateway.homes import pool_options
 from gateway.operate.telemetry import Telemetry
@@ -168,6 +168,8 @@ async def look(config: Config, name: str, conditions: Sequence[Condition], crowd
         world.ill = True
         for each in tables.values():
             deafen(world, each)
+        for place in homes.values():
+            place.pool.gates.level = LEVELS.get(world.state("brownout", "brownout"), 0)
         for crowd in range(crowds):
             await world.live(together(crowd))
         world.seen.clear()

@@ -168,8 +168,6 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
 
     age = "Seconds since something was written last, by any worker."
     yield Gauge("tailrace_snapshot_age_seconds", age, (), one(lambda: snapshots.age))
-    interval = "How often it is to be."
-    yield Gauge("tailrace_snapshot_interval_seconds", interval, (), one(lambda: snapshots.interval))
     yield Gauge("tailrace_snapshot_bytes", "On the disk, in generations.", (), one(lambda: snapshot.bytes))
     yield Gauge("tailrace_snapshot_bytes_max", "The bound on them.", (), one(lambda: snapshot.options.bytes_max))
     yield Gauge("tailrace_snapshot_records", "In the last generation.", (), one(lambda: snapshot.records))
