@@ -16,7 +16,7 @@ import structlog
 
 from degrade.breaker import Change
 from degrade.brownout import BrownoutOptions
-from degrade.deadline import Ticker
+from degrade.deadline import Deadline, Ticker
 from gateway.admission.ratelimit import Limiter
 from gateway.background import Run, Sleep, kept, sweep
 from gateway.codec.ndarray import plain_bytes_max
@@ -83,6 +83,9 @@ if TYPE_CHECKING:
 SWEEP_SECONDS: Final = 0.5
 """How often slow peers are looked for; how late they may be cut."""
 
+FIRST_LOOK_SECONDS: Final = 0.5
+"""For the models to say that they are what a snapshot tells of them; a start waits no longer for one that is silent."""
+
 LAST_PASS_SECONDS: Final = 1.0
 """For a last pass of the snapshot, where requests have taken all of ``server.drain``."""
 
@@ -140,7 +143,7 @@ class Gateway:
         self._watching = Watching(self._breaker_changed, self._model_changed)
         self.standing = stand(config, self._makings, homes(config, self._makings, self._watching))
         self._stores = Stores(self._around, self._faults)
-        self.snapshots = snapshots_of(config, self._ticker, self._around.wall)
+        self.snapshots = snapshots_of(config, self._around)
         self._share(self.standing)
         self._strain = Strain(lambda: self.homes, self._brownout, self._ticker)
         self._limiter = Limiter(config.server.quota_keys_max)
@@ -151,8 +154,8 @@ class Gateway:
         of_reloads = () if self.reloads is None else reload_gauges(self.reloads)
         of_tables = table_gauges(lambda: self.standing.tables)
         of_seconds = second_gauges(lambda: self.services, self._stores.states)
-        of_load = load_gauges(lambda: self.homes, self._strain)
         of_snapshots = () if self.snapshots is None else snapshot_gauges(self.snapshots, lambda: self.routes)
+        of_load = load_gauges(lambda: self.homes, self._strain)
         of_others = (*of_tables, *of_seconds, *of_snapshots, *of_reloads, *chaos_gauges(self._faults))
         for gauge in (*gauges(*shown), *of_load, *of_others):
             self.telemetry.watch(gauge)
@@ -185,7 +188,10 @@ class Gateway:
         """
         if self.snapshots is not None:
             await self.snapshots.open()
-            self.snapshots.seed(self.standing.config, self.homes)
+            if self.snapshots.seed(self.standing.config, self.homes):
+                # Before anybody is answered, for what had been seen only after that might be another model.
+                deadline = Deadline.after(self._ticker(), FIRST_LOOK_SECONDS)
+                await asyncio.gather(*(home.catalog.look_once(deadline) for home in self.homes.values()))
             await self.snapshots.begin()
         server = self.standing.config.server
         certificates = self.certificates = None if server.tls is None else Certificates(server.tls)

@@ -490,8 +490,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     server: Server = field(default_factory=Server)
     log: Log = field(default_factory=Log)
-    brownout: Brownout = field(default_factory=Brownout)
     snapshot: SnapshotConfig | None = None
+    brownout: Brownout = field(default_factory=Brownout)
     chaos: Chaos = field(default_factory=Chaos)
     callers: dict[str, CallerConfig] = field(default_factory=dict)
     backends: dict[str, Backend] = field(default_factory=dict)

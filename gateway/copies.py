@@ -42,8 +42,8 @@ WORDS_SECONDS: Final = 1.0
 TURN_BYTES: Final = 256 * 1024
 """Made ready in one turn of the event loop: some 0.2 ms."""
 FINGERPRINT_BYTES: Final = 16
-ASIDE: Final = ("quota", "caller_quota", "degrade", "timeout", "cache")
-"""What of a route decides no answer. Of its cache two keys do."""
+ASIDE: Final = ("quota", "caller_quota", "degrade", "timeout", "priority", "brownout")
+"""What of a route decides no answer."""
 FLOATS: Final[Mapping[str, str]] = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
 """Datatypes that can be something else than a number."""
 
@@ -310,7 +310,7 @@ def fingerprint_of(name: str, route: RouteConfig) -> bytes:
     """Of all that an operator says of a route and that decides its answers, wherever its servers are: a copy is good on
     another host too."""
     told = msgspec.to_builtins(route, enc_hook=str)  # durations and sizes
-    for key in ASIDE:
+    for key in (*ASIDE, "cache"):  # of which two keys do
         told.pop(key)
     cache = None if route.cache is None else (route.cache.shared, route.cache.rows)
     written = msgspec.msgpack.encode(("tailrace answer", parcel.LAYOUT, name, told, cache), order="sorted")

@@ -11,7 +11,6 @@ Rule of this file: who is copied, when, and how much at once. What a copy is say
 from __future__ import annotations
 
 import asyncio
-import secrets
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,6 @@ from blake3 import blake3
 
 from cache.stores.files import FileStore
 from degrade.calendar import Calendar
-from degrade.deadline import Ticker
 from degrade.record import Record, Terms, name_of, packed, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway.background import Sleep, kept
@@ -33,7 +31,8 @@ from gateway.config_snapshot import SnapshotConfig
 from gateway.copies import AnswerCopies, Copied, CopyRules, Pending, fingerprint_of
 from gateway.route import Home, Route
 from gateway.second import Shared, scope_of
-from gateway.sharing import told_of
+from gateway.sharing import WORD_BYTES, told_of
+from gateway.surroundings import Surroundings
 from gateway.witness import ROUND_SECONDS, Clocks
 from tiers.facts import ModelFacts
 
@@ -74,7 +73,8 @@ _log = structlog.get_logger("tailrace")
 class Snapshots:
     """One process's. Made before the event loop has anything to do; belongs to it."""
 
-    def __init__(self, config: SnapshotConfig, ticker: Ticker, wall: Ticker) -> None:
+    def __init__(self, config: SnapshotConfig, around: Surroundings) -> None:
+        ticker, wall = around.ticker, around.wall
         options = SnapshotOptions(int(config.bytes_max), config.generations)
         self.interval = float(config.interval)
         self.snapshot = Snapshot(Path(config.path), options)
@@ -86,7 +86,7 @@ class Snapshots:
         """The longest turn of the event loop that a pass took."""
         self._ticker = ticker
         self._calendar = Calendar(ticker, wall)
-        self._clocks = Clocks(ticker, wall, lambda: secrets.token_hex(8).encode())
+        self._clocks = Clocks(ticker, wall, lambda: around.secret(WORD_BYTES).hex().encode())
         self._words = FileStore(Path(config.path) / "words", wall)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._writing: asyncio.Future[str] | None = None
@@ -148,17 +148,20 @@ class Snapshots:
                 copied[f"tables/{name}"] = held
         self._copied = copied
 
-    def seed(self, config: Config, homes: Mapping[str, Home]) -> None:
-        """Tell the catalogs what models were, until they say so themselves."""
+    def seed(self, config: Config, homes: Mapping[str, Home]) -> bool:
+        """Tell the catalogs what models were, until they say so themselves; whether they were told anything."""
         self._homes = homes
         tiers = [tier for route in config.routes.values() for tier in route.tiers]
         self._models = list(dict.fromkeys((tier.backend, tier.model, tier.version) for tier in tiers))
+        seeded = False
         for backend, model, _ in self._models:
             now = self._calendar.now()
             record = self.snapshot.find(FACTS, f"backends/{backend}", model.encode(), _FACTS_TERMS, now)
             facts = None if record is None else _facts_of(record.payload)
             if facts is not None:
                 homes[backend].catalog.remember(model, facts)
+                seeded = True
+        return seeded
 
     async def begin(self) -> None:
         """Read what was purged, so that copies can be found; and go on from there."""
@@ -288,9 +291,9 @@ class Snapshots:
             each.sweep(self.snapshot.options.generation_bytes_max // SWEPT_SHARE // len(self._copied))
 
 
-def snapshots_of(config: Config, ticker: Ticker, wall: Ticker) -> Snapshots | None:
+def snapshots_of(config: Config, around: Surroundings) -> Snapshots | None:
     """What a configuration asks for, if it does."""
-    return None if config.snapshot is None else Snapshots(config.snapshot, ticker, wall)
+    return None if config.snapshot is None else Snapshots(config.snapshot, around)
 
 
 def _sealed(pending: Pending) -> Pending:

@@ -94,8 +94,8 @@ def admin_port(shown: Shown) -> AdminPort:
             "draining": shown.is_draining(),
             "routes": {name: _route_status(route) for name, route in shown.routes().items()},
             "backends": {name: msgspec.to_builtins(home.pool.states()) for name, home in shown.homes().items()},
-            "load": {name: _load_status(home) for name, home in shown.homes().items()},
             "snapshot": None if shown.snapshots is None else _snapshot_status(shown.snapshots),
+            "load": {name: _load_status(home) for name, home in shown.homes().items()},
         }
         return web.Response(body=msgspec.json.encode(document), content_type="application/json")
 

@@ -15,6 +15,7 @@ from grpc import aio
 from tritonclient.grpc import service_pb2 as pb
 
 from tests.chaos.judge import Question
+from tests.doors.question import NUMBERS
 
 METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 KINDS: Final = {"FP32": "<f4", "FP64": "<f8"}
@@ -30,9 +31,6 @@ NAMES: Final = MappingProxyType({
     "tailrace-provenance": "Tailrace-Provenance", "cache-status": "Cache-Status", "age": "Age",
     "retry-after": "Retry-After",
 })  # fmt: skip
-UNAVAILABLE: Final = frozenset({"unavailable", "deadline", "model-failed", "answer-too-large"})
-"""Problems that are a 503 over HTTP."""
-
 Came = tuple[int, dict[str, str], dict[str, Any]]
 """Status, headers and document, as over HTTP."""
 
@@ -94,5 +92,5 @@ def _refused(error: aio.AioRpcError) -> Came:
     if not slug:
         raise Dropped(f"{error.code().name}: {error.details()}")
     headers = _headers(error.trailing_metadata()) | {"Content-Type": "application/problem+json"}
-    status = 503 if slug in UNAVAILABLE else 400
+    status = NUMBERS[slug][0] if slug in NUMBERS else 500
     return status, headers, {"error": error.details(), "type": f"urn:tailrace:problem:{slug}"}

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from gateway import snapshots
+from gateway.witness import Witness
 from tests.doors.question import Ask, Outcome, doubled
 from tests.gateway.conftest import EchoTriton, Gate
 
@@ -115,10 +115,14 @@ async def test_an_old_answer_is_labelled_and_what_has_none_is_refused(gate: Gate
     refused(await caller.ask(replace(ASK, cache_control="no-cache")), problem, word, returns=word == "overloaded")
 
 
+async def nothing(_: Witness) -> None:
+    """Nobody finds out whether the model is still the same."""
+
+
 async def test_what_an_earlier_process_has_left_is_served_and_labelled(
     gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshots, "ROUND_SECONDS", 3600.0)  # so nobody finds out that the model is still the same
+    monkeypatch.setattr(Witness, "round", nothing)
     disk = {"SNAPSHOT__PATH": str(tmp_path / "snapshot")}
     house = await gate.house(ROUTES__R=route(ONE, KEPT), **disk)
     await house.caller(gate.name).ask(ASK)
@@ -139,7 +143,7 @@ async def test_what_an_earlier_process_has_left_is_served_and_labelled(
 async def test_what_an_earlier_process_has_left_is_a_hit_where_the_route_says_so(
     gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshots, "ROUND_SECONDS", 3600.0)
+    monkeypatch.setattr(Witness, "round", nothing)
     disk = {"SNAPSHOT__PATH": str(tmp_path / "snapshot")}
     house = await gate.house(ROUTES__R=route(ONE, KEPT), **disk)
     await house.caller(gate.name).ask(ASK)

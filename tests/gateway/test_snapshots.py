@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,6 +17,7 @@ from gateway import snapshots as module
 from gateway.config_snapshot import SnapshotConfig
 from gateway.copies import Pending
 from gateway.snapshots import Snapshots
+from gateway.surroundings import Surroundings
 from gateway.units import Seconds, Size
 
 TERMS = Terms(b"f", 1e9, lambda _: True)
@@ -59,7 +61,8 @@ class World:
         self.now = 1000.0
         self.pauses = 0
         config = SnapshotConfig(str(folder), Seconds(10), Size(16 * 2**20))
-        self.snapshots = Snapshots(config, lambda: self.now, lambda: 1_000_000.0 + self.now)
+        around = Surroundings(lambda: self.now, lambda: 1_000_000.0 + self.now, random.Random(1), os.urandom)
+        self.snapshots = Snapshots(config, around)
 
     async def sleep(self, seconds: float) -> None:
         self.pauses += 1
