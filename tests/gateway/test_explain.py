@@ -52,6 +52,9 @@ tiers = [{ backend = "gpu", model = "large" }]
 [routes.kept]
 tiers = [{ backend = "gpu", model = "large" }]
 cache = { ttl = "10m", max_stale = "1h" }
+[routes.short]
+tiers = [{ backend = "gpu", model = "large" }]
+timeout = "1ms"
 [routes.alone]
 tiers = [{ backend = "gpu", model = "large" }]
 cache = { ttl = "10m", max_stale = "1h" }
@@ -168,6 +171,7 @@ CASES = [
     ("plain", "large failing", "large:raised large:raised => 503 model-failed degraded", None),
     ("plain", "large broken, cpu down", "large:broken large:broken => 503 unavailable degraded",
      "=> 503 unavailable degraded"),
+    ("short", "", "large:answered => bypass/off large", None),
     ("kept", "cache fresh, gpu down", "=> hit/fresh large", None),
     ("kept", "cache old", "large:answered => miss/expired large", None),
     ("kept", "cache old, gpu slow", "large:timeout => stale/timeout large +stale degraded",
