@@ -38,7 +38,9 @@ class Failure(enum.Enum):
     TIMEOUT = "timeout"
     """No answer within the time it was given."""
     OVERLOADED = "overloaded"
-    """Upstream said 429 or 503, every breaker is open, or our own queue is full."""
+    """Upstream said 429 or 503, or no connection of ours was free."""
+    SHED = "shed"
+    """Our own gate gave it no place: nobody was asked, and it says nothing of them."""
     LATE = "late"
     """The request's time was over before anyone was asked: it says nothing of them."""
 
@@ -82,6 +84,9 @@ TABLE: Final[Mapping[Failure, frozenset[Step]]] = MappingProxyType(
         # One full replica says nothing of the next one; the retry budget keeps this from feeding an
         # overload that is everywhere.
         Failure.OVERLOADED: _FROM_MEMORY | {Step.REPLICA, Step.TIER},
+        # An earlier tier's answer will do; the cascade asks no larger tier in place of one that is full, for that
+        # would hand the load on to what can bear it least.
+        Failure.SHED: _FROM_MEMORY | {Step.TIER},
         Failure.LATE: _FROM_MEMORY,
     }
 )

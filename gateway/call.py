@@ -14,6 +14,7 @@ import msgspec
 from cache.digest import Key
 from cache.entry import Entry
 from degrade.deadline import Deadline
+from degrade.gate import Claim
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Quota, Verdict
 from gateway.codec.http import CacheDirectives
@@ -50,6 +51,20 @@ class Answer(msgspec.Struct, Generic[R], frozen=True):
         """Whether its request has come before. A wire form is for bytes that do: most answers are never asked for
         twice, and would pay for one in time and memory."""
         return self.entry is not None and self.provenance.cache == "hit"
+
+
+def claim_of(route: Service[Q, R], caller: Caller) -> Claim:
+    """For whom a request waits: a tenant's callers have one turn together, and who has no tenant one of his own. What
+    is said of a caller goes before what is said of a route."""
+    owner = f"tenant:{caller.tenant}" if caller.tenant else caller.name
+    return Claim(owner, route.priority if caller.priority is None else caller.priority)
+
+
+def labelled(provenance: Provenance, level: int) -> Provenance:
+    """What is told of an answer that was made at a brownout level. A fresh hit is what it always is."""
+    if not level or provenance.cache == "hit":
+        return provenance
+    return msgspec.structs.replace(provenance, brownout=level)
 
 
 def dues(allowances: Sequence[Allowance], caller: Caller, works: bool) -> Dues:

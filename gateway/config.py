@@ -1,7 +1,8 @@
 """What an operator may say: every key of ``tailrace.toml``, its default, and the rules within a section.
 
 Rule of this file: values, and what may be wrong with one of them. Where a configuration comes from is
-``gateway/sources.py``'s, tables are ``gateway/config_tables.py``'s, the rules between sections are
+``gateway/sources.py``'s, tables are ``gateway/config_tables.py``'s, load is
+``gateway/config_load.py``'s, the rules between sections are
 ``gateway/consistency.py``'s, and whether the world agrees is ``gateway/check.py``'s question. Each key's reason is
 written once for people, in ``tailrace.example.toml``; a test holds the two together.
 """
@@ -20,13 +21,15 @@ from msgspec import Meta, field
 
 from cache.stores.address import parse_redis
 from gateway.admission.forwarded import UNIX, network
+from gateway.config_load import Brownout, Concurrency, PriorityWord
+from gateway.config_snapshot import SnapshotConfig
 from gateway.config_tables import TableConfig
 from gateway.ranges import AGE_MAX, DEADLINE_MIN, SIZE_MAX, WAIT_MAX, WAIT_MIN, Positive, seconds, size, within
 from gateway.schema import Fault
 from gateway.units import Seconds, Size
 
 Switch = Literal["repository", "logging", "trace", "shared_memory"]
-DegradeStep = Literal["replica", "tier", "stale"]
+DegradeStep = Literal["replica", "tier", "stale", "snapshot"]
 ALLOW_ALL: Final[tuple[Switch, ...]] = ("repository", "logging", "trace", "shared_memory")
 
 SECOND_MAX: Final = Seconds.parse("1s")
@@ -216,6 +219,7 @@ class CallerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     key_sha256: str
     tenant: str = ""
+    priority: PriorityWord | None = None
     quota: QuotaConfig | None = None
 
     def faults(self) -> Iterator[Fault]:
@@ -251,6 +255,7 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     probe: Seconds = seconds("1s")
     probe_path: str | None = None
     breaker: BreakerConfig = field(default_factory=BreakerConfig)
+    concurrency: Concurrency = field(default_factory=Concurrency)
 
     def faults(self) -> Iterator[Fault]:
         if not self.http and not self.grpc:
@@ -323,6 +328,7 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows_bytes_max: Size = size("256MiB")
     second: str | None = None
     second_timeout: Seconds = seconds("20ms")
+    snapshot: Literal["off", "stale", "fresh"] = "stale"
 
     def faults(self) -> Iterator[Fault]:
         if self.ttl <= 0:
@@ -428,7 +434,9 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: dict[str, InputRule] = field(default_factory=dict)
     features: Features | None = None
     timeout: Seconds = seconds("10s")
-    degrade: tuple[DegradeStep, ...] = ("replica", "tier", "stale")
+    degrade: tuple[DegradeStep, ...] = ("replica", "tier", "stale", "snapshot")
+    priority: PriorityWord | None = None
+    brownout: tuple[Literal["fast", "stale"], ...] = ()
 
     def faults(self) -> Iterator[Fault]:
         if not self.tiers:
@@ -459,6 +467,8 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     body_bytes_max: Size | None = None
     timeout: Seconds = seconds("10s")
     degrade: tuple[Literal["replica", "stale"], ...] = ("replica", "stale")
+    priority: PriorityWord | None = None
+    brownout: tuple[Literal["stale"], ...] = ()
     vary: tuple[str, ...] = ()
 
     def faults(self) -> Iterator[Fault]:
@@ -480,6 +490,8 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     server: Server = field(default_factory=Server)
     log: Log = field(default_factory=Log)
+    snapshot: SnapshotConfig | None = None
+    brownout: Brownout = field(default_factory=Brownout)
     chaos: Chaos = field(default_factory=Chaos)
     callers: dict[str, CallerConfig] = field(default_factory=dict)
     backends: dict[str, Backend] = field(default_factory=dict)

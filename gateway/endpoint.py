@@ -23,9 +23,11 @@ from cache.entry import Entry, Found
 from cache.flight import Flights
 from cache.response import ResponseCache
 from degrade.deadline import Deadline, Ticker
+from degrade.gate import Priority
 from degrade.ladder import Step
 from gateway.admission.auth import Caller
 from gateway.config import Endpoint as EndpointConfig
+from gateway.config_load import priority_of
 from gateway.doors.path import Target
 from gateway.recall import RecallRules
 from gateway.route import ENTRY_OVERHEAD_BYTES
@@ -123,7 +125,9 @@ class Endpoint:
         self.cache: ResponseCache[Served[Page], Wire] | None = cache_of(cache)
         self.recall_rules = RecallRules(0.0 if cache is None else float(cache.refresh))
         self.refreshes_max = 0 if cache is None else cache.refreshes_max
-        self.flights: Flights[tuple[Key, int], Filled[Page]] = Flights(FLIGHTS_MAX)
+        self.priority = priority_of(config.priority) or Priority.NORMAL
+        self.browned = config.brownout
+        self.flights: Flights[tuple[Key, int, Priority], Filled[Page]] = Flights(FLIGHTS_MAX)
         self.refreshing: set[Key] = set()
         self._pool = pool
         self._succeeded = False  # another endpoint goes on with the answers kept here
@@ -136,7 +140,7 @@ class Endpoint:
         successor = Endpoint(self.name, config, pool, body_bytes_max)
         if pool is self._pool and config == self.config and successor.body_bytes_max == self.body_bytes_max:
             return self
-        aside = ("quota", "caller_quota", "timeout", "degrade", "body_bytes_max")
+        aside = ("quota", "caller_quota", "timeout", "degrade", "body_bytes_max", "priority", "brownout")
         like = msgspec.structs.replace(config, **{name: getattr(self.config, name) for name in aside})
         if pool is self._pool and like == self.config:
             successor.cache, successor._deciding = self.cache, self._deciding
@@ -147,6 +151,11 @@ class Endpoint:
     def asks(self) -> list[str]:
         """Its path, as operators name it."""
         return [f"{self.config.backend or ''}{self.config.path}"]
+
+    @property
+    def level(self) -> int:
+        """Its backend's brownout level."""
+        return self._pool.gates.level
 
     @property
     def in_parts(self) -> bool:
@@ -160,6 +169,10 @@ class Endpoint:
     @property
     def second(self) -> None:
         """Nothing tells that such a server has become another, so none of its answers outlives this process."""
+
+    @property
+    def copies(self) -> None:
+        """Likewise."""
 
     @property
     def refreshes(self) -> int:
@@ -203,6 +216,9 @@ class Endpoint:
         assert self.cache is not None
         return self.cache.find(key, now)
 
+    def kept(self, key: Key, now: float) -> None:
+        """Nothing: as with a second level."""
+
     async def ask(self, request: Post, deadline: Deadline, terms: Terms, ticker: Ticker) -> Given[Page]:
         """The server's answer, whatever it is. Raises Rejected for what cannot be written as a request, and
         UpstreamError, which is Erred where the server said so itself."""
@@ -213,7 +229,8 @@ class Endpoint:
         async def at(replica: Replica, now: float) -> Reply:
             return answered(replica.url, await replica.exchange(call, deadline, now))
 
-        work = Work(f"POST {self.config.path}", at, again, self.timeout * DECENT_SHARE)
+        claim = terms.options.claim
+        work = Work(f"POST {self.config.path}", at, again, self.timeout * DECENT_SHARE, claim=claim)
         got = await self._pool.ask(work, deadline)
         return Given(Served(self._page(got.response)), (), got.passed)
 

@@ -82,7 +82,8 @@ class Makings:
         if self._sources is None:
             self._sources = Sources(self._ticker)
         wrap = None if self._faults is None else partial(self._faults.store, f"tables.{name}")
-        return Table(name, config, self._sources.source(config, wrap), self._ticker, self._around.secret(SEED_BYTES))
+        source = self._sources.source(config, wrap)
+        return Table(name, config, source, self._ticker, self._around.secret(SEED_BYTES))
 
     async def close(self) -> None:
         """Close what parts share."""
@@ -119,7 +120,10 @@ def pool_options(backend: Backend, probe: Probe = Probe()) -> PoolOptions:  # no
         open_seconds=float(breaker.open),
         open_seconds_max=float(breaker.open_max),
     )
-    return PoolOptions(breaker=options, probe=probe)
+    replicas = len(backend.http) or len(backend.grpc)
+    return PoolOptions(
+        breaker=options, probe=probe, gates=backend.concurrency.options(replicas, backend.connections_max)
+    )
 
 
 def probe_of(backend: Backend, has_models: bool) -> Probe:

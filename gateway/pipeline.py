@@ -28,12 +28,13 @@ import msgspec
 from cache.digest import Key
 from cache.entry import Entry, Found
 from cache.flight import Abandoned
+from degrade.brownout import FIRST_TIER, NO_REFRESHES, STALE_FIRST
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure, Remains, Step, next_step
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Verdict
 from gateway.admission.ratelimit import Limiter
-from gateway.call import Answer, Call, Dues, dues
+from gateway.call import Answer, Call, Dues, claim_of, dues, labelled
 from gateway.operate.telemetry import Telemetry
 from gateway.problem import (
     Problem,
@@ -43,10 +44,11 @@ from gateway.problem import (
     invalid,
     model_failed,
     not_cached,
+    overloaded,
     unavailable,
 )
 from gateway.problem import quota as quota_problem
-from gateway.recall import Action, Recall, recall, tolerates
+from gateway.recall import BROWNED, Action, Recall, recall, stale_first, tolerates, unrefreshed
 from gateway.route import Route
 from gateway.service import Allowance, Filled, Q, R, Response, Served, Service, Terms, Watched, Wire
 from tiers.cascade import CascadeOptions
@@ -64,6 +66,9 @@ on (an earlier tier's answer, an old one) before the caller's own time is over: 
 RETRY_SPREAD: Final = 2.0
 """Retry-After is spread up to this factor, so that those who were refused do not return as one wave."""
 
+
+_TIERS_STEPS: Final = frozenset({Step.REPLICA, Step.TIER})
+"""Those that pool and cascade take, the others being the pipeline's."""
 
 WIRE_OVERHEAD_BYTES: Final = 256
 """What a ready wire form costs beyond its body: its key and bookkeeping."""
@@ -97,7 +102,15 @@ class Pipeline:
 
     async def answer(self, call: Call[Q, R]) -> Answer[R]:
         """Answer one request, whatever happens below. Raises Refused with the problem to send."""
-        answer = await self._answer(call)
+        level = call.route.level
+        try:
+            answer = await self._answer(call, level)
+        except Refused as refused:
+            if level and refused.provenance is not None:
+                refused.provenance = labelled(refused.provenance, level)
+            raise
+        if level:
+            answer = msgspec.structs.replace(answer, provenance=labelled(answer.provenance, level))
         self._telemetry.answered(call.route.name, answer.provenance)
         return answer
 
@@ -163,13 +176,17 @@ class Pipeline:
             task.cancel()
         await asyncio.gather(*self._refreshing, return_exceptions=True)
 
-    async def _answer(self, call: Call[Q, R]) -> Answer[R]:
+    async def _answer(self, call: Call[Q, R], level: int) -> Answer[R]:
         route, now = call.route, self._ticker()
         key, choice = self._look_up(call)
         found = None
         if key is not None and route.cache is not None:
             found = route.find(call.caller, call.request, key, now)
             choice = recall(found, call.directives, route.recall_rules, route.epoch, now)
+            if level >= NO_REFRESHES:
+                choice = unrefreshed(choice)
+            if level >= STALE_FIRST and "stale" in route.browned:
+                choice = stale_first(choice, found, call.directives, now)
         elif call.directives.only_if_cached:
             choice = Recall(Action.REFUSE, "bypass", choice.reason)
         works = choice.action in (Action.FETCH, Action.FETCH_ALONE)
@@ -179,7 +196,10 @@ class Pipeline:
         if found is not None and choice.action in (Action.SERVE, Action.REFRESH):
             if choice.action is Action.REFRESH and key is not None:
                 self._refresh(call, key, found.entry)
-            return self._cached(call, key, found.entry, choice, quota)
+            steps = (Step.STALE.value,) if choice.reason == BROWNED else ()
+            if steps:
+                self._telemetry.degraded(route.name, Failure.SHED.value, steps[0], f"brownout level {level}")
+            return self._cached(call, key, found.entry, choice, quota, steps)
 
         seconds = call.deadline.remaining(now)
         if seconds <= 0.0:  # what cannot be answered in time must not put work on a model
@@ -255,7 +275,8 @@ class Pipeline:
         deadline = Deadline.after(self._ticker(), route.timeout)
         shared = Call(route, call.caller, route.for_all(call.request), call.directives, call.deadline)
         ticket = 0 if route.cache is None else route.cache.ticket()
-        return await route.flights.join((key, ticket), lambda: self._fill(shared, key, deadline, rows), seconds)
+        flight = (key, ticket, claim_of(route, call.caller).priority)  # nobody waits in a lower one's turn
+        return await route.flights.join(flight, lambda: self._fill(shared, key, deadline, rows), seconds)
 
     async def _fill(
         self, call: Call[Q, R], key: Key | None, deadline: Deadline, rows: int | None, reuse: bool = True
@@ -266,7 +287,9 @@ class Pipeline:
         seconds = deadline.remaining(now)
         deadline = Deadline.after(now, seconds - min(LADDER_SECONDS_MAX, seconds * LADDER_SHARE))
         ticket = 0 if route.cache is None else route.cache.ticket()
-        terms = Terms(call.caller, key, reuse, CascadeOptions(rows, self._cascade_steps(call, key)))
+        first_only = route.level >= FIRST_TIER and "fast" in route.browned
+        options = CascadeOptions(rows, self._cascade_steps(call, key), claim_of(route, call.caller), first_only)
+        terms = Terms(call.caller, key, reuse, options)
         try:
             given = await route.ask(call.request, deadline, terms, self._ticker)
         except UpstreamError as error:
@@ -288,11 +311,17 @@ class Pipeline:
         return Filled(entry.value, given.steps, False, kept, settled, alike, given.rows_kept, given.made_at, again)
 
     def _cascade_steps(self, call: Call[Q, R], key: Key | None) -> tuple[Step, ...]:
-        """The ladder's steps that the tiers may take: those before ``stale``, if an old answer is there."""
-        route = call.route
-        if Step.STALE not in route.steps or self._older(call, key, self._ticker()) is None:
-            return route.steps
-        return route.steps[: route.steps.index(Step.STALE)]
+        """The ladder's steps that the tiers may take: those before ``stale``, or ``snapshot``, if there is something
+        that it would serve. Where they have none behind it, nobody looks."""
+        steps, now = call.route.steps, self._ticker()
+        for place, step in enumerate(steps):
+            if _TIERS_STEPS.isdisjoint(steps[place:]):
+                break
+            if step is Step.STALE and self._older(call, key, now) is not None:
+                return steps[:place]
+            if step is Step.SNAPSHOT and self._kept(call, key, now) is not None:
+                return steps[:place]
+        return steps
 
     def _refresh(self, call: Call[Q, R], key: Key, entry: Entry[Served[R]]) -> None:
         """Fetch behind the caller's back: once for a key, at most ``refreshes_max`` at once for the route."""
@@ -326,8 +355,11 @@ class Pipeline:
         route, now = call.route, self._ticker()
         if key is not None:
             key = Key(key.digest, route.epoch)  # the epoch may have turned while the tiers were asked
-        found = self._older(call, key, now)
-        remains = Remains(replica=False, tier=False, stale=found is not None, time=not call.deadline.expired(now))
+        found, kept = self._older(call, key, now), self._kept(call, key, now)
+        remains = Remains(
+            replica=False, tier=False, stale=found is not None, snapshot=kept is not None,
+            time=not call.deadline.expired(now),
+        )  # fmt: skip
         step = next_step(error.failure, remains, route.steps)
         self._telemetry.degraded(route.name, error.failure.value, step.value, str(error))
         if step is Step.STALE and found is not None:
@@ -336,6 +368,9 @@ class Pipeline:
                 return self._cached(call, key, found.entry, again, quota)
             choice = Recall(Action.SERVE, "stale", error.failure.value)
             return self._cached(call, key, found.entry, choice, quota, (Step.STALE.value,))
+        if step is Step.SNAPSHOT and kept is not None:
+            choice = Recall(Action.SERVE, "stale", error.failure.value)
+            return self._cached(call, key, kept.entry, choice, quota, (Step.SNAPSHOT.value,))
         assert step is Step.REFUSE, f"the pipeline has no step {step}"
         tried = Provenance(cache="bypass" if key is None else "miss", reason=error.failure.value, degraded=True)
         instead = route.instead(error)
@@ -350,6 +385,13 @@ class Pipeline:
         found = call.route.find(call.caller, call.request, key, now)
         return found if found is not None and tolerates(found, call.directives, now) else None
 
+    def _kept(self, call: Call[Q, R], key: Key | None, now: float) -> Found[Served[R]] | None:
+        """What earlier processes have left for the ladder, likewise."""
+        if key is None or Step.SNAPSHOT not in call.route.steps:
+            return None
+        found = call.route.kept(key, now)
+        return found if found is not None and tolerates(found, call.directives, now) else None
+
     def _undescribed(self, route: Service[Q, R], error: UpstreamError) -> Refused:
         """Nothing could be looked up, for nobody said what the request is made of; the ladder ends there."""
         tried = Provenance(cache="none", reason=error.failure.value, degraded=True)
@@ -361,6 +403,8 @@ class Pipeline:
         detail = f"{route.title} has no answer ({error.failure.value}: {error}), and no older one is kept."
         if error.failure in (Failure.TIMEOUT, Failure.LATE):
             return deadline_exceeded(detail, retry_after)
+        if error.failure is Failure.SHED:
+            return overloaded(detail, retry_after)
         if error.failure is Failure.RAISED:
             return model_failed(detail)
         if error.failure is Failure.OVERSIZED:
@@ -377,8 +421,7 @@ class Pipeline:
         steps: tuple[str, ...] = (),
     ) -> Answer[R]:
         provenance = _of_entry(entry, choice, self._ticker(), steps)
-        fresh = choice.reason == "fresh"
-        return Answer(entry.value.response, provenance, quota, key, entry if fresh else None)
+        return Answer(entry.value.response, provenance, quota, key, entry if choice.state == "hit" else None)
 
     def _fetched(
         self, key: Key | None, filled: Filled[R], led: bool, choice: Recall, quota: Verdict | None

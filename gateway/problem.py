@@ -203,6 +203,11 @@ def unavailable(detail: str, retry_after: float = 1.0) -> Problem:
     return Problem("unavailable", 503, "No answer available", detail, retry_after)
 
 
+def overloaded(detail: str, retry_after: float = 1.0) -> Problem:
+    """503: the gateway has no place for it at present; same status as the ladder's end, another slug."""
+    return Problem("overloaded", 503, "Too much to do", detail, retry_after)
+
+
 def model_failed(detail: str) -> Problem:
     """503: the model answered this request with an error. The same again would most likely be of no use, so there
     is no Retry-After."""

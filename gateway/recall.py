@@ -8,7 +8,7 @@ metric label, the log field and part of the provenance. It knows no tensor, no s
 from __future__ import annotations
 
 import enum
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
@@ -16,6 +16,9 @@ from cache.entry import Found, Freshness
 from gateway.codec.http import NO_DIRECTIVES, CacheDirectives
 
 V = TypeVar("V")
+
+BROWNED: Final = "brownout"
+"""Why an old answer is served before anyone is asked."""
 
 
 class Action(enum.Enum):
@@ -66,7 +69,7 @@ def recall(found: Found[V] | None, directives: CacheDirectives, rules: RecallRul
     if found.freshness is Freshness.FRESH:
         if too_old:
             return _without_answer(directives, fetch, "max-age")
-        return Recall(Action.SERVE, "hit", "fresh")
+        return Recall(Action.SERVE, "hit", "snapshot" if found.is_copy else "fresh")
     if entry.epoch != epoch:
         return _without_answer(directives, fetch, "epoch")
     staleness = -entry.ttl_left(now)
@@ -75,6 +78,19 @@ def recall(found: Found[V] | None, directives: CacheDirectives, rules: RecallRul
     if staleness <= rules.refresh and directives == NO_DIRECTIVES:
         return Recall(Action.REFRESH, "stale", "revalidating")
     return _without_answer(directives, fetch, "expired")
+
+
+def unrefreshed(choice: Recall) -> Recall:
+    """A decision in a brownout: nothing is fetched behind a caller's back."""
+    return Recall(Action.SERVE, choice.state, choice.reason) if choice.action is Action.REFRESH else choice
+
+
+def stale_first(choice: Recall, found: Found[V] | None, directives: CacheDirectives, now: float) -> Recall:
+    """A decision in a brownout, where a route allows it: an entry that has expired is served as the ladder would serve
+    it in the end. Not one of an earlier epoch, whose model is gone."""
+    if choice.reason != "expired" or found is None or not tolerates(found, directives, now):
+        return choice
+    return Recall(Action.SERVE, "stale", BROWNED)
 
 
 def tolerates(found: Found[V], directives: CacheDirectives, now: float) -> bool:

@@ -6,7 +6,7 @@ path and no order: that is ``pipeline.py``'s.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Final, Generic, Protocol, Self, TypeVar
 from urllib.parse import quote
 
@@ -19,6 +19,7 @@ from cache.flight import Flights
 from cache.policy import POLICIES, Policy
 from cache.response import ResponseCache
 from degrade.deadline import Deadline, Ticker
+from degrade.gate import Priority
 from degrade.ladder import Step
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Quota
@@ -196,6 +197,17 @@ class SecondShelf(Protocol):
     async def settled(self, seconds: float) -> bool: ...
 
 
+class Purged(Protocol):
+    """What remembers answers beyond this process."""
+
+    def purge(self) -> None: ...
+    async def settled(self, seconds: float) -> bool: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def outcomes(self) -> Mapping[str, int]: ...
+
+
 class Watched(Protocol):
     """A service, whatever it is asked and answers. ``limit``: the key of the bound on its bodies; ``asks``: what it
     asks, in operators' words (BACKEND/MODEL, BACKEND/PATH)."""
@@ -213,11 +225,15 @@ class Watched(Protocol):
     @property
     def refreshes(self) -> int: ...
     @property
+    def level(self) -> int: ...
+    @property
     def epoch(self) -> int: ...
     @property
     def row_cache(self) -> Shelf | None: ...
     @property
     def second(self) -> SecondShelf | None: ...
+    @property
+    def copies(self) -> Purged | None: ...
 
 
 class Service(Protocol[Q, R]):
@@ -237,6 +253,16 @@ class Service(Protocol[Q, R]):
     @property
     def allowances(self) -> tuple[Allowance, ...]: ...
     @property
+    def priority(self) -> Priority: ...
+    @property
+    def browned(self) -> Collection[str]:
+        """What may be done in a brownout: ``fast`` (the first tier's word), ``stale`` (an old answer first)."""
+
+    @property
+    def level(self) -> int:
+        """The brownout level of those who are asked, now."""
+
+    @property
     def cache(self) -> ResponseCache[Served[R], Wire] | None: ...
     @property
     def recall_rules(self) -> RecallRules: ...
@@ -245,7 +271,7 @@ class Service(Protocol[Q, R]):
         """Whether parts of an answer are kept too, so that one given now may be older than that."""
 
     @property
-    def flights(self) -> Flights[tuple[Key, int], Filled[R]]: ...
+    def flights(self) -> Flights[tuple[Key, int, Priority], Filled[R]]: ...
     @property
     def refreshing(self) -> set[Key]: ...
     @property
@@ -268,6 +294,9 @@ class Service(Protocol[Q, R]):
 
     def find(self, caller: Caller, request: Q, key: Key, now: float) -> Found[Served[R]] | None:
         """What is kept of the answer. There is a cache."""
+
+    def kept(self, key: Key, now: float) -> Found[Served[R]] | None:
+        """What an earlier process has left of the answer, for the ladder: an old one, whatever it was then."""
 
     async def ask(self, request: Q, deadline: Deadline, terms: Terms, ticker: Ticker) -> Given[R]:
         """The answer. Raises Rejected and UpstreamError."""

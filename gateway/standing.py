@@ -21,6 +21,7 @@ from gateway.admission.forwarded import Proxies
 from gateway.admission.quota import Quota
 from gateway.background import Sleep
 from gateway.config import Config
+from gateway.config_load import priority_of
 from gateway.endpoint import Endpoint
 from gateway.homes import Makings, Told
 from gateway.route import Home, Route
@@ -133,7 +134,7 @@ def directory_of(config: Config) -> Directory:
     for name, caller in config.callers.items():
         quota = None if caller.quota is None else quota_of(f"caller:{name}", caller.quota)
         counts = caller.quota is not None and caller.quota.hits_count
-        keys[caller.key_sha256] = Caller(name, caller.tenant, quota, counts)
+        keys[caller.key_sha256] = Caller(name, caller.tenant, quota, counts, priority_of(caller.priority))
     return Directory(keys, config.server.anonymous)
 
 

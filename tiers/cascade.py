@@ -22,6 +22,7 @@ from msgspec import Struct
 from numpy.typing import NDArray
 
 from degrade.deadline import Deadline, Ticker
+from degrade.gate import NOBODY, Claim
 from degrade.ladder import TABLE, Failure, Step
 from tiers.datatype import FLOATS, numbers
 from tiers.inference import (
@@ -44,6 +45,10 @@ TIER_SHARE: Final = 0.85
 than this of a whole deadline is not well; and a seventh of it must be enough for the next one's usual answer."""
 
 
+NOT_ESCALATED: Final = Passed(Step.TIER, Failure.SHED, "brownout: no larger tier is asked")
+"""What is told of rows that are left with the first tier."""
+
+
 class Accept(Struct, frozen=True):
     """When a tier's row is good enough. ``margin``: largest minus second largest value of the output's
     last axis; ``max``: the largest. A row is accepted when that score is ``at_least`` or more."""
@@ -57,7 +62,12 @@ class Inferring(Protocol):
     """Whatever can answer a request; a Pool in life."""
 
     async def infer(
-        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
+        self,
+        request: InferRequest,
+        deadline: Deadline,
+        again: bool = True,
+        decent: float = DECENT_SECONDS,
+        claim: Claim = NOBODY,
     ) -> Answered[InferResponse]: ...
 
 
@@ -77,10 +87,13 @@ class CascadeOptions(Struct, frozen=True):
     """``rows``: the request's rows if the model batches, None when its answer is one whole.
     ``order``: the route's ladder, as far as it may be gone down here; a second replica is asked only with
     Step.REPLICA in it, and another tier in place of a failing one only with Step.TIER. Nobody's ladder (the
-    default) retries and degrades nothing."""
+    default) retries and degrades nothing. ``claim``: for whom it is asked.
+    ``first_only``: what the first tier says will do, however unsure it is, for the others have too much to do."""
 
     rows: int | None = None
     order: tuple[Step, ...] = (Step.REPLICA,)
+    claim: Claim = NOBODY
+    first_only: bool = False
 
 
 class Share(Struct, frozen=True):
@@ -197,7 +210,8 @@ async def run(
 
     A tier with another behind it has ``TIER_SHARE`` of the time that is left, so that one that hangs does not
     keep the next, which may be well, from answering. If that one fails too, the first whose time was cut short
-    is asked once more, for all that is left: nobody else can answer now.
+    is asked once more, for all that is left: nobody else can answer now. Where a tier has no place for the request, an
+    earlier one's answer will do, but no later one is asked in its place.
 
     What one replica was asked and closed the connection on goes to one other and no further, whatever tier that one
     is of: two may have died of it.
@@ -216,7 +230,7 @@ async def run(
     pending = tuple(range(1 if rows is None else rows))
     parts: list[_Part] = []
     passed: tuple[Passed, ...] = ()
-    ahead = deque(range(last if reason else 0, len(tiers)))
+    ahead = deque(range(last if reason else 0, 1 if options.first_only and not reason else len(tiers)))
     cut: int | None = None
     drops = 0
     while ahead:
@@ -226,7 +240,8 @@ async def run(
         asked = request if rows is None or len(pending) == rows else take_rows(request, pending)
         try:
             until = _share(deadline, ticker()) if ahead else deadline
-            answered = await tier.pool.infer(_addressed(asked, tier, rule), until, again and not drops, tier.decent)
+            addressed, repeats = _addressed(asked, tier, rule), again and not drops
+            answered = await tier.pool.infer(addressed, until, repeats, tier.decent, options.claim)
             sure = _judged(rule, answered.response, len(pending), rows)
         except UpstreamError as error:
             passed += error.passed
@@ -234,7 +249,7 @@ async def run(
             drops = drops + 1 if drops else error.drops
             if not (Step.TIER in options.order and Step.TIER in TABLE[error.failure]):
                 raise
-            if drops > 1:
+            if drops > 1 or error.failure is Failure.SHED:
                 ahead.clear()
                 cut = None
             if ahead:
@@ -252,6 +267,8 @@ async def run(
         pending = tuple(index for index, accepted in zip(pending, sure, strict=True) if not accepted)
         if not pending:
             break
+    if pending and options.first_only and not reason:
+        passed = (*passed, NOT_ESCALATED)
     return CascadeAnswer(
         response=_merged(request, parts, rows),
         rows=1 if rows is None else rows,
@@ -266,7 +283,7 @@ async def _alone(tier: Tier, request: InferRequest, deadline: Deadline, options:
     """`run` of one tier: nobody to share its time with, nothing to judge or to merge."""
     reason = direct_reason(request)
     again = Step.REPLICA in options.order
-    answered = await tier.pool.infer(_addressed(request, tier, None), deadline, again, tier.decent)
+    answered = await tier.pool.infer(_addressed(request, tier, None), deadline, again, tier.decent, options.claim)
     response = _wanted(request, answered.response)
     rows = 1 if reason or options.rows is None else options.rows
     own = Share(0, tier.model, response.version, range(rows), response.parameters)

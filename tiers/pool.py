@@ -25,9 +25,11 @@ from msgspec import Struct
 from degrade.breaker import Breaker, BreakerOptions, Change
 from degrade.budget import RetryBudget
 from degrade.deadline import Deadline, Ticker
+from degrade.gate import NOBODY, Claim
 from degrade.ladder import TABLE, Failure, Step
 from tiers.backends.relaying import Listener
 from tiers.backends.triton_http import Call, Reply, Streamed
+from tiers.gates import Admitted, Gates, GatesOptions
 from tiers.inference import InferRequest, InferResponse, Passed, UpstreamError
 from tiers.seat import Judged, Permits, Relayed, Replica, Seat, Seated
 
@@ -69,6 +71,7 @@ class PoolOptions(Struct, frozen=True):
     probe_timeout: float = 1.0
     models_max: int = 1024
     """Answer breakers kept per replica; the least recently used goes first."""
+    gates: GatesOptions = GatesOptions()
 
 
 class Answered(Struct, Generic[T], frozen=True):
@@ -81,13 +84,16 @@ class Answered(Struct, Generic[T], frozen=True):
 
 class Work(Struct, Generic[T], frozen=True):
     """Something to ask of one replica, and of another if that fails. ``key``: what its answers are judged by, a model.
-    ``again``: it may be asked twice. ``decent``: seconds of silence that speak against what is asked."""
+    ``again``: it may be asked twice. ``decent``: seconds of silence that speak against what is asked. ``claim``: for
+    whom. ``model``: whose gate it goes through, if that is not ``key``'s: a model's versions have one together."""
 
     key: str
     at: Callable[[Replica, float], Awaitable[T]]
     again: bool
     decent: float = DECENT_SECONDS
     sequence: str = ""
+    claim: Claim = NOBODY
+    model: str = ""
 
 
 class ReplicaState(Struct, frozen=True):
@@ -135,6 +141,7 @@ class Pool:
         self._random = random
         self._on_change = on_change
         self._budget = RetryBudget(options.retry_ratio, options.retry_floor_per_second)
+        self.gates = Gates(options.gates, now, random)
         named = zip(replicas, labels or [""] * len(replicas), strict=True)
         self._seats = [Seat(replica, self._breaker(replica.url, ""), label) for replica, label in named]
 
@@ -147,7 +154,12 @@ class Pool:
             await seat.replica.close()
 
     async def infer(
-        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
+        self,
+        request: InferRequest,
+        deadline: Deadline,
+        again: bool = True,
+        decent: float = DECENT_SECONDS,
+        claim: Claim = NOBODY,
     ) -> Answered[InferResponse]:
         """Ask one replica, and one more if ``try_again``, the budget and ``again`` allow it.
 
@@ -160,15 +172,26 @@ class Pool:
         sequence = request.parameters.get("sequence_id")
         again = again and not (request.in_sequence or request.in_shared_memory)
         named = "" if sequence is None else str(sequence)
-        work = Work(_key(request), lambda replica, now: replica.infer(request, deadline, now), again, decent, named)
-        return await self.ask(work, deadline)
+
+        def at(replica: Replica, now: float) -> Awaitable[InferResponse]:
+            return replica.infer(request, deadline, now)
+
+        return await self.ask(Work(_key(request), at, again, decent, named, claim, request.model), deadline)
 
     async def ask(self, work: Work[T], deadline: Deadline) -> Answered[T]:
-        """Ask one replica, and one more if ``try_again`` and the budget allow it.
+        """Ask one replica, and one more if ``try_again`` and the budget allow it; before that, wait for a place at the
+        model's gate. What belongs to a sequence does not wait: the model has a place for it already.
 
-        Raises Rejected, or the UpstreamError of the last replica asked; UNREACHABLE or BROKEN, with the
-        seconds until one is tried again in its message, when every breaker is open (see ``retry_after``).
+        Raises UpstreamError (SHED) if there is no place, Rejected, or the UpstreamError of the last replica asked;
+        UNREACHABLE or BROKEN, with the seconds until one is tried again in its message, when every breaker is open (see
+        ``retry_after``).
         """
+        gates, model = self.gates, work.model or work.key
+        permit = gates.of(model).force(self._now()) if work.sequence else await gates.enter(model, work.claim, deadline)
+        with Admitted(permit, self._now, work.decent) as admitted:
+            return await self._ask(work, deadline, admitted)
+
+    async def _ask(self, work: Work[T], deadline: Deadline, admitted: Admitted) -> Answered[T]:
         self._budget.request(self._now())
         key = work.key
         seat = self._home(work.sequence, key) if work.sequence else self._pick(self._seats, key)
@@ -184,7 +207,7 @@ class Pool:
             other = self._pick([each for each in self._seats if each is not seat], key)
             if other is None or not self._budget.take(now):
                 raise
-            first = error
+            first = admitted.again = error
         passed = (Passed(Step.REPLICA, first.failure, str(first)),)
         try:
             response = await self._ask_at(other, work, deadline)

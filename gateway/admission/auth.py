@@ -20,6 +20,7 @@ from typing import Final
 
 import msgspec
 
+from degrade.gate import Priority
 from gateway.admission.quota import Quota
 
 KEY_BYTES_MAX: Final = 512
@@ -33,12 +34,13 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 class Caller(msgspec.Struct, frozen=True):
     """Who asks. ``tenant`` parts the cache ("" is the common one); ``quota`` None: the route's only.
-    ``hits_count`` says whether answers from the cache use ``quota`` up too."""
+    ``hits_count`` says whether answers from the cache use ``quota`` up too. ``priority`` None: the route's."""
 
     name: str
     tenant: str
     quota: Quota | None = None
     hits_count: bool = False
+    priority: Priority | None = None
 
 
 class Unauthenticated(Exception):

@@ -51,6 +51,7 @@ STATUSES: Final = MappingProxyType(
 _BY_SLUG: Final = MappingProxyType(
     {
         "model-failed": grpc.StatusCode.INTERNAL,  # what Triton answers; UNAVAILABLE would be tried again
+        "overloaded": grpc.StatusCode.RESOURCE_EXHAUSTED,  # likewise
         "answer-too-large": grpc.StatusCode.RESOURCE_EXHAUSTED,
         "deadline": grpc.StatusCode.DEADLINE_EXCEEDED,
         "not-cached": grpc.StatusCode.FAILED_PRECONDITION,

@@ -350,12 +350,15 @@ def _provenance(provenance: Provenance, age: str) -> str:
         members.append(f"steps=({' '.join(_item(step) for step in provenance.steps)})")
     if provenance.degraded:
         members.append("degraded")
+    if provenance.brownout:
+        members.append(f"brownout={provenance.brownout}")
     return ", ".join(members)
 
 
 def _table(told: TableTold) -> str:
     """A table's name, with what its rows were as parameters."""
-    counts = (("fresh", told.fresh), ("stale", told.stale), ("absent", told.absent), ("lost", told.lost))
+    words = "fresh", "stale", "snapshot", "absent", "lost"
+    counts = zip(words, (told.fresh, told.stale, told.snapshot, told.absent, told.lost), strict=True)
     return _item(told.name) + "".join([f";{word}={count}" for word, count in counts if count]) + f";age={int(told.age)}"
 
 

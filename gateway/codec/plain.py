@@ -115,6 +115,8 @@ def provenance_members(provenance: Provenance) -> dict[str, object]:
         told["tables"] = [msgspec.structs.asdict(each) for each in provenance.tables]
     if provenance.steps:
         told["steps"] = provenance.steps
+    if provenance.brownout:
+        told["brownout"] = provenance.brownout
     told["degraded"] = provenance.degraded
     return told
 

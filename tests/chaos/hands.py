@@ -20,7 +20,7 @@ from msgspec import Struct
 from redis import Redis
 from redis.exceptions import RedisError
 
-from tests.chaos.house import MODELS, WORKERS, House
+from tests.chaos.house import MODELS, READY_SECONDS, WORKERS, House
 from tests.chaos.plan import Deed
 from tests.chaos.proxy import Fault
 
@@ -114,7 +114,7 @@ class Hands:
             case "flap":
                 for _ in range(FLAPS):
                     await asyncio.to_thread(server.kill)
-                    await asyncio.to_thread(server.start)
+                    await asyncio.to_thread(server.start, READY_SECONDS)
                 await asyncio.to_thread(server.kill)
         await asyncio.to_thread(self._triton_well)
 
@@ -149,7 +149,7 @@ class Hands:
             if hangs or not server.running:
                 self.aborts += not asked_to_end
                 server.kill()
-                server.start()
+                server.start(READY_SECONDS)
                 since, asked_to_end = time.monotonic(), False
 
     def _model_well(self, model: str) -> bool:

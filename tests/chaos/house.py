@@ -31,6 +31,8 @@ WORKERS: Final = 2
 USERS_DB, SECOND_DB = 0, 1
 REDIS: Final = ("enable-debug-command yes", "loading-process-events-interval-bytes 1024")
 STATUS_SECONDS: Final = 6.0
+READY_SECONDS: Final = 120.0
+"""Many times what each takes: a machine that runs other tests besides must decide nothing."""
 
 
 class House:
@@ -54,13 +56,13 @@ class House:
             self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             self._stack.callback(self.triton.kill)
             self._stack.enter_context(self._running_redis())
-            await asyncio.to_thread(self.triton.start)
+            await asyncio.to_thread(self.triton.start, READY_SECONDS)
             for link in LINKS:
                 if not link.endswith("door"):
                     await self._link(link)
             gateway = self.gateway = GatewayProcess(self.configuration(), ("--workers", str(WORKERS)))
             self._stack.push_async_callback(asyncio.to_thread, gateway.stop)
-            await asyncio.to_thread(gateway.start)
+            await asyncio.to_thread(gateway.start, READY_SECONDS)
             await self._link("door")
             await self._link("grpc-door")
         except BaseException:

@@ -116,7 +116,7 @@ class Whole(Struct, frozen=True):
 
     @property
     def degraded(self) -> bool:
-        return self.label.endswith(", degraded")
+        return re.search(r", degraded(?:,|$)", self.label) is not None
 
     def table(self, name: str) -> Mapping[str, int]:
         """How many of a table's rows were what."""

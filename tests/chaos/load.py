@@ -107,7 +107,7 @@ class Load:
             return
         base = f"http://{address}" if address else house.serving.http_url
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HUNG_SECONDS)) as session:
-            await self._call(whose, lambda asked: self._judged(way, asked, _post(session, base, asked)))
+            await self._call(whose, lambda asked: self._judged(way, asked, post(session, base, asked)))
 
     async def _direct(self) -> None:
         base = f"http://{self._house.proxies['http'].address}"
@@ -205,7 +205,8 @@ class Load:
         await client.aclose()
 
 
-async def _post(session: aiohttp.ClientSession, base: str, question: Question) -> Came:
+async def post(session: aiohttp.ClientSession, base: str, question: Question) -> Came:
+    """Ask a gateway over HTTP. Raises Dropped, and what aiohttp does."""
     async with session.post(f"{base}/v2/models/{question.kind}/infer", json=body(question)) as answer:
         document: Any = await answer.json(content_type=None)
         if not isinstance(document, dict):

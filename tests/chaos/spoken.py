@@ -15,23 +15,22 @@ from grpc import aio
 from tritonclient.grpc import service_pb2 as pb
 
 from tests.chaos.judge import Question
+from tests.doors.question import NUMBERS
 
 METHOD: Final = "/inference.GRPCInferenceService/ModelInfer"
 KINDS: Final = {"FP32": "<f4", "FP64": "<f8"}
 OPTIONS: Final = (
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 3000),
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),
 )
-"""As quick as an HTTP client is to connect again, and each caller with a connection of its own."""
+"""As quick as an HTTP client is to connect again (the second is how long it may take to connect), and each caller with
+a connection of its own."""
 NAMES: Final = MappingProxyType({
     "tailrace-provenance": "Tailrace-Provenance", "cache-status": "Cache-Status", "age": "Age",
     "retry-after": "Retry-After",
 })  # fmt: skip
-UNAVAILABLE: Final = frozenset({"unavailable", "deadline", "model-failed", "answer-too-large"})
-"""Problems that are a 503 over HTTP."""
-
 Came = tuple[int, dict[str, str], dict[str, Any]]
 """Status, headers and document, as over HTTP."""
 
@@ -93,5 +92,5 @@ def _refused(error: aio.AioRpcError) -> Came:
     if not slug:
         raise Dropped(f"{error.code().name}: {error.details()}")
     headers = _headers(error.trailing_metadata()) | {"Content-Type": "application/problem+json"}
-    status = 503 if slug in UNAVAILABLE else 400
+    status = NUMBERS[slug][0] if slug in NUMBERS else 500
     return status, headers, {"error": error.details(), "type": f"urn:tailrace:problem:{slug}"}

@@ -313,6 +313,7 @@ def _of_map(error: Any, result: Any) -> Outcome:
         degraded=told.get("degraded", False),
         aged="age" in told,
         stored=told.get("stored", False),
+        brownout=told.get("brownout", 0),
         retry_after=document.get("retry_after"),
         quota=quota(document.get("ratelimit", ""), document.get("ratelimit_policy", "")),
         detail=error["error"] if error else "",

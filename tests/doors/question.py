@@ -31,6 +31,7 @@ NUMBERS: Final = MappingProxyType(
         "quota": (429, "RESOURCE_EXHAUSTED"),
         "unavailable": (503, "UNAVAILABLE"),
         "model-failed": (503, "INTERNAL"),
+        "overloaded": (503, "RESOURCE_EXHAUSTED"),
         "deadline": (503, "DEADLINE_EXCEEDED"),
         "not-cached": (504, "FAILED_PRECONDITION"),
     }
@@ -90,6 +91,7 @@ class Outcome(Struct, frozen=True):
     retry_after: int | None = None
     quota: str = ""
     detail: str = ""
+    brownout: int = 0
 
     @property
     def told(self) -> tuple[object, ...]:
@@ -131,6 +133,7 @@ def of_fields(told: Mapping[str, str], **known: Any) -> Outcome:
         steps=tuple(story.get("steps", "").strip("()").split()),
         degraded="degraded" in story,
         aged="age" in story and told.get("age") == story["age"],
+        brownout=int(story.get("brownout", 0)),
         stored="; stored" in told.get("cache-status", ""),
         retry_after=None if retry_after is None else int(retry_after),
         quota=quota(told.get("ratelimit", ""), told.get("ratelimit-policy", "")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator
 from time import monotonic
 
@@ -19,11 +20,16 @@ from gateway.operate.telemetry import Telemetry
 from gateway.route import Home, Route
 from gateway.service import Served
 from gateway.units import Seconds
+from tiers.gates import Gates, GatesOptions
 from tiers.inference import InferResponse, Tensor
 from tiers.pool import ReplicaState
 
 
 class Pool:
+    def __init__(self) -> None:
+        self.gates = Gates(GatesOptions(), monotonic, random.Random(0))
+        self.gates.of("m").force(0.0)
+
     def states(self) -> tuple[ReplicaState, ...]:
         return (ReplicaState("http://u", "open", 3, False, ("m",)),)
 
@@ -96,6 +102,8 @@ async def test_the_status_is_true(admin: ClientSession, routes: dict[str, Route]
     assert status["routes"]["a"]["cache"]["entries"] == 3
     assert status["routes"]["bare"]["cache"] is None
     assert status["backends"]["gpu"][0]["models_open"] == ["m"]
+    gate = {"limit": 64, "in_flight": 1, "waiting": 0, "latency": 0.0, "shed": 0}
+    assert status["load"] == {"gpu": {"level": 0, "models": {"m": gate}}}
 
 
 async def test_one_route_is_purged_or_all(admin: ClientSession, routes: dict[str, Route]) -> None:

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule
 
 from degrade.deadline import Deadline
+from degrade.gate import Claim
 from degrade.ladder import Failure, Step
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Quota
@@ -30,6 +31,7 @@ from gateway.route import Home, Route
 from gateway.service import Heading, Wire
 from gateway.units import Seconds
 from tiers.facts import ModelFacts, TensorFact
+from tiers.gates import Gates, GatesOptions
 from tiers.inference import (
     InferRequest,
     InferResponse,
@@ -48,6 +50,7 @@ FACTS = ModelFacts(
 SURE = b"\0\0\x80\x3f\0\0\0\0"
 """FP32 [1, 2] with a margin of 1."""
 NOBODY = Caller("addr:test", "")
+ANY_CLAIM = Claim()
 NO_CACHE = CacheDirectives(no_cache=True)
 NO_STORE = CacheDirectives(no_store=True)
 ONLY_IF_CACHED = CacheDirectives(only_if_cached=True)
@@ -68,6 +71,8 @@ class Upstream:
     def __init__(self, facts: ModelFacts = FACTS) -> None:
         self.known = facts
         self.requests: list[InferRequest] = []
+        self.claims: list[Claim] = []
+        self.gates = Gates(GatesOptions(), lambda: 0.0, random.Random(0))
         self.cancelled = 0
         self.failure: Exception | None = None
         self.facts_failure: Exception | None = None
@@ -76,9 +81,15 @@ class Upstream:
         self.passed: tuple[Passed, ...] = ()
 
     async def infer(
-        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
+        self,
+        request: InferRequest,
+        deadline: Deadline,
+        again: bool = True,
+        decent: float = DECENT_SECONDS,
+        claim: Claim = ANY_CLAIM,
     ) -> Answered:
         self.requests.append(request)
+        self.claims.append(claim)
         payload, failure = self.payload, self.failure
         if self.gate is not None:
             try:
@@ -200,6 +211,7 @@ async def test_each_failure_ends_in_a_labelled_stale_answer_or_a_503(failure: Fa
     slugs = {
         Failure.TIMEOUT: "deadline",
         Failure.LATE: "deadline",
+        Failure.SHED: "overloaded",
         Failure.RAISED: "model-failed",
         Failure.OVERSIZED: "answer-too-large",
     }
@@ -768,7 +780,12 @@ class Generations(Upstream):
         self.generation = 0
 
     async def infer(
-        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
+        self,
+        request: InferRequest,
+        deadline: Deadline,
+        again: bool = True,
+        decent: float = DECENT_SECONDS,
+        claim: Claim = ANY_CLAIM,
     ) -> Answered:
         self.payload = bytes(request.inputs[0].data) + bytes([self.generation] * 4)
         return await super().infer(request, deadline, again)

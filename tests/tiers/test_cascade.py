@@ -6,10 +6,12 @@ import contextlib
 import math
 from collections.abc import Callable, Sequence
 
+import msgspec
 import numpy as np
 import pytest
 
 from degrade.deadline import Deadline
+from degrade.gate import NOBODY, Claim
 from degrade.ladder import Failure, Step
 from tiers.cascade import Accept, CascadeAnswer, CascadeOptions, Tier, decide, run
 from tiers.inference import InferRequest, InferResponse, Passed, RequestedOutput, Tensor, UpstreamError
@@ -37,7 +39,12 @@ class Model:
         self.deadlines: list[Deadline] = []
 
     async def infer(
-        self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
+        self,
+        request: InferRequest,
+        deadline: Deadline,
+        again: bool = True,
+        decent: float = DECENT_SECONDS,
+        claim: Claim = NOBODY,
     ) -> Answered:
         self.deadlines.append(deadline)
         self.asked.append(request)
@@ -266,7 +273,12 @@ async def test_what_was_cut_short_has_the_rest_when_all_others_fail() -> None:
         """Silent the first time."""
 
         async def infer(
-            self, request: InferRequest, deadline: Deadline, again: bool = True, decent: float = DECENT_SECONDS
+            self,
+            request: InferRequest,
+            deadline: Deadline,
+            again: bool = True,
+            decent: float = DECENT_SECONDS,
+            claim: Claim = NOBODY,
         ) -> Answered:
             self.fails = None if self.asked else Failure.TIMEOUT
             return await super().infer(request, deadline, again, decent)
@@ -305,3 +317,34 @@ async def test_what_one_replica_dropped_never_reaches_a_third(
         await go(cascade(*models), ask([1.0]), DEADLINE, CascadeOptions(1, WHOLE_ORDER))
     assert sum(len(model.asked) for model in models) == asked
     assert [each for model in models for each in model.again] == again
+
+
+async def test_a_tier_that_is_full_hands_its_load_to_no_larger_one() -> None:
+    fast, large = Model(0, fails=Failure.SHED), Model(1)
+    with pytest.raises(UpstreamError) as caught:
+        await go(cascade(fast, large), ask([1.0]), DEADLINE, CascadeOptions(1, WHOLE_ORDER))
+    assert (caught.value.failure, large.asked) == (Failure.SHED, [])
+
+
+async def test_where_the_larger_one_is_full_the_first_ones_word_will_do() -> None:
+    fast, large = Model(0), Model(1, fails=Failure.SHED)
+    answer = await go(cascade(fast, large), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, WHOLE_ORDER))
+    assert (who(answer), answer.degraded, answer.steps) == ([0.0, 0.0], True, ("tier",))
+    with pytest.raises(UpstreamError):
+        await go(cascade(fast, large), ask([1.0, 0.5]), DEADLINE, CascadeOptions(2, (Step.STALE,)))
+
+
+@pytest.mark.parametrize(("rows", "degraded"), [([1.0, 0.0], False), ([1.0, 0.5], True)])
+async def test_first_only_asks_no_other(rows: list[float], degraded: bool) -> None:
+    fast, large = Model(0), Model(1)
+    options = CascadeOptions(2, WHOLE_ORDER, first_only=True)
+    answer = await go(cascade(fast, large), ask(rows), DEADLINE, options)
+    assert (who(answer), answer.degraded, large.asked) == ([0.0, 0.0], degraded, [])
+    assert answer.steps == (("tier",) if degraded else ())
+
+
+async def test_first_only_leaves_what_only_the_last_can_answer_to_it() -> None:
+    fast, large = Model(0), Model(1)
+    request = msgspec.structs.replace(ask([1.0]), parameters={"sequence_id": 1})
+    answer = await go(cascade(fast, large), request, DEADLINE, CascadeOptions(1, WHOLE_ORDER, first_only=True))
+    assert (answer.tier, fast.asked) == ("m1", [])

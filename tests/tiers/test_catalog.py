@@ -11,7 +11,7 @@ from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tiers.backends.triton_http import Call, Reply
 from tiers.catalog import Catalog, CatalogOptions
-from tiers.facts import Sight, TensorFact, changed
+from tiers.facts import ModelFacts, Sight, TensorFact, changed
 from tiers.inference import Rejected, UpstreamError
 
 FAR = Deadline(1e9)
@@ -399,6 +399,23 @@ async def test_what_was_asked_of_a_version_before_a_change_is_not_kept_after_it(
     assert (await made.facts("m", "2", FAR)).inputs[0].shape == (-1, 7)
 
 
+@pytest.mark.parametrize("version", ["", "1"])
+async def test_what_is_told_of_something_else_is_not_believed(version: str) -> None:
+    """As Triton does that hears a path wrongly: what it says of itself has a name as well."""
+    triton = Triton()
+    triton.raw = Reply(200, (), b'{"name":"triton","version":"2.51.0","extensions":["classification"]}')
+    made, turned = catalog(triton)
+    with pytest.raises(UpstreamError, match="was asked about m and told of triton") as failed:
+        await made.facts("m", version, FAR)
+    assert failed.value.failure is Failure.BROKEN
+    triton.raw = None
+    before = await made.facts("m", version, FAR)
+    triton.config["name"] = "k"
+    await poll(made)
+    assert await made.facts("m", version, FAR) is before
+    assert turned == []
+
+
 async def test_all_replicas_are_looked_at_when_a_model_is_learnt() -> None:
     """So a change on one that was not the first to answer is seen by the first poll: it may have answered callers
     between the two."""
@@ -441,18 +458,31 @@ async def test_a_replica_that_answers_callers_before_it_has_told_what_it_is(has_
     await made.close()
 
 
-@pytest.mark.parametrize("version", ["", "1"])
-async def test_what_is_told_of_something_else_is_not_believed(version: str) -> None:
-    """As Triton does that hears a path wrongly: what it says of itself has a name as well."""
-    triton = Triton()
-    triton.raw = Reply(200, (), b'{"name":"triton","version":"2.51.0","extensions":["classification"]}')
-    made, turned = catalog(triton)
-    with pytest.raises(UpstreamError, match="was asked about m and told of triton") as failed:
-        await made.facts("m", version, FAR)
-    assert failed.value.failure is Failure.BROKEN
-    triton.raw = None
-    before = await made.facts("m", version, FAR)
-    triton.config["name"] = "k"
-    await poll(made)
-    assert await made.facts("m", version, FAR) is before
+async def test_a_model_that_was_only_remembered_is_no_other_one_when_it_is_first_looked_at() -> None:
+    triton, answered, turned = Triton(), set[str](), list[str]()
+    catalog = Catalog([triton], CatalogOptions(), lambda: 0.0, turned.append, lambda _, model: model in answered)
+    facts = ModelFacts("m", ("7",), (), (), 4, False, False)
+    catalog.remember("m", facts)
+    assert catalog.recall("m", "") is facts
+    assert catalog.looked("m") == {}
+    triton.down = Failure.UNREACHABLE
+    await catalog.look_once(FAR)
+    assert catalog.recall("m", "") is facts
+    triton.down = None
+    await catalog.look_once(FAR)
     assert turned == []
+    told = catalog.recall("m", "")
+    assert told is not None
+    assert told.versions == ("1",)
+    catalog.remember("m", facts)
+    assert catalog.recall("m", "") is told, "it has spoken for itself"
+    await catalog.close()
+
+
+async def test_a_remembered_model_that_has_answered_before_it_was_looked_at_may_be_another_one() -> None:
+    turned = list[str]()
+    catalog = Catalog([Triton()], CatalogOptions(), lambda: 0.0, turned.append, lambda *_: True)
+    catalog.remember("m", ModelFacts("m", ("1",), (), (), 4, False, False))
+    await catalog.look_once(FAR)
+    assert turned == ["m"]
+    await catalog.close()

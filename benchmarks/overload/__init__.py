@@ -1,0 +1,1 @@
+"""More load than a server can bear: the gateway beside bare Triton."""

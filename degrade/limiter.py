@@ -1,0 +1,351 @@
+"""How much a server may be given at once: an estimate from how long its answers take, and nothing else.
+
+Rule of this file: pure numbers in, a limit out. It gives no leave and holds no queue (``degrade/gate.py`` does), and
+must not know what is asked. Time and chance are arguments.
+
+The question it answers over and over: **what does the last quarter of the limit bring?** Little's law gives throughput
+as concurrency / latency, so two points (concurrency, mean latency) tell how throughput grows between them:
+
+    elasticity = 1 - ln(latency / latency_below) / ln(concurrency / concurrency_below)
+
+1: twice as much at once is twice as much done (nothing queues); 0: all that came on top only waits. The limit goes up
+while the elasticity is above ``ELASTICITY`` and down while it is below. That is the gradient of Netflix' Gradient2 and
+of Envoy's adaptive concurrency, measured over the upper quarter of the limit instead of against the latency of an idle
+server: a Triton that batches is slower and *better* at a higher concurrency, and a gradient against its idle latency
+would strangle it.
+
+The traps of such estimators, and what is done here:
+ - *slow start*: where the limit begins (``first``) it doubles as long as that brings more; it begins high enough that
+   most servers never notice. It may be far too high all the same: the first time that anybody has to wait, some twenty
+   answers later, throughput and the shortest latency known make a guess of what is enough, and from there it goes
+   down by quarters while that changes nothing.
+ - *a drifting baseline*: a server that is overloaded for hours teaches no estimator here that this is normal, for the
+   point below is measured anew, at three quarters of the limit, every few seconds, and is forgotten when it is old.
+ - *a latency cliff when it is measured*: at three quarters of the limit (in the spirit of BBRv2's ProbeRTT, and unlike
+   Envoy's drop to 3) a server that is well fed stays busy, for what is missing would only have queued in it. When this
+   happens is left to chance, so that processes before one server do not do it together.
+ - *samples of a server that was not full* say nothing upwards: they are only taken as the point below, if they are of
+   that concurrency.
+ - *drops* (timeouts, a server that says it is overloaded) shrink the limit by their share, down to half of it.
+ - *bounds*: never below ``least``, never above ``most``; at the floor it always looks up again.
+
+N. Spooner, "Performance under load", Netflix 2018; Envoy, "Adaptive concurrency"; N. Cardwell et al., "BBR v2", IETF
+104.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Final
+
+import msgspec
+
+ELASTICITY: Final = 0.25
+"""Where the limit comes to rest: a third more at once is worth it for 7 % more done (4/3 ** 0.25), not for less. For a
+server of k equal places this is 1.3 k."""
+
+GAIN: Final = 0.5
+"""How far a window's elasticity moves the limit: without any (0) by an eighth."""
+
+SHRINK_MIN: Final = 0.7
+GROWTH_MAX: Final = 1.6
+FIRST_GROWTH: Final = 2.0
+"""What one window may do to the limit at most; upwards before it first had to go down: slow start."""
+
+DROPS_WEIGHT: Final = 2.0
+DROPS_SHRINK_MIN: Final = 0.5
+"""A window in which a tenth was dropped takes a fifth of the limit, and one in which all were, half of it."""
+
+BELOW: Final = 0.75
+"""Where the point below is measured, as a share of the limit."""
+
+APART_MIN: Final = 1.15
+APART_MAX: Final = 1.9
+"""Two points must be so far apart (in concurrency) to tell something, and no further: elasticity is a local thing."""
+
+FULL: Final = 0.75
+"""A window is of a full server if this share of the limit was in flight, in the mean of its time: less than all, for
+what ends in a window is a matter of chance."""
+
+SAMPLES_MIN: Final = 20
+SAMPLES_MAX: Final = 100
+SAMPLES_PER_PLACE: Final = 4
+"""A window's samples: four rounds of the limit, within bounds that keep a small one from being guesswork and a large
+one from taking long."""
+
+WINDOW_SECONDS_MIN: Final = 0.1
+"""A window lasts this long however fast its samples come: more of them are less noise, and nothing is lost by it."""
+
+WINDOW_SECONDS_MAX: Final = 1.0
+"""Drops are counted after this time at the latest: of a server that hangs nothing else comes."""
+
+QUICK_SAMPLES: Final = 8
+"""Samples whose mean may be the shortest latency known: one alone is luck."""
+
+GUESS: Final = 3.0
+"""What the first guess allows beyond throughput x shortest latency, which is what an idle server's places hold."""
+
+PATIENCE: Final = 10.0
+"""Mean latencies after which a measurement below that did not come to its samples is given up: the load has gone."""
+
+
+class LimiterOptions(msgspec.Struct, frozen=True):
+    """``least`` and ``most``: bounds of the limit. ``first``: where it begins, None: at ``most``. ``remeasure``:
+    seconds between two measurements below the limit, give or take a half. ``adaptive`` False: ``most``, always."""
+
+    least: int = 2
+    most: int = 64
+    first: int | None = None
+    remeasure: float = 4.0
+    adaptive: bool = True
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.least <= self.most:
+            raise ValueError("least is at least 1, and at most `most`")
+        if self.remeasure <= 0.0:
+            raise ValueError("remeasure is above 0 seconds")
+
+
+class Point(msgspec.Struct, frozen=True):
+    """Mean latency (seconds) at a mean concurrency, as of ``at``."""
+
+    concurrency: float
+    latency: float
+    at: float
+
+
+class _Window:
+    """Samples until there are enough. ``since``: when they began to be counted."""
+
+    __slots__ = ("began", "count", "drops", "seconds", "since")
+
+    def __init__(self, began: float) -> None:
+        self.began = self.since = began
+        self.count = 0
+        self.drops = 0
+        self.seconds = 0.0
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self.seconds += seconds
+
+    def point(self, now: float) -> Point:
+        """The concurrency is Little's: what calls took together in this time. How many were in flight as one began
+        would say less of a server that batches: it answers many in one instant, and the next ones begin one by one."""
+        return Point(self.seconds / max(now - self.since, 1e-9), self.seconds / self.count, now)
+
+
+class Limiter:
+    """One estimate, for what has one queue of its own. Seconds of a monotonic clock; ``chance`` spreads
+    measurements."""
+
+    def __init__(self, options: LimiterOptions, chance: random.Random) -> None:
+        self._options = options
+        self._chance = chance
+        first = options.most if options.first is None else options.first
+        self._limit = float(min(max(first, options.least), options.most))
+        self._rising = True  # it never had to go down
+        self._lost = True  # it was never near what the server can do: it goes down as long as that changes nothing
+        self._above: Point | None = None
+        self._elastic: float | None = None  # smoothed: one window's noise is not the next one's
+        self._below: Point | None = None
+        self._window = _Window(-math.inf)
+        self._measuring: _Window | None = None
+        self._due = -math.inf
+        self._quick = _Window(-math.inf)
+        self._quickest = math.inf
+        self._pressed: _Window | None = None
+        self._latency = 0.0
+        self.measurements = 0
+
+    @property
+    def limit(self) -> int:
+        """How many may be in flight now."""
+        return self._place(self._limit * BELOW) if self._measuring is not None else self._place(self._limit)
+
+    @property
+    def settled(self) -> int:
+        """The limit, whether a measurement below it is under way or not."""
+        return self._place(self._limit)
+
+    @property
+    def is_measuring(self) -> bool:
+        """Whether the limit is low only to see what it brings."""
+        return self._measuring is not None
+
+    @property
+    def latency(self) -> float:
+        """Seconds that calls took lately, in the mean; 0 before any ended."""
+        return self._latency
+
+    def sample(self, seconds: float, in_flight: int, now: float) -> None:
+        """A call was answered after ``seconds``; it began with ``in_flight`` in flight, itself included."""
+        if self._window.began == -math.inf:
+            self._window = _Window(now)
+        self._latency += (seconds - self._latency) * (0.1 if self._latency else 1.0)
+        if not self._options.adaptive:
+            return
+        self._guess(seconds, now)
+        if self._measuring is not None:
+            self._measure(seconds, in_flight, now)
+            return
+        self._window.add(seconds)
+        self._close_if_due(now)
+
+    def pressed(self, now: float) -> None:
+        """Somebody has to wait: the limit is what holds him up."""
+        if self._lost and self._pressed is None and self._options.adaptive:
+            self._pressed = _Window(now)
+
+    def dropped(self, now: float) -> None:
+        """A call was not answered in time, or the server said that it has too much to do."""
+        if self._window.began == -math.inf:
+            self._window = _Window(now)
+        if self._options.adaptive:
+            self._window.drops += 1
+            self._close_if_due(now)
+
+    def tick(self, now: float) -> None:
+        """Time has passed: a measurement that nobody comes to any more ends."""
+        if self._measuring is not None and now - self._measuring.began > self._measure_seconds:
+            self._measured(now)
+
+    def _guess(self, seconds: float, now: float) -> None:
+        """Keep the shortest latency; and once, when the server has been full for some answers, what that says."""
+        self._quick.add(seconds)
+        if self._quick.count == QUICK_SAMPLES:
+            self._quickest = min(self._quickest, self._quick.seconds / QUICK_SAMPLES)
+            self._quick = _Window(now)
+        pressed = self._pressed
+        if pressed is None or not self._lost or pressed.count > SAMPLES_MIN:
+            return
+        pressed.add(seconds)
+        if pressed.count > SAMPLES_MIN and now > pressed.since and self._quickest < math.inf:
+            enough = GUESS * self._quickest * pressed.count / (now - pressed.since)
+            if enough < self._limit:
+                self._turn(enough / self._limit)
+                self._window, self._measuring = _Window(now), None
+
+    # -- windows ----------------------------------------------------------------------------------
+
+    def _close_if_due(self, now: float) -> None:
+        window = self._window
+        enough = window.count + window.drops >= self._samples and now - window.began >= WINDOW_SECONDS_MIN
+        if enough or (window.drops and now - window.began >= WINDOW_SECONDS_MAX):
+            self._window = _Window(now)
+            self._judge(window, now)
+
+    def _judge(self, window: _Window, now: float) -> None:
+        """What a window says of the limit."""
+        if window.drops:
+            share = window.drops / (window.drops + window.count)
+            self._turn(max(DROPS_SHRINK_MIN, 1.0 - DROPS_WEIGHT * share))
+            return
+        point = window.point(now)
+        if point.concurrency < FULL * self.settled:
+            # Not full, so it says nothing upwards. It may be the point below, for nothing.
+            if self._is_below(point.concurrency):
+                self._keep(point)
+            return
+        below = self._below
+        if below is None or now - below.at > 3.0 * self._options.remeasure:
+            below = self._below = None
+        apart = 0.0 if below is None else point.concurrency / below.concurrency
+        if below is not None and APART_MIN <= apart <= APART_MAX:
+            found = elasticity(below, point)
+            self._elastic = found if self._rising or self._elastic is None else (found + self._elastic) / 2
+            factor = _factor(self._elastic, self._rising)
+            # No further down than there is something known of: what is below that is for a measurement to say.
+            known = below.concurrency * APART_MIN / self._limit
+            self._turn(factor if factor >= 1.0 else max(factor, min(known, 1.0)))
+        elif self._place(self._limit * BELOW) * APART_MIN > self.settled:
+            self._turn(GROWTH_MAX)  # at the floor there is no place below: the only way to look is up
+            self._below = point
+            return
+        if below is None or not APART_MIN <= apart <= APART_MAX or now >= self._due:
+            self._above, self._measuring = point, _Window(now)
+
+    def _measure(self, seconds: float, in_flight: int, now: float) -> None:
+        measuring = self._measuring
+        assert measuring is not None
+        if in_flight <= self.limit:  # what began before is of the whole limit
+            if measuring.since == measuring.began:
+                measuring.since = now  # the first to end: from here on they do so evenly
+            else:
+                measuring.add(seconds)
+        seconds_past = now - measuring.began
+        if (measuring.count >= self._samples and seconds_past >= WINDOW_SECONDS_MIN) or (
+            seconds_past > self._measure_seconds
+        ):
+            self._measured(now)
+
+    def _measured(self, now: float) -> None:
+        """The measurement is over; it counts if it came to enough samples of about its concurrency."""
+        measuring, self._measuring = self._measuring, None
+        assert measuring is not None
+        self._window = _Window(now)
+        self._due = now + self._options.remeasure * self._chance.uniform(0.5, 1.5)
+        self.measurements += 1
+        if 2 * measuring.count >= SAMPLES_MIN:
+            point = measuring.point(now)
+            if self._is_below(point.concurrency):
+                self._descend(point, now)
+
+    def _descend(self, point: Point, now: float) -> None:
+        """Take a point below. While the ground was never seen, and the quarter above brought nothing, stay there
+        and look at a quarter less."""
+        above = self._above
+        self._lost = self._lost and above is not None and elasticity(point, above) < ELASTICITY
+        if not self._lost or self._place(point.concurrency * BELOW) * APART_MIN > point.concurrency:
+            self._lost = False
+            self._keep(point)
+            return
+        self._turn(point.concurrency / self._limit)
+        self._above, self._measuring = point, _Window(now)
+
+    def _keep(self, point: Point) -> None:
+        """Take a new point below; one of nearly the same place is the mean of both, for a measurement has noise."""
+        old = self._below
+        if old is not None and 0.8 <= point.concurrency / old.concurrency <= 1.25:
+            concurrency, latency = (old.concurrency + point.concurrency) / 2, (old.latency + point.latency) / 2
+            point = Point(concurrency, latency, point.at)
+        self._below = point
+
+    def _turn(self, factor: float) -> None:
+        if factor < 1.0:
+            self._rising = False
+        options = self._options
+        self._limit = min(max(self._limit * factor, float(options.least)), float(options.most))
+
+    # -- numbers ----------------------------------------------------------------------------------
+
+    @property
+    def _samples(self) -> int:
+        return min(max(SAMPLES_PER_PLACE * self.settled, SAMPLES_MIN), SAMPLES_MAX)
+
+    @property
+    def _measure_seconds(self) -> float:
+        return max(WINDOW_SECONDS_MAX, PATIENCE * self._latency)
+
+    def _is_below(self, concurrency: float) -> bool:
+        return self.settled / APART_MAX <= concurrency <= self.settled / APART_MIN
+
+    def _place(self, limit: float) -> int:
+        return min(max(math.floor(limit), self._options.least), self._options.most)
+
+
+def elasticity(below: Point, point: Point) -> float:
+    """How throughput grows with concurrency between two points: 1 in step with it, 0 not at all. 1 for latencies that
+    nothing can be said of (0 seconds)."""
+    if below.latency <= 0.0 or point.latency <= 0.0:
+        return 1.0
+    return 1.0 - math.log(point.latency / below.latency) / math.log(point.concurrency / below.concurrency)
+
+
+def _factor(found: float, rising: bool) -> float:
+    """What an elasticity makes of the limit."""
+    factor = 1.0 + GAIN * (found - ELASTICITY)
+    if rising and found >= 2.0 * ELASTICITY:
+        return FIRST_GROWTH
+    return min(max(factor, SHRINK_MIN), GROWTH_MAX)
