@@ -119,22 +119,29 @@ class Point(msgspec.Struct, frozen=True):
 class _Window:
     """Samples until there are enough. ``since``: when they began to be counted."""
 
-    __slots__ = ("began", "count", "drops", "seconds", "since")
+    __slots__ = ("all_seconds", "began", "count", "drops", "seconds", "since")
 
     def __init__(self, began: float) -> None:
         self.began = self.since = began
         self.count = 0
         self.drops = 0
         self.seconds = 0.0
+        self.all_seconds = 0.0
 
-    def add(self, seconds: float) -> None:
-        self.count += 1
-        self.seconds += seconds
+    def add(self, seconds: float, counts: bool = True) -> None:
+        """``counts``: it began under this limit, and not under a higher one."""
+        self.all_seconds += seconds
+        if counts:
+            self.count += 1
+            self.seconds += seconds
 
-    def point(self, now: float) -> Point:
-        """The concurrency is Little's: what calls took together in this time. How many were in flight as one began
-        would say less of a server that batches: it answers many in one instant, and the next ones begin one by one."""
-        return Point(self.seconds / max(now - self.since, 1e-9), self.seconds / self.count, now)
+    def concurrency(self, now: float) -> float:
+        """Little's: what calls took together in this time. How many were in flight as one began would say less of a
+        server that batches: it answers many in one instant, and the next ones begin one by one."""
+        return self.all_seconds / max(now - self.since, 1e-9)
+
+    def latency(self) -> float:
+        return self.seconds / self.count
 
 
 class Limiter:
@@ -192,7 +199,7 @@ class Limiter:
         if self._measuring is not None:
             self._measure(seconds, in_flight, now)
             return
-        self._window.add(seconds)
+        self._window.add(seconds, in_flight <= self.settled)
         self._close_if_due(now)
 
     def pressed(self, now: float) -> None:
@@ -245,12 +252,13 @@ class Limiter:
             share = window.drops / (window.drops + window.count)
             self._turn(max(DROPS_SHRINK_MIN, 1.0 - DROPS_WEIGHT * share), now)
             return
-        point = window.point(now)
-        if point.concurrency < FULL * self.settled:
+        concurrency = window.concurrency(now)
+        if concurrency < FULL * self.settled:
             # Not full, so it says nothing upwards. It may be the point below, for nothing.
-            if self._is_below(point.concurrency):
-                self._keep(point)
+            if self._is_below(concurrency):
+                self._keep(Point(concurrency, window.latency(), now))
             return
+        point = Point(float(self.settled), window.latency(), now)
         below = self._below
         if below is None or now - below.at > 3.0 * self._options.remeasure:
             below = self._below = None
@@ -290,10 +298,9 @@ class Limiter:
         self._window = _Window(now)
         self._due = now + self._options.remeasure * self._chance.uniform(0.5, 1.5)
         self.measurements += 1
-        if 2 * measuring.count >= SAMPLES_MIN:
-            point = measuring.point(now)
-            if self._is_below(point.concurrency):
-                self._descend(point, now)
+        place = self._place(self._limit * BELOW)
+        if 2 * measuring.count >= SAMPLES_MIN and measuring.concurrency(now) >= FULL * place:
+            self._descend(Point(float(place), measuring.latency(), now), now)
 
     def _descend(self, point: Point, now: float) -> None:
         """Take a point below. While the ground was never seen, and the quarter above brought nothing, stay there

@@ -81,7 +81,7 @@ def test_it_follows_a_capacity_that_changes(before: int, after: int) -> None:
         found = run(limiter(seed), server, 26.0, seed)
         peak = after / SECONDS
         assert found.throughput(16.0, 26.0) >= 0.8 * peak, seed
-        assert found.throughput(12.5, 16.0) >= 0.6 * peak, seed  # and is of use on the way
+        assert found.throughput(12.5, 16.0) >= 0.4 * peak, seed  # an eightfold jump takes two or three seconds
 
 
 def test_a_slower_server_keeps_its_limit() -> None:
