@@ -8,16 +8,15 @@ fail as often as they like; a gateway starts while every backend is down.
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from time import monotonic, time
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
 from degrade.breaker import Change
 from degrade.brownout import BrownoutOptions
+from degrade.deadline import Deadline, Ticker
 from gateway.admission.ratelimit import Limiter
 from gateway.background import Run, Sleep, kept, sweep
 from gateway.codec.ndarray import plain_bytes_max
@@ -50,6 +49,7 @@ from gateway.memory import resident
 from gateway.notes import Notes
 from gateway.operate.admin import Shown, admin_port
 from gateway.operate.gauges import (
+    chaos_gauges,
     gauges,
     grpc_gauges,
     lane_gauges,
@@ -57,6 +57,7 @@ from gateway.operate.gauges import (
     reload_gauges,
     rpc_gauges,
     second_gauges,
+    snapshot_gauges,
     table_gauges,
     tls_gauges,
 )
@@ -67,9 +68,11 @@ from gateway.reload import Reloads
 from gateway.route import Home, Route
 from gateway.service import Watched
 from gateway.sharing import Stores
+from gateway.snapshots import snapshots_of
 from gateway.sources import ConfigError, Loaded
 from gateway.standing import Retired, Standing, Watching, changed_quotas, homes, retired, stand
 from gateway.strain import LOOK_SECONDS, Strain
+from gateway.surroundings import Surroundings, real
 
 if TYPE_CHECKING:
     from gateway.doors.grpc import GrpcDoor
@@ -79,6 +82,12 @@ if TYPE_CHECKING:
 
 SWEEP_SECONDS: Final = 0.5
 """How often slow peers are looked for; how late they may be cut."""
+
+FIRST_LOOK_SECONDS: Final = 0.5
+"""For the models to say that they are what a snapshot tells of them; a start waits no longer for one that is silent."""
+
+LAST_PASS_SECONDS: Final = 1.0
+"""For a last pass of the snapshot, where requests have taken all of ``server.drain``."""
 
 TRACKER_SECONDS: Final = 1.0
 """Before a table's writes are listened to again after a bug of ours."""
@@ -98,9 +107,12 @@ class Gateway:
         shared: bool = False,
         sleep: Sleep = asyncio.sleep,
         reread: Callable[[], Loaded] | None = None,
+        around: Surroundings | None = None,
     ) -> None:
         """``shared``: other workers listen on the same port. ``sleep``: how the notice of draining passes. ``reread``:
-        how the configuration is read again; None: it is what it is."""
+        how the configuration is read again; None: it is what it is. ``around``: None: this machine."""
+        self._around = real() if around is None else around
+        self._ticker = self._around.ticker
         self._sleep = sleep
         self._shared = shared
         self._draining = False
@@ -124,26 +136,28 @@ class Gateway:
         self._grpc: GrpcListener | None = None
         self.grpc_address = ""
         """Where the gRPC door listens; empty if there is none."""
-        self._chance = random.Random()
         self.buffered = Buffered(int(config.server.buffered_bytes_max))
-        self.telemetry = Telemetry(monotonic, logs_requests=config.log.level == "debug")
-        self._faults = _faults_of(config)
-        self._makings = Makings(config.server, monotonic, self._chance, self._faults)
+        self.telemetry = Telemetry(self._ticker, logs_requests=config.log.level == "debug")
+        self._faults = _faults_of(config, self._ticker)
+        self._makings = Makings(config.server, self._around, self._faults)
         self._watching = Watching(self._breaker_changed, self._model_changed)
         self.standing = stand(config, self._makings, homes(config, self._makings, self._watching))
-        self._stores = Stores(monotonic, self._faults)
+        self._stores = Stores(self._around, self._faults)
+        self.snapshots = snapshots_of(config, self._around)
         self._share(self.standing)
-        self._strain = Strain(lambda: self.homes, self._brownout, monotonic)
+        self._strain = Strain(lambda: self.homes, self._brownout, self._ticker)
         self._limiter = Limiter(config.server.quota_keys_max)
-        self.pipeline = Pipeline(self._limiter, self.telemetry, monotonic, self._chance)
-        self._exchange = Exchange(self.pipeline, monotonic, self.buffered)
+        self.pipeline = Pipeline(self._limiter, self.telemetry, self._ticker, self._around.chance)
+        self._exchange = Exchange(self.pipeline, self._ticker, self.buffered)
         self.reloads = None if reread is None else Reloads(config, reread, self.take)
         shown = (lambda: self.services, lambda: self.homes, lambda: self._draining)
         of_reloads = () if self.reloads is None else reload_gauges(self.reloads)
         of_tables = table_gauges(lambda: self.standing.tables)
         of_seconds = second_gauges(lambda: self.services, self._stores.states)
+        of_snapshots = () if self.snapshots is None else snapshot_gauges(self.snapshots, lambda: self.routes)
         of_load = load_gauges(lambda: self.homes, self._strain)
-        for gauge in (*gauges(*shown), *of_load, *of_tables, *of_seconds, *of_reloads):
+        of_others = (*of_tables, *of_seconds, *of_snapshots, *of_reloads, *chaos_gauges(self._faults))
+        for gauge in (*gauges(*shown), *of_load, *of_others):
             self.telemetry.watch(gauge)
 
     def note(self, notes: Notes) -> None:
@@ -172,13 +186,20 @@ class Gateway:
 
         Raises OSError when an address cannot be listened on, Unusable when the certificate cannot be used.
         """
+        if self.snapshots is not None:
+            await self.snapshots.open()
+            if self.snapshots.seed(self.standing.config, self.homes):
+                # Before anybody is answered, for what had been seen only after that might be another model.
+                deadline = Deadline.after(self._ticker(), FIRST_LOOK_SECONDS)
+                await asyncio.gather(*(home.catalog.look_once(deadline) for home in self.homes.values()))
+            await self.snapshots.begin()
         server = self.standing.config.server
         certificates = self.certificates = None if server.tls is None else Certificates(server.tls)
         ports = self._ports(self.standing)
         self._door = HttpDoor(server, ports)
         header_bytes_max = int(server.header_bytes_max)
         self._listener = Listener(self._door.handle, header_bytes_max, server.connections_max)
-        self._lane = EdgeLane(self._desk(self.standing), Clocks(monotonic, time), _edge_options(server))
+        self._lane = EdgeLane(self._desk(self.standing), Clocks(self._ticker, self._around.wall), _edge_options(server))
         for gauge in lane_gauges(self._lane):
             self.telemetry.watch(gauge)
         http = await self._listen(self._lane, certificates)
@@ -187,13 +208,13 @@ class Gateway:
         if server.has_grpc:
             await self._start_grpc(ports, certificates)
         state = (lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining)
-        shown = Shown(*state, self.reloads, self._faults)
+        shown = Shown(*state, self.reloads, self._faults, self.snapshots)
         self._admin = Listener(admin_port(shown).handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
         for lane in (self._lane, self._rpc):
             if lane is not None:
-                self._tasks.append(kept(partial(sweep, lane), SWEEP_SECONDS))
+                self._tasks.append(kept(partial(sweep, lane, self._ticker), SWEEP_SECONDS))
         self._tasks.append(kept(self._strain.run, LOOK_SECONDS))
         if certificates is not None:
             self._tasks.append(kept(certificates.run, RENEWAL_SECONDS))
@@ -229,6 +250,9 @@ class Gateway:
         after = self.standing = stand(config, self._makings, made, before)
         self._share(after)
         self._begin_sharing()
+        if self.snapshots is not None:
+            self.snapshots.seed(config, self.homes)
+            self.snapshots.keep()
         self._limiter.forget(changed_quotas(before, after))
         self.buffered.bytes_max = int(config.server.buffered_bytes_max)
         ports = self._ports(after)
@@ -254,7 +278,7 @@ class Gateway:
             telemetry=self.telemetry,
             readiness=self.readiness,
             loaded=self._loaded,
-            ticker=monotonic,
+            ticker=self._ticker,
             buffered=self.buffered,
             proxies=standing.proxies,
             endpoints=standing.by_path,
@@ -270,7 +294,7 @@ class Gateway:
         return Desk(heads, self._exchange, self.telemetry, self.buffered, listener.behind, pool, proxies)
 
     def _method_ports(self, standing: Standing) -> MethodPorts:
-        return MethodPorts(standing.routes, standing.directory, self.readiness, monotonic)
+        return MethodPorts(standing.routes, standing.directory, self.readiness, self._ticker)
 
     async def _start_grpc(self, ports: Ports, certificates: Certificates | None) -> None:
         """grpc is loaded only where it is used: it takes its time, and some 30 MB."""
@@ -286,7 +310,7 @@ class Gateway:
             caches = (service.cache for service in self.services.values())
             return self.buffered.bytes + sum(cache.bytes_used for cache in caches if cache is not None)
 
-        coming = ReceptionPorts(self.buffered, resident, kept, Sockets().received, monotonic)
+        coming = ReceptionPorts(self.buffered, resident, kept, Sockets().received, self._ticker)
         reception = Reception(coming, server.message_bytes_max)
         self._grpc_door = GrpcDoor(server, ports, reception)
         told = self._grpc_door.deliver
@@ -337,16 +361,18 @@ class Gateway:
             self._server.close()
         if self._rpc_server is not None:
             self._rpc_server.close()
-        drain, began = float(self.standing.config.server.drain), monotonic()
+        drain, began = float(self.standing.config.server.drain), self._ticker()
         draining = [lane.drain(drain) for lane in (self._lane, self._rpc) if lane is not None]
         if self._grpc is not None:
             draining.append(self._grpc.stop(drain))
         await asyncio.gather(*draining)
         if self._listener is not None:
             await self._listener.shutdown(drain)
-        left = max(0.0, drain - (monotonic() - began))
+        left = max(0.0, drain - (self._ticker() - began))
         seconds = [route.second for route in self.routes.values() if route.second is not None]
         await asyncio.gather(*(second.behind.drain(left) for second in seconds))
+        if self.snapshots is not None:
+            await self.snapshots.close(max(LAST_PASS_SECONDS, drain - (self._ticker() - began)))
         if self._admin_server is not None:
             self._admin_server.close()
         if self._admin is not None:
@@ -368,7 +394,7 @@ class Gateway:
     async def _open_rpc(self, server: Server, written: str) -> None:
         """Listen for MessagePack-RPC."""
         self._methods = Methods(self._method_ports(self.standing))
-        desk = RpcDesk(self._methods, self._exchange, self.telemetry, self.buffered, monotonic)
+        desk = RpcDesk(self._methods, self._exchange, self.telemetry, self.buffered, self._ticker)
         self._rpc = RpcLane(desk, _rpc_options(self.standing))
         for gauge in rpc_gauges(self._rpc):
             self.telemetry.watch(gauge)
@@ -381,6 +407,8 @@ class Gateway:
     def _share(self, standing: Standing) -> None:
         for route in standing.routes.values():
             self._stores.share(route, standing.config)
+        if self.snapshots is not None:
+            self.snapshots.share(standing.config, standing.routes, standing.tables)
 
     # -- what runs beside the requests --------------------------------------------------------------
 
@@ -413,7 +441,7 @@ class Gateway:
         for route in old.routes:
             route.forget()
         if old != Retired():
-            task = asyncio.create_task(old.end(monotonic, asyncio.sleep, seconds_max))
+            task = asyncio.create_task(old.end(self._ticker, asyncio.sleep, seconds_max))
             kind = self._retiring if old.homes else self._retiring_routes
             kind.add(task)
             task.add_done_callback(kind.discard)
@@ -445,13 +473,13 @@ class Gateway:
         self._model_changed(self.standing.config.passthrough, model)
 
 
-def _faults_of(config: Config) -> Faults | None:
+def _faults_of(config: Config, ticker: Ticker) -> Faults | None:
     """What makes faults on purpose, where that is configured."""
     if not config.chaos.enabled:
         return None
     from gateway.operate.faults import Faults
 
-    return Faults(monotonic)
+    return Faults(ticker)
 
 
 def _edge_options(server: Server) -> EdgeOptions:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from time import monotonic
 from typing import Protocol
 
 import structlog
+
+from degrade.deadline import Ticker
 
 Sleep = Callable[[float], Awaitable[None]]
 Run = Callable[[float, Sleep], Awaitable[None]]
@@ -45,11 +46,11 @@ async def kept_up(run: Run, interval: float, sleep: Sleep) -> None:
         await sleep(interval)
 
 
-async def sweep(swept: Swept, interval: float, sleep: Sleep) -> None:
+async def sweep(swept: Swept, ticker: Ticker, interval: float, sleep: Sleep) -> None:
     """Look for slow peers for ever."""
     while True:
         await sleep(interval)
-        swept.sweep(monotonic())
+        swept.sweep(ticker())
 
 
 def _complain(task: asyncio.Task[None]) -> None:

@@ -6,8 +6,6 @@ gRPC door passes on over gRPC where that is configured, and over HTTP where it i
 
 from __future__ import annotations
 
-import os
-import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -15,9 +13,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from degrade.breaker import BreakerOptions
-from degrade.deadline import Ticker
 from gateway.config import Backend, Server
 from gateway.route import Home
+from gateway.surroundings import Surroundings
 from tiers.backends.triton_http import TritonHttp, TritonOptions
 from tiers.catalog import Catalog, CatalogOptions
 from tiers.pool import OnChange, Pool, PoolOptions, Probe
@@ -44,14 +42,12 @@ class Told(msgspec.Struct, frozen=True):
 class Makings:
     """What every backend's parts have in common."""
 
-    def __init__(
-        self, server: Server, ticker: Ticker, chance: random.Random, faults: Faults | None = None
-    ) -> None:
+    def __init__(self, server: Server, around: Surroundings, faults: Faults | None = None) -> None:
         """``faults``: what stands before replicas and stores, where that is configured; None: nothing does."""
         self._faults = faults
         self._server = server
-        self._ticker = ticker
-        self._chance = chance
+        self._around = around
+        self._ticker = around.ticker
         self._sources: Sources | None = None
 
     def home(self, name: str, backend: Backend, has_models: bool, told: Told) -> Home:
@@ -66,7 +62,7 @@ class Makings:
         if self._faults is not None:
             asked = [self._faults.replica(name, replica) for replica in replicas]
         pool = self._pool(asked, backend, told.breaker, probe=probe_of(backend, has_models))
-        catalog = Catalog(asked, CatalogOptions(), self._ticker, told.model)
+        catalog = Catalog(asked, CatalogOptions(), self._ticker, told.model, pool.has_answered)
         if not self._server.has_grpc:
             return Home(pool, catalog)
         if not backend.http:
@@ -86,7 +82,8 @@ class Makings:
         if self._sources is None:
             self._sources = Sources(self._ticker)
         wrap = None if self._faults is None else partial(self._faults.store, f"tables.{name}")
-        return Table(name, config, self._sources.source(config, wrap), self._ticker, os.urandom(SEED_BYTES))
+        source = self._sources.source(config, wrap)
+        return Table(name, config, source, self._ticker, self._around.secret(SEED_BYTES))
 
     async def close(self) -> None:
         """Close what parts share."""
@@ -109,7 +106,7 @@ class Makings:
         labels: Sequence[str] = (),
         probe: Probe = Probe(),  # noqa: B008 - frozen
     ) -> Pool:
-        return Pool(replicas, pool_options(backend, probe), self._ticker, self._chance, on_breaker, labels)
+        return Pool(replicas, pool_options(backend, probe), self._ticker, self._around.chance, on_breaker, labels)
 
 
 def pool_options(backend: Backend, probe: Probe = Probe()) -> PoolOptions:  # noqa: B008 - frozen

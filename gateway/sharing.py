@@ -6,8 +6,6 @@ Rule of this file: it makes parts and asks nothing.
 from __future__ import annotations
 
 import asyncio
-import secrets
-from time import time
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -18,11 +16,12 @@ from cache.stores.redis import RedisOptions, RedisStore, Strings
 from cache.stores.store import Store, StoreError
 from cache.stores.turnstile import TurnstileOptions
 from degrade.breaker import Breaker
-from degrade.deadline import Ticker
 from degrade.guard import STORE_BREAKER, Guarded
 from gateway.config import Config
+from gateway.copies import ASIDE
 from gateway.route import Route
 from gateway.second import SecondLevel, Shared
+from gateway.surroundings import Surroundings
 from gateway.witness import Clocks
 
 if TYPE_CHECKING:
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS: Final = 0.25
 """For a connection to be made; a look-up's own time bounds it too."""
-ASIDE: Final = ("quota", "caller_quota", "degrade", "timeout")
-"""What of a route decides no answer."""
+WORD_BYTES: Final = 8
+"""Of chance in a turn's word."""
 OF_OURS: Final = {"max_stale": 0, "refresh": 0, "refreshes_max": 1, "bytes_max": 0, "rows_bytes_max": 0, "policy": ""}
 """What of its cache is this process's own business."""
 
@@ -39,8 +38,8 @@ OF_OURS: Final = {"max_stale": 0, "refresh": 0, "refreshes_max": 1, "bytes_max":
 class Stores:
     """The stores that are open, each by its URL. They stay for the process's life: a reload may come back to one."""
 
-    def __init__(self, ticker: Ticker, faults: Faults | None = None) -> None:
-        self._ticker = ticker
+    def __init__(self, around: Surroundings, faults: Faults | None = None) -> None:
+        self._around = around
         self._faults = faults
         self._open: dict[str, Guarded] = {}
 
@@ -50,7 +49,8 @@ class Stores:
         if cache is None or cache.second is None or route.second is not None:
             return
         shared = Shared(route.name, told_of(route, config), float(cache.ttl), float(cache.second_timeout))
-        clocks = Clocks(self._ticker, time, lambda: secrets.token_hex(8).encode())
+        around = self._around
+        clocks = Clocks(around.ticker, around.wall, lambda: around.secret(WORD_BYTES).hex().encode())
         store = self._store(cache.second, float(cache.second_timeout))
         route.share(SecondLevel(shared, store, clocks, BehindOptions()))
 
@@ -69,7 +69,7 @@ class Stores:
             store: Store = _redis(url, RedisOptions(connect_seconds=CONNECT_SECONDS, node=options))
             if self._faults is not None:
                 store = self._faults.store("second", store)
-            held = self._open[url] = Guarded(store, Breaker(STORE_BREAKER), self._ticker, options)
+            held = self._open[url] = Guarded(store, Breaker(STORE_BREAKER), self._around.ticker, options)
         return held
 
 
@@ -103,7 +103,7 @@ def told_of(route: Route, config: Config) -> bytes:
     told = msgspec.to_builtins(route.config, enc_hook=str)  # durations and sizes
     for name in ASIDE:
         told.pop(name)
-    told["cache"] |= OF_OURS | {"second": "", "second_timeout": 0}
+    told["cache"] |= OF_OURS | {"second": "", "second_timeout": 0, "snapshot": ""}
     backends = [config.backends[tier.backend] for tier in route.config.tiers]
     return msgspec.msgpack.encode((told, [(each.http, each.grpc) for each in backends]), order="sorted")
 

@@ -178,16 +178,19 @@ class Supervisor:
             if not ready.is_set():
                 raise WorkerFailed(worker, code)
             fleet.departed(worker)
-            self._blame(worker)
+            self._blame(worker, code)
             failures = 0 if monotonic() - began >= STEADY_SECONDS else failures + 1
             pause = backoff(failures)
             _log.error("worker ended", worker=worker, code=code, again_in_seconds=pause)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), pause)
 
-    def _blame(self, worker: int) -> None:
-        """Suspect what a worker has died with, and let no worker do again what two have died of."""
+    def _blame(self, worker: int, code: int) -> None:
+        """Suspect what a worker has died with, and let no worker do again what two have died of. One that ended of
+        itself (0) was told to, and what it had in work has nothing to do with it."""
         in_work = self._notebook.taken(worker)
+        if not code:
+            return
         self._suspects.acquitted(self._notebook.answered())
         for digest in self._suspects.died(in_work, monotonic()):
             _log.error("deadly request", digest=digest.hex(), deaths=DEATHS_MAX, refused_seconds=REFUSED_SECONDS)

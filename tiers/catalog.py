@@ -3,7 +3,8 @@
 Rule of this file: facts once learnt stay until better ones come, so that a dead backend does not make a
 model unknown. A model has changed when, on any one replica, its versions or its configuration differ from
 what that replica said before, its statistics went *down* (Triton resets them on reload and restart), or it
-was gone and came back. It must not know caches or epochs; it calls ``on_change`` and others draw conclusions.
+was gone and came back; and when a replica is first looked at that may have answered as another model before. It
+must not know caches or epochs; it calls ``on_change`` and others draw conclusions.
 
 Known limit: a reload of the same versions and configuration is not seen if by the next poll the model has
 done at least the work that the last poll had seen of it (for one reloaded right after its first work: any).
@@ -56,7 +57,7 @@ class _Known:
     """A model's facts, those of versions that were asked for by number, and by position what each replica that
     answers says of the model and the last look at it there."""
 
-    __slots__ = ("began", "facts", "of_version", "sights", "told", "turns")
+    __slots__ = ("began", "facts", "is_remembered", "of_version", "sights", "told", "turns")
 
     def __init__(self, facts: ModelFacts) -> None:
         self.facts = facts
@@ -64,6 +65,7 @@ class _Known:
         self.told: dict[int, ModelFacts] = {}
         self.of_version: dict[str, ModelFacts] = {}
         self.sights: dict[int, Sight] = {}
+        self.is_remembered = False  # an earlier process's word
         self.turns = 0  # how often it has become another model
 
     def tell(self, position: int, facts: ModelFacts | None) -> None:
@@ -85,17 +87,22 @@ class Catalog:
         options: CatalogOptions,
         now: Ticker,
         on_change: Callable[[str], None],
+        answered: Callable[[str, str], bool] = lambda *_: False,
     ) -> None:
+        """``answered``: whether a replica, by its URL, has answered for a model since the breakers know it."""
         assert replicas, "a catalog needs a replica"
         self._replicas = tuple(replicas)
         self._options = options
         self._now = now
         self._on_change = on_change
         self._known: OrderedDict[str, _Known] = OrderedDict()
+        self._answered = answered
+        self._late: set[asyncio.Future[ModelFacts]] = set()  # looks at replicas that were not the first to answer
         self._loads: Flights[tuple[str, str, int], ModelFacts] = Flights(options.loads_max)
 
     async def close(self) -> None:
         await self._loads.close()
+        await _end(tuple(self._late))
 
     async def facts(self, model: str, version: str, deadline: Deadline) -> ModelFacts:
         """The model's facts, asked for once and then remembered. ``version`` empty: of the one that answers
@@ -123,6 +130,13 @@ class Catalog:
             return known.facts
         return known.of_version.get(version)
 
+    def remember(self, model: str, facts: ModelFacts) -> None:
+        """What the model was when somebody last asked it, until it says something itself: an earlier process's word.
+        It is no look at the model."""
+        if model not in self._known and len(self._known) < self._options.models_max:
+            self._known[model] = _Known(facts)
+            self._known[model].is_remembered = True
+
     def looked(self, model: str) -> Mapping[str, tuple[float, Sight]]:
         """The last look at a model on each replica, by its URL, and when that look began (monotonic seconds). Asks
         nobody; empty if the model is not known."""
@@ -130,6 +144,10 @@ class Catalog:
         if known is None:
             return {}
         return {self._replicas[at].url: (known.began[at], sight) for at, sight in known.sights.items()}
+
+    async def look_once(self, deadline: Deadline) -> None:
+        """One look at each replica, all at once."""
+        await asyncio.gather(*(self.look(position, deadline) for position in range(len(self._replicas))))
 
     async def run(self, interval: float, sleep: Callable[[float], Awaitable[None]]) -> None:
         """Look for ever, ``interval`` seconds apart and within ``load_timeout``, at each replica by itself, so that
@@ -160,7 +178,8 @@ class Catalog:
         return facts
 
     async def _load(self, model: str, version: str) -> ModelFacts:
-        """From the first replica that answers and knows: all are asked at once, for one of them may hang."""
+        """From the first replica that answers and knows: all are asked at once, for one of them may hang. Of a model
+        the looks at the others go on: what a replica is like is to be known before it answers."""
         deadline = Deadline.after(self._now(), self._options.load_timeout)
         unknown: Rejected | None = None
         failed: UpstreamError | None = None
@@ -171,7 +190,11 @@ class Catalog:
         try:
             for answered in asyncio.as_completed(asked):
                 try:
-                    return await answered
+                    facts = await answered
+                    if not version and len(self._late) < self._options.loads_max:
+                        self._go_on(asked)
+                        asked = []
+                    return facts
                 except Rejected as error:
                     unknown = error
                 except UpstreamError as error:
@@ -195,7 +218,9 @@ class Catalog:
         began = self._now()
         sight, facts = await self._see(replica, model, deadline, probe=False)
         known = self._known.get(model)
-        if known is not None:  # by another replica, in this very moment
+        if known is not None:  # by another replica, a moment ago
+            if position not in known.sights and self._hold(position, model, began, sight, facts, timely=True):
+                self._on_change(model)
             return known.facts
         known = self._known[model] = _Known(facts)
         known.sights[position], known.began[position] = sight, began
@@ -242,16 +267,41 @@ class Catalog:
                 self._on_change(model)
         return turned
 
-    def _hold(self, position: int, model: str, began: float, sight: Sight, facts: ModelFacts | None) -> bool:
+    def _go_on(self, asked: Sequence[asyncio.Future[ModelFacts]]) -> None:
+        """Let looks end by themselves; they are bounded in time."""
+
+        def ended(look: asyncio.Future[ModelFacts]) -> None:
+            self._late.discard(look)
+            if not look.cancelled():
+                look.exception()  # who does not answer is looked at again by the next poll
+
+        for look in asked:
+            self._late.add(look)
+            look.add_done_callback(ended)
+
+    def _hold(
+        self, position: int, model: str, began: float, sight: Sight, facts: ModelFacts | None, *, timely: bool = False
+    ) -> bool:
         """Remember a look; whether it shows another model than the one before. What the first of the replicas that
-        answer says of the model holds for all."""
+        answer says of the model holds for all.
+
+        A first look has none before it. If it began when the model was learnt (``timely``) it shows what has answered,
+        unless the replica has done so already; if it came later, what answered until then may have been another one.
+        Of a model that was only remembered nothing has answered yet, unless the replica has.
+        """
         known = self._known.get(model)
         if known is None:  # forgotten meanwhile, for others
             return False
         before = known.sights.get(position)
         known.sights[position], known.began[position] = sight, began
         known.tell(position, facts)
-        if before is None or not changed(before, sight):
+        if before is None:
+            is_another = not sight.gone and (
+                not (timely or known.is_remembered) or self._answered(self._replicas[position].url, model)
+            )
+        else:
+            is_another = changed(before, sight)
+        if not is_another:
             return False
         known.of_version.clear()
         known.turns += 1

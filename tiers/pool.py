@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random as chance
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -332,6 +333,16 @@ class Pool:
         for seat in self._seats:
             for key in [key for key in seat.answers if key == model or key.startswith(f"{model}/")]:
                 del seat.answers[key]
+
+    def has_answered(self, url: str, model: str) -> bool:
+        """Whether a replica has answered for a model, in any version, as far as its breakers remember."""
+        return any(
+            breaker.answered_since(-math.inf)
+            for seat in self._seats
+            if seat.replica.url == url
+            for key, breaker in seat.answers.items()
+            if key == model or key.startswith(f"{model}/")
+        )
 
     def states(self) -> tuple[ReplicaState, ...]:
         return tuple(

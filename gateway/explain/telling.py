@@ -24,8 +24,8 @@ from gateway.call import Answer, Call
 from gateway.codec.http import NO_DIRECTIVES, provenance_headers
 from gateway.config import Config, InputRule
 from gateway.config import Route as RouteConfig
-from gateway.explain.conditions import Condition
-from gateway.explain.world import Seen, World, datatype_of, deafen, home, input_names, table
+from gateway.explain.conditions import LEVELS, Condition
+from gateway.explain.world import Loop, Seen, World, datatype_of, deafen, home, input_names, table
 from gateway.homes import pool_options
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
@@ -104,17 +104,20 @@ def rungs(config: Config, route: RouteConfig) -> tuple[Rung, ...]:
     """A route's ladder, and what bounds each step: the configuration, and the parts that take it."""
     backends = [config.backends[tier.backend] for tier in route.tiers]
     retries = pool_options(backends[0])
-    replicas = " or ".join(str(count) for count in dict.fromkeys(len(each.http or each.grpc) for each in backends))
+    counts = dict.fromkeys(len(each.http or each.grpc) for each in backends)
+    several = f"one other of {' or '.join(map(str, counts))} replicas"
+    others = several if max(counts) > 1 else "there is no other replica"
     cache = route.cache
     old = "nothing is cached"
     if cache is not None:
         old = f"up to cache.max_stale ({cache.max_stale}) beyond cache.ttl ({cache.ttl})"
         old = old if cache.max_stale > 0 else "never: cache.max_stale is 0s"
     bounds = {
-        Step.REPLICA: f"one other of {replicas} replicas; "
+        Step.REPLICA: f"{others}; "
         f"retries are {retries.retry_ratio:.0%} of requests at most, and {retries.retry_floor_per_second:g} a second",
         Step.TIER: f"{len(route.tiers)} of them; one before another has {TIER_SHARE:.0%} of the time left",
         Step.STALE: old,
+        Step.SNAPSHOT: "what an earlier process has left, within the same ages; nothing is left in what is told here",
         Step.REFUSE: f"at the latest after routes.timeout ({Seconds(route.timeout)})",
     }
     order = [Step(step) for step in route.degrade]
@@ -135,13 +138,19 @@ def _verdict(step: Step, taken: set[str], failures: set[Failure]) -> str:
 
 def least_lucky(config: Config, name: str, conditions: Sequence[Condition], crowds: int = 0) -> Outcome:
     """The outcome in which the most had to be asked."""
-    found = [asyncio.run(look(config, name, conditions, crowds, seed)) for seed in range(CHANCES)]
+    found = [_look(config, name, conditions, crowds, seed) for seed in range(CHANCES)]
     return max(found, key=lambda outcome: (len(outcome.asked), len(outcome.steps)))
 
 
-async def look(config: Config, name: str, conditions: Sequence[Condition], crowds: int = 0, seed: int = 0) -> Outcome:
-    """What one request of a route comes to, after ``crowds`` of others have met the same conditions."""
+def _look(config: Config, name: str, conditions: Sequence[Condition], crowds: int, seed: int) -> Outcome:
     world = World(conditions)
+    with asyncio.Runner(loop_factory=lambda: Loop(world.ticker)) as runner:
+        return runner.run(look(world, config, name, crowds, seed))
+
+
+async def look(world: World, config: Config, name: str, crowds: int, seed: int) -> Outcome:
+    """What one request of a route comes to, after ``crowds`` of others have met the same conditions. To be run in a
+    ``Loop`` of the world's."""
     settings = msgspec.structs.replace(config.routes[name], quota=None, caller_quota=None)
     homes = {tier.backend: home(world, config, tier.backend, settings, random.Random(seed)) for tier in settings.tiers}
     named = () if settings.features is None else settings.features.tables
@@ -165,6 +174,8 @@ async def look(config: Config, name: str, conditions: Sequence[Condition], crowd
         world.ill = True
         for each in tables.values():
             deafen(world, each)
+        for place in homes.values():
+            place.pool.gates.level = LEVELS.get(world.state("brownout", "brownout"), 0)
         for crowd in range(crowds):
             await world.live(together(crowd))
         world.seen.clear()
@@ -194,7 +205,7 @@ async def _prepare(world: World, route: Route, tables: Mapping[str, Table], call
 
 def _age(held: str, ttl: float, max_stale: float, refresh: float = 0.0) -> float:
     """Seconds that something has been held: in the middle of what counts as old, or beyond all use."""
-    return {"fresh": 0.0, "old": ttl + (refresh + max_stale) / 2}.get(held, ttl + max_stale + 1.0)
+    return {"fresh": 0.0, "old": ttl + ((refresh + max_stale) / 2 or 1.0)}.get(held, ttl + max_stale + 1.0)
 
 
 def _request(route: RouteConfig, number: int) -> InferRequest:

@@ -2,7 +2,7 @@
 
 Rule of this file: it stands where the network stands, and takes no decision: a replica fails as its condition says, in
 the words that the real one would use, and everything that follows (who is asked next, what is kept, what is told) is
-done by the very parts that answer callers. It opens no socket and waits for nothing.
+done by the very parts that answer callers. It opens no socket, and its time passes when nobody has anything to do.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import struct
 from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Final, TypeVar
+from urllib.parse import unquote
 
 import msgspec
 import numpy as np
@@ -24,7 +25,7 @@ from cache.stores.store import Found, StoreError
 from cache.stores.turnstile import TurnstileOptions
 from cache.vector import Decoded, Rows
 from degrade.breaker import Breaker, Change
-from degrade.deadline import Deadline
+from degrade.deadline import Deadline, Ticker
 from degrade.guard import STORE_BREAKER, Guarded
 from degrade.ladder import Failure
 from gateway.config import Config, TierConfig
@@ -47,10 +48,12 @@ T = TypeVar("T")
 
 BATCH_MAX: Final = 8
 """Of every model here: a request has one row."""
-QUIET_TURNS: Final = 40
+QUIET_TURNS: Final = 100
 """Turns of the event loop without an end, after which everyone who is at work waits for time to pass."""
 TABLE_BYTES: Final = 16 * 2**20
 """Of a near cache that holds one row, however large that is to be."""
+STEP_SECONDS: Final = 0.25
+"""By which time passes while somebody waits for something later, or for a time of its own to end."""
 SURE: Final = 1e30
 OUTPUT: Final = "y"
 """What a model gives whose route names no output."""
@@ -71,6 +74,18 @@ class Seen(msgspec.Struct, frozen=True):
     who: str
     what: str
     came: str
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop by a clock of ours: what ends by time ends by that."""
+
+    def __init__(self, ticker: Ticker) -> None:
+        self._ticker = ticker
+        super().__init__()
+
+    def time(self) -> float:
+        """Seconds of the ticker."""
+        return self._ticker()
 
 
 class World:
@@ -108,13 +123,15 @@ class World:
         while not task.done():
             await asyncio.sleep(0)
             quiet += 1
-            if quiet > QUIET_TURNS and self._waiting:
-                self._waiting.sort(key=lambda each: each[0])
-                until, waiter = self._waiting.pop(0)
+            if quiet <= QUIET_TURNS:
+                continue
+            quiet = 0
+            self._waiting.sort(key=lambda each: each[0])
+            self.now = max(self.now, min([each[0] for each in self._waiting[:1]] + [self.now + STEP_SECONDS]))
+            while self._waiting and self._waiting[0][0] <= self.now:
+                waiter = self._waiting.pop(0)[1]
                 if not waiter.done():
-                    self.now = max(self.now, until)
                     waiter.set_result(None)
-                    quiet = 0
         return task.result()
 
 
@@ -139,14 +156,15 @@ class Replica:
         return InferResponse(request.model, "1", (output,))
 
     async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply:
-        """What is asked about models, and whether it is ready. Raises UpstreamError."""
+        """What is asked about models. Raises UpstreamError."""
         await self._fail(None, call.target, deadline, now)
+        name = unquote(call.target.split("/")[3])
         if call.target.endswith("/config"):
-            body: object = {"name": "m", "max_batch_size": BATCH_MAX}
+            body: object = {"name": name, "max_batch_size": BATCH_MAX}
         elif call.target.endswith("/stats"):
             body = {"model_stats": []}
         else:
-            body = self._facts
+            body = {"name": name, **self._facts}
         return Reply(200, (), msgspec.json.encode(body))
 
     def stream(self, call: Call, deadline: Deadline, now: float) -> AbstractAsyncContextManager[Streamed]:
@@ -264,7 +282,7 @@ def deafen(world: World, each: Table) -> None:
 
 
 def described(config: Config, route: RouteConfig, scored: str) -> Mapping[str, object]:
-    """What every model of a route says of itself: as much as the configuration tells."""
+    """What every model of a route says of itself beside its name: as much as the configuration tells."""
     output = {"name": scored or OUTPUT, "datatype": "FP32", "shape": [-1, 2]}
     inputs: list[object] = [
         {"name": name, "datatype": datatype_of(route, name), "shape": [-1, 1]} for name in input_names(route)
@@ -274,7 +292,7 @@ def described(config: Config, route: RouteConfig, scored: str) -> Mapping[str, o
             shapes = [tuple(config.tables[part.table].shape) for part in wanted.parts]
             shape = [len(shapes), *shapes[0]] if wanted.join == "stack" else [sum(map(math.prod, shapes))]
             inputs.append({"name": name, "datatype": "FP32", "shape": [-1, *shape]})
-    return {"name": "m", "versions": sorted(_versions(route.tiers)), "inputs": inputs, "outputs": [output]}
+    return {"versions": sorted(_versions(route.tiers)), "inputs": inputs, "outputs": [output]}
 
 
 def input_names(route: RouteConfig) -> list[str]:

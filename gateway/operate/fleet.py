@@ -18,7 +18,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_late
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway.doors.http import problem_response
-from gateway.operate.admin import AdminPort, Answer, order_of, reloaded
+from gateway.operate.admin import CHAOS_SAID, AdminPort, Answer, order_of, reloaded
 from gateway.problem import Problem, malformed
 from gateway.reload import READ_SECONDS_MAX, Reloads, TakenInPart
 from gateway.sources import ConfigError
@@ -225,6 +225,7 @@ def fleet_port(fleet: Fleet, reloads: Reloads, chaos: bool = False) -> AdminPort
             "POST /purge?route=NAME   drop a route's or an endpoint's cached answers, at every worker\n"
             "POST /purge?all          drop every cached answer\n"
             "POST /reload             read the configuration again; every worker takes it if nothing is wrong with it\n"
+            f"{CHAOS_SAID if chaos else ''}"
         )
 
     async def metrics(_: web.BaseRequest) -> web.Response:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
+import struct
 import time
 from collections.abc import Callable
 
@@ -94,6 +96,16 @@ async def test_started_again_between_two_calls(own_redis: RedisServer, store_at:
     await store.close()
 
 
+async def test_back_after_an_outage_while_nobody_called(own_redis: RedisServer, store_at: StoreAt) -> None:
+    store = guarded(store_at, own_redis.url)
+    own_redis.kill()
+    await fails(store, "unreachable")
+    own_redis.start()
+    await until(lambda: store.state == "closed", what="a look")
+    assert await store.get_many([b"k"], 10.0) == [None]  # the first who comes
+    await store.close()
+
+
 async def test_hung(own_redis: RedisServer, store_at: StoreAt) -> None:
     store = guarded(store_at, own_redis.url)
     assert await store.get_many([b"k"], 10.0) == [None]
@@ -120,8 +132,7 @@ async def test_busy_for_two_seconds(own_redis: RedisServer, store_at: StoreAt) -
 async def not_answering(store: Guarded) -> bool:
     with contextlib.suppress(StoreError):
         await store.get_many([b"k"], SECONDS)
-        return False
-    return True
+    return store.state != "closed"  # the first wait that fails may be our own fault, on a busy machine
 
 
 async def recovers_later(store: Guarded, server: RedisServer) -> None:
@@ -150,7 +161,8 @@ async def test_many_callers_of_a_slow_server_each_keep_their_time(own_redis: Red
         calls = (store.get_many([b"k%d" % each], SECONDS) for each in range(1000))
         told = await asyncio.gather(*calls, return_exceptions=True)
         assert time.monotonic() - started < SECONDS + LATE
-        assert {each.kind for each in told if isinstance(each, StoreError)} == {"timeout"}
+        # "crowded": the machine was so busy with the callers that half of their time was over before they were asked
+        assert all(isinstance(each, StoreError) and each.kind in ("timeout", "crowded") for each in told)
         assert len(told) == 1000
         with own_redis.client() as client:
             assert client.info("clients")["connected_clients"] <= 1 + RedisOptions().connections_max
@@ -299,3 +311,30 @@ def test_a_connection_that_ends_between_a_look_and_the_question(
             own.close()
 
     uvloop.run(main())
+
+
+async def test_connections_that_were_reset_while_they_rested_cost_one_call_and_not_one_each() -> None:
+    """A reset cannot be seen on a connection that rests: it has neither bytes nor an end."""
+    there: list[asyncio.StreamWriter] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there.append(writer)
+        with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError):
+            while await reader.readuntil(b"PING\r\n"):
+                await asyncio.sleep(0.01)  # so that who comes now needs a connection of its own
+                writer.write(b"+PONG\r\n")
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    node = Node("127.0.0.1", listening.sockets[0].getsockname()[1], NodeOptions())
+    assert await asyncio.gather(*(node.ask([("PING",)], LATE) for _ in range(4))) == [[b"PONG"]] * 4
+    assert len(there) == 4
+    for writer in there:
+        own = writer.transport.get_extra_info("socket")
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close with a reset
+        writer.transport.abort()
+    await asyncio.sleep(0.05)  # a reset is on its way for less, and where it is not, nothing here fails
+    with contextlib.suppress(StoreError):
+        await node.ask([("PING",)], LATE)
+    assert await node.ask([("PING",)], LATE) == [b"PONG"]
+    node.close()
+    listening.close()

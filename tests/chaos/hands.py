@@ -20,11 +20,11 @@ from msgspec import Struct
 from redis import Redis
 from redis.exceptions import RedisError
 
-from tests.chaos.house import MODELS, WORKERS, House
+from tests.chaos.house import MODELS, READY_SECONDS, WORKERS, House
 from tests.chaos.plan import Deed
 from tests.chaos.proxy import Fault
 
-WELL_SECONDS_MAX: Final = 60.0
+WELL_SECONDS_MAX: Final = 120.0
 """For a part to be well again. A worker that has died often is given a pause of up to 30 s by its supervisor."""
 LATE_SECONDS: Final = 3.0
 SLOW_SECONDS: Final = 3.0
@@ -114,7 +114,7 @@ class Hands:
             case "flap":
                 for _ in range(FLAPS):
                     await asyncio.to_thread(server.kill)
-                    await asyncio.to_thread(server.start)
+                    await asyncio.to_thread(server.start, READY_SECONDS)
                 await asyncio.to_thread(server.kill)
         await asyncio.to_thread(self._triton_well)
 
@@ -149,7 +149,7 @@ class Hands:
             if hangs or not server.running:
                 self.aborts += not asked_to_end
                 server.kill()
-                server.start()
+                server.start(READY_SECONDS)
                 since, asked_to_end = time.monotonic(), False
 
     def _model_well(self, model: str) -> bool:
@@ -236,9 +236,9 @@ class Hands:
     async def _link(self, deed: Deed) -> None:
         proxy = self._house.proxies[deed.part.removeprefix("link-")]
         with self._broken(deed.part):
-            await proxy.switch(Fault(deed.what))
+            proxy.switch(Fault(deed.what))
             await asyncio.sleep(deed.seconds)
-            await proxy.switch(None)
+            proxy.switch(None)
 
 
 def _signal(pids: Iterable[int], number: signal.Signals) -> None:

@@ -31,10 +31,12 @@ WORKERS: Final = 2
 USERS_DB, SECOND_DB = 0, 1
 REDIS: Final = ("enable-debug-command yes", "loading-process-events-interval-bytes 1024")
 STATUS_SECONDS: Final = 6.0
+READY_SECONDS: Final = 120.0
+"""Many times what each takes: a machine that runs other tests besides must decide nothing."""
 
 
 class House:
-    """As an asynchronous context manager. ``proxies`` are by link: http, grpc, tables, second, door."""
+    """As an asynchronous context manager. ``proxies`` are by link (`plan.LINKS`)."""
 
     def __init__(self, environment: TritonEnvironment, seed: int) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="tailrace-chaos-"))
@@ -54,13 +56,15 @@ class House:
             self._stack.callback(shutil.rmtree, self.folder, ignore_errors=True)
             self._stack.callback(self.triton.kill)
             self._stack.enter_context(self._running_redis())
-            await asyncio.to_thread(self.triton.start)
-            for link in LINKS[:-1]:
-                await self._link(link)
+            await asyncio.to_thread(self.triton.start, READY_SECONDS)
+            for link in LINKS:
+                if not link.endswith("door"):
+                    await self._link(link)
             gateway = self.gateway = GatewayProcess(self.configuration(), ("--workers", str(WORKERS)))
             self._stack.push_async_callback(asyncio.to_thread, gateway.stop)
-            await asyncio.to_thread(gateway.start)
+            await asyncio.to_thread(gateway.start, READY_SECONDS)
             await self._link("door")
+            await self._link("grpc-door")
         except BaseException:
             await self._stack.aclose()
             raise
@@ -86,9 +90,11 @@ class House:
             "tables": self.redis.port,
             "second": self.redis.port,
         }
-        port = ports.get(name) or int(self.serving.http_address.rpartition(":")[2])
+        if name.endswith("door"):
+            address = self.serving.http_address if name == "door" else self.serving.grpc_address
+            ports[name] = int(address.rpartition(":")[2])
         self.proxies[name] = await self._stack.enter_async_context(
-            Proxy(HOST, port, random.Random(f"{self._seed} {name}"))
+            Proxy(HOST, ports[name], random.Random(f"{self._seed} {name}"))
         )
 
     @property

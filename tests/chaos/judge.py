@@ -116,7 +116,7 @@ class Whole(Struct, frozen=True):
 
     @property
     def degraded(self) -> bool:
-        return self.label.endswith(", degraded")
+        return re.search(r", degraded(?:,|$)", self.label) is not None
 
     def table(self, name: str) -> Mapping[str, int]:
         """How many of a table's rows were what."""
@@ -132,7 +132,8 @@ def _word(text: str, pattern: str) -> str:
 def _refused(answer: Answer) -> Verdict:
     """A 503 says what is wrong, in the form of a problem, and when to come again where that is of use."""
     document = answer.document
-    again = answer.headers.get("Retry-After", "").isdigit() or str(document.get("type", "")).endswith(":model-failed")
+    in_vain = str(document.get("type", "")).endswith(":model-failed")
+    again = in_vain or int(answer.headers.get("Retry-After") or "0") >= 1
     if "problem+json" in answer.headers.get("Content-Type", "") and document.get("error") and again:
         return Verdict("503")
     return Verdict("error", why="a 503 that is no problem document")

@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from itertools import count
 from typing import Any, Final
 
@@ -27,10 +27,13 @@ from tests.chaos.hands import Hands, Span
 from tests.chaos.house import House
 from tests.chaos.judge import DEADLINE_SECONDS, KINDS, Answer, Board, Question, Verdict, item_row, judged
 from tests.chaos.plan import STOP_SECONDS_MAX
+from tests.chaos.spoken import Came, Dropped, GrpcCaller
 
-CALLERS: Final = 12
-LINK_CALLERS: Final = 3
-DIRECT_CALLERS: Final = 6
+CALLERS: Final = (
+    ("gateway", "http", 9), ("gateway", "grpc", 4), ("link", "door", 2), ("link", "grpc-door", 2),
+    ("direct", "http", 6),
+)  # fmt: skip
+"""Of whom, by which door or link, how many."""
 PAUSE_SECONDS: Final = 0.03
 HUNG_SECONDS: Final = DEADLINE_SECONDS + STOP_SECONDS_MAX + 15.0
 """Beyond this no answer is on its way any more, whatever two cores have to do."""
@@ -50,8 +53,8 @@ FAULTS_SHOWN_MAX: Final = 20
 
 
 class Seen(Struct, frozen=True):
-    """One request: of whom (gateway, link, direct), of what kind, and what came of it. ``again``: it is one that is
-    asked again and again, so its answer may be known."""
+    """One request: of whom (the gateway, by a link or not, or Triton: direct), of what kind, and what came of it.
+    ``again``: it is one that is asked again and again, so its answer may be known."""
 
     whose: str
     kind: str
@@ -78,9 +81,9 @@ class Load:
     async def run(self, stop: asyncio.Event) -> None:
         """Ask until ``stop``; requests in work come to their end."""
         async with asyncio.TaskGroup() as group:
-            for whose, number in (("gateway", CALLERS), ("link", LINK_CALLERS), ("direct", DIRECT_CALLERS)):
+            for whose, way, number in CALLERS:
                 for _ in range(number):
-                    group.create_task(self._call(whose))
+                    group.create_task(self._direct() if whose == "direct" else self._called(whose, way))
             group.create_task(self._write())
             await stop.wait()
             self._stopping = True
@@ -91,25 +94,37 @@ class Load:
 
     # -- callers -----------------------------------------------------------------------------------------------------
 
-    async def _call(self, whose: str) -> None:
-        base = {
-            "gateway": self._house.serving.http_url,
-            "link": f"http://{self._house.proxies['door'].address}",
-            "direct": f"http://{self._house.proxies['http'].address}",
-        }[whose]
-        patience = aiohttp.ClientTimeout(total=HUNG_SECONDS)
-        async with aiohttp.ClientSession(timeout=patience) as session:
-            while not self._stopping:
-                await asyncio.sleep(PAUSE_SECONDS * (0.5 + self._chance.random()))
-                question = self._question()
-                ask = self._ask_triton if whose == "direct" else self._ask
-                began = time.monotonic()
-                sent = time.time()
-                verdict = await ask(session, base, question, whose)
-                seen = Seen(whose, question.kind, again(question), verdict, time.monotonic() - began, time.time())
-                self.seen.append(seen)
-                if verdict.why and whose != "direct" and len(self.bad) < FAULTS_SHOWN_MAX:
-                    self.bad.append(f"{whose} {question.kind} {verdict.outcome} at {sent:.2f}: {verdict.why}")
+    async def _called(self, whose: str, way: str) -> None:
+        """A caller of the gateway."""
+        house = self._house
+        address = house.proxies[way].address if whose == "link" else ""
+        if way.startswith("grpc"):
+            caller = GrpcCaller(address or house.serving.grpc_address)
+            try:
+                await self._call(whose, lambda asked: self._judged(way, asked, caller.ask(asked, HUNG_SECONDS)))
+            finally:
+                await caller.close()
+            return
+        base = f"http://{address}" if address else house.serving.http_url
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HUNG_SECONDS)) as session:
+            await self._call(whose, lambda asked: self._judged(way, asked, post(session, base, asked)))
+
+    async def _direct(self) -> None:
+        base = f"http://{self._house.proxies['http'].address}"
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HUNG_SECONDS)) as session:
+            await self._call("direct", lambda question: _ask_triton(session, base, question))
+
+    async def _call(self, whose: str, ask: Callable[[Question], Awaitable[Verdict]]) -> None:
+        """Ask until it is enough."""
+        while not self._stopping:
+            await asyncio.sleep(PAUSE_SECONDS * (0.5 + self._chance.random()))
+            question = self._question()
+            began, sent = time.monotonic(), time.time()
+            verdict = await ask(question)
+            seen = Seen(whose, question.kind, again(question), verdict, time.monotonic() - began, time.time())
+            self.seen.append(seen)
+            if verdict.why and len(self.bad) < FAULTS_SHOWN_MAX:
+                self.bad.append(f"{whose} {question.kind} {verdict.outcome} at {sent:.2f}: {verdict.why}")
 
     def _question(self) -> Question:
         """Half of them for what is asked again and again."""
@@ -125,42 +140,22 @@ class Load:
         numbers = [number() if hot else next(self._new) for _ in range(ROWS if kind == "rows" else 1)]
         return Question(kind, tuple((float(each), float(3 * each + 1)) for each in numbers))
 
-    async def _ask(self, session: aiohttp.ClientSession, base: str, question: Question, whose: str) -> Verdict:
+    async def _judged(self, way: str, question: Question, asking: Awaitable[Came]) -> Verdict:
         sent = time.time()
         try:
-            async with session.post(f"{base}/v2/models/{question.kind}/infer", json=body(question)) as answer:
-                document: Any = await answer.json(content_type=None)
-                status, headers = answer.status, dict(answer.headers)
+            status, headers, document = await asking
         except TimeoutError:
-            return self._excused(whose, sent, Verdict("hung", why="no answer"))
-        except (aiohttp.ClientError, ValueError) as error:
-            return self._excused(whose, sent, Verdict("dropped", why=repr(error)))
-        if not isinstance(document, dict):
-            return self._excused(whose, sent, Verdict("dropped", why="no JSON object"))
+            return self._excused(way, sent, Verdict("hung", why="no answer"))
+        except (Dropped, aiohttp.ClientError, ValueError) as error:
+            return self._excused(way, sent, Verdict("dropped", why=repr(error)))
         slack = self._stalled(sent)
         verdict = judged(question, Answer(status, headers, document, sent, slack), self.board)
-        return self._excused(whose, sent, verdict) if verdict.outcome == "error" and whose == "link" else verdict
+        return self._excused(way, sent, verdict) if verdict.outcome == "error" else verdict
 
-    async def _ask_triton(self, session: aiohttp.ClientSession, base: str, question: Question, whose: str) -> Verdict:
-        """The same question of the model itself, which is told a user's row and an item's: "fresh" or "failed"."""
-        rows = question.rows
-        if question.kind == "features":
-            rows = tuple((user, 1.0, *item_row(item)) for user, item in rows)
-        asked = body(Question("direct", rows))
-        model = MODELS.get(question.kind, "stamped")
-        try:
-            async with asyncio.timeout(LATE_SECONDS):
-                async with session.post(f"{base}/v2/models/{model}/infer", json=asked) as answer:
-                    document: Any = await answer.json(content_type=None)
-            found = {output["name"]: output["data"] for output in document["outputs"]}["y"]
-        except (TimeoutError, aiohttp.ClientError, ValueError, LookupError, TypeError):
-            return Verdict("failed")
-        return Verdict("fresh" if tuple(found) == tuple(each for row in rows for each in row) else "failed")
-
-    def _excused(self, whose: str, sent: float, verdict: Verdict) -> Verdict:
+    def _excused(self, way: str, sent: float, verdict: Verdict) -> Verdict:
         """``cut``, if its connection's other end, or the link itself, was broken meanwhile; else what it is. Nobody who
         hangs is excused but behind the broken link."""
-        parts = {"link-door"} if whose == "link" else set()
+        parts = {f"link-{way}"} if way.endswith("door") else set()
         if verdict.outcome == "dropped":
             parts.add("worker")
         return Verdict("cut") if any(self._overlaps(part, sent) for part in parts) else verdict
@@ -208,6 +203,32 @@ class Load:
                 self.writes["TimeoutError"] += 1
             await asyncio.sleep(WRITE_SECONDS)
         await client.aclose()
+
+
+async def post(session: aiohttp.ClientSession, base: str, question: Question) -> Came:
+    """Ask a gateway over HTTP. Raises Dropped, and what aiohttp does."""
+    async with session.post(f"{base}/v2/models/{question.kind}/infer", json=body(question)) as answer:
+        document: Any = await answer.json(content_type=None)
+        if not isinstance(document, dict):
+            raise Dropped("no JSON object")
+        return answer.status, dict(answer.headers), document
+
+
+async def _ask_triton(session: aiohttp.ClientSession, base: str, question: Question) -> Verdict:
+    """The same question of the model itself, which is told a user's row and an item's: "fresh" or "failed"."""
+    rows = question.rows
+    if question.kind == "features":
+        rows = tuple((user, 1.0, *item_row(item)) for user, item in rows)
+    asked = body(Question("direct", rows))
+    model = MODELS.get(question.kind, "stamped")
+    try:
+        async with asyncio.timeout(LATE_SECONDS):
+            async with session.post(f"{base}/v2/models/{model}/infer", json=asked) as answer:
+                document: Any = await answer.json(content_type=None)
+        found = {output["name"]: output["data"] for output in document["outputs"]}["y"]
+    except (TimeoutError, aiohttp.ClientError, ValueError, LookupError, TypeError):
+        return Verdict("failed")
+    return Verdict("fresh" if tuple(found) == tuple(each for row in rows for each in row) else "failed")
 
 
 def again(question: Question) -> bool:

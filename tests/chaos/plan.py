@@ -21,7 +21,8 @@ from tests.chaos.proxy import Fault
 PROCESS: Final = ("kill", "stop", "restart", "flap")
 STUB: Final = ("kill", "stop", "stop-long", "flap")
 ANSWERS: Final = ("oom", "noreplicas", "noauth", "readonly", "masterdown", "loading")
-LINKS: Final = ("http", "grpc", "tables", "second", "door")
+LINKS: Final = ("http", "grpc", "tables", "second", "door", "grpc-door")
+"""Gateway to Triton over HTTP and gRPC, to Redis for tables and for the second level; callers to gateway likewise."""
 
 WARM_SECONDS: Final = 4.0
 """Before the first fault: caches must hold something, or nothing could be stale."""
@@ -59,7 +60,7 @@ def deck(lane: str) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     processes, links = {
         "triton": ([("triton", PROCESS), ("stub", STUB)], ("http", "grpc")),
         "redis": ([("redis", PROCESS), ("answer", ANSWERS)], ("tables", "second")),
-        "edge": ([("worker", PROCESS)], ("door",)),
+        "edge": ([("worker", PROCESS)], ("door", "grpc-door")),
     }[lane]
     musts = [(part, what) for part, whats in processes for what in whats]
     return musts, [(f"link-{link}", fault) for link in links for fault in faults]

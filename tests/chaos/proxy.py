@@ -109,7 +109,6 @@ class Proxy:
         self._tasks: set[asyncio.Task[None]] = set()
         self._holder: socket.socket | None = None
         self._listening: socket.socket | None = None
-        self._accepting: asyncio.Task[None] | None = None
 
     @property
     def address(self) -> str:
@@ -129,21 +128,21 @@ class Proxy:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self._deafen()
+        self._deafen()
         for task in tuple(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._holder is not None:
             self._holder.close()
 
-    async def switch(self, fault: Fault | None) -> None:
+    def switch(self, fault: Fault | None) -> None:
         """Begin this fault, or with None end what there is."""
         before, self._fault = self._fault, fault
         self._mended.set()
         self._mended = asyncio.Event()
         if fault in (Fault.RESET, Fault.REFUSE):
             if fault is Fault.REFUSE:
-                await self._deafen()
+                self._deafen()
             for pair in tuple(self._pairs):
                 self.done[fault.value] += 1
                 pair.cut(hard=True)
@@ -167,25 +166,25 @@ class Proxy:
     def _listen(self) -> None:
         self._listening = self._bound(self.port)
         self._listening.listen(BACKLOG)
-        self._accepting = asyncio.create_task(self._accept(self._listening))
+        asyncio.get_running_loop().add_reader(self._listening, self._accept, self._listening)
 
-    async def _deafen(self) -> None:
-        accepting, self._accepting = self._accepting, None
-        if accepting is not None:
-            accepting.cancel()
-            await asyncio.gather(accepting, return_exceptions=True)
-        if self._listening is not None:
-            self._listening.close()
+    def _deafen(self) -> None:
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            asyncio.get_running_loop().remove_reader(listening)
+            listening.close()
 
-    async def _accept(self, listening: socket.socket) -> None:
-        while True:
-            near, _ = await asyncio.get_running_loop().sock_accept(listening)
-            if len(self._pairs) >= CONNECTIONS_MAX:
-                near.close()
-                continue
-            task = asyncio.create_task(self._serve(near))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _accept(self, listening: socket.socket) -> None:
+        try:
+            near, _ = listening.accept()
+        except OSError:
+            return  # who knocked has left
+        if len(self._pairs) >= CONNECTIONS_MAX:
+            near.close()
+            return
+        task = asyncio.create_task(self._serve(near))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, near: socket.socket) -> None:
         loop = asyncio.get_running_loop()

@@ -62,11 +62,14 @@ class Run(Struct, frozen=True):
         ]
 
     def availability(self, way: Way) -> float:
-        """The share of all that was asked to which there was a right answer, labelled for what it is, within the
-        deadline and a second."""
-        asked = self.of(way)
-        good = sum(each.verdict.outcome in GOOD and each.seconds <= LATE_SECONDS for each in asked)
-        return good / max(1, len(asked))
+        """The mean, over all seconds in which somebody asked, of the share to which there was a right answer, labelled
+        for what it is, within the deadline and a second. Of all requests it would say something else: callers who are
+        refused at once ask more often than those who wait in vain."""
+        seconds: dict[int, list[bool]] = {}
+        for each in self.of(way):
+            good = each.verdict.outcome in GOOD and each.seconds <= LATE_SECONDS
+            seconds.setdefault(int(each.ended - each.seconds), []).append(good)
+        return sum(sum(each) / len(each) for each in seconds.values()) / max(1, len(seconds))
 
 
 def column(seen: Seen) -> str:

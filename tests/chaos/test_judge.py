@@ -57,6 +57,8 @@ def board() -> Board:
         ("cache=hit, reason=fresh", TTL_SECONDS, {}, "hit"),
         ("cache=hit, reason=fresh", TTL_SECONDS + LATE, {}, "unlabelled"),
         ("cache=stale, steps=(stale), degraded", 6.0, {"Cache-Status": STALE_STATUS, "Age": "6"}, "stale"),
+        ("cache=stale, steps=(stale), degraded, brownout=1", 6.0, {"Cache-Status": STALE_STATUS, "Age": "6"}, "stale"),
+        ("cache=miss, reason=absent, brownout=1", 0.0, {}, "fresh"),
         ("cache=stale, steps=(stale), degraded", 60.0, {"Cache-Status": STALE_STATUS, "Age": "6"}, "unlabelled"),
         ("cache=stale, steps=(stale), degraded", 6.0, {"Cache-Status": STALE_STATUS}, "unlabelled"),
         ("cache=stale, steps=(stale), degraded", 6.0, {"Age": "6"}, "unlabelled"),

@@ -27,7 +27,7 @@ def test_within_a_lane_one_thing_at_a_time(seed: int) -> None:
 
 def test_a_long_run_does_everything() -> None:
     every = {f"{part} {what}" for lane in LANES for some in deck(lane) for part, what in some}
-    assert len(every) == 62
+    assert len(every) == 70
     for seed in range(20):
         assert {deed.name for deed in plan(seed, 570.0)} == every
 

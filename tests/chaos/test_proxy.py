@@ -96,17 +96,17 @@ async def test_the_end_of_the_server_is_the_callers() -> None:
 async def test_latency() -> None:
     async with opened(Pace(latency_seconds=60.0)) as room:
         talking = await room.talking()
-        await room.proxy.switch(Fault.LATENCY)
+        room.proxy.switch(Fault.LATENCY)
         talking[1].write(SAID)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(talking[0].read(1), SOON)
-        await room.proxy.switch(None)
+        room.proxy.switch(None)
         assert await asyncio.wait_for(talking[0].readexactly(len(SAID)), LATE) == SAID
 
 
 async def test_latency_passes() -> None:
     async with opened(Pace(latency_seconds=0.01)) as room:
-        await room.proxy.switch(Fault.LATENCY)
+        room.proxy.switch(Fault.LATENCY)
         assert await answer(await room.connect()) == SAID
         assert room.proxy.done["latency"] == 2
 
@@ -114,20 +114,20 @@ async def test_latency_passes() -> None:
 async def test_a_blackhole_takes_connections_and_gives_all_of_it_back_at_the_end() -> None:
     async with opened() as room:
         old = await room.talking()
-        await room.proxy.switch(Fault.BLACKHOLE)
+        room.proxy.switch(Fault.BLACKHOLE)
         new = await room.connect()
         for each in (old, new):
             each[1].write(SAID)
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.gather(old[0].read(1), new[0].read(1)), SOON)
-        await room.proxy.switch(None)
+        room.proxy.switch(None)
         for each in (old, new):
             assert await asyncio.wait_for(each[0].readexactly(len(SAID)), LATE) == SAID
 
 
 async def reset(room: Room) -> None:
     old = await room.talking()
-    await room.proxy.switch(Fault.RESET)
+    room.proxy.switch(Fault.RESET)
     for each in (old, await room.connect()):
         with pytest.raises(ConnectionResetError):
             await rest(each)
@@ -135,7 +135,7 @@ async def reset(room: Room) -> None:
 
 async def truncate(room: Room) -> None:
     old = await room.talking()
-    await room.proxy.switch(Fault.TRUNCATE)
+    room.proxy.switch(Fault.TRUNCATE)
     for each in (old, await room.connect()):
         each[1].write(SAID)
         got = await rest(each)
@@ -145,7 +145,7 @@ async def truncate(room: Room) -> None:
 
 async def corrupt(room: Room) -> None:
     old = await room.talking()
-    await room.proxy.switch(Fault.CORRUPT)
+    room.proxy.switch(Fault.CORRUPT)
     for each in (old, await room.connect()):
         assert await answer(each) == GARBAGE + SAID[len(GARBAGE) :]
         assert await answer(each, b"abc") == GARBAGE[:3]
@@ -153,7 +153,7 @@ async def corrupt(room: Room) -> None:
 
 async def half_close(room: Room) -> None:
     old = await room.talking()
-    await room.proxy.switch(Fault.HALF_CLOSE)
+    room.proxy.switch(Fault.HALF_CLOSE)
     for each in (old, await room.connect()):
         each[1].write(SAID)
         assert await rest(each) == b""
@@ -163,7 +163,7 @@ async def half_close(room: Room) -> None:
 
 async def refuse(room: Room) -> None:
     old = await room.talking()
-    await room.proxy.switch(Fault.REFUSE)
+    room.proxy.switch(Fault.REFUSE)
     with pytest.raises(ConnectionResetError):
         await rest(old)
     with pytest.raises(ConnectionRefusedError):
@@ -172,7 +172,7 @@ async def refuse(room: Room) -> None:
 
 async def drip(room: Room) -> None:
     talking = await room.talking()
-    await room.proxy.switch(Fault.DRIP)
+    room.proxy.switch(Fault.DRIP)
     talking[1].write(SAID)
     async with asyncio.timeout(LATE):
         assert await talking[0].read(100) == SAID[:1]
@@ -186,7 +186,7 @@ async def test_a_broken_link_is_whole_again(breaking: Callable[[Room], Awaitable
         fault = room.proxy.fault
         assert fault is not None
         assert room.proxy.done[fault.value] > 0
-        await room.proxy.switch(None)
+        room.proxy.switch(None)
         assert room.proxy.port == port
         assert await answer(await room.connect()) == SAID
 
@@ -194,17 +194,17 @@ async def test_a_broken_link_is_whole_again(breaking: Callable[[Room], Awaitable
 async def test_who_was_lied_to_is_cut_when_the_fault_is_over() -> None:
     async with opened() as room:
         talking = await room.talking()
-        await room.proxy.switch(Fault.CORRUPT)
+        room.proxy.switch(Fault.CORRUPT)
         await answer(talking)
-        await room.proxy.switch(None)
+        room.proxy.switch(None)
         assert await rest(talking) == b""
 
 
 async def test_one_fault_follows_another() -> None:
     async with opened(Pace(0.001, 0.001)) as room:
         for fault in (*Fault, *reversed(Fault)):
-            await room.proxy.switch(fault)
-        await room.proxy.switch(None)
+            room.proxy.switch(fault)
+        room.proxy.switch(None)
         assert await answer(await room.connect()) == SAID
 
 

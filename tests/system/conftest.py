@@ -1,7 +1,6 @@
 """Callers that know the right answer, servers that can be broken, and the table of what came of it.
 
-Rule of this file: an answer is judged by what the caller itself knows: its own input, and the stamp of when
-the model computed the answer. What the gateway says of an answer (its labels) is what is on trial.
+Rule of this file: an answer is judged by what the caller itself knows (``tests/chaos/judge.py``).
 """
 
 from __future__ import annotations
@@ -23,16 +22,15 @@ import pytest
 
 from examples.gatewayprocess import ConfigValue, GatewayProcess
 from examples.tritonserver import TritonEnvironment, TritonOptions, TritonServer
+from tests.chaos.judge import BAD, DEADLINE_SECONDS, TTL_SECONDS, Answer, Board, Question, judged
 
 CALLERS = 16
 HOT_INPUTS = 32
-DEADLINE_SECONDS = 2.0
-TTL_SECONDS = 1.0
 SLACK_SECONDS = 1.0
 """Beyond its deadline, for two cores that run Triton, its models, the gateway and the callers."""
 PAUSE_SECONDS = 0.02
-BAD = ("wrong", "unlabelled", "hung", "error", "dropped")
 OUTCOMES = ("fresh", "hit", "stale", "fast-only", "refused", *BAD)
+NOBODY_WRITES = Board()
 MODEL = Path(__file__).parent / "models" / "stamped"
 TABLES: pytest.StashKey[list[str]] = pytest.StashKey()
 
@@ -98,8 +96,11 @@ class Load:
         except aiohttp.ClientError as error:
             return Seen("dropped", sent, time.monotonic() - began, (), repr(error))
         label = answer.headers.get("Tailrace-Provenance", "")
-        outcome = _judged(answer, document, row, sent, label)
-        said = f"{answer.status} {answer.headers.get('Cache-Status', '')} | {label} | {str(document)[:300]}"
+        question = Question("cascade" if "/cascade/" in self.url else "plain", ((row[0], row[1]),))
+        verdict = judged(question, Answer(answer.status, answer.headers, document, sent), NOBODY_WRITES)
+        status = f"{answer.status} {answer.headers.get('Cache-Status', '')}"
+        said = f"{status} | {label} | {str(document)[:300]} {verdict.why}"
+        outcome = "refused" if verdict.outcome == "503" else verdict.outcome
         told = re.search(r"steps=\(([^)]*)\)", label)
         return Seen(outcome, sent, time.monotonic() - began, tuple(told[1].split()) if told else (), said)
 
@@ -109,33 +110,6 @@ class Load:
             number = turn // 2 % HOT_INPUTS if turn % 2 else next(self._new)
             self.seen.append(await self.ask(session, number))
             await asyncio.sleep(PAUSE_SECONDS)
-
-
-def _judged(answer: aiohttp.ClientResponse, document: dict, row: Sequence[float], sent: float, label: str) -> str:
-    if answer.status == 503:
-        is_problem = answer.content_type == "application/problem+json" and document.get("error")
-        again = int(answer.headers.get("Retry-After", "0")) >= 1 or document["type"].endswith(":model-failed")
-        return "refused" if is_problem and again else "error"
-    if answer.status != 200:
-        return "error"
-    outputs = {output["name"]: output["data"] for output in document["outputs"]}
-    if outputs["y"] != row:
-        return "wrong"
-    told = re.search(r"cache=(\w+)", label)
-    cache = told[1] if told else ""
-    age = sent - outputs["at"][0]
-    if cache == "stale":
-        labelled = "ttl=-" in answer.headers["Cache-Status"] and "Age" in answer.headers
-        return "stale" if labelled else "unlabelled"
-    if cache == "hit":  # it was computed within a deadline before it was kept
-        return "hit" if age <= TTL_SECONDS + DEADLINE_SECONDS else "unlabelled"
-    if cache not in ("miss", "bypass") or age > DEADLINE_SECONDS:
-        return "unlabelled"
-    unsure = row[0] % 2 == 1 and "cascade" in str(answer.url) and outputs["who"] == [0.0]
-    if not unsure:
-        return "fresh"
-    is_told = "degraded" in label and "tier" in label and "stored" not in answer.headers["Cache-Status"]
-    return "fast-only" if is_told else "unlabelled"
 
 
 @pytest.fixture

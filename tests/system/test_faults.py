@@ -116,7 +116,11 @@ def test_it_is_not_there_unless_it_is_enabled(start: Callable[..., GatewayProces
         gateway = start({}, *arguments)
         assert asked(f"{gateway.admin_url}/chaos")[0] == 404
         assert asked(f"{gateway.admin_url}/chaos", {"kill": True})[0] == 404
+        with urllib.request.urlopen(gateway.admin_url, timeout=LATE) as answer:
+            assert b"chaos" not in answer.read()
     gateway = start(CHAOS)
+    with urllib.request.urlopen(gateway.admin_url, timeout=LATE) as answer:
+        assert b"POST /chaos" in answer.read()
     assert asked(f"{gateway.admin_url}/chaos", {"kill": True}, "text/plain")[0] == 415  # as a page in a browser may
     assert asked(f"{gateway.admin_url}/chaos", {"seconds": "x"})[0] == 400
     assert "chaos.enabled: is true" in gateway.log()

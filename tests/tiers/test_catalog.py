@@ -11,7 +11,7 @@ from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tiers.backends.triton_http import Call, Reply
 from tiers.catalog import Catalog, CatalogOptions
-from tiers.facts import Sight, TensorFact, changed
+from tiers.facts import ModelFacts, Sight, TensorFact, changed
 from tiers.inference import Rejected, UpstreamError
 
 FAR = Deadline(1e9)
@@ -316,6 +316,7 @@ async def test_a_replica_that_hangs_hides_no_other(hung: int, version: str) -> N
     made, _ = catalog(*replicas)
     async with asyncio.timeout(10):
         assert (await made.facts("m", version, FAR)).name == "m"
+        await made.close()
     assert replicas[hung].left == replicas[hung].calls > 0  # and nothing is still being asked of it
 
 
@@ -413,3 +414,75 @@ async def test_what_is_told_of_something_else_is_not_believed(version: str) -> N
     await poll(made)
     assert await made.facts("m", version, FAR) is before
     assert turned == []
+
+
+async def test_all_replicas_are_looked_at_when_a_model_is_learnt() -> None:
+    """So a change on one that was not the first to answer is seen by the first poll: it may have answered callers
+    between the two."""
+    first, second = Triton("a"), Triton("b")
+    made, turned = catalog(first, second)
+    await made.facts("m", "", FAR)
+    await asyncio.gather(*made._late)
+    assert await poll(made) == ()
+    second.versions = ["2"]
+    assert await poll(made) == ("m",)
+    assert turned == ["m"]
+    await made.close()
+
+
+async def test_a_replica_that_is_first_looked_at_later_may_have_been_another_until_then() -> None:
+    """Found by the simulated world (seed 43): what it had answered before was called fresh for a whole ttl."""
+    first, second = Triton("a"), Triton("b")
+    second.down = Failure.TIMEOUT
+    made, turned = catalog(first, second)
+    await made.facts("m", "", FAR)
+    await asyncio.gather(*made._late, return_exceptions=True)
+    assert await poll(made) == ()
+    second.down = None
+    assert await poll(made) == ("m",)
+    assert await poll(made) == ()
+    assert turned == ["m"]
+    await made.close()
+
+
+@pytest.mark.parametrize("has_answered", [False, True])
+async def test_a_replica_that_answers_callers_before_it_has_told_what_it_is(has_answered: bool) -> None:
+    first, second = Triton("a"), Triton("b")
+    turned: list[str] = []
+    options = CatalogOptions()
+    made = Catalog((first, second), options, lambda: 0.0, turned.append, lambda url, _: has_answered and url == "b")
+    await made.facts("m", "", FAR)
+    await asyncio.gather(*made._late)
+    assert turned == (["m"] if has_answered else [])
+    assert await poll(made) == ()
+    await made.close()
+
+
+async def test_a_model_that_was_only_remembered_is_no_other_one_when_it_is_first_looked_at() -> None:
+    triton, answered, turned = Triton(), set[str](), list[str]()
+    catalog = Catalog([triton], CatalogOptions(), lambda: 0.0, turned.append, lambda _, model: model in answered)
+    facts = ModelFacts("m", ("7",), (), (), 4, False, False)
+    catalog.remember("m", facts)
+    assert catalog.recall("m", "") is facts
+    assert catalog.looked("m") == {}
+    triton.down = Failure.UNREACHABLE
+    await catalog.look_once(FAR)
+    assert catalog.recall("m", "") is facts
+    triton.down = None
+    await catalog.look_once(FAR)
+    assert turned == []
+    told = catalog.recall("m", "")
+    assert told is not None
+    assert told.versions == ("1",)
+    catalog.remember("m", facts)
+    assert catalog.recall("m", "") is told, "it has spoken for itself"
+    await catalog.close()
+
+
+async def test_a_remembered_model_that_has_answered_before_it_was_looked_at_may_be_another_one() -> None:
+    turned = list[str]()
+    catalog = Catalog([Triton()], CatalogOptions(), lambda: 0.0, turned.append, lambda *_: True)
+    catalog.remember("m", ModelFacts("m", ("1",), (), (), 4, False, False))
+    await catalog.look_once(FAR)
+    assert turned == ["m"]
+    await catalog.close()

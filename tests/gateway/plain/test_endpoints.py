@@ -8,9 +8,12 @@ import hashlib
 import json
 import re
 from email.utils import formatdate
+from time import monotonic
 
 import pytest
 
+from gateway.notes import Notebook, Notes
+from gateway.suspects import Suspect
 from tests.gateway.plain.conftest import Front, Open, Predictor, Told, until
 
 CACHED = """
@@ -453,3 +456,22 @@ async def test_a_reload_keeps_answers_that_are_still_true(predictor: Predictor, 
     assert await front.reload("") == 200
     assert (await front.ask("POST", "/echo", b"x")).cache == "bypass"
     assert front.gateway.standing.endpoints == {}
+
+
+async def test_a_post_is_noted_while_it_is_in_work_and_refused_when_condemned(
+    predictor: Predictor, open_front: Open
+) -> None:
+    notebook = Notebook(1)
+    front = await open_front(CACHED)
+    front.gateway.note(Notes(notebook.file, 0))
+    predictor.gate.clear()
+    asked = asyncio.create_task(front.predict(1, 2))
+    await until(lambda: len(predictor.posts) == 1)
+    (digest,) = notebook.taken(0)
+    predictor.gate.set()
+    assert (await asked).status == 200
+    notebook.publish([Suspect(digest, monotonic() + 600.0)])
+    assert (await front.predict(1, 2)).status == 422  # answered once, but not by its bytes yet
+    assert (await front.predict(1, 3)).status == 200
+    assert len(predictor.posts) == 2
+    notebook.close()

@@ -1,0 +1,465 @@
+"""What must hold, whatever fails: each in a function of its own, which says what does not.
+
+Rule of this file: it looks and changes nothing. Each function yields what is wrong, in words; nothing is right. What an
+answer was made of is known from the ledger (each execution of a model has a number, which is in its answer), so that no
+bound is guessed: an answer is as old as the execution that it names.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
+
+from gateway.config import QuotaConfig
+from tests.sim import faults
+from tests.sim.client import Told
+from tests.sim.ledger import Execution, Row, fingerprint, scores
+from tests.sim.scene import CALLERS, COHERENT, MODELS, TABLE_TIMEOUT, TABLE_TTL
+from tests.sim.world import Violated, check
+
+if TYPE_CHECKING:
+    from tests.sim.world import Process, World
+
+SLACK_SECONDS: Final = 0.1
+"""For the way of bytes and what waits for its turn; what the event loop was stalled for comes on top."""
+TASKS_MAX: Final = 400
+QUOTA_SLACK: Final = 1
+"""Requests beyond a quota, for when exactly one was charged is not seen from outside."""
+STATUSES: Final = frozenset({200, 429, 500, 503, 504})
+
+OfAnswer = Callable[["World", Told], Iterator[str]]
+OfWorld = Callable[["World"], Iterator[str]]
+
+
+def _executions(world: World, told: Told) -> list[Execution]:
+    return [made for row in told.output("y") if (made := world.ledger.of(row[0])) is not None]
+
+
+def _age(told: Told, made: Execution) -> float:
+    """How old an answer was when it was given: since all of it had come to the gateway."""
+    return told.answered - made.arrived
+
+
+def _slack(world: World, told: Told) -> float:
+    """What a clock of the world's may be off by: the event loop's stalls; other processes' answers are dated by the
+    civil clock, which may have been set."""
+    seconds = SLACK_SECONDS + world.stalled(told.asked - 5.0, told.answered) + world.on_the_way(told)
+    if told.question.route.startswith("second"):
+        seconds += world.stepped
+    return seconds
+
+
+# -- of an answer -----------------------------------------------------------------------------------
+
+
+def answers_are_true(world: World, told: Told) -> Iterator[str]:
+    """Each row of an answer is what a model of the route said to that very row, and nobody spoiled it."""
+    if told.status != 200:
+        return
+    question = told.question
+    names = tuple(each["name"] for each in told.document["outputs"])
+    due = question.outputs or (("y", "p", "f") if question.user else ("y", "p"))
+    made_by = _executions(world, told)
+    if not question.outputs and any(made.flawed == faults.MISSING for made in made_by):
+        due = tuple(name for name in due if name in names)  # a model may leave out what nobody has named
+    if sorted(names) != sorted(due):
+        yield f"outputs {names} where {due} were asked for"
+        return
+    rows, features, sure = told.output("y"), told.output("f"), told.output("p")
+    if len(rows) != len(question.rows):
+        yield f"{len(rows)} rows where {len(question.rows)} were asked for"
+        return
+    for place, (serial, generation, said, first) in enumerate(rows):
+        made = world.ledger.of(serial)
+        if made is None or made.model not in MODELS[question.route] or made.generation != generation:
+            yield f"row {place} names execution {serial}, which is none of this route's"
+            continue
+        asked = _row(question.rows[place], question.scale) if not features else (*map(int, features[place]), 0)
+        if asked not in made.rows or said != fingerprint(made.model, generation, asked) or first != asked[0]:
+            yield f"row {place} of execution {serial} is no answer to {asked}"
+        if made.flawed == faults.SHAPE:
+            yield f"row {place} is of execution {serial}, whose answer was broken ({made.flawed})"
+        if sure and made.flawed != faults.NAN and not _close(sure[place], scores(made.model, asked)):
+            yield f"row {place} of execution {serial} has scores {sure[place]}"
+
+
+def _row(key: int, scale: int) -> Row:
+    return (key, key * 7, scale)
+
+
+def _close(one: list[float], other: tuple[float, ...]) -> bool:
+    return all(math.isclose(a, b, rel_tol=1e-5) for a, b in zip(one, other, strict=True))
+
+
+def answers_are_of_one_tenant(world: World, told: Told) -> Iterator[str]:
+    """What was asked for one tenant is never another's answer, but where a route says that it is everybody's."""
+    route = told.question.route
+    if any((cache := config.routes[route].cache) is not None and cache.shared for config in world.scene.configs):
+        return
+    tenant = CALLERS[told.question.caller]
+    for made in _executions(world, told):
+        owner = world.tenants.setdefault((route, made.serial), tenant)
+        if owner != tenant:
+            yield f"execution {made.serial} was tenant {owner}'s and is told to {tenant}"
+
+
+def nothing_old_is_unlabelled(world: World, told: Told) -> Iterator[str]:
+    """What is called fresh is no older than the route's ttl; what is old says so, and how old it is."""
+    if told.status != 200:
+        return
+    bounds, slack = world.scene.bounds[told.question.route], _slack(world, told)
+    lasted = told.answered - told.asked
+    for made in _executions(world, told):
+        age = _age(told, made)
+        if told.state == "hit" and age > bounds.ttl + slack:
+            yield f"execution {made.serial} is {age:.2f} s old and called fresh; ttl {bounds.ttl}"
+        if told.state == "stale" and age > bounds.ttl + bounds.max_stale + slack:
+            yield f"execution {made.serial} is {age:.2f} s old; max_stale {bounds.max_stale}"
+        if told.state in ("hit", "stale"):
+            late = bounds.timeout if len(MODELS[told.question.route]) > 1 else 0.0
+            said = int(told.fields.get("age", -10))
+            if said + 1 + slack + late < age:
+                yield f"execution {made.serial} is {age:.2f} s old and said to be {said}"
+        if told.state in ("miss", "bypass"):
+            kept = bounds.ttl if "kept" in told.labels else 0.0
+            if made.began < told.asked - bounds.timeout - kept - slack and not told.labels.get("steps"):
+                yield f"execution {made.serial} began {told.asked - made.began:.2f} s before it was asked for"
+            if age > kept + bounds.timeout + lasted + slack:
+                yield f"execution {made.serial} is {age:.2f} s old and called new"
+
+
+def directives_are_kept(world: World, told: Told) -> Iterator[str]:
+    """Cache-Control of the request: no-cache, max-age and only-if-cached."""
+    if told.status != 200:
+        return
+    directives, slack = told.question.directives, _slack(world, told)
+    lasted = told.answered - told.asked
+    for made in _executions(world, told):
+        age = _age(told, made)
+        if "no-cache" in directives and made.began < told.asked:
+            yield f"no-cache, and execution {made.serial} is older"
+        if directives == "only-if-cached" and made.began > told.asked + slack:
+            yield f"only-if-cached, and execution {made.serial} is newer"
+        for part in directives.split(", "):
+            if part.startswith("max-age=") and age > int(part[8:]) + lasted + slack:
+                yield f"{directives}, and execution {made.serial} is {age:.2f} s old"
+
+
+def no_model_that_is_gone(world: World, told: Told) -> Iterator[str]:
+    """A model that every replica has been seen without is never called fresh."""
+    if told.status != 200 or told.state != "hit":
+        return
+    for made in _executions(world, told):
+        hosts = [host for host, triton in world.tritons.items() if made.model in triton.models]
+        seen = [_seen(world, told, host, made) for host in hosts]
+        if seen and all(at is not None and at < told.asked - SLACK_SECONDS for at in seen):
+            yield f"execution {made.serial} is of generation {made.generation}, seen gone at {seen}"
+
+
+def _seen(world: World, told: Told, host: str, made: Execution) -> float | None:
+    """When a gateway saw another model in the place of this execution's; None: it has not yet."""
+    looks = world.ledger.shown.get((told.gateway, host, made.model), [])
+    before = [each for each in looks if each[0] <= told.asked]
+    return next((at for at, generation in before if generation > made.generation), None)
+
+
+def nothing_outlives_a_purge(world: World, told: Told) -> Iterator[str]:
+    """Who asks after a purge gets nothing that was begun before it."""
+    purges = [at for at in world.purges.get((told.gateway, told.question.route), []) if at < told.asked]
+    if told.status != 200 or not purges:
+        return
+    for made in _executions(world, told):
+        if made.began < purges[-1]:
+            yield f"execution {made.serial} began {purges[-1] - made.began:.3f} s before a purge that came first"
+
+
+def nothing_degraded_is_unlabelled(world: World, told: Told) -> Iterator[str]:
+    """A row that the small model was unsure of is only ever told with the word degraded."""
+    if told.status != 200 or "degraded" in told.labels:
+        return
+    if "steps" in told.labels and told.state == "stale":
+        yield "a stale answer by the ladder that is not called degraded"
+    rows = told.output("y")
+    for key, made in zip(told.question.rows, _executions(world, told), strict=False):
+        score = scores(made.model, _row(key, told.question.scale))
+        if made.model == "small" and score[0] - score[1] < 0.5 and len(rows) == len(told.question.rows):
+            yield f"row {key} is the small model's, which was unsure of it"
+
+
+def features_are_as_labelled(world: World, told: Told) -> Iterator[str]:
+    """Each row that the model was given is the table's, no older than its label says; defaults are counted."""
+    if told.status != 200 or not told.question.user:
+        return
+    tables = told.tables
+    for place, (row, made) in enumerate(zip(told.output("f"), _executions(world, told), strict=False)):
+        for table, key, part in (
+            ("user", told.question.user, row[:3]),
+            ("item", told.question.rows[place], row[3:]),
+        ):
+            yield from _feature(world, table, key, part, made, tables.get(table, {}))
+
+
+def _feature(
+    world: World, table: str, key: int, part: list[float], made: Execution, label: dict[str, int]
+) -> Iterator[str]:
+    own, version, sum_ = map(int, part)
+    if part == [0.0, 0.0, 0.0]:
+        if not label.get("absent") and not label.get("lost"):
+            yield f"{table} {key} is a default, and its label does not say so: {label}"
+        return
+    if own != key or sum_ != check(key, version):
+        yield f"{table} {key} was given the row {part}"
+        return
+    ends = world.ledger.superseded(table, key, version)
+    old = label.get("age", 0) + 1.0
+    bound = (COHERENT if table == "user" else TABLE_TTL) + TABLE_TIMEOUT
+    slack = SLACK_SECONDS + world.stalled(made.began - 5.0, made.began)
+    if ends is None:
+        yield f"{table} {key} never was at version {version}"
+    elif not label.get("stale") and ends < made.began - bound - slack:
+        yield f"{table} {key} at version {version} was over {made.began - ends:.2f} s before, and is called fresh"
+    elif ends < made.began - old - slack - bound:
+        yield f"{table} {key} at version {version} was over {made.began - ends:.2f} s before; label {label}"
+
+
+def deadlines_are_kept(world: World, told: Told) -> Iterator[str]:
+    """Whoever waits is told something within the route's time, or its own if that is shorter."""
+    question = told.question
+    if told.left:
+        return
+    if told.lost:
+        if not world.may_break(told) and not world.met_an_end(told):
+            yield f"no answer: {told.lost}"
+        return
+    bound = world.scene.bounds[question.route].timeout
+    bound = min(bound, question.timeout) if question.timeout else bound
+    lasted = told.answered - told.asked
+    if lasted > bound + SLACK_SECONDS + world.stalled(told.asked, told.answered) + world.on_the_way(told):
+        yield f"took {lasted:.3f} s of {bound:.3f} s (status {told.status})"
+
+
+def refusals_are_expected(world: World, told: Told) -> Iterator[str]:
+    """A request that is as it should be is answered, or refused for a reason that is not its own."""
+    if told.status == 408 and world.on_the_way(told):
+        return
+    if told.status and told.status not in STATUSES:
+        yield f"status {told.status}: {told.document}"
+    if told.status == 500 and "urn:tailrace:problem:internal" in str(told.document):
+        yield f"a bug of ours: {told.document}"
+    if told.status == 504 and "cached" in str(told.document.get("type")) and "only-if" not in told.question.directives:
+        yield "not cached, and it need not have been"
+
+
+def all_is_well_again(world: World, told: Told) -> Iterator[str]:
+    """Some time after the last fault every route answers, fresh, by the models as they are."""
+    if not world.calm:
+        return
+    if told.status == 429 and told.question.route == "limited":
+        return
+    if told.status == 200 and told.labels.get("reason") == "revalidating":
+        return
+    if told.status != 200 or "degraded" in told.labels or told.state not in ("hit", "miss", "bypass"):
+        yield f"status {told.status} {told.fields.get('tailrace-provenance')}: {str(told.document)[:300]}"
+        return
+    for made in _executions(world, told):
+        present = world.tritons[made.replica].models[made.model].generation
+        if made.generation != present:
+            yield f"execution {made.serial} is of generation {made.generation}; it is {present}"
+
+
+OF_ANSWER: Final[tuple[OfAnswer, ...]] = (
+    answers_are_true,
+    answers_are_of_one_tenant,
+    nothing_old_is_unlabelled,
+    directives_are_kept,
+    no_model_that_is_gone,
+    nothing_outlives_a_purge,
+    nothing_degraded_is_unlabelled,
+    features_are_as_labelled,
+    deadlines_are_kept,
+    refusals_are_expected,
+    all_is_well_again,
+)
+
+
+# -- of every moment --------------------------------------------------------------------------------
+
+
+def memory_is_bounded(world: World) -> Iterator[str]:
+    """Caches keep to their bytes, flights and tasks to their numbers, and what is counted is never less than none."""
+    for process in _living(world):
+        gateway = process.gateway
+        for name, route in gateway.routes.items():
+            for shelf in (route.cache, route.row_cache):
+                if shelf is not None and not 0 <= shelf.bytes_used <= shelf.bytes_max:
+                    yield f"{name} keeps {shelf.bytes_used} of {shelf.bytes_max} bytes"
+            if route.refreshes > max(route.refreshes_max, 1):
+                yield f"{name} refreshes {route.refreshes} at once"
+            if route.second is not None and route.second.waiting > 4096:
+                yield f"{name} leaves {route.second.waiting} writes waiting"
+        if gateway.buffered.bytes < 0:
+            yield f"{gateway.buffered.bytes} bytes are buffered"
+    if world.loop.tasks > TASKS_MAX:
+        yield f"{world.loop.tasks} tasks"
+
+
+def nothing_is_a_bug(world: World) -> Iterator[str]:
+    """No exception that nobody expected: not in the log, and not in a task that nobody waits for."""
+    yield from world.bugs
+    yield from world.loop.wrong
+
+
+def flights_land(world: World) -> Iterator[str]:
+    """A flight that is known has somebody who waits for it."""
+    for process in _living(world):
+        for name, route in process.gateway.routes.items():
+            if len(route.flights) and not route.flights.waiters:
+                yield f"{name} has {len(route.flights)} flights for nobody"
+
+
+OF_MOMENT: Final[tuple[OfWorld, ...]] = (memory_is_bounded, nothing_is_a_bug, flights_land)
+
+
+# -- of the calm ------------------------------------------------------------------------------------
+
+
+def breakers_close(world: World) -> Iterator[str]:
+    """Once all is well and asked, nothing is left out of rotation."""
+    for process in _living(world):
+        for name, home in process.gateway.homes.items():
+            for state in home.pool.states():
+                if state.breaker != "closed" or state.models_open or not state.ready:
+                    yield f"{process.name} {name}: {state}"
+        for name, table in process.gateway.standing.tables.items():
+            if table.state != "closed" or not table.is_live:
+                yield f"{process.name} table {name}: {table.state}, live {table.is_live}"
+
+
+def nothing_is_under_way(world: World) -> Iterator[str]:
+    """When nobody asks, nobody is asked: no flight, no call, no byte held."""
+    for process in _living(world):
+        gateway = process.gateway
+        for name, route in gateway.routes.items():
+            if len(route.flights) or route.refreshing:
+                yield f"{name}: {len(route.flights)} flights, {len(route.refreshing)} refreshes"
+            if route.rows is not None and (len(route.rows.flights) or route.rows._under_way):
+                yield f"{name}: {len(route.rows.flights)} fills of rows"
+        for name, home in gateway.homes.items():
+            busy = [state for state in home.pool.states() if state.in_flight > 1]  # one may be a probe
+            if busy:
+                yield f"{name}: {busy}"
+        if gateway.buffered.bytes:
+            yield f"{gateway.buffered.bytes} bytes are buffered"
+
+
+def permits_end(world: World) -> Iterator[str]:
+    """Leave to make a call has been given back, once the call is over."""
+    open_ = [permit for permit in world.permits if not permit._ended]
+    if len(open_) > 2 * len(world.tritons):  # probes and looks may be under way
+        yield f"{len(open_)} of {len(world.permits)} permits have not ended"
+
+
+def quotas_are_kept(world: World) -> Iterator[str]:
+    """In any span of time no more is let through than the quota says, by what its limiter counts as one life."""
+    configs = world.scene.configs
+    for process in world.processes:
+        told = [each for each in world.told if each.gateway == process.name and each.status != 429 and each.status]
+        for kind in world.scene.kinds:
+            routes = [config.routes[kind] for config in configs]
+            of_route = [each for each in told if each.question.route == kind]
+            yield from _quota(world, process, of_route, [each.quota for each in routes], f"{kind}'s")
+            for caller in CALLERS:
+                own = [each for each in of_route if each.question.caller == caller]
+                yield from _quota(world, process, own, [each.caller_quota for each in routes], f"{kind}'s of {caller}")
+        for caller in CALLERS:
+            own = [each for each in told if each.question.caller == caller]
+            yield from _quota(world, process, own, [config.callers[caller].quota for config in configs], f"{caller}'s")
+
+
+def _worked(told: Told) -> bool:
+    """Whether it put work on a model, as far as can be seen from outside."""
+    return told.state in ("miss", "bypass") and told.labels.get("reason") != "only-if-cached"
+
+
+def _quota(
+    world: World, process: Process, told: list[Told], quotas: list[QuotaConfig | None], name: str
+) -> Iterator[str]:
+    kept = [quota for quota in quotas if quota is not None]
+    if not kept:
+        return
+    rate = max(quota.rate / float(quota.per) for quota in kept)
+    burst = max(quota.burst_size for quota in kept)
+    counts = all(quota.hits_count for quota in kept)
+    charged = sorted(each.asked for each in told if counts or _worked(each))
+    for begins, ends in pairwise([*process.begun, math.inf]):
+        times = [at for at in charged if begins <= at < ends]
+        for first in range(len(times)):
+            for last in range(first, len(times)):
+                span = times[last] - times[first] + world.stalled(times[first], times[last])
+                if last - first + 1 > burst + rate * span + QUOTA_SLACK:
+                    yield f"quota {name}: {last - first + 1} in {span:.2f} s; burst {burst}, rate {rate}"
+                    return
+
+
+OF_CALM: Final[tuple[OfWorld, ...]] = (breakers_close, nothing_is_under_way, permits_end, quotas_are_kept)
+
+
+# -- of the end -------------------------------------------------------------------------------------
+
+
+def nothing_is_left(world: World) -> Iterator[str]:
+    """A gateway that has stopped has no task and no connection, and has given back every permit."""
+    tasks = [task for task in world.tasks() if not task.done()]
+    if tasks:
+        yield f"{len(tasks)} tasks, the first {tasks[0].get_coro()}"
+    owned = [side for side in world.network.open if side.owner.startswith("gateway")]
+    if owned:
+        yield f"{len(owned)} connections, the first to {owned[0]._place}"
+    open_ = [permit for permit in world.permits if not permit._ended]
+    if open_:
+        yield f"{len(open_)} permits have not ended"
+
+
+OF_END: Final[tuple[OfWorld, ...]] = (nothing_is_left, nothing_is_a_bug)
+OF_SILENCE: Final[tuple[OfWorld, ...]] = (nothing_is_a_bug,)
+
+
+def of_answer(world: World, told: Told) -> None:
+    """Raises Violated."""
+    for invariant in OF_ANSWER:
+        for what in invariant(world, told):
+            raise Violated(invariant.__name__, f"{what}; {_shown(told)}")
+
+
+def of_moment(world: World) -> None:
+    _all(world, OF_MOMENT)
+
+
+def of_calm(world: World) -> None:
+    _all(world, OF_CALM)
+
+
+def of_end(world: World) -> None:
+    _all(world, OF_END)
+
+
+def of_silence(world: World) -> None:
+    """After the loop has ended: what was heard of only then."""
+    _all(world, OF_SILENCE)
+
+
+def _all(world: World, invariants: tuple[OfWorld, ...]) -> None:
+    for invariant in invariants:
+        for what in invariant(world):
+            raise Violated(invariant.__name__, what)
+
+
+def _living(world: World) -> list[Process]:
+    return [process for process in world.processes if process.up]
+
+
+def _shown(told: Told) -> str:
+    label: Any = told.fields.get("tailrace-provenance")
+    return f"{told.question} asked {told.asked:.4f}, answered {told.answered:.4f} by {told.gateway}: {label}"

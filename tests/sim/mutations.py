@@ -1,0 +1,203 @@
+"""Bugs planted on purpose: what a slip of the hand could make of the product, and which the world must notice.
+
+Rule of this file: each is one small change to one decision, under a name that says what is wrong with it. A mutation
+that no invariant notices is a hole in those, or in what the world does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, Final
+from unittest import mock
+
+import msgspec
+
+from cache.digest import Key
+from cache.entry import Entry, Freshness
+from cache.flight import Flights
+from cache.response import ResponseCache
+from cache.sealed import OVERHEAD_BYTES
+from cache.table import NearTable
+from degrade import breaker
+from gateway import pipeline, recall, route, second
+from gateway.doors import exchange
+from gateway.doors.buffered import Held
+from gateway.pipeline import Pipeline
+from gateway.route import Route
+from gateway.rows import Rows
+from gateway.second import SecondLevel
+from tests.sim.scene import scene
+from tests.sim.world import Report, run
+from tiers import cascade
+from tiers.seat import Judged
+
+SEEDS_MAX: Final = 400
+"""Of the worlds that have what a mutation is about: so many are looked at before it is said to be unnoticed."""
+
+Patches = tuple[tuple[object, str, Any], ...]
+
+
+class Mutation(msgspec.Struct, frozen=True):
+    """``kinds``: it can only be noticed in worlds that have one of these routes; empty: in any."""
+
+    name: str
+    patches: Patches
+    kinds: tuple[str, ...] = ()
+
+    @contextmanager
+    def planted(self) -> Iterator[None]:
+        """The product with this bug, as long as the block lasts."""
+        with ExitStack() as stack:
+            for where, name, other in self.patches:
+                stack.enter_context(mock.patch.object(where, name, other))
+            yield
+
+
+def noticed(mutation: Mutation, first: int = 0) -> Report | None:
+    """The first world in which it is noticed; None: it is not."""
+    looked = 0
+    seed = first
+    while looked < SEEDS_MAX:
+        if not mutation.kinds or set(mutation.kinds) & set(scene(seed).kinds):
+            looked += 1
+            with mutation.planted():
+                report = run(seed)
+            if report.violation:
+                return report
+        seed += 1
+    return None
+
+
+# -- what is wrong ----------------------------------------------------------------------------------
+
+
+def _expired_is_fresh(self: Entry[Any], now: float, epoch: int) -> Freshness:
+    age = now - self.stored_at
+    return Freshness.FRESH if age <= self.ttl + self.max_stale and epoch == self.epoch else Freshness.DEAD
+
+
+def _old_as_new(real: Callable[..., Any]) -> Callable[..., Any]:
+    def told(*args: Any) -> Any:
+        return msgspec.structs.replace(real(*args), cache="hit", reason="fresh", degraded=False, steps=(), ttl_left=1.0)
+
+    return told
+
+
+def _young(real: Callable[..., Any]) -> Callable[..., Any]:
+    def told(*args: Any) -> Any:
+        return msgspec.structs.replace(real(*args), age=0.0)
+
+    return told
+
+
+def _twice(real: Callable[..., None]) -> Callable[..., None]:
+    def settle(*args: Any) -> None:
+        real(*args)
+        real(*args)
+
+    return settle
+
+
+def _never(*_: Any) -> None:
+    return None
+
+
+def _now_as_then(self: Route, _: Any, __: Any, key: Key, ___: Any) -> Key:
+    return Key(key.digest, self.epoch)
+
+
+def _swapped(real: Callable[..., Any]) -> Callable[..., Any]:
+    def merge(rows: int, parts: Any) -> Any:
+        return real(rows, [(answer, tuple(reversed(indices))) for answer, indices in parts])
+
+    return merge
+
+
+def _as_a_hit(real: Callable[..., Any]) -> Callable[..., Any]:
+    def charge(self: Pipeline, allowances: Any, caller: Any, works: bool, now: float) -> Any:
+        return real(self, allowances, caller, False, now)
+
+    return charge
+
+
+def _without_ticket(self: ResponseCache[Any, Any]) -> int:
+    entries = len(self._entries)
+    self._entries.clear()
+    self._wires.clear()
+    return entries
+
+
+def _never_closes(self: Any, ok: bool | None, now: float) -> None:
+    self._running -= 1
+
+
+def _as_if_whole(real: Callable[..., Any]) -> Callable[..., Any]:
+    async def ask(*args: Any) -> Any:
+        return msgspec.structs.replace(await real(*args), degraded=False)
+
+    return ask
+
+
+def _deaf_to(**ignored: Any) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    def made(real: Callable[..., Any]) -> Callable[..., Any]:
+        def decide(found: Any, directives: Any, rules: Any, epoch: int, now: float) -> Any:
+            return real(found, msgspec.structs.replace(directives, **ignored), rules, epoch, now)
+
+        return decide
+
+    return made
+
+
+def _keeps_flights(self: Flights[Any, Any], key: Any, flight: Any) -> None:
+    done = flight.task.done() and not flight.task.cancelled()
+    if done and flight.task.exception() is None and self._flights.get(key) is flight:
+        del self._flights[key]
+
+
+async def _unrefreshed(self: Pipeline, call: Any, key: Key, rows: int | None) -> None:
+    with contextlib.suppress(Exception):
+        await self._share(call, key, rows)
+
+
+def _keeps_rows_for_ever(self: Any, asked: Any, key: bytes, row: Any, made_at: float, said: int) -> Any:
+    return Entry(row, 100, made_at, 3600.0, 3600.0, asked.epoch)
+
+
+def _unchecked(_: bytes, held: bytes, __: int) -> bytes:
+    return held[OVERHEAD_BYTES:]
+
+
+def _all_held(self: Held, *_: Any) -> None:
+    return None
+
+
+MUTATIONS: Final = (
+    Mutation("expired is served as fresh", ((Entry, "freshness", _expired_is_fresh),)),
+    Mutation("the label is forgotten", ((pipeline, "_of_entry", _old_as_new(pipeline._of_entry)),)),
+    Mutation("an old answer says it is young", ((pipeline, "_of_entry", _young(pipeline._of_entry)),)),
+    Mutation("a permit ends twice", ((Judged, "_settle", _twice(Judged._settle)),)),
+    Mutation("a permit never ends", ((Judged, "_settle", _never),)),
+    Mutation("an invalidation during a fill is ignored", ((NearTable, "ticket", lambda _: 1 << 40),), ("ranked",)),
+    Mutation("distrust is ignored", ((NearTable, "distrust", _never),), ("ranked",)),
+    Mutation("seals are not checked", ((second, "unsealed", _unchecked),), ("second", "secondrows")),
+    Mutation("the ladder has an old answer for everybody", ((pipeline, "tolerates", lambda *_: True),)),
+    Mutation("an epoch's turn during a fill is ignored", ((Route, "settled", _now_as_then),)),
+    Mutation("an epoch never turns", ((Route, "turn", _never),)),
+    Mutation("tenants share keys", ((Route, "_tenant", lambda *_: ""),)),
+    Mutation("requested outputs are no part of the key", ((route, "_asked", lambda _: []),)),
+    Mutation("rows are merged in another order", ((cascade, "merge_rows", _swapped(cascade.merge_rows)),), ("cascade",)),
+    Mutation("a flight stays after its failure", ((Flights, "_forget", _keeps_flights),)),
+    Mutation("a quota is not charged for a miss", ((Pipeline, "_charge", _as_a_hit(Pipeline._charge)),), ("limited",)),
+    Mutation("a caller's deadline is not passed on", ((exchange, "sooner", lambda deadline, *_: deadline),)),
+    Mutation("a purge leaves tickets valid", ((ResponseCache, "purge", _without_ticket),)),
+    Mutation("a purge is not told to the second level", ((SecondLevel, "end_turn", _never),), ("second", "secondrows")),
+    Mutation("a breaker never closes", ((breaker._HalfOpen, "end", _never_closes),)),
+    Mutation("a degraded answer is kept", ((Route, "ask", _as_if_whole(Route.ask)),), ("cascade", "ranked")),
+    Mutation("no-cache is ignored", ((pipeline, "recall", _deaf_to(no_cache=False)(recall.recall)),)),
+    Mutation("max-age is ignored", ((pipeline, "recall", _deaf_to(max_age=None)(recall.recall)),)),
+    Mutation("a refresh is never over", ((Pipeline, "_refreshed", _unrefreshed),)),
+    Mutation("rows are kept for ever", ((Rows, "_keep", _keeps_rows_for_ever),), ("rows", "secondrows")),
+    Mutation("bytes of requests are never given back", ((Held, "__exit__", _all_held),)),
+)

@@ -1,0 +1,611 @@
+"""One seed's world, from its first moment to its last: gateways, servers, callers, an operator, and the weather.
+
+Rule of this file: it makes the parts and lets time pass; every part of a gateway is the real one, from its read
+callback to its connections, and what is beside it is simulated. What must hold is said in ``invariants.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import gc
+import hashlib
+import random
+from collections import Counter
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+from unittest import mock
+from zlib import crc32
+
+import msgspec
+import structlog
+from msgspec import Struct
+
+from cache.stores.merge import MergeOptions
+from cache.stores.store import StoreError
+from degrade.breaker import Breaker, Permit
+from degrade.guard import Guarded
+from gateway.app import Gateway
+from gateway.operate.admin import purged
+from gateway.sources import ConfigError
+from gateway.surroundings import Surroundings
+from tests.sim import faults
+from tests.sim.client import Callers, Question, Told, again, question_of
+from tests.sim.faults import Spell, Weather
+from tests.sim.ledger import Ledger, scores
+from tests.sim.loop import Endless, Idle, Inline, SimLoop
+from tests.sim.network import OWNER, Network
+from tests.sim.redis import Redis
+from tests.sim.scene import (
+    ACTIVE_SECONDS,
+    BEGINS,
+    CALM_SECONDS,
+    CALLERS,
+    DRAIN_SECONDS,
+    FAST,
+    MODELS,
+    ONE,
+    SHARED,
+    TABLES,
+    Scene,
+    scene,
+)
+from tests.sim.triton import WALL, Model, Triton
+
+LOOK_SECONDS: Final = 0.5
+"""How often the invariants of every moment are looked at, beside each answer's own."""
+KEEPALIVE_SECONDS: Final = 0.8
+"""In the calm, every route is asked so often: a breaker closes by being tried."""
+USERS: Final = 3
+KNOWN: Final = 3
+"""Questions that come again and again."""
+SURE_AND_UNSURE: Final = tuple(key for key in range(1, 9) if scores("small", (key, key * 7, 0))[0] < 0.6)[:1] + (1,)
+
+
+class Violated(Exception):
+    """Something that must hold does not: which, and how."""
+
+    def __init__(self, invariant: str, what: str) -> None:
+        super().__init__(f"{invariant}: {what}")
+        self.invariant = invariant
+
+
+class Report(Struct, frozen=True):
+    """What came of a run. ``trace``: a digest of all that happened, in order. ``violation`` is empty where all held."""
+
+    seed: int
+    violation: str
+    invariant: str
+    trace: str
+    met: dict[str, int]
+    answers: int
+    steps: int
+    story: tuple[str, ...] = ()
+
+
+class Process:
+    """One gateway. ``born`` counts its lives: what it counts begins anew with each."""
+
+    def __init__(self, name: str, path: str, config: int) -> None:
+        self.name = name
+        self.path = path
+        self.config = config
+        self.born = 0
+        self.gateway: Gateway
+        self.up = False
+        self.begun: list[float] = []
+        """When its quotas began anew: its lives, and reloads that changed one."""
+        self.ended: list[float] = []
+
+
+class World:
+    """All there is."""
+
+    def __init__(self, seed: int, loop: SimLoop, plan: Scene) -> None:
+        self.scene = plan
+        self.loop = loop
+        self.chance = random.Random(f"world {seed}")
+        self.weather = Weather(plan.spells, random.Random(f"weather {seed}"))
+        self.network = Network(loop, self.weather, random.Random(f"network {seed}"))
+        doors = (faults.LATENCY, faults.DRIP)
+        self.network.of_askers = {f"net:sim{index}": doors for index in range(plan.gateways)}
+        self.ledger = Ledger()
+        self.callers = Callers(self.network)
+        self.met: Counter[str] = Counter()
+        self.told: list[Told] = []
+        self.stalls: list[tuple[float, float]] = []
+        self.stepped = 0.0
+        """Seconds by which the civil clock has been set, all together."""
+        self.purges: dict[tuple[str, str], list[float]] = {}
+        self.permits: list[Permit] = []
+        self.tenants: dict[tuple[str, int], str] = {}
+        """Whose an execution's answer was, by route."""
+        self.bugs: list[str] = []
+        self.calm = False
+        self.violated = False
+        self.story: list[str] = []
+        self._trace = hashlib.blake2b(digest_size=12)
+        self._offset = 0.0
+        self._owned: set[asyncio.Task[Any]] = set()
+        self._generations = 1
+        self.tritons = self._tritons()
+        self.stores = self._stores()
+        self.network.far = plan.far
+        for triton in self.tritons.values():
+            triton.pace = plan.pace
+        self.processes = [Process(f"gateway{index}", f"sim{index}", 0) for index in range(plan.gateways)]
+
+    def note(self, *what: object) -> None:
+        """Something happened: into the trace, and the story."""
+        line = f"{self.loop.now - BEGINS:9.4f} {' '.join(map(str, what))}"
+        self._trace.update(line.encode())
+        self.story.append(line)
+
+    @property
+    def trace(self) -> str:
+        return self._trace.hexdigest()
+
+    def wall(self) -> float:
+        return WALL + self.loop.now + self._offset
+
+    def stalled(self, begins: float, ends: float) -> float:
+        """Seconds between the two in which the event loop did nothing, and those just before."""
+        return sum(seconds for at, seconds in self.stalls if begins - 1.0 <= at <= ends)
+
+    def on_the_way(self, told: Told) -> float:
+        """How long a question and its answer may have been on the way, by the weather at the door."""
+        return sum(2.0 * spell.seconds for spell in self._at_the_door(told))
+
+    def met_an_end(self, told: Told) -> bool:
+        """Whether a question may have come to a gateway as it stopped, over a connection that rested."""
+        last = told.asked + self.on_the_way(told) + 0.01
+        ends = [at for process in self.processes for at in process.ended]
+        cut = [at for at in ends if told.asked <= at and told.answered >= at + DRAIN_SECONDS - 0.1]
+        return bool(cut) or any(told.asked - 0.01 <= at <= last for at in ends)
+
+    def may_break(self, told: Told) -> bool:
+        """Whether a caller's own connection may have broken."""
+        return any(spell.kind == faults.RESET for spell in self._at_the_door(told))
+
+    def _at_the_door(self, told: Told) -> list[Spell]:
+        place = f"net:{told.gateway.replace('gateway', 'sim')}"
+        return [each for each in self.weather.at(place) if each.begins <= told.answered and told.asked <= each.ends]
+
+    # -- the parts ----------------------------------------------------------------------------------
+
+    def _tritons(self) -> dict[str, Triton]:
+        chance = random.Random(f"models {self.scene.seed}")
+        made = {}
+        for host in ONE:
+            models = [Model("one"), Model("large"), Model("ranker", 6, True)]
+            made[host] = Triton(self.network, host, models, self.ledger, chance)
+        for host in FAST:
+            made[host] = Triton(self.network, host, [Model("small")], self.ledger, chance)
+        return made
+
+    def _stores(self) -> dict[str, Redis]:
+        def rot(value: bytes) -> bytes:
+            if len(value) == 12:  # a row of a table, which has no checksum: of another length, then
+                return value[:-2]
+            at = self.chance.randrange(len(value)) if value else 0
+            return value[:at] + bytes([value[at] ^ 0x55]) + value[at + 1 :] if value else b"?"
+
+        return {host: Redis(self.network, host, rot) for host in (TABLES, SHARED)}
+
+    def run_as(self, owner: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A task of this process's."""
+        context = contextvars.copy_context()
+        context.run(OWNER.set, owner)
+        return self.loop.create_task(work, context=context)
+
+    async def start(self, process: Process) -> None:
+        """Begin a life of a gateway."""
+        config = self.scene.configs[process.config]
+        server = msgspec.structs.replace(
+            config.server, http=f"unix:{process.path}", admin=f"unix:{process.path}-admin"
+        )
+        config = msgspec.structs.replace(config, server=server)
+        process.born += 1
+        secrets = random.Random(f"secret {self.scene.seed} {process.name} {process.born}")
+        around = Surroundings(self.loop.time, self.wall, random.Random(f"chance {process.born}"), secrets.randbytes)
+
+        async def begin() -> None:
+            process.gateway = Gateway(config, around=around)
+            await process.gateway.start()
+
+        await self.run_as(process.name, begin())
+        process.up = True
+        process.begun.append(self.loop.now)
+        self.note("start", process.name)
+
+    # -- what happens -------------------------------------------------------------------------------
+
+    def own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """A task of the world's, and of no gateway's."""
+        task = self.run_as("world", work)
+        self._owned.add(task)
+        return task
+
+    def tasks(self) -> list[asyncio.Task[Any]]:
+        """All that the gateways have under way."""
+        return [task for task in asyncio.all_tasks(self.loop) if task not in self._owned]
+
+    async def ask(self, question: Question, process: Process) -> Told:
+        told = await self.callers.ask(question, process.path, process.name)
+        self.told.append(told)
+        self._meet(told)
+        return told
+
+    def _meet(self, told: Told) -> None:
+        serials = [row[0] for row in told.output("y")] if told.status == 200 else []
+        self.note(told.gateway, told.question.route, told.question.caller, told.question.rows, told.status,
+                  told.fields.get("tailrace-provenance", ""), serials, "left" if told.left else told.lost)  # fmt: skip
+        self.met["left" if told.left else f"status {told.status}"] += 1
+        labels = told.labels
+        if told.status:
+            self.met[f"cache {told.state}"] += 1
+            self.met[f"reason {labels.get('reason', '')}"] += 1
+        for step in labels.get("steps", "").strip("()").split():
+            self.met[f"step {step.strip(chr(34)).partition(':')[2] or step}"] += 1
+
+    async def clients(self, process: Process) -> None:
+        chance = random.Random(f"clients {self.scene.seed} {process.name}")
+        asked = []
+        known = [question_of(chance.choice(self.scene.kinds), self.scene.rows, chance) for _ in range(KNOWN)]
+        for _ in range(self.scene.requests):
+            await asyncio.sleep(chance.expovariate(self.scene.requests / ACTIVE_SECONDS))
+            for _ in range(chance.choice((1, 1, 1, 2, 6))):  # now and then several at once, of the same
+                question = again(chance.choice(known), chance)
+                if chance.random() < 0.2:
+                    question = question_of(chance.choice(self.scene.kinds), self.scene.rows, chance)
+                for _ in range(chance.choice((1, 1, 1, 3))):
+                    if process.up:
+                        asked.append(self.own(self.judged(question, process)))
+            if self.loop.now >= self.scene.ends:
+                break
+        await asyncio.gather(*asked)
+
+    async def judged(self, question: Question, process: Process) -> Told:
+        from tests.sim import invariants
+
+        told = await self.ask(question, process)
+        invariants.of_answer(self, told)
+        return told
+
+    async def now_and_later(self, question: Question, seconds: float) -> None:
+        """What is asked while something changes is asked again when that should be known."""
+        for wait in (0.0, seconds):
+            await asyncio.sleep(wait)
+            await asyncio.gather(*(self.judged(question, process) for process in self.processes if process.up))
+
+    async def operator(self, process: Process) -> None:
+        """Purges, reloads, restarts."""
+        chance = random.Random(f"operator {self.scene.seed} {process.name}")
+        while True:
+            await asyncio.sleep(chance.expovariate(1.0))
+            if self.loop.now >= self.scene.ends - 0.5:
+                return
+            match chance.choice(("purge", "purge", "purge", "reload", "restart")):
+                case "purge":
+                    self.purge(process, chance.choice(self.scene.kinds))
+                case "reload" if process.config + 1 < len(self.scene.configs):
+                    await self._reload(process)
+                case "restart" if chance.random() < 0.3:
+                    process.up = False
+                    process.ended.append(self.loop.now)
+                    self.note("stop", process.name)
+                    await self.run_as(process.name, process.gateway.stop())
+                    await self.start(process)
+                    self.met["operator restart"] += 1
+
+    def purge(self, process: Process, kind: str) -> None:
+        """As the admin port does."""
+        route = process.gateway.routes[kind]
+        purged(route)
+        self.purges.setdefault((process.name, kind), []).append(self.loop.now)
+        self.note("purge", process.name, kind)
+        self.met["operator purge"] += 1
+
+    async def _reload(self, process: Process) -> None:
+        config = self.scene.configs[process.config + 1]
+        server = process.gateway.standing.config.server
+        process.config += 1
+        try:
+            await self.run_as(process.name, process.gateway.take(msgspec.structs.replace(config, server=server)))
+        except ConfigError as error:
+            self.note("refused", process.name, error)
+            return
+        process.begun.append(self.loop.now)
+        self.note("reload", process.name)
+        self.met["operator reload"] += 1
+
+    async def writer(self) -> None:
+        """Others write to the tables."""
+        chance = random.Random(f"writer {self.scene.seed}")
+        versions: Counter[tuple[str, int]] = Counter()
+        asked: list[asyncio.Task[None]] = []
+
+        def write(table: str, key: int) -> None:
+            versions[table, key] += 1
+            self.write(table, key, versions[table, key])
+
+        keys = [("user", key) for key in range(1, USERS + 1)]
+        keys += [("item", key) for key in range(1, self.scene.rows)]  # the last one is nowhere
+        for each in keys:
+            write(*each)
+        while self.loop.now < self.scene.ends:
+            await asyncio.sleep(chance.expovariate(1.5))
+            if chance.random() < 0.5:
+                write(*chance.choice(keys))
+                continue
+            key = chance.randrange(1, USERS + 1)
+            question = Question("ranked", "ada", (1,), user=key, directives="no-cache")
+            write("user", key)
+            asked.append(self.own(self.now_and_later(question, 1.5)))
+            await asyncio.sleep(chance.uniform(0.0, 0.001 + 4 * self.scene.far))
+            write("user", key)  # once more, while somebody may be reading
+            if self.stores[TABLES].held == {}:
+                await asyncio.sleep(0.3)
+        for each in keys:
+            write(*each)
+        await asyncio.gather(*asked)
+
+    def write(self, table: str, key: int, version: int) -> None:
+        import numpy as np
+
+        row = np.array([key, version, check(key, version)], "<f4").tobytes()
+        self.ledger.write(table, key, version, self.loop.now)
+        self.stores[TABLES].put(f"{table}:{key}".encode(), row)
+
+    # -- the weather's own hand ---------------------------------------------------------------------
+
+    async def hand(self, spell: Spell) -> None:
+        """What no server can do to itself by being asked."""
+        await asyncio.sleep(max(0.0, spell.begins - self.loop.now))
+        kind, host = spell.kind, spell.place.partition(":")[2]
+        self.note("weather", spell.place, kind)
+        match kind:
+            case faults.STALL:
+                seconds = min(spell.seconds, 0.5)
+                self.stalls.append((self.loop.now, seconds))
+                self.loop.stall(seconds)
+            case faults.STEP:
+                step = 6.0 * spell.at - 3.0
+                self.stepped += abs(step)
+                self._offset += step
+            case faults.KILL:
+                server: Any = self.tritons.get(host) or self.stores[host]
+                server.kill()
+                await asyncio.sleep(max(0.0, spell.ends - self.loop.now))
+                server.start()
+            case faults.RELOAD:
+                await self._roll(host, spell)
+            case faults.FLUSH:
+                if host == TABLES:
+                    for table, key in list(self.ledger.written):
+                        self.ledger.write(table, key, 0, self.loop.now)
+                self.stores[host].flush()
+            case faults.EARS:
+                self.stores[host].cut_ears()
+            case _:
+                return
+        self.weather.suffered(kind)
+
+    async def _roll(self, host: str, spell: Spell) -> None:
+        """A model becomes another one, on one replica after the other."""
+        self._generations += 1
+        generation, silent = self._generations, spell.at < 0.3
+        first = self.tritons[host]
+        names = list(first.models)
+        kind = self.chance.choice(self.scene.kinds)
+        question = Question(kind, "ada", (1, 2), user=int(kind == "ranked"))
+        asked = self.own(self.now_and_later(question, 2.0))
+        await asyncio.sleep(self.chance.uniform(0.0, 4 * self.scene.far + 0.002))
+        for triton in (first, *(each for each in self.tritons.values() if each is not first)):
+            for name in names:
+                if name in triton.models and triton.models[name].generation < generation:
+                    triton.reload(name, generation, silent)
+                    self.note("generation", triton.host, name, generation)
+            await asyncio.sleep(min(spell.seconds, 0.7))
+        await asked
+
+    # -- from the first moment to the last ------------------------------------------------------------
+
+    async def live(self) -> None:
+        from tests.sim import invariants
+
+        for process in self.processes:
+            await self.start(process)
+        looking = self.own(self._look())
+        work = [self.own(self.clients(process)) for process in self.processes]
+        work += [self.own(self.operator(process)) for process in self.processes]
+        work += [self.own(self.hand(spell)) for spell in self.weather.spells if by_hand(spell)]
+        if "ranked" in self.scene.kinds:
+            work.append(self.own(self.writer()))
+        work.append(self.own(asyncio.sleep(max(0.0, self.scene.ends - self.loop.now))))
+        await asyncio.gather(*work)
+        await self._converge()
+        looking.cancel()
+        await asyncio.gather(looking, return_exceptions=True)
+        invariants.of_calm(self)
+        await self._drain()
+        invariants.of_end(self)
+
+    async def _look(self) -> None:
+        from tests.sim import invariants
+
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            invariants.of_moment(self)
+
+    async def _converge(self) -> None:
+        """All is well from here on; every route is asked now and then until it should be well too."""
+        from tests.sim import invariants
+
+        self.note("calm")
+        until = self.loop.now + CALM_SECONDS
+        is_well = False
+        while self.loop.now < until and not is_well:  # sooner is well too
+            answers = []
+            for process in self.processes:
+                for kind in self.scene.kinds:
+                    question = Question(kind, "ada", SURE_AND_UNSURE, user=int(kind == "ranked"), directives="no-cache")
+                    answers.append(await self.judged(question, process))
+            is_well = all(each.status in (200, 429) and "degraded" not in each.labels for each in answers)
+            is_well = is_well and not any(invariants.breakers_close(self))
+            await asyncio.sleep(KEEPALIVE_SECONDS)
+        self.calm = True
+        await asyncio.sleep(1.5)  # quotas are earned back
+        for process in self.processes:
+            for kind in self.scene.kinds:
+                for caller, directives in (("ada", "no-cache"), ("bob", "")):
+                    question = Question(kind, caller, (1, 2), user=int(kind == "ranked"), directives=directives)
+                    await self.judged(question, process)
+        await asyncio.sleep(0.5)
+
+    async def _drain(self) -> None:
+        """Stop while some are still asking: they are answered."""
+        last = []
+        for process in self.processes:
+            for kind in self.scene.kinds:
+                question = Question(kind, "bob", (2, 1), user=int(kind == "ranked"), directives="no-cache")
+                last.append(self.own(self.judged(question, process)))
+        await asyncio.sleep(0.001 + 3 * self.scene.far)  # long enough to be there, and hardly to be answered
+        for process in self.processes:
+            process.ended.append(self.loop.now)
+            await self.run_as(process.name, process.gateway.stop())
+            process.up = False
+        await asyncio.gather(*last)
+        self.callers.hang_up()
+        await asyncio.sleep(0.5)
+
+
+def check(key: int, version: int) -> int:
+    """What makes a row of a table tell that it is whole."""
+    return crc32(f"{key}.{version}".encode()) % 1000
+
+
+def by_hand(spell: Spell) -> bool:
+    return spell.place.startswith("process") or spell.kind in (faults.FLUSH, faults.EARS)
+
+
+def run(seed: int, story: bool = False) -> Report:
+    """One seed's world. Raises nothing of what it finds: it is in the report."""
+    from tests.sim import invariants
+
+    plan = scene(seed)
+    loop = SimLoop(BEGINS)
+    world = World(seed, loop, plan)
+    violation, invariant = "", ""
+    with surrounded(world):
+        try:
+            loop.run_until_complete(world.own(world.live()))
+        except Violated as error:
+            violation, invariant = str(error), error.invariant
+        except (Idle, Endless) as error:
+            violation, invariant = f"the world stands still: {error!r}", "nobody_waits_for_ever"
+        if not violation:
+            try:
+                invariants.of_silence(world)
+            except Violated as error:
+                violation, invariant = str(error), error.invariant
+        world.violated = bool(violation)
+        steps = loop.steps
+        _bury(world)
+    world.met.update({f"fault {kind}": count for kind, count in world.weather.struck.items()})
+    return Report(
+        seed, violation, invariant, world.trace, dict(world.met), len(world.told), steps,
+        tuple(world.story) if story or violation else (),
+    )  # fmt: skip
+
+
+def _bury(world: World) -> None:
+    """End what is left after a violation, so that nothing of it is heard of in the next run."""
+    loop = world.loop
+    loop.set_exception_handler(lambda *_: None)
+
+    async def last() -> None:
+        await asyncio.sleep(0.1)
+
+    for _ in range(20):
+        left = asyncio.all_tasks(loop)
+        if not left:
+            break
+        for task in left:
+            task.cancel()
+        with suppress(Exception):  # it is over
+            loop.run_until_complete(loop.create_task(last()))
+    loop.close()
+    if world.violated:
+        world.loop = world.network = world.processes = None  # type: ignore[assignment]
+        gc.collect()
+
+
+@contextmanager
+def surrounded(world: World) -> Iterator[None]:
+    """What the gateways would take of this machine is the world's; and what they log."""
+
+    def heard(_: Any, level: str, event: dict[str, Any]) -> Any:
+        words = {name: value for name, value in event.items() if name not in ("exc_info", "level")}
+        world.note("log", level, sorted(words.items(), key=str))
+        named = event.get("event", "")
+        if named == "breaker":
+            world.met[f"breaker {event['state']}"] += 1
+        if named == "epoch":
+            world.met["epoch turned"] += 1
+        if named in ("bug", "background task failed", "background task died") or "exc_info" in event:
+            import sys
+            import traceback
+
+            if world.violated:
+                raise structlog.DropEvent
+            world.bugs.append(f"{named}: {''.join(traceback.format_exception(*sys.exc_info()))[-1500:]}")
+        raise structlog.DropEvent
+
+    acquire = Breaker.acquire
+
+    def acquired(self: Breaker, now: float) -> Permit | None:
+        permit = acquire(self, now)
+        if permit is not None:
+            world.permits.append(permit)
+        return permit
+
+    def heeded(whole: Any) -> Any:
+        async def asked(*args: Any) -> Any:
+            try:
+                found = await whole(*args)
+            except StoreError as error:
+                world.met[f"store {error.kind}"] += 1
+                raise
+            for each in found or ():
+                if isinstance(each, StoreError):
+                    world.met[f"store {each.kind}"] += 1
+            return found
+
+        return asked
+
+    narrow = world.scene.seed % 4 == 0
+
+    def merging(keys_max: int = 1024, flights_max: int = 4) -> MergeOptions:
+        return MergeOptions(keys_max, 1 if narrow else flights_max, 3 if narrow else 262_144)
+
+    structlog.configure(processors=[heard], cache_logger_on_first_use=False)
+    patches = (
+        mock.patch("gateway.doors.aside.ThreadPoolExecutor", Inline),
+        mock.patch.object(Breaker, "acquire", acquired),
+        mock.patch.object(Guarded, "get_many", heeded(Guarded.get_many)),
+        mock.patch.object(Guarded, "put_many", heeded(Guarded.put_many)),
+        mock.patch("gateway.stores.MergeOptions", merging),
+    )
+    try:
+        for patch in patches:
+            patch.start()
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+        structlog.reset_defaults()
+
+
+__all__ = ["CALLERS", "MODELS", "Report", "Violated", "World", "run"]
