@@ -118,7 +118,7 @@ class Permit:
         """The server said that it has too much to do, or was silent for long."""
         gate = self._end()
         if self._judged:
-            gate._limiter.dropped(now)
+            gate._limiter.dropped(self._began, now)
         gate._freed(now)
 
     def ignored(self, now: float) -> None:
@@ -209,7 +209,7 @@ class Gate:
     def pressure(self, now: float) -> float:
         """How much of its time the oldest that waits has used up, of those who are not of the lowest priority: 0 to
         1."""
-        return max([self._lateness(self._lines[each], now) for each in Priority if each is not Priority.LOW])
+        return max([self._lateness(self._lines[each].oldest, now) for each in Priority if each is not Priority.LOW])
 
     def admit(self, claim: Claim, seconds: float, now: float, wake: Callable[[], None]) -> Permit | Waiting | Shed:
         """Ask for a permit for a call that must be answered within ``seconds``: it is there, or to be waited for
@@ -258,13 +258,12 @@ class Gate:
         latency = self.latency
         return DOUBT * seconds * self.settled / latency if latency > 0.0 else float("inf")
 
-    def _lateness(self, line: Line[Waiting], now: float) -> float:
-        """How much of its time the oldest in a line has used up: 0 to 1."""
-        oldest = line.oldest
-        return 0.0 if oldest is None else min(1.0, (now - oldest.began) / max(oldest.patience, 1e-9))
+    def _lateness(self, waiting: Waiting | None, now: float) -> float:
+        """How much of its time somebody has used up: 0 to 1."""
+        return 0.0 if waiting is None else min(1.0, (now - waiting.began) / max(waiting.patience, 1e-9))
 
-    def _is_late(self, line: Line[Waiting], now: float) -> bool:
-        return self._lateness(line, now) > LATE
+    def _is_late(self, waiting: Waiting, now: float) -> bool:
+        return self._lateness(waiting, now) > LATE
 
     def _retry_after(self) -> float:
         seconds = self._waiting * self.latency / max(self.settled, 1)
@@ -297,18 +296,21 @@ class Gate:
         """Take the place of somebody of the same class, if there is one who must go before who comes."""
         if not line:
             return False
-        held, share, late = line.waiting_of(claim.owner), len(line) / line.owners, self._is_late(line, now)
-        if late:
-            self._displace(claim.priority, claim.owner if held >= share else line.longest(), now)
-            return True
-        if held + 1 < share:  # so another has more than his
-            self._displace(claim.priority, line.longest(), now)
-            return True
-        return False
+        owner, held, share = claim.owner, line.waiting_of(claim.owner), len(line) / line.owners
+        if held >= share:
+            if not self._is_late(line.end_of(owner, newest=False), now):
+                return False
+        else:
+            owner = line.longest()
+            if held + 1 >= share and not self._is_late(line.end_of(owner, newest=False), now):
+                return False  # one who has one more at most, and is in good time
+        self._displace(claim.priority, owner, now)
+        return True
 
     def _displace(self, priority: Priority, owner: str, now: float) -> None:
         line = self._lines[priority]
-        waiting = line.end_of(owner, newest=not self._is_late(line, now))
+        oldest = line.end_of(owner, newest=False)
+        waiting = oldest if self._is_late(oldest, now) else line.end_of(owner, newest=True)
         self._remove(waiting)
         self._settle(waiting, self._refused(waiting.claim, "displaced"))
 
@@ -336,7 +338,7 @@ class Gate:
         """Let in who may."""
         while self._waiting and self.in_flight < self.limit:
             line = self._next_line()
-            waiting = line.pop(newest=self._is_late(line, now))
+            waiting = line.pop(lambda oldest: self._is_late(oldest, now))
             assert waiting is not None, "a line that is not empty has a next one"
             self._waiting -= 1
             word = waiting.claim.priority.word

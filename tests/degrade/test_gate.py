@@ -104,6 +104,17 @@ def test_last_come_first_served_once_the_oldest_has_used_up_half_its_time() -> N
     assert crowd.drain(first, waiting) == ["3", "2", "1"]
 
 
+def test_who_is_in_good_time_keeps_his_order_beside_one_who_is_late() -> None:
+    crowd = Crowd(gate())
+    first = crowd.permit()
+    waiting = [crowd.wait(f"noisy{n}", owner="noisy") for n in range(3)]
+    crowd.now = 6.0
+    waiting += [crowd.wait(f"quiet{n}", owner="quiet") for n in range(2)]
+    order = crowd.drain(first, waiting)
+    assert [name for name in order if name.startswith("quiet")] == ["quiet0", "quiet1"]
+    assert [name for name in order if name.startswith("noisy")] == ["noisy2", "noisy1", "noisy0"]
+
+
 def test_owners_have_equal_turns_however_much_of_theirs_waits() -> None:
     crowd = Crowd(gate())
     first = crowd.permit()
@@ -421,7 +432,7 @@ def test_a_line_forgets_owners_who_come_and_go() -> None:
         line.remove(passing)
     assert len(line) == line.owners == 1
     assert len(line._heap) <= 100
-    assert line.pop(newest=False) is stays
-    assert line.pop(newest=False) is None
+    assert line.pop(lambda oldest: False) is stays
+    assert line.pop(lambda oldest: False) is None
     with pytest.raises(KeyError):
         line.remove(stays)
