@@ -59,6 +59,10 @@ test: check triton javascript .compiler .redis .feast .promtool  ## All checks, 
 fuzz: setup  ## Hostile bytes for every codec, ten minutes each (FUZZ='--minutes 1 --codec rpc')
 	@$(BIN)/python -m tests.fuzz $(FUZZ)
 
+.PHONY: snapshot-kills
+snapshot-kills: setup triton  ## A gateway killed at 200 moments of copying, and started again (KILLS=20 SEED=...)
+	LIVES=$(or $(KILLS),200) $(BIN)/python -m pytest -s --timeout 3600 tests/system/test_snapshots.py -k killed_at_any
+
 .PHONY: chaos
 chaos: setup triton .redis  ## Triton, its models, Redis, workers and links broken under load (CHAOS='--minutes 1 --seed 7')
 	@$(BIN)/python -m tests.chaos $(CHAOS)
@@ -103,6 +107,10 @@ bench-witness: setup benchtools  ## The benchmark's client beside wrk, before th
 .PHONY: bench-tables
 bench-tables: setup .redis .libcachesim  ## Near cache: rows/s beside numpy and Redis; hits (BENCH='--traces DIRECTORY')
 	@$(BIN)/python -m benchmarks.tables $(BENCH)
+
+.PHONY: bench-overload
+bench-overload: setup triton  ## 1 to 8 times what a model can bear, beside bare Triton; a noisy tenant (BENCH='--seconds 30')
+	@$(BIN)/python -m benchmarks.overload $(BENCH)
 
 .PHONY: .libcachesim
 .libcachesim:

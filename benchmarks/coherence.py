@@ -1,9 +1,9 @@
 """How soon a write by anyone is seen, and that nothing older than the stated bound is served as fresh.
 
 A writer in a process of its own changes 1,000 keys a second in a real Redis; each value says which write it is. A
-reader asks the near cache for keys at random, as a route would: what is fresh there it takes, the rest it fetches and
-puts. For every value that was fresh it is then checked that no write which Redis had acknowledged more than the bound
-before was missing in it. Interruptions of the tracking connection are part of it: it is cut every ten seconds.
+reader looks keys up at random in a table as routes have it (``gateway/tables.py``). For every value that the table
+called fresh it is then checked that no write which Redis had acknowledged more than the bound before was missing in it.
+Interruptions of the tracking connection are part of it: it is cut every ten seconds.
 
     make coherence                      60 seconds
     python -m benchmarks.coherence --seconds 10
@@ -27,24 +27,25 @@ from typing import Final
 import numpy as np
 from msgspec import Struct
 
-from cache.coherence import Heard, Tracker, TrackerOptions
-from cache.stores.address import parse_redis
+from cache.coherence import Heard, Tracker
 from cache.stores.pattern import Pattern
-from cache.stores.redis import RedisStore, Strings
-from cache.stores.store import StoreError
-from cache.table import FRESH, Lives, NearTable, TableShape
-from cache.vector import Bounds, Vectors
-from degrade.breaker import Breaker
-from degrade.guard import STORE_BREAKER
+from cache.table import FRESH
 from examples.redisserver import RedisServer
+from gateway.config_tables import TableConfig
+from gateway.stores import Sources
+from gateway.tables import Table
+from gateway.units import Seconds, Size
 
 KEYS: Final = 1000
 WRITES_A_SECOND: Final = 1000
 STEP_SECONDS: Final = 0.005
 BATCH: Final = 64
-PATTERN: Final = Pattern("user:{id}")
+PATTERN_TEXT: Final = "user:{id}"
+PATTERN: Final = Pattern(PATTERN_TEXT)
 CUT_SECONDS: Final = 10.0
 READ_SECONDS: Final = 1.0
+WITHIN_SECONDS: Final = 1.0
+"""The stated bound: what `coherent_within` is if nobody says otherwise."""
 FRESH_MIN: Final = 1000
 ALL: Final = -1
 """In the place of a key: every key was distrusted."""
@@ -52,11 +53,13 @@ ALL: Final = -1
 
 class Seen(Struct, frozen=True):
     """``delays``: seconds from before a write was sent to when the news of it was heard. ``overdue``: values that were
-    called fresh and lacked a write older than the bound; ``oldest``: by how many seconds the worst was behind."""
+    called fresh and lacked a write older than the bound; ``oldest``: by how many seconds the worst was behind. Those
+    that are ``held`` are the fresh ones that were not read for the look-up."""
 
     writes: int
     reads: int
     fresh: int
+    held: int
     cuts: int
     delays: list[float]
     pings: list[float]
@@ -86,47 +89,41 @@ def write(port: int, stop: Event, told: Connection) -> None:
     told.close()
 
 
-async def watch(server: RedisServer, seconds: float, options: TrackerOptions, cut_seconds: float = CUT_SECONDS) -> Seen:
+async def watch(
+    server: RedisServer, seconds: float, within: float = WITHIN_SECONDS, cut_seconds: float = CUT_SECONDS
+) -> Seen:
     """Write and read for so long, and until some values were fresh and the connection was cut."""
-    codec = Vectors("float32", (2,), Bounds())
-    store = RedisStore(parse_redis(server.url), Strings(), lambda: Breaker(STORE_BREAKER))
-    near = NearTable(TableShape(4 * 2**20, "float32", (2,)), Lives(3600.0, 3600.0, 3600.0), b"seed")
-    heard: dict[int, list[float]] = {ALL: []}
-
-    def invalidate(keys: Sequence[bytes]) -> None:
-        now = time.monotonic()
-        ids = PATTERN.ids(keys)
-        near.invalidate(ids)
-        for each in ids:
-            heard.setdefault(int(each), []).append(now)
-
-    def distrust() -> None:
-        near.distrust()
-        heard[ALL].append(time.monotonic())
-
-    tracker = Tracker(store.masters, PATTERN.prefix, Heard(invalidate, distrust), time.monotonic, options)
-    running = asyncio.create_task(tracker.run())
-    while not tracker.live():  # noqa: ASYNC110  # it is another process that makes it so
+    table = table_at(server.url, within)
+    tracker = table.tracker
+    assert tracker is not None
+    with server.client() as client:
+        client.mset({f"user:{key}": struct.pack("<2f", key, 0) for key in range(KEYS)})
+    heard = noted(tracker)
+    running = asyncio.create_task(table.run(0.0, asyncio.sleep))
+    while not table.is_live:  # noqa: ASYNC110  # it is another process that makes it so
         await asyncio.sleep(0.01)
     spawn = multiprocessing.get_context("spawn")
     (ours, theirs), stop = spawn.Pipe(False), spawn.Event()
     writer = spawn.Process(target=write, args=(server.port, stop, theirs))
     writer.start()
     theirs.close()
+    while len(heard) == 1:  # noqa: ASYNC110  # it has not begun to write
+        await asyncio.sleep(0.01)
     chance = np.random.default_rng(5)
     taken: list[tuple[float, np.ndarray, np.ndarray]] = []
-    reads = cuts = taken_fresh = 0
+    reads = cuts = fresh = held = 0
     started = time.monotonic()
     cut_at = started + cut_seconds
-    while time.monotonic() < started + seconds or taken_fresh < FRESH_MIN or (cuts == 0 and cut_seconds < seconds):
+    while time.monotonic() < started + seconds or held < FRESH_MIN or (cuts == 0 and cut_seconds < seconds):
         ids = chance.integers(0, KEYS, BATCH)
         now = time.monotonic()
-        found = near.find(ids, now)
-        fresh = (found.state == FRESH) if tracker.live() else np.zeros(BATCH, np.bool_)
+        here = int((table.near.find(ids, now).state == FRESH).sum()) if table.is_live else 0
+        looked = await table.look_up(ids, READ_SECONDS)
         reads += BATCH
-        taken_fresh += int(fresh.sum())
-        taken.append((now, ids[fresh], found.rows[fresh, 1].astype(np.int64)))
-        await fetch(store, codec, near, ids[~fresh])
+        if looked.told.fresh == BATCH:  # or else nobody knows which were, and none is counted
+            fresh += BATCH
+            held += here
+            taken.append((now, ids, looked.rows[:, 1].astype(np.int64)))
         if time.monotonic() > cut_at:
             cuts += 1
             cut_at += cut_seconds
@@ -138,22 +135,46 @@ async def watch(server: RedisServer, seconds: float, options: TrackerOptions, cu
     writer.join()
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
-    await store.close()
-    overdue, oldest = judge(log, taken, options.silence_seconds_max)
-    return Seen(len(log), reads, taken_fresh, cuts, delays(log, heard), pings, overdue, oldest)
+    await table.close()
+    overdue, oldest = judge(log, taken, within)
+    return Seen(len(log), reads, fresh, held, cuts, delays(log, heard), pings, overdue, oldest)
 
 
-async def fetch(store: RedisStore, codec: Vectors, near: NearTable, ids: np.ndarray) -> None:
-    """What a table does about what it does not have: read it, and put it with the ticket from before."""
-    if not len(ids):
-        return
-    ticket, now = near.ticket(), time.monotonic()
-    try:
-        decoded = codec.decode(await store.get_many(PATTERN.keys(ids), READ_SECONDS))
-    except StoreError:
-        return
-    near.put(ids[decoded.found], decoded.rows[decoded.found], now, ticket)
-    near.put_absent(ids[~decoded.found], now, ticket)
+def table_at(url: str, within: float) -> Table:
+    """A table as a gateway has it."""
+    config = TableConfig(
+        store=url,
+        key=PATTERN_TEXT,
+        shape=(2,),
+        ttl=Seconds(3600),
+        max_stale=Seconds(3600),
+        negative_ttl=Seconds(3600),
+        default="zeros",
+        coherence="tracking",
+        coherent_within=Seconds(within),
+        bytes_max=Size(4 * 2**20),
+        timeout=Seconds(READ_SECONDS),
+    )
+    return Table("user", config, Sources(time.monotonic).source(config), time.monotonic, b"seed")
+
+
+def noted(tracker: Tracker) -> dict[int, list[float]]:
+    """When news of each key is heard, and of all of them; the table hears of it first."""
+    heard: dict[int, list[float]] = {ALL: []}
+    told = tracker.heard
+
+    def invalidate(keys: Sequence[bytes]) -> None:
+        told.invalidate(keys)
+        now = time.monotonic()
+        for each in PATTERN.ids(keys):
+            heard.setdefault(int(each), []).append(now)
+
+    def distrust() -> None:
+        told.distrust()
+        heard[ALL].append(time.monotonic())
+
+    tracker.heard = Heard(invalidate, distrust)
+    return heard
 
 
 def judge(
@@ -190,15 +211,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.coherence")
     parser.add_argument("--seconds", type=float, default=60.0)
     chosen = parser.parse_args()
-    options = TrackerOptions()
     with RedisServer() as server:
-        seen = asyncio.run(watch(server, chosen.seconds, options))
+        seen = asyncio.run(watch(server, chosen.seconds))
     p50, p99, worst = (1e3 * float(np.quantile(seen.delays, share)) for share in (0.5, 0.99, 1.0))
-    print(f"writes {seen.writes}, values asked for {seen.reads}, of them fresh in the near cache {seen.fresh}")
+    print(f"writes {seen.writes}, values asked for {seen.reads}, of them called fresh {seen.fresh}")
+    print(f"held in the near cache {seen.held}, read from Redis for the request {seen.fresh - seen.held}")
     print(f"the tracking connection was cut {seen.cuts} times")
     print(f"from SET to the news of it: p50 {p50:.2f} ms, p99 {p99:.2f} ms, longest {worst:.1f} ms")
     print(f"ping there and back: p50 {1e3 * float(np.median(seen.pings)):.2f} ms" if seen.pings else "no pings")
-    bound, oldest = 1e3 * options.silence_seconds_max, 1e3 * seen.oldest
+    bound, oldest = 1e3 * WITHIN_SECONDS, 1e3 * seen.oldest
     print(f"stated bound {bound:.0f} ms; the oldest fresh value was {oldest:.1f} ms behind")
     print(f"older than the bound and called fresh: {seen.overdue}")
     return 1 if seen.overdue else 0

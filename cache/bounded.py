@@ -8,7 +8,7 @@ once. Neither counts as a use, nor does looking: only ``use`` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 from cache.policy import Policy
@@ -44,6 +44,10 @@ class Bounded(Generic[V]):
     def node(self, key: bytes) -> Node[V] | None:
         """Where the value is, not counted as a use: the same place for as long as the key is held."""
         return self._nodes.get(key)
+
+    def walk(self) -> Iterator[Node[V]]:
+        """What is held, that first which would stay longest (see ``Policy.walk``)."""
+        return self._policy.walk()
 
     def put(self, key: bytes, value: V, size: int) -> list[Node[V]]:
         """Hold the value, replacing the key's old one; returns what had to leave for it."""

@@ -33,6 +33,9 @@ from cache.stores.servers import Known
 from cache.stores.store import StoreError
 
 CHANNEL: Final = b"__redis__:invalidate"
+KEYS_TOLD_MAX: Final = 8192
+"""In one message (an MSET): to look each of more up would hold up every caller, some 3 ms for a thousand. It costs less
+to read the table anew."""
 DELAYS_KEPT: Final = 1024
 """Of the last pings, for percentiles."""
 
@@ -70,7 +73,7 @@ class Tracker:
     ) -> None:
         self._masters = masters
         self._prefix = prefix
-        self._heard = heard
+        self.heard = heard
         self._now = now
         self._options = options
         self._lines: dict[Node, _Line] = {}
@@ -99,7 +102,7 @@ class Tracker:
                 await asyncio.sleep(self._options.ping_seconds)
         finally:
             lines, self._lines = tuple(self._lines.values()), {}
-            self._heard.distrust()
+            self.heard.distrust()
             for line in lines:
                 line.task.cancel()
             await asyncio.gather(*(line.task for line in lines), return_exceptions=True)
@@ -134,7 +137,7 @@ class Tracker:
                 try:
                     with mapped(node.name):
                         await self._subscribe(connection)
-                        self._heard.distrust()  # what came before was told to nobody
+                        self.heard.distrust()  # what came before was told to nobody
                         await self._listen(connection, line)
                 finally:
                     heard_from_it = line.as_of > -math.inf
@@ -182,15 +185,17 @@ class Tracker:
             case [b"pong", *_]:
                 line.answered()
             case [b"message", _, None]:  # FLUSHALL, FLUSHDB
-                self._heard.distrust()
+                self.heard.distrust()
+            case [b"message", _, [*keys]] if len(keys) > KEYS_TOLD_MAX:
+                self.heard.distrust()
             case [b"message", _, [*keys]]:
-                self._heard.invalidate([key for key in keys if isinstance(key, bytes)])
+                self.heard.invalidate([key for key in keys if isinstance(key, bytes)])
             case _:
                 raise StoreError("corrupt", "this is no word on a key")
 
     def _broke(self) -> None:
         self.breaks += 1
-        self._heard.distrust()
+        self.heard.distrust()
 
 
 class _Line:

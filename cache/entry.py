@@ -57,7 +57,9 @@ class Entry(msgspec.Struct, Generic[V_co], frozen=True, gc=False):
 
 
 class Found(msgspec.Struct, Generic[V_co], frozen=True, gc=False):
-    """An entry that may be served, and how."""
+    """An entry that may be served, and how. ``is_copy``: it was not in memory, but among what is kept of earlier
+    processes."""
 
     entry: Entry[V_co]
     freshness: Freshness
+    is_copy: bool = False

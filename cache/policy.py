@@ -8,7 +8,7 @@ time, freshness or what a value is.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -45,6 +45,11 @@ class Policy(Protocol[V]):
 
     def evict(self) -> Node[V]:
         """Take out the one whose turn it is; there must be one."""
+        ...
+
+    def walk(self) -> Iterator[Node[V]]:
+        """Nodes, those first that would stay longest. Nodes may come and go meanwhile: then it may leave some out, or
+        give some twice."""
         ...
 
     def clear(self) -> None: ...
@@ -105,6 +110,10 @@ class S3Fifo(Generic[V]):
                 main.uses -= 1
                 self._main.push(main)
 
+    def walk(self) -> Iterator[Node[V]]:
+        yield from self._main.walk()
+        yield from self._small.walk()
+
     def clear(self) -> None:
         self._small.clear()
         self._main.clear()
@@ -158,6 +167,9 @@ class Sieve(Generic[V]):
             node.uses = 0
             self._hand = node.newer
 
+    def walk(self) -> Iterator[Node[V]]:
+        return self._queue.walk()
+
     def clear(self) -> None:
         self._queue.clear()
         self._hand = None
@@ -179,6 +191,7 @@ class Lru(Generic[V]):
         return self._queue.push(Node(key, value, size, self._queue))
 
     def use(self, node: Node[V]) -> None:
+        node.uses = 1  # for who walks
         self._queue.remove(node)
         self._queue.push(node)
 
@@ -190,6 +203,9 @@ class Lru(Generic[V]):
         assert node is not None, "bytes are used but the queue is empty"
         self._queue.remove(node)
         return node
+
+    def walk(self) -> Iterator[Node[V]]:
+        return self._queue.walk()
 
     def clear(self) -> None:
         self._queue.clear()

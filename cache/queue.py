@@ -7,6 +7,7 @@ found only by stepping over every one removed before it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 import msgspec
@@ -69,6 +70,13 @@ class Queue(Generic[V]):
         node.older = node.newer = None
         self.length -= 1
         self.bytes_used -= node.size
+
+    def walk(self) -> Iterator[Node[V]]:
+        """From the newest to the oldest, or until one that has left meanwhile."""
+        node = self.newest
+        while node is not None:
+            yield node
+            node = node.older
 
     def charge(self, node: Node[V], size: int) -> None:
         """Another size for a node of this queue, which keeps its place."""

@@ -11,13 +11,14 @@ still found, as STALE, until a newer one replaces it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Generic, TypeVar
 
 from cache.alias import Alias
 from cache.bounded import Bounded
 from cache.digest import Key
 from cache.entry import Entry, Found, Freshness
+from cache.journal import Journal
 from cache.queue import Node
 
 V = TypeVar("V")
@@ -41,6 +42,17 @@ class ResponseCache(Generic[V, W]):
         self._ticket = 0
         self._evictions = 0
         self._rejections = 0
+        self.journal: Journal[bytes] | None = None
+        """Digests of what is stored, for whoever copies it."""
+
+    def peek(self, digest: bytes) -> Entry[V] | None:
+        """The entry for a digest, not counted as a use, however old."""
+        node = self._entries.node(digest)
+        return None if node is None else node.value
+
+    def used(self) -> Iterator[bytes]:
+        """Digests of entries that have been used, those first that would stay longest (see ``Policy.walk``)."""
+        return (node.key for node in self._entries.walk() if node.uses)
 
     def find(self, key: Key, now: float) -> Found[V] | None:
         """The entry for a key, fresh or stale; a dead one is removed. Counts as a use."""
@@ -103,6 +115,8 @@ class ResponseCache(Generic[V, W]):
         if before is not None:
             self._cut(before)
         self._evicted(self._entries.put(key.digest, entry, entry.size))
+        if self.journal is not None:
+            self.journal.note(key.digest)
         return True
 
     def attach(self, key: Key, entry: Entry[V], wire: bytes, payload: W, size: int) -> bool:

@@ -86,11 +86,12 @@ class TableShape(Struct, frozen=True):
 
 class Gathered(Struct, frozen=True, eq=False):
     """``rows``: [n, *shape], zeros where the state is MISSING or ABSENT. ``state``: uint8 [n]. ``age``: float64 [n],
-    seconds, infinite where the state is MISSING."""
+    seconds, infinite where the state is MISSING. ``fits``: bool [n], whether it can be a key of this table at all."""
 
     rows: Rows
     state: NDArray[np.uint8]
     age: NDArray[np.float64]
+    fits: NDArray[np.bool_]
 
 
 class NearTable:
@@ -135,7 +136,9 @@ class NearTable:
     def find(self, keys: Keys, now: float) -> Gathered:
         """What is known of these keys at ``now`` (seconds, of the same clock as in ``put``)."""
         asked, fits = words(keys, self._width)
-        slots = self._arena.find(asked)
+        return self._gathered(self._arena.find(asked), fits, now)
+
+    def _gathered(self, slots: Slots, fits: NDArray[np.bool_], now: float) -> Gathered:
         if not fits.all():
             slots[~fits] = self._arena.spare
         age = now - self._stored_at[slots]
@@ -148,7 +151,12 @@ class NearTable:
             nothing = state == MISSING
             age[nothing] = np.inf
             slots[nothing] = self._arena.spare
-        return Gathered(self._read(slots), state, age)
+        return Gathered(self._read(slots), state, age, fits)
+
+    def peek(self, keys: Keys, now: float) -> Gathered:
+        """As ``find``, and not counted as a use."""
+        asked, fits = words(keys, self._width)
+        return self._gathered(self._arena.peek(asked), fits, now)
 
     def ticket(self) -> int:
         """To be taken before the store is read, for what that gives."""

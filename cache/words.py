@@ -49,6 +49,8 @@ def words(keys: Keys, width: int) -> tuple[Words, NDArray[np.bool_]]:
     if isinstance(keys, np.ndarray):
         keys = [b"%d" % key for key in keys.tolist()]
     sizes = np.fromiter(map(len, keys), np.int64, len(keys))
+    if sizes.max(initial=0) >= width * WORD_BYTES:  # whoever sends megabytes is not to have them copied
+        keys = [key[: width * WORD_BYTES] for key in keys]
     filled = np.array([key + b"\x01" for key in keys], f"S{width * WORD_BYTES}")
     return filled.view(np.uint64).reshape(-1, width), sizes < width * WORD_BYTES
 

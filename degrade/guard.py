@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from cache.stores.store import Found, Store
-from cache.stores.turnstile import Turnstile, TurnstileOptions
+from cache.stores.turnstile import Later, Turnstile, TurnstileOptions
 from degrade.breaker import Breaker, BreakerOptions
 from degrade.deadline import Ticker
 
@@ -24,10 +24,13 @@ hold, a default) and a look beside them closes it again."""
 class Guarded:
     """A `Store` that fails quickly. Belongs to one event loop."""
 
-    def __init__(self, store: Store, breaker: Breaker, now: Ticker, options: TurnstileOptions) -> None:
+    def __init__(
+        self, store: Store, breaker: Breaker, now: Ticker, options: TurnstileOptions, later: Later | None = None
+    ) -> None:
+        """``later``: when it is looked at a store that is left alone (see `Turnstile`)."""
         self._store = store
         self._breaker = breaker
-        self._turnstile = Turnstile(breaker, store.healthy, now, options)
+        self._turnstile = Turnstile(breaker, store.healthy, now, options, later)
 
     @property
     def state(self) -> str:
@@ -46,11 +49,6 @@ class Guarded:
     async def healthy(self, seconds: float) -> bool:
         """Asks the store; the breaker is not asked, and learns nothing."""
         return await self._store.healthy(seconds)
-
-    def look(self) -> None:
-        """See whether a store that is left alone is well again, if it is time to. Calls do this by themselves; where
-        none come, somebody else may."""
-        self._turnstile.look()
 
     async def close(self) -> None:
         await self._turnstile.close()

@@ -3,27 +3,27 @@
 Rule of this file: pure numbers in, a limit out. It gives no leave and holds no queue (``degrade/gate.py`` does), and
 must not know what is asked. Time and chance are arguments.
 
-The question it answers over and over: **what does the last half of the limit bring?** Little's law gives throughput as
-concurrency / latency, so two points (concurrency, mean latency) tell how throughput grows between them:
+The question it answers over and over: **what does the last quarter of the limit bring?** Little's law gives throughput
+as concurrency / latency, so two points (concurrency, mean latency) tell how throughput grows between them:
 
     elasticity = 1 - ln(latency / latency_below) / ln(concurrency / concurrency_below)
 
 1: twice as much at once is twice as much done (nothing queues); 0: all that came on top only waits. The limit goes up
 while the elasticity is above ``ELASTICITY`` and down while it is below. That is the gradient of Netflix' Gradient2 and
-of Envoy's adaptive concurrency, measured over the upper half of the limit instead of against the latency of an idle
+of Envoy's adaptive concurrency, measured over the upper quarter of the limit instead of against the latency of an idle
 server: a Triton that batches is slower and *better* at a higher concurrency, and a gradient against its idle latency
 would strangle it.
 
 The traps of such estimators, and what is done here:
  - *slow start*: where the limit begins (``first``) it doubles as long as that brings more; it begins high enough that
    most servers never notice. It may be far too high all the same: the first time that anybody has to wait, some twenty
-   answers later, throughput and the shortest latency known make a guess of what is enough, and from there it halves
-   while that changes nothing.
+   answers later, throughput and the shortest latency known make a guess of what is enough, and from there it goes
+   down by quarters while that changes nothing.
  - *a drifting baseline*: a server that is overloaded for hours teaches no estimator here that this is normal, for the
-   point below is measured anew, at about half the limit, every few seconds, and is forgotten when it is old.
- - *a latency cliff when it is measured*: at half the limit (as BBRv2's ProbeRTT, and unlike Envoy's drop to 3) a server
-   that is well fed stays busy, for what is missing would only have queued in it. When this happens is left to chance,
-   so that processes before one server do not do it together.
+   point below is measured anew, at three quarters of the limit, every few seconds, and is forgotten when it is old.
+ - *a latency cliff when it is measured*: at three quarters of the limit (in the spirit of BBRv2's ProbeRTT, and unlike
+   Envoy's drop to 3) a server that is well fed stays busy, for what is missing would only have queued in it. When this
+   happens is left to chance, so that processes before one server do not do it together.
  - *samples of a server that was not full* say nothing upwards: they are only taken as the point below, if they are of
    that concurrency.
  - *drops* (timeouts, a server that says it is overloaded) shrink the limit by their share, down to half of it.
@@ -41,12 +41,12 @@ from typing import Final
 
 import msgspec
 
-ELASTICITY: Final = 0.2
-"""Where the limit comes to rest: twice as much at once is worth it for 15 % more done (2 ** 0.2), not for less. For a
-server of k equal places this is 1.7 k."""
+ELASTICITY: Final = 0.25
+"""Where the limit comes to rest: a third more at once is worth it for 7 % more done (4/3 ** 0.25), not for less. For a
+server of k equal places this is 1.3 k."""
 
-GAIN: Final = 0.8
-"""How far a window's elasticity moves the limit: without any (0) by a sixth."""
+GAIN: Final = 0.5
+"""How far a window's elasticity moves the limit: without any (0) by an eighth."""
 
 SHRINK_MIN: Final = 0.7
 GROWTH_MAX: Final = 1.6
@@ -57,14 +57,14 @@ DROPS_WEIGHT: Final = 2.0
 DROPS_SHRINK_MIN: Final = 0.5
 """A window in which a tenth was dropped takes a fifth of the limit, and one in which all were, half of it."""
 
-BELOW: Final = 0.5
+BELOW: Final = 0.75
 """Where the point below is measured, as a share of the limit."""
 
-APART_MIN: Final = 1.35
-APART_MAX: Final = 3.0
+APART_MIN: Final = 1.15
+APART_MAX: Final = 1.9
 """Two points must be so far apart (in concurrency) to tell something, and no further: elasticity is a local thing."""
 
-FULL: Final = 0.7
+FULL: Final = 0.75
 """A window is of a full server if this share of the limit was in flight, in the mean of its time: less than all, for
 what ends in a window is a matter of chance."""
 
@@ -146,8 +146,9 @@ class Limiter:
         first = options.most if options.first is None else options.first
         self._limit = float(min(max(first, options.least), options.most))
         self._rising = True  # it never had to go down
-        self._lost = True  # it was never near what the server can do: it halves as long as that changes nothing
+        self._lost = True  # it was never near what the server can do: it goes down as long as that changes nothing
         self._above: Point | None = None
+        self._elastic: float | None = None  # smoothed: one window's noise is not the next one's
         self._below: Point | None = None
         self._window = _Window(-math.inf)
         self._measuring: _Window | None = None
@@ -252,7 +253,9 @@ class Limiter:
             below = self._below = None
         apart = 0.0 if below is None else point.concurrency / below.concurrency
         if below is not None and APART_MIN <= apart <= APART_MAX:
-            factor = _factor(elasticity(below, point), self._rising)
+            found = elasticity(below, point)
+            self._elastic = found if self._rising or self._elastic is None else (found + self._elastic) / 2
+            factor = _factor(self._elastic, self._rising)
             # No further down than there is something known of: what is below that is for a measurement to say.
             known = below.concurrency * APART_MIN / self._limit
             self._turn(factor if factor >= 1.0 else max(factor, min(known, 1.0)))
@@ -290,8 +293,8 @@ class Limiter:
                 self._descend(point, now)
 
     def _descend(self, point: Point, now: float) -> None:
-        """Take a point below. While the ground was never seen, and half of the limit brought nothing, stay there and
-        look at half of that."""
+        """Take a point below. While the ground was never seen, and the quarter above brought nothing, stay there
+        and look at a quarter less."""
         above = self._above
         self._lost = self._lost and above is not None and elasticity(point, above) < ELASTICITY
         if not self._lost or self._place(point.concurrency * BELOW) * APART_MIN > point.concurrency:

@@ -16,7 +16,7 @@ import structlog
 
 from degrade.breaker import Change
 from degrade.brownout import BrownoutOptions
-from degrade.deadline import Ticker
+from degrade.deadline import Deadline, Ticker
 from gateway.admission.ratelimit import Limiter
 from gateway.background import Run, Sleep, kept, sweep
 from gateway.codec.ndarray import plain_bytes_max
@@ -57,6 +57,7 @@ from gateway.operate.gauges import (
     reload_gauges,
     rpc_gauges,
     second_gauges,
+    snapshot_gauges,
     table_gauges,
     tls_gauges,
 )
@@ -67,6 +68,7 @@ from gateway.reload import Reloads
 from gateway.route import Home, Route
 from gateway.service import Watched
 from gateway.sharing import Stores
+from gateway.snapshots import snapshots_of
 from gateway.sources import ConfigError, Loaded
 from gateway.standing import Retired, Standing, Watching, changed_quotas, homes, retired, stand
 from gateway.strain import LOOK_SECONDS, Strain
@@ -80,6 +82,12 @@ if TYPE_CHECKING:
 
 SWEEP_SECONDS: Final = 0.5
 """How often slow peers are looked for; how late they may be cut."""
+
+FIRST_LOOK_SECONDS: Final = 0.5
+"""For the models to say that they are what a snapshot tells of them; a start waits no longer for one that is silent."""
+
+LAST_PASS_SECONDS: Final = 1.0
+"""For a last pass of the snapshot, where requests have taken all of ``server.drain``."""
 
 TRACKER_SECONDS: Final = 1.0
 """Before a table's writes are listened to again after a bug of ours."""
@@ -135,6 +143,7 @@ class Gateway:
         self._watching = Watching(self._breaker_changed, self._model_changed)
         self.standing = stand(config, self._makings, homes(config, self._makings, self._watching))
         self._stores = Stores(self._around, self._faults)
+        self.snapshots = snapshots_of(config, self._around)
         self._share(self.standing)
         self._strain = Strain(lambda: self.homes, self._brownout, self._ticker)
         self._limiter = Limiter(config.server.quota_keys_max)
@@ -145,8 +154,9 @@ class Gateway:
         of_reloads = () if self.reloads is None else reload_gauges(self.reloads)
         of_tables = table_gauges(lambda: self.standing.tables)
         of_seconds = second_gauges(lambda: self.services, self._stores.states)
+        of_snapshots = () if self.snapshots is None else snapshot_gauges(self.snapshots, lambda: self.routes)
         of_load = load_gauges(lambda: self.homes, self._strain)
-        of_others = (*of_tables, *of_seconds, *of_reloads, *chaos_gauges(self._faults))
+        of_others = (*of_tables, *of_seconds, *of_snapshots, *of_reloads, *chaos_gauges(self._faults))
         for gauge in (*gauges(*shown), *of_load, *of_others):
             self.telemetry.watch(gauge)
 
@@ -176,6 +186,13 @@ class Gateway:
 
         Raises OSError when an address cannot be listened on, Unusable when the certificate cannot be used.
         """
+        if self.snapshots is not None:
+            await self.snapshots.open()
+            if self.snapshots.seed(self.standing.config, self.homes):
+                # Before anybody is answered, for what had been seen only after that might be another model.
+                deadline = Deadline.after(self._ticker(), FIRST_LOOK_SECONDS)
+                await asyncio.gather(*(home.catalog.look_once(deadline) for home in self.homes.values()))
+            await self.snapshots.begin()
         server = self.standing.config.server
         certificates = self.certificates = None if server.tls is None else Certificates(server.tls)
         ports = self._ports(self.standing)
@@ -191,7 +208,7 @@ class Gateway:
         if server.has_grpc:
             await self._start_grpc(ports, certificates)
         state = (lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining)
-        shown = Shown(*state, self.reloads, self._faults)
+        shown = Shown(*state, self.reloads, self._faults, self.snapshots)
         self._admin = Listener(admin_port(shown).handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
@@ -233,6 +250,9 @@ class Gateway:
         after = self.standing = stand(config, self._makings, made, before)
         self._share(after)
         self._begin_sharing()
+        if self.snapshots is not None:
+            self.snapshots.seed(config, self.homes)
+            self.snapshots.keep()
         self._limiter.forget(changed_quotas(before, after))
         self.buffered.bytes_max = int(config.server.buffered_bytes_max)
         ports = self._ports(after)
@@ -351,6 +371,8 @@ class Gateway:
         left = max(0.0, drain - (self._ticker() - began))
         seconds = [route.second for route in self.routes.values() if route.second is not None]
         await asyncio.gather(*(second.behind.drain(left) for second in seconds))
+        if self.snapshots is not None:
+            await self.snapshots.close(max(LAST_PASS_SECONDS, drain - (self._ticker() - began)))
         if self._admin_server is not None:
             self._admin_server.close()
         if self._admin is not None:
@@ -385,6 +407,8 @@ class Gateway:
     def _share(self, standing: Standing) -> None:
         for route in standing.routes.values():
             self._stores.share(route, standing.config)
+        if self.snapshots is not None:
+            self.snapshots.share(standing.config, standing.routes, standing.tables)
 
     # -- what runs beside the requests --------------------------------------------------------------
 

@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import importlib.util
+import os
 import resource
+import shutil
 import time
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
@@ -26,6 +29,7 @@ from gateway.doors import certificates
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ParserMissing, require_strict_parser
 from gateway.homes import grpc_options, probe_of
 from gateway.sources import GRPC_SCHEME
+from gateway.units import Size
 from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, PROBING_CONNECTIONS_MAX, Call, TritonHttp, TritonOptions
 from tiers.catalog import Catalog, CatalogOptions
 from tiers.datatype import FLOATS
@@ -60,7 +64,7 @@ class Findings(msgspec.Struct, frozen=True):
 
 async def findings(config: Config, offline: bool = False) -> Findings:
     """What is found between ``config`` and the world; ``offline`` asks no backend."""
-    found = list(environment_faults(config, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    found = [*environment_faults(config, resource.getrlimit(resource.RLIMIT_NOFILE)[1]), *snapshot_faults(config)]
     if offline:
         return Findings(tuple(found))
     asked = survey(config), table_faults(config), sharing.faults(config, ANSWER_SECONDS_MAX)
@@ -90,6 +94,23 @@ async def table_faults(config: Config) -> list[str]:
     told = await asyncio.gather(*(fault_of(name, source) for name, source in made.items()))
     await asyncio.gather(*(source.store.close() for source in made.values()))
     return [fault for fault in told if fault]
+
+
+def snapshot_faults(config: Config) -> Iterator[str]:
+    """Why copies could not be kept where the configuration wants them. Makes nothing."""
+    if config.snapshot is None:
+        return
+    path = Path(config.snapshot.path)
+    there = next((each for each in (path, *path.absolute().parents) if each.exists()), Path("/"))
+    if not there.is_dir():
+        yield f"snapshot.path: {there} is there, and is no directory"
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield f"snapshot.path: this user may not write to {there}"
+    else:
+        free, wanted = shutil.disk_usage(there).free, int(config.snapshot.bytes_max)
+        held = sum(each.stat().st_size for each in path.glob("*.mdb")) if path.is_dir() else 0
+        if free + held < wanted:
+            yield f"snapshot.bytes_max: is {config.snapshot.bytes_max}, and {there} has {Size(free)} free"
 
 
 def open_files_needed(config: Config) -> int:

@@ -50,6 +50,8 @@ examples:
       ask a running gateway what will be asked anyway, before callers do
   tailrace table load user --config tailrace.toml --from users.parquet
       fill a table's store from a file; interrupted, the same command goes on
+  tailrace snapshot export warm.snapshot --config tailrace.toml
+      what this host knows, as a file for another one (tailrace snapshot import)
   tailrace explain digits --config tailrace.toml --when "gpu down, cache old"
       what would a caller get then, and why?
   tailrace schema > tailrace.schema.json
@@ -95,6 +97,8 @@ def _run(chosen: argparse.Namespace, given: Sequence[str]) -> int:
             return _warm(chosen)
         case "table":
             return _load(chosen)
+        case "snapshot":
+            return _snapshot(chosen)
         case "explain":
             return _explain(chosen)
         case _:
@@ -193,6 +197,15 @@ def _load(chosen: argparse.Namespace) -> int:
         return _report((str(error),), UNFIT)
     print(f"tables.{chosen.name}: {done.rows} rows, {done.rows - done.before} of them written in {done.seconds:.1f} s")
     return WELL
+
+
+def _snapshot(chosen: argparse.Namespace) -> int:
+    from gateway import snapshot_tool
+
+    config = read(chosen.config, os.environ).config.snapshot
+    if config is None:
+        return _report((f"{chosen.config} has no [snapshot] section",), MISUSED)
+    return snapshot_tool.run(config, chosen)
 
 
 def _explain(chosen: argparse.Namespace) -> int:
@@ -341,6 +354,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     warm.add_argument("--key-file", metavar="FILE", help="a file with the API key to ask with")
     _table_parser(commands)
+    _snapshot_parser(commands)
     _explain_parser(commands)
     commands.add_parser("schema", help="print the JSON Schema of tailrace.toml")
     demo = commands.add_parser(
@@ -358,6 +372,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _snapshot_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    from gateway.config_snapshot import VERBS
+
+    snapshot = commands.add_parser("snapshot", help="see, check and move the copies on this host's disk")
+    verbs = snapshot.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for verb, told in VERBS.items():
+        each = verbs.add_parser(verb, help=told)
+        each.add_argument("--config", metavar="FILE", required=True, help="a tailrace.toml with a [snapshot] section")
+        if verb in ("export", "import"):
+            each.add_argument("file", metavar="FILE", help="the exported file")
+        if verb == "ls":
+            each.add_argument("--json", action="store_true", help="for programs")
+        if verb == "prune":
+            each.add_argument("--keep", metavar="N", type=int, default=1, help="generations to keep (default: 1)")
+
+
 def _explain_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     explain = commands.add_parser(
         "explain",
@@ -368,6 +398,7 @@ def _explain_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "  MODEL                         broken failing slow overloaded unsure\n"
         "  TABLE, redis or lmdb          down slow loading refusing\n"
         "  cache or rows                 empty fresh old dead\n"
+        "  brownout                      1 2 3 4\n"
         "cache is what is held of the answer, rows what is held of the tables' rows; both are empty unless said.",
         epilog='tailrace explain digits --config tailrace.toml --when "gpu down, cache old"',
         formatter_class=argparse.RawDescriptionHelpFormatter,

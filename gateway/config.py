@@ -22,13 +22,14 @@ from msgspec import Meta, field
 from cache.stores.address import parse_redis
 from gateway.admission.forwarded import UNIX, network
 from gateway.config_load import Brownout, Concurrency, PriorityWord
+from gateway.config_snapshot import SnapshotConfig
 from gateway.config_tables import TableConfig
 from gateway.ranges import AGE_MAX, DEADLINE_MIN, SIZE_MAX, WAIT_MAX, WAIT_MIN, Positive, seconds, size, within
 from gateway.schema import Fault
 from gateway.units import Seconds, Size
 
 Switch = Literal["repository", "logging", "trace", "shared_memory"]
-DegradeStep = Literal["replica", "tier", "stale"]
+DegradeStep = Literal["replica", "tier", "stale", "snapshot"]
 ALLOW_ALL: Final[tuple[Switch, ...]] = ("repository", "logging", "trace", "shared_memory")
 
 SECOND_MAX: Final = Seconds.parse("1s")
@@ -327,6 +328,7 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rows_bytes_max: Size = size("256MiB")
     second: str | None = None
     second_timeout: Seconds = seconds("20ms")
+    snapshot: Literal["off", "stale", "fresh"] = "stale"
 
     def faults(self) -> Iterator[Fault]:
         if self.ttl <= 0:
@@ -432,7 +434,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: dict[str, InputRule] = field(default_factory=dict)
     features: Features | None = None
     timeout: Seconds = seconds("10s")
-    degrade: tuple[DegradeStep, ...] = ("replica", "tier", "stale")
+    degrade: tuple[DegradeStep, ...] = ("replica", "tier", "stale", "snapshot")
     priority: PriorityWord | None = None
     brownout: tuple[Literal["fast", "stale"], ...] = ()
 
@@ -488,6 +490,7 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     server: Server = field(default_factory=Server)
     log: Log = field(default_factory=Log)
+    snapshot: SnapshotConfig | None = None
     brownout: Brownout = field(default_factory=Brownout)
     chaos: Chaos = field(default_factory=Chaos)
     callers: dict[str, CallerConfig] = field(default_factory=dict)

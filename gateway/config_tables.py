@@ -101,6 +101,7 @@ class TableConfig(Struct, frozen=True, forbid_unknown_fields=True):
     max_stale: Seconds = seconds("0s")
     negative_ttl: Seconds = seconds("10s")
     default: Literal["error", "zeros", "mean"] | float = "error"
+    snapshot: bool = True
     coherence: Literal["ttl", "tracking"] = "ttl"
     coherent_within: Seconds = seconds("1s")
     bounds: TableBounds | None = None

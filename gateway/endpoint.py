@@ -171,6 +171,10 @@ class Endpoint:
         """Nothing tells that such a server has become another, so none of its answers outlives this process."""
 
     @property
+    def copies(self) -> None:
+        """Likewise."""
+
+    @property
     def refreshes(self) -> int:
         """Background refreshes under way, each of another key."""
         return len(self.refreshing)
@@ -211,6 +215,9 @@ class Endpoint:
         """What is kept of an answer."""
         assert self.cache is not None
         return self.cache.find(key, now)
+
+    def kept(self, key: Key, now: float) -> None:
+        """Nothing: as with a second level."""
 
     async def ask(self, request: Post, deadline: Deadline, terms: Terms, ticker: Ticker) -> Given[Page]:
         """The server's answer, whatever it is. Raises Rejected for what cannot be written as a request, and

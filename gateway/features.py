@@ -24,7 +24,7 @@ from gateway.config import Features as FeaturesConfig
 from gateway.tables import Ids, Looked, Table, UnknownId
 from tiers.datatype import DTYPES, bytes_spans
 from tiers.facts import ModelFacts, TensorFact
-from tiers.inference import InferRequest, Rejected, TableTold, Tensor, UpstreamError
+from tiers.inference import DATATYPE_BYTES, InferRequest, Rejected, TableTold, Tensor, UpstreamError
 from tiers.rows import take_rows
 
 ROWS_MAX: Final = 65_536
@@ -34,13 +34,22 @@ once, and a store does not look up much more."""
 Rows = NDArray[np.float32]
 
 
-class Features:
-    """The features of one route. ``rows_max``: the route's own bound on a batch."""
+class Ceiling(msgspec.Struct, frozen=True):
+    """What a route's request to its model may be: ``rows_max`` (None: what the model takes) and ``bytes_max``, which is
+    set by the configuration's ``key``."""
 
-    def __init__(self, config: FeaturesConfig, tables: Mapping[str, Table], rows_max: int | None) -> None:
+    rows_max: int | None
+    bytes_max: int
+    key: str
+
+
+class Features:
+    """The features of one route."""
+
+    def __init__(self, config: FeaturesConfig, tables: Mapping[str, Table], ceiling: Ceiling) -> None:
         self._config = config
         self._tables = tables
-        self._rows_max = rows_max
+        self._ceiling = ceiling
         parts = [(part.entity, part.table) for wanted in config.inputs.values() for part in wanted.parts]
         self._pairs = tuple(dict.fromkeys(parts))
 
@@ -65,6 +74,7 @@ class Features:
             raise Rejected(400, "a route that joins features takes nothing from shared memory and leaves nothing there")
         ids = {name: _ids(tensor) for tensor in request.inputs if (name := tensor.name) in self._config.entities}
         rows = self._rows(ids, facts)
+        self._weigh(request, ids, rows, facts)
         looked = await self._look_up(ids, seconds)
         made = [self._input(name, wanted, looked, rows, facts) for name, wanted in self._config.inputs.items()]
         others = [_spread(tensor, rows) for tensor in request.inputs if tensor.name not in ids]
@@ -78,11 +88,26 @@ class Features:
             told = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise Rejected(400, f"entities that are many must be as many as each other, and these are: {told}")
         rows = next(iter(counts.values()), 1)
-        most = min([limit for limit in (facts.max_batch, self._rows_max, ROWS_MAX) if limit])
+        most = min([limit for limit in (facts.max_batch, self._ceiling.rows_max, ROWS_MAX) if limit])
         if not 1 <= rows <= most:
             named = ", ".join(counts)
             raise Rejected(400, f"{named}: {rows} ids; model {facts.name} takes 1 to {most} here")
         return rows
+
+    def _weigh(self, request: InferRequest, ids: Mapping[str, Ids], rows: int, facts: ModelFacts) -> None:
+        """Refuse a request that would be too large once it is made, before anything is repeated or looked up: a
+        caller's few bytes for each row, or one user's long row, may be gigabytes."""
+        sizes = {fact.name: DATATYPE_BYTES.get(fact.datatype, 0) for fact in facts.inputs}
+        made = 0
+        for name, wanted in self._config.inputs.items():
+            numbers = sum([math.prod(self._tables[part.table].shape) for part in wanted.parts])
+            made += rows * numbers * max(np.dtype(np.float32).itemsize, sizes.get(name, 0))
+        for tensor in request.inputs:
+            if tensor.name not in ids:
+                made += len(tensor.data) * (rows if tensor.shape[:1] == (1,) else 1)
+        if made > self._ceiling.bytes_max:
+            told = f"{rows} rows make a request of {made} bytes to model {facts.name}; here are at most"
+            raise Rejected(413, f"{told} {self._ceiling.bytes_max} ({self._ceiling.key})")
 
     async def _look_up(self, ids: Mapping[str, Ids], seconds: float) -> dict[tuple[str, str], Looked]:
         """All tables at once. The first that fails ends the others."""

@@ -67,6 +67,9 @@ RETRY_SPREAD: Final = 2.0
 """Retry-After is spread up to this factor, so that those who were refused do not return as one wave."""
 
 
+_TIERS_STEPS: Final = frozenset({Step.REPLICA, Step.TIER})
+"""Those that pool and cascade take, the others being the pipeline's."""
+
 WIRE_OVERHEAD_BYTES: Final = 256
 """What a ready wire form costs beyond its body: its key and bookkeeping."""
 
@@ -308,11 +311,17 @@ class Pipeline:
         return Filled(entry.value, given.steps, False, kept, settled, alike, given.rows_kept, given.made_at, again)
 
     def _cascade_steps(self, call: Call[Q, R], key: Key | None) -> tuple[Step, ...]:
-        """The ladder's steps that the tiers may take: those before ``stale``, if an old answer is there."""
-        route = call.route
-        if Step.STALE not in route.steps or self._older(call, key, self._ticker()) is None:
-            return route.steps
-        return route.steps[: route.steps.index(Step.STALE)]
+        """The ladder's steps that the tiers may take: those before ``stale``, or ``snapshot``, if there is something
+        that it would serve. Where they have none behind it, nobody looks."""
+        steps, now = call.route.steps, self._ticker()
+        for place, step in enumerate(steps):
+            if _TIERS_STEPS.isdisjoint(steps[place:]):
+                break
+            if step is Step.STALE and self._older(call, key, now) is not None:
+                return steps[:place]
+            if step is Step.SNAPSHOT and self._kept(call, key, now) is not None:
+                return steps[:place]
+        return steps
 
     def _refresh(self, call: Call[Q, R], key: Key, entry: Entry[Served[R]]) -> None:
         """Fetch behind the caller's back: once for a key, at most ``refreshes_max`` at once for the route."""
@@ -346,8 +355,11 @@ class Pipeline:
         route, now = call.route, self._ticker()
         if key is not None:
             key = Key(key.digest, route.epoch)  # the epoch may have turned while the tiers were asked
-        found = self._older(call, key, now)
-        remains = Remains(replica=False, tier=False, stale=found is not None, time=not call.deadline.expired(now))
+        found, kept = self._older(call, key, now), self._kept(call, key, now)
+        remains = Remains(
+            replica=False, tier=False, stale=found is not None, snapshot=kept is not None,
+            time=not call.deadline.expired(now),
+        )  # fmt: skip
         step = next_step(error.failure, remains, route.steps)
         self._telemetry.degraded(route.name, error.failure.value, step.value, str(error))
         if step is Step.STALE and found is not None:
@@ -356,6 +368,9 @@ class Pipeline:
                 return self._cached(call, key, found.entry, again, quota)
             choice = Recall(Action.SERVE, "stale", error.failure.value)
             return self._cached(call, key, found.entry, choice, quota, (Step.STALE.value,))
+        if step is Step.SNAPSHOT and kept is not None:
+            choice = Recall(Action.SERVE, "stale", error.failure.value)
+            return self._cached(call, key, kept.entry, choice, quota, (Step.SNAPSHOT.value,))
         assert step is Step.REFUSE, f"the pipeline has no step {step}"
         tried = Provenance(cache="bypass" if key is None else "miss", reason=error.failure.value, degraded=True)
         instead = route.instead(error)
@@ -368,6 +383,13 @@ class Pipeline:
         if key is None or call.route.cache is None:
             return None
         found = call.route.find(call.caller, call.request, key, now)
+        return found if found is not None and tolerates(found, call.directives, now) else None
+
+    def _kept(self, call: Call[Q, R], key: Key | None, now: float) -> Found[Served[R]] | None:
+        """What earlier processes have left for the ladder, likewise."""
+        if key is None or Step.SNAPSHOT not in call.route.steps:
+            return None
+        found = call.route.kept(key, now)
         return found if found is not None and tolerates(found, call.directives, now) else None
 
     def _undescribed(self, route: Service[Q, R], error: UpstreamError) -> Refused:
@@ -399,8 +421,7 @@ class Pipeline:
         steps: tuple[str, ...] = (),
     ) -> Answer[R]:
         provenance = _of_entry(entry, choice, self._ticker(), steps)
-        fresh = choice.reason == "fresh"
-        return Answer(entry.value.response, provenance, quota, key, entry if fresh else None)
+        return Answer(entry.value.response, provenance, quota, key, entry if choice.state == "hit" else None)
 
     def _fetched(
         self, key: Key | None, filled: Filled[R], led: bool, choice: Recall, quota: Verdict | None

@@ -69,7 +69,7 @@ def recall(found: Found[V] | None, directives: CacheDirectives, rules: RecallRul
     if found.freshness is Freshness.FRESH:
         if too_old:
             return _without_answer(directives, fetch, "max-age")
-        return Recall(Action.SERVE, "hit", "fresh")
+        return Recall(Action.SERVE, "hit", "snapshot" if found.is_copy else "fresh")
     if entry.epoch != epoch:
         return _without_answer(directives, fetch, "epoch")
     staleness = -entry.ttl_left(now)

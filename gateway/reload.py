@@ -148,6 +148,8 @@ def fixed(before: Config, after: Config) -> Iterator[str]:
     old, new = before.server.message_bytes_max, after.server.message_bytes_max
     if before.server.has_grpc and old != new:
         yield f"server.buffered_bytes_max: a gRPC message may have half of it, {old}, and now {new}, {RESTART}"
+    if before.snapshot != after.snapshot:
+        yield f"snapshot: {before.snapshot} is now {after.snapshot}, {RESTART}"
     if before.log != after.log:
         yield f"log: {before.log} is now {after.log}, {RESTART}"
     if before.chaos != after.chaos:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 import msgspec
+from blake3 import blake3
 
 from cache.digest import Key, RequestDigester, request_digest
 from cache.entry import Entry, Found, Freshness
@@ -30,6 +31,7 @@ from gateway.codec.http import BodyLimits
 from gateway.config import Route as RouteConfig
 from gateway.config import TierConfig
 from gateway.config_load import priority_of
+from gateway.copies import AnswerCopies
 from gateway.fitting import Expected, expected
 from gateway.problem import Refused, not_found
 from gateway.recall import RecallRules
@@ -81,6 +83,9 @@ _LOAD: Final = ("priority", "brownout")
 """What a configuration says of load, and not of answers."""
 
 NO_TABLES: Final[Mapping[str, Table]] = MappingProxyType({})
+
+NO_EPOCH: Final = -1
+"""Of an answer that is an old one, whatever happens."""
 
 ENTRY_OVERHEAD_BYTES: Final = 512
 """What an entry costs beyond its answer's size: key, bookkeeping of cache and policy."""
@@ -150,7 +155,7 @@ class Route:
         self._body_bytes_max = body_bytes_max
         self._succeeded = False  # another route goes on with the answers kept here, and those of the second level
         self._tables = {} if config.features is None else {name: tables[name] for name in config.features.tables}
-        self.features = None if config.features is None else _features(config, self._tables)
+        self.features = None if config.features is None else _features(config, self._tables, bytes_max, self.limit)
         self.rules = _rules(config)
         self.validator = Validator(self.rules, config.limits.batch_max)
         self._digesters: Memo[tuple[Form, str, str], RequestDigester] = Memo(FORMS_MAX)
@@ -159,6 +164,8 @@ class Route:
         self.cache: ResponseCache[Served[InferResponse], Wire] | None = cache_of(config.cache)
         self.rows = None if config.cache is None or not config.cache.rows else Rows(name, config.cache)
         self.second: SecondLevel | None = None
+        self.copies: AnswerCopies | None = None
+        self._schema: tuple[ModelFacts, bytes] | None = None
         self._ttl = 0.0 if config.cache is None else float(config.cache.ttl)  # one object for all entries
         self._max_stale = 0.0 if config.cache is None else float(config.cache.max_stale)
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
@@ -190,6 +197,8 @@ class Route:
             successor.cache, successor.rows, successor.epoch = self.cache, self.rows, self.epoch
             if self.second is not None:
                 successor.share(self.second)
+            if self.copies is not None:
+                successor.copy(self.copies)
             self._succeeded = True
         return successor
 
@@ -199,6 +208,23 @@ class Route:
         second.watch(self.looks)
         if self.rows is not None:
             self.rows.second = second
+
+    def copy(self, copies: AnswerCopies) -> None:
+        """Leave copies of answers on the disk, and take those that are there."""
+        assert self.cache is not None
+        self.copies = copies
+        copies.watch(self.cache, lambda: self.epoch, self.looks, self.schema)
+
+    def schema(self) -> bytes | None:
+        """What its models take and give, digested: the same object as long as it is the same; None while they are not
+        known."""
+        facts = self.known_facts()
+        if facts is None:
+            return None
+        if self._schema is None or self._schema[0] is not facts:
+            told = msgspec.msgpack.encode((facts.inputs, facts.outputs, facts.max_batch))
+            self._schema = facts, blake3(told).digest()
+        return self._schema[1]
 
     def looks(self) -> dict[str, tuple[float, Sight]] | None:
         """The last look at each tier's model on each replica, and when it began; None while a model is not known,
@@ -259,6 +285,8 @@ class Route:
         self.epoch += 1
         if self.second is not None:
             self.second.end_turn()
+        if self.copies is not None:
+            self.copies.witness.end_turn()
 
     def uncacheable(self, request: InferRequest) -> str:
         """Why a request is never cached, in one word; empty if it may be (DESIGN section 6)."""
@@ -285,7 +313,36 @@ class Route:
         return Admitted(batch_size(request) if facts.max_batch > 0 else None, _stateful(facts))
 
     def find(self, caller: Caller, request: InferRequest, key: Key, now: float) -> Found[Served[InferResponse]] | None:
-        """What is kept of an answer: as it was given once, or as its rows are."""
+        """What is kept of an answer: as it was given once, as its rows are, or as it was copied to the disk."""
+        found = self._found_here(caller, request, key, now)
+        return found if found is not None else self._copied(key, now)
+
+    def kept(self, key: Key, now: float) -> Found[Served[InferResponse]] | None:
+        """What was copied of an answer, whatever its models are now: an old one, of no epoch that is now."""
+        copy = None if self.copies is None else self.copies.find(key.digest, now)
+        if copy is None:
+            return None
+        entry = self.entry(copy.served, NO_EPOCH, copy.made_at)
+        freshness = entry.freshness(now, key.epoch)
+        return None if freshness is Freshness.DEAD else Found(entry, freshness, is_copy=True)
+
+    def _copied(self, key: Key, now: float) -> Found[Served[InferResponse]] | None:
+        """The copy of an answer, if it may be served as if it had been here all the time."""
+        copies = self.copies
+        copy = None if copies is None else copies.find(key.digest, now)
+        if self.cache is None or copies is None or copy is None or not (copy.is_same or copies.trusts()):
+            return None
+        entry = self.entry(copy.served, key.epoch, copy.made_at)
+        freshness = entry.freshness(now, key.epoch)
+        if freshness is Freshness.DEAD:
+            return None
+        if copy.is_same:  # else it must not stay, should its models turn out to be others
+            self.cache.store(key, entry, self.cache.ticket())
+        return Found(entry, freshness, is_copy=True)
+
+    def _found_here(
+        self, caller: Caller, request: InferRequest, key: Key, now: float
+    ) -> Found[Served[InferResponse]] | None:
         assert self.cache is not None
         found = self.cache.find(key, now)
         rows = None if found is not None and found.freshness is Freshness.FRESH else self._known_rows(request)
@@ -571,12 +628,12 @@ def _of_rows(made: Assembled, tables: tuple[TableTold, ...] = ()) -> Served[Infe
     return Served(made.response, made.tier, rows, made.escalated, rows, tables)
 
 
-def _features(config: RouteConfig, tables: Mapping[str, Table]) -> Features:
+def _features(config: RouteConfig, tables: Mapping[str, Table], bytes_max: int, key: str) -> Features:
     """Clients of stores are loaded only where there are tables: they take their time and memory."""
-    from gateway.features import Features
+    from gateway.features import Ceiling, Features
 
     assert config.features is not None
-    return Features(config.features, tables, config.limits.batch_max)
+    return Features(config.features, tables, Ceiling(config.limits.batch_max, bytes_max, key))
 
 
 def _answers_alike(one: RouteConfig, other: RouteConfig) -> bool:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 import msgspec
@@ -32,6 +33,9 @@ from tiers.inference import InferResponse
 
 VALUE_BYTES_MAX: Final = 1024 * 1024
 """Of one answer: a larger one would hold up the store and every reader for milliseconds, and take long to fetch."""
+ROWS_ASKED_MAX: Final = 1024
+"""Rows of one batch that are looked for: more would not come within a look-up's time, and hold up those of others. More
+are written in several goes."""
 SCOPE_BYTES: Final = 16
 OVERHEAD_BYTES: Final = 256
 """What a value takes in the queue beside its data."""
@@ -143,7 +147,10 @@ class SecondLevel:
     async def rows(
         self, turn: bytes, digests: Sequence[bytes], fits: Callable[[Row], bool]
     ) -> Mapping[bytes, tuple[Row, float]]:
-        """Those of these rows that are there, fresh; as `answer`, all by one question."""
+        """Those of these rows that are there, fresh; as `answer`, all by one question. Of very many the last are not
+        looked for, and are misses."""
+        self.outcomes["miss"] += max(0, len(digests) - ROWS_ASKED_MAX)
+        digests = digests[:ROWS_ASKED_MAX]
         keys = [self._key(turn, b"row", digest) for digest in digests]
         reader, rows = parcel.Rows(), {}
         for digest, held in zip(digests, await self._held(turn, keys), strict=True):
@@ -161,17 +168,15 @@ class SecondLevel:
         rows = {digest: entry for digest, entry in rows.items() if self._fits(turn, entry.size)}
         if not rows:
             return
-        ats = [self._wall(entry.stored_at) for entry in rows.values()]
+        kept = [(digest, entry, self._wall(entry.stored_at)) for digest, entry in rows.items()]
+        for start in range(0, len(kept), ROWS_ASKED_MAX):  # as many as a store can take within a write's time
+            some = kept[start : start + ROWS_ASKED_MAX]
+            self.behind.put(Later(partial(self._pairs, turn, some), sum([entry.size for _, entry, _ in some])))
 
-        def make() -> Pairs:
-            return [*self._pairs(turn, rows, ats)]
-
-        self.behind.put(Later(make, sum([entry.size for entry in rows.values()])))
-
-    def _pairs(self, turn: bytes, rows: Mapping[bytes, Entry[Row]], ats: Sequence[float]) -> Pairs:
+    def _pairs(self, turn: bytes, rows: Sequence[tuple[bytes, Entry[Row], float]]) -> Pairs:
         in_common: dict[int, bytes | None] = {}
         pairs = []
-        for (digest, entry), at in zip(rows.items(), ats, strict=True):
+        for digest, entry, at in rows:
             row = entry.value
             if id(row.made) not in in_common:
                 in_common[id(row.made)] = parcel.packed_made(row.made)

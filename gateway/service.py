@@ -197,6 +197,17 @@ class SecondShelf(Protocol):
     async def settled(self, seconds: float) -> bool: ...
 
 
+class Purged(Protocol):
+    """What remembers answers beyond this process."""
+
+    def purge(self) -> None: ...
+    async def settled(self, seconds: float) -> bool: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def outcomes(self) -> Mapping[str, int]: ...
+
+
 class Watched(Protocol):
     """A service, whatever it is asked and answers. ``limit``: the key of the bound on its bodies; ``asks``: what it
     asks, in operators' words (BACKEND/MODEL, BACKEND/PATH)."""
@@ -221,6 +232,8 @@ class Watched(Protocol):
     def row_cache(self) -> Shelf | None: ...
     @property
     def second(self) -> SecondShelf | None: ...
+    @property
+    def copies(self) -> Purged | None: ...
 
 
 class Service(Protocol[Q, R]):
@@ -281,6 +294,9 @@ class Service(Protocol[Q, R]):
 
     def find(self, caller: Caller, request: Q, key: Key, now: float) -> Found[Served[R]] | None:
         """What is kept of the answer. There is a cache."""
+
+    def kept(self, key: Key, now: float) -> Found[Served[R]] | None:
+        """What an earlier process has left of the answer, for the ladder: an old one, whatever it was then."""
 
     async def ask(self, request: Q, deadline: Deadline, terms: Terms, ticker: Ticker) -> Given[R]:
         """The answer. Raises Rejected and UpstreamError."""

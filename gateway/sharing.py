@@ -18,6 +18,7 @@ from cache.stores.turnstile import TurnstileOptions
 from degrade.breaker import Breaker
 from degrade.guard import STORE_BREAKER, Guarded
 from gateway.config import Config
+from gateway.copies import ASIDE
 from gateway.route import Route
 from gateway.second import SecondLevel, Shared
 from gateway.surroundings import Surroundings
@@ -30,8 +31,6 @@ CONNECT_SECONDS: Final = 0.25
 """For a connection to be made; a look-up's own time bounds it too."""
 WORD_BYTES: Final = 8
 """Of chance in a turn's word."""
-ASIDE: Final = ("quota", "caller_quota", "degrade", "timeout")
-"""What of a route decides no answer."""
 OF_OURS: Final = {"max_stale": 0, "refresh": 0, "refreshes_max": 1, "bytes_max": 0, "rows_bytes_max": 0, "policy": ""}
 """What of its cache is this process's own business."""
 
@@ -104,7 +103,7 @@ def told_of(route: Route, config: Config) -> bytes:
     told = msgspec.to_builtins(route.config, enc_hook=str)  # durations and sizes
     for name in ASIDE:
         told.pop(name)
-    told["cache"] |= OF_OURS | {"second": "", "second_timeout": 0}
+    told["cache"] |= OF_OURS | {"second": "", "second_timeout": 0, "snapshot": ""}
     backends = [config.backends[tier.backend] for tier in route.config.tiers]
     return msgspec.msgpack.encode((told, [(each.http, each.grpc) for each in backends]), order="sorted")
 

@@ -29,7 +29,6 @@ FORM: Final = "TAILRACE_SECTION__KEY, such as TAILRACE_SERVER__HTTP"
 NOT_CONFIGURATION: Final = frozenset({"TAILRACE_TRITON_ENV"})
 """Variables with our prefix that other programs read: where the demo and the tests find a Triton."""
 LATER: Final[Mapping[str, str]] = {
-    "snapshot": "is not in this version yet: there are no snapshots so far",
     "default": "is not in this version yet: routes cannot declare a default answer so far",
 }
 
@@ -183,4 +182,5 @@ def _with_whole_paths(config: Config, path: str | None) -> Config:
         )
         config = msgspec.structs.replace(config, server=msgspec.structs.replace(config.server, tls=whole))
     tables = {name: table.from_folder(folder) for name, table in config.tables.items()}
-    return msgspec.structs.replace(config, tables=tables)
+    snapshot = None if config.snapshot is None else config.snapshot.from_folder(folder)
+    return msgspec.structs.replace(config, tables=tables, snapshot=snapshot)

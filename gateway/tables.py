@@ -7,8 +7,9 @@ by row, and every row that is not what a store said lately is counted: old, or a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 import numpy as np
@@ -16,7 +17,7 @@ import structlog
 from numpy.typing import NDArray
 
 from cache.coherence import Heard
-from cache.stores.store import Found, StoreError
+from cache.stores.store import OF_ONE_KEY, Found, StoreError
 from cache.table import ABSENT, FRESH, MISSING, STALE, Lives, NearTable
 from degrade.deadline import Ticker
 from degrade.ladder import Failure
@@ -34,14 +35,23 @@ FAILURES: Final = {
     "unavailable": Failure.OVERLOADED,
     "open": Failure.UNREACHABLE,
     "crowded": Failure.OVERLOADED,
+    "late": Failure.TIMEOUT,
 }
 """What a store's failure is to the ladder; all others are BROKEN."""
 
 SOURCES: Final = ("memory", "store")
 """Where a look-up found its rows: all of them here, or some of them in the store (or not even there)."""
 
+COPIED: Final = 4
+"""Beside ``cache/table.py``'s states: neither the store nor this process has it, and the snapshot does."""
+
+COPIES_SECONDS: Final = 0.005
+"""What the snapshot may take where the store has taken all the time: some hundred rows."""
+
 SHOWN_MAX: Final = 5
 """Ids named in a message."""
+SHOWN_CHARACTERS_MAX: Final = 64
+"""Of each of them: a caller may send an id of megabytes, and need not get them back."""
 
 _log = structlog.get_logger("tailrace")
 
@@ -78,6 +88,16 @@ class Mean:
         return (self._sum / max(1, self._count)).astype(np.float32)
 
 
+class Copies(Protocol):
+    """Rows on the disk (``table_copies.py``)."""
+
+    def note(self, ids: Ids) -> None:
+        """These were read from the store just now."""
+
+    async def find(self, ids: Ids, seconds: float) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float64]]:
+        """Rows [n, *shape], which of them there are, and their ages in seconds."""
+
+
 class Table:
     """One table. Belongs to one event loop."""
 
@@ -93,9 +113,11 @@ class Table:
         self.near = NearTable(shape, lives, seed)
         self.tracker = tracker_of(config, source, Heard(self._written, self.near.distrust), ticker)
         self._mean = Mean(self.shape)
+        self.copies: Copies | None = None
+        """Where earlier processes have left rows, and this one leaves its own."""
+        self.rows_told: dict[str, int] = dict.fromkeys(("fresh", "stale", "snapshot", "absent", "lost"), 0)
         self._generation = 0
         self._told_fault = ""
-        self.rows_told: dict[str, int] = dict.fromkeys(("fresh", "stale", "absent", "lost"), 0)
         self.failures: dict[str, int] = {}
         self.lookups: dict[str, int] = dict.fromkeys(SOURCES, 0)
         self.lookup_seconds: dict[str, float] = dict.fromkeys(SOURCES, 0.0)
@@ -148,6 +170,9 @@ class Table:
         state = gathered.state
         if not self.is_live:
             state = np.where(state == FRESH, STALE, np.where(state == ABSENT, MISSING, state))
+        fits = self._fits(ids, gathered.fits)
+        if not fits.all():
+            state = np.where(fits, state, ABSENT)
         wanted = np.flatnonzero((state == MISSING) | (state == STALE))
         if not len(wanted):
             self._took("memory", now)
@@ -165,8 +190,21 @@ class Table:
             read, present, absent, failure = found
             rows[wanted[present]], state[wanted[present]], age[wanted[present]] = read[present], FRESH, 0.0
             state[wanted[absent]] = ABSENT
+        if failure is not None and self.copies is not None:
+            lost = np.flatnonzero(state == MISSING)
+            left = min(seconds, self._source.timeout) - (self._ticker() - now)
+            copied, there, ages = await self.copies.find(_taken(ids, lost), max(left, COPIES_SECONDS))
+            places = lost[there]
+            rows[places], state[places], age[places] = copied[there], COPIED, ages[there]
         self._took("store", now)
         return self._looked(ids, rows, state, age, failure)
+
+    def _fits(self, ids: Ids, fits: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """Which of these can be ids of this table; the store is not asked for the others, whatever lies there under
+        such a key. ``fits``: which the near cache could hold, and that is a few bytes more."""
+        if isinstance(ids, np.ndarray) or self.config.ids == "integer":
+            return fits
+        return np.fromiter(map(len, ids), np.int64, len(ids)) <= self.config.id_bytes_max
 
     def _took(self, source: str, began: float) -> None:
         """Count a look-up, and how long it kept its request waiting."""
@@ -193,10 +231,13 @@ class Table:
             there = np.flatnonzero(present)
             self._mean.add(rows[there])
             self.near.put(_taken(ids, there), rows[there], began, ticket)
+            if self.copies is not None:
+                self.copies.note(_taken(ids, there))
         if absent.any():
             self.near.put_absent(_taken(ids, np.flatnonzero(absent)), began, ticket)
-        for fault in decoded.faults.values():
-            self.failures[fault.kind] = self.failures.get(fault.kind, 0) + 1
+        kinds = Counter([fault.kind for fault in decoded.faults.values()])
+        for kind, count in kinds.items():
+            self.failures[kind] = self.failures.get(kind, 0) + (count if kind in OF_ONE_KEY else 1)
         return rows, present, absent, next(iter(decoded.faults.values()), None)
 
     def _looked(
@@ -216,7 +257,7 @@ class Table:
             else:
                 rows = rows if rows.flags.writeable else rows.copy()
                 rows[without] = default
-        counts = np.bincount(state, minlength=4)
+        counts = np.bincount(state, minlength=COPIED + 1)
         here = ~without
         told = TableTold(
             self.name,
@@ -225,6 +266,7 @@ class Table:
             absent=int(counts[ABSENT]),
             lost=int(counts[MISSING]),
             age=float(age[here].max()) if here.any() else 0.0,
+            snapshot=int(counts[COPIED]),
         )
         for word in self.rows_told:
             self.rows_told[word] += getattr(told, word)
@@ -253,7 +295,10 @@ class Table:
 
 
 def _shown(each: bytes | np.int64) -> str:
-    return each.decode(errors="replace") if isinstance(each, bytes) else str(each)
+    if not isinstance(each, bytes):
+        return str(each)
+    shown = each[: 4 * SHOWN_CHARACTERS_MAX].decode(errors="replace")  # four bytes of a character at most
+    return shown if len(shown) <= SHOWN_CHARACTERS_MAX else f"{shown[:SHOWN_CHARACTERS_MAX]}..."
 
 
 def _taken(ids: Ids, places: NDArray[np.intp]) -> Ids:

@@ -21,7 +21,7 @@ from typing import Final
 import msgspec
 
 from cache.sealed import sealed, unsealed
-from cache.stores.store import Store, StoreError
+from cache.stores.store import OF_ONE_KEY, Found, Store, StoreError
 from degrade.deadline import Ticker
 from tiers.facts import Sight, changed
 
@@ -134,7 +134,7 @@ class Witness:
             if not looks:
                 await self._end_unseen()
                 return
-            turn, held = await self._store.get_many([self._turn_key, self._watch_key], self._seconds)
+            turn, held = map(_there, await self._store.get_many([self._turn_key, self._watch_key], self._seconds))
             if isinstance(turn, StoreError) or isinstance(held, StoreError):
                 raise StoreError("unavailable")
             await self._judge(turn, _read(self._watch_key, held), looks)
@@ -221,6 +221,11 @@ class Witness:
         if self._turn is not None and why == "ended":
             self._ended.append(self._turn)
         self._turn, self.state = None, why
+
+
+def _there(found: Found) -> Found:
+    """What is damaged is nothing: it is written over."""
+    return None if isinstance(found, StoreError) and found.kind in OF_ONE_KEY else found
 
 
 def _read(key: bytes, held: bytes | None) -> Watch | None:

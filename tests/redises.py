@@ -115,15 +115,8 @@ def clustering() -> Iterator[Nodes]:
     with contextlib.ExitStack() as stack:
         servers: list[RedisServer] = []
         buses = free_ports(3)
-        for index, bus in enumerate(buses):
-            settings = [
-                "cluster-enabled yes",
-                f"cluster-config-file nodes-{index}.conf",
-                f"cluster-port {bus}",
-                "cluster-node-timeout 1000",
-                "cluster-require-full-coverage no",
-            ]
-            servers.append(stack.enter_context(RedisServer(settings)))
+        for bus in buses:
+            servers.append(stack.enter_context(RedisServer(_of_cluster(bus))))
         made = Nodes(servers)
         for index, server in enumerate(servers):
             with server.client() as client:
@@ -145,6 +138,35 @@ def clustering() -> Iterator[Nodes]:
         yield made
         for each in servers:
             each.resume()
+
+
+@contextlib.contextmanager
+def joining(nodes: Nodes) -> Iterator[RedisServer]:
+    """One more node, whom all know and who has no slot yet."""
+    (own,) = free_ports(1)
+    with RedisServer(_of_cluster(own)) as server, contextlib.ExitStack() as stack:
+        first, *others = [stack.enter_context(each.client()) for each in (*nodes.servers, server)]
+        bus = first.config_get("cluster-port")["cluster-port"]
+        others[-1].execute_command("CLUSTER", "MEET", nodes.servers[0].host, nodes.servers[0].port, int(bus))
+
+        def joined() -> bool:
+            told = [text(each.execute_command("CLUSTER INFO")) for each in (first, *others)]
+            return all("cluster_state:ok" in each and "cluster_known_nodes:4" in each for each in told)
+
+        _until(joined, "a node that joins")
+        yield server
+
+
+def _of_cluster(bus: int) -> list[str]:
+    """A node's settings. The name of its file is its own: each server has a folder."""
+    return [
+        "cluster-enabled yes",
+        "cluster-config-file nodes.conf",
+        f"cluster-port {bus}",
+        "cluster-node-timeout 1000",
+        "cluster-require-full-coverage no",
+        "cluster-allow-replica-migration no",  # who gives its last slot away stays a master
+    ]
 
 
 @contextlib.contextmanager

@@ -57,7 +57,7 @@ class _Known:
     """A model's facts, those of versions that were asked for by number, and by position what each replica that
     answers says of the model and the last look at it there."""
 
-    __slots__ = ("began", "facts", "of_version", "sights", "told", "turns")
+    __slots__ = ("began", "facts", "is_remembered", "of_version", "sights", "told", "turns")
 
     def __init__(self, facts: ModelFacts) -> None:
         self.facts = facts
@@ -65,6 +65,7 @@ class _Known:
         self.told: dict[int, ModelFacts] = {}
         self.of_version: dict[str, ModelFacts] = {}
         self.sights: dict[int, Sight] = {}
+        self.is_remembered = False  # an earlier process's word
         self.turns = 0  # how often it has become another model
 
     def tell(self, position: int, facts: ModelFacts | None) -> None:
@@ -129,6 +130,13 @@ class Catalog:
             return known.facts
         return known.of_version.get(version)
 
+    def remember(self, model: str, facts: ModelFacts) -> None:
+        """What the model was when somebody last asked it, until it says something itself: an earlier process's word.
+        It is no look at the model."""
+        if model not in self._known and len(self._known) < self._options.models_max:
+            self._known[model] = _Known(facts)
+            self._known[model].is_remembered = True
+
     def looked(self, model: str) -> Mapping[str, tuple[float, Sight]]:
         """The last look at a model on each replica, by its URL, and when that look began (monotonic seconds). Asks
         nobody; empty if the model is not known."""
@@ -136,6 +144,10 @@ class Catalog:
         if known is None:
             return {}
         return {self._replicas[at].url: (known.began[at], sight) for at, sight in known.sights.items()}
+
+    async def look_once(self, deadline: Deadline) -> None:
+        """One look at each replica, all at once."""
+        await asyncio.gather(*(self.look(position, deadline) for position in range(len(self._replicas))))
 
     async def run(self, interval: float, sleep: Callable[[float], Awaitable[None]]) -> None:
         """Look for ever, ``interval`` seconds apart and within ``load_timeout``, at each replica by itself, so that
@@ -275,6 +287,7 @@ class Catalog:
 
         A first look has none before it. If it began when the model was learnt (``timely``) it shows what has answered,
         unless the replica has done so already; if it came later, what answered until then may have been another one.
+        Of a model that was only remembered nothing has answered yet, unless the replica has.
         """
         known = self._known.get(model)
         if known is None:  # forgotten meanwhile, for others
@@ -283,7 +296,9 @@ class Catalog:
         known.sights[position], known.began[position] = sight, began
         known.tell(position, facts)
         if before is None:
-            is_another = not sight.gone and (not timely or self._answered(self._replicas[position].url, model))
+            is_another = not sight.gone and (
+                not (timely or known.is_remembered) or self._answered(self._replicas[position].url, model)
+            )
         else:
             is_another = changed(before, sight)
         if not is_another:

@@ -208,9 +208,9 @@ def _held(tensors: Iterable[Tensor]) -> dict[int, int]:
 
 
 class TableTold(msgspec.Struct, frozen=True):
-    """What the rows of one look-up in a feature table are: so many as the store has them, so many old ones, so many
-    defaults: of ids that the store does not have (``absent``), or that it could not tell of (``lost``). ``age``:
-    seconds, of the oldest row."""
+    """What the rows of one look-up in a feature table are: so many as the store has them, so many old ones, so many of
+    the ``snapshot``, so many defaults: of ids that the store does not have (``absent``), or that it could not tell of
+    (``lost``). ``age``: seconds, of the oldest row."""
 
     name: str
     fresh: int = 0
@@ -218,11 +218,12 @@ class TableTold(msgspec.Struct, frozen=True):
     absent: int = 0
     lost: int = 0
     age: float = 0.0
+    snapshot: int = 0
 
     @property
     def steps(self) -> tuple[str, ...]:
         """What was taken in place of what the store would say if it were well."""
-        found = ((self.stale, "stale"), (self.lost, "default"))
+        found = ((self.stale, "stale"), (self.snapshot, "snapshot"), (self.lost, "default"))
         return tuple([f"{self.name}:{word}" for count, word in found if count])
 
 

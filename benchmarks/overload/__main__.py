@@ -1,8 +1,8 @@
 """Overload at 1, 2, 4 and 8 times capacity, and a noisy tenant at 50 times its share: the gateway beside bare Triton.
 
-Two real Tritons with a model of known cost (eight instances that sleep 160 ms: 50 answers a second, whatever else the
+Two real Tritons with a model of known cost (eight instances that sleep 320 ms: 25 answers a second, whatever else the
 machine does), one bare, one behind a gateway; the same callers ask both, in turns, in one run. An answer is of use
-within a second. A fifth of the capacity is asked by one caller of high priority; the rest by four others.
+within two seconds. A fifth of the capacity is asked by one caller of high priority; the rest by four others.
 
     make bench-overload                          some five minutes
     python -m benchmarks.overload --seconds 20 --loads 1 8
@@ -32,16 +32,16 @@ from examples.tritonserver import TritonOptions, TritonServer, find_environment
 MODELS: Final = Path(__file__).parent / "models"
 RESULTS: Final = Path(__file__).parent.parent / "results"
 MODEL: Final = "steady"
-CAPACITY: Final = 50.0
-"""Answers a second that the model can give: eight instances, 160 ms each."""
-DEADLINE: Final = 1.0
+CAPACITY: Final = 25.0
+"""Answers a second that the model can give: eight instances, 320 ms each."""
+DEADLINE: Final = 2.0
 HIGH_SHARE: Final = 0.2
 QUIET_SHARE: Final = 0.16
 """Of the capacity, each of three tenants that a noisy one is beside."""
 NOISY_TIMES: Final = 50.0
 """What the noisy tenant asks, in its fair share of the capacity (a fourth)."""
 OTHERS: Final = ("ann", "bob", "cat", "dan")
-LATER_SECONDS: Final = 15.0
+LATER_SECONDS: Final = 10.0
 """How long recovery is looked for."""
 SYSTEMS: Final = ("gateway", "bare Triton")
 
@@ -209,7 +209,7 @@ def _text(bench: Bench, before: dict[str, str]) -> str:
             "# Overload: the gateway beside bare Triton",
             "",
             f"`make bench-overload`, {bench.options.seconds:g} s of each load, on {before['processor']}, "
-            f"{before['cores']} cores, load before {before['load before']}. Eight instances of 160 ms: {CAPACITY:g}/s; "
+            f"{before['cores']} cores, load before {before['load before']}. Eight instances of 320 ms: {CAPACITY:g}/s; "
             f"deadline {DEADLINE:g} s. Spared: who has high priority; in the last lines, the three tenants.",
             "",
             table(bench.lines, peaks, bench.usual),

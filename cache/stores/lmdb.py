@@ -15,6 +15,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import math
+import os
 import struct
 import threading
 import time
@@ -40,6 +43,10 @@ DIRECT_KEYS_MAX: Final = 64
 """Read on the event loop: some 0.15 ms for rows of 512 bytes, of which the way to a thread and back is half."""
 STEP_KEYS_MAX: Final = 1024
 """Read in one go of the thread, before it looks whether anybody still waits."""
+PROOF_SHARE: Final = 0.5
+"""Of the time that a call had: one that had less, for the thread was another's, proves nothing."""
+SILENCES: Final = frozenset({"timeout", "crowded"})
+"""What a call is that was not done in time."""
 LOOK_SECONDS: Final = 1.0
 """Between two looks at what lies under the file's name: each is four calls of stat(2), some ten microseconds."""
 
@@ -77,9 +84,18 @@ class LmdbStore:
 
     async def get_many(self, keys: Sequence[bytes], seconds: float) -> list[Found]:
         until = self._ticker() + seconds
+        found: list[Found] = []
         if len(keys) <= DIRECT_KEYS_MAX:
-            return self._read(keys, until)
-        return await self._aside(lambda: self._read(keys, until), seconds)
+            self._read(keys, until, found)
+            return found
+        try:
+            await self._aside(lambda: self._read(keys, until, found), seconds)
+        except StoreError as error:
+            if error.kind not in SILENCES or not found:
+                raise
+        found = found[:]  # the thread may be at it still
+        late = StoreError("late", f"{self._path}: {len(found)} of {len(keys)} keys were read within {seconds:.3g} s")
+        return found + [late] * (len(keys) - len(found))
 
     async def put_many(self, pairs: Sequence[tuple[bytes, bytes]], ttl: float | None, seconds: float) -> None:
         """All of the pairs, or none."""
@@ -87,14 +103,14 @@ class LmdbStore:
         records = [(key, record(value, ends)) for key, value in pairs]
 
         def write() -> None:
-            with _mapped(self._path), self._environment().begin(write=True) as writing, writing.cursor() as cursor:
+            with mapped(self._path), self._environment().begin(write=True) as writing, writing.cursor() as cursor:
                 cursor.putmulti(records)
 
         await self._aside(write, seconds)
 
     async def delete_many(self, keys: Sequence[bytes], seconds: float) -> None:
         def delete() -> None:
-            with _mapped(self._path), self._environment().begin(write=True) as transaction:
+            with mapped(self._path), self._environment().begin(write=True) as transaction:
                 for key in keys:
                     transaction.delete(key)
 
@@ -102,7 +118,7 @@ class LmdbStore:
 
     async def healthy(self, seconds: float) -> bool:
         try:
-            self._read([b"\0"], self._ticker() + seconds)
+            self._read([b"\0"], self._ticker() + seconds, [])
         except StoreError:
             return False
         return True
@@ -116,7 +132,7 @@ class LmdbStore:
         self._looked_at = now
         place = self._place()
         try:
-            with _mapped(self._path):
+            with mapped(self._path):
                 if place.seen() != held.seen:
                     self._open = opened(place, held)
             self.fault = None
@@ -135,10 +151,10 @@ class LmdbStore:
         if held is not None:
             held.environment.close()
 
-    def _read(self, keys: Sequence[bytes], until: float) -> list[Found]:
+    def _read(self, keys: Sequence[bytes], until: float, found: list[Found]) -> None:
+        """Put into ``found`` what is under the keys, one after the other, as far as time allows."""
         now = self._clock()
-        found: list[Found] = []
-        with _mapped(self._path):
+        with mapped(self._path):
             environment = self._environment()
             longest = environment.max_key_size()
             for start in range(0, len(keys), STEP_KEYS_MAX):
@@ -149,7 +165,6 @@ class LmdbStore:
                     for key in keys[start : start + STEP_KEYS_MAX]:
                         held = get(key) if 0 < len(key) <= longest else None
                         found.append(None if held is None else value_of(held, now))
-        return found
 
     def _environment(self) -> lmdb.Environment:
         with self._opening:  # the thread and the event loop may both be the first
@@ -174,12 +189,23 @@ class LmdbStore:
         """Beside the event loop, one at a time. What is late goes on to its own end; nobody waits for it."""
         if seconds <= 0.0:
             raise StoreError("timeout", f"{self._path}: no time was left to ask in")
-        doing = asyncio.get_running_loop().run_in_executor(self._aside_thread(), work)
-        done, _ = await asyncio.wait([doing], timeout=seconds)
-        if not done:
-            doing.add_done_callback(lambda late: late.cancelled() or late.exception())
+        began: list[float] = []
+
+        def begin() -> T:
+            began.append(self._ticker())
+            return work()
+
+        doing = asyncio.get_running_loop().run_in_executor(self._aside_thread(), begin)
+        doing.add_done_callback(lambda late: late.cancelled() or late.exception())
+        try:
+            done, _ = await asyncio.wait([doing], timeout=seconds)
+        finally:
             doing.cancel()  # if it has not begun
-            raise StoreError("timeout", f"{self._path}: not done within {seconds:.3g} s")
+        if not done:
+            told = f"{self._path}: not done within {seconds:.3g} s"
+            if not began or self._ticker() - began[0] < PROOF_SHARE * seconds:
+                raise StoreError("crowded", f"{told}: others were before it")
+            raise StoreError("timeout", told)
         return doing.result()
 
 
@@ -208,15 +234,46 @@ _KINDS: Final = (
     ((lmdb.ReadonlyError, lmdb.LockError, lmdb.BadValsizeError, PermissionError), "refused"),
     ((lmdb.ReadersFullError, lmdb.MapResizedError, lmdb.TlsFullError), "unavailable"),
 )
+_CODES: Final = {
+    errno.ENOSPC: "full",
+    errno.EDQUOT: "full",
+    errno.EFBIG: "full",
+    errno.EROFS: "refused",
+    errno.EACCES: "refused",
+}
+_SAID: Final = {os.strerror(code): kind for code, kind in _CODES.items()}
+"""What the system said, as LMDB passes it on: in words alone."""
+ROOM_BYTES_MIN: Final = 64 * 1024
+"""Less than this free, and a write that was cut short (EIO is all that LMDB says of it) is a full disk's."""
 
 
 @contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[None]:
+def mapped(path: Path) -> Iterator[None]:
     """Foreign exceptions become ours here."""
     try:
         yield
     except Busy as busy:
         raise StoreError("unavailable", f"{path}: {busy}") from None
     except (lmdb.Error, OSError) as error:
-        kind = next((kind for classes, kind in _KINDS if isinstance(error, classes)), "unreachable")
-        raise StoreError(kind, f"{path}: {error}") from None
+        raise StoreError(_kind(path, error), f"{path}: {error}") from None
+
+
+def _kind(path: Path, error: Exception) -> str:
+    for classes, kind in _KINDS:
+        if isinstance(error, classes):
+            return kind
+    if isinstance(error, OSError):
+        return _CODES.get(error.errno or 0, "unreachable")
+    said = str(error).rpartition(": ")[2]
+    if said == os.strerror(errno.EIO) and _free(path) < ROOM_BYTES_MIN:
+        return "full"
+    return _SAID.get(said, "unreachable")
+
+
+def _free(path: Path) -> float:
+    """Bytes left on its disk; as good as any number where nobody can tell."""
+    try:
+        there = os.statvfs(path.parent)
+    except OSError:
+        return math.inf
+    return there.f_bavail * there.f_frsize

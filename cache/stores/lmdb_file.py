@@ -30,11 +30,17 @@ Inode = tuple[int, int]
 """Device and number. No other file has it for as long as this one is open."""
 
 
+READER_BYTES: Final = 128
+"""Of one reader in the lock file, and of its head: LMDB has 64 for each, more on machines with larger lines."""
+
+
 class LmdbOptions(Struct, frozen=True):
-    """``bytes_max``: the file's largest size; it takes disk only as it fills. ``readers_max``: of all processes."""
+    """``bytes_max``: the file's largest size; it takes disk only as it fills. ``readers_max``: of all processes.
+    ``alone``: nobody writes it any more, so it is read without a lock file."""
 
     bytes_max: int = 64 * 2**30
     readers_max: int = 1024
+    alone: bool = False
 
 
 class Place(Struct, frozen=True):
@@ -101,23 +107,35 @@ def opened(place: Place, instead_of: Opened | None = None) -> Opened:
     return made
 
 
+def environment_of(place: Place) -> lmdb.Environment:
+    """The environment of a file under whose name no other is ever put. Raises lmdb.Error and OSError.
+
+    The lock file is memory that processes share. It gets its disk before LMDB writes to that memory: where there is
+    none left, the process would be ended by a bus error and not told.
+    """
+    options = place.options
+    if place.writable:
+        with open(place.lock, "ab") as file:
+            os.posix_fallocate(file.fileno(), 0, (options.readers_max + 2) * READER_BYTES)
+    return lmdb.open(
+        str(place.path),
+        map_size=options.bytes_max,
+        subdir=place.path.is_dir(),
+        readonly=not place.writable,
+        create=place.writable,
+        max_readers=options.readers_max,
+        lock=not options.alone,
+        readahead=False,  # keys of one request lie anywhere
+        meminit=False,
+    )
+
+
 def _opened(place: Place) -> Opened | None:
     """What lies there; None if the lock is another file's."""
     for _ in range(TRIES_MAX):
         before = place.seen() if place.data.exists() else None
         with ExitStack() as stack:
-            environment = stack.enter_context(
-                lmdb.open(
-                    str(place.path),
-                    map_size=place.options.bytes_max,
-                    subdir=place.path.is_dir(),
-                    readonly=not place.writable,
-                    create=place.writable,
-                    max_readers=place.options.readers_max,
-                    readahead=False,  # keys of one request lie anywhere
-                    meminit=False,
-                )
-            )
+            environment = stack.enter_context(environment_of(place))
             after = place.seen()
             if before is None or before in (after, Seen(after.data, None)):
                 if not _agrees(environment):

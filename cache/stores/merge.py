@@ -8,6 +8,7 @@ gathers in the next: a slow store makes batches larger and not more of them. It 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -27,6 +28,13 @@ LANDING_SECONDS_MAX: Final = 0.02
 cluster may have been late and the others not."""
 
 
+PLACING_SHARE: Final = 0.25
+"""Of a call's time, for its keys to be put into batches: whoever asks for so many that it takes longer gets the first
+of them now, and the rest the next time."""
+PROOF_SHARE: Final = 0.5
+"""Of the time that a batch was given: one that had less, for others were before it, proves nothing by its silence."""
+
+
 class MergeOptions(Struct, frozen=True):
     """``keys_max`` in one batch: while it is on its way, what the store does for others waits. ``flights_max`` batches
     at once: each has a connection. ``waiting_keys_max`` not yet asked: beyond it, asking later is of no use."""
@@ -37,13 +45,21 @@ class MergeOptions(Struct, frozen=True):
 
 
 class _Batch:
-    __slots__ = ("keys", "landed", "until", "waiters")
+    __slots__ = ("began", "keys", "landed", "sent", "until", "waiters")
 
-    def __init__(self, landed: asyncio.Future[list[Found] | StoreError]) -> None:
+    def __init__(self, landed: asyncio.Future[list[Found] | StoreError], now: float) -> None:
         self.keys: dict[bytes, int] = {}
+        self.began = now
+        self.sent = math.inf
         self.until = 0.0  # of the one that waits longest
         self.landed = landed
         self.waiters = 0
+
+    def silence(self, until: float, seconds: float, told: str) -> StoreError:
+        """What it is that nothing is heard of it by ``until``, for somebody who had so many seconds."""
+        if until - self.sent >= PROOF_SHARE * seconds:
+            return StoreError("timeout", told)
+        return StoreError("crowded", f"{told}: others' keys were before these")
 
 
 class Merged:
@@ -70,22 +86,23 @@ class Merged:
             raise StoreError("crowded", f"more than {self._options.waiting_keys_max} keys would wait to be asked")
         loop = asyncio.get_running_loop()
         until = loop.time() + seconds
-        places = [self._place(key, loop) for key in keys]
+        places = self._places(keys, until - (1.0 - PLACING_SHARE) * seconds)
         batches = list(dict.fromkeys(batch for batch, _ in places))
         for batch in batches:
             batch.waiters += 1
             batch.until = max(batch.until, until)
-        if not self._due:
-            self._due = True
-            loop.call_soon(self._start)
+        self._start_soon()
         try:
-            await asyncio.wait([batch.landed for batch in batches], timeout=seconds)
+            await asyncio.wait([batch.landed for batch in batches], timeout=until - loop.time())
         finally:
             for batch in batches:
                 batch.waiters -= 1
-        late = StoreError("timeout", f"no answer within {seconds:.3g} s")
-        told = {batch: batch.landed.result() if batch.landed.done() else late for batch in batches}
-        found = [_at(told[batch], position) for batch, position in places]
+        became = _told(batches, seconds, loop.time())
+        found = [_at(became[batch], position) for batch, position in places]
+        if len(found) < len(keys):
+            told = f"only {len(found)} of {len(keys)} keys could be asked for within {seconds:.3g} s"
+            rest = StoreError("late", told)
+            found += [rest] * (len(keys) - len(found))
         raise_if_nothing(found)
         return found
 
@@ -98,6 +115,16 @@ class Merged:
         await asyncio.gather(*flying, return_exceptions=True)
         self._start()
 
+    def _places(self, keys: Sequence[bytes], until: float) -> list[tuple[_Batch, int]]:
+        """Where these keys are asked for, or as many of them as there is time for."""
+        loop, most = asyncio.get_running_loop(), self._options.keys_max
+        places: list[tuple[_Batch, int]] = []
+        for start in range(0, len(keys), most):
+            if start and loop.time() > until:
+                break
+            places += [self._place(key, loop) for key in keys[start : start + most]]
+        return places
+
     def _place(self, key: bytes, loop: asyncio.AbstractEventLoop) -> tuple[_Batch, int]:
         batch = self._queue[-1] if self._queue else None
         if batch is not None:
@@ -105,16 +132,22 @@ class Merged:
             if known is not None:
                 return batch, known
         if batch is None or len(batch.keys) >= self._options.keys_max:
-            batch = _Batch(loop.create_future())
+            batch = _Batch(loop.create_future(), loop.time())
             self._queue.append(batch)
         position = batch.keys[key] = len(batch.keys)
         self._waiting_keys += 1
         return batch, position
 
+    def _start_soon(self) -> None:
+        if not self._due:
+            self._due = True
+            asyncio.get_running_loop().call_soon(self._start)
+
     def _start(self) -> None:
-        """Ask for what has gathered, as far as there is room."""
+        """Ask for what has gathered, as far as there is room: one batch in each turn of the loop, for writing a batch's
+        commands takes milliseconds, and the answers to the one before are to be looked for meanwhile."""
         self._due = False
-        while self._queue and (self._closed or len(self._flying) < self._options.flights_max):
+        while self._queue and not self._due and (self._closed or len(self._flying) < self._options.flights_max):
             batch = self._queue.popleft()
             self._waiting_keys -= len(batch.keys)
             if self._closed:
@@ -123,15 +156,19 @@ class Merged:
                 task = asyncio.get_running_loop().create_task(self._fly(batch))
                 self._flying.add(task)
                 task.add_done_callback(partial(self._down, batch))
+                self._start_soon()
 
     async def _fly(self, batch: _Batch) -> None:
         told: list[Found] | StoreError = StoreError("unreachable", "closed")
         try:
-            left = batch.until - asyncio.get_running_loop().time()
+            batch.sent = asyncio.get_running_loop().time()
+            left = batch.until - batch.sent
             told = await self._fetch(tuple(batch.keys), left - min(LANDING_SHARE * left, LANDING_SECONDS_MAX))
             assert len(told) == len(batch.keys)
         except StoreError as error:
             told = error
+            if error.kind == "timeout":
+                told = batch.silence(batch.until, batch.until - batch.began, str(error).partition(": ")[2])
         finally:
             _land(batch, told)
 
@@ -146,6 +183,16 @@ class Merged:
 def _land(batch: _Batch, told: list[Found] | StoreError) -> None:
     if not batch.landed.done():
         batch.landed.set_result(told)
+
+
+def _told(batches: Sequence[_Batch], seconds: float, now: float) -> dict[_Batch, list[Found] | StoreError]:
+    """What became of these by now. If any of them was answered the store is not silent, and the others are late."""
+    landed = {batch: batch.landed.result() for batch in batches if batch.landed.done()}
+    told = f"no answer within {seconds:.3g} s"
+    if any(isinstance(each, list) for each in landed.values()):
+        late = StoreError("late", f"{len(batches) - len(landed)} of {len(batches)} batches: {told}")
+        return {batch: landed.get(batch, late) for batch in batches}
+    return {batch: landed[batch] if batch in landed else batch.silence(now, seconds, told) for batch in batches}
 
 
 def _at(told: list[Found] | StoreError, position: int) -> Found:

@@ -102,16 +102,22 @@ class Node:
         return f"{self.host}:{self.port}"
 
     async def ask(self, commands: Sequence[Command], seconds: float) -> list[Reply]:
-        """Send all, then read all; the replies in the commands' order. Raises StoreError if that did not come to its
-        end within ``seconds``: then any of the commands may have been done."""
+        """Send all, then read all; the replies in the commands' order, "late" in the place of those that had not come
+        within ``seconds``. Raises StoreError if none had, or the connection broke: then, and where it was late, any of
+        the commands may have been done."""
         if seconds <= 0.0:
             raise StoreError("timeout", f"{self.name}: no time was left to ask in")
+        replies: list[Reply] = []
         try:
             async with asyncio.timeout(seconds), self._places:
-                return await self._ask(commands)
+                await self._ask(commands, replies)
         except TimeoutError:
-            self._forget_idle()
-            raise StoreError("timeout", f"{self.name}: no answer within {seconds:.3g} s") from None
+            if not replies:
+                self._forget_idle()
+                raise StoreError("timeout", f"{self.name}: no answer within {seconds:.3g} s") from None
+            told = f"{self.name}: {len(replies)} of {len(commands)} commands were answered within {seconds:.3g} s"
+            replies += [StoreError("late", told)] * (len(commands) - len(replies))
+        return replies
 
     async def connect(self) -> Connection:
         """A new connection, for whoever needs one of its own and closes it. Raises StoreError."""
@@ -145,14 +151,15 @@ class Node:
         while self._idle:
             discard(self._idle.pop()[0])
 
-    async def _ask(self, commands: Sequence[Command]) -> list[Reply]:
+    async def _ask(self, commands: Sequence[Command], replies: list[Reply]) -> None:
         connection = await self._connection()
         whole = False
         try:
             with mapped(self.name):
                 packed = connection.pack_commands(commands)
                 await connection.send_packed_command(packed, check_health=False)
-                replies = [await _reply(connection) for _ in commands]
+                for _ in commands:
+                    replies.append(await _reply(connection))  # what has come is kept if the rest is late
             whole = True
         except StoreError:
             self._forget_idle()
@@ -162,7 +169,6 @@ class Node:
                 self._idle.append((connection, asyncio.get_running_loop().time()))
             else:
                 discard(connection)
-        return replies
 
     async def _connection(self) -> Connection:
         """The one used last, if it is as it should be; or a new one."""

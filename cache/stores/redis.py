@@ -180,16 +180,24 @@ class RedisStore:
             return
         parts = [absent[at : at + KEYS_OF_A_COMMAND_MAX] for at in range(0, len(absent), KEYS_OF_A_COMMAND_MAX)]
         counts: list[Asked] = [(keys[part[0]], ("EXISTS", *(keys[index] for index in part))) for part in parts]
-        if all(count == 0 for count in await self._servers.ask(counts, until - _now())):
-            return
         singly = [(keys[index], self._layout.one(keys[index])) for index in absent]
-        for index, reply in zip(absent, await self._servers.ask(singly, until - _now()), strict=True):
+        try:
+            if all(count == 0 for count in await self._servers.ask(counts, until - _now())):
+                return
+            replies = await self._servers.ask(singly, until - _now())
+        except StoreError as error:
+            replies = [_later(error)] * len(absent)  # it has told of the others
+        for index, reply in zip(absent, replies, strict=True):
             found[index] = self._layout.found(reply)
 
     async def _write(self, asked: Sequence[Asked], seconds: float) -> None:
         until = _now() + seconds
         for start in range(0, len(asked), WRITES_MAX):
-            for reply in await self._servers.ask(asked[start : start + WRITES_MAX], until - _now()):
+            try:
+                replies = await self._servers.ask(asked[start : start + WRITES_MAX], until - _now())
+            except StoreError as error:
+                raise _later(error) if start else error from None
+            for reply in replies:
                 if isinstance(reply, StoreError):
                     raise reply
 
@@ -205,6 +213,11 @@ def _servers(address: RedisAddress, node: NodeOptions, gate: Callable[[], Gate],
             return Sentinels(address, node, options.learn)
         case "cluster":
             return Cluster(address, node, options.learn, turnstile)
+
+
+def _later(error: StoreError) -> StoreError:
+    """What an error is after the server has answered something else within the same call."""
+    return StoreError("late", str(error).partition(": ")[2]) if error.kind == "timeout" else error
 
 
 def _now() -> float:

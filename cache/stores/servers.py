@@ -24,6 +24,9 @@ from cache.stores.turnstile import Turnstile
 SLOTS: Final = 16384
 REDIRECTS_MAX: Final = 3
 """How often one command is sent on: a slot moves once, and the map is learnt meanwhile."""
+REDIRECTED_SECONDS: Final = 60.0
+"""For how long a node counts as a master of a cluster after something was last sent on to it. One that a slot is being
+moved to need not be in the map yet, and has keys all the same; one that was to get a slot may never get it."""
 WRONG_SERVER: Final = frozenset({"unreachable", "timeout", "refused", "loading", "unavailable"})
 """After these it may be that another server should have been asked."""
 
@@ -165,6 +168,7 @@ class Cluster:
         self._nodes: dict[tuple[str, int], Node] = {}
         self._turnstiles: dict[Node, Turnstile] = {}
         self._slots: list[Node | None] = [None] * SLOTS
+        self._redirected: dict[Node, float] = {}  # to whom something was sent on, and when last
         self._teller: Node | None = None
         self._learning = Learning(self._learn, learn)
 
@@ -195,11 +199,13 @@ class Cluster:
     def _follow(self, moved: Sequence[int], replies: Sequence[Reply]) -> tuple[dict[Node, list[int]], set[int]]:
         groups: dict[Node, list[int]] = {}
         asking: set[int] = set()
+        now = asyncio.get_running_loop().time()
         for index in moved:
             redirect = replies[index]
             assert isinstance(redirect, Redirect)
             node = self._node(redirect.host, redirect.port)
             groups.setdefault(node, []).append(index)
+            self._redirected[node] = now
             if redirect.asking:
                 asking.add(index)
             else:
@@ -233,8 +239,16 @@ class Cluster:
         return [reply for reply, command in zip(replies, commands, strict=True) if command != ("ASKING",)]
 
     async def masters(self, seconds: float) -> Known:
+        """All from whom values come, those included that have them on a redirection's word alone: from before anything
+        is read there, so that who listens to all of these hears of every change but of the time since it asked."""
         await self._learning.ready(seconds)
-        return Known(tuple(dict.fromkeys(node for node in self._slots if node is not None)), self._learning.age())
+        return Known(tuple(self._holding()), self._learning.age())
+
+    def _holding(self) -> dict[Node, None]:
+        """Nodes by the map, and those that something was sent on to."""
+        least = asyncio.get_running_loop().time() - REDIRECTED_SECONDS
+        self._redirected = {node: at for node, at in self._redirected.items() if at > least}
+        return dict.fromkeys([*(node for node in self._slots if node is not None), *self._redirected])
 
     async def healthy(self, seconds: float) -> bool:
         try:
@@ -265,13 +279,14 @@ class Cluster:
         self._use(slots)
 
     def _use(self, slots: list[Node | None]) -> None:
-        """Ask by this map; nodes that are neither in it nor named by the address are let go."""
+        """Ask by this map; nodes that are neither in it nor named by the address, nor asked lately, are let go."""
         self._slots = slots
-        used = {*(node for node in slots if node is not None), *(self._nodes.get(each) for each in self._hosts)}
+        used = {*self._holding(), *(self._nodes.get(each) for each in self._hosts)}
         for address, node in tuple(self._nodes.items()):
             if node not in used:
                 node.close()
-                del self._nodes[address], self._turnstiles[node]
+                self._turnstiles.pop(node).end()
+                del self._nodes[address]
 
     def _node(self, host: str, port: int) -> Node:
         node = self._nodes.get((host, port))

@@ -19,7 +19,8 @@ KINDS: Final = (
     "unavailable",  # it is up and cannot serve: no master, a slot without a node
     "corrupt",  # what it holds is not what it should be
     "open",  # not asked: a breaker has it that it would fail
-    "crowded",  # not asked: too many keys wait for it already
+    "crowded",  # not asked, or not soon enough: others' keys came first
+    "late",  # it answered in time, and not for this key
 )
 """What can be wrong with a store, each in one word: labels of metrics, fields of the log."""
 
@@ -51,8 +52,8 @@ class Store(Protocol):
 
     async def get_many(self, keys: Sequence[bytes], seconds: float) -> list[Found]:
         """What is under each key. Raises only if no key at all could be read, and each for a reason of the store's;
-        otherwise the reason stands in the key's place, so that one broken value, or one broken node of a cluster,
-        costs its own keys alone."""
+        otherwise the reason stands in the key's place, so that one broken value, one broken node of a cluster, or more
+        keys than can be read within ``seconds``, costs its own keys alone."""
 
     async def put_many(self, pairs: Sequence[tuple[bytes, bytes]], ttl: float | None, seconds: float) -> None:
         """Write every pair; after ``ttl`` seconds it is gone (None: never). If it raises, any of them may be
@@ -84,6 +85,7 @@ class Gate(Protocol):
     def state(self) -> str: ...
     def allows(self, now: float) -> bool: ...
     def acquire(self, now: float) -> Permit | None: ...
+    def retry_after(self, now: float) -> float: ...
 
 
 def raise_if_nothing(found: Sequence[Found]) -> None:

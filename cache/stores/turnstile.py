@@ -2,15 +2,15 @@
 
 Rule of this file: the first callers of what hangs wait for their time at most; from then on the answer is "open" at
 once, and one look beside the calls, never a caller's own, finds out when it is well again. What speaks against one
-value speaks for the store: it answered. A wait that ended far too late says that our own event loop stood still: the
-answer may have been there, and nobody looked. It does not know what is called.
+value, or against how much was asked, speaks for the store: it answered. A wait that ended far too late says that our
+own event loop stood still: the answer may have been there, and nobody looked. It does not know what is called.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from msgspec import Struct
 
@@ -19,15 +19,30 @@ from cache.stores.store import NOT_ASKED, OF_ONE_KEY, Gate, Permit, StoreError
 T = TypeVar("T")
 Ticker = Callable[[], float]
 
-WELL: Final = OF_ONE_KEY | {"full"}
+
+class Timer(Protocol):
+    """Something that will be done (asyncio.TimerHandle)."""
+
+    def cancel(self) -> None: ...
+
+
+Later = Callable[[float, Callable[[], None]], Timer]
+"""(seconds, what is done then)."""
+
+WELL: Final = OF_ONE_KEY | {"full", "late"}
 """Kinds after which a store can be read all the same."""
-GRACE_SECONDS: Final = 0.005
-"""What is called ends by itself in time; it is only cut off if it does not."""
+GRACE_SECONDS: Final = 0.02
+"""What is called ends by itself in time; it is only cut off if it does not. For so long the event loop may have been
+busy without what was found being lost."""
 STALL_SHARE: Final = 0.5
 """By what share of its time a wait must have been too long for being no proof."""
 STALLS_MAX: Final = 3
 """Such waits one after another: the next is a proof all the same, or a store that hangs would cost every caller of a
 process that has too much to do its whole time."""
+
+
+LOOK_SECONDS_MIN: Final = 0.01
+"""Until it is tried again to look at what may be looked at any moment."""
 
 
 class TurnstileOptions(Struct, frozen=True):
@@ -39,15 +54,25 @@ class TurnstileOptions(Struct, frozen=True):
 
 
 class Turnstile:
-    """Lets calls through, or not. Belongs to one event loop."""
+    """Lets calls through, or not; while not, it looks by itself, as often as ``gate`` allows: whoever comes first after
+    a quiet time is not to pay for an outage that has long been over. Belongs to one event loop."""
 
     def __init__(
-        self, gate: Gate, healthy: Callable[[float], Awaitable[bool]], now: Ticker, options: TurnstileOptions
+        self,
+        gate: Gate,
+        healthy: Callable[[float], Awaitable[bool]],
+        now: Ticker,
+        options: TurnstileOptions,
+        later: Later | None = None,
     ) -> None:
+        """``later``: by ``now``'s clock; the event loop's own if it is None."""
         self._gate = gate
         self._healthy = healthy
         self._now = now
         self._options = options
+        self._later = later
+        self._timer: Timer | None = None
+        self._ended = False
         self._looking: asyncio.Task[None] | None = None
         self._stalls = 0
 
@@ -67,7 +92,7 @@ class Turnstile:
             self._settle(permit, error.kind, began, seconds)
             raise
         except TimeoutError:
-            self._settle(permit, "timeout", began, seconds)
+            self._settle(permit, "timeout", began + GRACE_SECONDS, seconds)
             raise StoreError("timeout", f"no answer within {seconds:.3g} s") from None
         except BaseException:  # cancelled, or our own bug: says nothing of the other side
             permit.ignored(self._now())
@@ -78,17 +103,37 @@ class Turnstile:
 
     def look(self) -> None:
         """See whether what is left alone is well again, if it is time to."""
-        if self._gate.state == "closed" or self._looking is not None or not self._gate.allows(self._now()):
+        if self._ended or self._gate.state == "closed" or self._looking is not None:
             return
         permit = self._gate.acquire(self._now())
-        if permit is not None:
+        if permit is None:
+            self._look_later()
+        else:
             self._looking = asyncio.get_running_loop().create_task(self._trial(permit))
 
+    def end(self) -> None:
+        """Look no more."""
+        self._ended = True
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
+
     async def close(self) -> None:
-        looking = self._looking
-        if looking is not None:
-            looking.cancel()
-            await asyncio.gather(looking, return_exceptions=True)
+        """The same, and wait until nobody looks."""
+        self.end()
+        if self._looking is not None:
+            await asyncio.gather(self._looking, return_exceptions=True)
+
+    def _look_later(self) -> None:
+        if self._ended or self._timer is not None or self._gate.state == "closed":
+            return
+        later = self._later or asyncio.get_running_loop().call_later
+        self._timer = later(max(self._gate.retry_after(self._now()), LOOK_SECONDS_MIN), self._look_now)
+
+    def _look_now(self) -> None:
+        self._timer = None
+        self.look()
 
     def _settle(self, permit: Permit, kind: str, began: float, seconds: float) -> None:
         now = self._now()
@@ -104,6 +149,7 @@ class Turnstile:
             permit.silent(now, kind)
         else:
             permit.ignored(now)
+        self._look_later()
 
     async def _trial(self, permit: Permit) -> None:
         well: bool | None = None
@@ -120,3 +166,4 @@ class Turnstile:
                 permit.succeeded(self._now())
             else:
                 permit.failed(self._now(), "unhealthy")
+            self._look_later()

@@ -357,7 +357,8 @@ def _provenance(provenance: Provenance, age: str) -> str:
 
 def _table(told: TableTold) -> str:
     """A table's name, with what its rows were as parameters."""
-    counts = (("fresh", told.fresh), ("stale", told.stale), ("absent", told.absent), ("lost", told.lost))
+    words = "fresh", "stale", "snapshot", "absent", "lost"
+    counts = zip(words, (told.fresh, told.stale, told.snapshot, told.absent, told.lost), strict=True)
     return _item(told.name) + "".join([f";{word}={count}" for word, count in counts if count]) + f";age={int(told.age)}"
 
 

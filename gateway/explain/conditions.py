@@ -51,6 +51,9 @@ HELD: Final = MappingProxyType({"empty": "", "fresh": "", "old": "", "dead": ""}
 """What is held of the answer (``cache``), or of the tables' rows that it is made of (``rows``): old is beyond its ttl
 and within ``max_stale``, dead is beyond that too. Nothing, where nothing is said."""
 
+LEVELS: Final = MappingProxyType({"1": 1, "2": 2, "3": 3, "4": 4})
+"""Of a brownout, of every backend that the route asks."""
+
 KINDS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
     {
         "backend": SERVERS,
@@ -60,6 +63,7 @@ KINDS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
         "stores": STORES,
         "cache": HELD,
         "rows": HELD,
+        "brownout": LEVELS,
     }
 )
 
@@ -82,7 +86,7 @@ def known_names(config: Config) -> list[tuple[str, str]]:
     found += [("model", tier.model) for tier in tiers]
     found += [("table", name) for name in config.tables]
     found += [("stores", "lmdb" if table.redis is None else "redis") for table in config.tables.values()]
-    return list(dict.fromkeys([*found, ("cache", "cache"), ("rows", "rows")]))
+    return list(dict.fromkeys([*found, ("cache", "cache"), ("rows", "rows"), ("brownout", "brownout")]))
 
 
 def read_conditions(text: str, config: Config) -> tuple[Condition, ...]:

@@ -24,8 +24,8 @@ from gateway.call import Answer, Call
 from gateway.codec.http import NO_DIRECTIVES, provenance_headers
 from gateway.config import Config, InputRule
 from gateway.config import Route as RouteConfig
-from gateway.explain.conditions import Condition
-from gateway.explain.world import Seen, World, datatype_of, deafen, home, input_names, table
+from gateway.explain.conditions import LEVELS, Condition
+from gateway.explain.world import Loop, Seen, World, datatype_of, deafen, home, input_names, table
 from gateway.homes import pool_options
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
@@ -138,13 +138,19 @@ def _verdict(step: Step, taken: set[str], failures: set[Failure]) -> str:
 
 def least_lucky(config: Config, name: str, conditions: Sequence[Condition], crowds: int = 0) -> Outcome:
     """The outcome in which the most had to be asked."""
-    found = [asyncio.run(look(config, name, conditions, crowds, seed)) for seed in range(CHANCES)]
+    found = [_look(config, name, conditions, crowds, seed) for seed in range(CHANCES)]
     return max(found, key=lambda outcome: (len(outcome.asked), len(outcome.steps)))
 
 
-async def look(config: Config, name: str, conditions: Sequence[Condition], crowds: int = 0, seed: int = 0) -> Outcome:
-    """What one request of a route comes to, after ``crowds`` of others have met the same conditions."""
+def _look(config: Config, name: str, conditions: Sequence[Condition], crowds: int, seed: int) -> Outcome:
     world = World(conditions)
+    with asyncio.Runner(loop_factory=lambda: Loop(world.ticker)) as runner:
+        return runner.run(look(world, config, name, crowds, seed))
+
+
+async def look(world: World, config: Config, name: str, crowds: int, seed: int) -> Outcome:
+    """What one request of a route comes to, after ``crowds`` of others have met the same conditions. To be run in a
+    ``Loop`` of the world's."""
     settings = msgspec.structs.replace(config.routes[name], quota=None, caller_quota=None)
     homes = {tier.backend: home(world, config, tier.backend, settings, random.Random(seed)) for tier in settings.tiers}
     named = () if settings.features is None else settings.features.tables
@@ -168,6 +174,8 @@ async def look(config: Config, name: str, conditions: Sequence[Condition], crowd
         world.ill = True
         for each in tables.values():
             deafen(world, each)
+        for place in homes.values():
+            place.pool.gates.level = LEVELS.get(world.state("brownout", "brownout"), 0)
         for crowd in range(crowds):
             await world.live(together(crowd))
         world.seen.clear()

@@ -2,7 +2,7 @@
 
 Rule of this file: it stands where the network stands, and takes no decision: a replica fails as its condition says, in
 the words that the real one would use, and everything that follows (who is asked next, what is kept, what is told) is
-done by the very parts that answer callers. It opens no socket and waits for nothing.
+done by the very parts that answer callers. It opens no socket, and its time passes when nobody has anything to do.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from cache.stores.store import Found, StoreError
 from cache.stores.turnstile import TurnstileOptions
 from cache.vector import Decoded, Rows
 from degrade.breaker import Breaker, Change
-from degrade.deadline import Deadline
+from degrade.deadline import Deadline, Ticker
 from degrade.guard import STORE_BREAKER, Guarded
 from degrade.ladder import Failure
 from gateway.config import Config, TierConfig
@@ -48,10 +48,12 @@ T = TypeVar("T")
 
 BATCH_MAX: Final = 8
 """Of every model here: a request has one row."""
-QUIET_TURNS: Final = 40
+QUIET_TURNS: Final = 100
 """Turns of the event loop without an end, after which everyone who is at work waits for time to pass."""
 TABLE_BYTES: Final = 16 * 2**20
 """Of a near cache that holds one row, however large that is to be."""
+STEP_SECONDS: Final = 0.25
+"""By which time passes while somebody waits for something later, or for a time of its own to end."""
 SURE: Final = 1e30
 OUTPUT: Final = "y"
 """What a model gives whose route names no output."""
@@ -72,6 +74,18 @@ class Seen(msgspec.Struct, frozen=True):
     who: str
     what: str
     came: str
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """An event loop by a clock of ours: what ends by time ends by that."""
+
+    def __init__(self, ticker: Ticker) -> None:
+        self._ticker = ticker
+        super().__init__()
+
+    def time(self) -> float:
+        """Seconds of the ticker."""
+        return self._ticker()
 
 
 class World:
@@ -109,13 +123,15 @@ class World:
         while not task.done():
             await asyncio.sleep(0)
             quiet += 1
-            if quiet > QUIET_TURNS and self._waiting:
-                self._waiting.sort(key=lambda each: each[0])
-                until, waiter = self._waiting.pop(0)
+            if quiet <= QUIET_TURNS:
+                continue
+            quiet = 0
+            self._waiting.sort(key=lambda each: each[0])
+            self.now = max(self.now, min([each[0] for each in self._waiting[:1]] + [self.now + STEP_SECONDS]))
+            while self._waiting and self._waiting[0][0] <= self.now:
+                waiter = self._waiting.pop(0)[1]
                 if not waiter.done():
-                    self.now = max(self.now, until)
                     waiter.set_result(None)
-                    quiet = 0
         return task.result()
 
 

@@ -27,6 +27,7 @@ from gateway.service import Shelf, Watched
 
 if TYPE_CHECKING:
     from gateway.operate.faults import Faults, Order
+    from gateway.snapshots import Snapshots
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
 SETTLED_SECONDS_MAX: Final = 2.0
@@ -67,6 +68,7 @@ class Shown(msgspec.Struct, frozen=True):
     is_draining: Callable[[], bool]
     reloads: Reloads | None = None
     faults: Faults | None = None
+    snapshots: Snapshots | None = None
 
 
 def admin_port(shown: Shown) -> AdminPort:
@@ -92,6 +94,7 @@ def admin_port(shown: Shown) -> AdminPort:
             "draining": shown.is_draining(),
             "routes": {name: _route_status(route) for name, route in shown.routes().items()},
             "backends": {name: msgspec.to_builtins(home.pool.states()) for name, home in shown.homes().items()},
+            "snapshot": None if shown.snapshots is None else _snapshot_status(shown.snapshots),
             "load": {name: _load_status(home) for name, home in shown.homes().items()},
         }
         return web.Response(body=msgspec.json.encode(document), content_type="application/json")
@@ -111,7 +114,7 @@ def admin_port(shown: Shown) -> AdminPort:
         left = await asyncio.gather(*(_unsettled(route) for route in chosen))
         if any(left):
             names = ", ".join(name for name in left if name)
-            detail = f"Purged here; the second level of {names} does not answer, and is told as soon as it does."
+            detail = f"Purged here; the second level or disk of {names} does not answer, and is told when it does."
             return problem_response(Problem("second-silent", 503, "Not purged everywhere", detail, retry_after=1.0))
         return web.Response(body=msgspec.json.encode({"purged": dropped}), content_type="application/json")
 
@@ -177,14 +180,17 @@ def purged(route: Watched) -> int:
     """How many answers a route has dropped, rows among them."""
     if route.second is not None:
         route.second.end_turn()
+    if route.copies is not None:
+        route.copies.purge()
     return sum([shelf.purge() for shelf in (route.cache, route.row_cache) if shelf is not None])
 
 
 async def _unsettled(route: Watched) -> str:
-    """The route's name, if what others could still find of it in its second level is not purged in time."""
-    if route.second is None or await route.second.settled(SETTLED_SECONDS_MAX):
-        return ""
-    return route.name
+    """The route's name, if what others could still find of it in its second level, or on the disk, is not purged in
+    time."""
+    kept = [each for each in (route.second, route.copies) if each is not None]
+    settled = await asyncio.gather(*(each.settled(SETTLED_SECONDS_MAX) for each in kept))
+    return "" if all(settled) else route.name
 
 
 def reloaded(outcome: Outcome | None) -> web.Response:
@@ -211,6 +217,23 @@ def _route_status(route: Watched) -> dict[str, object]:
         "cache": _shelf_status(route.cache),
         "rows": _shelf_status(route.row_cache),
         "second": None if route.second is None else {"state": route.second.state, **route.second.counts},
+        "snapshot": None if route.copies is None else {"state": route.copies.state, **route.copies.outcomes},
+    }
+
+
+def _snapshot_status(snapshots: Snapshots) -> dict[str, object]:
+    snapshot = snapshots.snapshot
+    return {
+        "path": str(snapshot.folder),
+        "age": round(snapshots.age, 3),
+        "bytes": snapshot.bytes,
+        "records": snapshot.records,
+        "generations": snapshot.generations,
+        "waiting": snapshots.waiting,
+        "passes": dict(snapshots.passes),
+        "failures": dict(snapshot.failures),
+        "rejected": dict(snapshot.rejected),
+        "quarantined": dict(snapshot.quarantined),
     }
 
 

@@ -23,6 +23,7 @@ from tiers.pool import ReplicaState
 
 if TYPE_CHECKING:
     from gateway.operate.faults import Faults
+    from gateway.snapshots import Snapshots
     from gateway.tables import Table
 
 
@@ -145,6 +146,51 @@ def second_gauges(routes: Routes, stores: Callable[[], Mapping[str, str]]) -> It
         ("store",),
         lambda: (((place,), BREAKER_STATES[state]) for place, state in stores().items()),
     )
+
+
+def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watched]]) -> Iterator[Gauge]:
+    """What is copied to the disk, and what of it is used."""
+    snapshot = snapshots.snapshot
+
+    def one(read: Callable[[], float]) -> Callable[[], Samples]:
+        return lambda: iter([((), float(read()))])
+
+    def by_word(counts: Mapping[str, int]) -> Callable[[], Samples]:
+        return lambda: (((word,), float(count)) for word, count in counts.items())
+
+    def of_copies() -> Samples:
+        return (
+            ((name, word), float(count))
+            for name, route in routes().items()
+            if route.copies is not None
+            for word, count in route.copies.outcomes.items()
+        )
+
+    age = "Seconds since something was written last, by any worker."
+    yield Gauge("tailrace_snapshot_age_seconds", age, (), one(lambda: snapshots.age))
+    yield Gauge("tailrace_snapshot_bytes", "On the disk, in generations.", (), one(lambda: snapshot.bytes))
+    yield Gauge("tailrace_snapshot_bytes_max", "The bound on them.", (), one(lambda: snapshot.options.bytes_max))
+    yield Gauge("tailrace_snapshot_records", "In the last generation.", (), one(lambda: snapshot.records))
+    yield Gauge("tailrace_snapshot_generations", "That are read.", (), one(lambda: snapshot.generations))
+    yield Gauge("tailrace_snapshot_waiting", "Keys that are to be copied.", (), one(lambda: snapshots.waiting))
+    yield Gauge(
+        "tailrace_snapshot_turn_seconds_max",
+        "The longest turn of the event loop that a pass took.",
+        (),
+        one(lambda: snapshots.turn_seconds_max),
+    )
+    passes = "Passes, by how they ended."
+    yield Gauge("tailrace_snapshot_passes", passes, ("outcome",), by_word(snapshots.passes), counter=True)
+    copied = "Records written."
+    yield Gauge("tailrace_snapshot_copied", copied, (), one(lambda: snapshots.copied), counter=True)
+    failures = "What the disk did not do, by kind."
+    yield Gauge("tailrace_snapshot_failures", failures, ("kind",), by_word(snapshot.failures), counter=True)
+    rejected = "Records that were not used, by reason."
+    yield Gauge("tailrace_snapshot_rejected", rejected, ("reason",), by_word(snapshot.rejected), counter=True)
+    aside = "Generations that were put aside, by reason."
+    yield Gauge("tailrace_snapshot_quarantined", aside, ("reason",), by_word(snapshot.quarantined), counter=True)
+    found = "Answers looked for: fresh, stale (of other models), unknown (nobody can tell) or absent."
+    yield Gauge("tailrace_snapshot_found", found, ("route", "outcome"), of_copies, counter=True)
 
 
 def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:

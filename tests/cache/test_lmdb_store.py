@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import threading
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -182,3 +183,51 @@ async def test_no_time_and_closed(files: Files) -> None:
     with pytest.raises(StoreError) as failed:
         await store.get_many([b"a"], SECONDS)
     assert failed.value.kind == "unreachable"
+
+
+async def test_what_was_read_in_time_is_given_though_the_rest_is_late(files: Files) -> None:
+    store = files.open(writable=True)
+    pairs = [(b"k%d" % each, b"%d" % each) for each in range(2 * STEP_KEYS_MAX)]
+    await store.put_many(pairs, None, SECONDS)
+    store._ticker = iter([0.0, 0.0, 0.0, 2 * SECONDS]).__next__  # the call, the thread, and each step
+    found = await store.get_many([key for key, _ in pairs], SECONDS)
+    assert found[:STEP_KEYS_MAX] == [value for _, value in pairs[:STEP_KEYS_MAX]]
+    late = set(found[STEP_KEYS_MAX:])
+    assert [each.kind for each in late if isinstance(each, StoreError)] == ["late"]
+    assert f"{STEP_KEYS_MAX} of {2 * STEP_KEYS_MAX} keys" in str(late.pop())
+
+
+async def test_whoever_waits_for_others_reads_says_nothing_of_the_file(files: Files) -> None:
+    store = files.open(writable=True)
+    await store.put_many([(b"a", b"1")], None, SECONDS)
+    held = threading.Event()
+    store._aside_thread().submit(held.wait)
+    keys = [b"a"] * (DIRECT_KEYS_MAX + 1)
+    with pytest.raises(StoreError) as failed:
+        await store.get_many(keys, 0.02)
+    assert failed.value.kind == "crowded"
+    held.set()
+    assert await store.get_many(keys, SECONDS) == [b"1"] * len(keys)
+
+
+@pytest.mark.parametrize(("waited", "kind"), [(0.4, "timeout"), (0.6, "crowded")])
+async def test_a_read_that_waited_for_half_of_its_time_is_no_proof(files: Files, waited: float, kind: str) -> None:
+    store = files.open(writable=True)
+    await store.put_many([(b"a", b"1")], None, SECONDS)
+    seconds, held, began = 0.02, threading.Event(), threading.Event()
+    times = iter([waited * seconds, seconds])
+
+    def ticker() -> float:
+        began.set()
+        return next(times)
+
+    store._ticker = ticker
+
+    def hang() -> None:
+        held.wait()
+
+    with pytest.raises(StoreError) as failed:
+        await store._aside(hang, seconds)
+    held.set()
+    assert began.is_set()
+    assert failed.value.kind == kind

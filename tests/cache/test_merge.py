@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from cache.stores.merge import Merged, MergeOptions
+from cache.stores import merge
+from cache.stores.merge import Merged, MergeOptions, _Batch
 from cache.stores.store import Found, StoreError
 
 LONG = 60.0
@@ -142,6 +143,54 @@ async def test_closing_tells_those_who_wait(source: Source) -> None:
     assert all(isinstance(each, StoreError) and each.kind == "unreachable" for each in told)
     with pytest.raises(StoreError):
         await merged.get_many([b"a"], LONG)
+
+
+async def test_what_was_answered_is_given_though_the_rest_is_late() -> None:
+    hanging = asyncio.Event()
+
+    async def fetch(keys: Sequence[bytes], seconds: float) -> list[Found]:
+        if b"c" in keys:
+            await hanging.wait()
+        return [*keys]
+
+    merged = Merged(fetch, MergeOptions(keys_max=2))
+    *found, late = await merged.get_many([b"a", b"b", b"c"], 0.5)
+    assert found == [b"a", b"b"]
+    assert isinstance(late, StoreError)
+    assert late.kind == "late"
+    hanging.set()
+
+
+async def test_whoever_was_not_asked_for_in_time_says_nothing_of_the_store(source: Source) -> None:
+    source.gate.clear()
+    merged = Merged(source.fetch, MergeOptions(flights_max=1))
+    first = asyncio.create_task(merged.get_many([b"a"], LONG))
+    await settle()
+    with pytest.raises(StoreError) as failed:
+        await merged.get_many([b"b"], 0.02)
+    assert failed.value.kind == "crowded"
+    source.gate.set()
+    assert await first == [b"a"]
+    assert source.asked == [[b"a"]]
+
+
+@pytest.mark.parametrize(("waited", "kind"), [(0.4, "timeout"), (0.6, "crowded")])
+async def test_a_batch_that_waited_for_half_of_its_time_is_no_proof(waited: float, kind: str) -> None:
+    loop = asyncio.get_running_loop()
+    batch = _Batch(loop.create_future(), 100.0)
+    batch.until, batch.sent = 101.0, 100.0 + waited
+    assert batch.silence(batch.until, 1.0, "nothing").kind == kind
+
+
+async def test_keys_that_take_long_to_be_put_into_batches_are_late_and_the_first_of_them_asked(
+    source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    merged = Merged(source.fetch, MergeOptions(keys_max=2))
+    monkeypatch.setattr(merge, "PLACING_SHARE", -1.0)  # no time at all
+    *found, late, later = await merged.get_many([b"a", b"b", b"c", b"d"], LONG)
+    assert found == [b"a", b"b"]
+    assert {str(late), str(later)} == {"late: only 2 of 4 keys could be asked for within 60 s"}
+    assert source.asked == [[b"a", b"b"]]
 
 
 async def test_a_bug_in_one_fetch_keeps_nobody_else_waiting(source: Source) -> None:

@@ -9,6 +9,7 @@ import time
 import pytest
 from redis.crc import key_slot
 
+from cache.stores import servers
 from cache.stores.address import parse_redis
 from cache.stores.frame import framed
 from cache.stores.learning import LearnOptions
@@ -21,7 +22,7 @@ from degrade.breaker import Breaker
 from degrade.guard import STORE_BREAKER
 from tests.cache.conftest import StoreAt, until
 from tests.cache.test_coherence import listening
-from tests.redises import Nodes, migrating, text
+from tests.redises import Nodes, joining, migrating, text
 
 SECONDS = 0.25
 PATIENT_SECONDS = 5.0
@@ -102,6 +103,50 @@ async def test_changes_on_every_node_are_heard_and_a_slot_that_moves_is_one(node
         assert not heard.tracker.live()
         nodes.servers[2].start()
         await heard.live()
+
+
+async def test_a_node_that_has_no_slot_yet_is_listened_to_once_something_was_read_there(
+    nodes: Nodes, store_at: StoreAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The usual way to add a node: the first slot is on its way to it, and some of its keys are there."""
+    store = store_at(nodes.url)
+    key = KEYS[0]
+    source = nodes.servers[nodes.owner(key_slot(key))]
+    await store.put_many([(key, b"1")], None, 10.0)
+    with joining(nodes) as newcomer, newcomer.client() as client:
+        async with listening(store.masters) as heard:
+            await heard.live()
+            before = heard.distrusts
+            with migrating(source, newcomer, key_slot(key)) as move:
+                move([key])
+                assert await store.get_many([key], 10.0) == [b"1"]  # ASK
+                places = {(each.host, each.port) for each in (await store.masters(10.0)).nodes}
+                assert (newcomer.host, newcomer.port) in places
+                await until(lambda: heard.distrusts > before, what="distrust of what was read before anybody listened")
+                await heard.live()
+                heard.keys.clear()
+                with client.pipeline(transaction=False) as pipeline:
+                    pipeline.execute_command("ASKING")
+                    pipeline.set(key, b"2")
+                    pipeline.execute()
+                await until(lambda: key in heard.keys, what="the change")
+                assert await store.get_many([key], 10.0) == [b"2"]
+                other = KEYS[1]
+            # Without a slot again it is a master no more, some time after it was last asked.
+            with migrating(newcomer, source, key_slot(key)):
+                pass
+            await until(lambda: _has_moved_back(store, other), what="the old map")
+            monkeypatch.setattr(servers, "REDIRECTED_SECONDS", 0.0)
+            assert len((await store.masters(10.0)).nodes) == 3
+            await heard.live()
+
+
+async def _has_moved_back(store: RedisStore, key: bytes) -> bool:
+    """Whether no slot is the newcomer's, by the map as it is learnt again."""
+    await store.get_many([key], 10.0)
+    cluster = store._servers
+    assert isinstance(cluster, Cluster)
+    return len({node for node in cluster._slots if node is not None}) == 3
 
 
 async def test_a_node_that_leaves_between_the_decision_to_ask_it_and_the_question(nodes: Nodes) -> None:

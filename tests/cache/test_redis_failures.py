@@ -96,6 +96,16 @@ async def test_started_again_between_two_calls(own_redis: RedisServer, store_at:
     await store.close()
 
 
+async def test_back_after_an_outage_while_nobody_called(own_redis: RedisServer, store_at: StoreAt) -> None:
+    store = guarded(store_at, own_redis.url)
+    own_redis.kill()
+    await fails(store, "unreachable")
+    own_redis.start()
+    await until(lambda: store.state == "closed", what="a look")
+    assert await store.get_many([b"k"], 10.0) == [None]  # the first who comes
+    await store.close()
+
+
 async def test_hung(own_redis: RedisServer, store_at: StoreAt) -> None:
     store = guarded(store_at, own_redis.url)
     assert await store.get_many([b"k"], 10.0) == [None]
@@ -122,8 +132,7 @@ async def test_busy_for_two_seconds(own_redis: RedisServer, store_at: StoreAt) -
 async def not_answering(store: Guarded) -> bool:
     with contextlib.suppress(StoreError):
         await store.get_many([b"k"], SECONDS)
-        return False
-    return True
+    return store.state != "closed"  # the first wait that fails may be our own fault, on a busy machine
 
 
 async def recovers_later(store: Guarded, server: RedisServer) -> None:
@@ -152,7 +161,8 @@ async def test_many_callers_of_a_slow_server_each_keep_their_time(own_redis: Red
         calls = (store.get_many([b"k%d" % each], SECONDS) for each in range(1000))
         told = await asyncio.gather(*calls, return_exceptions=True)
         assert time.monotonic() - started < SECONDS + LATE
-        assert {each.kind for each in told if isinstance(each, StoreError)} == {"timeout"}
+        # "crowded": the machine was so busy with the callers that half of their time was over before they were asked
+        assert all(isinstance(each, StoreError) and each.kind in ("timeout", "crowded") for each in told)
         assert len(told) == 1000
         with own_redis.client() as client:
             assert client.info("clients")["connected_clients"] <= 1 + RedisOptions().connections_max

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
@@ -56,13 +56,36 @@ class Shelf:
         self.closed = True
 
 
+class Pending:
+    def __init__(self, seconds: float, work: Callable[[], None]) -> None:
+        self.seconds, self.work, self.cancelled = seconds, work, False
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
 class Set:
-    """A shelf, guarded."""
+    """A shelf, guarded. ``timers``: those that have not come yet."""
 
     def __init__(self, options: TurnstileOptions | None = None) -> None:
         self.shelf = Shelf()
         self.clock = Clock()
-        self.store = Guarded(self.shelf, Breaker(STORE_BREAKER), self.clock, options or TurnstileOptions())
+        self.timers: list[Pending] = []
+        options = options or TurnstileOptions()
+        self.store = Guarded(self.shelf, Breaker(STORE_BREAKER), self.clock, options, self._later)
+
+    def _later(self, seconds: float, work: Callable[[], None]) -> Pending:
+        self.timers.append(Pending(seconds, work))
+        return self.timers[-1]
+
+    async def timer(self) -> float:
+        """Let the one timer come; how long it was waited for."""
+        (due,) = self.timers
+        self.timers.clear()
+        self.clock.now += due.seconds
+        due.work()
+        await settle()
+        return due.seconds
 
     async def kind(self, seconds: float = LONG) -> str:
         try:
@@ -197,17 +220,50 @@ async def test_writing_and_removing_go_the_same_way() -> None:
     assert made.store.state == "open"  # asking is not mending
 
 
-async def test_without_calls_somebody_else_may_look() -> None:
+async def test_a_quiet_store_is_looked_at_without_anybody_calling() -> None:
+    made = Set()
+    made.shelf.failure, made.shelf.well = StoreError("unreachable"), False
+    assert await made.kind() == "unreachable"
+    waits = []
+    for _ in range(7):
+        waits.append(await made.timer())
+    assert waits == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0]  # for as long as it is away, and never more often
+    assert (made.shelf.asked, made.shelf.looks, made.store.state) == (1, 7, "open")
+    made.shelf.failure, made.shelf.well = None, True
+    await made.timer()
+    assert (made.store.state, made.timers) == ("closed", [])
+    assert await made.kind() == "well"  # nobody has paid for the look
+
+
+async def test_a_look_that_comes_too_early_is_tried_again_and_calls_make_no_more_of_them() -> None:
     made = Set()
     made.shelf.failure = StoreError("unreachable")
     assert await made.kind() == "unreachable"
-    made.store.look()
+    for _ in range(100):
+        assert await made.kind() == "open"
+    assert len(made.timers) == 1
+    (early,) = made.timers
+    made.timers.clear()
+    made.clock.now += 0.2
+    early.work()
     await settle()
-    assert made.shelf.looks == 0  # it is not time
-    made.clock.now += STORE_BREAKER.open_seconds
-    made.store.look()
-    made.store.look()
-    await settle()
+    assert made.shelf.looks == 0
+    (again,) = made.timers
+    assert again.seconds == pytest.approx(0.05)
+    await made.timer()
     assert (made.shelf.looks, made.store.state) == (1, "closed")
+
+
+async def test_what_is_closed_is_looked_at_no_more() -> None:
+    made = Set()
+    made.shelf.failure, made.shelf.well = StoreError("unreachable"), False
+    await made.kind()
+    (timer,) = made.timers
     await made.store.close()
     assert made.shelf.closed
+    assert timer.cancelled
+    made.clock.now += LONG
+    timer.work()
+    assert await made.kind() == "open"
+    await settle()
+    assert (made.shelf.looks, len(made.timers)) == (0, 1)

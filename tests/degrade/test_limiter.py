@@ -167,7 +167,7 @@ def test_a_measurement_that_nobody_comes_to_ends() -> None:
     while not limits.is_measuring:
         now += SECONDS / 64
         limits.sample(SECONDS, 64, now)
-    assert limits.limit == 32
+    assert limits.limit == 48
     limits.tick(now + 0.5)
     assert limits.is_measuring
     limits.tick(now + 1.5)

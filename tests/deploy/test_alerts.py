@@ -53,6 +53,7 @@ RESPONSES = 'tailrace_responses_total{route="r",status="%d"}'
 DEGRADED = 'tailrace_degraded_total{route="r",failure="unreachable",step="%s"}'
 REFUSALS = 'tailrace_refusals_total{route="r",problem="%s"}'
 ROWS = 'tailrace_table_rows_total{table="t",state="%s"}'
+SHED = 'tailrace_shed_total{backend="b",model="m",reason="%s",priority="%s"}'
 REPLICA = '{backend="b",replica="http://one",worker="%d"}'
 OF_REPLICA = {"backend": "b", "replica": "http://one"}
 
@@ -175,6 +176,39 @@ CASES = {
         'tailrace_chaos_enabled{worker="0"}', 1, 0, {},
         "faults can be made on purpose here, by whoever reaches the admin port",
     ),
+    "TailraceBrownout": one(
+        'tailrace_brownout_level{backend="b",worker="0"}', 3, 1, {"backend": "b"},
+        "b is at brownout level 3: answers are simpler or older, to be in time",
+    ),
+    "TailraceShedding": Case(
+        {SHED % ("full", "low"): counter(60), SHED % ("late", "normal"): counter(60)},
+        {SHED % ("full", "low"): counter(6), SHED % ("late", "normal"): gauge(900)},
+        {"backend": "b", "model": "m"},
+        "model m of b has no place for 2 requests a second",
+        "page",
+    ),
+    "TailraceLoopLate": one(
+        "tailrace_loop_lag_seconds", 0.25, 0.01, {},
+        "the event loop is 250ms late: everyone waits for something that holds it up",
+    ),
+    "TailraceSnapshotOld": Case(
+        {"tailrace_snapshot_age_seconds": gauge(600), "tailrace_snapshot_waiting": gauge(7)},
+        {"tailrace_snapshot_age_seconds": gauge(600), "tailrace_snapshot_waiting": gauge(0)},
+        {},
+        "nothing was written to the snapshot for 10m 0s",
+    ),
+    "TailraceSnapshotFailing": Case(
+        {'tailrace_snapshot_failures_total{kind="full"}': counter(1)},
+        {'tailrace_snapshot_failures_total{kind="full"}': gauge(9)},
+        {},
+        "the disk of the snapshot fails: 10 times in ten minutes",
+    ),
+    "TailraceSnapshotQuarantined": Case(
+        {'tailrace_snapshot_quarantined_total{reason="checksum"}': f"_x30 {gauge(1)}"},
+        {'tailrace_snapshot_quarantined_total{reason="checksum"}': gauge(1)},
+        {"reason": "checksum"},
+        "a generation of the snapshot was put aside: checksum",
+    ),
 }
 
 
@@ -234,12 +268,13 @@ def test_no_page_is_of_an_alert_that_is_gone() -> None:
 
 
 def test_every_metric_that_a_rule_or_a_page_names_is_told_by_a_gateway(
-    gateway_factory: Callable[..., GatewayProcess], redis: RedisServer, own_pem: Pem
+    gateway_factory: Callable[..., GatewayProcess], redis: RedisServer, own_pem: Pem, tmp_path: Path
 ) -> None:
     table = {"store": redis.url, "key": "t:{id}", "shape": [2], "ttl": "1m", "coherence": "tracking"}
     config = {
         "server": {"tls": {"certificate": str(own_pem.certificate), "key": str(own_pem.key)}, "rpc": "127.0.0.1:0"},
         "backends": {"b": {"http": ["http://127.0.0.1:9"]}},
+        "snapshot": {"path": str(tmp_path)},
         "tables": {"t": table},
         "routes": {"r": {"tiers": [{"backend": "b", "model": "m"}], "cache": {"ttl": "1m", "second": redis.url}}},
     }

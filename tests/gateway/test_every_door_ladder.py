@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 
 import pytest
 from msgspec.structs import replace
 
+from gateway.witness import Witness
 from tests.doors.question import Ask, Outcome, doubled
 from tests.gateway.conftest import EchoTriton, Gate
 
@@ -111,6 +113,49 @@ async def test_an_old_answer_is_labelled_and_what_has_none_is_refused(gate: Gate
     problem = "unavailable" if word == "overloaded" else "model-failed"
     refused(await caller.ask(unknown), problem, word, returns=word == "overloaded")
     refused(await caller.ask(replace(ASK, cache_control="no-cache")), problem, word, returns=word == "overloaded")
+
+
+async def nothing(_: Witness) -> None:
+    """Nobody finds out whether the model is still the same."""
+
+
+async def test_what_an_earlier_process_has_left_is_served_and_labelled(
+    gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Witness, "round", nothing)
+    disk = {"SNAPSHOT__PATH": str(tmp_path / "snapshot")}
+    house = await gate.house(ROUTES__R=route(ONE, KEPT), **disk)
+    await house.caller(gate.name).ask(ASK)
+    await house.stop()
+    gate.upstream.status = b"503 Unavailable"
+    house = await gate.house(ROUTES__R=route(ONE, KEPT), **disk)
+    caller = house.caller(gate.name)
+    told = ("", "stale", "overloaded", "m", 1, 0, ("snapshot",), True, True, False)
+    for _ in range(2):
+        expect(await caller.ask(ASK), told, ASK.rows)
+    refused(await caller.ask(replace(ASK, rows=((7.0, 7.0),))), "unavailable", "overloaded")
+    refused(await caller.ask(replace(ASK, cache_control="no-cache")), "unavailable", "overloaded")
+    await house.stop()
+    caller = await gate.caller(ROUTES__R=route(ONE, KEPT, 'degrade = ["replica", "stale"]'), **disk)
+    refused(await caller.ask(ASK), "unavailable", "overloaded")
+
+
+async def test_what_an_earlier_process_has_left_is_a_hit_where_the_route_says_so(
+    gate: Gate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Witness, "round", nothing)
+    disk = {"SNAPSHOT__PATH": str(tmp_path / "snapshot")}
+    house = await gate.house(ROUTES__R=route(ONE, KEPT), **disk)
+    await house.caller(gate.name).ask(ASK)
+    await house.stop()
+    gate.upstream.status = b"503 Unavailable"
+    trusting = 'cache = { ttl = "1h", snapshot = "fresh" }'
+    house = await gate.house(ROUTES__R=route(ONE, trusting), **disk)
+    caller = house.caller(gate.name)
+    for _ in range(2):
+        expect(await caller.ask(ASK), ("", "hit", "snapshot", "m", 1, 0, (), False, True, False), ASK.rows)
+    await house.purge("r")
+    refused(await caller.ask(ASK), "unavailable", "overloaded")
 
 
 async def test_without_the_steps_nothing_takes_their_place(gate: Gate) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from time import monotonic
 
 import pytest
+import structlog
 
 from gateway.cli import MISUSED, WELL, main
 from gateway.config import Config
@@ -17,6 +18,15 @@ from gateway.sources import ConfigError, read
 from tests.doors.house import opened, until
 from tests.doors.question import NUMBERS, Ask
 from tests.gateway.conftest import EchoTriton
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """The command sets up logs for its process, which here is that of other tests too."""
+    before = structlog.get_config()
+    yield
+    structlog.configure(**before)
+
 
 EXAMPLE = Path(__file__).parents[2] / "tailrace.example.toml"
 FILE = """
@@ -42,6 +52,9 @@ tiers = [{ backend = "gpu", model = "large" }]
 [routes.kept]
 tiers = [{ backend = "gpu", model = "large" }]
 cache = { ttl = "10m", max_stale = "1h" }
+[routes.short]
+tiers = [{ backend = "gpu", model = "large" }]
+timeout = "1ms"
 [routes.alone]
 tiers = [{ backend = "gpu", model = "large" }]
 cache = { ttl = "10m", max_stale = "1h" }
@@ -52,6 +65,13 @@ tiers = [
   { backend = "gpu", model = "large" },
 ]
 inputs = { text = { element_bytes_max = "1KiB" }, x = { min = 2.0, max = 3.0 } }
+[routes.browned]
+tiers = [
+  { backend = "cpu", model = "small", accept = { output = "p", at_least = 0.6 } },
+  { backend = "gpu", model = "large" },
+]
+cache = { ttl = "10m", max_stale = "1h" }
+brownout = ["fast", "stale"]
 [routes.rank]
 tiers = [{ backend = "gpu", model = "ranker" }]
 [routes.rank.features]
@@ -151,6 +171,7 @@ CASES = [
     ("plain", "large failing", "large:raised large:raised => 503 model-failed degraded", None),
     ("plain", "large broken, cpu down", "large:broken large:broken => 503 unavailable degraded",
      "=> 503 unavailable degraded"),
+    ("short", "", "large:answered => bypass/off large", None),
     ("kept", "cache fresh, gpu down", "=> hit/fresh large", None),
     ("kept", "cache old", "large:answered => miss/expired large", None),
     ("kept", "cache old, gpu slow", "large:timeout => stale/timeout large +stale degraded",
@@ -165,6 +186,9 @@ CASES = [
     ("cascade", "small unsure, gpu down",
      "small:unsure large:unreachable large:unreachable => bypass/off small +replica +tier degraded",
      "small:unsure => bypass/off small +tier degraded"),
+    ("browned", "small unsure, brownout 1", "small:unsure large:answered => miss/absent large", None),
+    ("browned", "small unsure, brownout 2", "small:unsure => miss/absent small +tier degraded", None),
+    ("browned", "cache old, brownout 3", "=> stale/brownout small +stale degraded", None),
     ("rank", "", "user:answered item:answered ranker:answered => bypass/off ranker", None),
     ("rank", "redis down", "user:unreachable item:answered ranker:answered => bypass/off ranker +user:default degraded",
      "item:answered ranker:answered => bypass/off ranker +user:default degraded"),

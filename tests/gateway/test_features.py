@@ -14,11 +14,11 @@ from degrade.deadline import Deadline
 from gateway import features
 from gateway.call import Answer, Call
 from gateway.codec.http import CacheDirectives, provenance_headers
-from gateway.config import CacheConfig, Entity, FeatureInput, Features, Part, TierConfig
+from gateway.config import CacheConfig, Entity, FeatureInput, Features, Limits, Part, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.problem import Refused
 from gateway.route import Home, Route
-from gateway.units import Seconds
+from gateway.units import Seconds, Size
 from tests.gateway.test_pipeline import NOBODY, House, Upstream
 from tests.gateway.test_tables import Shelf, table_on
 from tiers.facts import ModelFacts, TensorFact
@@ -248,3 +248,27 @@ async def test_ids_have_a_bound_where_nobody_sets_one(monkeypatch: pytest.Monkey
     with pytest.raises(Refused, match="takes 1 to 3 here") as refused:
         await house.rank(b"bob", [1, 2, 3, 4])
     assert refused.value.problem.status == 400
+
+
+@pytest.mark.parametrize("repeated", ["row", "context"])
+async def test_what_is_repeated_for_each_row_has_a_bound_and_is_not_even_looked_up_beyond_it(repeated: str) -> None:
+    limits = Limits(body_bytes_max=Size(1000))
+    house = Ranking(limits=limits)
+    house.ranker.known = msgspec.structs.replace(FACTS, max_batch=0)
+    items = list(range(10))
+    if repeated == "row":  # 5 numbers of 4 bytes: 50 rows are as many bytes as there may be
+        assert len(scores(await house.rank(b"bob", items * 5))) == 50
+        asked, more, made = items * 5 + [1], (), 1020
+    else:
+        more = (Tensor("note", "BYTES", (1, 1), struct.pack("<I", 96) + b"x" * 96),)
+        note = TensorFact("note", "BYTES", (-1, 1), optional=True)
+        house.ranker.known = msgspec.structs.replace(house.ranker.known, inputs=(*FACTS.inputs, note))
+        assert len(scores(await house.rank(b"bob", items[:8], *more))) == 8
+        asked, made = items, 1200
+    before = len(house.ranker.seen), len(house.items.asked)
+    said = f"{len(asked)} rows make a request of {made} bytes.* at most 1000 .routes.rank.limits.body_bytes_max"
+    with pytest.raises(Refused, match=said) as refused:
+        await house.rank(b"ann", asked, *more)
+    assert refused.value.problem.status == 413
+    assert (len(house.ranker.seen), len(house.items.asked)) == before
+    assert len(house.users.asked) == 1

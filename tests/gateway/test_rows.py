@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 import numpy as np
@@ -346,3 +346,30 @@ async def test_what_a_model_says_beside_its_rows_is_charged_to_them(world: World
 
     await world.rows.answer(world.batch([1, 2, 3, 4]), ask, SECONDS, world.ticker)
     assert 100_000 < world.rows.cache.bytes_used < 104_000
+
+
+class Level:
+    """A second level that has nothing; what is left there is kept."""
+
+    turn = b"turn"
+
+    def __init__(self) -> None:
+        self.left: list[bytes] = []
+
+    async def rows(self, turn: bytes, digests: Sequence[bytes], fits: object) -> dict[bytes, object]:
+        return {}
+
+    def keep_rows(self, turn: bytes, rows: Mapping[bytes, object]) -> None:
+        self.left += rows
+
+
+async def test_rows_of_a_degraded_answer_are_left_to_nobody(world: World) -> None:
+    world.rows.second = level = Level()  # type: ignore[assignment]
+    world.degraded = True
+    await world.answer(1, 2)
+    assert level.left == []
+    world.degraded = False
+    await world.answer(3, keep=False)
+    assert level.left == []
+    await world.answer(1)
+    assert level.left == list(world.batch([1]).keys)

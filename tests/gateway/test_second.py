@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -17,6 +17,7 @@ from msgspec.structs import replace
 
 from cache.behind import BehindOptions
 from cache.sealed import OVERHEAD_BYTES, sealed, unsealed
+from cache.stores.store import Found
 from examples.redisserver import RedisServer
 from gateway import second, sharing, witness
 from gateway.check import findings
@@ -159,6 +160,20 @@ async def test_rows_of_others_are_known_rows(houses: Houses, redis: RedisServer)
     await written(other)
     assert told(await ask(one, replace(ASK, rows=(rows[5],)))) == ("hit", "second")
     assert told(await ask(one, replace(ASK, rows=tuple(rows[:4])))) == ("hit", "fresh")
+
+
+async def test_of_very_many_rows_it_is_not_looked_for_the_last(
+    houses: Houses, redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(second, "ROWS_ASKED_MAX", 3)
+    text = route(redis, "k", rows="true")
+    one, other = await houses.house(text), await houses.house(text)
+    asked = replace(ASK, rows=tuple([(float(n), n / 2) for n in range(5)]))
+    await ask(one, asked)
+    await written(one)
+    assert (level(one).counts["miss"], level(one).counts["write_written"]) == (5, 5)
+    assert told(await ask(other, asked)) == ("miss", "partial")
+    assert (level(other).counts["hit"], level(other).counts["miss"]) == (3, 2)
 
 
 async def test_tenants_are_apart(houses: Houses, redis: RedisServer) -> None:
@@ -465,6 +480,26 @@ async def test_what_was_asked_for_before_the_turn_is_not_left_after_it(houses: H
     assert level(one).counts["write_written"] == 0
     await until(lambda: level(one).turn == level(other).turn)
     assert told(await ask(other)) == ("miss", "absent")
+
+
+async def test_what_is_found_as_the_turn_ends_is_not_used(houses: Houses, redis: RedisServer) -> None:
+    one, other = await houses.house(route(redis)), await houses.house(route(redis))
+    await ask(one)
+    await written(one)
+    found, turn = level(other), level(other).turn
+    assert turn is not None
+    assert await found.answer(turn, _digest(one), _any) is not None
+    store = found._store
+    asked = store.get_many
+
+    async def ending(keys: Sequence[bytes], seconds: float) -> list[Found]:
+        held = await asked(keys, seconds)
+        found.end_turn()  # a model has changed while the store was asked
+        return held
+
+    store.get_many = ending  # type: ignore[method-assign]
+    assert await found.answer(turn, _digest(one), _any) is None
+    assert (found.counts["hit"], found.counts["miss"]) == (1, 1)
 
 
 async def test_writes_wait_within_their_bound(

@@ -157,7 +157,7 @@ async def test_what_the_store_cannot_tell_of_gets_the_default_and_is_degraded() 
     world.shelf.failure = StoreError("unreachable")
     numbers, told = await world.look_up(5)
     assert (numbers, told, told.steps) == ([0.0], TableTold("user", lost=1), ("user:default",))
-    assert world.table.rows_told == {"fresh": 0, "stale": 0, "absent": 0, "lost": 1}
+    assert world.table.rows_told == {"fresh": 0, "stale": 0, "snapshot": 0, "absent": 0, "lost": 1}
 
 
 async def test_a_value_that_is_broken_costs_its_own_row(world: World) -> None:
@@ -181,6 +181,41 @@ async def test_what_was_written_is_read_again(world: World) -> None:
     world.table.near.distrust()
     await world.look_up(1, 2)
     assert world.shelf.asked[2:] == [[b"u:1", b"u:2"]]
+
+
+@pytest.mark.parametrize("news", ["of a key", "of all keys", "that nobody listens"])
+@pytest.mark.parametrize("written", ["before the read", "after the read"])
+async def test_what_was_written_while_the_store_was_asked_is_not_held_as_fresh(news: str, written: str) -> None:
+    """The read and the news of a write pass each other on the way: nobody knows which value was read."""
+    world = World()
+    world.write(_1=1)
+    listening = Listening()
+    world.table.tracker = listening  # type: ignore[assignment]
+    asked = world.shelf.get_many
+
+    def write() -> None:
+        world.write(_1=5, _9=9)
+        if news == "of a key":
+            world.table._written([b"u:1", b"u:9"])
+        elif news == "of all keys":
+            world.table.near.distrust()
+        else:
+            listening.hears = False
+
+    async def crossing(keys: Sequence[bytes], seconds: float) -> list[Found]:
+        if written == "before the read":
+            write()
+        found = await asked(keys, seconds)
+        if written == "after the read":
+            write()
+        return found
+
+    world.shelf.get_many = crossing  # type: ignore[method-assign]
+    world.table.config = structs.replace(world.table.config, default=0.0)
+    await world.look_up(1, 9)
+    world.shelf.get_many = asked  # type: ignore[method-assign]
+    assert await world.look_up(1, 9) == ([5, 9], TableTold("user", fresh=2))
+    assert world.shelf.asked[1:] == [[b"u:1", b"u:9"]]
 
 
 async def test_nothing_is_fresh_while_nobody_listens_for_writes(world: World) -> None:
@@ -212,6 +247,60 @@ async def test_how_long_look_ups_keep_requests_waiting_is_counted_by_where_the_r
         await world.look_up(4)
     assert world.table.lookups == {"memory": 1, "store": 3}
     assert world.table.lookup_seconds == {"memory": 0.0, "store": 0.75}
+
+
+@pytest.mark.parametrize(("kind", "known", "impossible"), [
+    ("text", b"ann", [b"x" * 6, b"x" * 16_000_000]),
+    ("integer", b"7", [b"abc", b"07", b"9" * 19, b"", b"7" * 16_000_000]),
+])  # fmt: skip
+async def test_what_can_be_no_id_of_the_table_is_absent_and_not_asked_for(
+    kind: str, known: bytes, impossible: list[bytes]
+) -> None:
+    world = World(ids=kind, id_bytes_max=5, default=0.0)
+    world.write(**{f"_{known.decode()}": 1})
+    world.shelf.values.update((b"u:" + each, b"\0" * 8) for each in impossible)
+    ids = [known, *impossible, known]
+    for _ in range(2):
+        looked = await world.table.look_up(ids, 1.0)
+        assert looked.rows[:, 0].tolist() == [1, *[0] * len(impossible), 1]
+        assert looked.told == TableTold("user", fresh=2, absent=len(impossible))
+    assert world.shelf.asked == [[b"u:" + known] * 2]
+    assert world.table.rows_told["absent"] == 2 * len(impossible)
+    world.table.tracker = Listening()  # type: ignore[assignment]
+    world.table.tracker.hears = False  # type: ignore[attr-defined]
+    world.shelf.failure = StoreError("unreachable")
+    assert (await world.table.look_up(ids[1:-1], 1.0)).told == TableTold("user", absent=len(impossible))
+
+
+async def test_an_id_of_megabytes_is_not_told_back() -> None:
+    world = World(ids="text")
+    euros = ("\u20ac" * 80).encode()
+    for each, shown in ((b"x" * 10**7, "x" * 64), (b"\xff" * 80, "\ufffd" * 64), (euros, "\u20ac" * 64)):
+        with pytest.raises(UnknownId) as unknown:
+            await world.table.look_up([each, b"y" * 64], 1.0)
+        assert str(unknown.value) == f"table user has no {shown}..., {'y' * 64}"
+
+
+async def test_what_was_read_in_time_is_kept_though_the_rest_was_late() -> None:
+    world = World(default=0.0)
+    world.write(_1=1, _2=2, _3=3, _4=4)
+    asked = world.shelf.get_many
+    room = 2
+
+    async def some(keys: Sequence[bytes], seconds: float) -> list[Found]:
+        found = await asked(keys, seconds)
+        return found[:room] + [StoreError("late", "20 ms")] * (len(found) - room)
+
+    world.shelf.get_many = some  # type: ignore[method-assign]
+    assert await world.look_up(1, 2, 3, 4) == ([1, 2, 0, 0], TableTold("user", fresh=2, lost=2))
+    assert await world.look_up(1, 2, 3, 4) == ([1, 2, 3, 4], TableTold("user", fresh=4))
+    assert world.shelf.asked[1:] == [[b"u:3", b"u:4"]]
+    assert world.table.failures == {"late": 1}  # for the look-up: it speaks of no row
+    room = 0
+    world.table.config = structs.replace(world.table.config, default="error")
+    with pytest.raises(UpstreamError, match="table user: late") as error:
+        await world.look_up(1, 9)
+    assert error.value.failure is Failure.TIMEOUT
 
 
 async def test_no_ids_at_all(world: World) -> None:

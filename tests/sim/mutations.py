@@ -14,23 +14,23 @@ from unittest import mock
 
 import msgspec
 
-from cache.coherence import Tracker
 from cache.digest import Key
 from cache.entry import Entry, Freshness
 from cache.flight import Flights
 from cache.response import ResponseCache
+from cache.sealed import OVERHEAD_BYTES
 from cache.table import NearTable
 from degrade import breaker
-from gateway import pipeline, recall, route
+from gateway import pipeline, recall, route, second
 from gateway.doors import exchange
 from gateway.doors.buffered import Held
 from gateway.pipeline import Pipeline
 from gateway.route import Route
+from gateway.rows import Rows
 from gateway.second import SecondLevel
 from tests.sim.scene import scene
 from tests.sim.world import Report, run
 from tiers import cascade
-from tiers.pool import Pool
 from tiers.seat import Judged
 
 SEEDS_MAX: Final = 400
@@ -156,10 +156,6 @@ def _keeps_flights(self: Flights[Any, Any], key: Any, flight: Any) -> None:
         del self._flights[key]
 
 
-def _always_the_first(self: Pool, seats: Any, key: str) -> Any:
-    return seats[0] if seats else None
-
-
 async def _unrefreshed(self: Pipeline, call: Any, key: Key, rows: int | None) -> None:
     with contextlib.suppress(Exception):
         await self._share(call, key, rows)
@@ -169,11 +165,13 @@ def _keeps_rows_for_ever(self: Any, asked: Any, key: bytes, row: Any, made_at: f
     return Entry(row, 100, made_at, 3600.0, 3600.0, asked.epoch)
 
 
+def _unchecked(_: bytes, held: bytes, __: int) -> bytes:
+    return held[OVERHEAD_BYTES:]
+
+
 def _all_held(self: Held, *_: Any) -> None:
     return None
 
-
-from gateway.rows import Rows  # noqa: E402
 
 MUTATIONS: Final = (
     Mutation("expired is served as fresh", ((Entry, "freshness", _expired_is_fresh),)),
@@ -183,7 +181,8 @@ MUTATIONS: Final = (
     Mutation("a permit never ends", ((Judged, "_settle", _never),)),
     Mutation("an invalidation during a fill is ignored", ((NearTable, "ticket", lambda _: 1 << 40),), ("ranked",)),
     Mutation("distrust is ignored", ((NearTable, "distrust", _never),), ("ranked",)),
-    Mutation("a silent line is believed", ((Tracker, "live", lambda _: True),), ("ranked",)),
+    Mutation("seals are not checked", ((second, "unsealed", _unchecked),), ("second", "secondrows")),
+    Mutation("the ladder has an old answer for everybody", ((pipeline, "tolerates", lambda *_: True),)),
     Mutation("an epoch's turn during a fill is ignored", ((Route, "settled", _now_as_then),)),
     Mutation("an epoch never turns", ((Route, "turn", _never),)),
     Mutation("tenants share keys", ((Route, "_tenant", lambda *_: ""),)),

@@ -259,7 +259,7 @@ def _reloads(kinds: Sequence[str], chance: random.Random) -> list[Spell]:
     if chance.random() < 0.5:
         return []
     host = chance.choice(FAST + ONE if "cascade" in kinds else ONE)
-    begins = BEGINS + chance.uniform(0.5, ACTIVE_SECONDS - 0.5)
+    begins = BEGINS + chance.choice((1.0, 2.0)) - chance.uniform(0.005, 0.3)  # a little before it is looked at
     return [Spell(f"process:{host}", faults.RELOAD, begins, begins, 1.0, chance.choice((0.0, 0.01, 0.4)), chance.random())]
 
 

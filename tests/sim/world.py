@@ -273,6 +273,12 @@ class World:
         invariants.of_answer(self, told)
         return told
 
+    async def now_and_later(self, question: Question, seconds: float) -> None:
+        """What is asked while something changes is asked again when that should be known."""
+        for wait in (0.0, seconds):
+            await asyncio.sleep(wait)
+            await asyncio.gather(*(self.judged(question, process) for process in self.processes if process.up))
+
     async def operator(self, process: Process) -> None:
         """Purges, reloads, restarts."""
         chance = random.Random(f"operator {self.scene.seed} {process.name}")
@@ -318,7 +324,7 @@ class World:
         """Others write to the tables."""
         chance = random.Random(f"writer {self.scene.seed}")
         versions: Counter[tuple[str, int]] = Counter()
-        asked: list[asyncio.Task[Told]] = []
+        asked: list[asyncio.Task[None]] = []
 
         def write(table: str, key: int) -> None:
             versions[table, key] += 1
@@ -330,15 +336,15 @@ class World:
             write(*each)
         while self.loop.now < self.scene.ends:
             await asyncio.sleep(chance.expovariate(1.5))
-            each = chance.choice(keys)
-            write(*each)
-            if chance.random() < 0.5:  # and once more, while somebody may be reading
-                question = Question("ranked", "ada", (each[1],), user=each[1] if each[0] == "user" else 1)
-                process = chance.choice(self.processes)
-                if process.up:
-                    asked.append(self.own(self.judged(question, process)))
-                await asyncio.sleep(chance.uniform(0.0, 0.001 + 3 * self.scene.far))
-                write(*each)
+            if chance.random() < 0.5:
+                write(*chance.choice(keys))
+                continue
+            key = chance.randrange(1, USERS + 1)
+            question = Question("ranked", "ada", (1,), user=key, directives="no-cache")
+            write("user", key)
+            asked.append(self.own(self.now_and_later(question, 1.5)))
+            await asyncio.sleep(chance.uniform(0.0, 0.001 + 4 * self.scene.far))
+            write("user", key)  # once more, while somebody may be reading
             if self.stores[TABLES].held == {}:
                 await asyncio.sleep(0.3)
         for each in keys:
@@ -392,12 +398,17 @@ class World:
         generation, silent = self._generations, spell.at < 0.3
         first = self.tritons[host]
         names = list(first.models)
+        kind = self.chance.choice(self.scene.kinds)
+        question = Question(kind, "ada", (1, 2), user=int(kind == "ranked"))
+        asked = self.own(self.now_and_later(question, 2.0))
+        await asyncio.sleep(self.chance.uniform(0.0, 4 * self.scene.far + 0.002))
         for triton in (first, *(each for each in self.tritons.values() if each is not first)):
             for name in names:
                 if name in triton.models and triton.models[name].generation < generation:
                     triton.reload(name, generation, silent)
                     self.note("generation", triton.host, name, generation)
             await asyncio.sleep(min(spell.seconds, 0.7))
+        await asked
 
     # -- from the first moment to the last ------------------------------------------------------------
 

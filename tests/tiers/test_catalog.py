@@ -11,7 +11,7 @@ from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tiers.backends.triton_http import Call, Reply
 from tiers.catalog import Catalog, CatalogOptions
-from tiers.facts import Sight, TensorFact, changed
+from tiers.facts import ModelFacts, Sight, TensorFact, changed
 from tiers.inference import Rejected, UpstreamError
 
 FAR = Deadline(1e9)
@@ -456,3 +456,33 @@ async def test_a_replica_that_answers_callers_before_it_has_told_what_it_is(has_
     assert turned == (["m"] if has_answered else [])
     assert await poll(made) == ()
     await made.close()
+
+
+async def test_a_model_that_was_only_remembered_is_no_other_one_when_it_is_first_looked_at() -> None:
+    triton, answered, turned = Triton(), set[str](), list[str]()
+    catalog = Catalog([triton], CatalogOptions(), lambda: 0.0, turned.append, lambda _, model: model in answered)
+    facts = ModelFacts("m", ("7",), (), (), 4, False, False)
+    catalog.remember("m", facts)
+    assert catalog.recall("m", "") is facts
+    assert catalog.looked("m") == {}
+    triton.down = Failure.UNREACHABLE
+    await catalog.look_once(FAR)
+    assert catalog.recall("m", "") is facts
+    triton.down = None
+    await catalog.look_once(FAR)
+    assert turned == []
+    told = catalog.recall("m", "")
+    assert told is not None
+    assert told.versions == ("1",)
+    catalog.remember("m", facts)
+    assert catalog.recall("m", "") is told, "it has spoken for itself"
+    await catalog.close()
+
+
+async def test_a_remembered_model_that_has_answered_before_it_was_looked_at_may_be_another_one() -> None:
+    turned = list[str]()
+    catalog = Catalog([Triton()], CatalogOptions(), lambda: 0.0, turned.append, lambda *_: True)
+    catalog.remember("m", ModelFacts("m", ("1",), (), (), 4, False, False))
+    await catalog.look_once(FAR)
+    assert turned == ["m"]
+    await catalog.close()

@@ -1,0 +1,194 @@
+"""`tailrace snapshot`: a look at copies on the disk, and their way to another host and back.
+
+Rule of this file: it prints and calls; it runs beside gateways that use the same directory, and takes its lock where it
+writes. Files that may be damaged are looked through first, as a gateway does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import os
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from cache.stores.lmdb import mapped
+from cache.stores.store import StoreError
+from degrade import portable
+from degrade.generation import Generation, generations, number_of
+from degrade.inspection import InspectionOptions, Verdict, inspect, opened
+from degrade.record import Record, age, unpacked
+from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
+from gateway.config_snapshot import SnapshotConfig
+
+WELL: Final = 0
+UNFIT: Final = 1
+SECONDS_MAX: Final = 600.0
+"""For looking through all files: nobody waits but who asked."""
+BATCH_RECORDS: Final = 1024
+
+
+class Tool:
+    """The commands, on one configured directory."""
+
+    def __init__(self, config: SnapshotConfig) -> None:
+        self._folder = Path(config.path)
+        self._options = SnapshotOptions(
+            int(config.bytes_max), config.generations, inspection_seconds_max=SECONDS_MAX
+        )
+
+    def run(self, chosen: argparse.Namespace) -> int:
+        """One command; its exit code."""
+        match chosen.verb:
+            case "ls":
+                return self.ls(chosen.json)
+            case "verify":
+                return self.verify()
+            case "export":
+                return self.export(Path(chosen.file))
+            case "import":
+                return self.bring(Path(chosen.file))
+            case _:
+                return self.prune(chosen.keep)
+
+    def ls(self, as_json: bool) -> int:
+        """Every source, with how many records, how many bytes and how old."""
+        counts, sizes = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+        ages: dict[tuple[str, str], tuple[float, float]] = {}
+        now = time.time()
+        for _, held, record in self._records(self._good()):
+            what, old = (record.source, record.kind), age(record, now)
+            counts[what] += 1
+            sizes[what] += len(held)
+            youngest, oldest = ages.get(what, (old, old))
+            ages[what] = min(youngest, old), max(oldest, old)
+        rows = [
+            {"source": source, "kind": kind, "records": counts[source, kind], "bytes": sizes[source, kind],
+             "youngest_seconds": round(ages[source, kind][0], 1), "oldest_seconds": round(ages[source, kind][1], 1)}
+            for source, kind in sorted(counts)
+        ]  # fmt: skip
+        if as_json:
+            print(msgspec.json.encode(rows).decode())
+            return WELL
+        print(f"{'source':<32} {'kind':<10} {'records':>9} {'bytes':>12}  age (youngest to oldest)")
+        for row in rows:
+            ages_told = f"{row['youngest_seconds']} s to {row['oldest_seconds']} s"
+            print(f"{row['source']:<32} {row['kind']:<10} {row['records']:>9} {row['bytes']:>12}  {ages_told}")
+        return WELL
+
+    def verify(self) -> int:
+        """Look through every file, and say what is wrong."""
+        verdicts = self._verdicts()
+        for verdict in verdicts:
+            told = f"good, {verdict.records} records" if verdict.reason == "" else f"bad: {verdict.reason}"
+            print(f"{verdict.number:010d}.mdb  {told}")
+        aside = self._folder / QUARANTINE
+        for path in sorted(aside.glob("*.mdb")) if aside.is_dir() else ():
+            print(f"{QUARANTINE}/{path.name}  put aside earlier")
+        return WELL if all(verdict.reason == "" for verdict in verdicts) else UNFIT
+
+    def export(self, target: Path) -> int:
+        """Every record that is good, the last one of each name, as one file."""
+        with tempfile.NamedTemporaryFile(dir=target.absolute().parent, delete=False) as file:
+            try:
+                records = ((name, held) for name, held, _ in self._records(self._good()))
+                count = portable.write(file, records)
+                file.flush()
+                os.fsync(file.fileno())
+                os.replace(file.name, target)
+            except BaseException:
+                os.unlink(file.name)
+                raise
+        print(f"{count} records in {target} ({target.stat().st_size} bytes)")
+        return WELL
+
+    def bring(self, source: Path) -> int:
+        """The records of an export that are not here yet."""
+        with open(source, "rb") as file:
+            try:
+                count = portable.check(file)
+            except portable.Damaged as damaged:
+                print(f"tailrace: {source}: {damaged}; nothing was taken", file=sys.stderr)
+                return UNFIT
+            file.seek(0)
+            known = {name for name, _, _ in self._records(self._good())} if self._folder.is_dir() else set()
+            snapshot = Snapshot(self._folder, self._options)
+            snapshot.open()
+            with closing(snapshot):
+                taken = self._bring(snapshot, portable.read(file), known)
+        print(f"{taken} of {count} records taken; running gateways see them with their next pass")
+        return WELL if taken == count else UNFIT
+
+    def prune(self, kept: int) -> int:
+        """Remove what was put aside, and all but the last generations."""
+        for path in pruned(self._folder, kept):
+            print(f"removed {path.name}")
+        return WELL
+
+    def _bring(self, snapshot: Snapshot, records: Iterator[tuple[bytes, bytes]], known: set[bytes]) -> int:
+        taken, batch, size = 0, list[tuple[bytes, bytes]](), 0
+        now = time.time()
+        for name, held in itertools.chain(records, [(b"", b"")]):
+            if name in known:
+                taken += 1  # ours is as good, and of this place
+            elif name:
+                batch.append((name, held))
+                size += len(held)
+            is_full = len(batch) >= BATCH_RECORDS or size > self._options.generation_bytes_max // 16
+            if batch and (is_full or not name):
+                outcome = self._patiently(snapshot, batch, now)
+                if outcome != "written":
+                    print(f"tailrace: {self._folder}: {outcome}", file=sys.stderr)
+                    break
+                taken, batch, size = taken + len(batch), [], 0
+        return taken
+
+    def _patiently(self, snapshot: Snapshot, batch: Sequence[tuple[bytes, bytes]], now: float) -> str:
+        """Write, after whoever is writing now."""
+        for _ in range(100):
+            outcome = snapshot.write(batch, now)
+            if outcome != "busy":
+                return outcome
+            time.sleep(0.1)
+        return "busy"
+
+    def _verdicts(self) -> list[Verdict]:
+        options = self._options
+        bounds = InspectionOptions(options.generation_bytes_max, options.drift_max, SECONDS_MAX, renews=False)
+        return sorted(inspect(self._folder, bounds).verdicts.values(), key=lambda verdict: verdict.number)
+
+    def _good(self) -> list[int]:
+        return [verdict.number for verdict in self._verdicts() if verdict.reason == ""]
+
+    def _records(self, good: Sequence[int]) -> Iterator[tuple[bytes, bytes, Record]]:
+        """Each record once, as the last generation that has it has it."""
+        seen: set[bytes] = set()
+        with mapped(self._folder):
+            paths = [path for path in reversed(generations(self._folder)) if number_of(path) in good]
+        for place, path in enumerate(paths):
+            with closing(self._read(path, place == 0)) as generation:
+                for name, held in generation.walk():
+                    record = None if name in seen else unpacked(name, held)
+                    if record is not None:
+                        seen.add(name)
+                        yield name, held, record
+
+    def _read(self, path: Path, is_last: bool) -> Generation:
+        return opened(path, self._options.generation_bytes_max, is_last)
+
+
+def run(config: SnapshotConfig, chosen: argparse.Namespace) -> int:
+    """`tailrace snapshot VERB`; the exit code. Raises OSError."""
+    try:
+        return Tool(config).run(chosen)
+    except StoreError as error:
+        print(f"tailrace: {error}", file=sys.stderr)
+        return UNFIT

@@ -1,0 +1,307 @@
+"""Snapshots as a gateway makes and uses them: passes that copy what is new or used, and what a start takes from them.
+
+A pass takes a few keys of each route and table at a time, for a millisecond of the event loop; what it has made goes to
+a thread, which commits it. So nobody waits for the disk, and one that hangs stops snapshots and nothing else. One
+worker of a host writes at a time; each copies what is in its own memory.
+
+Rule of this file: who is copied, when, and how much at once. What a copy is says ``copies.py``, what a file is
+``degrade/snapshot.py``. Nothing here raises: what does not work is a word, counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+import structlog
+from blake3 import blake3
+
+from cache.stores.files import FileStore
+from degrade.calendar import Calendar
+from degrade.record import Record, Terms, name_of, packed, seal
+from degrade.snapshot import Snapshot, SnapshotOptions
+from gateway.background import Sleep, kept
+from gateway.config import Config
+from gateway.config_snapshot import SnapshotConfig
+from gateway.copies import AnswerCopies, Copied, CopyRules, Pending, fingerprint_of
+from gateway.route import Home, Route
+from gateway.second import Shared, scope_of
+from gateway.sharing import WORD_BYTES, told_of
+from gateway.surroundings import Surroundings
+from gateway.witness import ROUND_SECONDS, Clocks
+from tiers.facts import ModelFacts
+
+if TYPE_CHECKING:
+    from gateway.tables import Table
+
+RECORDS_MAX: Final = 8192
+"""Of one pass; what is more waits for the next, which comes soon then."""
+BYTES_MAX: Final = 8 * 1024 * 1024
+"""Likewise: a commit of a tenth of a second on a common disk."""
+BYTES_SHARE: Final = 8
+"""And a generation has room for as many such passes."""
+SWEPT_SHARE: Final = 2
+"""Of a new generation, half at most is what was in the old ones: else it would be full of that, and the next begin."""
+TURN_RECORDS: Final = 32
+TURN_SECONDS: Final = 0.001
+"""Of the event loop, before others have theirs."""
+SEALED_HERE_MAX: Final = 4096
+"""Bytes of a record above which it is sealed on the thread: that compresses it, and takes its time."""
+SOON_SECONDS: Final = 0.5
+"""Between passes while more is waiting than one may take."""
+WRITE_SECONDS_MAX: Final = 10.0
+"""For a commit; it goes on beyond that, and nothing is begun before it has ended."""
+BUSY_TRIES: Final = 20
+BUSY_SECONDS: Final = 0.05
+OPEN_SECONDS_MAX: Final = 15.0
+"""For looking through what is there, before the gateway serves without it."""
+FACTS_SECONDS_MAX: Final = 30 * 86400.0
+"""What a model was so long ago is no help: it is asked anew as soon as it answers, however young that is."""
+FACTS: Final = "facts"
+_FACTS_TERMS: Final = Terms(
+    blake3(b"tailrace facts 1").digest(16), FACTS_SECONDS_MAX, lambda payload: _facts_of(payload) is not None
+)
+
+_log = structlog.get_logger("tailrace")
+
+
+class Snapshots:
+    """One process's. Made before the event loop has anything to do; belongs to it."""
+
+    def __init__(self, config: SnapshotConfig, around: Surroundings) -> None:
+        ticker, wall = around.ticker, around.wall
+        options = SnapshotOptions(int(config.bytes_max), config.generations)
+        self.interval = float(config.interval)
+        self.snapshot = Snapshot(Path(config.path), options)
+        self.passes: Counter[str] = Counter()
+        """By how they ended: "written", "busy", "late", or one of `StoreError`'s kinds."""
+        self.copied = 0
+        """Records written, from the start."""
+        self.turn_seconds_max = 0.0
+        """The longest turn of the event loop that a pass took."""
+        self._ticker = ticker
+        self._calendar = Calendar(ticker, wall)
+        self._clocks = Clocks(ticker, wall, lambda: around.secret(WORD_BYTES).hex().encode())
+        self._words = FileStore(Path(config.path) / "words", wall)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._writing: asyncio.Future[str] | None = None
+        self._pass_bytes_max = min(BYTES_MAX, options.generation_bytes_max // BYTES_SHARE)
+        self._copied: dict[str, Copied] = {}
+        self._facts: dict[tuple[str, str], ModelFacts] = {}
+        self._homes: Mapping[str, Home] = {}
+        self._models: list[tuple[str, str, str]] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._keeping: dict[AnswerCopies, list[asyncio.Task[None]]] = {}
+        self._sources: list[str] = []
+        self._rotations = 0
+
+    @property
+    def age(self) -> float:
+        """Seconds since something was written last, by any process; since ever if nothing was."""
+        return self._calendar.now() - self.snapshot.written_at
+
+    @property
+    def waiting(self) -> int:
+        """Keys that are to be copied."""
+        return sum([len(each) for each in self._copied.values()])
+
+    async def open(self) -> None:
+        """Look at what is there. Before anything is shared."""
+        loop = asyncio.get_running_loop()
+        opening = loop.run_in_executor(self._thread, self.snapshot.open)
+        done, _ = await asyncio.wait([opening], timeout=OPEN_SECONDS_MAX)
+        if not done:
+            self.snapshot.failures["timeout"] += 1
+        self._calendar.reach(self.snapshot.written_at)
+        for reason, count in self.snapshot.quarantined.items():
+            _log.warning("snapshot put aside", reason=reason, generations=count, path=str(self.snapshot.folder))
+
+    def share(self, config: Config, routes: Mapping[str, Route], tables: Mapping[str, Table]) -> None:
+        """Copy these routes and tables from now on, and no others; give them what was copied of them."""
+        copied: dict[str, Copied] = {}
+        for name, route in routes.items():
+            cache = route.config.cache
+            if cache is None or cache.snapshot == "off" or route.features is not None:
+                continue
+            if route.copies is None:
+                scope = scope_of(Shared(name, told_of(route, config), 0.0, 0.0))
+                seconds_max, trusts = float(cache.ttl) + float(cache.max_stale), cache.snapshot == "fresh"
+                rules = CopyRules(name, fingerprint_of(name, route.config), scope, seconds_max, trusts)
+                route.copy(AnswerCopies(rules, self.snapshot, self._calendar, self._words, self._clocks))
+            assert route.copies is not None
+            copied[f"routes/{name}"] = route.copies
+        for name, table in tables.items():
+            if table.config.snapshot:
+                from gateway.table_copies import RowCopies  # with the stores' clients, where there are tables
+
+                held = table.copies
+                if not isinstance(held, RowCopies):
+                    held = table.copies = RowCopies(
+                        name, table.config, self.snapshot, self._calendar, self._ticker
+                    )
+                    held.watch(table.near)
+                copied[f"tables/{name}"] = held
+        self._copied = copied
+
+    def seed(self, config: Config, homes: Mapping[str, Home]) -> bool:
+        """Tell the catalogs what models were, until they say so themselves; whether they were told anything."""
+        self._homes = homes
+        tiers = [tier for route in config.routes.values() for tier in route.tiers]
+        self._models = list(dict.fromkeys((tier.backend, tier.model, tier.version) for tier in tiers))
+        seeded = False
+        for backend, model, _ in self._models:
+            now = self._calendar.now()
+            record = self.snapshot.find(FACTS, f"backends/{backend}", model.encode(), _FACTS_TERMS, now)
+            facts = None if record is None else _facts_of(record.payload)
+            if facts is not None:
+                homes[backend].catalog.remember(model, facts)
+                seeded = True
+        return seeded
+
+    async def begin(self) -> None:
+        """Read what was purged, so that copies can be found; and go on from there."""
+        self.keep()
+        await asyncio.gather(*(copies.purges.round() for copies in self._keeping))
+        if not self._tasks:
+            self._tasks = [kept(self._run, self.interval)]
+
+    def keep(self) -> None:
+        """Watch the words of the routes that are copied, and no others."""
+        wanted = [each for each in self._copied.values() if isinstance(each, AnswerCopies)]
+        for copies in [copies for copies in self._keeping if copies not in wanted]:
+            for task in self._keeping.pop(copies):
+                task.cancel()
+        for copies in wanted:
+            if copies not in self._keeping:
+                runs = (copies.witness.run, copies.purges.run)
+                self._keeping[copies] = [kept(run, ROUND_SECONDS) for run in runs]
+
+    async def close(self, seconds: float) -> None:
+        """Write what waits, for so many seconds at most, and end."""
+        for task in [*self._tasks, *(task for tasks in self._keeping.values() for task in tasks)]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        until = self._ticker() + seconds
+        if self._writing is not None:  # of a pass that was cancelled
+            await asyncio.wait([self._writing], timeout=seconds)
+        for each in self._copied.values():
+            each.again()
+        while self.waiting and (left := until - self._ticker()) > 0.0:
+            if await self.copy(asyncio.sleep, left) != "written":
+                break
+        await self._words.close()
+        self._thread.shutdown(wait=False, cancel_futures=True)
+        if self._writing is None or self._writing.done():
+            self.snapshot.close()
+
+    async def copy(self, sleep: Sleep, seconds: float = WRITE_SECONDS_MAX) -> str:
+        """One pass; how it ended."""
+        if self._writing is not None and not self._writing.done():
+            outcome = "late"
+        else:
+            pending = self._facts_changed() + await self._made(sleep)
+            outcome = await self._written(pending, sleep, seconds)
+            for each in self._copied.values():
+                each.written() if outcome == "written" else each.again()
+            if outcome == "written":
+                self.copied += len(pending)
+            else:
+                self._facts.clear()
+            self.snapshot.settle()
+            if self.snapshot.rotations != self._rotations:
+                self._sweep()
+        self.passes[outcome] += 1
+        return outcome
+
+    async def _run(self, interval: float, sleep: Sleep) -> None:
+        failing = ""
+        while True:
+            outcome = await self.copy(sleep)
+            is_well = outcome in ("written", "busy")
+            if not is_well and outcome != failing:
+                _log.warning("snapshot not written", reason=outcome, path=str(self.snapshot.folder))
+            if outcome != "busy":
+                failing = "" if is_well else outcome
+            soon = is_well and self.waiting > RECORDS_MAX
+            await sleep(min(interval, SOON_SECONDS) if soon else interval)
+
+    async def _made(self, sleep: Sleep) -> list[Pending]:
+        """Some of what waits: of each a little at a time, so that nobody holds up the others."""
+        pending: list[Pending] = []
+        size = 0
+        began, idle = self._ticker(), False
+        while not idle:
+            idle = True
+            for copied in self._copied.values():
+                for each in copied.take(TURN_RECORDS) if len(copied) else ():
+                    size += len(each.written)
+                    pending.append(_sealed(each) if len(each.written) <= SEALED_HERE_MAX else each)
+                    idle = False
+                if len(pending) >= RECORDS_MAX or size >= self._pass_bytes_max:
+                    return pending
+                if (spent := self._ticker() - began) >= TURN_SECONDS:
+                    self.turn_seconds_max = max(self.turn_seconds_max, spent)
+                    await sleep(0)
+                    began = self._ticker()
+        return pending
+
+    async def _written(self, pending: list[Pending], sleep: Sleep, seconds: float) -> str:
+        now = self._calendar.now()
+
+        def write() -> str:
+            return self.snapshot.write([(each.name, _sealed(each).written) for each in pending], now)
+
+        until = self._ticker() + seconds
+        for _ in range(BUSY_TRIES):
+            self._writing = asyncio.get_running_loop().run_in_executor(self._thread, write)
+            done, _ = await asyncio.wait([self._writing], timeout=max(0.0, until - self._ticker()))
+            if not done:
+                return "late"
+            if (outcome := self._writing.result()) != "busy":
+                return outcome
+            await sleep(BUSY_SECONDS)
+        return "busy"
+
+    def _facts_changed(self) -> list[Pending]:
+        """What models say of themselves, where it is not what was written last."""
+        pending, now = [], self._calendar.now()
+        for backend, model, _ in self._models:
+            home = self._homes.get(backend)
+            facts = None if home is None else home.catalog.recall(model, "")
+            if facts is None or self._facts.get((backend, model)) is facts:
+                continue
+            self._facts[backend, model] = facts
+            key, source = model.encode(), f"backends/{backend}"
+            payload = msgspec.msgpack.encode(facts)
+            record = Record(FACTS, source, key, _FACTS_TERMS.fingerprint, b"", now, now, payload)
+            name = name_of(FACTS, source, key)
+            pending.append(Pending(name, packed(record)))
+        return pending
+
+    def _sweep(self) -> None:
+        """A new generation has begun: what is used goes into it, before the old ones leave."""
+        self._rotations = self.snapshot.rotations
+        self._facts.clear()
+        for each in self._copied.values():
+            each.sweep(self.snapshot.options.generation_bytes_max // SWEPT_SHARE // len(self._copied))
+
+
+def snapshots_of(config: Config, around: Surroundings) -> Snapshots | None:
+    """What a configuration asks for, if it does."""
+    return None if config.snapshot is None else Snapshots(config.snapshot, around)
+
+
+def _sealed(pending: Pending) -> Pending:
+    return pending if pending.is_sealed else Pending(pending.name, seal(pending.name, pending.written), True)
+
+
+def _facts_of(payload: bytes) -> ModelFacts | None:
+    try:
+        return msgspec.msgpack.decode(payload, type=ModelFacts)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

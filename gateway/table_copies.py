@@ -1,0 +1,125 @@
+"""Copies of a table's rows in the snapshot: a record for each, so that one that is damaged costs itself alone.
+
+Rule of this file: as ``copies.py``, for rows. A row needs no word: nobody can tell whether it has been written since,
+so it is an old one whenever it is read of here, and it says its age.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from cache.journal import Journal
+from cache.table import ABSENT, MISSING, NearTable
+from degrade.calendar import Calendar
+from degrade.deadline import Ticker
+from degrade.record import Record, Terms, age, name_of, packed
+from degrade.snapshot import Snapshot
+from gateway.config_tables import TableConfig
+from gateway.copies import FINGERPRINT_BYTES, KEYS_MAX, Pending
+from gateway.stores import bounds_of
+
+LAYOUT: Final = 1
+DECIDING: Final = ("key", "ids", "shape", "dtype", "fields", "feast")
+"""What of a table says which rows it has, and what their numbers mean; which server has it does not."""
+ROWS_AT_ONCE: Final = 128
+"""Read in one turn of the event loop: some 2 ms."""
+
+Ids = NDArray[np.int64] | Sequence[bytes]
+Id = int | bytes
+Rows = NDArray[np.float32]
+
+
+class RowCopies:
+    """One table's. Belongs to one event loop."""
+
+    def __init__(self, name: str, config: TableConfig, snapshot: Snapshot, calendar: Calendar, ticker: Ticker) -> None:
+        bounds = bounds_of(config)
+        row_bytes = int(np.prod(config.shape, dtype=np.int64)) * 4
+
+        def is_sound(payload: bytes) -> bool:
+            if len(payload) != row_bytes:
+                return False
+            return not bounds.broken(np.frombuffer(payload, "<f4")[np.newaxis]).any()
+
+        self._source = f"tables/{name}"
+        self._shape = tuple(config.shape)
+        self._terms = Terms(_fingerprint(name, config), float(config.ttl) + float(config.max_stale), is_sound)
+        self._snapshot = snapshot
+        self._calendar = calendar
+        self._ticker = ticker
+        self._near: NearTable | None = None
+        self._journal: Journal[Id] = Journal(KEYS_MAX)
+        self._taken: list[Id] = []
+
+    def watch(self, near: NearTable) -> None:
+        self._near = near
+
+    def note(self, ids: Ids) -> None:
+        """These were read from the store just now."""
+        self._journal.note_all(ids.tolist() if isinstance(ids, np.ndarray) else ids)
+
+    async def find(self, ids: Ids, seconds: float) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float64]]:
+        """Rows [n, *shape], which of them there are, and their ages in seconds. After ``seconds`` the others are not
+        looked for."""
+        rows = np.zeros((len(ids), *self._shape), np.float32)
+        there, ages = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.float64)
+        until, now = self._ticker() + seconds, self._calendar.now()
+        for place, each in enumerate(ids.tolist() if isinstance(ids, np.ndarray) else ids):
+            if place % ROWS_AT_ONCE == ROWS_AT_ONCE - 1:
+                await asyncio.sleep(0)
+                if self._ticker() > until:
+                    break
+            record = self._snapshot.find("feature", self._source, _key(each), self._terms, now)
+            if record is not None:
+                rows[place] = np.frombuffer(record.payload, "<f4").reshape(self._shape)
+                there[place], ages[place] = True, age(record, now)
+        return rows, there, ages
+
+    def __len__(self) -> int:
+        return len(self._journal)
+
+    def take(self, count: int) -> list[Pending]:
+        taken = self._journal.take(count)
+        if self._near is None or not taken:
+            return []
+        self._taken += taken
+        ids: Ids = np.array(taken, np.int64) if isinstance(taken[0], int) else [bytes(each) for each in taken]
+        gathered = self._near.peek(ids, self._ticker())
+        rows, now = np.asarray(gathered.rows, "<f4"), self._calendar.now()
+        made = []
+        for each, row, state, old in zip(taken, rows, gathered.state.tolist(), gathered.age.tolist(), strict=True):
+            if state not in (MISSING, ABSENT):
+                made.append(self._pending(_key(each), row.tobytes(), max(0.0, old), now))
+        return made
+
+    def again(self) -> None:
+        taken, self._taken = self._taken, []
+        self._journal.note_all(taken)
+
+    def written(self) -> None:
+        self._taken = []
+
+    def sweep(self, bytes_max: int) -> None:
+        """Rows come again by themselves: each is read anew once its ttl is over."""
+
+    def _pending(self, key: bytes, row: bytes, old: float, now: float) -> Pending:
+        record = Record("feature", self._source, key, self._terms.fingerprint, b"", now - old, now, row)
+        return Pending(name_of("feature", self._source, key), packed(record))
+
+
+def _fingerprint(name: str, config: TableConfig) -> bytes:
+    told = msgspec.to_builtins(config, enc_hook=str)
+    deciding = {key: told[key] for key in DECIDING}
+    written = msgspec.msgpack.encode(("tailrace row", LAYOUT, name, deciding), order="sorted")
+    return blake3(written).digest(FINGERPRINT_BYTES)
+
+
+def _key(each: Id) -> bytes:
+    return each.to_bytes(8, "little", signed=True) if isinstance(each, int) else each

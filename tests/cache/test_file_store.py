@@ -1,0 +1,100 @@
+"""A folder as a store: whole values or none, whatever happens to a file, a folder, a disk."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from cache.stores.files import FileStore
+from cache.stores.store import StoreError
+
+
+class Clock:
+    now = 1000.0
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def store(tmp_path: Path, clock: Clock) -> FileStore:
+    return FileStore(tmp_path / "words", lambda: clock.now)
+
+
+async def test_what_was_put_is_there_until_it_ends(store: FileStore, clock: Clock, tmp_path: Path) -> None:
+    assert await store.get_many([b"a", b"b"], 5.0) == [None, None]
+    await store.put_many([(b"a", b"1"), (b"b", b"")], 60.0, 5.0)
+    await store.put_many([(b"c", b"3")], None, 5.0)
+    await store.close()
+    again = FileStore(tmp_path / "words", lambda: clock.now)
+    assert await again.get_many([b"a", b"b", b"c", b"d"], 5.0) == [b"1", b"", b"3", None]
+    clock.now += 60.0
+    assert await again.get_many([b"a", b"c"], 5.0) == [None, b"3"]
+    await again.delete_many([b"c", b"d"], 5.0)
+    assert await again.get_many([b"c"], 5.0) == [None]
+    await again.close()
+
+
+async def test_every_flipped_byte_and_every_cut_is_corrupt(store: FileStore, tmp_path: Path) -> None:
+    await store.put_many([(b"a", b"a value")], None, 5.0)
+    (path,) = (tmp_path / "words").iterdir()
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1 << at % 8
+        for content in (bytes(damaged), whole[:at]):
+            path.write_bytes(content)
+            (found,) = await store.get_many([b"a"], 5.0)
+            assert isinstance(found, StoreError), at
+            assert found.kind == "corrupt"
+    path.write_bytes(whole)
+    assert await store.get_many([b"a"], 5.0) == [b"a value"]
+    await store.close()
+
+
+async def test_no_value_lies_under_anothers_key(store: FileStore, tmp_path: Path) -> None:
+    await store.put_many([(b"a", b"1")], None, 5.0)
+    (mine,) = (tmp_path / "words").iterdir()
+    await store.put_many([(b"b", b"2")], None, 5.0)
+    (other,) = set((tmp_path / "words").iterdir()) - {mine}
+    shutil.copy(mine, other)
+    (found,) = await store.get_many([b"b"], 5.0)
+    assert isinstance(found, StoreError)
+    await store.close()
+
+
+async def test_a_folder_that_is_removed_is_made_anew_and_one_that_cannot_be_is_a_word(
+    store: FileStore, tmp_path: Path
+) -> None:
+    await store.put_many([(b"a", b"1")], None, 5.0)
+    shutil.rmtree(tmp_path / "words")
+    assert await store.get_many([b"a"], 5.0) == [None]
+    await store.put_many([(b"a", b"2")], None, 5.0)
+    assert await store.get_many([b"a"], 5.0) == [b"2"]
+    await store.close()
+    (tmp_path / "file").write_bytes(b"")
+    barred = FileStore(tmp_path / "file" / "words", lambda: 0.0)
+    with pytest.raises(StoreError):
+        await barred.put_many([(b"a", b"1")], None, 5.0)
+    await barred.close()
+
+
+async def test_a_disk_that_hangs_costs_its_time_once(store: FileStore) -> None:
+    gate = threading.Event()
+    with pytest.raises(StoreError, match="timeout"):
+        await store._aside(gate.wait, 0.05)
+    with pytest.raises(StoreError, match="still at an earlier call"):
+        await store.get_many([b"a"], 60.0)
+    assert not await store.healthy(60.0)
+    gate.set()
+    while not await store.healthy(60.0):
+        pass
+    assert await store.get_many([b"a"], 60.0) == [None]
+    await store.close()
+    with pytest.raises(StoreError, match="closed"):
+        await store.get_many([b"a"], 60.0)

@@ -1,0 +1,347 @@
+"""A snapshot's directory: what is written is found, what is damaged is put aside, and nothing raises."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cache.stores.store import StoreError
+from degrade.generation import Generation, generations, path_of
+from degrade.inspection import InspectionOptions, inspect, locked
+from degrade.record import Record, Terms, name_of, packed, seal
+from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
+
+NOW = 1_000_000.0
+OPTIONS = SnapshotOptions(bytes_max=6 * 2**20, inspection_seconds_max=60.0)
+BOUND = OPTIONS.generation_bytes_max
+TERMS = Terms(b"schema", 60.0, lambda payload: not payload.startswith(b"bad"))
+
+Make = Callable[..., Snapshot]
+
+
+def record(key: int, payload: bytes = b"", fingerprint: bytes = b"schema", made_at: float = NOW) -> tuple[bytes, bytes]:
+    made = Record("answer", "routes/r", b"%d" % key, fingerprint, b"word", made_at, made_at, payload or b"of %d" % key)
+    name = name_of(made.kind, made.source, made.key)
+    return name, seal(name, packed(made))
+
+
+def found(snapshot: Snapshot, key: int) -> bytes | None:
+    held = snapshot.find("answer", "routes/r", b"%d" % key, TERMS, NOW)
+    return None if held is None else held.payload
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Iterator[Make]:
+    """``make()`` -> the directory as a new process has it; what had it before is closed, as at a process's end."""
+    held: list[Snapshot] = []
+
+    def made(options: SnapshotOptions = OPTIONS, others: bool = False) -> Snapshot:
+        if held and not others:
+            held.pop().close()
+        snapshot = Snapshot(tmp_path / "snapshot", options)
+        snapshot.open()
+        held.append(snapshot)
+        return snapshot
+
+    yield made
+    for each in held:
+        each.close()
+
+
+def test_what_was_written_is_found_by_this_process_and_the_next(make: Make) -> None:
+    snapshot = make()
+    assert found(snapshot, 1) is None
+    assert snapshot.write([record(key) for key in range(100)], NOW) == "written"
+    assert (snapshot.records, snapshot.generations, snapshot.written_at) == (100, 1, NOW)
+    for life in range(3):
+        again = make() if life else snapshot
+        assert [found(again, key) for key in range(101)] == [*(b"of %d" % key for key in range(100)), None]
+        assert (again.records, again.generations, again.written_at) == (100, 1, NOW)
+        assert not again.failures
+        assert not again.quarantined
+
+
+def test_a_new_process_never_writes_to_an_older_ones_file(make: Make, tmp_path: Path) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    (old,) = generations(snapshot.folder)
+    snapshot = make()
+    (renewed,) = generations(snapshot.folder)
+    assert renewed != old, "less than half full: it was copied"
+    snapshot.write([record(2)], NOW + 1)
+    assert generations(snapshot.folder) == [renewed]
+    filler = [record(key, os.urandom(1000)) for key in range(900)]
+    assert snapshot.write(filler, NOW + 2) == "written"
+    snapshot.close()
+    before = renewed.read_bytes()
+    snapshot = make()
+    assert found(snapshot, 7) is not None
+    assert snapshot.write([record(3)], NOW + 3) == "written"
+    assert renewed.read_bytes() == before
+    assert len(generations(snapshot.folder)) == 2
+    assert [found(snapshot, key) is not None for key in (1, 2, 3)] == [True, True, True]
+
+
+def test_generations_follow_each_other_within_the_bound(make: Make) -> None:
+    snapshot = make()
+    chance = random.Random(1)
+    for turn in range(60):
+        batch = [record(turn * 100 + key, chance.randbytes(2000)) for key in range(100)]
+        assert snapshot.write(batch, NOW) == "written"
+        snapshot.settle()
+        used = sum(path.stat().st_size for path in generations(snapshot.folder))
+        assert used <= OPTIONS.bytes_max
+        assert found(snapshot, turn * 100) is not None
+    assert snapshot.rotations > OPTIONS.generations
+    assert snapshot.generations == OPTIONS.generations
+    assert found(snapshot, 0) is None, "the oldest has gone"
+    assert not snapshot.failures
+
+
+def test_a_batch_is_there_as_a_whole_or_not_at_all(make: Make) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    huge = [record(key, os.urandom(900_000)) for key in range(10, 20)]  # more than one generation
+    assert snapshot.write(huge, NOW) == "full"
+    assert snapshot.failures == {"full": 1}
+    assert found(snapshot, 1) == b"of 1"
+    assert all(found(snapshot, key) is None for key in range(10, 20))
+    assert snapshot.write([record(2)], NOW) == "written"
+    assert (found(snapshot, 1), found(snapshot, 2)) == (b"of 1", b"of 2")
+
+
+def test_a_later_record_is_found_and_where_it_is_bad_the_one_before(make: Make) -> None:
+    snapshot = make()
+    filler = [record(key, os.urandom(1000)) for key in range(100, 1000)]
+    snapshot.write([record(1, b"first"), record(2, b"first"), *filler], NOW)
+    snapshot = make()
+    snapshot.write([record(1, b"second"), record(2, b"bad second")], NOW)
+    assert snapshot.generations == 2
+    assert (found(snapshot, 1), found(snapshot, 2)) == (b"second", b"first")
+    assert snapshot.rejected == {"value": 1}
+    snapshot.write([record(1, b"third", fingerprint=b"other"), record(2, b"third", made_at=NOW - 61)], NOW)
+    assert (found(snapshot, 1), found(snapshot, 2)) == (b"first", b"first")
+    assert snapshot.rejected == {"value": 1, "fingerprint": 1, "age": 1}
+
+
+def test_two_processes_see_what_the_other_writes(make: Make) -> None:
+    """In one process here, so one only reads what the other has in work: LMDB opens a file once."""
+    program = """
+        import sys
+        from pathlib import Path
+        from tests.degrade.test_snapshot import NOW, OPTIONS, Snapshot, record
+        snapshot = Snapshot(Path(sys.argv[1]), OPTIONS)
+        snapshot.open()
+        print(snapshot.write([record(int(key)) for key in sys.argv[2:]], NOW + 1), snapshot.generations)
+    """
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    told = python(program, str(snapshot.folder), "2", "3")
+    assert told.stdout.split() == [b"written", b"1"], "the other has copied the first, and written on"
+    snapshot.look()
+    snapshot.settle()
+    assert [found(snapshot, key) for key in (1, 2, 3)] == [b"of 1", b"of 2", b"of 3"]
+    assert snapshot.written_at == NOW + 1
+    assert snapshot.write([record(4)], NOW + 2) == "written"
+    assert snapshot.generations == 1
+    assert [found(snapshot, key) for key in (1, 2, 3, 4)] == [b"of 1", b"of 2", b"of 3", b"of 4"]
+
+
+def test_who_has_the_lock_is_waited_for_by_nobody(make: Make) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    with locked(snapshot.folder, waits=False) as ours:
+        assert ours
+        assert snapshot.write([record(2)], NOW) == "busy"
+    assert snapshot.write([record(2)], NOW) == "written"
+    assert not snapshot.failures
+
+
+@pytest.mark.parametrize("damage", ["cut", "emptied", "overwritten", "no database", "a byte in many records"])
+def test_a_damaged_file_is_put_aside_and_the_one_before_serves(make: Make, damage: str) -> None:
+    snapshot = make()
+    filler = [record(key, random.Random(key).randbytes(1000)) for key in range(100, 1000)]
+    snapshot.write([record(1, b"first"), *filler], NOW)
+    snapshot = make()
+    snapshot.write([record(1, b"second"), *(record(key) for key in range(2000, 2200))], NOW)
+    old, new = generations(snapshot.folder)
+    content = bytearray(new.read_bytes())
+    if damage == "cut":
+        content = content[: len(content) // 2]
+    elif damage == "emptied":
+        content = bytearray(0)
+    elif damage == "overwritten":
+        content[8192:] = random.Random(2).randbytes(len(content) - 8192)
+    elif damage == "no database":
+        content = bytearray(b"hello" * 3000)
+    else:
+        for at in range(9000, len(content), 97):
+            content[at] ^= 255
+    snapshot.close()
+    new.write_bytes(content)
+    snapshot = make()
+    assert found(snapshot, 1) == b"first"
+    assert found(snapshot, 2000) is None
+    assert snapshot.quarantined.total() == 1
+    (aside,) = (snapshot.folder / QUARANTINE).glob("*.mdb")
+    assert aside.name.split(".")[1] in snapshot.quarantined
+    assert snapshot.write([record(1, b"third")], NOW) == "written"
+    assert found(snapshot, 1) == b"third"
+    assert old in generations(snapshot.folder)
+    assert not snapshot.failures
+
+
+def test_one_bad_record_among_many_costs_itself_alone(make: Make) -> None:
+    snapshot = make()
+    snapshot.write([record(key, b"%d " % key * 20) for key in range(1000)], NOW)
+    (path,) = generations(snapshot.folder)
+    content = bytearray(path.read_bytes())
+    at = content.find(b"500 500 500")
+    content[at] ^= 1
+    snapshot.close()
+    path.write_bytes(content)
+    snapshot = make()
+    assert not snapshot.quarantined
+    there = [key for key in range(1000) if found(snapshot, key) is not None]
+    assert there == [key for key in range(1000) if key != 500]
+    assert snapshot.records == 999
+
+
+def test_records_that_are_missing_are_missed(make: Make) -> None:
+    snapshot = make()
+    snapshot.write([record(key) for key in range(100)], NOW)
+    (path,) = generations(snapshot.folder)
+    snapshot.close()
+    with mapped_environment(path) as environment, environment.begin(write=True) as transaction:
+        for key in range(50):
+            transaction.delete(record(key)[0])
+    assert inspect(path.parent, InspectionOptions(BOUND, 0.01, 60.0)).verdicts[1].reason == "count"
+    assert make().quarantined == {"count": 1}
+
+
+def test_a_file_that_hangs_its_reader_is_a_bad_one(make: Make, tmp_path: Path) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    snapshot.close()
+    (path,) = generations(snapshot.folder)
+    path.unlink()
+    os.mkfifo(path)  # who opens it waits for ever
+    inspected = inspect(path.parent, InspectionOptions(BOUND, 0.01, 1.0))
+    assert (inspected.verdicts[1].reason, inspected.fault) == ("hung", "timeout")
+
+
+@pytest.mark.parametrize("gone", ["the directory", "the file", "its lock file", "the lock"])
+def test_what_is_removed_under_us_is_made_anew(make: Make, gone: str) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    (path,) = generations(snapshot.folder)
+    if gone == "the directory":
+        shutil.rmtree(snapshot.folder)
+    else:
+        names = {"the file": path, "its lock file": Path(f"{path}-lock"), "the lock": snapshot.folder / "lock"}
+        names[gone].unlink()
+    assert found(snapshot, 1) == b"of 1", "the file is open"
+    assert snapshot.write([record(2)], NOW) == "written"
+    snapshot.settle()
+    assert found(snapshot, 2) == b"of 2"
+    assert snapshot.write([record(3)], NOW) == "written"
+    again = make()
+    assert (found(again, 2), found(again, 3)) == (b"of 2", b"of 3")
+
+
+def test_a_directory_that_cannot_be_made_is_a_word(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    snapshot = Snapshot(tmp_path / "file" / "snapshot", OPTIONS)
+    snapshot.open()
+    assert snapshot.write([record(1)], NOW) == "unreachable"
+    assert found(snapshot, 1) is None
+    assert snapshot.failures == {"unreachable": 2}
+
+
+def test_pruning_leaves_the_last(make: Make) -> None:
+    snapshot = make()
+    for turn in range(3):
+        snapshot.write([record(turn * 2000 + key, os.urandom(1000)) for key in range(900)], NOW)
+        snapshot = make()
+    assert len(generations(snapshot.folder)) >= 2
+    last = generations(snapshot.folder)[-1]
+    pruned(snapshot.folder, 1)
+    assert generations(snapshot.folder) == [last]
+
+
+def test_a_writer_that_is_killed_leaves_what_it_had_committed(tmp_path: Path) -> None:
+    """Six lives, each killed at a moment of its own while it writes without a pause: every pass that was told as
+    written is there, and each record is what its key says."""
+    program = """
+        import sys
+        from pathlib import Path
+        from tests.degrade.test_snapshot import NOW, OPTIONS, Snapshot, record
+        snapshot = Snapshot(Path(sys.argv[1]), OPTIONS)
+        snapshot.open()
+        key = int(sys.argv[2])
+        print("begun", flush=True)
+        while True:
+            batch = [record(each, b"%d " % each * 50) for each in range(key, key + 20)]
+            if snapshot.write(batch, NOW) == "written":
+                key += 20
+                print(key, flush=True)
+            snapshot.settle()
+    """
+    seed = random.SystemRandom().randrange(2**32)
+    print(f"seed {seed}")
+    chance = random.Random(seed)
+    key = 0
+    for _ in range(6):
+        writer = subprocess.Popen(
+            [sys.executable, "-c", textwrap.dedent(program), str(tmp_path / "snapshot"), str(key)],
+            stdout=subprocess.PIPE,
+        )
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == b"begun\n"
+        time.sleep(chance.uniform(0.0, 0.15))
+        writer.send_signal(signal.SIGKILL)
+        said = writer.stdout.read().split()
+        writer.wait()
+        key = int(said[-1]) if said else key
+        snapshot = Snapshot(tmp_path / "snapshot", OPTIONS)
+        snapshot.open()
+        assert not snapshot.quarantined, seed
+        for each in range(max(0, key - 2000), key):
+            held = found(snapshot, each)
+            assert held == b"%d " % each * 50, (seed, each)
+        assert not snapshot.rejected
+        snapshot.close()
+    assert key > 0
+
+
+def python(program: str, *arguments: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program), *arguments], stdout=subprocess.PIPE, check=True, timeout=60
+    )
+
+
+def mapped_environment(path: Path):  # type: ignore[no-untyped-def]
+    from contextlib import closing
+
+    import lmdb
+
+    return closing(lmdb.open(str(path), map_size=BOUND, subdir=False))
+
+
+def test_a_generation_says_what_is_wrong_and_nothing_else(tmp_path: Path) -> None:
+    with pytest.raises(StoreError):
+        Generation(path_of(tmp_path / "nowhere", 1), BOUND)
+    (tmp_path / "0000000001.mdb").write_bytes(b"x" * 8192)
+    with pytest.raises(StoreError) as error:
+        Generation(path_of(tmp_path, 1), BOUND)
+    assert error.value.kind == "corrupt"

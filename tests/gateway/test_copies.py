@@ -1,0 +1,451 @@
+"""Copies of a route's answers: what a process leaves, and what the next one may make of it, in virtual time."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from cache.digest import Key
+from cache.entry import Entry
+from cache.stores.store import Found, StoreError
+from degrade.calendar import Calendar
+from degrade.record import seal
+from degrade.snapshot import Snapshot, SnapshotOptions
+from gateway import copies as module
+from gateway.config import CacheConfig, TierConfig
+from gateway.config import Route as RouteConfig
+from gateway.copies import AnswerCopies, Copy, CopyRules, fingerprint_of
+from gateway.service import Served, cache_of
+from gateway.units import Seconds
+from gateway.witness import WATCHED_SECONDS, Clocks
+from tiers.facts import Sight
+from tiers.inference import InferResponse, Tensor
+
+OPTIONS = SnapshotOptions(16 * 2**20, inspection_seconds_max=60.0)
+TTL, MAX_STALE = 100.0, 1000.0
+CONFIG = CacheConfig(ttl=Seconds(TTL), max_stale=Seconds(MAX_STALE))
+DIGEST = b"0123456789abcdef"
+
+
+class Host:
+    """What outlives a process: the clocks, the disk, and small files (here a map); and the models' server."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.monotonic, self.wall = 100.0, 1_000_000.0
+        self.files: dict[bytes, tuple[bytes, float]] = {}
+        self.broken: set[bytes] = set()
+        self.refuses = False
+        self.words = itertools.count()
+        self.loads = 0
+        self.answers = True
+        self.schema: bytes | None = b"schema"
+
+    def pass_by(self, seconds: float) -> None:
+        self.monotonic += seconds
+        self.wall += seconds
+
+    async def get_many(self, keys: Sequence[bytes], seconds: float) -> list[Found]:
+        found: list[Found] = []
+        for key in keys:
+            value, ends = self.files.get(key, (b"", 0.0))
+            there = key in self.files and (not ends or ends > self.wall)
+            found.append(StoreError("corrupt") if key in self.broken else value if there else None)
+        return found
+
+    async def put_many(self, pairs: Sequence[tuple[bytes, bytes]], ttl: float | None, seconds: float) -> None:
+        if self.refuses:
+            raise StoreError("refused")
+        for key, value in pairs:
+            self.files[key] = value, 0.0 if ttl is None else self.wall + ttl
+            self.broken.discard(key)
+
+    async def delete_many(self, keys: Sequence[bytes], seconds: float) -> None:
+        raise AssertionError
+
+    async def healthy(self, seconds: float) -> bool:
+        return True
+
+    async def close(self) -> None: ...
+
+
+class Life:
+    """One process: its cache, and what it knows of the model."""
+
+    def __init__(self, host: Host, trusts: bool = False, name: str = "r") -> None:
+        self.host = host
+        self.epoch = 0
+        self.snapshot = Snapshot(host.folder, OPTIONS)
+        self.snapshot.open()
+        calendar = Calendar(lambda: host.monotonic, lambda: host.wall)
+        calendar.reach(self.snapshot.written_at)
+        clocks = Clocks(lambda: host.monotonic, lambda: host.wall, lambda: b"word%d" % next(host.words))
+        self.calendar = calendar
+        self.copies = AnswerCopies(rules(name, trusts), self.snapshot, calendar, host, clocks)
+        self.cache = cache_of(CONFIG)
+        assert self.cache is not None
+        self.copies.watch(self.cache, lambda: self.epoch, self.looks, lambda: host.schema)  # type: ignore[arg-type]
+
+    def looks(self) -> dict[str, tuple[float, Sight]] | None:
+        if not self.host.answers:
+            return None
+        sight = Sight(frozenset("1"), b"%d" % self.host.loads, {"1": (1, 1, 1, 1)})
+        return {"http://h/m": (self.host.monotonic, sight)}
+
+    async def live(self, seconds: int = 3) -> None:
+        """Rounds of its watch, a second apart."""
+        await self.copies.purges.round()
+        for _ in range(seconds):
+            await self.copies.witness.round()
+            self.host.pass_by(1.0)
+
+    def answer(self, value: float = 1.0, digest: bytes = DIGEST, output: Tensor | None = None) -> None:
+        """An answer has been made, and is in memory."""
+        tensor = output or Tensor("y", "FP32", (1,), np.float32(value).tobytes())
+        served = Served(InferResponse("r", "1", (tensor,)), "m", 1, 0, 1)
+        assert self.cache is not None
+        entry = Entry(served, 300, self.host.monotonic, TTL, MAX_STALE, self.epoch)
+        assert self.cache.store(Key(digest, self.epoch), entry, self.cache.ticket())  # type: ignore[arg-type]
+
+    def write(self) -> str:
+        """A pass."""
+        pending = []
+        while len(self.copies) and (taken := self.copies.take(100)):
+            pending += taken
+        outcome = self.snapshot.write([(p.name, seal(p.name, p.written)) for p in pending], self.calendar.now())
+        self.copies.written() if outcome == "written" else self.copies.again()
+        return outcome
+
+    def find(self, digest: bytes = DIGEST) -> Copy | None:
+        return self.copies.find(digest, self.host.monotonic)
+
+    def end(self) -> None:
+        self.snapshot.close()
+
+
+def rules(name: str = "r", trusts: bool = False) -> CopyRules:
+    config = RouteConfig((TierConfig("b", "m"),), cache=CONFIG)
+    return CopyRules(name, fingerprint_of(name, config), b"scope", TTL + MAX_STALE, trusts)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    return Host(tmp_path / "snapshot")
+
+
+@pytest.fixture
+def born(host: Host) -> Iterator[Callable[..., Life]]:
+    lives: list[Life] = []
+
+    def life(**how: bool) -> Life:
+        if lives:
+            lives[-1].end()
+        lives.append(Life(host, **how))
+        return lives[-1]
+
+    yield life
+    for each in lives:
+        each.end()
+
+
+Born = Callable[..., Life]
+
+
+async def copied(born: Born) -> Life:
+    """A process that has lived, been asked and written, and has ended now."""
+    life = born()
+    await life.live()
+    life.answer()
+    assert life.write() == "written"
+    return life
+
+
+def value(copy: Copy | None) -> float | None:
+    return None if copy is None else float(np.frombuffer(copy.served.response.outputs[0].data, np.float32)[0])
+
+
+async def test_of_the_same_models_it_is_what_it_would_be_in_memory(born: Born, host: Host) -> None:
+    await copied(born)
+    host.pass_by(20.0)
+    life = born()
+    assert life.find() is None, "nobody knows yet what was purged"
+    await life.copies.purges.round()
+    copy = life.find()
+    assert (value(copy), copy and copy.is_same) == (1.0, False)
+    assert not life.copies.trusts()
+    await life.live(3)
+    copy = life.find()
+    assert copy is not None
+    assert copy.is_same
+    assert host.monotonic - copy.made_at == pytest.approx(23.0)
+    assert copy.served == Served(InferResponse("r", "1", copy.served.response.outputs), "m", 1, 0, 1)
+    assert life.copies.outcomes["fresh"] == 1
+
+
+async def test_of_a_changed_model_it_is_an_old_one_for_ever(born: Born, host: Host) -> None:
+    await copied(born)
+    host.loads += 1
+    life = born(trusts=True)
+    await life.copies.purges.round()
+    assert life.copies.trusts(), "the operator has said so, and nobody could be asked"
+    await life.live(3)
+    copy = life.find()
+    assert copy is not None
+    assert not copy.is_same
+    assert not life.copies.trusts(), "now they could"
+    host.loads -= 1
+    await life.live(3)
+    copy = life.find()
+    assert copy is not None
+    assert not copy.is_same
+
+
+async def test_while_models_cannot_be_asked_only_who_said_so_trusts(born: Born, host: Host) -> None:
+    await copied(born)
+    host.answers = False
+    for trusts in (False, True):
+        life = born(trusts=trusts)
+        await life.live(5)
+        copy = life.find()
+        assert copy is not None
+        assert not copy.is_same
+        assert life.copies.trusts() is trusts
+    host.answers = True
+    await life.live(3)
+    copy = life.find()
+    assert copy is not None
+    assert copy.is_same, "they could be asked within the minute"
+
+
+async def test_nobody_watched_for_too_long(born: Born, host: Host) -> None:
+    await copied(born)
+    host.pass_by(WATCHED_SECONDS + 1)
+    life = born()
+    await life.live(5)
+    copy = life.find()
+    assert copy is not None
+    assert not copy.is_same
+
+
+async def test_what_was_made_before_there_was_a_word_gets_it_with_a_later_pass(born: Born, host: Host) -> None:
+    life = born()
+    await life.copies.purges.round()
+    life.answer()
+    assert life.write() == "written"
+    await life.live(3)
+    assert len(life.copies) == 1
+    assert life.write() == "written"
+    life = born()
+    await life.live(3)
+    copy = life.find()
+    assert copy is not None
+    assert copy.is_same
+
+
+async def test_an_answer_of_an_earlier_epoch_gets_no_word(born: Born, host: Host) -> None:
+    life = born()
+    await life.live()
+    life.answer()
+    life.epoch += 1
+    assert life.write() == "written"
+    copy = life.find()
+    assert copy is not None
+    assert not copy.is_same
+
+
+async def test_a_change_that_is_seen_takes_the_word_from_all_that_is_there(born: Born, host: Host) -> None:
+    life = await copied(born)
+    copy = life.find()
+    assert copy is not None
+    assert copy.is_same
+    life.copies.witness.end_turn()
+    for _ in range(3):
+        copy = life.find()
+        assert copy is not None
+        assert not copy.is_same
+        await life.live(1)
+    life = born()
+    await life.live(3)
+    copy = life.find()
+    assert copy is not None
+    assert not copy.is_same
+
+
+async def test_what_was_purged_is_found_by_nobody(born: Born, host: Host) -> None:
+    life = await copied(born)
+    life.copies.purge()
+    assert life.find() is None
+    assert await life.copies.settled(1.0)
+    host.pass_by(1.0)
+    life.answer(2.0, b"another")
+    life.write()
+    life = born()
+    await life.live()
+    assert life.find() is None
+    assert value(life.find(b"another")) == 2.0
+    assert life.snapshot.rejected["purged"] >= 1
+
+
+async def test_a_purge_that_cannot_be_written_says_so_and_is_tried_again(born: Born, host: Host) -> None:
+    life = await copied(born)
+    host.refuses = True
+    life.copies.purge()
+    assert not await life.copies.settled(0.01)
+    assert life.find() is None
+    host.refuses = False
+    assert await life.copies.settled(0.01)
+    life = born()
+    await life.live()
+    assert life.find() is None
+
+
+async def test_a_purge_whose_file_is_damaged_is_a_purge(born: Born, host: Host) -> None:
+    life = await copied(born)
+    life.copies.purge()
+    await life.copies.settled(1.0)
+    host.pass_by(1.0)
+    life.answer(2.0)
+    life.write()
+    host.broken.update(key for key in host.files if key.endswith(b":purge"))
+    life = born()
+    await life.live()
+    assert life.find() is None
+    assert not host.broken
+
+
+async def test_a_purge_is_known_to_other_processes_of_the_host(born: Born, host: Host) -> None:
+    life = await copied(born)
+    at = host.wall
+    host.files[life.copies.purges._key] = module._AT.pack(at), 0.0
+    await life.copies.purges.round()
+    assert life.find() is None
+
+
+@pytest.mark.parametrize("back", [0.0, 50.0, 86_400.0])
+async def test_a_clock_that_is_set_back_makes_nothing_younger(born: Born, host: Host, back: float) -> None:
+    life = born()
+    await life.live()
+    life.answer()
+    host.pass_by(30.0)
+    assert life.write() == "written"
+    host.wall -= back
+    life = born()
+    await life.copies.purges.round()
+    copy = life.find()
+    assert copy is not None
+    assert host.monotonic - copy.made_at >= 30.0 - 1e-6
+    host.pass_by(10.0)
+    copy = life.find()
+    assert copy is not None
+    assert host.monotonic - copy.made_at >= 40.0 - 1e-6
+
+
+async def test_of_models_that_take_or_give_something_else_nothing_is_found(born: Born, host: Host) -> None:
+    await copied(born)
+    life = born()
+    await life.copies.purges.round()
+    for schema, is_found in ((b"schema", True), (b"another", False), (None, False), (b"schema", True)):
+        host.schema = schema
+        assert (life.find() is not None) is is_found
+    assert life.snapshot.rejected == {"fingerprint": 1}
+
+
+async def test_an_age_beyond_what_may_be_served_is_the_end(born: Born, host: Host) -> None:
+    await copied(born)
+    host.pass_by(TTL + MAX_STALE - 2.0)
+    life = born()
+    await life.copies.purges.round()
+    assert life.find() is not None
+    host.pass_by(5.0)
+    assert life.find() is None
+    assert life.snapshot.rejected["age"] == 1
+
+
+async def test_another_configuration_finds_nothing(born: Born, host: Host) -> None:
+    await copied(born)
+    life = born()
+    await life.live()
+    changed = msgspec.structs.replace(life.copies.rules, fingerprint=b"another")
+    clocks = Clocks(lambda: host.monotonic, lambda: host.wall, lambda: b"w")
+    other = AnswerCopies(changed, life.snapshot, life.calendar, host, clocks)
+    other.schema = lambda: host.schema
+    await other.purges.round()
+    assert other.find(DIGEST, host.monotonic) is None
+    assert life.snapshot.rejected["fingerprint"] == 1
+
+
+def test_a_fingerprint_is_of_what_decides_an_answer_and_of_nothing_else() -> None:
+    base = RouteConfig((TierConfig("b", "m"),), cache=CONFIG)
+
+    def of(**changes: object) -> bytes:
+        return fingerprint_of("r", msgspec.structs.replace(base, **changes))
+
+    same = [
+        of(timeout=Seconds(1)),
+        of(degrade=()),
+        of(cache=msgspec.structs.replace(CONFIG, ttl=Seconds(5), snapshot="fresh", second="redis://h")),
+    ]
+    others = [
+        of(tiers=(TierConfig("b", "n"),)),
+        of(tiers=(TierConfig("c", "m"),)),
+        of(tiers=(TierConfig("b", "m", "2"),)),
+        of(cache=msgspec.structs.replace(CONFIG, shared=True)),
+        fingerprint_of("s", base),
+    ]
+    assert set(same) == {of()}
+    assert len({of(), *others}) == len(others) + 1
+
+
+@pytest.mark.parametrize(
+    ("datatype", "numbers", "is_kept"),
+    [
+        ("FP32", np.float32([1, np.nan]), False),
+        ("FP64", np.float64([np.inf, -np.inf]), False),
+        ("FP16", np.float16([np.inf]), False),
+        ("FP32", np.float32([3e38, 3e38]), True),
+        ("INT32", np.int32([-1, 2143289344]), True),
+        ("FP32", np.float32([]), True),
+    ],
+)
+async def test_numbers_that_are_none_are_not_kept(
+    born: Born, datatype: str, numbers: np.ndarray, is_kept: bool
+) -> None:
+    life = born()
+    await life.live()
+    life.answer(output=Tensor("y", datatype, numbers.shape, numbers.tobytes()))
+    life.write()
+    assert (life.find() is not None) is is_kept
+
+
+async def test_what_was_not_written_is_taken_again(born: Born, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    life = born()
+    await life.live()
+    life.answer()
+    monkeypatch.setattr(life.snapshot, "write", lambda pairs, now: "full")
+    assert life.write() == "full"
+    monkeypatch.undo()
+    assert len(life.copies) == 1
+    assert life.write() == "written"
+    assert value(life.find()) == 1.0
+
+
+async def test_a_sweep_takes_what_was_used_and_no_more_than_it_may(born: Born, host: Host) -> None:
+    life = born()
+    await life.live()
+    for place in range(10):
+        life.answer(float(place), b"%016d" % place)
+    life.write()
+    assert life.cache is not None
+    for place in range(0, 10, 2):
+        assert life.cache.find(Key(b"%016d" % place, 0), host.monotonic) is not None
+    life.copies.sweep(10_000)
+    assert len(life.copies.take(100)) == 5
+    life.copies.sweep(600)
+    assert len(life.copies.take(100)) == 2
+    assert life.copies.take(100) == []
+    assert len(life.copies) == 0

@@ -1,0 +1,216 @@
+"""Passes: how much of the event loop and of the disk they take, and what becomes of them when the disk does not."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import threading
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from degrade.record import PAYLOAD_BYTES_MAX, Record, Terms, name_of, packed
+from gateway import snapshots as module
+from gateway.config_snapshot import SnapshotConfig
+from gateway.copies import Pending
+from gateway.snapshots import Snapshots
+from gateway.surroundings import Surroundings
+from gateway.units import Seconds, Size
+
+TERMS = Terms(b"f", 1e9, lambda _: True)
+
+
+class Source:
+    """Something that is copied: records of ``size`` bytes, all of which are used."""
+
+    def __init__(self, count: int, size: int = 100) -> None:
+        self.waiting = list(range(count))
+        self.size = size
+        self.taken: list[int] = []
+        self.turns: list[int] = []
+        self.swept = 0
+
+    def __len__(self) -> int:
+        return len(self.waiting)
+
+    def take(self, count: int) -> list[Pending]:
+        keys, self.waiting = self.waiting[:count], self.waiting[count:]
+        self.taken += keys
+        self.turns.append(len(keys))
+        return [self._pending(key) for key in keys]
+
+    def _pending(self, key: int) -> Pending:
+        record = Record("answer", "s", b"%d" % key, b"f", b"", 1.0, 1.0, os.urandom(self.size))
+        return Pending(name_of(record.kind, record.source, record.key), packed(record))
+
+    def again(self) -> None:
+        self.waiting, self.taken = self.taken + self.waiting, []
+
+    def written(self) -> None:
+        self.taken = []
+
+    def sweep(self, bytes_max: int) -> None:
+        self.swept += 1
+
+
+class World:
+    def __init__(self, folder: Path) -> None:
+        self.now = 1000.0
+        self.pauses = 0
+        config = SnapshotConfig(str(folder), Seconds(10), Size(16 * 2**20))
+        around = Surroundings(lambda: self.now, lambda: 1_000_000.0 + self.now, random.Random(1), os.urandom)
+        self.snapshots = Snapshots(config, around)
+
+    async def sleep(self, seconds: float) -> None:
+        self.pauses += 1
+        await asyncio.sleep(0)
+
+    def copy(self, *sources: Source) -> None:
+        self.snapshots._copied = {f"routes/{place}": source for place, source in enumerate(sources)}
+
+    async def passed(self, seconds: float = 30.0) -> str:
+        return await self.snapshots.copy(self.sleep, seconds)
+
+    def there(self, key: int) -> bool:
+        return self.snapshots.snapshot.find("answer", "s", b"%d" % key, TERMS, 2.0) is not None
+
+
+@pytest.fixture
+async def world(tmp_path: Path) -> AsyncIterator[World]:
+    made = World(tmp_path / "snapshot")
+    await made.snapshots.open()
+    yield made
+    made.copy()
+    await made.snapshots.close(0.0)
+
+
+async def test_a_pass_takes_all_there_is_in_turn(world: World) -> None:
+    one, other = Source(100), Source(100)
+    world.copy(one, other)
+    assert await world.passed() == "written"
+    assert (len(one), len(other), world.snapshots.copied) == (0, 0, 200)
+    assert one.turns == other.turns
+    assert all(world.there(key) for key in range(100))
+    assert world.snapshots.passes == {"written": 1}
+
+
+async def test_an_idle_pass_says_that_all_is_well(world: World) -> None:
+    world.copy(Source(0))
+    assert await world.passed() == "written"
+    assert world.snapshots.age == 0.0
+    world.now += 7.0
+    assert world.snapshots.age == 7.0
+
+
+async def test_a_pass_is_bounded_in_records(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "RECORDS_MAX", 64)
+    source = Source(1000)
+    world.copy(source)
+    for left in (936, 872):
+        assert await world.passed() == "written"
+        assert len(source) == left
+    assert world.snapshots.waiting == 872
+
+
+async def test_a_pass_is_bounded_in_bytes(world: World) -> None:
+    source = Source(50, PAYLOAD_BYTES_MAX // 4)
+    monkeypatch_turn = 4
+    world.copy(source)
+    source.take = lambda count, take=source.take: take(min(count, monkeypatch_turn))  # type: ignore[method-assign]
+    assert await world.passed() == "written"
+    assert 0 < 50 - len(source) <= world.snapshots._pass_bytes_max / source.size + monkeypatch_turn
+    while len(source):
+        assert await world.passed() == "written"
+    assert world.there(49)
+
+
+async def test_others_have_their_turn_after_a_millisecond(world: World) -> None:
+    source = Source(320)
+
+    def slow(count: int, take: Callable[[int], Any] = source.take) -> Any:
+        world.now += 0.0006
+        return take(count)
+
+    source.take = slow  # type: ignore[method-assign]
+    world.copy(source)
+    await world.passed()
+    assert world.pauses >= 5
+    assert 0.001 <= world.snapshots.turn_seconds_max < 0.0013
+
+
+@pytest.mark.parametrize("outcome", ["full", "refused", "unreachable"])
+async def test_what_the_disk_did_not_take_waits(world: World, monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
+    source = Source(10)
+    world.copy(source)
+    monkeypatch.setattr(world.snapshots.snapshot, "write", lambda pairs, now: outcome)
+    assert await world.passed() == outcome
+    assert (len(source), world.snapshots.copied) == (10, 0)
+    monkeypatch.undo()
+    assert await world.passed() == "written"
+    assert world.there(9)
+    assert world.snapshots.passes == {outcome: 1, "written": 1}
+
+
+async def test_another_process_is_waited_for_a_little(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Source(10)
+    world.copy(source)
+    told = iter(["busy"] * 3 + ["written"])
+    monkeypatch.setattr(world.snapshots.snapshot, "write", lambda pairs, now: next(told))
+    assert await world.passed() == "written"
+    monkeypatch.setattr(world.snapshots.snapshot, "write", lambda pairs, now: "busy")
+    source.waiting = [1]
+    assert await world.passed() == "busy"
+    assert len(source) == 1
+
+
+async def test_a_disk_that_hangs_holds_up_nobody(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    write = world.snapshots.snapshot.write
+
+    def hanging(pairs: Any, now: float) -> str:
+        gate.wait()
+        return write(pairs, now)
+
+    source = Source(10)
+    world.copy(source)
+    monkeypatch.setattr(world.snapshots.snapshot, "write", hanging)
+    assert await world.passed(seconds=0.01) == "late"
+    assert len(source) == 10
+    assert await world.passed(seconds=0.01) == "late", "the one before has not ended, and no other is begun"
+    assert len(source) == 10
+    assert not world.there(1)
+    gate.set()
+    assert world.snapshots._writing is not None
+    await world.snapshots._writing
+    assert await world.passed() == "written"
+    assert world.there(9)
+
+
+async def test_a_new_generation_takes_what_is_used(world: World) -> None:
+    source = Source(10)
+    world.copy(source)
+    await world.passed()
+    assert source.swept == 1, "the first one is new too"
+    await world.passed()
+    assert source.swept == 1
+    for turn in range(10):
+        source.waiting = list(range(40 * turn, 40 * turn + 40))
+        source.size = 20_000
+        await world.passed()
+    assert source.swept == 2
+
+
+async def test_closing_writes_what_waits(tmp_path: Path) -> None:
+    world = World(tmp_path / "snapshot")
+    await world.snapshots.open()
+    source = Source(50)
+    world.copy(source)
+    await world.snapshots.close(60.0)
+    assert len(source) == 0
+    again = World(tmp_path / "snapshot")
+    await again.snapshots.open()
+    assert again.there(49)
+    await again.snapshots.close(0.0)
