@@ -202,11 +202,11 @@ class WireDigester:
         return self._verdict + blake3(body).digest(DIGEST_BYTES)
 
 
-def work_digest(service: str, body: bytes | memoryview, wire: bytes | None) -> bytes:
-    """16 bytes that name what a body is to a route or an endpoint, whoever sends it. ``wire``: its wire key, if it has
+def work_digest(service: str, owner: str, body: bytes | memoryview, wire: bytes | None) -> bytes:
+    """16 bytes that name what a body is to a route or an endpoint, from one owner. ``wire``: its wire key, if it has
     one, which holds the body's digest."""
     of_body = blake3(body).digest(DIGEST_BYTES) if wire is None else wire[DIGEST_BYTES:]
-    return blake3(_WORK + of_body + service.encode("utf-8", "surrogatepass")).digest(DIGEST_BYTES)
+    return blake3(_WORK + of_body + _text(b"r", service) + _text(b"t", owner)).digest(DIGEST_BYTES)
 
 
 class _Outline(msgspec.Struct, frozen=True, gc=False):

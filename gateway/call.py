@@ -56,8 +56,7 @@ class Answer(msgspec.Struct, Generic[R], frozen=True):
 def claim_of(route: Service[Q, R], caller: Caller) -> Claim:
     """For whom a request waits: a tenant's callers have one turn together, and who has no tenant one of his own. What
     is said of a caller goes before what is said of a route."""
-    owner = f"tenant:{caller.tenant}" if caller.tenant else caller.name
-    return Claim(owner, route.priority if caller.priority is None else caller.priority)
+    return Claim(caller.owner, route.priority if caller.priority is None else caller.priority)
 
 
 def labelled(provenance: Provenance, level: int) -> Provenance:

@@ -25,11 +25,12 @@ REFUSED_SECONDS: Final = 600.0
 """Long enough for a caller that repeats itself to cost a worker six times an hour at most; short enough that nobody
 needs to be told when the model, or the gateway, has been repaired."""
 
-REFUSED_MAX: Final = 256
-"""Requests refused at once: each took the lives of two workers. The oldest sentence ends for a new one."""
-
 SUSPECTS_MAX: Final = 4096
 """Requests remembered in all: as many as one worker can have in work (``notes.py``). Who was suspected first goes."""
+
+REFUSED_MAX: Final = SUSPECTS_MAX
+"""Requests refused at once. What one worker had in work is all that its death can condemn: were it less, the innocent
+beside a deadly request could end its sentence. The oldest sentence ends for a new one."""
 
 
 class Suspect(msgspec.Struct, frozen=True):

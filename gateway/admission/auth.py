@@ -42,6 +42,11 @@ class Caller(msgspec.Struct, frozen=True):
     hits_count: bool = False
     priority: Priority | None = None
 
+    @property
+    def owner(self) -> str:
+        """Whose requests are one's own: a tenant's callers are one, and who has no tenant is one by himself."""
+        return f"tenant:{self.tenant}" if self.tenant else self.name
+
 
 class Unauthenticated(Exception):
     """Nobody we know. ``reason`` is one word: missing, unknown, scheme, conflict, malformed."""

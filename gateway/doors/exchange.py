@@ -152,7 +152,7 @@ class Exchange:
         notes = self.notes
         if notes is None:
             return _NOT_NOTED
-        digest = partial(work_digest, service, body, wire)
+        digest = partial(work_digest, service, caller.owner, body, wire)
         large = wire is None and len(body) > LOOKED_UP_BYTES
         named = await self._aside.run(digest, caller.name, DIGEST_SECONDS_MAX) if large else digest()
         seconds = notes.refused(named, self._ticker())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from hashlib import sha256
 from time import monotonic
 
 import pytest
@@ -59,6 +60,25 @@ async def test_it_is_noted_until_it_is_answered_and_refused_when_condemned(
     assert refused.retry_after is None
     assert (await caller.ask(replace(ASK, rows=((8.0, 8.0),)))).problem == ""
     assert gate.upstream.asked == count + 1
+
+
+async def test_what_one_owner_sends_condemns_nothing_of_anothers(gate: Gate, notebook: Notebook) -> None:
+    keys = {name: sha256(name.encode()).hexdigest() for name in ("ann", "bob")}
+    callers = {
+        f"CALLERS__{name.upper()}": f'{{ key_sha256 = "{key}", tenant = "{name}" }}' for name, key in keys.items()
+    }
+    house = await gate.house(ROUTES__R=f"{{ {TIER} }}", **callers)
+    house.gateway.note(Notes(notebook.file, 0))
+    caller = house.caller(gate.name)
+    gate.upstream.gate.clear()
+    asked = asyncio.create_task(caller.ask(replace(ASK, key="ann")))
+    await until(lambda: gate.upstream.asked == 1)
+    (digest,) = notebook.taken(0)
+    gate.upstream.gate.set()
+    assert not (await asked).problem
+    notebook.publish([Suspect(digest, monotonic() + 600.0)])
+    assert (await caller.ask(replace(ASK, key="ann"))).problem == "deadly"
+    assert (await caller.ask(replace(ASK, key="bob"))).problem == ""
 
 
 async def test_a_refresh_is_in_work_when_its_caller_has_its_answer(gate: Gate, notebook: Notebook) -> None:
