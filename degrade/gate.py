@@ -90,19 +90,17 @@ class Shed(msgspec.Struct, frozen=True):
 class Permit:
     """Leave for one call. End it exactly once; ending it twice is a bug (AssertionError)."""
 
-    __slots__ = ("_began", "_gate", "_in_flight", "_judged")
+    __slots__ = ("_began", "_gate", "_in_flight")
 
-    def __init__(self, gate: Gate, began: float, in_flight: int, judged: bool) -> None:
+    def __init__(self, gate: Gate, began: float, in_flight: int) -> None:
         self._gate: Gate | None = gate
         self._began = began
         self._in_flight = in_flight
-        self._judged = judged
 
     def succeeded(self, now: float) -> None:
         """The call was answered, and how long that took says how the server is."""
         gate = self._end()
-        if self._judged:
-            gate._limiter.sample(max(0.0, now - self._began), self._in_flight, now)
+        gate._limiter.sample(max(0.0, now - self._began), self._in_flight, now)
         gate._freed(now)
 
     def silent(self, now: float, decent: float) -> None:
@@ -117,8 +115,7 @@ class Permit:
     def dropped(self, now: float) -> None:
         """The server said that it has too much to do, or was silent for long."""
         gate = self._end()
-        if self._judged:
-            gate._limiter.dropped(self._began, now)
+        gate._limiter.dropped(self._began, now)
         gate._freed(now)
 
     def ignored(self, now: float) -> None:
@@ -181,7 +178,9 @@ class Gate:
         """Requests that got a permit after they had waited, by priority."""
         self.waited_seconds: dict[str, float] = {priority.word: 0.0 for priority in Priority}
         self.asked = 0
-        """Permits given and refused, in all."""
+        """Permits asked for, in all."""
+        self.asked_lowest = 0
+        """Of them, those of the lowest priority."""
 
     @property
     def limit(self) -> int:
@@ -215,6 +214,7 @@ class Gate:
         """Ask for a permit for a call that must be answered within ``seconds``: it is there, or to be waited for
         (``wake`` tells), or refused."""
         self.asked += 1
+        self.asked_lowest += claim.priority is Priority.LOW
         self._limiter.tick(now)
         if claim.priority > self.least:
             return self._refused(claim, "brownout")
@@ -236,11 +236,6 @@ class Gate:
         self._waiting += 1
         self._grant(now)
         return waiting if waiting.outcome is None else waiting.outcome
-
-    def force(self, now: float) -> Permit:
-        """A permit for what can neither wait nor be refused; it is counted, and says nothing of the server."""
-        self.asked += 1
-        return self._permit(now, judged=False)
 
     # -- decide -----------------------------------------------------------------------------------
 
@@ -284,9 +279,9 @@ class Gate:
 
     # -- do ---------------------------------------------------------------------------------------
 
-    def _permit(self, now: float, judged: bool = True) -> Permit:
+    def _permit(self, now: float) -> Permit:
         self.in_flight += 1
-        return Permit(self, now, self.in_flight, judged)
+        return Permit(self, now, self.in_flight)
 
     def _refused(self, claim: Claim, reason: str) -> Shed:
         self.shed[reason, claim.priority.word] += 1

@@ -251,18 +251,6 @@ def test_who_leaves_with_a_permit_gives_it_to_the_next() -> None:
     assert crowd.gate.in_flight == 1
 
 
-def test_what_cannot_wait_is_counted_and_says_nothing() -> None:
-    crowd = Crowd(gate(1, latency=0.1))
-    first = crowd.permit()
-    forced = crowd.gate.force(0.0)
-    waiting = crowd.wait("x")
-    forced.succeeded(100.0)
-    assert crowd.gate.latency == 0.1
-    assert waiting.outcome is None
-    first.ignored(0.0)
-    assert isinstance(waiting.outcome, Permit)
-
-
 def test_in_a_brownout_the_lowest_is_not_served() -> None:
     crowd = Crowd(gate())
     crowd.gate.least = NORMAL
@@ -334,11 +322,6 @@ class Machine(RuleBasedStateMachine):
         self.asked += 1
         self.take(self.gate.admit(Claim(owner, priority), seconds, self.now, lambda: None))
         self.settle()
-
-    @rule()
-    def force(self) -> None:
-        self.asked += 1
-        self.permits.append(self.gate.force(self.now))
 
     @precondition(lambda self: self.permits)
     @rule(data=st.data(), how=st.sampled_from(["succeeded", "dropped", "ignored"]))

@@ -212,13 +212,17 @@ DIRECTIVES: Final = ("no-cache", "max-age=0", "max-age=1", "only-if-cached", "no
 
 def again(question: Question, chance: random.Random) -> Question:
     """The same, asked by somebody else, or in another way."""
+    outputs = question.outputs
+    others = chance.choice(((), ("y",), ("y", "p")))
+    if chance.random() < 0.2 and not question.user:
+        outputs = others
     return msgspec.structs.replace(
         question,
         caller=chance.choice(("ada", "ada", "bob", "cyd")),
         directives=chance.choice(DIRECTIVES) if chance.random() < 0.25 else "",
         timeout=chance.choice((0.002, 0.05, 0.4)) if chance.random() < 0.2 else 0.0,
         leaves=chance.choice((0.002, 0.3)) if chance.random() < 0.1 else 0.0,
-        outputs=chance.choice(((), ("y",), ("y", "p"))) if chance.random() < 0.2 and not question.user else question.outputs,
+        outputs=outputs,
     )
 
 

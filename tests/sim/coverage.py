@@ -41,7 +41,8 @@ def left_out(met: Mapping[str, int]) -> list[str]:
 def table(met: Counter[str]) -> Iterator[str]:
     """Lines of text: each group, and how often each of its words was met."""
     for group in dict.fromkeys([*DUE, *sorted({name.partition(" ")[0] for name in met})]):
-        words = {name.partition(" ")[2] or name: count for name, count in met.items() if name.partition(" ")[0] == group}
+        named = [(name.partition(" "), count) for name, count in met.items()]
+        words = {word or first: count for (first, _, word), count in named if first == group}
         told = ", ".join(f"{word or '(none)'} {count}" for word, count in sorted(words.items(), key=_often))
         yield f"  {group:10} {told}"
 

@@ -27,6 +27,8 @@ SLACK_SECONDS: Final = 0.1
 TASKS_MAX: Final = 400
 QUOTA_SLACK: Final = 1
 """Requests beyond a quota, for when exactly one was charged is not seen from outside."""
+ON_THE_WAY_SECONDS: Final = 0.05
+"""What was asked so shortly before a limiter began anew may have been charged by either."""
 STATUSES: Final = frozenset({200, 429, 500, 503, 504})
 
 OfAnswer = Callable[["World", Told], Iterator[str]]
@@ -40,6 +42,14 @@ def _executions(world: World, told: Told) -> list[Execution]:
 def _age(told: Told, made: Execution) -> float:
     """How old an answer was when it was given: since all of it had come to the gateway."""
     return told.answered - made.arrived
+
+
+def _made_before(world: World, told: Told, made: Execution) -> float:
+    """How old the answer is that an execution is in: where several tiers have a part in it, it was made with the
+    last."""
+    if len(MODELS[told.question.route]) == 1:
+        return _age(told, made)
+    return min(_age(told, each) for each in _executions(world, told))
 
 
 def _slack(world: World, told: Told) -> float:
@@ -112,15 +122,14 @@ def nothing_old_is_unlabelled(world: World, told: Told) -> Iterator[str]:
     bounds, slack = world.scene.bounds[told.question.route], _slack(world, told)
     lasted = told.answered - told.asked
     for made in _executions(world, told):
-        age = _age(told, made)
+        age = _made_before(world, told, made)
         if told.state == "hit" and age > bounds.ttl + slack:
             yield f"execution {made.serial} is {age:.2f} s old and called fresh; ttl {bounds.ttl}"
         if told.state == "stale" and age > bounds.ttl + bounds.max_stale + slack:
             yield f"execution {made.serial} is {age:.2f} s old; max_stale {bounds.max_stale}"
         if told.state in ("hit", "stale"):
-            late = bounds.timeout if len(MODELS[told.question.route]) > 1 else 0.0
             said = int(told.fields.get("age", -10))
-            if said + 1 + slack + late < age:
+            if said + 1 + slack < age:
                 yield f"execution {made.serial} is {age:.2f} s old and said to be {said}"
         if told.state in ("miss", "bypass"):
             kept = bounds.ttl if "kept" in told.labels else 0.0
@@ -137,7 +146,7 @@ def directives_are_kept(world: World, told: Told) -> Iterator[str]:
     directives, slack = told.question.directives, _slack(world, told)
     lasted = told.answered - told.asked
     for made in _executions(world, told):
-        age = _age(told, made)
+        age = _made_before(world, told, made)
         if "no-cache" in directives and made.began < told.asked:
             yield f"no-cache, and execution {made.serial} is older"
         if directives == "only-if-cached" and made.began > told.asked + slack:
@@ -198,11 +207,19 @@ def features_are_as_labelled(world: World, told: Told) -> Iterator[str]:
             ("user", told.question.user, row[:3]),
             ("item", told.question.rows[place], row[3:]),
         ):
-            yield from _feature(world, table, key, part, made, tables.get(table, {}))
+            yield from _feature(world, table, key, part, _looked_up(world, told, made), tables.get(table, {}))
+
+
+def _looked_up(world: World, told: Told, made: Execution) -> float:
+    """When the rows of an execution were looked up, at the earliest: it may have waited for its turn."""
+    timeout = world.scene.bounds[told.question.route].timeout
+    if told.state in ("hit", "stale"):
+        return made.began - timeout
+    return told.asked - (timeout if "collapsed" in told.fields.get("cache-status", "") else 0.0)
 
 
 def _feature(
-    world: World, table: str, key: int, part: list[float], made: Execution, label: dict[str, int]
+    world: World, table: str, key: int, part: list[float], at: float, label: dict[str, int]
 ) -> Iterator[str]:
     own, version, sum_ = map(int, part)
     if part == [0.0, 0.0, 0.0]:
@@ -215,13 +232,13 @@ def _feature(
     ends = world.ledger.superseded(table, key, version)
     old = label.get("age", 0) + 1.0
     bound = (COHERENT if table == "user" else TABLE_TTL) + TABLE_TIMEOUT
-    slack = SLACK_SECONDS + world.stalled(made.began - 5.0, made.began)
+    slack = SLACK_SECONDS + world.stalled(at - 5.0, at)
     if ends is None:
         yield f"{table} {key} never was at version {version}"
-    elif not label.get("stale") and ends < made.began - bound - slack:
-        yield f"{table} {key} at version {version} was over {made.began - ends:.2f} s before, and is called fresh"
-    elif ends < made.began - old - slack - bound:
-        yield f"{table} {key} at version {version} was over {made.began - ends:.2f} s before; label {label}"
+    elif not label.get("stale") and ends < at - bound - slack:
+        yield f"{table} {key} at version {version} was over {at - ends:.2f} s before, and is called fresh"
+    elif ends < at - old - slack - bound:
+        yield f"{table} {key} at version {version} was over {at - ends:.2f} s before; label {label}"
 
 
 def deadlines_are_kept(world: World, told: Told) -> Iterator[str]:
@@ -366,6 +383,7 @@ def quotas_are_kept(world: World) -> Iterator[str]:
     configs = world.scene.configs
     for process in world.processes:
         told = [each for each in world.told if each.gateway == process.name and each.status != 429 and each.status]
+        told = [each for each in told if not world.on_the_way(each)]  # when those were charged is not seen from outside
         for kind in world.scene.kinds:
             routes = [config.routes[kind] for config in configs]
             of_route = [each for each in told if each.question.route == kind]
@@ -394,7 +412,7 @@ def _quota(
     counts = all(quota.hits_count for quota in kept)
     charged = sorted(each.asked for each in told if counts or _worked(each))
     for begins, ends in pairwise([*process.begun, math.inf]):
-        times = [at for at in charged if begins <= at < ends]
+        times = [at for at in charged if begins <= at < ends - ON_THE_WAY_SECONDS]
         for first in range(len(times)):
             for last in range(first, len(times)):
                 span = times[last] - times[first] + world.stalled(times[first], times[last])

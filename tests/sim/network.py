@@ -1,4 +1,4 @@
-"""A network in virtual time: connections whose bytes arrive later, in their order, and suffer the weather of their host.
+"""A network in virtual time: bytes arrive later, in their order, and suffer the weather of the host they are from.
 
 Rule of this file: it carries bytes and knows no protocol. A host's weather is asked at ``net:HOST:PORT``; what a
 connection has suffered stays with it (a half open one stays half open).

@@ -102,7 +102,7 @@ def scene(seed: int) -> Scene:
     bounds = {kind: _bounds(kind, configs) for kind in kinds}
     gateways = 2 if shares and chance.random() < 0.5 else 1
     climate = Climate(_places(kinds, gateways), BEGINS + 0.5, BEGINS + ACTIVE_SECONDS, chance.choice((0, 2, 3, 5, 8)))
-    spells = (*forecast(climate, chance), *_reloads(kinds, chance))
+    spells = (*forecast(climate, chance), *_reloads(kinds, chance), *_rot(kinds, chance))
     wanted = chance.choice((3, 6, 12))
     rows = chance.choice((2, 4, 7))
     far = chance.choice((0.0, 0.002, 0.01))
@@ -115,7 +115,10 @@ def _document(kinds: Sequence[str], timeouts: Sequence[str], chance: random.Rand
     few = chance.choice((2, 64))
     common = {"probe": probe, "breaker": breaker, "connect_timeout": "300ms", "connections_max": few}
     return {
-        "server": {"http": "unix:sim", "admin": "unix:sim-admin", "grpc": "off", "drain": f"{DRAIN_SECONDS}s", "anonymous": False},
+        "server": {
+            "http": "unix:sim", "admin": "unix:sim-admin", "grpc": "off", "drain": f"{DRAIN_SECONDS}s",
+            "anonymous": False,
+        },
         "callers": {
             name: {
                 "key_sha256": key_digest(name),
@@ -208,17 +211,21 @@ def _changed(document: dict[str, Any], timeouts: Sequence[str], chance: random.R
     return changed
 
 
+SECTIONS: Final = (("callers", CallerConfig), ("backends", Backend), ("tables", TableConfig), ("routes", Route))
+
+
 def _config(document: dict[str, Any], chance: random.Random) -> Config:
     config = Config(
         server=_read(Server, document["server"]),
         **{
             section: {name: _read(kind, raw) for name, raw in document[section].items()}
-            for section, kind in (("callers", CallerConfig), ("backends", Backend), ("tables", TableConfig), ("routes", Route))
+            for section, kind in SECTIONS
         },
     )
     if chance.random() < 0.3:  # less than an operator may say, so that little traffic fills it
         small = Size(chance.choice((3000, 9000)))
-        config = msgspec.structs.replace(config, routes={name: _small(each, small) for name, each in config.routes.items()})
+        routes = {name: _small(each, small) for name, each in config.routes.items()}
+        config = msgspec.structs.replace(config, routes=routes)
     return config
 
 
@@ -260,7 +267,15 @@ def _reloads(kinds: Sequence[str], chance: random.Random) -> list[Spell]:
         return []
     host = chance.choice(FAST + ONE if "cascade" in kinds else ONE)
     begins = BEGINS + chance.choice((1.0, 2.0)) - chance.uniform(0.005, 0.3)  # a little before it is looked at
-    return [Spell(f"process:{host}", faults.RELOAD, begins, begins, 1.0, chance.choice((0.0, 0.01, 0.4)), chance.random())]
+    between = chance.choice((0.0, 0.01, 0.4))
+    return [Spell(f"process:{host}", faults.RELOAD, begins, begins, 1.0, between, chance.random())]
+
+
+def _rot(kinds: Sequence[str], chance: random.Random) -> list[Spell]:
+    """In some worlds much of what is shared rots: little of it is ever read again, and that must not be believed."""
+    if not any(kind.startswith("second") for kind in kinds) or chance.random() < 0.7:
+        return []
+    return [Spell(f"redis:{SHARED}", faults.ROTTEN, BEGINS, BEGINS + ACTIVE_SECONDS, 0.6)]
 
 
 def _places(kinds: Sequence[str], gateways: int) -> list[tuple[str, Sequence[str]]]:

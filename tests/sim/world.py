@@ -12,20 +12,15 @@ import gc
 import hashlib
 import random
 from collections import Counter
-from collections.abc import Coroutine, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Coroutine
+from contextlib import suppress
 from typing import Any, Final
-from unittest import mock
 from zlib import crc32
 
 import msgspec
-import structlog
 from msgspec import Struct
 
-from cache.stores.merge import MergeOptions
-from cache.stores.store import StoreError
-from degrade.breaker import Breaker, Permit
-from degrade.guard import Guarded
+from degrade.breaker import Permit
 from gateway.app import Gateway
 from gateway.operate.admin import purged
 from gateway.sources import ConfigError
@@ -34,23 +29,22 @@ from tests.sim import faults
 from tests.sim.client import Callers, Question, Told, again, question_of
 from tests.sim.faults import Spell, Weather
 from tests.sim.ledger import Ledger, scores
-from tests.sim.loop import Endless, Idle, Inline, SimLoop
+from tests.sim.loop import Endless, Idle, SimLoop
 from tests.sim.network import OWNER, Network
 from tests.sim.redis import Redis
 from tests.sim.scene import (
     ACTIVE_SECONDS,
     BEGINS,
     CALM_SECONDS,
-    CALLERS,
     DRAIN_SECONDS,
     FAST,
-    MODELS,
     ONE,
     SHARED,
     TABLES,
     Scene,
     scene,
 )
+from tests.sim.surrounded import surrounded
 from tests.sim.triton import WALL, Model, Triton
 
 LOOK_SECONDS: Final = 0.5
@@ -60,7 +54,8 @@ KEEPALIVE_SECONDS: Final = 0.8
 USERS: Final = 3
 KNOWN: Final = 3
 """Questions that come again and again."""
-SURE_AND_UNSURE: Final = tuple(key for key in range(1, 9) if scores("small", (key, key * 7, 0))[0] < 0.6)[:1] + (1,)
+UNSURE: Final = next(key for key in range(1, 9) if scores("small", (key, key * 7, 0))[0] < 0.6)
+SURE_AND_UNSURE: Final = (UNSURE, 1)
 
 
 class Violated(Exception):
@@ -540,72 +535,3 @@ def _bury(world: World) -> None:
     if world.violated:
         world.loop = world.network = world.processes = None  # type: ignore[assignment]
         gc.collect()
-
-
-@contextmanager
-def surrounded(world: World) -> Iterator[None]:
-    """What the gateways would take of this machine is the world's; and what they log."""
-
-    def heard(_: Any, level: str, event: dict[str, Any]) -> Any:
-        words = {name: value for name, value in event.items() if name not in ("exc_info", "level")}
-        world.note("log", level, sorted(words.items(), key=str))
-        named = event.get("event", "")
-        if named == "breaker":
-            world.met[f"breaker {event['state']}"] += 1
-        if named == "epoch":
-            world.met["epoch turned"] += 1
-        if named in ("bug", "background task failed", "background task died") or "exc_info" in event:
-            import sys
-            import traceback
-
-            if world.violated:
-                raise structlog.DropEvent
-            world.bugs.append(f"{named}: {''.join(traceback.format_exception(*sys.exc_info()))[-1500:]}")
-        raise structlog.DropEvent
-
-    acquire = Breaker.acquire
-
-    def acquired(self: Breaker, now: float) -> Permit | None:
-        permit = acquire(self, now)
-        if permit is not None:
-            world.permits.append(permit)
-        return permit
-
-    def heeded(whole: Any) -> Any:
-        async def asked(*args: Any) -> Any:
-            try:
-                found = await whole(*args)
-            except StoreError as error:
-                world.met[f"store {error.kind}"] += 1
-                raise
-            for each in found or ():
-                if isinstance(each, StoreError):
-                    world.met[f"store {each.kind}"] += 1
-            return found
-
-        return asked
-
-    narrow = world.scene.seed % 4 == 0
-
-    def merging(keys_max: int = 1024, flights_max: int = 4) -> MergeOptions:
-        return MergeOptions(keys_max, 1 if narrow else flights_max, 3 if narrow else 262_144)
-
-    structlog.configure(processors=[heard], cache_logger_on_first_use=False)
-    patches = (
-        mock.patch("gateway.doors.aside.ThreadPoolExecutor", Inline),
-        mock.patch.object(Breaker, "acquire", acquired),
-        mock.patch.object(Guarded, "get_many", heeded(Guarded.get_many)),
-        mock.patch.object(Guarded, "put_many", heeded(Guarded.put_many)),
-        mock.patch("gateway.stores.MergeOptions", merging),
-    )
-    try:
-        for patch in patches:
-            patch.start()
-        yield
-    finally:
-        for patch in patches:
-            patch.stop()
-        structlog.reset_defaults()
-
-
-__all__ = ["CALLERS", "MODELS", "Report", "Violated", "World", "run"]

@@ -1,0 +1,87 @@
+"""What a gateway would take of this machine by itself, and what it says into its log, are the world's while it runs.
+
+Rule of this file: it puts things in place of others for as long as a block lasts, and looks on. It decides nothing.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+import structlog
+
+from cache.stores.merge import MergeOptions
+from cache.stores.store import StoreError
+from degrade.breaker import Breaker, Permit
+from degrade.guard import Guarded
+from tests.sim.loop import Inline
+
+if TYPE_CHECKING:
+    from tests.sim.world import World
+
+
+@contextmanager
+def surrounded(world: World) -> Iterator[None]:
+    """What the gateways would take of this machine is the world's; and what they log."""
+
+    def heard(_: Any, level: str, event: dict[str, Any]) -> Any:
+        words = {name: value for name, value in event.items() if name not in ("exc_info", "level")}
+        world.note("log", level, sorted(words.items(), key=str))
+        named = event.get("event", "")
+        if named == "breaker":
+            world.met[f"breaker {event['state']}"] += 1
+        if named == "epoch":
+            world.met["epoch turned"] += 1
+        if named in ("bug", "background task failed", "background task died") or "exc_info" in event:
+            if world.violated:
+                raise structlog.DropEvent
+            world.bugs.append(f"{named}: {''.join(traceback.format_exception(*sys.exc_info()))[-1500:]}")
+        raise structlog.DropEvent
+
+    acquire = Breaker.acquire
+
+    def acquired(self: Breaker, now: float) -> Permit | None:
+        permit = acquire(self, now)
+        if permit is not None:
+            world.permits.append(permit)
+        return permit
+
+    def heeded(whole: Any) -> Any:
+        async def asked(*args: Any) -> Any:
+            try:
+                found = await whole(*args)
+            except StoreError as error:
+                world.met[f"store {error.kind}"] += 1
+                raise
+            for each in found or ():
+                if isinstance(each, StoreError):
+                    world.met[f"store {each.kind}"] += 1
+            return found
+
+        return asked
+
+    narrow = world.scene.seed % 4 == 0
+
+    def merging(keys_max: int = 1024, flights_max: int = 4) -> MergeOptions:
+        return MergeOptions(keys_max, 1 if narrow else flights_max, 3 if narrow else 262_144)
+
+    structlog.configure(processors=[heard], cache_logger_on_first_use=False)
+    patches = (
+        mock.patch("gateway.doors.aside.ThreadPoolExecutor", Inline),
+        mock.patch.object(Breaker, "acquire", acquired),
+        mock.patch.object(Guarded, "get_many", heeded(Guarded.get_many)),
+        mock.patch.object(Guarded, "put_many", heeded(Guarded.put_many)),
+        mock.patch("gateway.stores.MergeOptions", merging),
+    )
+    try:
+        for patch in patches:
+            patch.start()
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+        structlog.reset_defaults()
