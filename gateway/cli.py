@@ -174,6 +174,13 @@ def _door(written: str) -> str:
     raise argparse.ArgumentTypeError(f"{written!r} is not http://HOST:PORT or https://HOST:PORT")
 
 
+def _kept(written: str) -> int:
+    value = int(written)
+    if value < 1:
+        raise ValueError
+    return value
+
+
 def _in_flight(written: str) -> int:
     value = int(written)
     if not 1 <= value <= IN_FLIGHT_MAX:
@@ -385,7 +392,7 @@ def _snapshot_parser(commands: argparse._SubParsersAction[argparse.ArgumentParse
         if verb == "ls":
             each.add_argument("--json", action="store_true", help="for programs")
         if verb == "prune":
-            each.add_argument("--keep", metavar="N", type=int, default=1, help="generations to keep (default: 1)")
+            each.add_argument("--keep", metavar="N", type=_kept, default=1, help="generations to keep (default: 1)")
 
 
 def _explain_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -25,7 +25,7 @@ from blake3 import blake3
 from cache.entry import Entry
 from cache.journal import Journal
 from cache.response import ResponseCache
-from cache.stores.store import Store, StoreError
+from cache.stores.store import Found, Store, StoreError
 from degrade.calendar import Calendar
 from degrade.record import PAYLOAD_BYTES_MAX, Record, Terms, age, name_of, packed
 from degrade.snapshot import Snapshot
@@ -37,6 +37,8 @@ from tiers.inference import InferResponse
 
 KEYS_MAX: Final = 65_536
 """Of one route or table, noted until they are written: some 10 MB at most."""
+WORDS: Final = "words"
+"""The folder beside the generations where words are, and when routes were purged."""
 WORDS_SECONDS: Final = 1.0
 """What reading or writing a word may take: a small file."""
 TURN_BYTES: Final = 256 * 1024
@@ -100,6 +102,20 @@ class CopyRules(msgspec.Struct, frozen=True):
     trusts: bool
 
 
+def purge_key(source: str) -> bytes:
+    """Under which it is said when a route was purged. By its name alone, as its records are: whatever else of it
+    changes, what was purged stays so."""
+    return b"tailrace:%b:purge" % blake3(source.encode()).hexdigest(FINGERPRINT_BYTES).encode()
+
+
+def purged_at(found: Found) -> float:
+    """When it was, in Unix seconds. Of a mark that is damaged nobody knows: everything was. Raises struct.error."""
+    if isinstance(found, StoreError):
+        return math.inf
+    at: float = -math.inf if found is None else _AT.unpack(found)[0]
+    return at
+
+
 class Purges:
     """When the last purge was (Unix seconds), on the disk. Until that has been read, no copy may be used."""
 
@@ -122,11 +138,10 @@ class Purges:
         """Read when it was, or write what is not written yet."""
         try:
             (found,) = await self._store.get_many([self._key], WORDS_SECONDS)
-            if isinstance(found, StoreError):
-                self.purge()  # it is damaged: nobody knows what was purged
+            read = purged_at(found)
+            if read == math.inf:
+                self.purge()
                 read = -math.inf
-            else:
-                read = -math.inf if found is None else _AT.unpack(found)[0]
             self.at = at = max(read, -math.inf if self.at is None else self.at)
             if math.isfinite(at):
                 self._calendar.reach(at)  # a clock that was set back
@@ -163,13 +178,13 @@ class AnswerCopies:
         self.rules = rules
         self.outcomes: Counter[str] = Counter(dict.fromkeys(_OUTCOMES, 0))
         self.witness = Witness(scope, store, clocks, WORDS_SECONDS)
-        self.purges = Purges(b"tailrace:%b:purge" % scope, store, calendar)
+        self._source = f"routes/{rules.name}"
+        self.purges = Purges(purge_key(self._source), store, calendar)
         self.epoch: Callable[[], int] = lambda: 0
         self.schema: Callable[[], bytes | None] = lambda: None
         self._snapshot = snapshot
         self._calendar = calendar
         self._ticker = clocks.ticker
-        self._source = f"routes/{rules.name}"
         self._cache: ResponseCache[Served[InferResponse], Wire] | None = None
         self._sweep: Iterator[bytes] | None = None
         self._sweep_bytes = 0

@@ -7,8 +7,11 @@ writes. Files that may be damaged are looked through first, as a gateway does.
 from __future__ import annotations
 
 import argparse
+import asyncio
 import itertools
+import math
 import os
+import struct
 import sys
 import tempfile
 import time
@@ -20,14 +23,16 @@ from typing import Final
 
 import msgspec
 
+from cache.stores.files import FileStore
 from cache.stores.lmdb import mapped
 from cache.stores.store import StoreError
 from degrade import portable
 from degrade.generation import Generation, generations, number_of
-from degrade.inspection import InspectionOptions, Verdict, inspect, opened
+from degrade.inspection import Inspected, InspectionOptions, inspect, opened
 from degrade.record import Record, age, unpacked
 from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
 from gateway.config_snapshot import SnapshotConfig
+from gateway.copies import WORDS, purge_key, purged_at
 
 WELL: Final = 0
 UNFIT: Final = 1
@@ -41,6 +46,7 @@ class Tool:
 
     def __init__(self, config: SnapshotConfig) -> None:
         self._folder = Path(config.path)
+        self._purges: dict[str, float] = {}
         self._options = SnapshotOptions(
             int(config.bytes_max), config.generations, inspection_seconds_max=SECONDS_MAX
         )
@@ -86,20 +92,27 @@ class Tool:
 
     def verify(self) -> int:
         """Look through every file, and say what is wrong."""
-        verdicts = self._verdicts()
+        inspected = self._inspected()
+        verdicts = sorted(inspected.verdicts.values(), key=lambda verdict: verdict.number)
+        if inspected.fault:
+            print(f"{self._folder}: {inspected.fault}")
         for verdict in verdicts:
             told = f"good, {verdict.records} records" if verdict.reason == "" else f"bad: {verdict.reason}"
             print(f"{verdict.number:010d}.mdb  {told}")
         aside = self._folder / QUARANTINE
         for path in sorted(aside.glob("*.mdb")) if aside.is_dir() else ():
             print(f"{QUARANTINE}/{path.name}  put aside earlier")
-        return WELL if all(verdict.reason == "" for verdict in verdicts) else UNFIT
+        return WELL if not inspected.fault and all(verdict.reason == "" for verdict in verdicts) else UNFIT
 
     def export(self, target: Path) -> int:
-        """Every record that is good, the last one of each name, as one file."""
+        """Every record that is good and was not purged, the last one of each name, as one file."""
         with tempfile.NamedTemporaryFile(dir=target.absolute().parent, delete=False) as file:
             try:
-                records = ((name, held) for name, held, _ in self._records(self._good()))
+                records = (
+                    (name, held)
+                    for name, held, record in self._records(self._good())
+                    if record.made_at > self._purged_at(record.source)
+                )
                 count = portable.write(file, records)
                 file.flush()
                 os.fsync(file.fileno())
@@ -160,13 +173,29 @@ class Tool:
             time.sleep(0.1)
         return "busy"
 
-    def _verdicts(self) -> list[Verdict]:
+    def _purged_at(self, source: str) -> float:
+        """When what is copied of a source was purged last, in Unix seconds."""
+        if source not in self._purges:
+            self._purges[source] = asyncio.run(self._purge_read(source))
+        return self._purges[source]
+
+    async def _purge_read(self, source: str) -> float:
+        words = FileStore(self._folder / WORDS, time.time)
+        try:
+            (found,) = await words.get_many([purge_key(source)], SECONDS_MAX)
+            return purged_at(found)
+        except struct.error:
+            return math.inf
+        finally:
+            await words.close()
+
+    def _inspected(self) -> Inspected:
         options = self._options
         bounds = InspectionOptions(options.generation_bytes_max, options.drift_max, SECONDS_MAX, renews=False)
-        return sorted(inspect(self._folder, bounds).verdicts.values(), key=lambda verdict: verdict.number)
+        return inspect(self._folder, bounds)
 
     def _good(self) -> list[int]:
-        return [verdict.number for verdict in self._verdicts() if verdict.reason == ""]
+        return [verdict.number for verdict in self._inspected().verdicts.values() if verdict.reason == ""]
 
     def _records(self, good: Sequence[int]) -> Iterator[tuple[bytes, bytes, Record]]:
         """Each record once, as the last generation that has it has it."""

@@ -28,7 +28,7 @@ from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway.background import Sleep, kept
 from gateway.config import Config
 from gateway.config_snapshot import SnapshotConfig
-from gateway.copies import AnswerCopies, Copied, CopyRules, Pending, fingerprint_of
+from gateway.copies import WORDS, AnswerCopies, Copied, CopyRules, Pending, fingerprint_of
 from gateway.route import Home, Route
 from gateway.second import Shared, scope_of
 from gateway.sharing import WORD_BYTES, told_of
@@ -87,7 +87,7 @@ class Snapshots:
         self._ticker = ticker
         self._calendar = Calendar(ticker, wall)
         self._clocks = Clocks(ticker, wall, lambda: around.secret(WORD_BYTES).hex().encode())
-        self._words = FileStore(Path(config.path) / "words", wall)
+        self._words = FileStore(Path(config.path) / WORDS, wall)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
         self._writing: asyncio.Future[str] | None = None
         self._pass_bytes_max = min(BYTES_MAX, options.generation_bytes_max // BYTES_SHARE)

@@ -45,6 +45,7 @@ class Host:
         self.loads = 0
         self.answers = True
         self.schema: bytes | None = b"schema"
+        self.scope = b"scope"
 
     def pass_by(self, seconds: float) -> None:
         self.monotonic += seconds
@@ -86,7 +87,7 @@ class Life:
         calendar.reach(self.snapshot.written_at)
         clocks = Clocks(lambda: host.monotonic, lambda: host.wall, lambda: b"word%d" % next(host.words))
         self.calendar = calendar
-        self.copies = AnswerCopies(rules(name, trusts), self.snapshot, calendar, host, clocks)
+        self.copies = AnswerCopies(rules(host.scope, name, trusts), self.snapshot, calendar, host, clocks)
         self.cache = cache_of(CONFIG)
         assert self.cache is not None
         self.copies.watch(self.cache, lambda: self.epoch, self.looks, lambda: host.schema)  # type: ignore[arg-type]
@@ -128,9 +129,9 @@ class Life:
         self.snapshot.close()
 
 
-def rules(name: str = "r", trusts: bool = False) -> CopyRules:
+def rules(scope: bytes, name: str = "r", trusts: bool = False) -> CopyRules:
     config = RouteConfig((TierConfig("b", "m"),), cache=CONFIG)
-    return CopyRules(name, fingerprint_of(name, config), b"scope", TTL + MAX_STALE, trusts)
+    return CopyRules(name, fingerprint_of(name, config), scope, TTL + MAX_STALE, trusts)
 
 
 @pytest.fixture
@@ -288,6 +289,18 @@ async def test_what_was_purged_is_found_by_nobody(born: Born, host: Host) -> Non
     await life.live()
     assert life.find() is None
     assert value(life.find(b"another")) == 2.0
+    assert life.snapshot.rejected["purged"] >= 1
+
+
+async def test_a_purge_stays_when_something_else_of_the_route_changes(born: Born, host: Host) -> None:
+    """Another ttl or one replica more are another scope of words, and the same records."""
+    life = await copied(born)
+    life.copies.purge()
+    assert await life.copies.settled(1.0)
+    host.scope = b"another"
+    life = born()
+    await life.live()
+    assert life.find() is None
     assert life.snapshot.rejected["purged"] >= 1
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
+import struct
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -11,10 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from cache.stores.files import FileStore
 from degrade.generation import generations
 from degrade.record import Record, Terms, name_of, packed, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway.cli import main
+from gateway.copies import WORDS, purge_key
 
 OPTIONS = SnapshotOptions(16 * 2**20)
 TERMS = Terms(b"f", 1e9, lambda _: True)
@@ -129,3 +133,30 @@ def test_without_a_section_or_a_directory_it_says_so(
     assert "has no [snapshot] section" in capsys.readouterr().err
     assert main(["snapshot", "export", str(tmp_path / "out"), "--config", config("nowhere")]) == 1
     assert capsys.readouterr().err.startswith("tailrace: ")
+
+
+def test_what_was_purged_is_not_exported(tmp_path: Path, config: Config) -> None:
+    filled(tmp_path / "a", 0, 1)
+
+    async def purge() -> None:
+        words = FileStore(tmp_path / "a" / WORDS, time.time)
+        await words.put_many([(purge_key("routes/r0"), struct.pack("<d", time.time()))], None, 10.0)
+        await words.close()
+
+    asyncio.run(purge())
+    assert main(["snapshot", "export", "--config", config("a"), str(tmp_path / "out")]) == 0
+    assert main(["snapshot", "import", "--config", config("b"), str(tmp_path / "out")]) == 0
+    assert [held(tmp_path / "b", key) for key in (0, 1)] == [None, b"1"]
+
+
+def test_a_directory_that_is_not_there_is_not_well(
+    tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["snapshot", "verify", "--config", config("gone")]) == 1
+    assert "gone: unreachable" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", ["0", "-3", "x"])
+def test_something_is_kept(config: Config, number: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["snapshot", "prune", "--config", config("a"), "--keep", number])
