@@ -90,19 +90,17 @@ class Shed(msgspec.Struct, frozen=True):
 class Permit:
     """Leave for one call. End it exactly once; ending it twice is a bug (AssertionError)."""
 
-    __slots__ = ("_began", "_gate", "_in_flight", "_judged")
+    __slots__ = ("_began", "_gate", "_in_flight")
 
-    def __init__(self, gate: Gate, began: float, in_flight: int, judged: bool) -> None:
+    def __init__(self, gate: Gate, began: float, in_flight: int) -> None:
         self._gate: Gate | None = gate
         self._began = began
         self._in_flight = in_flight
-        self._judged = judged
 
     def succeeded(self, now: float) -> None:
         """The call was answered, and how long that took says how the server is."""
         gate = self._end()
-        if self._judged:
-            gate._limiter.sample(max(0.0, now - self._began), self._in_flight, now)
+        gate._limiter.sample(max(0.0, now - self._began), self._in_flight, now)
         gate._freed(now)
 
     def silent(self, now: float, decent: float) -> None:
@@ -117,8 +115,7 @@ class Permit:
     def dropped(self, now: float) -> None:
         """The server said that it has too much to do, or was silent for long."""
         gate = self._end()
-        if self._judged:
-            gate._limiter.dropped(now)
+        gate._limiter.dropped(self._began, now)
         gate._freed(now)
 
     def ignored(self, now: float) -> None:
@@ -181,7 +178,9 @@ class Gate:
         """Requests that got a permit after they had waited, by priority."""
         self.waited_seconds: dict[str, float] = {priority.word: 0.0 for priority in Priority}
         self.asked = 0
-        """Permits given and refused, in all."""
+        """Permits asked for, in all."""
+        self.asked_lowest = 0
+        """Of them, those of the lowest priority."""
 
     @property
     def limit(self) -> int:
@@ -209,12 +208,13 @@ class Gate:
     def pressure(self, now: float) -> float:
         """How much of its time the oldest that waits has used up, of those who are not of the lowest priority: 0 to
         1."""
-        return max([self._lateness(self._lines[each], now) for each in Priority if each is not Priority.LOW])
+        return max([self._lateness(self._lines[each].oldest, now) for each in Priority if each is not Priority.LOW])
 
     def admit(self, claim: Claim, seconds: float, now: float, wake: Callable[[], None]) -> Permit | Waiting | Shed:
         """Ask for a permit for a call that must be answered within ``seconds``: it is there, or to be waited for
         (``wake`` tells), or refused."""
         self.asked += 1
+        self.asked_lowest += claim.priority is Priority.LOW
         self._limiter.tick(now)
         if claim.priority > self.least:
             return self._refused(claim, "brownout")
@@ -237,11 +237,6 @@ class Gate:
         self._grant(now)
         return waiting if waiting.outcome is None else waiting.outcome
 
-    def force(self, now: float) -> Permit:
-        """A permit for what can neither wait nor be refused; it is counted, and says nothing of the server."""
-        self.asked += 1
-        return self._permit(now, judged=False)
-
     # -- decide -----------------------------------------------------------------------------------
 
     def _patience(self, seconds: float) -> float:
@@ -258,13 +253,12 @@ class Gate:
         latency = self.latency
         return DOUBT * seconds * self.settled / latency if latency > 0.0 else float("inf")
 
-    def _lateness(self, line: Line[Waiting], now: float) -> float:
-        """How much of its time the oldest in a line has used up: 0 to 1."""
-        oldest = line.oldest
-        return 0.0 if oldest is None else min(1.0, (now - oldest.began) / max(oldest.patience, 1e-9))
+    def _lateness(self, waiting: Waiting | None, now: float) -> float:
+        """How much of its time somebody has used up: 0 to 1."""
+        return 0.0 if waiting is None else min(1.0, (now - waiting.began) / max(waiting.patience, 1e-9))
 
-    def _is_late(self, line: Line[Waiting], now: float) -> bool:
-        return self._lateness(line, now) > LATE
+    def _is_late(self, waiting: Waiting, now: float) -> bool:
+        return self._lateness(waiting, now) > LATE
 
     def _retry_after(self) -> float:
         seconds = self._waiting * self.latency / max(self.settled, 1)
@@ -285,9 +279,9 @@ class Gate:
 
     # -- do ---------------------------------------------------------------------------------------
 
-    def _permit(self, now: float, judged: bool = True) -> Permit:
+    def _permit(self, now: float) -> Permit:
         self.in_flight += 1
-        return Permit(self, now, self.in_flight, judged)
+        return Permit(self, now, self.in_flight)
 
     def _refused(self, claim: Claim, reason: str) -> Shed:
         self.shed[reason, claim.priority.word] += 1
@@ -297,18 +291,21 @@ class Gate:
         """Take the place of somebody of the same class, if there is one who must go before who comes."""
         if not line:
             return False
-        held, share, late = line.waiting_of(claim.owner), len(line) / line.owners, self._is_late(line, now)
-        if late:
-            self._displace(claim.priority, claim.owner if held >= share else line.longest(), now)
-            return True
-        if held + 1 < share:  # so another has more than his
-            self._displace(claim.priority, line.longest(), now)
-            return True
-        return False
+        owner, held, share = claim.owner, line.waiting_of(claim.owner), len(line) / line.owners
+        if held >= share:
+            if not self._is_late(line.end_of(owner, newest=False), now):
+                return False
+        else:
+            owner = line.longest()
+            if held + 1 >= share and not self._is_late(line.end_of(owner, newest=False), now):
+                return False  # one who has one more at most, and is in good time
+        self._displace(claim.priority, owner, now)
+        return True
 
     def _displace(self, priority: Priority, owner: str, now: float) -> None:
         line = self._lines[priority]
-        waiting = line.end_of(owner, newest=not self._is_late(line, now))
+        oldest = line.end_of(owner, newest=False)
+        waiting = oldest if self._is_late(oldest, now) else line.end_of(owner, newest=True)
         self._remove(waiting)
         self._settle(waiting, self._refused(waiting.claim, "displaced"))
 
@@ -336,7 +333,7 @@ class Gate:
         """Let in who may."""
         while self._waiting and self.in_flight < self.limit:
             line = self._next_line()
-            waiting = line.pop(newest=self._is_late(line, now))
+            waiting = line.pop(lambda oldest: self._is_late(oldest, now))
             assert waiting is not None, "a line that is not empty has a next one"
             self._waiting -= 1
             word = waiting.claim.priority.word

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 
@@ -78,14 +79,15 @@ class Line(Generic[W]):
             self._enter(waiting.owner, owner)
         owner.waiting[waiting] = None
 
-    def pop(self, newest: bool) -> W | None:
-        """Who is next; of the owner whose turn it is the ``newest``, or the oldest. None if nobody waits."""
+    def pop(self, is_late: Callable[[W], bool]) -> W | None:
+        """Who is next; of the owner whose turn it is the oldest, or the newest if that one is late. None if nobody
+        waits."""
         while self._heap:
             tag, _, name = heapq.heappop(self._heap)
             owner = self._owners.get(name)
             if owner is None or owner.tag != tag:
                 continue  # he has gone, and may have come again
-            waiting, _ = owner.waiting.popitem(last=newest)
+            waiting, _ = owner.waiting.popitem(last=is_late(next(iter(owner.waiting))))
             del self._all[waiting]
             self._turn = tag
             owner.tag += 1

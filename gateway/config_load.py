@@ -15,7 +15,7 @@ from msgspec import Meta, field
 
 from degrade.brownout import BrownoutOptions
 from degrade.gate import GateOptions, Priority
-from degrade.limiter import LimiterOptions
+from degrade.limiter import LimiterOptions, elasticity_of
 from gateway.ranges import WAIT_MAX, WAIT_MIN, Positive, seconds, within
 from gateway.schema import Fault
 from gateway.units import Seconds
@@ -48,6 +48,7 @@ class Concurrency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     adaptive: bool = True
     min: Positive | None = None
     max: Positive | None = None
+    gain: Annotated[float, Meta(gt=0, lt=0.3)] = 0.07
     waiting_max: Positive = 4096
     wait_max: Seconds | None = None
 
@@ -63,7 +64,8 @@ class Concurrency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         most = replicas * connections_max if self.max is None else self.max
         least = LEAST_PER_REPLICA * replicas if self.min is None else self.min
         first = min(max(FIRST_PER_REPLICA * replicas, least), most)
-        limiter = LimiterOptions(least=min(least, most), most=most, first=first, adaptive=self.adaptive)
+        worth = elasticity_of(self.gain)
+        limiter = LimiterOptions(min(least, most), most, first, adaptive=self.adaptive, elasticity=worth)
         return GatesOptions(limiter, GateOptions(self.waiting_max, None if self.wait_max is None else
         float(self.wait_max)))
 

@@ -204,7 +204,8 @@ class Snapshots:
         if self._writing is not None and not self._writing.done():
             outcome = "late"
         else:
-            pending = self._facts_changed() + await self._made(sleep)
+            pending = await self._made(sleep)
+            pending += self._facts_changed()  # those by which what was made is understood are with it
             outcome = await self._written(pending, sleep, seconds)
             for each in self._copied.values():
                 each.written() if outcome == "written" else each.again()

@@ -15,6 +15,7 @@ import structlog
 
 from degrade.brownout import Brownout, BrownoutOptions, Signals, Turned
 from degrade.deadline import Ticker
+from degrade.gate import Priority
 from gateway.background import Sleep
 from tiers.gates import Gates
 
@@ -32,6 +33,8 @@ ASKED_MIN: Final = 10
 
 PROCESS: Final = "(process)"
 """What the event loop's level is called among backends; parentheses cannot be in a configured name's way."""
+
+_LOWEST: Final = Priority.LOW.word
 
 _log = structlog.get_logger("tailrace")
 
@@ -108,9 +111,10 @@ class Strain:
 
 def _shed(gates: Gates, watched: _Watched) -> float:
     """The share of a second's requests that found no place. What a level itself sheds is not counted: it would keep it
-    up for ever."""
-    asked = sum([gate.asked for _, gate in gates])
-    shed = sum([count for _, gate in gates for (reason, _), count in gate.shed.items() if reason != "brownout"])
+    up for ever. Nor is what has the lowest priority: it is refused so that others are served as always, and its crowd
+    must not take that from them."""
+    asked = sum([gate.asked - gate.asked_lowest for _, gate in gates])
+    shed = sum([count for _, gate in gates for (_, priority), count in gate.shed.items() if priority != _LOWEST])
     watched.counted.append((asked, shed))
     asked, shed = asked - watched.counted[0][0], shed - watched.counted[0][1]
     return shed / asked if asked >= ASKED_MIN and shed > 0 else 0.0

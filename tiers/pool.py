@@ -180,14 +180,15 @@ class Pool:
 
     async def ask(self, work: Work[T], deadline: Deadline) -> Answered[T]:
         """Ask one replica, and one more if ``try_again`` and the budget allow it; before that, wait for a place at the
-        model's gate. What belongs to a sequence does not wait: the model has a place for it already.
+        model's gate. So does what belongs to a sequence: anybody may say that of a request, and who is refused can ask
+        the same again, for the model has not seen it.
 
         Raises UpstreamError (SHED) if there is no place, Rejected, or the UpstreamError of the last replica asked;
         UNREACHABLE or BROKEN, with the seconds until one is tried again in its message, when every breaker is open (see
         ``retry_after``).
         """
         gates, model = self.gates, work.model or work.key
-        permit = gates.of(model).force(self._now()) if work.sequence else await gates.enter(model, work.claim, deadline)
+        permit = await gates.enter(model, work.claim, deadline)
         with Admitted(permit, self._now, work.decent) as admitted:
             return await self._ask(work, deadline, admitted)
 

@@ -43,6 +43,8 @@ NOISY_TIMES: Final = 50.0
 OTHERS: Final = ("ann", "bob", "cat", "dan")
 LATER_SECONDS: Final = 10.0
 """How long recovery is looked for."""
+WARM_SECONDS: Final = 3.0
+"""Of asking before anything counts: a model's first answers take longer."""
 SYSTEMS: Final = ("gateway", "bare Triton")
 
 
@@ -50,8 +52,9 @@ def key_of(name: str) -> str:
     return f"bench-key-of-{name}"
 
 
-def configuration(url: str) -> dict[str, object]:
-    """A gateway as a careful operator has it: callers with keys, one of them of high priority; all else is default."""
+def configuration(url: str, gain: float) -> dict[str, object]:
+    """A gateway as a careful operator has it: callers with keys, one of them of high priority; a model that does not
+    batch (``gain``); all else is default."""
     callers: dict[str, object] = {
         name: {"key_sha256": hashlib.sha256(key_of(name).encode()).hexdigest(), "tenant": name}
         for name in ("vip", *OTHERS)
@@ -59,7 +62,7 @@ def configuration(url: str) -> dict[str, object]:
     callers["vip"] = {**callers["vip"], "priority": "high"}  # type: ignore[dict-item]
     return {
         "callers": callers,
-        "backends": {"b": {"http": [url]}},
+        "backends": {"b": {"http": [url], "concurrency": {"gain": gain}}},
         "routes": {MODEL: {"tiers": [{"backend": "b", "model": MODEL}], "timeout": f"{DEADLINE:g}s"}},
     }
 
@@ -102,6 +105,7 @@ class Bench:
         """The caller of high priority alone."""
         alone = [streams(1.0)[0]]
         for system in SYSTEMS:
+            self.ask(system, alone, WARM_SECONDS)
             told = self.ask(system, alone, self.options.seconds)
             found = line(system, "unloaded", told, self.options.seconds, ("vip",))
             self.usual[system], self.medians[system] = found.p99, found.p50
@@ -140,6 +144,7 @@ class Bench:
         """A bare Triton works on what nobody waits for any more, for minutes; the next run begins with a new one."""
         if system == "bare Triton":
             self.bare.restart()
+            self.ask(system, [streams(1.0)[0]], WARM_SECONDS)
 
 
 def verdicts(bench: Bench) -> list[str]:
@@ -171,6 +176,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--loads", type=float, nargs="*", default=[1.0, 2.0, 4.0, 8.0], help="times the capacity")
     parser.add_argument("--no-tenants", action="store_true", help="leave the noisy tenant out")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIRECTORY")
+    parser.add_argument("--gain", type=float, default=0.15, help="backends.NAME.concurrency.gain (default: 0.15)")
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args(arguments)
     print("starting two Tritons and a gateway", file=sys.stderr)
@@ -179,7 +185,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with (
         TritonServer(TritonOptions((MODELS,)), environment) as bare,
         TritonServer(TritonOptions((MODELS,)), environment) as behind,
-        GatewayProcess(configuration(behind.http_url)) as gateway,  # type: ignore[arg-type]
+        GatewayProcess(configuration(behind.http_url, options.gain)) as gateway,  # type: ignore[arg-type]
     ):
         bench = Bench(options, bare, gateway)
         bench.unloaded()
@@ -210,7 +216,8 @@ def _text(bench: Bench, before: dict[str, str]) -> str:
             "",
             f"`make bench-overload`, {bench.options.seconds:g} s of each load, on {before['processor']}, "
             f"{before['cores']} cores, load before {before['load before']}. Eight instances of 320 ms: {CAPACITY:g}/s; "
-            f"deadline {DEADLINE:g} s. Spared: who has high priority; in the last lines, the three tenants.",
+            f"deadline {DEADLINE:g} s, concurrency.gain {bench.options.gain:g}. Spared: who has high priority; in the "
+            "last lines, the three tenants.",
             "",
             table(bench.lines, peaks, bench.usual),
             "",

@@ -37,13 +37,14 @@ class Question(Struct, frozen=True):
 
 
 class Answer(Struct, frozen=True):
-    """What came, and when: Unix seconds. ``slack``: seconds that workers were held up by then, which no worker can know
-    of."""
+    """What came, when it was asked for and when it came: Unix seconds. ``slack``: seconds that workers were held up by
+    then, which no worker can know of."""
 
     status: int
     headers: Mapping[str, str]
     document: Mapping[str, Any]
     sent: float
+    received: float
     slack: float = 0.0
 
 
@@ -153,8 +154,9 @@ def _plain(question: Question, answer: Answer, whole: Whole) -> Verdict:
     match whole.cache:
         case "stale":
             said = float(answer.headers.get("Age", "-1"))
-            if "ttl=-" in status and whole.degraded and abs(said - age) <= late + 1.0:
-                return Verdict("stale", age)
+            told = age - late - 1.0 <= said <= answer.received - min(whole.at) + 1.0
+            if "ttl=-" in status and whole.degraded and told:
+                return Verdict("stale", max(0.0, age))
             return Verdict("unlabelled", why=f"stale, and {age:.1f} s old")
         case "hit":
             lives = SECOND_TTL_SECONDS if question.kind == "second" else TTL_SECONDS

@@ -149,7 +149,7 @@ class Load:
         except (Dropped, aiohttp.ClientError, ValueError) as error:
             return self._excused(way, sent, Verdict("dropped", why=repr(error)))
         slack = self._stalled(sent)
-        verdict = judged(question, Answer(status, headers, document, sent, slack), self.board)
+        verdict = judged(question, Answer(status, headers, document, sent, time.time(), slack), self.board)
         return self._excused(way, sent, verdict) if verdict.outcome == "error" else verdict
 
     def _excused(self, way: str, sent: float, verdict: Verdict) -> Verdict:

@@ -33,7 +33,7 @@ def document(rows: list[list[float]], age: float = 0.0, who: float = 0.0) -> dic
 
 def outcome(question: Question, label: str, told: dict[str, Any], headers: Mapping[str, str] | None = None) -> str:
     fields = {"Tailrace-Provenance": label, "Cache-Status": "Tailrace; fwd=uri-miss"} | dict(headers or {})
-    return judged(question, Answer(200, fields, told, NOW), board()).outcome
+    return judged(question, Answer(200, fields, told, NOW, NOW + 0.1), board()).outcome
 
 
 def board() -> Board:
@@ -68,6 +68,13 @@ def board() -> Board:
 )
 def test_labels(label: str, age: float, headers: Mapping[str, str], expected: str) -> None:
     assert outcome(PLAIN, label, document([[4.0, 13.0]], age), headers) == expected
+
+
+def test_a_request_that_was_long_on_its_way_may_get_what_is_younger_than_itself() -> None:
+    told = document([[4.0, 13.0]], -4.0)
+    fields = {"Tailrace-Provenance": "cache=stale, degraded", "Cache-Status": STALE_STATUS, "Age": "2"}
+    for late, expected in ((6.0, "stale"), (4.5, "unlabelled")):
+        assert judged(PLAIN, Answer(200, fields, told, NOW, NOW + late), board()).outcome == expected
 
 
 def test_a_second_level_keeps_longer() -> None:
@@ -111,7 +118,7 @@ def test_a_fast_tier_that_was_unsure(label: str, headers: Mapping[str, str], exp
 
 def refused(headers: Mapping[str, str], told: dict[str, Any], status: int = 503) -> str:
     fields = {"Content-Type": "application/problem+json", "Retry-After": "1"} | dict(headers)
-    return judged(PLAIN, Answer(status, fields, told, NOW), board()).outcome
+    return judged(PLAIN, Answer(status, fields, told, NOW, NOW + 0.1), board()).outcome
 
 
 def test_refusals() -> None:

@@ -104,6 +104,17 @@ def test_last_come_first_served_once_the_oldest_has_used_up_half_its_time() -> N
     assert crowd.drain(first, waiting) == ["3", "2", "1"]
 
 
+def test_who_is_in_good_time_keeps_his_order_beside_one_who_is_late() -> None:
+    crowd = Crowd(gate())
+    first = crowd.permit()
+    waiting = [crowd.wait(f"noisy{n}", owner="noisy") for n in range(3)]
+    crowd.now = 6.0
+    waiting += [crowd.wait(f"quiet{n}", owner="quiet") for n in range(2)]
+    order = crowd.drain(first, waiting)
+    assert [name for name in order if name.startswith("quiet")] == ["quiet0", "quiet1"]
+    assert [name for name in order if name.startswith("noisy")] == ["noisy2", "noisy1", "noisy0"]
+
+
 def test_owners_have_equal_turns_however_much_of_theirs_waits() -> None:
     crowd = Crowd(gate())
     first = crowd.permit()
@@ -240,18 +251,6 @@ def test_who_leaves_with_a_permit_gives_it_to_the_next() -> None:
     assert crowd.gate.in_flight == 1
 
 
-def test_what_cannot_wait_is_counted_and_says_nothing() -> None:
-    crowd = Crowd(gate(1, latency=0.1))
-    first = crowd.permit()
-    forced = crowd.gate.force(0.0)
-    waiting = crowd.wait("x")
-    forced.succeeded(100.0)
-    assert crowd.gate.latency == 0.1
-    assert waiting.outcome is None
-    first.ignored(0.0)
-    assert isinstance(waiting.outcome, Permit)
-
-
 def test_in_a_brownout_the_lowest_is_not_served() -> None:
     crowd = Crowd(gate())
     crowd.gate.least = NORMAL
@@ -323,11 +322,6 @@ class Machine(RuleBasedStateMachine):
         self.asked += 1
         self.take(self.gate.admit(Claim(owner, priority), seconds, self.now, lambda: None))
         self.settle()
-
-    @rule()
-    def force(self) -> None:
-        self.asked += 1
-        self.permits.append(self.gate.force(self.now))
 
     @precondition(lambda self: self.permits)
     @rule(data=st.data(), how=st.sampled_from(["succeeded", "dropped", "ignored"]))
@@ -421,7 +415,7 @@ def test_a_line_forgets_owners_who_come_and_go() -> None:
         line.remove(passing)
     assert len(line) == line.owners == 1
     assert len(line._heap) <= 100
-    assert line.pop(newest=False) is stays
-    assert line.pop(newest=False) is None
+    assert line.pop(lambda oldest: False) is stays
+    assert line.pop(lambda oldest: False) is None
     with pytest.raises(KeyError):
         line.remove(stays)

@@ -11,6 +11,7 @@ from aiohttp import ClientSession
 from prometheus_client.parser import text_string_to_metric_families
 
 from cache.digest import Key
+from degrade.gate import NOBODY
 from gateway.config import Address, CacheConfig, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.doors.listener import Listener, listen
@@ -28,7 +29,7 @@ from tiers.pool import ReplicaState
 class Pool:
     def __init__(self) -> None:
         self.gates = Gates(GatesOptions(), monotonic, random.Random(0))
-        self.gates.of("m").force(0.0)
+        self.gates.of("m").admit(NOBODY, 60.0, 0.0, lambda: None)
 
     def states(self) -> tuple[ReplicaState, ...]:
         return (ReplicaState("http://u", "open", 3, False, ("m",)),)

@@ -7,6 +7,7 @@ import asyncio
 
 from msgspec.structs import replace
 
+from degrade.gate import NOBODY, Permit
 from tests.doors.house import House, until
 from tests.doors.question import Ask, doubled
 from tests.gateway.conftest import Gate
@@ -34,10 +35,17 @@ def gates(house: House) -> Gates:
     return house.gateway.homes["upstream"].pool.gates
 
 
+def taken(house: House) -> Permit:
+    """A place at the model's gate that somebody has."""
+    found = gates(house).of("m").admit(NOBODY, 60.0, 0.0, lambda: None)
+    assert isinstance(found, Permit)
+    return found
+
+
 async def test_without_a_place_it_is_a_503_that_says_when_to_come_back_and_nobody_is_asked(gate: Gate) -> None:
     house = await gate.house(ROUTES__R=route(ONE), **NARROW)
     caller = house.caller(gate.name)
-    permit = gates(house).of("m").force(0.0)
+    permit = taken(house)
     found = await caller.ask(ASK)
     assert found.told == ("overloaded", "bypass", "shed", "", 0, 0, (), True, False, False)
     assert found.retry_after is not None
@@ -52,7 +60,7 @@ async def test_a_hit_never_waits(gate: Gate) -> None:
     house = await gate.house(ROUTES__R=route(ONE, KEPT), **NARROW)
     caller = house.caller(gate.name)
     await caller.ask(ASK)
-    gates(house).of("m").force(0.0)
+    taken(house)
     for _ in range(3):
         assert (await caller.ask(ASK)).cache == "hit"
 
@@ -62,7 +70,7 @@ async def test_an_old_answer_goes_before_a_refusal(gate: Gate) -> None:
     caller = house.caller(gate.name)
     await caller.ask(ASK)
     await asyncio.sleep(0.01)
-    gates(house).of("m").force(0.0)
+    taken(house)
     found = await caller.ask(ASK)
     assert found.told == ("", "stale", "shed", "m", 1, 0, ("stale",), True, True, False)
     assert found.values == doubled(ASK.rows)
@@ -72,7 +80,7 @@ async def test_who_waits_is_answered_when_there_is_a_place(gate: Gate) -> None:
     house = await gate.house(
         ROUTES__R=route(ONE), BACKENDS__UPSTREAM__CONCURRENCY="{ adaptive = false, max = 1 }"
     )
-    permit = gates(house).of("m").force(0.0)
+    permit = taken(house)
     asked = asyncio.create_task(house.caller(gate.name).ask(ASK))
     await until(lambda: gates(house).of("m").waiting == 1)
     assert gate.upstream.asked == 0

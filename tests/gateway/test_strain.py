@@ -86,6 +86,24 @@ def test_the_share_that_found_no_place_raises_it_but_not_what_a_level_sheds() ->
     assert world.levels == (0, 0)
 
 
+def test_a_crowd_of_the_lowest_priority_that_finds_no_place_raises_nothing() -> None:
+    """Others are served as always, and must be as long as they are."""
+    world = World()
+    gate = world.gates["a"].of("m")
+    for _ in range(10 * LOOKS):
+        gate.asked += 100
+        gate.asked_lowest += 90
+        gate.shed["displaced", "low"] += 80
+        world.look(1)
+    assert world.levels == (0, 0)
+    for _ in range(2 * LOOKS):
+        gate.asked += 100
+        gate.asked_lowest += 90
+        gate.shed["displaced", "normal"] += 6  # of ten
+        world.look(1)
+    assert world.levels == (4, 0)
+
+
 def test_a_few_requests_are_no_share() -> None:
     world = World()
     gate = world.gates["a"].of("m")

@@ -97,7 +97,7 @@ class Load:
             return Seen("dropped", sent, time.monotonic() - began, (), repr(error))
         label = answer.headers.get("Tailrace-Provenance", "")
         question = Question("cascade" if "/cascade/" in self.url else "plain", ((row[0], row[1]),))
-        verdict = judged(question, Answer(answer.status, answer.headers, document, sent), NOBODY_WRITES)
+        verdict = judged(question, Answer(answer.status, answer.headers, document, sent, time.time()), NOBODY_WRITES)
         status = f"{answer.status} {answer.headers.get('Cache-Status', '')}"
         said = f"{status} | {label} | {str(document)[:300]} {verdict.why}"
         outcome = "refused" if verdict.outcome == "503" else verdict.outcome

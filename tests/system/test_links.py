@@ -44,7 +44,7 @@ class Asker:
         question = Question(kind, ((float(row[0]), float(row[1])),))
         sent = time.time()
         status, headers, document = await post(self._session, self._house.serving.http_url, question)
-        return judged(question, Answer(status, headers, document, sent), self._board)
+        return judged(question, Answer(status, headers, document, sent, time.time()), self._board)
 
 
 @pytest.mark.timeout(300)

@@ -165,13 +165,14 @@ async def test_what_waits_at_the_gate_is_at_no_replica() -> None:
     assert (one.calls, made.gates.of("m").is_idle) == (3, True)
 
 
-async def test_a_sequence_waits_for_nobody() -> None:
+async def test_a_sequence_waits_like_others() -> None:
+    """Anybody may call a request one: it must be no way past those who wait."""
     one, clock = Fake("a"), Clock()
     made = pool(one, clock=clock)
     one.gate = asyncio.Event()
     asked = [asyncio.create_task(made.infer(REQUEST, FAR)), asyncio.create_task(made.infer(SEQUENCE, FAR))]
     await turns()
-    assert (one.calls, made.gates.of("m").in_flight) == (2, 2)
+    assert (one.calls, made.gates.of("m").in_flight, made.gates.of("m").waiting) == (1, 1, 1)
     one.gate.set()
     await asyncio.gather(*asked)
     assert made.gates.of("m").is_idle

@@ -1,0 +1,131 @@
+"""`tailrace snapshot`: what it prints, what it takes to another directory, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from degrade.generation import generations
+from degrade.record import Record, Terms, name_of, packed, seal
+from degrade.snapshot import Snapshot, SnapshotOptions
+from gateway.cli import main
+
+OPTIONS = SnapshotOptions(16 * 2**20)
+TERMS = Terms(b"f", 1e9, lambda _: True)
+Config = Callable[[str], str]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """``config("a")`` -> a file whose directory of copies is ``a`` beside it."""
+
+    def made(name: str) -> str:
+        path = tmp_path / f"{name}.toml"
+        path.write_text(f'[backends.b]\nhttp = ["http://h:1"]\n[snapshot]\npath = "{name}"\nbytes_max = "16MiB"\n')
+        return str(path)
+
+    return made
+
+
+def filled(folder: Path, *keys: int, payload: bytes = b"") -> None:
+    with closing(Snapshot(folder, OPTIONS)) as snapshot:
+        snapshot.open()
+        pairs = []
+        for key in keys:
+            now = time.time()
+            record = Record("answer", f"routes/r{key % 2}", b"%d" % key, b"f", b"w", now, now, payload or b"%d" % key)
+            name = name_of(record.kind, record.source, record.key)
+            pairs.append((name, seal(name, packed(record))))
+        assert snapshot.write(pairs, time.time()) == "written"
+
+
+def held(folder: Path, key: int) -> bytes | None:
+    with closing(Snapshot(folder, OPTIONS)) as snapshot:
+        snapshot.open()
+        record = snapshot.find("answer", f"routes/r{key % 2}", b"%d" % key, TERMS, time.time())
+        return None if record is None else record.payload
+
+
+def test_ls_tells_of_each_source(tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    filled(tmp_path / "a", *range(11))
+    assert main(["snapshot", "ls", "--config", config("a"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(each["source"], each["kind"], each["records"]) for each in told] == [
+        ("routes/r0", "answer", 6),
+        ("routes/r1", "answer", 5),
+    ]
+    assert all(0.0 <= each["youngest_seconds"] <= each["oldest_seconds"] < 600.0 for each in told)
+    assert main(["snapshot", "ls", "--config", config("a")]) == 0
+    assert "routes/r1" in capsys.readouterr().out
+
+
+def test_an_export_is_taken_by_another_host(tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]) -> None:
+    filled(tmp_path / "a", *range(100))
+    file = tmp_path / "out.snapshot"
+    assert main(["snapshot", "export", str(file), "--config", config("a")]) == 0
+    filled(tmp_path / "b", 7, payload=b"its own")
+    assert main(["snapshot", "import", str(file), "--config", config("b")]) == 0
+    assert "100 of 100 records taken" in capsys.readouterr().out
+    assert held(tmp_path / "b", 8) == b"8"
+    assert held(tmp_path / "b", 7) == b"its own", "what is there stays"
+    assert main(["snapshot", "import", str(file), "--config", config("c")]) == 0
+    assert held(tmp_path / "c", 99) == b"99"
+
+
+def test_a_damaged_export_is_refused_as_a_whole(
+    tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(tmp_path / "a", *range(100))
+    file = tmp_path / "out.snapshot"
+    main(["snapshot", "export", str(file), "--config", config("a")])
+    content = bytearray(file.read_bytes())
+    content[-100] ^= 1
+    file.write_bytes(content)
+    assert main(["snapshot", "import", str(file), "--config", config("b")]) == 1
+    assert "nothing was taken" in capsys.readouterr().err
+    assert not (tmp_path / "b").exists() or not generations(tmp_path / "b")
+
+
+def test_verify_names_the_bad_file_and_export_leaves_it_out(
+    tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(tmp_path / "a", *range(2000), payload=os.urandom(1100))
+    filled(tmp_path / "a", 1, 2, 3)
+    good, bad = generations(tmp_path / "a")
+    assert main(["snapshot", "verify", "--config", config("a")]) == 0
+    content = bytearray(bad.read_bytes())
+    content[8192:] = os.urandom(len(content) - 8192)
+    bad.write_bytes(content)
+    capsys.readouterr()
+    assert main(["snapshot", "verify", "--config", config("a")]) == 1
+    told = capsys.readouterr().out.splitlines()
+    assert told[0].startswith(f"{good.name}  good, 2000 records")
+    assert told[1].startswith(f"{bad.name}  bad: ")
+    assert main(["snapshot", "export", str(tmp_path / "out"), "--config", config("a")]) == 0
+    assert capsys.readouterr().out.startswith("2000 records")
+    assert bad.exists(), "looking changes nothing"
+
+
+def test_prune_leaves_the_last(tmp_path: Path, config: Config) -> None:
+    filled(tmp_path / "a", *range(2000), payload=os.urandom(1100))
+    filled(tmp_path / "a", 1)
+    _, last = generations(tmp_path / "a")
+    assert main(["snapshot", "prune", "--config", config("a")]) == 0
+    assert generations(tmp_path / "a") == [last]
+
+
+def test_without_a_section_or_a_directory_it_says_so(
+    tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "none.toml"
+    path.write_text('[backends.b]\nhttp = ["http://h:1"]\n')
+    assert main(["snapshot", "ls", "--config", str(path)]) == 2
+    assert "has no [snapshot] section" in capsys.readouterr().err
+    assert main(["snapshot", "export", str(tmp_path / "out"), "--config", config("nowhere")]) == 1
+    assert capsys.readouterr().err.startswith("tailrace: ")
