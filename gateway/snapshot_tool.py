@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final
@@ -124,7 +124,7 @@ class Tool:
         return WELL
 
     def bring(self, source: Path) -> int:
-        """The records of an export that are not here yet."""
+        """The records of an export that are not here yet, or are younger than those that are."""
         with open(source, "rb") as file:
             try:
                 count = portable.check(file)
@@ -132,13 +132,15 @@ class Tool:
                 print(f"tailrace: {source}: {damaged}; nothing was taken", file=sys.stderr)
                 return UNFIT
             file.seek(0)
-            known = {name for name, _, _ in self._records(self._good())} if self._folder.is_dir() else set()
+            here = self._records(self._good()) if self._folder.is_dir() else iter(())
+            known = {name: record.made_at for name, _, record in here}
             snapshot = Snapshot(self._folder, self._options)
             snapshot.open()
             with closing(snapshot):
-                taken = self._bring(snapshot, portable.read(file), known)
-        print(f"{taken} of {count} records taken; running gateways see them with their next pass")
-        return WELL if taken == count else UNFIT
+                taken, kept = self._bring(snapshot, portable.read(file), known)
+        beside = f", {kept} not: this host has them as young" if kept else ""
+        print(f"{taken} of {count} records taken{beside}; running gateways see them with their next pass")
+        return WELL if taken + kept == count else UNFIT
 
     def prune(self, kept: int) -> int:
         """Remove what was put aside, and all but the last generations."""
@@ -146,12 +148,16 @@ class Tool:
             print(f"removed {path.name}")
         return WELL
 
-    def _bring(self, snapshot: Snapshot, records: Iterator[tuple[bytes, bytes]], known: set[bytes]) -> int:
-        taken, batch, size = 0, list[tuple[bytes, bytes]](), 0
+    def _bring(
+        self, snapshot: Snapshot, records: Iterator[tuple[bytes, bytes]], known: Mapping[bytes, float]
+    ) -> tuple[int, int]:
+        """How many were taken, and how many were not because what is ``known`` was made no earlier."""
+        taken, kept, batch, size = 0, 0, list[tuple[bytes, bytes]](), 0
         now = time.time()
         for name, held in itertools.chain(records, [(b"", b"")]):
-            if name in known:
-                taken += 1  # ours is as good, and of this place
+            record = unpacked(name, held) if name in known else None
+            if record is not None and record.made_at <= known[name]:
+                kept += 1
             elif name:
                 batch.append((name, held))
                 size += len(held)
@@ -162,7 +168,7 @@ class Tool:
                     print(f"tailrace: {self._folder}: {outcome}", file=sys.stderr)
                     break
                 taken, batch, size = taken + len(batch), [], 0
-        return taken
+        return taken, kept
 
     def _patiently(self, snapshot: Snapshot, batch: Sequence[tuple[bytes, bytes]], now: float) -> str:
         """Write, after whoever is writing now."""

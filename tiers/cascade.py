@@ -230,7 +230,7 @@ async def run(
     pending = tuple(range(1 if rows is None else rows))
     parts: list[_Part] = []
     passed: tuple[Passed, ...] = ()
-    ahead = deque(range(last if reason else 0, 1 if options.first_only and not reason else len(tiers)))
+    ahead = deque(range(last if reason else 0, len(tiers)))
     cut: int | None = None
     drops = 0
     while ahead:
@@ -265,8 +265,8 @@ async def run(
         passed += answered.passed
         parts.append(_Part(position, answered.response, pending))
         pending = tuple(index for index, accepted in zip(pending, sure, strict=True) if not accepted)
-        if not pending:
-            break
+        if not pending or (options.first_only and not reason):
+            break  # what the first that answers says will do; one that fails is replaced as ever
     if pending and options.first_only and not reason:
         passed = (*passed, NOT_ESCALATED)
     return CascadeAnswer(

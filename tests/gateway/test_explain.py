@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from time import monotonic
 
 import pytest
-import structlog
 
 from gateway.cli import MISUSED, WELL, main
 from gateway.config import Config
@@ -21,11 +20,10 @@ from tests.gateway.conftest import EchoTriton
 
 
 @pytest.fixture(autouse=True)
-def logs_as_before() -> Iterator[None]:
-    """The command sets up logs for its process, which here is that of other tests too."""
-    before = structlog.get_config()
-    yield
-    structlog.configure(**before)
+def logs_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command sets up logs for its process, which here is that of other tests too: loggers keep what they had when
+    they were first used."""
+    monkeypatch.setattr("gateway.operate.log.set_up", lambda _: None)
 
 
 EXAMPLE = Path(__file__).parents[2] / "tailrace.example.toml"

@@ -9,7 +9,7 @@ def test_everything_wrong_with_a_route_is_in_one_list() -> None:
     environ = {
         "TAILRACE_ROUTES__R__TIERS": '[{ backend = "upstream", model = "a" }, { backend = "upstream", model = "b" }]',
         "TAILRACE_ROUTES__R__TIMEOUT": "0s",
-        "TAILRACE_ROUTES__R__DEGRADE": '["snapshot"]',
+        "TAILRACE_ROUTES__R__DEGRADE": '["prayer"]',
         "TAILRACE_ROUTES__R__CACHE": '{ ttl = "0s", max_stale = "-1s", refresh = "5s" }',
     }
     with pytest.raises(ConfigError) as error:

@@ -75,9 +75,14 @@ def test_an_export_is_taken_by_another_host(tmp_path: Path, config: Config, caps
     assert main(["snapshot", "export", str(file), "--config", config("a")]) == 0
     filled(tmp_path / "b", 7, payload=b"its own")
     assert main(["snapshot", "import", str(file), "--config", config("b")]) == 0
-    assert "100 of 100 records taken" in capsys.readouterr().out
+    assert "99 of 100 records taken, 1 not: this host has them as young" in capsys.readouterr().out
     assert held(tmp_path / "b", 8) == b"8"
-    assert held(tmp_path / "b", 7) == b"its own", "what is there stays"
+    assert held(tmp_path / "b", 7) == b"its own", "what is younger stays"
+    filled(tmp_path / "a", 7, payload=b"a later one")
+    assert main(["snapshot", "export", str(file), "--config", config("a")]) == 0
+    assert main(["snapshot", "import", str(file), "--config", config("b")]) == 0
+    assert "1 of 100 records taken, 99 not" in capsys.readouterr().out
+    assert held(tmp_path / "b", 7) == b"a later one"
     assert main(["snapshot", "import", str(file), "--config", config("c")]) == 0
     assert held(tmp_path / "c", 99) == b"99"
 

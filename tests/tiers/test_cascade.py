@@ -343,6 +343,14 @@ async def test_first_only_asks_no_other(rows: list[float], degraded: bool) -> No
     assert answer.steps == (("tier",) if degraded else ())
 
 
+async def test_first_only_is_the_first_that_answers() -> None:
+    """A dead first tier overloads the next one: were that not asked then, less would be answered than without."""
+    fast, large = Model(0, fails=Failure.UNREACHABLE), Model(1)
+    options = CascadeOptions(1, WHOLE_ORDER, first_only=True)
+    answer = await go(cascade(fast, large), ask([0.5]), DEADLINE, options)
+    assert (answer.tier, answer.degraded, answer.steps) == ("m1", False, ("tier",))
+
+
 async def test_first_only_leaves_what_only_the_last_can_answer_to_it() -> None:
     fast, large = Model(0), Model(1)
     request = msgspec.structs.replace(ask([1.0]), parameters={"sequence_id": 1})
