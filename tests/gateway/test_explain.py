@@ -8,6 +8,7 @@ from pathlib import Path
 from time import monotonic
 
 import pytest
+import structlog
 
 from gateway.cli import MISUSED, WELL, main
 from gateway.config import Config
@@ -229,7 +230,8 @@ def test_a_step_that_makes_no_sense_is_told_to_make_none(config: Config) -> None
 
 
 def test_the_command_prints_it_and_names_what_is_not_there(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["explain", "kept", "--config", str(file), "--when", "gpu down, cache old"]) == WELL
+    with structlog.testing.capture_logs():  # which the command would turn off
+        assert main(["explain", "kept", "--config", str(file), "--when", "gpu down, cache old"]) == WELL
     told = capsys.readouterr()
     assert told.out.startswith("route kept, when gpu down, cache old\n")
     assert not told.err
