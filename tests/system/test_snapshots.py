@@ -33,7 +33,7 @@ from examples.gatewayprocess import ConfigValue, GatewayProcess
 from gateway.parcel import unpacked as unpacked_answer
 
 LATE = 60.0
-LIVES = int(os.environ.get("LIVES", "20"))
+LIVES = int(os.environ.get("LIVES", "8"))
 """`make snapshot-kills` has 200."""
 SAMPLE = 25
 """Of all keys that were copied, those that the last gateway is asked for."""
