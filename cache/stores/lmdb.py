@@ -23,7 +23,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -79,6 +79,7 @@ class LmdbStore:
         self._open: Opened | None = None
         self._looked_at = 0.0
         self._thread: ThreadPoolExecutor | None = None
+        self._closing: Future[None] | None = None
         self._opening = threading.Lock()
         self._closed = False
 
@@ -129,6 +130,8 @@ class LmdbStore:
         held, now = self._open, self._ticker()
         if held is None or now - self._looked_at < LOOK_SECONDS:
             return
+        if self._closing is not None and not self._closing.done():
+            return  # a new lock may get the number of the one that is just going, and be taken for it
         self._looked_at = now
         place = self._place()
         try:
@@ -140,7 +143,8 @@ class LmdbStore:
             self.fault = error
         if self._open is not held:
             self.generation += 1
-            self._aside_thread().submit(held.environment.close)  # after those who read it there; here nobody does
+            # After those who read it there; here nobody does.
+            self._closing = self._aside_thread().submit(held.environment.close)
 
     async def close(self) -> None:
         self._closed = True
