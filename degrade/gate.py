@@ -137,12 +137,13 @@ class Permit:
 class Waiting:
     """One who waits, until ``outcome`` is there; ``wake`` is called then, once."""
 
-    __slots__ = ("_gate", "began", "claim", "holder", "outcome", "patience", "wake")
+    __slots__ = ("_gate", "began", "claim", "holder", "is_apart", "outcome", "patience", "wake")
 
     def __init__(self, gate: Gate, claim: Claim, holder: Holder, patience: float, wake: Callable[[], None]) -> None:
         self._gate = gate
         self.claim = claim
         self.holder = holder
+        self.is_apart = gate._is_apart(claim.priority, holder, holder.asked_at)
         self.began = holder.asked_at
         self.patience = patience
         self.wake = wake
@@ -186,8 +187,10 @@ class Gate:
         self.waited_seconds: dict[str, float] = {priority.word: 0.0 for priority in Priority}
         self.asked = 0
         """Permits asked for, in all."""
-        self.asked_lowest = 0
-        """Of them, those of the lowest priority."""
+        self.asked_apart = 0
+        """Of them, those that are no sign of strain: they are not to be served at any price."""
+        self.shed_apart = 0
+        """Of them, those that found no place."""
 
     @property
     def places(self) -> int:
@@ -222,19 +225,21 @@ class Gate:
         return not self._waiting and not self.in_flight
 
     def pressure(self, now: float) -> float:
-        """How much of its time the oldest that waits has used up, of those who are not of the lowest priority: 0 to
-        1."""
-        return max([self._lateness(self._lines[each].oldest, now) for each in Priority if each is not Priority.LOW])
+        """How much of its time somebody who waits has used up, but for those who are no sign of strain: 0 to 1."""
+        lines = [self._lines[each] for each in Priority if each is not Priority.LOW]
+        oldest = [waiting for line in lines for waiting in line.oldest_of_each() if not waiting.is_apart]
+        return max([self._lateness(waiting, now) for waiting in oldest], default=0.0)
 
     def admit(self, claim: Claim, seconds: float, now: float, wake: Callable[[], None]) -> Permit | Waiting | Shed:
         """Ask for a permit for a call that must be answered within ``seconds``: it is there, or to be waited for
         (``wake`` tells), or refused."""
         self.asked += 1
-        self.asked_lowest += claim.priority is Priority.LOW
         self._limiter.tick(now)
+        holder = self._shares.asked(claim.priority, claim.owner, self.settled, now)
+        is_apart = self._is_apart(claim.priority, holder, now)
+        self.asked_apart += is_apart
         if claim.priority > self.least:
-            return self._refused(claim, "brownout")
-        holder = self._shares.asked(claim.priority, claim.owner, now)
+            return self._refused(claim, "brownout", is_apart)
         if self._waiting:
             self._grant(now)  # the limit may have grown: who may go has gone
         if self._has_place(claim.priority, holder, now):
@@ -248,9 +253,9 @@ class Gate:
             if lowest > claim.priority:
                 self._displace(lowest, self._lines[lowest].longest(), now)
             elif not self._makes_room(claim, line, now):
-                return self._refused(claim, "full")
+                return self._refused(claim, "full", is_apart)
         elif self._ahead(claim.priority) >= self._servable(patience) and not self._makes_room(claim, line, now):
-            return self._refused(claim, "full")
+            return self._refused(claim, "full", is_apart)
         waiting = Waiting(self, claim, holder, patience, wake)
         line.push(waiting)
         self._waiting += 1
@@ -258,6 +263,11 @@ class Gate:
         return waiting
 
     # -- decide -----------------------------------------------------------------------------------
+
+    def _is_apart(self, priority: Priority, holder: Holder, now: float) -> bool:
+        """Whether a request is no sign of strain: of the lowest priority, or of a crowd beside others who are within
+        their shares. It has what is left, and if that is little nobody else is to be served less for it."""
+        return priority is Priority.LOW or self._shares.is_crowd(priority, holder, self.settled, now)
 
     def _has_place(self, priority: Priority, holder: Holder, now: float) -> bool:
         """Whether there is a place for somebody, when all who wait and may go have gone."""
@@ -317,8 +327,9 @@ class Gate:
         self.in_flight += 1
         return Permit(self, holder, now, self.in_flight)
 
-    def _refused(self, claim: Claim, reason: str) -> Shed:
+    def _refused(self, claim: Claim, reason: str, is_apart: bool) -> Shed:
         self.shed[reason, claim.priority.word] += 1
+        self.shed_apart += is_apart
         return Shed(reason, self._retry_after())
 
     def _makes_room(self, claim: Claim, line: Line[Waiting], now: float) -> bool:
@@ -341,7 +352,7 @@ class Gate:
         oldest = line.end_of(owner, newest=False)
         waiting = oldest if self._is_late(oldest, now) else line.end_of(owner, newest=True)
         self._remove(waiting)
-        self._settle(waiting, self._refused(waiting.claim, "displaced"))
+        self._settle(waiting, self._refused(waiting.claim, "displaced", waiting.is_apart))
 
     def _remove(self, waiting: Waiting) -> None:
         self._lines[waiting.claim.priority].remove(waiting)
@@ -358,7 +369,7 @@ class Gate:
 
     def _expired(self, waiting: Waiting, now: float) -> None:
         self._remove(waiting)
-        self._settle(waiting, self._refused(waiting.claim, "late"))
+        self._settle(waiting, self._refused(waiting.claim, "late", waiting.is_apart))
 
     def _freed(self, now: float) -> None:
         self.in_flight -= 1

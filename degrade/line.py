@@ -64,6 +64,10 @@ class Line(Generic[W]):
         """Who has waited longest of all."""
         return next(iter(self._all), None)
 
+    def oldest_of_each(self) -> list[W]:
+        """Of each owner, who has waited longest."""
+        return [next(iter(owner.waiting)) for owner in self._owners.values()]
+
     def waiting_of(self, owner: str) -> int:
         """How many of an owner's wait."""
         held = self._owners.get(owner)

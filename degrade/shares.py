@@ -30,6 +30,10 @@ SMOOTHING: Final = 0.05
 HEAVY: Final = 2.0
 """Shares that are more than one's share: with what comes by chance nearly everybody has one and a half now and then."""
 
+RENEWED_SECONDS: Final = 3.0
+"""After his last request, for which one who is within his share stays the one who is known to be: every crowd is small
+when it begins, and must not stand in his place then."""
+
 OWNERS_MAX: Final = 1024
 """Owners of one priority that are remembered; who asked longest ago is forgotten first."""
 
@@ -47,7 +51,7 @@ class Holder:
 
 
 class _Class:
-    """Those of one priority, who asked last at the end. ``light``: the last who was within his share when he asked."""
+    """Those of one priority, who asked last at the end. ``light``: one who was within his share when he asked."""
 
     __slots__ = ("holders", "light")
 
@@ -71,13 +75,19 @@ class Shares:
         """Up to so many in flight there is a place for somebody who has asked."""
         if not self.places:
             return limit
-        there = self._classes[priority]
-        light = there.light
-        is_there = light is not None and now - light.asked_at <= LATELY and not self._is_heavy(there, light)
-        times = (is_there and self._is_heavy(there, holder)) + self._is_passed(priority, now)
+        times = self.is_crowd(priority, holder, limit, now) + self._is_passed(priority, now)
         return min(limit, self.places - times * int(self.places * KEPT)) if times else limit
 
-    def asked(self, priority: int, owner: str, now: float) -> Holder:
+    def is_crowd(self, priority: int, holder: Holder, limit: int, now: float) -> bool:
+        """Whether somebody has far more than his share there, and another one has not. Where nobody knows the places it
+        is a share of the limit."""
+        there, places = self._classes[priority], self.places or limit
+        light = there.light
+        if light is None or now - light.asked_at > LATELY or _is_heavy(there, light, places):
+            return False
+        return _is_heavy(there, holder, places)
+
+    def asked(self, priority: int, owner: str, limit: int, now: float) -> Holder:
         """Somebody asks. What he has then is to be counted in what this returns."""
         there = self._classes.get(priority)
         if there is None:
@@ -90,7 +100,9 @@ class Shares:
             there.holders.move_to_end(owner)
         holder.asked_at = now
         holder.usual += SMOOTHING * (holder.present - holder.usual)
-        if not self._is_heavy(there, holder):
+        places, light = self.places or limit, there.light
+        is_other = light is None or now - light.asked_at > RENEWED_SECONDS or _is_heavy(there, light, places)
+        if is_other and not _is_heavy(there, holder, places):
             there.light = holder
         return holder
 
@@ -103,10 +115,6 @@ class Shares:
                     return True
         return False
 
-    def _is_heavy(self, there: _Class, holder: Holder) -> bool:
-        """Whether he asks for more than an equal share of the places, and for more than one."""
-        return holder.usual > 1.0 and holder.usual * len(there.holders) > HEAVY * self.places
-
     def _forget(self, there: _Class, now: float) -> None:
         """Those who are not there any more; at least who has just come stays."""
         while len(there.holders) > 1:
@@ -114,3 +122,8 @@ class Shares:
             if len(there.holders) <= OWNERS_MAX and now - oldest.asked_at <= LATELY:
                 return
             del there.holders[owner]
+
+
+def _is_heavy(there: _Class, holder: Holder, places: int) -> bool:
+    """Whether he has far more than an equal share of the places there, and more than one."""
+    return holder.usual > 1.0 and holder.usual * len(there.holders) > HEAVY * places

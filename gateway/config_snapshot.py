@@ -16,8 +16,9 @@ from gateway.schema import Fault
 from gateway.units import Seconds, Size
 
 INTERVAL_MIN: Final = Seconds.parse("100ms")
-INTERVAL_MAX: Final = Seconds.parse("1h")
-"""Each is a commit that waits for the disk; what is made between two of them is what a crash may lose."""
+INTERVAL_MAX: Final = Seconds.parse("1m")
+"""Each is a commit that waits for the disk; what is made between two of them is what a crash may lose, and who watches
+(``deploy/prometheus``) must hear of one that fails."""
 BYTES_MIN: Final = Size.parse("16MiB")
 """A generation must have room for several of the largest records."""
 

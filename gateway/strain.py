@@ -15,7 +15,6 @@ import structlog
 
 from degrade.brownout import Brownout, BrownoutOptions, Signals, Turned
 from degrade.deadline import Ticker
-from degrade.gate import Priority
 from gateway.background import Sleep
 from tiers.gates import Gates
 
@@ -34,7 +33,6 @@ ASKED_MIN: Final = 10
 PROCESS: Final = "(process)"
 """What the event loop's level is called among backends; parentheses cannot be in a configured name's way."""
 
-_LOWEST: Final = Priority.LOW.word
 
 _log = structlog.get_logger("tailrace")
 
@@ -63,6 +61,8 @@ class Strain:
         self._watched: dict[str, _Watched] = {}
         self.lag = 0.0
         """Seconds by which the event loop was late at the last look."""
+        self.late_seconds = 0.0
+        """Of all looks together."""
         self.turns: Counter[tuple[str, str, str]] = Counter()
         """Changes, by backend, level and reason."""
 
@@ -81,6 +81,7 @@ class Strain:
     def look(self, lag: float) -> None:
         """Look once; ``lag``: seconds by which the event loop was late."""
         self.lag = lag
+        self.late_seconds += lag
         options, backends, now = self._options(), self._backends(), self._ticker()
         if options is None:
             for home in backends.values() if self._watched else ():
@@ -110,11 +111,11 @@ class Strain:
 
 
 def _shed(gates: Gates, watched: _Watched) -> float:
-    """The share of a second's requests that found no place. What a level itself sheds is not counted: it would keep it
-    up for ever. Nor is what has the lowest priority: it is refused so that others are served as always, and its crowd
-    must not take that from them."""
-    asked = sum([gate.asked - gate.asked_lowest for _, gate in gates])
-    shed = sum([count for _, gate in gates for (_, priority), count in gate.shed.items() if priority != _LOWEST])
+    """The share of a second's requests that found no place. What a level itself sheds is not counted, for it has the
+    lowest priority, which never counts: it would keep the level up for ever. Nor does a crowd's: it is refused so that
+    others are served as always, and must not take that from them."""
+    asked = sum([gate.asked - gate.asked_apart for _, gate in gates])
+    shed = sum([gate.shed.total() - gate.shed_apart for _, gate in gates])
     watched.counted.append((asked, shed))
     asked, shed = asked - watched.counted[0][0], shed - watched.counted[0][1]
     return shed / asked if asked >= ASKED_MIN and shed > 0 else 0.0

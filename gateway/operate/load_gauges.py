@@ -78,6 +78,13 @@ def load_gauges(homes: Callable[[], Mapping[str, Home]], strain: Strain) -> Iter
         counter=True,
     )
     yield Gauge("tailrace_loop_lag_seconds", "How late the event loop was.", (), lambda: iter([((), strain.lag)]))
+    yield Gauge(
+        "tailrace_loop_late_seconds",
+        "How late it was at each look, ten a second, in sum.",
+        (),
+        lambda: iter([((), strain.late_seconds)]),
+        counter=True,
+    )
 
 
 def _settled(gate: Gate) -> float:

@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from degrade.gate import Claim, Gate, GateOptions, Permit, Priority
+from degrade.gate import Claim, Gate, GateOptions, Permit, Priority, Waiting
 from degrade.limiter import Limiter, LimiterOptions
 from degrade.shares import LATELY, OWNERS_MAX, Holder, Shares
 from tests.degrade.crowding import Stream, Told, World, goodput, p99
@@ -26,7 +26,7 @@ def shares(places: int = 8) -> Shares:
 def ask(shares: Shares, owner: str, present: int, times: int = 200, now: float = 0.0, priority: int = NORMAL) -> Holder:
     """An owner who has so many there whenever he asks."""
     for _ in range(times):
-        holder = shares.asked(priority, owner, now)
+        holder = shares.asked(priority, owner, 10, now)
         holder.present = present
     return holder
 
@@ -69,7 +69,7 @@ def test_a_crowd_leaves_the_last_places_to_who_asks_little_and_for_as_long_as_he
     noisy, quiet = ask(made, "noisy", 60), ask(made, "quiet", 1)
     assert kept(made, noisy, LATELY) == 3
     assert kept(made, quiet, LATELY) == 0
-    made.asked(NORMAL, "noisy", LATELY + 0.1)
+    made.asked(NORMAL, "noisy", 10, LATELY + 0.1)
     assert kept(made, noisy, LATELY + 0.1) == 0
 
 
@@ -103,9 +103,9 @@ def test_who_asks_little_has_a_place_before_a_crowd_also_when_a_higher_priority_
 def test_owners_who_are_gone_are_forgotten() -> None:
     made = shares()
     for number in range(3 * OWNERS_MAX):
-        made.asked(NORMAL, str(number), 0.0)
+        made.asked(NORMAL, str(number), 10, 0.0)
     assert len(made._classes[NORMAL].holders) == OWNERS_MAX
-    made.asked(NORMAL, "new", LATELY + 1.0)
+    made.asked(NORMAL, "new", 10, LATELY + 1.0)
     assert list(made._classes[NORMAL].holders) == ["new"]
 
 
@@ -138,6 +138,34 @@ def test_a_noisy_tenant_at_fifty_times_its_share_leaves_the_others_p99_within_on
     found = [spared(QUIET, NOISY, PLACES, seed) for seed in SEEDS]
     assert statistics.median(times for times, _ in found) <= 1.5
     assert all(goodput(told, 40.0) >= 0.9 * CAPACITY for _, told in found)
+
+
+@pytest.mark.parametrize("places", [PLACES, 0])
+def test_a_noisy_tenant_is_no_sign_of_strain(places: int) -> None:
+    """Nobody else is served less because most of what it asks finds no place; where all ask too much, all count."""
+    world = World(gate(places), PLACES, WORK, DEADLINE)
+    world.run([*QUIET, *NOISY], 20.0, 1)
+    asked, shed = world.gate.asked - world.gate.asked_apart, world.gate.shed.total() - world.gate.shed_apart
+    assert world.gate.shed.total() > 5000
+    assert shed < 0.25 * asked  # the noisy tenant's first, before it is known for one
+    all_alike = World(gate(places), PLACES, WORK, DEADLINE)
+    all_alike.run([Stream(Claim(owner), 2 * CAPACITY) for owner in "abcd"], 20.0, 1)
+    assert all_alike.gate.shed_apart < 0.01 * all_alike.gate.shed.total()
+
+
+def test_what_waits_of_a_crowd_presses_nobody() -> None:
+    made = gate(PLACES)
+    quiet, noisy = Claim("quiet"), Claim("noisy")
+    assert isinstance(made.admit(quiet, 10.0, 0.0, lambda: None), Permit)
+    there = [made.admit(noisy, 10.0, 0.0, lambda: None) for _ in range(100)]
+    for each in [each for each in there if isinstance(each, Waiting)]:
+        each.leave(0.0)  # some of them came before anybody could know it for a crowd
+    for _ in range(50):
+        made.admit(noisy, 10.0, 1.0, lambda: None)
+    assert (made.waiting, made.pressure(6.0)) == (50, 0.0)
+    held = [made.admit(quiet, 10.0, 1.0, lambda: None) for _ in range(3)]
+    assert isinstance(held[-1], Waiting)
+    assert made.pressure(6.0) == 0.5
 
 
 def test_and_so_it_is_beside_high_priority() -> None:

@@ -59,6 +59,7 @@ def test_a_late_loop_raises_everybodys() -> None:
     world.look(4, lag=0.6)
     assert world.levels == (2, 2)
     assert world.strain.lag == 0.6
+    assert world.strain.late_seconds == pytest.approx(4 * 0.6)
     world.look(40)
     assert world.levels == (0, 0)
 
@@ -81,7 +82,9 @@ def test_the_share_that_found_no_place_raises_it_but_not_what_a_level_sheds() ->
     assert world.levels == (4, 0)
     for _ in range(60):
         gate.asked += 10
+        gate.asked_apart += 9
         gate.shed["brownout", "low"] += 9
+        gate.shed_apart += 9
         world.look(1)
     assert world.levels == (0, 0)
 
@@ -92,13 +95,14 @@ def test_a_crowd_of_the_lowest_priority_that_finds_no_place_raises_nothing() -> 
     gate = world.gates["a"].of("m")
     for _ in range(10 * LOOKS):
         gate.asked += 100
-        gate.asked_lowest += 90
+        gate.asked_apart += 90
         gate.shed["displaced", "low"] += 80
+        gate.shed_apart += 80
         world.look(1)
     assert world.levels == (0, 0)
     for _ in range(2 * LOOKS):
         gate.asked += 100
-        gate.asked_lowest += 90
+        gate.asked_apart += 90
         gate.shed["displaced", "normal"] += 6  # of ten
         world.look(1)
     assert world.levels == (4, 0)
