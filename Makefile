@@ -1,6 +1,10 @@
 # Everything from nothing: a Debian machine with Python 3.11 (or newer), make and apt is enough.
 # The two environments are stamped with the locks that made them, so a second run is instant.
 
+# Python that may not keep what it compiles (containers like to say so) compiles 2,000 files at each start of a gateway:
+# twice the time, and the tests start some hundreds.
+unexport PYTHONDONTWRITEBYTECODE
+
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 
 VENV := .venv

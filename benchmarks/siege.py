@@ -62,7 +62,7 @@ async def besiege(kind: str, door: str, address: str) -> None:
     else:
         manner, count = _manner(kind, door), {"idle": IDLE, "slow": SLOW, "deaf": DEAF}[kind]
         tasks = [asyncio.create_task(_again(address, manner)) for _ in range(count)]
-    await asyncio.sleep(SETTLING_SECONDS)
+    await asyncio.sleep(0.0 if kind == "flood" else SETTLING_SECONDS)  # a flood is what it is at once
     print(READY, flush=True)
     await asyncio.gather(*tasks)
 

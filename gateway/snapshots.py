@@ -191,8 +191,11 @@ class Snapshots:
             await asyncio.wait([self._writing], timeout=seconds)
         for each in self._copied.values():
             each.again()
-        while self.waiting and (left := until - self._ticker()) > 0.0:
+        while (waiting := self.waiting) and (left := until - self._ticker()) > 0.0:
+            copied = self.copied
             if await self.copy(asyncio.sleep, left) != "written":
+                break
+            if (self.waiting, self.copied) == (waiting, copied):  # of a model that never said what it is
                 break
         await self._words.close()
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -204,7 +204,7 @@ def test_nothing_hidden_is_ever_acted_on_and_all_lanes_say_the_same(house: House
 
         async def one(raw: bytes) -> list[bytes]:
             async with turns:
-                return [await house.talk(lane, [raw]) for lane in DOORS]
+                return await asyncio.gather(*(house.talk(lane, [raw]) for lane in DOORS))
 
         return await asyncio.gather(*(one(raw) for _, raw in DESYNC))
 

@@ -214,3 +214,15 @@ async def test_closing_writes_what_waits(tmp_path: Path) -> None:
     await again.snapshots.open()
     assert again.there(49)
     await again.snapshots.close(0.0)
+
+
+async def test_closing_does_not_wait_for_what_cannot_be_written(tmp_path: Path) -> None:
+    """An answer of a model that was never there to say what it is: the clock of this world stands still."""
+    world = World(tmp_path / "snapshot")
+    await world.snapshots.open()
+    source, stuck = Source(5_000), Source(1)
+    stuck.take = lambda count: []  # type: ignore[method-assign]
+    world.copy(source, stuck)
+    async with asyncio.timeout(60.0):
+        await world.snapshots.close(10.0)
+    assert (len(source), len(stuck)) == (0, 1)

@@ -56,6 +56,7 @@ def test_one_seed_is_one_run() -> None:
     assert done.stdout.split() == ours
 
 
+@pytest.mark.timeout(900)  # one whose `first` is out of date looks at hundreds of worlds
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=[each.name for each in MUTATIONS])
 def test_a_planted_bug_is_noticed(mutation: Mutation) -> None:
     report = noticed(mutation)

@@ -6,7 +6,7 @@ import json
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +50,15 @@ def text(said: str) -> list[dict[str, object]]:
     return [{"name": "text", "datatype": "BYTES", "shape": [1], "data": [said]}]
 
 
-@pytest.fixture
-def gateway(triton: TritonServer, gateway_factory: Callable[..., GatewayProcess]) -> GatewayProcess:
+@pytest.fixture(scope="module")
+def gateway(triton: TritonServer) -> Iterator[GatewayProcess]:
+    """One for all: what has shut a model or taken a replica away is noticed by whoever comes next, too."""
     models = ("echo_fp32", "either", "failing", "decoupled", "repeating")
     routes = {model.partition("_")[0]: {"tiers": [{"backend": "b", "model": model}]} for model in models}
     server = {"allow": ["shared_memory"], "passthrough": "b"}
-    return gateway_factory({"server": server, "backends": {"b": {"http": [triton.http_url]}}, "routes": routes})
+    config = {"server": server, "backends": {"b": {"http": [triton.http_url]}}, "routes": routes}
+    with GatewayProcess(config) as started:
+        yield started
 
 
 @pytest.mark.parametrize("parameters", BAD_PARAMETERS, ids=lambda each: next(iter(each)))
