@@ -45,6 +45,7 @@ from gateway.doors.ports import Ports
 from gateway.doors.rpc import RpcConnection
 from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
+from gateway.learning import Home
 from gateway.memory import resident
 from gateway.notes import Notes
 from gateway.operate.admin import Shown, admin_port
@@ -65,7 +66,7 @@ from gateway.operate.load_gauges import load_gauges
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
 from gateway.reload import Reloads
-from gateway.route import Home, Route
+from gateway.route import Route
 from gateway.service import Watched
 from gateway.sharing import Stores
 from gateway.snapshots import snapshots_of

@@ -188,6 +188,7 @@ def _route_faults(config: Config, written: Written, name: str, route: Route) -> 
     bytes_max, of = (own, f"{path}.limits.body_bytes_max") if own is not None else _servers(config)
     yield from _second_faults(path, route)
     yield from _snapshot_faults(config, written, name)
+    yield from _default_faults(written, name)
     json_bytes_max = route.limits.json_bytes_max
     if json_bytes_max > bytes_max and said(written, "routes", name, "limits", "json_bytes_max"):
         yield (
@@ -220,6 +221,16 @@ def _snapshot_faults(config: Config, written: Written, name: str) -> Iterator[Fa
     elif config.snapshot is None and (named or kind in ("stale", "fresh")):
         where = f"{path}.degrade" if named else f"{path}.cache.snapshot"
         yield where, "needs a [snapshot] section, which says where copies are kept"
+
+
+def _default_faults(written: Written, name: str) -> Iterator[Fault]:
+    """A default that nobody would get, or a step that would give none."""
+    steps, declared = said(written, "routes", name, "degrade"), said(written, "routes", name, "default")
+    named = isinstance(steps, list) and "default" in steps
+    if declared and isinstance(steps, list) and not named:
+        yield f"routes.{name}.default", 'is declared, and `degrade` does not name "default": nobody would get it'
+    elif named and not declared:
+        yield f"routes.{name}.degrade", 'names "default", and none is declared: write default.OUTPUT for each output'
 
 
 def _endpoint_faults(config: Config, written: Written, name: str, endpoint: Endpoint) -> Iterator[Fault]:

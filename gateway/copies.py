@@ -44,7 +44,7 @@ WORDS_SECONDS: Final = 1.0
 TURN_BYTES: Final = 256 * 1024
 """Made ready in one turn of the event loop: some 0.2 ms."""
 FINGERPRINT_BYTES: Final = 16
-ASIDE: Final = ("quota", "caller_quota", "degrade", "timeout", "priority", "brownout")
+ASIDE: Final = ("quota", "caller_quota", "degrade", "default", "timeout", "priority", "brownout")
 """What of a route decides no answer."""
 FLOATS: Final[Mapping[str, str]] = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
 """Datatypes that can be something else than a number."""

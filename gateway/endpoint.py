@@ -216,8 +216,12 @@ class Endpoint:
         assert self.cache is not None
         return self.cache.find(key, now)
 
-    def kept(self, key: Key, now: float) -> None:
+    def kept(self, caller: Caller, request: Post, key: Key, now: float) -> None:
         """Nothing: as with a second level."""
+
+    def declared(self, request: Post) -> str:
+        """Nothing: a server's own error says more to its clients."""
+        return ""
 
     async def ask(self, request: Post, deadline: Deadline, terms: Terms, ticker: Ticker) -> Given[Page]:
         """The server's answer, whatever it is. Raises Rejected for what cannot be written as a request, and

@@ -29,7 +29,8 @@ from gateway.background import Sleep, kept
 from gateway.config import Config
 from gateway.config_snapshot import SnapshotConfig
 from gateway.copies import WORDS, AnswerCopies, Copied, CopyRules, Pending, fingerprint_of
-from gateway.route import Home, Route
+from gateway.learning import Home
+from gateway.route import Route
 from gateway.second import Shared, scope_of
 from gateway.sharing import WORD_BYTES, told_of
 from gateway.surroundings import Surroundings

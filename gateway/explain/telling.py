@@ -118,10 +118,19 @@ def rungs(config: Config, route: RouteConfig) -> tuple[Rung, ...]:
         Step.TIER: f"{len(route.tiers)} of them; one before another has {TIER_SHARE:.0%} of the time left",
         Step.STALE: old,
         Step.SNAPSHOT: "what an earlier process has left, within the same ages; nothing is left in what is told here",
+        Step.DEFAULT: _declared(route),
         Step.REFUSE: f"at the latest after routes.timeout ({Seconds(route.timeout)})",
     }
     order = [Step(step) for step in route.degrade]
     return tuple(Rung(step, bounds.get(step, "")) for step in (*order, Step.REFUSE))
+
+
+def _declared(route: RouteConfig) -> str:
+    """What a route has for when everything else has failed."""
+    if not route.default:
+        return "none is declared"
+    each = ", of each row" if any(output.is_by_row for output in route.default.values()) else ""
+    return f"what is declared ({', '.join(route.default)}{each})"
 
 
 def _verdict(step: Step, taken: set[str], failures: set[Failure]) -> str:
@@ -254,8 +263,9 @@ def _told(outcome: Outcome) -> list[str]:
         lines += [f"         {name}: {value}" for name, value in outcome.problem.headers() if name == "Retry-After"]
     else:
         kind = {"hit": "a fresh answer from the cache", "stale": "an old answer from the cache"}
-        said = kind.get(told.cache, "an answer")
+        is_declared = Step.DEFAULT.value in told.steps
+        said = "the declared default" if is_declared else f"{kind.get(told.cache, 'an answer')}, of {told.tier}"
         less = ", which is less than health would give" if told.degraded else ""
-        lines.append(f"  gets  {after} 200: {said}, of {told.tier}{less}")
+        lines.append(f"  gets  {after} 200: {said}{less}")
     lines += [f"         {name}: {value}" for name, value in provenance_headers(told, outcome.seconds)]
     return lines

@@ -71,6 +71,11 @@ tiers = [
 ]
 cache = { ttl = "10m", max_stale = "1h" }
 brownout = ["fast", "stale"]
+[routes.declared]
+tiers = [{ backend = "gpu", model = "large" }]
+cache = { ttl = "10m", max_stale = "1h" }
+[routes.declared.default]
+y = { datatype = "FP32", shape = [-1, 2], value = 0.5 }
 [routes.rank]
 tiers = [{ backend = "gpu", model = "ranker" }]
 [routes.rank.features]
@@ -154,7 +159,8 @@ def gist(outcome: Outcome) -> str:
     """In one line: who was asked, and what a caller gets."""
     told, problem = outcome.provenance, outcome.problem
     asked = " ".join(f"{each.what.split()[1]}:{each.came}" for each in outcome.asked)
-    got = f"{problem.status} {problem.slug}" if problem is not None else f"{told.cache}/{told.reason} {told.tier}"
+    answered = f"{told.cache}/{told.reason} {told.tier}".strip()
+    got = answered if problem is None else f"{problem.status} {problem.slug}"
     steps = "".join(f" +{step}" for step in told.steps)
     return f"{asked} => {got}{steps}{' degraded' if told.degraded else ''}"
 
@@ -177,6 +183,11 @@ CASES = [
      "=> stale/broken large +stale degraded"),
     ("kept", "cache dead, gpu down", "large:unreachable large:unreachable => 503 unavailable degraded",
      "=> 503 unavailable degraded"),
+    ("declared", "gpu down", "large:unreachable large:unreachable => miss/unreachable +default degraded",
+     "=> miss/unreachable +default degraded"),
+    ("declared", "gpu down, cache old",
+     "large:unreachable large:unreachable => stale/unreachable large +stale degraded",
+     "=> stale/unreachable large +stale degraded"),
     ("alone", "gpu down, cache old", "large:unreachable => 503 unavailable degraded", "=> 503 unavailable degraded"),
     ("cascade", "", "small:answered => bypass/off small", None),
     ("cascade", "small unsure", "small:unsure large:answered => bypass/off large", None),
@@ -227,6 +238,14 @@ def test_a_step_that_makes_no_sense_is_told_to_make_none(config: Config) -> None
     text = explain(config, "plain", read_conditions("large overloaded", config))
     assert "makes no sense" not in text
     assert "  refuse   at the latest after routes.timeout (10s); taken" in text
+
+
+def test_the_text_says_that_it_is_a_declared_default(config: Config) -> None:
+    text = explain(config, "declared", read_conditions("large failing", config))
+    assert "  gets   200: the declared default, which is less than health would give\n" in text
+    assert "steps=(default), degraded" in text
+    assert "  default  what is declared (y, of each row); taken" in text
+    assert "  default  none is declared" in explain(config, "plain", ())
 
 
 def test_the_command_prints_it_and_names_what_is_not_there(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -299,6 +318,7 @@ KEPT = 'cache = { ttl = "1h" }'
         ((ONE, OLD, "degrade = []"), "upstream down, cache old"),
         ((TWO,), ""),
         ((TWO,), "m overloaded"),
+        ((ONE, 'default = { y = { datatype = "FP32", shape = [1, 2], value = 0.5 } }'), "upstream overloaded"),
     ],
 )
 async def test_a_real_gateway_does_what_is_told(upstream: Breakable, route: tuple[str, ...], when: str) -> None:
