@@ -155,7 +155,7 @@ class Gateway:
         of_reloads = () if self.reloads is None else reload_gauges(self.reloads)
         of_tables = table_gauges(lambda: self.standing.tables)
         of_seconds = second_gauges(lambda: self.services, self._stores.states)
-        of_snapshots = () if self.snapshots is None else snapshot_gauges(self.snapshots, lambda: self.routes)
+        of_snapshots = () if self.snapshots is None else snapshot_gauges(self.snapshots, lambda: self.services)
         of_load = load_gauges(lambda: self.homes, self._strain)
         of_others = (*of_tables, *of_seconds, *of_snapshots, *of_reloads, *chaos_gauges(self._faults))
         for gauge in (*gauges(*shown), *of_load, *of_others):
@@ -409,7 +409,7 @@ class Gateway:
         for route in standing.routes.values():
             self._stores.share(route, standing.config)
         if self.snapshots is not None:
-            self.snapshots.share(standing.config, standing.routes, standing.tables)
+            self.snapshots.share(standing.config, standing.routes, standing.tables, standing.endpoints)
 
     # -- what runs beside the requests --------------------------------------------------------------
 

@@ -470,7 +470,7 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     caller_quota: QuotaConfig | None = None
     body_bytes_max: Size | None = None
     timeout: Seconds = seconds("10s")
-    degrade: tuple[Literal["replica", "stale"], ...] = ("replica", "stale")
+    degrade: tuple[Literal["replica", "stale", "snapshot"], ...] = ("replica", "stale", "snapshot")
     priority: PriorityWord | None = None
     brownout: tuple[Literal["stale"], ...] = ()
     vary: tuple[str, ...] = ()

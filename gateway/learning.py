@@ -160,7 +160,8 @@ class Learning:
         if facts is None:
             return None
         if self._schema is None or self._schema[0] is not facts:
-            told = msgspec.msgpack.encode((facts.inputs, facts.outputs, facts.max_batch))
+            models = self.merged("").merged
+            told = msgspec.msgpack.encode((models.inputs, models.outputs, models.max_batch))
             self._schema = facts, blake3(told).digest()
         return self._schema[1]
 

@@ -30,13 +30,15 @@ from gateway.codec.http import BodyLimits
 from gateway.config import Route as RouteConfig
 from gateway.config import TierConfig
 from gateway.config_load import priority_of
-from gateway.copies import AnswerCopies
+from gateway.copies import Copies, Standing
 from gateway.default import Default, misfits
 from gateway.fitting import Expected, expected
 from gateway.learning import Home, Learning
+from gateway.lent import Lent
 from gateway.problem import Refused, not_found
 from gateway.recall import RecallRules
-from gateway.rows import Asked, Assembled, Row, Rows
+from gateway.row import Asked, Assembled, Row
+from gateway.rows import Rows
 from gateway.second import SecondLevel
 from gateway.service import (
     DECENT_SHARE,
@@ -133,7 +135,8 @@ class Route:
         self.cache: ResponseCache[Served[InferResponse], Wire] | None = cache_of(config.cache)
         self.rows = None if config.cache is None or not config.cache.rows else Rows(name, config.cache)
         self.second: SecondLevel | None = None
-        self.copies: AnswerCopies | None = None
+        self.copied: Copies[Served[InferResponse]] | None = None
+        self.copied_rows: Copies[Row] | None = None
         self._ttl = 0.0 if config.cache is None else float(config.cache.ttl)  # one object for all entries
         self._max_stale = 0.0 if config.cache is None else float(config.cache.max_stale)
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
@@ -163,8 +166,8 @@ class Route:
             successor.cache, successor.rows, successor.epoch = self.cache, self.rows, self.epoch
             if self.second is not None:
                 successor.share(self.second)
-            if self.copies is not None:
-                successor.copy(self.copies)
+            if self.copied is not None:
+                successor.copy(self.copied, self.copied_rows)
             self._succeeded = True
         return successor
 
@@ -175,11 +178,20 @@ class Route:
         if self.rows is not None:
             self.rows.second = second
 
-    def copy(self, copies: AnswerCopies) -> None:
-        """Leave copies of answers on the disk, and take those that are there."""
+    def copy(self, copied: Copies[Served[InferResponse]], rows: Copies[Row] | None = None) -> None:
+        """Leave copies of answers, and of rows where those are kept, on the disk, and take those that are there."""
         assert self.cache is not None
-        self.copies = copies
-        copies.watch(self.cache, lambda: self.epoch, self.learning.looks, self.learning.schema)
+        assert rows is None or self.rows is not None
+        self.copied, self.copied_rows = copied, rows
+        copied.standing.watch(lambda: self.epoch, self.learning.looks, self.learning.schema)
+        copied.watch(self.cache)
+        if rows is not None and self.rows is not None:
+            rows.watch(self.rows.cache)
+
+    @property
+    def copies(self) -> Standing | None:
+        """What says whether copies of its answers may be used."""
+        return None if self.copied is None else self.copied.standing
 
     @property
     def in_parts(self) -> bool:
@@ -228,7 +240,7 @@ class Route:
         if self.second is not None:
             self.second.end_turn()
         if self.copies is not None:
-            self.copies.witness.end_turn()
+            self.copies.end_turn()
 
     def uncacheable(self, request: InferRequest) -> str:
         """Why a request is never cached, in one word; empty if it may be (DESIGN section 6)."""
@@ -262,11 +274,20 @@ class Route:
     def kept(
         self, caller: Caller, request: InferRequest, key: Key, now: float
     ) -> Found[Served[InferResponse]] | None:
-        """What was copied of an answer, whatever its models are now: an old one, of no epoch that is now."""
-        copy = None if self.copies is None else self.copies.find(key.digest, now)
-        if copy is None:
-            return None
-        entry = self.entry(copy.served, NO_EPOCH, copy.made_at)
+        """What was copied of an answer, or of its rows, whatever its models are now: an old one, of no epoch that is
+        now."""
+        copy = None if self.copied is None else self.copied.find(key.digest, now)
+        if copy is not None:
+            entry = self.entry(copy.value, NO_EPOCH, copy.made_at)
+        else:
+            rows = None if self.copied_rows is None else self._known_rows(request)
+            if self.rows is None or self.copied_rows is None or rows is None:
+                return None
+            lent = Lent(self.copied_rows, now, NO_EPOCH, is_old=True)
+            made = self.rows.whole(self._in_rows(caller, request, key, rows), now, lent)
+            if made is None:
+                return None
+            entry = self.entry(_of_rows(made), NO_EPOCH, made.made_at)
         freshness = entry.freshness(now, key.epoch)
         return None if freshness is Freshness.DEAD else Found(entry, freshness, is_copy=True)
 
@@ -297,11 +318,11 @@ class Route:
 
     def _copied(self, key: Key, now: float) -> Found[Served[InferResponse]] | None:
         """The copy of an answer, if it may be served as if it had been here all the time."""
-        copies = self.copies
-        copy = None if copies is None else copies.find(key.digest, now)
-        if self.cache is None or copies is None or copy is None or not (copy.is_same or copies.trusts()):
+        copied = self.copied
+        copy = None if copied is None else copied.find(key.digest, now)
+        if self.cache is None or copied is None or copy is None or not (copy.is_same or copied.standing.trusts()):
             return None
-        entry = self.entry(copy.served, key.epoch, copy.made_at)
+        entry = self.entry(copy.value, key.epoch, copy.made_at)
         freshness = entry.freshness(now, key.epoch)
         if freshness is Freshness.DEAD:
             return None
@@ -317,16 +338,18 @@ class Route:
         rows = None if found is not None and found.freshness is Freshness.FRESH else self._known_rows(request)
         if self.rows is None or rows is None:
             return found
-        made = self.rows.whole(self._in_rows(caller, request, key, rows), now)
+        lent = None if self.copied_rows is None else Lent(self.copied_rows, now, key.epoch)
+        made = self.rows.whole(self._in_rows(caller, request, key, rows), now, lent)
         if made is None:
             return found
         entry = self.entry(_of_rows(made), made.epoch, made.made_at)
         freshness = entry.freshness(now, key.epoch)
         if freshness is Freshness.FRESH:
-            self.cache.store(key, entry, self.cache.ticket())
+            if lent is None or not lent.is_unsure:
+                self.cache.store(key, entry, self.cache.ticket())
         elif found is not None or freshness is Freshness.DEAD:
             return found
-        return Found(entry, freshness)
+        return Found(entry, freshness, is_copy=lent is not None and lent.count > 0)
 
     async def ask(
         self, request: InferRequest, deadline: Deadline, terms: Terms, ticker: Ticker

@@ -115,6 +115,22 @@ FAULTS = [
         "[endpoints.e]\npath = '/p'\nbackend = 'gpu'\ncache = { ttl = '1m', second = 'redis://h' }\n",
         "endpoints.e.cache.second: is for routes",
     ),
+    (
+        "[snapshot]\npath = 's'\n[endpoints.e]\npath = '/p'\ncache = { ttl = '1m', snapshot = 'fresh' }",
+        "endpoints.e.cache.snapshot: is \"fresh\", and nothing tells when a server that is no Triton is another one",
+    ),
+    (
+        "[snapshot]\npath = 's'\n[endpoints.e]\npath = '/p'\ndegrade = []\ncache = { ttl = '1m', snapshot = 'stale' }",
+        "endpoints.e.degrade: does not name \"snapshot\", and copies of endpoints.e.cache are for nothing else",
+    ),
+    (
+        "[endpoints.e]\npath = '/p'\ndegrade = ['snapshot']\ncache = { ttl = '1m' }",
+        "endpoints.e.degrade: needs a [snapshot] section",
+    ),
+    (
+        "[endpoints.e]\npath = '/p'\ndegrade = ['snapshot']",
+        "endpoints.e.degrade: names \"snapshot\", and endpoints.e.cache keeps none",
+    ),
     ("", "backends: there is none"),
     ("[servr]", "servr: unknown key; did you mean server?"),
     ("[server]\nhtp = 1", "server.htp: unknown key; did you mean http?"),
