@@ -26,7 +26,6 @@ from cache.response import ResponseCache
 from cache.stores.store import Store
 from degrade.calendar import Calendar
 from degrade.record import PAYLOAD_BYTES_MAX, Good, Record, Terms, age, doubted, name_of, packed
-from degrade.snapshot import Snapshot
 from gateway.purges import WORDS_SECONDS, Purges, purge_key
 from gateway.service import Wire
 from gateway.witness import Clocks, Looks, Witness
@@ -73,6 +72,13 @@ class Copied(Protocol):
 
     def sweep(self, bytes_max: int) -> None:
         """A new generation has begun: so much of what has been used is to be in it too."""
+
+
+class Records(Protocol):
+    """Where records lie; a Snapshot in life."""
+
+    def find(self, kind: str, source: str, key: bytes, terms: Terms[V], now: float) -> Good[V] | None:
+        """What is kept under a key, if it is good, read. ``now``: Unix seconds."""
 
 
 class Form(Protocol[V]):
@@ -175,9 +181,9 @@ class Standing:
 class Copies(Generic[V]):
     """Of one shelf of a service: its answers, or its rows. Belongs to one event loop."""
 
-    def __init__(self, standing: Standing, snapshot: Snapshot, form: Form[V]) -> None:
+    def __init__(self, standing: Standing, records: Records, form: Form[V]) -> None:
         self.standing = standing
-        self._snapshot = snapshot
+        self._records = records
         self._form = form
         self._cache: ResponseCache[V, Wire] | ResponseCache[V, None] | None = None
         self._sweep: Iterator[bytes] | None = None
@@ -214,7 +220,7 @@ class Copies(Generic[V]):
         held = self._read.get(digest)
         if held is not None and 0.0 <= now - held[1] <= READ_SECONDS and not doubted(held[0].record, terms, at):
             return held[0]
-        found = self._snapshot.find(self._form.kind, self.standing.rules.source, digest, terms, at)
+        found = self._records.find(self._form.kind, self.standing.rules.source, digest, terms, at)
         if found is not None:
             self._read.put(digest, (found, now), len(found.record.payload))
         return found

@@ -31,7 +31,7 @@ from degrade.ladder import Failure
 from gateway.config import Config, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.config_tables import TableConfig
-from gateway.explain.conditions import MODELS, SERVERS, STORES, Condition
+from gateway.explain.conditions import MODELS, NOTHING, SERVERS, STORES, Condition
 from gateway.homes import pool_options
 from gateway.learning import Home
 from gateway.stores import Source, keyed_of, tracker_of
@@ -108,7 +108,7 @@ class World:
 
     def held(self, kind: str) -> str:
         """What is assumed to be held, from before anything was wrong."""
-        return self._states.get((kind, kind), "empty")
+        return self._states.get((kind, kind), NOTHING[kind])
 
     async def wait(self, until: float) -> None:
         """Let time pass."""
