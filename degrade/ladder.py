@@ -76,8 +76,9 @@ TABLE: Final[Mapping[Failure, frozenset[Step]]] = MappingProxyType(
         Failure.BROKEN: _FROM_MEMORY | {Step.REPLICA, Step.TIER},
         # Another replica's answer tells whose fault it was.
         Failure.RAISED: _FROM_MEMORY | {Step.REPLICA, Step.TIER},
-        # The answer is as large elsewhere; a bound of ours is no reason to fetch it twice.
-        Failure.OVERSIZED: _FROM_MEMORY,
+        # The answer is as large elsewhere; a bound of ours is no reason to fetch it twice. Nor is anybody ill in whose
+        # place a declared default stood: who asks for so much must learn of it.
+        Failure.OVERSIZED: _FROM_MEMORY - {Step.DEFAULT},
         # The same work on a like machine would only double the wait (and the load); another tier is
         # other work, and it gets what is left of the deadline.
         Failure.TIMEOUT: _FROM_MEMORY | {Step.TIER},

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Generic, TypeVar
 
 import msgspec
 from blake3 import blake3
@@ -17,6 +17,8 @@ from blake3 import blake3
 from cache.sealed import sealed, unsealed
 
 NAME_BYTES: Final = 16
+V = TypeVar("V")
+
 PAYLOAD_BYTES_MAX: Final = 1024 * 1024
 """A larger one would hold up a reader, on the event loop, for milliseconds."""
 RECORD_BYTES_MAX: Final = PAYLOAD_BYTES_MAX + 64 * 1024
@@ -43,15 +45,22 @@ class Record(msgspec.Struct, frozen=True, array_like=True):
     payload: bytes
 
 
-class Terms(msgspec.Struct, frozen=True):
-    """What a record must be to be used. ``seconds_max``: how old at most. ``is_sound``: whether its payload can be
-    read, and its values are finite and in their range. ``made_after``: Unix seconds; what was made until then is
-    purged."""
+class Terms(msgspec.Struct, Generic[V], frozen=True):
+    """What a record must be to be used. ``seconds_max``: how old at most. ``read``: what its payload says; None if it
+    cannot be read, or its values are not finite and in their range. ``made_after``: Unix seconds; what was made until
+    then is purged."""
 
     fingerprint: bytes
     seconds_max: float
-    is_sound: Callable[[bytes], bool]
+    read: Callable[[bytes], V | None]
     made_after: float = -math.inf
+
+
+class Good(msgspec.Struct, Generic[V], frozen=True):
+    """A record that may be used, and what it says."""
+
+    record: Record
+    value: V
 
 
 def name_of(kind: str, source: str, key: bytes) -> bytes:
@@ -81,8 +90,17 @@ def unpacked(name: bytes, held: bytes) -> Record | None:
     return record if name_of(record.kind, record.source, record.key) == name else None
 
 
-def judged(record: Record | None, terms: Terms, now: float) -> str:
-    """Why a record is not to be used, one of `REASONS`; "" if it is good. ``now``: Unix seconds."""
+def judged(record: Record | None, terms: Terms[V], now: float) -> Good[V] | str:
+    """A record that is good, read; or why it is not to be used, one of `REASONS`. ``now``: Unix seconds."""
+    reason = doubted(record, terms, now)
+    if record is None or reason:
+        return reason
+    value = terms.read(record.payload)
+    return "value" if value is None else Good(record, value)
+
+
+def doubted(record: Record | None, terms: Terms[V], now: float) -> str:
+    """What is wrong with a record, whatever its payload says; "" if nothing."""
     if record is None:
         return "checksum"
     if record.fingerprint != terms.fingerprint:
@@ -93,7 +111,7 @@ def judged(record: Record | None, terms: Terms, now: float) -> str:
         return "clock"
     if age(record, now) > terms.seconds_max:
         return "age"
-    return "" if terms.is_sound(record.payload) else "value"
+    return ""
 
 
 def age(record: Record, now: float) -> float:

@@ -28,7 +28,7 @@ from cache.stores.lmdb import mapped
 from cache.stores.store import StoreError
 from degrade.generation import Generation, Pairs, generations, number_of, path_of
 from degrade.inspection import InspectionOptions, inspect, locked, opened, remove
-from degrade.record import Record, Terms, judged, name_of, unpacked
+from degrade.record import Good, Terms, V, judged, name_of, unpacked
 
 QUARANTINE: Final = "quarantine"
 GENERATIONS_MAX: Final = 16
@@ -103,8 +103,8 @@ class Snapshot:
         except StoreError as error:
             self.failures[error.kind] += 1
 
-    def find(self, kind: str, source: str, key: bytes, terms: Terms, now: float) -> Record | None:
-        """What is kept under a key, if it is good. ``now``: Unix seconds."""
+    def find(self, kind: str, source: str, key: bytes, terms: Terms[V], now: float) -> Good[V] | None:
+        """What is kept under a key, if it is good, read. ``now``: Unix seconds."""
         name = name_of(kind, source, key)
         for generation in self._generations:
             try:
@@ -114,11 +114,10 @@ class Snapshot:
                 continue
             if held is None:
                 continue
-            record = unpacked(name, held)
-            reason = judged(record, terms, now)
-            if not reason:
-                return record
-            self.rejected[reason] += 1
+            found = judged(unpacked(name, held), terms, now)
+            if not isinstance(found, str):
+                return found
+            self.rejected[found] += 1
         return None
 
     def write(self, pairs: Pairs, now: float) -> str:

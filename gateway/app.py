@@ -45,6 +45,7 @@ from gateway.doors.ports import Ports
 from gateway.doors.rpc import RpcConnection
 from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
+from gateway.learning import Home
 from gateway.memory import resident
 from gateway.notes import BEAT_SECONDS, Notes
 from gateway.operate.admin import Shown, admin_port
@@ -65,7 +66,7 @@ from gateway.operate.load_gauges import load_gauges
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
 from gateway.reload import Reloads
-from gateway.route import Home, Route
+from gateway.route import Route
 from gateway.service import Watched
 from gateway.sharing import Stores
 from gateway.snapshots import snapshots_of
@@ -154,7 +155,7 @@ class Gateway:
         of_reloads = () if self.reloads is None else reload_gauges(self.reloads)
         of_tables = table_gauges(lambda: self.standing.tables)
         of_seconds = second_gauges(lambda: self.services, self._stores.states)
-        of_snapshots = () if self.snapshots is None else snapshot_gauges(self.snapshots, lambda: self.routes)
+        of_snapshots = () if self.snapshots is None else snapshot_gauges(self.snapshots, lambda: self.services)
         of_load = load_gauges(lambda: self.homes, self._strain)
         of_others = (*of_tables, *of_seconds, *of_snapshots, *of_reloads, *chaos_gauges(self._faults))
         for gauge in (*gauges(*shown), *of_load, *of_others):
@@ -409,7 +410,7 @@ class Gateway:
         for route in standing.routes.values():
             self._stores.share(route, standing.config)
         if self.snapshots is not None:
-            self.snapshots.share(standing.config, standing.routes, standing.tables)
+            self.snapshots.share(standing.config, standing.routes, standing.tables, standing.endpoints)
 
     # -- what runs beside the requests --------------------------------------------------------------
 

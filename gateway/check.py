@@ -25,9 +25,11 @@ from cache.stores.store import StoreError
 from degrade.deadline import Deadline, Ticker
 from gateway import sharing
 from gateway.config import Backend, Config, Route, Server, TierConfig
+from gateway.default import misfits
 from gateway.doors import certificates
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ParserMissing, require_strict_parser
 from gateway.homes import grpc_options, probe_of
+from gateway.learning import merged_facts
 from gateway.sources import GRPC_SCHEME
 from gateway.units import Size
 from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, PROBING_CONNECTIONS_MAX, Call, TritonHttp, TritonOptions
@@ -283,6 +285,9 @@ def route_faults(path: str, route: Route, facts: Mapping[tuple[str, str, str], M
             )
     if known:
         yield from _input_faults(path, route, known[0][2])
+        merged = merged_facts(known[0][2].name, [told for _, _, told in known])
+        for key, why in misfits(route.default, merged) if route.default else ():
+            yield f"{path}.default{'.' if key else ''}{key}: {why}"
 
 
 def _tier_faults(where: str, tier: TierConfig, told: ModelFacts, route: Route) -> Iterator[str]:

@@ -225,6 +225,9 @@ def _explain(chosen: argparse.Namespace) -> int:
     if chosen.route not in config.routes:
         from gateway.schema import nearest
 
+        if chosen.route in config.endpoints:
+            told = f"{chosen.route} is an endpoint; explain knows routes only, whose models it can stand for"
+            return _report((told,), MISUSED)
         known = nearest(chosen.route, list(config.routes)) or f"; there is {', '.join(config.routes) or 'none'}"
         return _report((f"there is no route {chosen.route} in {chosen.config}{known}",), MISUSED)
     print(explain(config, chosen.route, read_conditions(chosen.when, config)))
@@ -405,8 +408,12 @@ def _explain_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser
         "  MODEL                         broken failing slow overloaded unsure\n"
         "  TABLE, redis or lmdb          down slow loading refusing\n"
         "  cache or rows                 empty fresh old dead\n"
+        "  snapshot                      none fresh unknown old\n"
+        "  second                        empty fresh down slow\n"
         "  brownout                      1 2 3 4\n"
-        "cache is what is held of the answer, rows what is held of the tables' rows; both are empty unless said.",
+        "cache is what is held of the answer, rows what is held of the tables' rows; both are empty unless said.\n"
+        "snapshot is what an earlier process has left (unknown: nobody can tell if the models are the same), second\n"
+        "what the second level has.",
         epilog='tailrace explain digits --config tailrace.toml --when "gpu down, cache old"',
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

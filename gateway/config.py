@@ -2,7 +2,7 @@
 
 Rule of this file: values, and what may be wrong with one of them. Where a configuration comes from is
 ``gateway/sources.py``'s, tables are ``gateway/config_tables.py``'s, load is
-``gateway/config_load.py``'s, the rules between sections are
+``gateway/config_load.py``'s, declared answers ``gateway/config_default.py``'s, the rules between sections are
 ``gateway/consistency.py``'s, and whether the world agrees is ``gateway/check.py``'s question. Each key's reason is
 written once for people, in ``tailrace.example.toml``; a test holds the two together.
 """
@@ -21,6 +21,7 @@ from msgspec import Meta, field
 
 from cache.stores.address import parse_redis
 from gateway.admission.forwarded import UNIX, network
+from gateway.config_default import DefaultOutput
 from gateway.config_load import Brownout, Concurrency, PriorityWord
 from gateway.config_snapshot import SnapshotConfig
 from gateway.config_tables import TableConfig
@@ -29,7 +30,7 @@ from gateway.schema import Fault
 from gateway.units import Seconds, Size
 
 Switch = Literal["repository", "logging", "trace", "shared_memory"]
-DegradeStep = Literal["replica", "tier", "stale", "snapshot"]
+DegradeStep = Literal["replica", "tier", "stale", "snapshot", "default"]
 ALLOW_ALL: Final[tuple[Switch, ...]] = ("repository", "logging", "trace", "shared_memory")
 
 SECOND_MAX: Final = Seconds.parse("1s")
@@ -436,7 +437,8 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     inputs: dict[str, InputRule] = field(default_factory=dict)
     features: Features | None = None
     timeout: Seconds = seconds("10s")
-    degrade: tuple[DegradeStep, ...] = ("replica", "tier", "stale", "snapshot")
+    degrade: tuple[DegradeStep, ...] = ("replica", "tier", "stale", "snapshot", "default")
+    default: dict[str, DefaultOutput] = field(default_factory=dict)
     priority: PriorityWord | None = None
     brownout: tuple[Literal["fast", "stale"], ...] = ()
 
@@ -455,6 +457,8 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for step, times in Counter(self.degrade).items():
             if times > 1:
                 yield "degrade", f"names {step} {times} times"
+        if len({each.is_by_row for each in self.default.values()}) > 1:
+            yield "default", "has -1 in front of some shapes and not of others: a model takes batches, or it does not"
         yield from within(DEADLINE_MIN, WAIT_MAX, timeout=self.timeout)
 
 
@@ -468,7 +472,7 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     caller_quota: QuotaConfig | None = None
     body_bytes_max: Size | None = None
     timeout: Seconds = seconds("10s")
-    degrade: tuple[Literal["replica", "stale"], ...] = ("replica", "stale")
+    degrade: tuple[Literal["replica", "stale", "snapshot"], ...] = ("replica", "stale", "snapshot")
     priority: PriorityWord | None = None
     brownout: tuple[Literal["stale"], ...] = ()
     vary: tuple[str, ...] = ()

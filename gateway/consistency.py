@@ -187,7 +187,8 @@ def _route_faults(config: Config, written: Written, name: str, route: Route) -> 
     own = route.limits.body_bytes_max
     bytes_max, of = (own, f"{path}.limits.body_bytes_max") if own is not None else _servers(config)
     yield from _second_faults(path, route)
-    yield from _snapshot_faults(config, written, name)
+    yield from _snapshot_faults(config, written, "routes", name)
+    yield from _default_faults(written, name)
     json_bytes_max = route.limits.json_bytes_max
     if json_bytes_max > bytes_max and said(written, "routes", name, "limits", "json_bytes_max"):
         yield (
@@ -207,19 +208,32 @@ def _second_faults(path: str, route: Route) -> Iterator[Fault]:
         yield f"{path}.cache.second_timeout", f"is {cache.second_timeout}, {half}; lower it, or raise timeout"
 
 
-def _snapshot_faults(config: Config, written: Written, name: str) -> Iterator[Fault]:
-    """What a route says of snapshots where there are none of it."""
-    path, route = f"routes.{name}", config.routes[name]
-    steps, kind = said(written, "routes", name, "degrade"), said(written, "routes", name, "cache", "snapshot")
+def _snapshot_faults(config: Config, written: Written, section: str, name: str) -> Iterator[Fault]:
+    """What a route or an endpoint says of snapshots where there are none of it."""
+    path = f"{section}.{name}"
+    cache = config.routes[name].cache if section == "routes" else config.endpoints[name].cache
+    steps, kind = said(written, section, name, "degrade"), said(written, section, name, "cache", "snapshot")
     named = isinstance(steps, list) and "snapshot" in steps
-    if route.features is not None and (named or kind in ("stale", "fresh")):
-        where = f"{path}.degrade" if named else f"{path}.cache.snapshot"
-        yield where, "is not for routes with features, whose rows are copied, and not their answers; take it out"
-    elif named and (route.cache is None or route.cache.snapshot == "off"):
+    if named and (cache is None or cache.snapshot == "off"):
         yield f"{path}.degrade", f'names "snapshot", and {path}.cache keeps none: set it, or take the step out'
     elif config.snapshot is None and (named or kind in ("stale", "fresh")):
         where = f"{path}.degrade" if named else f"{path}.cache.snapshot"
         yield where, "needs a [snapshot] section, which says where copies are kept"
+    elif section == "endpoints" and kind == "fresh":
+        why = "nothing tells when a server that is no Triton is another one, so its copies are old ones"
+        yield f"{path}.cache.snapshot", f'is "fresh", and {why}: write "stale", or "off" for none'
+    elif section == "endpoints" and kind == "stale" and isinstance(steps, list) and not named:
+        yield f"{path}.degrade", f'does not name "snapshot", and copies of {path}.cache are for nothing else'
+
+
+def _default_faults(written: Written, name: str) -> Iterator[Fault]:
+    """A default that nobody would get, or a step that would give none."""
+    steps, declared = said(written, "routes", name, "degrade"), said(written, "routes", name, "default")
+    named = isinstance(steps, list) and "default" in steps
+    if declared and isinstance(steps, list) and not named:
+        yield f"routes.{name}.default", 'is declared, and `degrade` does not name "default": nobody would get it'
+    elif named and not declared:
+        yield f"routes.{name}.degrade", 'names "default", and none is declared: write default.OUTPUT for each output'
 
 
 def _endpoint_faults(config: Config, written: Written, name: str, endpoint: Endpoint) -> Iterator[Fault]:
@@ -239,8 +253,7 @@ def _endpoint_faults(config: Config, written: Written, name: str, endpoint: Endp
     backend = config.backends.get(config.backend_of(endpoint)) if config.backends else None
     if backend is not None and not backend.http:
         yield f"{where}.backend", f"{config.backend_of(endpoint)!r} has no http, and an endpoint is asked over HTTP"
-    if endpoint.cache is not None and said(written, "endpoints", name, "cache", "snapshot") in ("stale", "fresh"):
-        yield f"{where}.cache.snapshot", "is for routes: nothing tells when a server that is no Triton is another one"
+    yield from _snapshot_faults(config, written, "endpoints", name)
     if endpoint.cache is not None and endpoint.cache.second is not None:
         why = "is for routes: nothing tells when a server that is no Triton has become another"
         yield f"{where}.cache.second", why

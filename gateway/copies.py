@@ -1,57 +1,48 @@
-"""Copies of a route's answers in the snapshot: what is written, and what is read of it again.
+"""Copies of a service's answers, or of their rows, in the snapshot: what is written, and what is read of it again.
 
 Rule of this file: it joins what others decide. What lies on the disk, and whether it is whole, is
-``degrade/snapshot.py``'s, an answer as bytes ``parcel.py``'s, whether the models are still the same ``witness.py``'s.
+``degrade/snapshot.py``'s, what is copied as bytes ``copied.py``'s, whether the models are still the same
+``witness.py``'s, what was purged ``purges.py``'s.
 
-A copy is found under the digest that the answer has in memory, so it is as much one tenant's. It says under which
+A copy is found under the digest that the original has in memory, so it is as much one tenant's. It says under which
 *word* it was made: as long as that is the witness's, its models are as they were, and it is what it would be in memory.
-If nobody can tell, or the word is another, it is an old answer at most. When a route was purged is on the disk, too:
-what was made before is found by nobody, after a restart neither.
+If nobody can tell, or the word is another, it is an old answer at most; where there is no witness nobody ever can. When
+a service was purged is on the disk, too: what was made before is found by nobody, after a restart neither.
 """
 
 from __future__ import annotations
 
-import asyncio
-import math
-import struct
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Final, Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Generic, Protocol, TypeVar
 
 import msgspec
-import numpy as np
 from blake3 import blake3
 
 from cache.entry import Entry
 from cache.journal import Journal
+from cache.memo import Memo
 from cache.response import ResponseCache
-from cache.stores.store import Found, Store, StoreError
+from cache.stores.store import Store
 from degrade.calendar import Calendar
-from degrade.record import PAYLOAD_BYTES_MAX, Record, Terms, age, name_of, packed
-from degrade.snapshot import Snapshot
-from gateway import parcel
-from gateway.config import Route as RouteConfig
-from gateway.service import Served, Wire
+from degrade.record import PAYLOAD_BYTES_MAX, Good, Record, Terms, age, doubted, name_of, packed
+from gateway.purges import WORDS_SECONDS, Purges, purge_key
+from gateway.service import Wire
 from gateway.witness import Clocks, Looks, Witness
-from tiers.inference import InferResponse
+
+V = TypeVar("V")
 
 KEYS_MAX: Final = 65_536
-"""Of one route or table, noted until they are written: some 10 MB at most."""
-WORDS: Final = "words"
-"""The folder beside the generations where words are, and when routes were purged."""
-WORDS_SECONDS: Final = 1.0
-"""What reading or writing a word may take: a small file."""
+"""Of one shelf, noted until they are written: some 10 MB at most."""
 TURN_BYTES: Final = 256 * 1024
 """Made ready in one turn of the event loop: some 0.2 ms."""
 FINGERPRINT_BYTES: Final = 16
-ASIDE: Final = ("quota", "caller_quota", "degrade", "timeout", "priority", "brownout")
-"""What of a route decides no answer."""
-FLOATS: Final[Mapping[str, str]] = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
-"""Datatypes that can be something else than a number."""
-
-HURRY_SECONDS: Final = 0.1
-"""Until what could not be written is tried again: somebody who purges waits for it."""
-_AT: Final = struct.Struct("<d")
+READ_MAX: Final = 64
+READ_BYTES_MAX: Final = 4 * 1024 * 1024
+READ_SECONDS: Final = 1.0
+"""A copy that was read is not read anew for so long, and so many of them: one request asks for its own up to five
+times on its way down the ladder, and reading one may take a millisecond. Whether it may still be used is looked at each
+time."""
 
 _OUTCOMES: Final = ("fresh", "stale", "unknown", "absent")
 
@@ -83,149 +74,88 @@ class Copied(Protocol):
         """A new generation has begun: so much of what has been used is to be in it too."""
 
 
-class Copy(msgspec.Struct, frozen=True):
-    """An answer, and when it was made (monotonic seconds). ``is_same``: its models are as they were then."""
+class Records(Protocol):
+    """Where records lie; a Snapshot in life."""
 
-    served: Served[InferResponse]
+    def find(self, kind: str, source: str, key: bytes, terms: Terms[V], now: float) -> Good[V] | None:
+        """What is kept under a key, if it is good, read. ``now``: Unix seconds."""
+
+
+class Form(Protocol[V]):
+    """What is copied as bytes, and back (``copied.py``). ``kind``: the records'."""
+
+    @property
+    def kind(self) -> str: ...
+
+    def packed(self, value: V, made_at: float) -> bytes | None:
+        """None for what nobody could read, or is not to be believed later: numbers that are none. ``made_at``: Unix
+        seconds."""
+
+    def read(self, payload: bytes) -> V | None:
+        """None for what is none, or is not to be believed."""
+
+
+class Copy(msgspec.Struct, Generic[V], frozen=True):
+    """What was copied, and when it was made (monotonic seconds). ``is_same``: its models are as they were then."""
+
+    value: V
     made_at: float
     is_same: bool
 
 
 class CopyRules(msgspec.Struct, frozen=True):
-    """``fingerprint``: of all that an operator says of the route and that decides an answer. ``scope``: that, and the
-    servers that are asked. ``trusts``: a copy is fresh as long as nobody can tell whether its models are the same."""
+    """``source``: whose copies ("routes/digits"). ``fingerprint``: of all that an operator says of it and that decides
+    an answer. ``scope``: that, and the servers that are asked. ``trusts``: a copy is fresh as long as nobody can tell
+    whether its models are the same. ``is_watched``: somebody can, now and then."""
 
-    name: str
+    source: str
     fingerprint: bytes
     scope: bytes
     seconds_max: float
     trusts: bool
+    is_watched: bool = True
 
 
-def purge_key(source: str) -> bytes:
-    """Under which it is said when a route was purged. By its name alone, as its records are: whatever else of it
-    changes, what was purged stays so."""
-    return b"tailrace:%b:purge" % blake3(source.encode()).hexdigest(FINGERPRINT_BYTES).encode()
+class Standing:
+    """What of a service says whether its copies may be used, whatever they are copies of. ``outcomes`` counts what was
+    looked for: each answer, each row."""
 
-
-def purged_at(found: Found) -> float:
-    """When it was, in Unix seconds. Of a mark that is damaged nobody knows: everything was. Raises struct.error."""
-    if isinstance(found, StoreError):
-        return math.inf
-    at: float = -math.inf if found is None else _AT.unpack(found)[0]
-    return at
-
-
-class Purges:
-    """When the last purge was (Unix seconds), on the disk. Until that has been read, no copy may be used."""
-
-    def __init__(self, key: bytes, store: Store, calendar: Calendar) -> None:
-        self._key = key
-        self._store = store
-        self._calendar = calendar
-        self._told = True
-        self._settled = asyncio.Event()
-        self._settled.set()
-        self.at: float | None = None
-        """None: not known yet."""
-
-    def purge(self) -> None:
-        """Nothing that was made before now is to be found any more."""
-        self.at, self._told = self._calendar.now(), False
-        self._settled.clear()
-
-    async def round(self) -> None:
-        """Read when it was, or write what is not written yet."""
-        try:
-            (found,) = await self._store.get_many([self._key], WORDS_SECONDS)
-            read = purged_at(found)
-            if read == math.inf:
-                self.purge()
-                read = -math.inf
-            self.at = at = max(read, -math.inf if self.at is None else self.at)
-            if math.isfinite(at):
-                self._calendar.reach(at)  # a clock that was set back
-            if at > read:
-                await self._store.put_many([(self._key, _AT.pack(at))], None, WORDS_SECONDS)
-        except (StoreError, struct.error):
-            return  # what could not be written is tried again
-        if self.at == at:
-            self._told = True
-            self._settled.set()
-
-    async def run(self, interval: float, sleep: Callable[[float], Awaitable[None]]) -> None:
-        while True:
-            await self.round()
-            await sleep(interval if self._told else min(interval, HURRY_SECONDS))
-
-    async def settled(self, seconds: float) -> bool:
-        """Whether every purge is on the disk, waiting ``seconds`` for it at most."""
-        if not self._told:
-            await self.round()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._settled.wait()
-        except TimeoutError:
-            return False
-        return True
-
-
-class AnswerCopies:
-    """One route's. Belongs to one event loop."""
-
-    def __init__(self, rules: CopyRules, snapshot: Snapshot, calendar: Calendar, store: Store, clocks: Clocks) -> None:
-        scope = rules.scope.hex().encode()
+    def __init__(self, rules: CopyRules, calendar: Calendar, store: Store, clocks: Clocks) -> None:
         self.rules = rules
+        self.calendar = calendar
+        self.ticker = clocks.ticker
         self.outcomes: Counter[str] = Counter(dict.fromkeys(_OUTCOMES, 0))
-        self.witness = Witness(scope, store, clocks, WORDS_SECONDS)
-        self._source = f"routes/{rules.name}"
-        self.purges = Purges(purge_key(self._source), store, calendar)
+        scope = rules.scope.hex().encode()
+        self.witness = Witness(scope, store, clocks, WORDS_SECONDS) if rules.is_watched else None
+        self.purges = Purges(purge_key(rules.source), store, calendar)
         self.epoch: Callable[[], int] = lambda: 0
         self.schema: Callable[[], bytes | None] = lambda: None
-        self._snapshot = snapshot
-        self._calendar = calendar
-        self._ticker = clocks.ticker
-        self._cache: ResponseCache[Served[InferResponse], Wire] | None = None
-        self._sweep: Iterator[bytes] | None = None
-        self._sweep_bytes = 0
-        self._taken: list[bytes] = []
-        self._wordless: Journal[bytes] = Journal(KEYS_MAX)
-        self._terms: Terms | None = None
-        self._of = b""  # the schema in them
 
     def watch(
-        self,
-        cache: ResponseCache[Served[InferResponse], Wire],
-        epoch: Callable[[], int],
-        looks: Callable[[], Looks | None],
-        schema: Callable[[], bytes | None],
+        self, epoch: Callable[[], int], looks: Callable[[], Looks | None], schema: Callable[[], bytes | None]
     ) -> None:
-        """``looks``: see ``Witness``; ``epoch``: the route's; ``schema``: what its models take and give, None while
+        """``looks``: see ``Witness``; ``epoch``: the service's; ``schema``: what its models take and give, None while
         nobody knows."""
-        self._cache, self.epoch, self.witness.looks, self.schema = cache, epoch, looks, schema
-        if cache.journal is None:
-            cache.journal = Journal(KEYS_MAX)
+        self.epoch, self.schema = epoch, schema
+        if self.witness is not None:
+            self.witness.looks = looks
 
-    def find(self, digest: bytes, now: float) -> Copy | None:
-        """What is kept of an answer. ``now``: monotonic seconds."""
-        terms = self._terms_now()
-        if terms is None:
-            return None
-        at = self._calendar.now()
-        record = self._snapshot.find("answer", self._source, digest, terms, at)
-        unpacked = None if record is None else parcel.unpacked(self.rules.name, record.payload)
-        if record is None or unpacked is None:
-            self.outcomes["absent"] += 1
-            return None
-        turn = self.witness.turn
-        is_same = turn is not None and record.word == turn
-        self.outcomes["fresh" if is_same else "unknown" if self._is_unknown(turn) else "stale"] += 1
-        return Copy(unpacked.served, now - age(record, at), is_same)
+    @property
+    def turn(self) -> bytes | None:
+        """The word under which copies are as if they had never left memory."""
+        return None if self.witness is None else self.witness.turn
 
     @property
     def state(self) -> str:
         """Whether copies are those of the models as they are, or why nobody knows, in one word."""
-        return "unread" if self.purges.at is None else self.witness.state
+        if self.purges.at is None:
+            return "unread"
+        return "unwatched" if self.witness is None else self.witness.state
+
+    def end_turn(self) -> None:
+        """No copy is of the models as they are."""
+        if self.witness is not None:
+            self.witness.end_turn()
 
     def purge(self) -> None:
         """No copy that there is may be found any more."""
@@ -237,21 +167,74 @@ class AnswerCopies:
 
     def trusts(self) -> bool:
         """Whether a copy of models that nobody can ask is as good as one of models that are the same."""
-        return self.rules.trusts and self._is_unknown(self.witness.turn)
+        return self.rules.trusts and self.is_unknown
 
-    def _is_unknown(self, turn: bytes | None) -> bool:
-        return turn is None and self.witness.state in ("unread", "unknown-model", "considering", "unreachable")
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nobody can tell, so far or for now, if the models are the same."""
+        witness = self.witness
+        if witness is None:
+            return False
+        return witness.turn is None and witness.state in ("unread", "unknown-model", "considering", "unreachable")
+
+
+class Copies(Generic[V]):
+    """Of one shelf of a service: its answers, or its rows. Belongs to one event loop."""
+
+    def __init__(self, standing: Standing, records: Records, form: Form[V]) -> None:
+        self.standing = standing
+        self._records = records
+        self._form = form
+        self._cache: ResponseCache[V, Wire] | ResponseCache[V, None] | None = None
+        self._sweep: Iterator[bytes] | None = None
+        self._sweep_bytes = 0
+        self._taken: list[bytes] = []
+        self._wordless: Journal[bytes] = Journal(KEYS_MAX)
+        self._terms: Terms[V] | None = None
+        self._of = b""  # the schema in them
+        self._read: Memo[bytes, tuple[Good[V], float]] = Memo(READ_MAX, READ_BYTES_MAX)
+
+    def watch(self, cache: ResponseCache[V, Wire] | ResponseCache[V, None]) -> None:
+        """Copy what is stored there from now on."""
+        self._cache = cache
+        if cache.journal is None:
+            cache.journal = Journal(KEYS_MAX)
+
+    def find(self, digest: bytes, now: float) -> Copy[V] | None:
+        """What is kept under a digest. ``now``: monotonic seconds."""
+        terms = self._terms_now()
+        if terms is None:
+            return None
+        standing, at = self.standing, self.standing.calendar.now()
+        good = self._found(digest, terms, now, at)
+        if good is None:
+            standing.outcomes["absent"] += 1
+            return None
+        turn = standing.turn
+        is_same = turn is not None and good.record.word == turn
+        standing.outcomes["fresh" if is_same else "unknown" if standing.is_unknown else "stale"] += 1
+        return Copy(good.value, now - age(good.record, at), is_same)
+
+    def _found(self, digest: bytes, terms: Terms[V], now: float, at: float) -> Good[V] | None:
+        """What was read a moment ago, if it is still to be believed, or what lies on the disk."""
+        held = self._read.get(digest)
+        if held is not None and 0.0 <= now - held[1] <= READ_SECONDS and not doubted(held[0].record, terms, at):
+            return held[0]
+        found = self._records.find(self._form.kind, self.standing.rules.source, digest, terms, at)
+        if found is not None:
+            self._read.put(digest, (found, now), len(found.record.payload))
+        return found
 
     def __len__(self) -> int:
         journal = None if self._cache is None else self._cache.journal
-        wordless = 0 if self.witness.turn is None else len(self._wordless)
+        wordless = 0 if self.standing.turn is None else len(self._wordless)
         return (0 if journal is None else len(journal)) + wordless + (self._sweep is not None)
 
     def take(self, count: int) -> list[Pending]:
-        cache, terms = self._cache, self._terms_now()
+        cache, terms, standing = self._cache, self._terms_now(), self.standing
         if cache is None or cache.journal is None or terms is None:
             return []
-        turn, epoch = self.witness.turn, self.epoch()
+        turn, epoch = standing.turn, standing.epoch()
         if turn is not None and len(self._wordless):  # they were written before there was a word, and now there is one
             cache.journal.note_all(self._wordless.take(count))
         made: list[Pending] = []
@@ -261,7 +244,7 @@ class AnswerCopies:
             if digest is None:
                 break
             self._taken.append(digest)
-            if turn is None:
+            if turn is None and standing.witness is not None:
                 self._wordless.note(digest)
             entry = cache.peek(digest)
             if entry is not None and entry.size <= PAYLOAD_BYTES_MAX:
@@ -294,53 +277,25 @@ class AnswerCopies:
         self._sweep = None if self._cache is None else self._cache.used()
         self._sweep_bytes = bytes_max
 
-    def _pending(
-        self, digest: bytes, entry: Entry[Served[InferResponse]], word: bytes, terms: Terms
-    ) -> Pending | None:
+    def _pending(self, digest: bytes, entry: Entry[V], word: bytes, terms: Terms[V]) -> Pending | None:
         """The entry as a record; None if it is one of those that nobody could read."""
-        now = self._calendar.now()
-        made_at = now - max(0.0, self._ticker() - entry.stored_at)
-        payload = parcel.packed(entry.value, made_at)
-        if payload is None or len(payload) > PAYLOAD_BYTES_MAX or not _is_finite(entry.value.response):
+        standing, kind = self.standing, self._form.kind
+        now = standing.calendar.now()
+        made_at = now - max(0.0, standing.ticker() - entry.stored_at)
+        payload = self._form.packed(entry.value, made_at)
+        if payload is None or len(payload) > PAYLOAD_BYTES_MAX:
             return None
-        record = Record("answer", self._source, digest, terms.fingerprint, word, made_at, now, payload)
-        return Pending(name_of("answer", self._source, digest), packed(record))
+        source = standing.rules.source
+        record = Record(kind, source, digest, terms.fingerprint, word, made_at, now, payload)
+        return Pending(name_of(kind, source, digest), packed(record))
 
-    def _terms_now(self) -> Terms | None:
+    def _terms_now(self) -> Terms[V] | None:
         """What a copy must be now; None as long as nobody knows what was purged, or what the models are."""
-        at, schema = self.purges.at, self.schema()
+        standing = self.standing
+        at, schema = standing.purges.at, standing.schema()
         if at is None or schema is None:
             return None
         if self._terms is None or self._terms.made_after != at or self._of is not schema:
-            fingerprint = blake3(self.rules.fingerprint + schema).digest(FINGERPRINT_BYTES)
-            self._terms, self._of = Terms(fingerprint, self.rules.seconds_max, self._is_sound, at), schema
+            fingerprint = blake3(standing.rules.fingerprint + schema).digest(FINGERPRINT_BYTES)
+            self._terms, self._of = Terms(fingerprint, standing.rules.seconds_max, self._form.read, at), schema
         return self._terms
-
-    def _is_sound(self, payload: bytes) -> bool:
-        unpacked = parcel.unpacked(self.rules.name, payload)
-        return unpacked is not None and _is_finite(unpacked.served.response)
-
-
-def fingerprint_of(name: str, route: RouteConfig) -> bytes:
-    """Of all that an operator says of a route and that decides its answers, wherever its servers are: a copy is good on
-    another host too."""
-    told = msgspec.to_builtins(route, enc_hook=str)  # durations and sizes
-    for key in (*ASIDE, "cache"):  # of which two keys do
-        told.pop(key)
-    cache = None if route.cache is None else (route.cache.shared, route.cache.rows)
-    written = msgspec.msgpack.encode(("tailrace answer", parcel.LAYOUT, name, told, cache), order="sorted")
-    return blake3(written).digest(FINGERPRINT_BYTES)
-
-
-def _is_finite(response: InferResponse) -> bool:
-    """Whether all of its numbers are numbers."""
-    for output in response.outputs:
-        kind = FLOATS.get(output.datatype)
-        if kind is not None and output.data:
-            try:
-                numbers = np.frombuffer(output.data, kind)
-            except ValueError:
-                return False
-            if not np.isfinite(numbers).all():
-                return False
-    return True

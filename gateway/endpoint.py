@@ -19,7 +19,7 @@ from urllib.parse import unquote
 import msgspec
 
 from cache.digest import Key, post_digest
-from cache.entry import Entry, Found
+from cache.entry import Entry, Found, Freshness
 from cache.flight import Flights
 from cache.response import ResponseCache
 from degrade.deadline import Deadline, Ticker
@@ -28,9 +28,10 @@ from degrade.ladder import Step
 from gateway.admission.auth import Caller
 from gateway.config import Endpoint as EndpointConfig
 from gateway.config_load import priority_of
+from gateway.copies import Copies, Standing
 from gateway.doors.path import Target
 from gateway.recall import RecallRules
-from gateway.route import ENTRY_OVERHEAD_BYTES
+from gateway.route import ENTRY_OVERHEAD_BYTES, NO_EPOCH
 from gateway.service import (
     DECENT_SHARE,
     FLIGHTS_MAX,
@@ -67,6 +68,13 @@ the gateway. Servers have many names for keys: one too many costs a hit, one too
 
 VARIES_MAX: Final = 16
 """Fields of Vary that a key takes in; an answer that names more is not kept."""
+
+KEYS_TRIED: Final = 3
+"""Of one request, each with what the copy under the one before says of Vary: more than two answers that name different
+fields is nothing that a server does."""
+
+NO_SCHEMA: Final = b""
+"""Nothing is known of what such a server takes and gives."""
 
 _FIELD_BYTES: Final = 150
 _NOT_KEPT: Final = frozenset({"content-length", "date", "server"})
@@ -129,6 +137,7 @@ class Endpoint:
         self.browned = config.brownout
         self.flights: Flights[tuple[Key, int, Priority], Filled[Page]] = Flights(FLIGHTS_MAX)
         self.refreshing: set[Key] = set()
+        self.copied: Copies[Served[Page]] | None = None
         self._pool = pool
         self._succeeded = False  # another endpoint goes on with the answers kept here
         self._declared = DECIDING.union(name.lower() for name in config.vary)
@@ -144,6 +153,8 @@ class Endpoint:
         like = msgspec.structs.replace(config, **{name: getattr(self.config, name) for name in aside})
         if pool is self._pool and like == self.config:
             successor.cache, successor._deciding = self.cache, self._deciding
+            if self.copied is not None:
+                successor.copy(self.copied)
             self._succeeded = True
         return successor
 
@@ -168,11 +179,20 @@ class Endpoint:
 
     @property
     def second(self) -> None:
-        """Nothing tells that such a server has become another, so none of its answers outlives this process."""
+        """Nothing tells that such a server has become another, so none of its answers is fresh elsewhere."""
 
     @property
-    def copies(self) -> None:
-        """Likewise."""
+    def copies(self) -> Standing | None:
+        """What says whether copies of its answers may be used."""
+        return None if self.copied is None else self.copied.standing
+
+    def copy(self, copied: Copies[Served[Page]]) -> None:
+        """Leave copies of answers on the disk, and take those that are there: old ones, for nothing tells whether the
+        server is still the same."""
+        assert self.cache is not None
+        self.copied = copied
+        copied.standing.watch(lambda: self.epoch, lambda: None, lambda: NO_SCHEMA)
+        copied.watch(self.cache)
 
     @property
     def refreshes(self) -> int:
@@ -216,8 +236,30 @@ class Endpoint:
         assert self.cache is not None
         return self.cache.find(key, now)
 
-    def kept(self, key: Key, now: float) -> None:
-        """Nothing: as with a second level."""
+    def kept(self, caller: Caller, request: Post, key: Key, now: float) -> Found[Served[Page]] | None:
+        """What was copied of an answer, which is an old one. What its Vary names is in every key from then on: if it
+        was not in this one, the copy is this request's only if it has no such field, and there may be another under the
+        key that has it."""
+        for _ in range(KEYS_TRIED):
+            copy = None if self.copied is None else self.copied.find(key.digest, now)
+            named = None if copy is None else varying(copy.value.response.fields)
+            if copy is None or named is None or len(self._deciding | named) > len(self._declared) + VARIES_MAX:
+                return None
+            self._deciding |= named
+            asked = self.digest(caller, request)
+            if asked == key.digest:
+                page = copy.value.response
+                assert page.life is not None, "nothing else is copied"
+                size = page.size + ENTRY_OVERHEAD_BYTES
+                entry = Entry(copy.value, size, copy.made_at, page.life.ttl, page.life.max_stale, NO_EPOCH)
+                freshness = entry.freshness(now, key.epoch)
+                return None if freshness is Freshness.DEAD else Found(entry, freshness, is_copy=True)
+            key = Key(asked, key.epoch)
+        return None
+
+    def declared(self, request: Post) -> str:
+        """Nothing: a server's own error says more to its clients."""
+        return ""
 
     async def ask(self, request: Post, deadline: Deadline, terms: Terms, ticker: Ticker) -> Given[Page]:
         """The server's answer, whatever it is. Raises Rejected for what cannot be written as a request, and

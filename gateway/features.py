@@ -63,6 +63,15 @@ class Features:
         others = [fact for fact in facts.inputs if fact.name not in self._config.inputs]
         return msgspec.structs.replace(facts, inputs=(*entities, *others), max_batch=0)
 
+    def rows(self, request: InferRequest) -> int | None:
+        """How many rows the model would be asked for; None if nobody can tell."""
+        counts = {len(_ids(tensor)) for tensor in request.inputs if self._is_many(tensor.name)}
+        return None if len(counts) > 1 else next(iter(counts), 1)
+
+    def _is_many(self, name: str) -> bool:
+        entity = self._config.entities.get(name)
+        return entity is not None and entity.many
+
     async def made(
         self, request: InferRequest, facts: ModelFacts, seconds: float
     ) -> tuple[InferRequest, int, tuple[TableTold, ...]]:

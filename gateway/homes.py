@@ -14,7 +14,7 @@ import msgspec
 
 from degrade.breaker import BreakerOptions
 from gateway.config import Backend, Server
-from gateway.route import Home
+from gateway.learning import Home
 from gateway.surroundings import Surroundings
 from tiers.backends.triton_http import TritonHttp, TritonOptions
 from tiers.catalog import Catalog, CatalogOptions

@@ -7,17 +7,25 @@ monotonic clock.
 
 from __future__ import annotations
 
-import msgspec
+from collections.abc import Sequence
+from typing import Annotated, Final
 
-from gateway.rows import Made, Row
+import msgspec
+from msgspec import Meta
+
+from gateway.row import Made, Row
 from gateway.service import Served
-from tiers.inference import InferResponse, Parameter, Parameters, Tensor
+from tiers.inference import InferResponse, Parameter, Parameters, TableTold, Tensor
 from tiers.rows import Plan
 
-LAYOUT = 2
+LAYOUT = 3
 """Part of every scope: what another layout has written is not found."""
+OUTPUTS_MAX: Final = 256
+PARAMETERS_MAX: Final = 64
+"""Of an answer, and of what is said of each: a megabyte of the smallest ones would take the event loop fifty
+milliseconds to read. An answer of more is not left."""
 
-_Said = dict[str, Parameter]
+_Said = Annotated[dict[str, Parameter], Meta(max_length=PARAMETERS_MAX)]
 
 
 class _Output(msgspec.Struct, frozen=True, array_like=True):
@@ -36,12 +44,13 @@ class _Answer(msgspec.Struct, frozen=True, array_like=True):
     batch: int | None
     version: str
     parameters: _Said
-    outputs: tuple[_Output, ...]
+    outputs: Annotated[tuple[_Output, ...], Meta(max_length=OUTPUTS_MAX)]
+    tables: Annotated[tuple[TableTold, ...], Meta(max_length=OUTPUTS_MAX)]
 
 
 class _Made(msgspec.Struct, frozen=True, array_like=True):
-    tensors: tuple[tuple[str, str, tuple[int, ...]], ...]
-    of_tensors: tuple[_Said, ...]
+    tensors: Annotated[tuple[tuple[str, str, tuple[int, ...]], ...], Meta(max_length=OUTPUTS_MAX)]
+    of_tensors: Annotated[tuple[_Said, ...], Meta(max_length=OUTPUTS_MAX)]
     parameters: _Said
     tier: str
     version: str
@@ -62,8 +71,10 @@ class Unpacked(msgspec.Struct, frozen=True):
 
 
 def packed(served: Served[InferResponse], made_at: float) -> bytes | None:
-    """An answer made of no tables; None if it holds what MessagePack cannot."""
+    """An answer; None if it holds what MessagePack cannot, or more than is left."""
     response = served.response
+    if _is_much([response.parameters, *[each.parameters for each in response.outputs]]):
+        return None
     outputs = [
         _Output(each.name, each.datatype, each.shape, bytes(each.data), dict(each.parameters))
         for each in response.outputs
@@ -78,6 +89,7 @@ def packed(served: Served[InferResponse], made_at: float) -> bytes | None:
             response.version,
             dict(response.parameters),
             tuple(outputs),
+            served.tables,
         )
     )
 
@@ -90,7 +102,8 @@ def unpacked(route: str, data: bytes) -> Unpacked | None:
         return None
     outputs = [Tensor(each.name, each.datatype, each.shape, each.data, each.parameters) for each in told.outputs]
     response = InferResponse(route, told.version, tuple(outputs), parameters=told.parameters)
-    return Unpacked(Served(response, told.tier, told.rows, told.rows_escalated, told.batch), told.made_at)
+    served = Served(response, told.tier, told.rows, told.rows_escalated, told.batch, told.tables)
+    return Unpacked(served, told.made_at)
 
 
 def packed_row(row: Row, made: bytes, made_at: float) -> bytes | None:
@@ -99,7 +112,9 @@ def packed_row(row: Row, made: bytes, made_at: float) -> bytes | None:
 
 
 def packed_made(made: Made) -> bytes | None:
-    """What rows of an answer have in common; None if it holds what MessagePack cannot."""
+    """What rows of an answer have in common; None as with `packed`."""
+    if _is_much([made.parameters, *made.plan.parameters]):
+        return None
     said = tuple([dict(each) for each in made.plan.parameters])
     return _encoded(_Made(made.plan.tensors, said, dict(made.parameters), made.tier, made.version, made.position))
 
@@ -129,6 +144,11 @@ def _made(data: bytes) -> Made | None:
         return None
     of_tensors: tuple[Parameters, ...] = told.of_tensors
     return Made(Plan(told.tensors, of_tensors), told.parameters, told.tier, told.version, told.position)
+
+
+def _is_much(said: Sequence[Parameters]) -> bool:
+    """``said``: of the whole, and then of each output."""
+    return len(said) - 1 > OUTPUTS_MAX or max(map(len, said)) > PARAMETERS_MAX
 
 
 def _encoded(told: msgspec.Struct) -> bytes | None:

@@ -26,49 +26,30 @@ from typing import Final
 import msgspec
 
 from cache.digest import Key
-from cache.entry import Entry, Found
+from cache.entry import Entry
 from cache.flight import Abandoned
 from degrade.brownout import FIRST_TIER, NO_REFRESHES, STALE_FIRST
 from degrade.deadline import Deadline, Ticker
-from degrade.ladder import Failure, Remains, Step, next_step
+from degrade.ladder import Failure, Step
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Verdict
 from gateway.admission.ratelimit import Limiter
 from gateway.call import Answer, Call, Dues, claim_of, dues, labelled
+from gateway.descent import descended, problem_of, tiers_steps
 from gateway.operate.telemetry import Telemetry
-from gateway.problem import (
-    Problem,
-    Refused,
-    answer_too_large,
-    deadline_exceeded,
-    invalid,
-    model_failed,
-    not_cached,
-    overloaded,
-    unavailable,
-)
+from gateway.problem import Problem, Refused, invalid, not_cached
 from gateway.problem import quota as quota_problem
-from gateway.recall import BROWNED, Action, Recall, recall, stale_first, tolerates, unrefreshed
+from gateway.recall import BROWNED, Action, Recall, recall, stale_first, unrefreshed
 from gateway.route import Route
 from gateway.service import Allowance, Filled, Q, R, Response, Served, Service, Terms, Watched, Wire
 from tiers.cascade import CascadeOptions
 from tiers.facts import ModelFacts
 from tiers.inference import Provenance, Rejected, UpstreamError
 
-RETRY_AFTER_SECONDS: Final = 1.0
-"""When to come back after the ladder's end, if no breaker knows better."""
-
 LADDER_SHARE: Final = 0.05
 LADDER_SECONDS_MAX: Final = 0.1
 """What the tiers leave of a deadline, so that a hanging one is still judged as such, and the ladder goes
 on (an earlier tier's answer, an old one) before the caller's own time is over: a share, and at most this."""
-
-RETRY_SPREAD: Final = 2.0
-"""Retry-After is spread up to this factor, so that those who were refused do not return as one wave."""
-
-
-_TIERS_STEPS: Final = frozenset({Step.REPLICA, Step.TIER})
-"""Those that pool and cascade take, the others being the pipeline's."""
 
 WIRE_OVERHEAD_BYTES: Final = 256
 """What a ready wire form costs beyond its body: its key and bookkeeping."""
@@ -288,7 +269,7 @@ class Pipeline:
         deadline = Deadline.after(now, seconds - min(LADDER_SECONDS_MAX, seconds * LADDER_SHARE))
         ticket = 0 if route.cache is None else route.cache.ticket()
         first_only = route.level >= FIRST_TIER and "fast" in route.browned
-        options = CascadeOptions(rows, self._cascade_steps(call, key), claim_of(route, call.caller), first_only)
+        options = CascadeOptions(rows, tiers_steps(call, key, now), claim_of(route, call.caller), first_only)
         terms = Terms(call.caller, key, reuse, options)
         try:
             given = await route.ask(call.request, deadline, terms, self._ticker)
@@ -309,19 +290,6 @@ class Pipeline:
         again = entry if given.second else None
         kept = entry if stored else None
         return Filled(entry.value, given.steps, False, kept, settled, alike, given.rows_kept, given.made_at, again)
-
-    def _cascade_steps(self, call: Call[Q, R], key: Key | None) -> tuple[Step, ...]:
-        """The ladder's steps that the tiers may take: those before ``stale``, or ``snapshot``, if there is something
-        that it would serve. Where they have none behind it, nobody looks."""
-        steps, now = call.route.steps, self._ticker()
-        for place, step in enumerate(steps):
-            if _TIERS_STEPS.isdisjoint(steps[place:]):
-                break
-            if step is Step.STALE and self._older(call, key, now) is not None:
-                return steps[:place]
-            if step is Step.SNAPSHOT and self._kept(call, key, now) is not None:
-                return steps[:place]
-        return steps
 
     def _refresh(self, call: Call[Q, R], key: Key, entry: Entry[Served[R]]) -> None:
         """Fetch behind the caller's back: once for a key, at most ``refreshes_max`` at once for the route."""
@@ -351,65 +319,34 @@ class Pipeline:
             route.refreshing.discard(key)
 
     def _descend(self, call: Call[Q, R], key: Key | None, error: UpstreamError, quota: Verdict | None) -> Answer[R]:
-        """The ladder's lower half: the tiers have failed; an old answer, or a 503 that says why."""
-        route, now = call.route, self._ticker()
+        """The ladder's lower half: the tiers have failed; an old answer, a declared one, or a 503 that says why."""
+        route, now, failure = call.route, self._ticker(), error.failure.value
         if key is not None:
             key = Key(key.digest, route.epoch)  # the epoch may have turned while the tiers were asked
-        found, kept = self._older(call, key, now), self._kept(call, key, now)
-        remains = Remains(
-            replica=False, tier=False, stale=found is not None, snapshot=kept is not None,
-            time=not call.deadline.expired(now),
-        )  # fmt: skip
-        step = next_step(error.failure, remains, route.steps)
-        self._telemetry.degraded(route.name, error.failure.value, step.value, str(error))
+        left = descended(call, key, error.failure, now)
+        step, found = left.step, left.found
+        beside = f"; {left.fault}" if step is Step.REFUSE and left.fault else ""
+        self._telemetry.degraded(route.name, failure, step.value, f"{error}{beside}")
         if step is Step.STALE and found is not None:
             again = recall(found, call.directives, route.recall_rules, route.epoch, now)
             if again.state == "hit":  # another caller's fill came through meanwhile
                 return self._cached(call, key, found.entry, again, quota)
-            choice = Recall(Action.SERVE, "stale", error.failure.value)
-            return self._cached(call, key, found.entry, choice, quota, (Step.STALE.value,))
-        if step is Step.SNAPSHOT and kept is not None:
-            choice = Recall(Action.SERVE, "stale", error.failure.value)
-            return self._cached(call, key, kept.entry, choice, quota, (Step.SNAPSHOT.value,))
+        if found is not None:
+            choice = Recall(Action.SERVE, "stale", failure)
+            return self._cached(call, key, found.entry, choice, quota, (step.value,))
+        tried = Provenance(cache="bypass" if key is None else "miss", reason=failure, degraded=True)
+        if step is Step.DEFAULT and left.default is not None:
+            return Answer(left.default, msgspec.structs.replace(tried, steps=(step.value,)), quota)
         assert step is Step.REFUSE, f"the pipeline has no step {step}"
-        tried = Provenance(cache="bypass" if key is None else "miss", reason=error.failure.value, degraded=True)
         instead = route.instead(error)
         if instead is not None:
             return Answer(instead, tried, quota)
-        raise Refused(self._unavailable(route, error), quota, tried)
-
-    def _older(self, call: Call[Q, R], key: Key | None, now: float) -> Found[Served[R]] | None:
-        """What is kept for the ladder, if there is something and the caller would have it."""
-        if key is None or call.route.cache is None:
-            return None
-        found = call.route.find(call.caller, call.request, key, now)
-        return found if found is not None and tolerates(found, call.directives, now) else None
-
-    def _kept(self, call: Call[Q, R], key: Key | None, now: float) -> Found[Served[R]] | None:
-        """What earlier processes have left for the ladder, likewise."""
-        if key is None or Step.SNAPSHOT not in call.route.steps:
-            return None
-        found = call.route.kept(key, now)
-        return found if found is not None and tolerates(found, call.directives, now) else None
+        raise Refused(problem_of(route.title, error, self._chance, left.fault), quota, tried)
 
     def _undescribed(self, route: Service[Q, R], error: UpstreamError) -> Refused:
         """Nothing could be looked up, for nobody said what the request is made of; the ladder ends there."""
         tried = Provenance(cache="none", reason=error.failure.value, degraded=True)
-        return Refused(self._unavailable(route, error), provenance=tried)
-
-    def _unavailable(self, route: Service[Q, R], error: UpstreamError) -> Problem:
-        spread = self._chance.uniform(1.0, RETRY_SPREAD)
-        retry_after = max(RETRY_AFTER_SECONDS, error.retry_after) * spread
-        detail = f"{route.title} has no answer ({error.failure.value}: {error}), and no older one is kept."
-        if error.failure in (Failure.TIMEOUT, Failure.LATE):
-            return deadline_exceeded(detail, retry_after)
-        if error.failure is Failure.SHED:
-            return overloaded(detail, retry_after)
-        if error.failure is Failure.RAISED:
-            return model_failed(detail)
-        if error.failure is Failure.OVERSIZED:
-            return answer_too_large(detail)
-        return unavailable(detail, retry_after)
+        return Refused(problem_of(route.title, error, self._chance), provenance=tried)
 
     def _cached(
         self,

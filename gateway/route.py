@@ -7,7 +7,6 @@ in which a request meets them is ``gateway/pipeline.py``'s; what the tiers are i
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Mapping, Sequence
 from operator import is_
 from types import MappingProxyType
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import quote
 
 import msgspec
-from blake3 import blake3
+import structlog
 
 from cache.digest import Key, RequestDigester, request_digest
 from cache.entry import Entry, Found, Freshness
@@ -24,18 +23,22 @@ from cache.memo import Memo
 from cache.response import ResponseCache
 from degrade.deadline import Deadline, Ticker
 from degrade.gate import Priority
-from degrade.ladder import Failure, Step
+from degrade.ladder import Step
 from gateway.admission.auth import Caller
 from gateway.admission.validate import EVERY_INPUT, TensorRule, Validator
 from gateway.codec.http import BodyLimits
 from gateway.config import Route as RouteConfig
 from gateway.config import TierConfig
 from gateway.config_load import priority_of
-from gateway.copies import AnswerCopies
+from gateway.copies import Copies, Standing
+from gateway.default import Default, misfits
 from gateway.fitting import Expected, expected
+from gateway.learning import Home, Learning
+from gateway.lent import Lent
 from gateway.problem import Refused, not_found
 from gateway.recall import RecallRules
-from gateway.rows import Asked, Assembled, Row, Rows
+from gateway.row import Asked, Assembled, Row
+from gateway.rows import Rows
 from gateway.second import SecondLevel
 from gateway.service import (
     DECENT_SHARE,
@@ -52,15 +55,13 @@ from gateway.service import (
 from tiers import cascade
 from tiers.backends.triton_http import Call as Outbound
 from tiers.cascade import Accept, CascadeAnswer, Tier
-from tiers.catalog import Catalog
-from tiers.facts import ModelFacts, Sight, TensorFact
+from tiers.facts import ModelFacts
 from tiers.inference import (
     SCHEDULING_PARAMETERS,
     Form,
     InferRequest,
     InferResponse,
     Parameters,
-    Rejected,
     TableTold,
     UpstreamError,
 )
@@ -70,14 +71,11 @@ from tiers.rpc import RpcPool
 from tiers.v2.forms import FORMS_MAX, RequestForms
 from tiers.v2.message import Limits
 
-VERSIONS_MAX: Final = 16
-"""Versions of a route's model whose facts are remembered as merged."""
-LEARNING_GRACE_SECONDS: Final = 0.1
-"""How long a tier not yet known is waited for once another is: a model tells its facts in a few milliseconds."""
-
 ROWS_GRACE_SECONDS: Final = 1.0
 """By how much the wait for rows outlasts the tiers' time: at its end they say what one of them had answered, or which
 failed, and that is worth more than a time-out. How long a caller waits is the pipeline's."""
+
+_log = structlog.get_logger("tailrace")
 
 _LOAD: Final = ("priority", "brownout")
 """What a configuration says of load, and not of answers."""
@@ -91,37 +89,9 @@ ENTRY_OVERHEAD_BYTES: Final = 512
 """What an entry costs beyond its answer's size: key, bookkeeping of cache and policy."""
 
 
-class Home(msgspec.Struct, frozen=True):
-    """Where a tier's model lives: the replicas that run it and what they say about it. ``rpc``: the same servers as
-    they are asked by RPC; None where nobody does."""
-
-    pool: Pool
-    catalog: Catalog
-    rpc: RpcPool | None = None
-
-    @property
-    def pools(self) -> tuple[Pool, ...]:
-        """All pools of replicas: RPCs may have one of their own."""
-        return (self.pool,) if self.rpc is None or self.rpc.pool is self.pool else (self.pool, self.rpc.pool)
-
-    async def close(self) -> None:
-        """Ask nothing more, and hang up."""
-        await self.catalog.close()
-        for pool in self.pools:
-            await pool.close()
-
-
 if TYPE_CHECKING:
     from gateway.features import Features
     from gateway.tables import Table
-
-
-class _Merged(msgspec.Struct, frozen=True, eq=False):
-    """What the tiers ``told``, ``merged`` into one model's facts, and ``shown`` as callers may use the route."""
-
-    told: tuple[ModelFacts, ...]
-    merged: ModelFacts
-    shown: ModelFacts
 
 
 class Route:
@@ -159,13 +129,14 @@ class Route:
         self.rules = _rules(config)
         self.validator = Validator(self.rules, config.limits.batch_max)
         self._digesters: Memo[tuple[Form, str, str], RequestDigester] = Memo(FORMS_MAX)
-        self._merged: Memo[str, _Merged] = Memo(VERSIONS_MAX)
+        self.learning = Learning(name, list(zip(config.tiers, homes, strict=True)), self._shown, self._heed)
+        self.default = Default(name, config.default) if config.default else None
         self.allowances = allowances_of("route", name, config.quota, config.caller_quota)
         self.cache: ResponseCache[Served[InferResponse], Wire] | None = cache_of(config.cache)
         self.rows = None if config.cache is None or not config.cache.rows else Rows(name, config.cache)
         self.second: SecondLevel | None = None
-        self.copies: AnswerCopies | None = None
-        self._schema: tuple[ModelFacts, bytes] | None = None
+        self.copied: Copies[Served[InferResponse]] | None = None
+        self.copied_rows: Copies[Row] | None = None
         self._ttl = 0.0 if config.cache is None else float(config.cache.ttl)  # one object for all entries
         self._max_stale = 0.0 if config.cache is None else float(config.cache.max_stale)
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
@@ -174,8 +145,6 @@ class Route:
         self.browned = config.brownout
         self.flights: Flights[tuple[Key, int, Priority], Filled[InferResponse]] = Flights(FLIGHTS_MAX)
         self.refreshing: set[Key] = set()
-        self._learnt: set[int] = set()
-        self._learning: dict[int, asyncio.Task[None]] = {}
         self.epoch = 0
 
     def under(
@@ -197,47 +166,32 @@ class Route:
             successor.cache, successor.rows, successor.epoch = self.cache, self.rows, self.epoch
             if self.second is not None:
                 successor.share(self.second)
-            if self.copies is not None:
-                successor.copy(self.copies)
+            if self.copied is not None:
+                successor.copy(self.copied, self.copied_rows)
             self._succeeded = True
         return successor
 
     def share(self, second: SecondLevel) -> None:
         """Leave answers, or rows where those are kept, for other processes, and take theirs."""
         self.second = second
-        second.watch(self.looks)
+        second.watch(self.learning.looks)
         if self.rows is not None:
             self.rows.second = second
 
-    def copy(self, copies: AnswerCopies) -> None:
-        """Leave copies of answers on the disk, and take those that are there."""
+    def copy(self, copied: Copies[Served[InferResponse]], rows: Copies[Row] | None = None) -> None:
+        """Leave copies of answers, and of rows where those are kept, on the disk, and take those that are there."""
         assert self.cache is not None
-        self.copies = copies
-        copies.watch(self.cache, lambda: self.epoch, self.looks, self.schema)
+        assert rows is None or self.rows is not None
+        self.copied, self.copied_rows = copied, rows
+        copied.standing.watch(lambda: self.epoch, self.learning.looks, self.learning.schema)
+        copied.watch(self.cache)
+        if rows is not None and self.rows is not None:
+            rows.watch(self.rows.cache)
 
-    def schema(self) -> bytes | None:
-        """What its models take and give, digested: the same object as long as it is the same; None while they are not
-        known."""
-        facts = self.known_facts()
-        if facts is None:
-            return None
-        if self._schema is None or self._schema[0] is not facts:
-            told = msgspec.msgpack.encode((facts.inputs, facts.outputs, facts.max_batch))
-            self._schema = facts, blake3(told).digest()
-        return self._schema[1]
-
-    def looks(self) -> dict[str, tuple[float, Sight]] | None:
-        """The last look at each tier's model on each replica, and when it began; None while a model is not known,
-        which begins to be learnt."""
-        found = {}
-        unknown = False
-        for position, (tier, home) in enumerate(zip(self.config.tiers, self._homes, strict=True)):
-            looked = home.catalog.looked(tier.model)
-            if not looked:
-                unknown = True
-                self._learn(position)
-            found.update({f"{url}/{tier.model}": each for url, each in looked.items()})
-        return None if unknown else found
+    @property
+    def copies(self) -> Standing | None:
+        """What says whether copies of its answers may be used."""
+        return None if self.copied is None else self.copied.standing
 
     @property
     def in_parts(self) -> bool:
@@ -286,7 +240,7 @@ class Route:
         if self.second is not None:
             self.second.end_turn()
         if self.copies is not None:
-            self.copies.witness.end_turn()
+            self.copies.end_turn()
 
     def uncacheable(self, request: InferRequest) -> str:
         """Why a request is never cached, in one word; empty if it may be (DESIGN section 6)."""
@@ -305,10 +259,10 @@ class Route:
         """Hold a request against the route's versions, its models' facts and its rules. Raises Refused, Rejected,
         UpstreamError, and TimeoutError when the models have not described themselves within ``seconds``."""
         self._check_version(request.version)
-        facts = self.known_facts(request.version)
+        facts = self.learning.known(request.version)
         if facts is None:
             async with asyncio.timeout(seconds):
-                facts = await self.facts(deadline, request.version)
+                facts = await self.learning.facts(deadline, request.version)
         self.validator.check(request, facts)
         return Admitted(batch_size(request) if facts.max_batch > 0 else None, _stateful(facts))
 
@@ -317,22 +271,58 @@ class Route:
         found = self._found_here(caller, request, key, now)
         return found if found is not None else self._copied(key, now)
 
-    def kept(self, key: Key, now: float) -> Found[Served[InferResponse]] | None:
-        """What was copied of an answer, whatever its models are now: an old one, of no epoch that is now."""
-        copy = None if self.copies is None else self.copies.find(key.digest, now)
-        if copy is None:
-            return None
-        entry = self.entry(copy.served, NO_EPOCH, copy.made_at)
+    def kept(
+        self, caller: Caller, request: InferRequest, key: Key, now: float
+    ) -> Found[Served[InferResponse]] | None:
+        """What was copied of an answer, or of its rows, whatever its models are now: an old one, of no epoch that is
+        now."""
+        copy = None if self.copied is None else self.copied.find(key.digest, now)
+        if copy is not None:
+            entry = self.entry(copy.value, NO_EPOCH, copy.made_at)
+        else:
+            rows = None if self.copied_rows is None else self._known_rows(request)
+            if self.rows is None or self.copied_rows is None or rows is None:
+                return None
+            lent = Lent(self.copied_rows, now, NO_EPOCH, is_old=True)
+            made = self.rows.whole(self._in_rows(caller, request, key, rows), now, lent)
+            if made is None:
+                return None
+            entry = self.entry(_of_rows(made), NO_EPOCH, made.made_at)
         freshness = entry.freshness(now, key.epoch)
         return None if freshness is Freshness.DEAD else Found(entry, freshness, is_copy=True)
 
+    def declared(self, request: InferRequest) -> InferResponse | str:
+        """The declared default as an answer to a request, or why it is none. As long as a tier's model is not known,
+        nobody can tell whether it fits, or the request does."""
+        if self.default is None:
+            return ""
+        version = "" if self.learning.known(request.version) is None else request.version
+        facts = self.learning.known(version)
+        if facts is None:
+            return self.default.answer(request, self._rows_of(request))
+        for key, why in misfits(self.config.default, self.learning.merged(version).merged):
+            return f"{self._default_key(key)} {why}"
+        if version != request.version and request.version not in facts.versions:
+            return f"the default is of no version {request.version}"
+        try:
+            self.validator.check(request, facts)
+        except Refused:
+            return "the default is for no request that its models would refuse"
+        return self.default.answer(request, self._rows_of(request))
+
+    def _rows_of(self, request: InferRequest) -> int | None:
+        """How many rows an answer has; None if nobody can tell, or it is more than there may be."""
+        rows = batch_size(request) if self.features is None else self.features.rows(request)
+        most = self.config.limits.batch_max
+        return None if rows is not None and most is not None and rows > most else rows
+
     def _copied(self, key: Key, now: float) -> Found[Served[InferResponse]] | None:
         """The copy of an answer, if it may be served as if it had been here all the time."""
-        copies = self.copies
-        copy = None if copies is None else copies.find(key.digest, now)
-        if self.cache is None or copies is None or copy is None or not (copy.is_same or copies.trusts()):
+        copied = self.copied
+        copy = None if copied is None else copied.find(key.digest, now)
+        if self.cache is None or copied is None or copy is None or not (copy.is_same or copied.standing.trusts()):
             return None
-        entry = self.entry(copy.served, key.epoch, copy.made_at)
+        entry = self.entry(copy.value, key.epoch, copy.made_at)
         freshness = entry.freshness(now, key.epoch)
         if freshness is Freshness.DEAD:
             return None
@@ -348,16 +338,18 @@ class Route:
         rows = None if found is not None and found.freshness is Freshness.FRESH else self._known_rows(request)
         if self.rows is None or rows is None:
             return found
-        made = self.rows.whole(self._in_rows(caller, request, key, rows), now)
+        lent = None if self.copied_rows is None else Lent(self.copied_rows, now, key.epoch)
+        made = self.rows.whole(self._in_rows(caller, request, key, rows), now, lent)
         if made is None:
             return found
         entry = self.entry(_of_rows(made), made.epoch, made.made_at)
         freshness = entry.freshness(now, key.epoch)
         if freshness is Freshness.FRESH:
-            self.cache.store(key, entry, self.cache.ticket())
+            if lent is None or not lent.is_unsure:
+                self.cache.store(key, entry, self.cache.ticket())
         elif found is not None or freshness is Freshness.DEAD:
             return found
-        return Found(entry, freshness)
+        return Found(entry, freshness, is_copy=lent is not None and lent.count > 0)
 
     async def ask(
         self, request: InferRequest, deadline: Deadline, terms: Terms, ticker: Ticker
@@ -366,8 +358,8 @@ class Route:
         and where rows are kept Abandoned and TimeoutError."""
         rows, tables = terms.options.rows, tuple[TableTold, ...]()
         if self.features is not None:
-            await self.facts(deadline, request.version)
-            facts = self._facts_of_models(request.version)
+            await self.learning.facts(deadline, request.version)
+            facts = self.learning.merged(request.version).merged
             seconds = deadline.remaining(ticker())
             request, count, tables = await self.features.made(request, facts, seconds)
             rows = count if facts.max_batch > 0 else None
@@ -405,18 +397,17 @@ class Route:
 
     def _expected(self, request: InferRequest, rows: int | None) -> Expected | None:
         """What an answer to it must be; None while a tier's model is not known."""
-        if self.known_facts(request.version) is None:
+        if self.learning.known(request.version) is None:
             return None
-        held = self._merged.get(request.version)
-        assert held is not None, "it was merged just now"
-        return expected([tier.model for tier in self.tiers], held.told, request, rows)
+        told = self.learning.merged(request.version).told
+        return expected([tier.model for tier in self.tiers], told, request, rows)
 
     def _known_rows(self, request: InferRequest) -> int | None:
         """How many rows a request has whose answers may be here; None where that is not to be known, or it is to be
         refused."""
         if self.rows is None or self.features is not None:
             return None
-        facts = self.known_facts(request.version)
+        facts = self.learning.known(request.version)
         rows = batch_size(request)
         if facts is None or facts.max_batch < 1 or _stateful(facts) or not rows:
             return None
@@ -430,7 +421,7 @@ class Route:
         """The request as rows."""
         assert self.rows is not None
         request = self.for_all(request)
-        facts = self.known_facts(request.version)
+        facts = self.learning.known(request.version)
         several = len(self.tiers) > 1 and facts is not None
         names = frozenset([output.name for output in facts.outputs]) if several and facts is not None else None
         return Asked(request, self.rows.keys(self._tenant(caller), request, rows), key.epoch, outputs=names)
@@ -484,75 +475,23 @@ class Route:
 
     def known_facts(self, version: str = "") -> ModelFacts | None:
         """What `facts` would say, if every tier's model is known."""
-        told = []
-        for tier, home in zip(self.config.tiers, self._homes, strict=True):
-            known = home.catalog.recall(tier.model, tier.version or version)
-            if known is None:
-                return None
-            told.append(known)
-        return self._merge(version, told)
+        return self.learning.known(version)
 
     async def facts(self, deadline: Deadline, version: str = "") -> ModelFacts:
-        """What the route accepts and answers, by the tiers whose models are known: a tier that has not been
-        seen since the start must not keep the others from answering. ``version``: the one a caller asks for,
-        of tiers that are not bound to one.
+        """What the route accepts and answers, by the tiers whose models are known (see ``Learning.facts``)."""
+        return await self.learning.facts(deadline, version)
 
-        A tier not yet known is waited for a little while the others are, by those who came first to ask it; it
-        goes on being learnt behind their backs. Raises UpstreamError if no tier is known, and Rejected(404) if one
-        lacks the version asked for.
-        """
-        told: dict[int, ModelFacts] = {}
-        unknown: UpstreamError | None = None
-        asked: dict[asyncio.Task[ModelFacts], int] = {}
-        slow = set(self._learning)
-        for position in range(len(self.tiers)):
-            if len(self.tiers) > 1 and (version or position not in self._learnt):
-                asked[asyncio.create_task(self._told(position, version, deadline))] = position
-                continue
-            try:  # known, so at once; or nobody else is there to wait for
-                told[position] = await self._told(position, version, deadline)
-            except UpstreamError as error:
-                unknown = error
-        pending = set(asked)
-        try:
-            while pending:
-                patience = 0.0 if all(asked[task] in slow for task in pending) else LEARNING_GRACE_SECONDS
-                done, pending = await asyncio.wait(
-                    pending, timeout=patience if told else None, return_when=asyncio.FIRST_COMPLETED
-                )
-                if not done:
-                    break
-                for task in done:
-                    try:
-                        told[asked[task]] = task.result()
-                    except UpstreamError as error:
-                        unknown = error
-            for task in pending:
-                self._learn(asked[task])
-        finally:
-            for task in asked:
-                task.cancel()
-            await asyncio.gather(*asked, return_exceptions=True)
-        if not told:
-            assert unknown is not None
-            raise unknown
-        return self._merge(version, [told[position] for position in sorted(told)])
+    def _shown(self, merged: ModelFacts) -> ModelFacts:
+        """What callers send, where that is something else than what the models take."""
+        return merged if self.features is None else self.features.facts(merged)
 
-    def _merge(self, version: str, told: Sequence[ModelFacts]) -> ModelFacts:
-        """The tiers' facts as the route's: one object as long as they are the same."""
-        held = self._merged.get(version)
-        if held is not None and len(held.told) == len(told) and all(map(is_, held.told, told)):
-            return held.shown
-        merged = merged_facts(self.name, told)
-        shown = merged if self.features is None else self.features.facts(merged)
-        self._merged.put(version, _Merged(tuple(told), merged, shown))
-        return shown
+    def _heed(self, merged: ModelFacts) -> None:
+        """Say what is wrong with the declared default, by what the models say of themselves."""
+        for key, why in misfits(self.config.default, merged) if self.default is not None else ():
+            _log.error("default is not served", route=self.name, key=self._default_key(key), reason=why)
 
-    def _facts_of_models(self, version: str) -> ModelFacts:
-        """What the models take, where callers send something else. They are known."""
-        held = self._merged.get(version)
-        assert held is not None, "who asks has had the route's facts in this turn"
-        return held.merged
+    def _default_key(self, below: str) -> str:
+        return f"routes.{self.name}.default" + (f".{below}" if below else "")
 
     def _check_version(self, asked: str) -> None:
         for tier in self.tiers:
@@ -568,40 +507,12 @@ class Route:
     async def close(self) -> None:
         """Give up fills under way, and learning about tiers."""
         await self.flights.close()
-        tasks = tuple(self._learning.values())
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await self.learning.close()
         self.forget()
         if self.rows is not None and not self._succeeded:
             await self.rows.close()
         if self.second is not None and not self._succeeded:
             await self.second.close()
-
-    async def _told(self, position: int, version: str, deadline: Deadline) -> ModelFacts:
-        """What a tier says of itself. Once it has, its catalog remembers."""
-        try:
-            told = await _told(self.config.tiers[position], self._homes[position].catalog, version, deadline)
-        except UpstreamError:
-            self._learnt.discard(position)
-            raise
-        self._learnt.add(position)
-        return told
-
-    def _learn(self, position: int) -> None:
-        """Go on learning about a tier that nobody waits for any more; the catalog bounds the time."""
-        if position in self._learning:
-            return
-
-        async def learn() -> None:
-            try:
-                await self._told(position, "", Deadline(math.inf))
-            except UpstreamError:
-                pass  # whoever asks next begins anew
-            finally:
-                del self._learning[position]
-
-        self._learning[position] = asyncio.create_task(learn())
 
     def versions(self, facts: ModelFacts) -> tuple[str, ...]:
         """Those that a caller may ask for: a bound tier's alone, and none of several tiers'."""
@@ -638,7 +549,7 @@ def _features(config: RouteConfig, tables: Mapping[str, Table], bytes_max: int, 
 
 def _answers_alike(one: RouteConfig, other: RouteConfig) -> bool:
     """Whether two configurations give the same answers to the same requests, and keep them for the same time."""
-    aside = {name: getattr(other, name) for name in ("quota", "caller_quota", "timeout", "degrade", *_LOAD)}
+    aside = {name: getattr(other, name) for name in ("quota", "caller_quota", "timeout", "degrade", "default", *_LOAD)}
     return msgspec.structs.replace(one, **aside) == other
 
 
@@ -658,40 +569,6 @@ def _stateful(facts: ModelFacts) -> str:
 
 def _asked(request: InferRequest) -> list[tuple[str, Parameters]]:
     return [(output.name, output.parameters) for output in request.outputs]
-
-
-async def _told(tier: TierConfig, catalog: Catalog, version: str, deadline: Deadline) -> ModelFacts:
-    """What a tier's model says of itself, in the version that will answer."""
-    try:
-        told = await catalog.facts(tier.model, tier.version, deadline)
-    except Rejected as error:  # the operator named this model, not the caller: no fault of the caller's
-        raise UpstreamError(Failure.BROKEN, f"a tier's model is not there: {error}") from error
-    if not version or tier.version:
-        return told
-    return await catalog.facts(tier.model, version, deadline)
-
-
-def merged_facts(name: str, facts: Sequence[ModelFacts]) -> ModelFacts:
-    """A route's facts from its tiers': all tiers must be able to take what the route accepts.
-
-    Inputs are the first tier's (``tailrace check`` proves that the others agree), outputs those that
-    every tier has, the batch limit is the smallest, and one stateful tier makes the route stateful.
-    """
-    first, last = facts[0], facts[-1]
-    common: list[TensorFact] = [
-        output
-        for output in last.outputs
-        if all(any(other.name == output.name for other in fact.outputs) for fact in facts)
-    ]
-    return ModelFacts(
-        name=name,
-        versions=last.versions,
-        inputs=first.inputs,
-        outputs=tuple(common),
-        max_batch=min(fact.max_batch for fact in facts),
-        sequence=any(fact.sequence for fact in facts),
-        decoupled=any(fact.decoupled for fact in facts),
-    )
 
 
 def _tier(config: TierConfig, pool: Pool, timeout: float) -> Tier:

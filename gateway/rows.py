@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Final
 
 import msgspec
 
@@ -26,13 +26,12 @@ from degrade.deadline import Ticker
 from degrade.ladder import Failure
 from gateway.config import CacheConfig
 from gateway.fitting import Expected
+from gateway.row import Asked, Assembled, Elsewhere, Filling, Lender, Made, Row
 from tiers.cascade import CascadeAnswer
 from tiers.inference import (
     Form,
     InferRequest,
     InferResponse,
-    Parameters,
-    Passed,
     Tensor,
     UpstreamError,
     parameters_size,
@@ -48,84 +47,6 @@ FILLS_MAX: Final = 4096
 
 PLANS_MAX: Final = 256
 """Shapes of answers that are remembered."""
-
-
-class Made(msgspec.Struct, frozen=True):
-    """What the rows of one answer that are one tier's have in common. ``position``: the tier's in the cascade, 0 the
-    first's."""
-
-    plan: Plan
-    parameters: Parameters
-    tier: str
-    version: str
-    position: int
-
-
-class Row(msgspec.Struct, frozen=True, gc=False):
-    """One row of an answer."""
-
-    data: bytes
-    made: Made
-
-
-class Asked(msgspec.Struct, frozen=True):
-    """A batch. ``keys``: a row's each, in order. ``reuse``: whether kept rows will do, and others' fills; ``keep``:
-    whether its own rows may be kept; ``outputs``: those that every tier has, None for all that come; ``expected``: what
-    others' rows must be, None if that is not known: then they are not asked for."""
-
-    request: InferRequest
-    keys: Sequence[bytes]
-    epoch: int
-    reuse: bool = True
-    keep: bool = True
-    outputs: frozenset[str] | None = None
-    expected: Expected | None = None
-
-
-class Elsewhere(Protocol):
-    """Where other processes leave rows, and find them (SecondLevel in life). Raises nothing."""
-
-    @property
-    def turn(self) -> bytes | None:
-        """What is taken along while the models are asked; None: nothing is to be looked for or left."""
-
-    async def rows(
-        self, turn: bytes, digests: Sequence[bytes], fits: Callable[[Row], bool]
-    ) -> Mapping[bytes, tuple[Row, float]]:
-        """Those of these rows that are there and fit, and when each was made (monotonic seconds)."""
-
-    def keep_rows(self, turn: bytes, rows: Mapping[bytes, Entry[Row]]) -> None:
-        """Leave rows for others."""
-
-
-class Assembled(msgspec.Struct, frozen=True):
-    """An answer made of rows. ``kept``: how many of them were there already, ``elsewhere`` those of them that were not
-    here; ``made_at`` and ``epoch``: when the oldest was made, and in which epoch. ``escalated`` and ``tier`` are of all
-    rows, ``escalated_now`` and ``tier_rows`` of those alone that were asked for this answer."""
-
-    response: InferResponse
-    tier: str
-    escalated: int
-    kept: int
-    made_at: float
-    epoch: int
-    escalated_now: int = 0
-    tier_rows: tuple[tuple[str, int], ...] = ()
-    passed: tuple[Passed, ...] = ()
-    degraded: bool = False
-    elsewhere: int = 0
-
-
-class Filling(msgspec.Struct, frozen=True):
-    """What a fill brings: rows by their keys, and what the tiers said around them. ``elsewhere``: keys of those that
-    they were not asked for."""
-
-    rows: Mapping[bytes, Entry[Row]]
-    escalated: int = 0
-    tier_rows: tuple[tuple[str, int], ...] = ()
-    passed: tuple[Passed, ...] = ()
-    degraded: bool = False
-    elsewhere: frozenset[bytes] = frozenset()
 
 
 Ask = Callable[[InferRequest, int], Awaitable[CascadeAnswer]]
@@ -181,15 +102,35 @@ class Rows:
                 self._digesters.put(known, digester)
         return digester.keys(split_rows(inputs, rows))
 
-    def whole(self, asked: Asked, now: float) -> Assembled | None:
-        """The answer to a batch, if all of its rows are here and fit together; however old they are."""
+    def whole(self, asked: Asked, now: float, lender: Lender | None = None) -> Assembled | None:
+        """The answer to a batch, if all of its rows are here, or are lent, and fit together; however old they are. What
+        is lent and may stay is here from then on, whether it makes a whole or not."""
         rows: dict[bytes, Entry[Row]] = {}
+        is_whole = True
         for key, fresh in zip(asked.keys, self.cache.fresh(asked.keys, asked.epoch, now), strict=True):
             found = Found(fresh, Freshness.FRESH) if fresh else self.cache.find(Key(key, asked.epoch), now)
-            if found is None:
-                return None
-            rows[key] = found.entry
-        return self._assembled(asked, rows, len(asked.keys), []) if _fit(rows.values()) else None
+            entry = found.entry if found is not None else rows.get(key)
+            if entry is None and lender is not None:
+                entry = self._borrowed(asked, key, lender)
+            if entry is not None:
+                rows[key] = entry
+                continue
+            is_whole = False
+            if lender is None:
+                break
+        return self._assembled(asked, rows, len(asked.keys), []) if is_whole and _fit(rows.values()) else None
+
+    def _borrowed(self, asked: Asked, key: bytes, lender: Lender) -> Entry[Row] | None:
+        lent = lender.row(key)
+        if lent is None:
+            return None
+        made = msgspec.structs.replace(lent.row.made, plan=self._one_of(lent.row.made.plan))
+        said = parameters_size(made.parameters)
+        entry = self._keep(asked, key, Row(lent.row.data, made), lent.made_at, said)
+        if lent.stays:
+            self.cache.store(Key(key, asked.epoch), entry, self.cache.ticket())
+            return entry
+        return msgspec.structs.replace(entry, epoch=lent.epoch)
 
     async def answer(self, asked: Asked, ask: Ask, seconds: float, ticker: Ticker) -> Assembled:
         """The answer to a batch, within ``seconds``. Raises what ``ask`` raises, Abandoned, and TimeoutError.

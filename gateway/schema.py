@@ -41,14 +41,10 @@ _BROKEN: Final = _Broken()
 
 
 class Reader:
-    """Walks one document and collects its faults.
+    """Walks one document and collects its faults."""
 
-    ``later`` names keys that a future version will know, so that the answer is "not yet" and why.
-    """
-
-    def __init__(self, later: Mapping[str, str]) -> None:
+    def __init__(self) -> None:
         self.faults: list[str] = []
-        self._later = later
 
     def read(self, raw: object, kind: type[S]) -> S | None:
         """The struct, with defaults where a part was faulty; None if nothing can be made of it."""
@@ -140,21 +136,14 @@ class Reader:
     def _choice(self, raw: object, choices: Sequence[object], path: str) -> object:
         if raw in choices:
             return raw
-        reason = self._later.get(raw) if isinstance(raw, str) else None
         known = ", ".join(str(choice) for choice in choices)
         if str(raw) in choices:
             self.fault(path, f'must be in quotes: "{raw}"')
-        elif reason is None:
-            self.fault(path, f"{raw!r} is not one of {known}{nearest(str(raw), [str(c) for c in choices])}")
         else:
-            self.fault(path, f"{raw!r} {reason}; this version has {known}")
+            self.fault(path, f"{raw!r} is not one of {known}{nearest(str(raw), [str(c) for c in choices])}")
         return _BROKEN
 
     def _unknown(self, path: str, key: str, known: Iterable[str]) -> None:
-        reason = self._later.get(key)
-        if reason is not None:
-            self.fault(path, reason)
-            return
         near = nearest(key, list(known))
         self.fault(path, f"unknown key{near}" if near else f"unknown key; known here: {', '.join(known)}")
 

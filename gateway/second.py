@@ -26,7 +26,7 @@ from cache.stores.store import Store, StoreError
 from gateway import parcel
 from gateway.background import kept
 from gateway.fitting import TEXTS_MAX, texts
-from gateway.rows import Row
+from gateway.row import Row
 from gateway.service import Served
 from gateway.witness import ROUND_SECONDS, SKEW_SECONDS_MAX, Clocks, Looks, Witness
 from tiers.inference import InferResponse

@@ -295,8 +295,12 @@ class Service(Protocol[Q, R]):
     def find(self, caller: Caller, request: Q, key: Key, now: float) -> Found[Served[R]] | None:
         """What is kept of the answer. There is a cache."""
 
-    def kept(self, key: Key, now: float) -> Found[Served[R]] | None:
+    def kept(self, caller: Caller, request: Q, key: Key, now: float) -> Found[Served[R]] | None:
         """What an earlier process has left of the answer, for the ladder: an old one, whatever it was then."""
+
+    def declared(self, request: Q) -> R | str:
+        """What is declared as the answer for when nothing else is left; or why there is none, "" where nothing is
+        declared."""
 
     async def ask(self, request: Q, deadline: Deadline, terms: Terms, ticker: Ticker) -> Given[R]:
         """The answer. Raises Rejected and UpstreamError."""

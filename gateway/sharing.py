@@ -18,7 +18,7 @@ from cache.stores.turnstile import TurnstileOptions
 from degrade.breaker import Breaker
 from degrade.guard import STORE_BREAKER, Guarded
 from gateway.config import Config
-from gateway.copies import ASIDE
+from gateway.copied import ASIDE
 from gateway.route import Route
 from gateway.second import SecondLevel, Shared
 from gateway.surroundings import Surroundings
@@ -99,13 +99,16 @@ def _redis(url: str, options: RedisOptions) -> RedisStore:
 
 
 def told_of(route: Route, config: Config) -> bytes:
-    """All that decides a route's answers but its models: its configuration, and which servers are asked."""
+    """All that decides a route's answers but its models: its configuration, and which servers and stores are asked."""
     told = msgspec.to_builtins(route.config, enc_hook=str)  # durations and sizes
     for name in ASIDE:
         told.pop(name)
     told["cache"] |= OF_OURS | {"second": "", "second_timeout": 0, "snapshot": ""}
     backends = [config.backends[tier.backend] for tier in route.config.tiers]
-    return msgspec.msgpack.encode((told, [(each.http, each.grpc) for each in backends]), order="sorted")
+    named = () if route.config.features is None else route.config.features.tables
+    tables = {name: msgspec.to_builtins(config.tables[name], enc_hook=str) for name in named}
+    servers = [(each.http, each.grpc) for each in backends]
+    return msgspec.msgpack.encode((told, servers, tables), order="sorted")
 
 
 def _place(url: str) -> str:

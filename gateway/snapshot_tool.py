@@ -32,7 +32,7 @@ from degrade.inspection import Inspected, InspectionOptions, inspect, opened
 from degrade.record import Record, age, unpacked
 from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
 from gateway.config_snapshot import SnapshotConfig
-from gateway.copies import WORDS, purge_key, purged_at
+from gateway.purges import WORDS, purge_key, purged_at
 
 WELL: Final = 0
 UNFIT: Final = 1

@@ -23,13 +23,18 @@ from blake3 import blake3
 
 from cache.stores.files import FileStore
 from degrade.calendar import Calendar
+from degrade.ladder import Step
 from degrade.record import Record, Terms, name_of, packed, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway.background import Sleep, kept
-from gateway.config import Config
+from gateway.config import CacheConfig, Config
 from gateway.config_snapshot import SnapshotConfig
-from gateway.copies import WORDS, AnswerCopies, Copied, CopyRules, Pending, fingerprint_of
-from gateway.route import Home, Route
+from gateway.copied import AnswerRows, Answers, Pages, fingerprint_of, fingerprint_of_endpoint
+from gateway.copies import Copied, Copies, CopyRules, Pending, Standing
+from gateway.endpoint import NO_ENDPOINTS, Endpoint
+from gateway.learning import Home
+from gateway.purges import WORDS
+from gateway.route import Route
 from gateway.second import Shared, scope_of
 from gateway.sharing import WORD_BYTES, told_of
 from gateway.surroundings import Surroundings
@@ -63,11 +68,17 @@ OPEN_SECONDS_MAX: Final = 15.0
 FACTS_SECONDS_MAX: Final = 30 * 86400.0
 """What a model was so long ago is no help: it is asked anew as soon as it answers, however young that is."""
 FACTS: Final = "facts"
-_FACTS_TERMS: Final = Terms(
-    blake3(b"tailrace facts 1").digest(16), FACTS_SECONDS_MAX, lambda payload: _facts_of(payload) is not None
-)
-
 _log = structlog.get_logger("tailrace")
+
+
+def _facts_of(payload: bytes) -> ModelFacts | None:
+    try:
+        return msgspec.msgpack.decode(payload, type=ModelFacts)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+_FACTS_TERMS: Final = Terms(blake3(b"tailrace facts 1").digest(16), FACTS_SECONDS_MAX, _facts_of)
 
 
 class Snapshots:
@@ -96,7 +107,7 @@ class Snapshots:
         self._homes: Mapping[str, Home] = {}
         self._models: list[tuple[str, str, str]] = []
         self._tasks: list[asyncio.Task[None]] = []
-        self._keeping: dict[AnswerCopies, list[asyncio.Task[None]]] = {}
+        self._keeping: dict[Standing, list[asyncio.Task[None]]] = {}
         self._sources: list[str] = []
         self._rotations = 0
 
@@ -121,20 +132,29 @@ class Snapshots:
         for reason, count in self.snapshot.quarantined.items():
             _log.warning("snapshot put aside", reason=reason, generations=count, path=str(self.snapshot.folder))
 
-    def share(self, config: Config, routes: Mapping[str, Route], tables: Mapping[str, Table]) -> None:
-        """Copy these routes and tables from now on, and no others; give them what was copied of them."""
+    def share(
+        self,
+        config: Config,
+        routes: Mapping[str, Route],
+        tables: Mapping[str, Table],
+        endpoints: Mapping[str, Endpoint] = NO_ENDPOINTS,
+    ) -> None:
+        """Copy these from now on, and no others; give them what was copied of them."""
         copied: dict[str, Copied] = {}
         for name, route in routes.items():
-            cache = route.config.cache
-            if cache is None or cache.snapshot == "off" or route.features is not None:
-                continue
-            if route.copies is None:
-                scope = scope_of(Shared(name, told_of(route, config), 0.0, 0.0))
-                seconds_max, trusts = float(cache.ttl) + float(cache.max_stale), cache.snapshot == "fresh"
-                rules = CopyRules(name, fingerprint_of(name, route.config), scope, seconds_max, trusts)
-                route.copy(AnswerCopies(rules, self.snapshot, self._calendar, self._words, self._clocks))
-            assert route.copies is not None
-            copied[f"routes/{name}"] = route.copies
+            if _is_copied(route.config.cache):
+                if route.copies is None:
+                    self._share_route(name, route, config)
+                assert route.copied is not None
+                copied[f"routes/{name}"] = route.copied
+                if route.copied_rows is not None:
+                    copied[f"routes/{name}/rows"] = route.copied_rows
+        for name, endpoint in endpoints.items():
+            if _is_copied(endpoint.config.cache) and Step.SNAPSHOT in endpoint.steps:
+                if endpoint.copies is None:
+                    self._share_endpoint(name, endpoint)
+                assert endpoint.copied is not None
+                copied[f"endpoints/{name}"] = endpoint.copied
         for name, table in tables.items():
             if table.config.snapshot:
                 from gateway.table_copies import RowCopies  # with the stores' clients, where there are tables
@@ -148,6 +168,26 @@ class Snapshots:
                 copied[f"tables/{name}"] = held
         self._copied = copied
 
+    def _share_route(self, name: str, route: Route, config: Config) -> None:
+        cache = route.config.cache
+        assert cache is not None
+        scope = scope_of(Shared(name, told_of(route, config), 0.0, 0.0))
+        fingerprint = fingerprint_of(name, route.config, config.tables)
+        seconds_max, trusts = float(cache.ttl) + float(cache.max_stale), cache.snapshot == "fresh"
+        rules = CopyRules(f"routes/{name}", fingerprint, scope, seconds_max, trusts)
+        standing = Standing(rules, self._calendar, self._words, self._clocks)
+        by_row = route.rows is not None and route.features is None  # else their keys are known after a look-up alone
+        rows = Copies(standing, self.snapshot, AnswerRows()) if by_row else None
+        route.copy(Copies(standing, self.snapshot, Answers(name)), rows)
+
+    def _share_endpoint(self, name: str, endpoint: Endpoint) -> None:
+        cache = endpoint.config.cache
+        assert cache is not None
+        fingerprint, seconds_max = fingerprint_of_endpoint(name, endpoint.config), float(cache.ttl + cache.max_stale)
+        rules = CopyRules(f"endpoints/{name}", fingerprint, b"", seconds_max, trusts=False, is_watched=False)
+        standing = Standing(rules, self._calendar, self._words, self._clocks)
+        endpoint.copy(Copies(standing, self.snapshot, Pages()))
+
     def seed(self, config: Config, homes: Mapping[str, Home]) -> bool:
         """Tell the catalogs what models were, until they say so themselves; whether they were told anything."""
         self._homes = homes
@@ -156,30 +196,28 @@ class Snapshots:
         seeded = False
         for backend, model, _ in self._models:
             now = self._calendar.now()
-            record = self.snapshot.find(FACTS, f"backends/{backend}", model.encode(), _FACTS_TERMS, now)
-            facts = None if record is None else _facts_of(record.payload)
-            if facts is not None:
-                homes[backend].catalog.remember(model, facts)
+            found = self.snapshot.find(FACTS, f"backends/{backend}", model.encode(), _FACTS_TERMS, now)
+            if found is not None:
+                homes[backend].catalog.remember(model, found.value)
                 seeded = True
         return seeded
 
     async def begin(self) -> None:
         """Read what was purged, so that copies can be found; and go on from there."""
         self.keep()
-        await asyncio.gather(*(copies.purges.round() for copies in self._keeping))
+        await asyncio.gather(*(standing.purges.round() for standing in self._keeping))
         if not self._tasks:
             self._tasks = [kept(self._run, self.interval)]
 
     def keep(self) -> None:
-        """Watch the words of the routes that are copied, and no others."""
-        wanted = [each for each in self._copied.values() if isinstance(each, AnswerCopies)]
-        for copies in [copies for copies in self._keeping if copies not in wanted]:
-            for task in self._keeping.pop(copies):
+        """Watch the words of those that are copied, and when they were purged, and no others."""
+        wanted = dict.fromkeys(each.standing for each in self._copied.values() if isinstance(each, Copies))
+        for gone in [standing for standing in self._keeping if standing not in wanted]:
+            for task in self._keeping.pop(gone):
                 task.cancel()
-        for copies in wanted:
-            if copies not in self._keeping:
-                runs = (copies.witness.run, copies.purges.run)
-                self._keeping[copies] = [kept(run, ROUND_SECONDS) for run in runs]
+        for standing in [standing for standing in wanted if standing not in self._keeping]:
+            runs = [standing.purges.run, *([] if standing.witness is None else [standing.witness.run])]
+            self._keeping[standing] = [kept(run, ROUND_SECONDS) for run in runs]
 
     async def close(self, seconds: float) -> None:
         """Write what waits, for so many seconds at most, and end."""
@@ -300,12 +338,9 @@ def snapshots_of(config: Config, around: Surroundings) -> Snapshots | None:
     return None if config.snapshot is None else Snapshots(config.snapshot, around)
 
 
+def _is_copied(cache: CacheConfig | None) -> bool:
+    return cache is not None and cache.snapshot != "off"
+
+
 def _sealed(pending: Pending) -> Pending:
     return pending if pending.is_sealed else Pending(pending.name, seal(pending.name, pending.written), True)
-
-
-def _facts_of(payload: bytes) -> ModelFacts | None:
-    try:
-        return msgspec.msgpack.decode(payload, type=ModelFacts)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None

@@ -28,9 +28,6 @@ PREFIX: Final = "TAILRACE_"
 FORM: Final = "TAILRACE_SECTION__KEY, such as TAILRACE_SERVER__HTTP"
 NOT_CONFIGURATION: Final = frozenset({"TAILRACE_TRITON_ENV"})
 """Variables with our prefix that other programs read: where the demo and the tests find a Triton."""
-LATER: Final[Mapping[str, str]] = {
-    "default": "is not in this version yet: routes cannot declare a default answer so far",
-}
 
 # Kubernetes puts these into every container beside a Service called "tailrace"; they are not ours.
 _SERVICE_LINK: Final = re.compile(
@@ -72,7 +69,7 @@ def read(path: str | None, environ: Mapping[str, str], upstreams: Sequence[str] 
         urls = [url.removeprefix(GRPC_SCHEME) for url in upstreams if url.startswith(GRPC_SCHEME) is scheme]
         if urls:
             _enter(raw, "backends", UPSTREAM, key, value=urls)
-    reader = Reader(LATER)
+    reader = Reader()
     _override(raw, environ, reader)
     if upstreams and said(raw, "server", "passthrough") is None:
         _enter(raw, "server", "passthrough", value=UPSTREAM)

@@ -24,7 +24,8 @@ from gateway.config import Config
 from gateway.config_load import priority_of
 from gateway.endpoint import Endpoint
 from gateway.homes import Makings, Told
-from gateway.route import Home, Route
+from gateway.learning import Home
+from gateway.route import Route
 from gateway.service import Watched, quota_of
 
 if TYPE_CHECKING:

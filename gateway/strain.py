@@ -19,7 +19,7 @@ from gateway.background import Sleep
 from tiers.gates import Gates
 
 if TYPE_CHECKING:
-    from gateway.route import Home
+    from gateway.learning import Home
 
 LOOK_SECONDS: Final = 0.1
 """Between two looks: twice within the shortest time that a level takes to rise."""

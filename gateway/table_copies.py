@@ -43,14 +43,15 @@ class RowCopies:
         bounds = bounds_of(config)
         row_bytes = int(np.prod(config.shape, dtype=np.int64)) * 4
 
-        def is_sound(payload: bytes) -> bool:
+        def read(payload: bytes) -> Rows | None:
             if len(payload) != row_bytes:
-                return False
-            return not bounds.broken(np.frombuffer(payload, "<f4")[np.newaxis]).any()
+                return None
+            row = np.frombuffer(payload, "<f4")
+            return None if bounds.broken(row[np.newaxis]).any() else row
 
         self._source = f"tables/{name}"
         self._shape = tuple(config.shape)
-        self._terms = Terms(_fingerprint(name, config), float(config.ttl) + float(config.max_stale), is_sound)
+        self._terms = Terms(_fingerprint(name, config), float(config.ttl) + float(config.max_stale), read)
         self._snapshot = snapshot
         self._calendar = calendar
         self._ticker = ticker
@@ -76,10 +77,10 @@ class RowCopies:
                 await asyncio.sleep(0)
                 if self._ticker() > until:
                     break
-            record = self._snapshot.find("feature", self._source, _key(each), self._terms, now)
-            if record is not None:
-                rows[place] = np.frombuffer(record.payload, "<f4").reshape(self._shape)
-                there[place], ages[place] = True, age(record, now)
+            found = self._snapshot.find("feature", self._source, _key(each), self._terms, now)
+            if found is not None:
+                rows[place] = found.value.reshape(self._shape)
+                there[place], ages[place] = True, age(found.record, now)
         return rows, there, ages
 
     def __len__(self) -> int:

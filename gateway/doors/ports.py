@@ -16,9 +16,10 @@ from gateway.doors.about import Readiness
 from gateway.doors.buffered import Buffered
 from gateway.doors.exchange import Exchange
 from gateway.endpoint import NO_ENDPOINTS, Endpoint
+from gateway.learning import Home
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
-from gateway.route import Home, Route
+from gateway.route import Route
 
 
 class Ports(msgspec.Struct, frozen=True):

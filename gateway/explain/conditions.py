@@ -51,6 +51,17 @@ HELD: Final = MappingProxyType({"empty": "", "fresh": "", "old": "", "dead": ""}
 """What is held of the answer (``cache``), or of the tables' rows that it is made of (``rows``): old is beyond its ttl
 and within ``max_stale``, dead is beyond that too. Nothing, where nothing is said."""
 
+COPIES: Final = MappingProxyType({"none": "", "fresh": "", "unknown": "", "old": ""})
+"""What an earlier process has left in the snapshot, of the answer and of tables' rows: ``fresh`` is within its ttl, of
+models that are still the same; ``unknown`` is so too, and nobody can tell if they are; ``old`` is beyond its ttl and
+within ``max_stale``. None, where nothing is said."""
+
+SECOND: Final = MappingProxyType({"empty": "", "fresh": "", "down": "", "slow": ""})
+"""What the second level has of the answer, or how its store fails. Empty, where nothing is said."""
+
+NOTHING: Final = MappingProxyType({"cache": "empty", "rows": "empty", "snapshot": "none", "second": "empty"})
+"""What is held where nothing is said."""
+
 LEVELS: Final = MappingProxyType({"1": 1, "2": 2, "3": 3, "4": 4})
 """Of a brownout, of every backend that the route asks."""
 
@@ -63,7 +74,17 @@ KINDS: Final[Mapping[str, Mapping[str, object]]] = MappingProxyType(
         "stores": STORES,
         "cache": HELD,
         "rows": HELD,
+        "snapshot": COPIES,
+        "second": SECOND,
         "brownout": LEVELS,
+    }
+)
+
+
+MISSING: Final = MappingProxyType(
+    {
+        "snapshot": "there is none: the configuration has no [snapshot] section",
+        "second": "there is none: no route has cache.second",
     }
 )
 
@@ -86,6 +107,9 @@ def known_names(config: Config) -> list[tuple[str, str]]:
     found += [("model", tier.model) for tier in tiers]
     found += [("table", name) for name in config.tables]
     found += [("stores", "lmdb" if table.redis is None else "redis") for table in config.tables.values()]
+    found += [] if config.snapshot is None else [("snapshot", "snapshot")]
+    seconds = [route.cache.second for route in config.routes.values() if route.cache is not None]
+    found += [("second", "second")] if any(seconds) else []
     return list(dict.fromkeys([*found, ("cache", "cache"), ("rows", "rows"), ("brownout", "brownout")]))
 
 
@@ -120,6 +144,8 @@ def _read(written: str, names: list[tuple[str, str]]) -> Condition | str:
     name = " ".join(subject[1:] if len(subject) > 1 and kinds else subject)
     kinds = kinds or list(KINDS)
     there = [each for each in names if each[0] in kinds and each[1] == name]
+    if not there and name in MISSING:
+        return MISSING[name]
     if not there:
         known = [each[1] for each in names if each[0] in kinds]
         return f"there is no {name}{nearest(name, known) or '; there is ' + ', '.join(known)}"

@@ -16,6 +16,7 @@ from typing import Final, Protocol
 import msgspec
 import numpy as np
 
+from cache.digest import Key
 from degrade.deadline import Deadline
 from degrade.ladder import TABLE, Failure, Step
 from gateway.admission.auth import Caller
@@ -25,6 +26,7 @@ from gateway.codec.http import NO_DIRECTIVES, provenance_headers
 from gateway.config import Config, InputRule
 from gateway.config import Route as RouteConfig
 from gateway.explain.conditions import LEVELS, Condition
+from gateway.explain.keeping import CopiedRows, Keeping
 from gateway.explain.world import Loop, Seen, World, datatype_of, deafen, home, input_names, table
 from gateway.homes import pool_options
 from gateway.operate.telemetry import Telemetry
@@ -46,6 +48,10 @@ CHANCES: Final = 4
 """Seeds that are tried for the least lucky caller."""
 CALLER: Final = Caller("someone", "")
 DEGRADED: Final = "tailrace_degraded"
+
+
+COPIES_AS: Final = {"none": "empty", "fresh": "fresh", "unknown": "fresh", "old": "old"}
+"""How old a copy is, in the words for what is held."""
 
 
 class Rung(msgspec.Struct, frozen=True):
@@ -95,8 +101,8 @@ def explain(config: Config, name: str, conditions: Sequence[Condition]) -> str:
     failures = {Failure(failure) for failure, _ in first.steps}
     for rung in rungs(config, route):
         lines.append(f"  {rung.step.value:<8} {rung.bound}{_verdict(rung.step, taken, failures)}")
-    if route.cache is not None and route.cache.second is not None:
-        lines += ["", "The second level is left out here: who has an answer there gets it as a hit."]
+    if route.cache is not None and route.cache.second is not None and all(each.kind != "second" for each in conditions):
+        lines += ["", 'The second level is taken to have nothing of it; say "second fresh" for the other case.']
     return "\n".join(lines)
 
 
@@ -117,11 +123,30 @@ def rungs(config: Config, route: RouteConfig) -> tuple[Rung, ...]:
         f"retries are {retries.retry_ratio:.0%} of requests at most, and {retries.retry_floor_per_second:g} a second",
         Step.TIER: f"{len(route.tiers)} of them; one before another has {TIER_SHARE:.0%} of the time left",
         Step.STALE: old,
-        Step.SNAPSHOT: "what an earlier process has left, within the same ages; nothing is left in what is told here",
+        Step.SNAPSHOT: _copied(config, route),
+        Step.DEFAULT: _declared(route),
         Step.REFUSE: f"at the latest after routes.timeout ({Seconds(route.timeout)})",
     }
     order = [Step(step) for step in route.degrade]
     return tuple(Rung(step, bounds.get(step, "")) for step in (*order, Step.REFUSE))
+
+
+def _copied(config: Config, route: RouteConfig) -> str:
+    """What a route has of earlier processes."""
+    cache = route.cache
+    if config.snapshot is None:
+        return "nothing is copied: there is no [snapshot]"
+    if cache is None or cache.snapshot == "off":
+        return f"nothing is copied: {'nothing is cached' if cache is None else 'cache.snapshot is off'}"
+    return "what an earlier process has left, within the same ages; say snapshot fresh, unknown or old"
+
+
+def _declared(route: RouteConfig) -> str:
+    """What a route has for when everything else has failed."""
+    if not route.default:
+        return "none is declared"
+    each = ", of each row" if any(output.is_by_row for output in route.default.values()) else ""
+    return f"what is declared ({', '.join(route.default)}{each})"
 
 
 def _verdict(step: Step, taken: set[str], failures: set[Failure]) -> str:
@@ -159,6 +184,7 @@ async def look(world: World, config: Config, name: str, crowds: int, seed: int) 
     route = Route(name, settings, places, int(config.server.body_bytes_max), tables)
     telemetry = Telemetry(world.ticker)
     pipeline = Pipeline(Limiter(1), telemetry, world.ticker, random.Random(seed))
+    keeping = Keeping(world, config, route)
 
     def call(number: int) -> Coroutine[object, object, Answer[InferResponse]]:
         deadline = Deadline.after(world.now, route.timeout)
@@ -170,7 +196,8 @@ async def look(world: World, config: Config, name: str, crowds: int, seed: int) 
 
     try:
         await world.live(route.facts(Deadline.after(world.now, route.timeout)))
-        await _prepare(world, route, tables, call)
+        await world.live(keeping.begin())
+        await _prepare(world, route, tables, call, keeping, _request(settings, 0))
         world.ill = True
         for each in tables.values():
             deafen(world, each)
@@ -187,20 +214,37 @@ async def look(world: World, config: Config, name: str, crowds: int, seed: int) 
         steps = tuple([step for step, count in _steps(telemetry).items() if count > before.get(step, 0)])
         return Outcome(tuple(world.seen), steps, problem, told, world.now - began)
     finally:
+        await keeping.close()
         await pipeline.close()
         await Retired(tuple(homes.values()), (route,), tuple(tables.values())).close()
 
 
-async def _prepare(world: World, route: Route, tables: Mapping[str, Table], call: Calling) -> None:
+async def _prepare(
+    world: World, route: Route, tables: Mapping[str, Table], call: Calling, keeping: Keeping, request: InferRequest
+) -> None:
     """Hold what is assumed to be held, from when all was well."""
-    held, cache = world.held("cache"), route.config.cache
-    if held != "empty" and cache is not None:
+    cache = route.cache
+    held, copied = world.held("cache"), world.held("snapshot")
+    if cache is not None and (held, copied, world.held("second")) != ("empty", "none", "empty"):
+        config = route.config.cache
+        assert config is not None
+        ttl, max_stale, refresh = float(config.ttl), float(config.max_stale), float(config.refresh)
         await world.live(call(0))
-        world.now += _age(held, float(cache.ttl), float(cache.max_stale), float(cache.refresh))
+        await world.live(keeping.left(_age(COPIES_AS[copied], ttl, max_stale)))
+        key = Key(route.digest(CALLER, request), route.epoch)
+        entry = cache.peek(key.digest)
+        cache.purge()
+        if route.row_cache is not None:
+            route.row_cache.purge()
+        if entry is not None and held != "empty":
+            aged = msgspec.structs.replace(entry, stored_at=world.now - _age(held, ttl, max_stale, refresh))
+            cache.store(key, aged, cache.ticket())
     for each in tables.values():
-        age = _age(world.held("rows"), float(each.config.ttl), float(each.config.max_stale))
-        began = world.now - age
+        lives = float(each.config.ttl), float(each.config.max_stale)
+        began = world.now - _age(world.held("rows"), *lives)
         each.near.put(_ids(each.config.ids, 0), np.zeros((1, *each.shape), np.float32), began, each.near.ticket())
+        if each.config.snapshot and copied != "none" and _age(COPIES_AS[copied], *lives) <= sum(lives):
+            each.copies = CopiedRows(each.shape, _age(COPIES_AS[copied], *lives))
 
 
 def _age(held: str, ttl: float, max_stale: float, refresh: float = 0.0) -> float:
@@ -253,9 +297,12 @@ def _told(outcome: Outcome) -> list[str]:
         lines.append(f"  gets  {after} {outcome.problem.status} {outcome.problem.slug}: {outcome.problem.detail}")
         lines += [f"         {name}: {value}" for name, value in outcome.problem.headers() if name == "Retry-After"]
     else:
-        kind = {"hit": "a fresh answer from the cache", "stale": "an old answer from the cache"}
-        said = kind.get(told.cache, "an answer")
+        place = "the snapshot" if "snapshot" in (told.reason, *told.steps) else "the cache"
+        place = "the second level" if told.reason == "second" else place
+        kind = {"hit": f"a fresh answer from {place}", "stale": f"an old answer from {place}"}
+        is_declared = Step.DEFAULT.value in told.steps
+        said = "the declared default" if is_declared else f"{kind.get(told.cache, 'an answer')}, of {told.tier}"
         less = ", which is less than health would give" if told.degraded else ""
-        lines.append(f"  gets  {after} 200: {said}, of {told.tier}{less}")
+        lines.append(f"  gets  {after} 200: {said}{less}")
     lines += [f"         {name}: {value}" for name, value in provenance_headers(told, outcome.seconds)]
     return lines

@@ -31,9 +31,9 @@ from degrade.ladder import Failure
 from gateway.config import Config, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.config_tables import TableConfig
-from gateway.explain.conditions import MODELS, SERVERS, STORES, Condition
+from gateway.explain.conditions import MODELS, NOTHING, SERVERS, STORES, Condition
 from gateway.homes import pool_options
-from gateway.route import Home
+from gateway.learning import Home
 from gateway.stores import Source, keyed_of, tracker_of
 from gateway.tables import Table
 from gateway.units import Size
@@ -108,7 +108,7 @@ class World:
 
     def held(self, kind: str) -> str:
         """What is assumed to be held, from before anything was wrong."""
-        return self._states.get((kind, kind), "empty")
+        return self._states.get((kind, kind), NOTHING[kind])
 
     async def wait(self, until: float) -> None:
         """Let time pass."""
@@ -135,16 +135,25 @@ class World:
         return task.result()
 
 
+class Models(msgspec.Struct, frozen=True):
+    """A route's, which are all alike. ``facts``: what each says of itself beside its name; ``scored``: the output that
+    tiers are judged by, or "". ``batch_max``: 0 where they take no batches."""
+
+    facts: Mapping[str, object]
+    scored: str
+    batch_max: int
+
+
 class Replica:
     """A server with every model of a route: they answer what they are asked, or fail."""
 
-    def __init__(self, world: World, backend: str, url: str, facts: Mapping[str, object], scored: str) -> None:
-        """``facts``: what every model says of itself; ``scored``: the output that tiers are judged by, or ""."""
+    def __init__(self, world: World, backend: str, url: str, models: Models) -> None:
         self.url = url
         self._world = world
         self._backend = backend
-        self._facts = facts
-        self._scored = scored
+        self._facts = models.facts
+        self._batch_max = models.batch_max
+        self._scored = models.scored
 
     async def infer(self, request: InferRequest, deadline: Deadline, now: float) -> InferResponse:
         """An answer of one row. Raises UpstreamError."""
@@ -160,7 +169,7 @@ class Replica:
         await self._fail(None, call.target, deadline, now)
         name = unquote(call.target.split("/")[3])
         if call.target.endswith("/config"):
-            body: object = {"name": name, "max_batch_size": BATCH_MAX}
+            body: object = {"name": name, "max_batch_size": self._batch_max}
         elif call.target.endswith("/stats"):
             body = {"model_stats": []}
         else:
@@ -247,8 +256,8 @@ def home(world: World, config: Config, name: str, route: RouteConfig, chance: ra
     """A backend's replicas and what they say of a route's models."""
     backend = config.backends[name]
     urls = backend.http or backend.grpc
-    scored = next((tier.accept.output for tier in route.tiers if tier.accept is not None), "")
-    replicas = [Replica(world, name, url, described(config, route, scored), scored) for url in urls]
+    models = described(config, route)
+    replicas = [Replica(world, name, url, models) for url in urls]
     pool = Pool(replicas, pool_options(backend), world.ticker, chance, _unheard)
     return Home(pool, Catalog(replicas, CatalogOptions(), world.ticker, lambda model: None))
 
@@ -281,9 +290,14 @@ def deafen(world: World, each: Table) -> None:
     each.tracker = tracker_of(each.config, source, heard, world.ticker)  # it never runs, and so hears nothing
 
 
-def described(config: Config, route: RouteConfig, scored: str) -> Mapping[str, object]:
-    """What every model of a route says of itself beside its name: as much as the configuration tells."""
-    output = {"name": scored or OUTPUT, "datatype": "FP32", "shape": [-1, 2]}
+def described(config: Config, route: RouteConfig) -> Models:
+    """What every model of a route says of itself: as much as the configuration tells."""
+    scored = next((tier.accept.output for tier in route.tiers if tier.accept is not None), "")
+    outputs: list[object] = [
+        {"name": name, "datatype": each.datatype, "shape": each.shape} for name, each in route.default.items()
+    ]
+    if not outputs or (scored and scored not in route.default):
+        outputs.append({"name": scored or OUTPUT, "datatype": "FP32", "shape": [-1, 2]})
     inputs: list[object] = [
         {"name": name, "datatype": datatype_of(route, name), "shape": [-1, 1]} for name in input_names(route)
     ]
@@ -292,7 +306,9 @@ def described(config: Config, route: RouteConfig, scored: str) -> Mapping[str, o
             shapes = [tuple(config.tables[part.table].shape) for part in wanted.parts]
             shape = [len(shapes), *shapes[0]] if wanted.join == "stack" else [sum(map(math.prod, shapes))]
             inputs.append({"name": name, "datatype": "FP32", "shape": [-1, *shape]})
-    return {"versions": sorted(_versions(route.tiers)), "inputs": inputs, "outputs": [output]}
+    facts = {"versions": sorted(_versions(route.tiers)), "inputs": inputs, "outputs": outputs}
+    takes_batches = all(each.is_by_row for each in route.default.values())
+    return Models(facts, scored, BATCH_MAX if takes_batches else 0)
 
 
 def input_names(route: RouteConfig) -> list[str]:

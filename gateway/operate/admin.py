@@ -19,10 +19,10 @@ from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from gateway.doors.http import problem_response
+from gateway.learning import Home
 from gateway.operate.telemetry import Telemetry
 from gateway.problem import Problem, malformed, method_not_allowed, not_found
 from gateway.reload import Outcome, Reloads
-from gateway.route import Home
 from gateway.service import Shelf, Watched
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from gateway.doors.guests import Guests
 from gateway.doors.handshakes import Handshakes
 from gateway.doors.lane import EdgeLane
 from gateway.doors.rpc_lane import RpcLane
+from gateway.learning import Home
 from gateway.notes import Notes
 from gateway.operate.telemetry import Gauge, Labels
 from gateway.reload import Reloads
-from gateway.route import Home
 from gateway.service import AnswerShelf, SecondShelf, Shelf, Watched
 from tiers.pool import ReplicaState
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 
 from degrade.gate import Gate
+from gateway.learning import Home
 from gateway.operate.telemetry import Gauge, Labels
-from gateway.route import Home
 from gateway.strain import Strain
 
 Samples = Iterator[tuple[Labels, float]]

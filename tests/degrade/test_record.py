@@ -8,11 +8,11 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-from degrade.record import PAYLOAD_BYTES_MAX, Record, Terms, age, drifted, judged, name_of, packed, seal, unpacked
+from degrade.record import PAYLOAD_BYTES_MAX, Good, Record, Terms, age, drifted, judged, name_of, packed, seal, unpacked
 
 NOW = 1_000_000.0
 GOOD = Record("answer", "routes/r", b"key", b"schema", b"word", NOW - 10, NOW - 5, b"payload")
-TERMS = Terms(b"schema", 60.0, lambda payload: payload == b"payload", NOW - 40)
+TERMS = Terms(b"schema", 60.0, lambda payload: payload if payload == b"payload" else None, NOW - 40)
 
 
 def changed(**fields: object) -> Record:
@@ -45,12 +45,13 @@ def test_a_record_comes_back_as_it_was() -> None:
     ],
 )
 def test_what_is_wrong_with_a_record_is_one_word(record: Record | None, reason: str) -> None:
-    assert judged(record, TERMS, NOW) == reason
+    judgement = judged(record, TERMS, NOW)
+    assert judgement == (reason or Good(record, b"payload"))
 
 
 def test_a_record_may_be_so_old_and_no_older() -> None:
-    terms = Terms(b"schema", 60.0, lambda _: True)
-    assert judged(GOOD, terms, NOW + 50) == ""
+    terms = Terms(b"schema", 60.0, lambda payload: payload)
+    assert judged(GOOD, terms, NOW + 50) == Good(GOOD, GOOD.payload)
     assert judged(GOOD, terms, NOW + 50.5) == "age"
 
 

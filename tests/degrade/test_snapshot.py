@@ -24,7 +24,7 @@ from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
 NOW = 1_000_000.0
 OPTIONS = SnapshotOptions(bytes_max=6 * 2**20, inspection_seconds_max=60.0)
 BOUND = OPTIONS.generation_bytes_max
-TERMS = Terms(b"schema", 60.0, lambda payload: not payload.startswith(b"bad"))
+TERMS = Terms(b"schema", 60.0, lambda payload: None if payload.startswith(b"bad") else payload)
 
 Make = Callable[..., Snapshot]
 
@@ -37,7 +37,7 @@ def record(key: int, payload: bytes = b"", fingerprint: bytes = b"schema", made_
 
 def found(snapshot: Snapshot, key: int) -> bytes | None:
     held = snapshot.find("answer", "routes/r", b"%d" % key, TERMS, NOW)
-    return None if held is None else held.payload
+    return None if held is None else held.value
 
 
 @pytest.fixture

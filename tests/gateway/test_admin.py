@@ -15,10 +15,11 @@ from degrade.gate import NOBODY
 from gateway.config import Address, CacheConfig, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.doors.listener import Listener, listen
+from gateway.learning import Home
 from gateway.operate.admin import Shown, admin_port
 from gateway.operate.gauges import gauges
 from gateway.operate.telemetry import Telemetry
-from gateway.route import Home, Route
+from gateway.route import Route
 from gateway.service import Served
 from gateway.units import Seconds
 from tiers.gates import Gates, GatesOptions

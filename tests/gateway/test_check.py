@@ -21,6 +21,7 @@ from gateway.check import (
     table_faults,
 )
 from gateway.config import Accept, Backend, CacheConfig, Config, InputRule, Limits, Route, TierConfig
+from gateway.config_default import DefaultOutput
 from gateway.config_tables import TableConfig
 from gateway.doors import listener
 from gateway.units import Seconds, Size
@@ -31,6 +32,8 @@ PROBABILITIES = TensorFact("probabilities", "FP32", (-1, 10))
 LABEL = TensorFact("label", "INT64", (-1, 1))
 SMALL = ModelFacts("small", ("1",), (PIXELS,), (PROBABILITIES, LABEL), 32, False, False)
 LARGE = msgspec.structs.replace(SMALL, name="large")
+FLAT = DefaultOutput("FP32", (-1, 10), 0.1)
+LABELS = DefaultOutput("INT64", (-1, 1), -1)
 
 
 def changed(facts: ModelFacts, **values: object) -> ModelFacts:
@@ -85,6 +88,33 @@ CASES = [
     ("no such output", LARGE, route(accept=Accept(output="p", at_least=1)), "has no output 'p'"),
     ("no floats", LARGE, route(accept=Accept(output="label", at_least=1)), "is INT64, and a rule needs floats"),
     ("no such input", LARGE, route(inputs={"x": InputRule()}), "has no such input"),
+    ("a default", LARGE, route(default={"probabilities": FLAT, "label": LABELS}), None),
+    ("half a default", LARGE, route(default={"probabilities": FLAT}), "routes.r.default.label: is not declared"),
+    (
+        "a default without a batch",
+        LARGE,
+        route(default={"probabilities": DefaultOutput("FP32", (10,), 0.1), "label": LABELS}),
+        "routes.r.default.probabilities.shape: is [10], and model small takes batches",
+    ),
+    (
+        "a default of another shape",
+        LARGE,
+        route(default={"probabilities": DefaultOutput("FP32", (-1, 9), 0.1), "label": LABELS}),
+        "routes.r.default.probabilities.shape: is [-1, 9], and model small answers [-1, 10]",
+    ),
+    (
+        "a default of another datatype",
+        LARGE,
+        route(default={"probabilities": DefaultOutput("FP64", (-1, 10), 0.1), "label": LABELS}),
+        "routes.r.default.probabilities.datatype: is FP64, and model small answers FP32",
+    ),
+    (
+        "a default of nothing",
+        LARGE,
+        route(default={"probabilities": FLAT, "label": LABELS, "p": FLAT}),
+        "routes.r.default.p: model small has no such output; it has probabilities, label",
+    ),
+    ("a default of a sequence", changed(LARGE, sequence=True), route(default={"p": FLAT}), "it can have no default"),
     ("a size for a number", LARGE, route(inputs={"pixels": InputRule(element_bytes_max=Size(1))}), "BYTES"),
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import struct
 import tomllib
 import typing
 from collections.abc import Callable, Iterator
@@ -27,6 +28,7 @@ http = ["http://127.0.0.1:8000/"]
 tiers = [{ backend = "gpu", model = "m" }]
 """
 KEY = "ab" * 32
+DEFAULTED = "degrade = ['default']\ndefault = { y = { "
 
 Write = Callable[[str], str]
 
@@ -112,6 +114,22 @@ FAULTS = [
     (
         "[endpoints.e]\npath = '/p'\nbackend = 'gpu'\ncache = { ttl = '1m', second = 'redis://h' }\n",
         "endpoints.e.cache.second: is for routes",
+    ),
+    (
+        "[snapshot]\npath = 's'\n[endpoints.e]\npath = '/p'\ncache = { ttl = '1m', snapshot = 'fresh' }",
+        "endpoints.e.cache.snapshot: is \"fresh\", and nothing tells when a server that is no Triton is another one",
+    ),
+    (
+        "[snapshot]\npath = 's'\n[endpoints.e]\npath = '/p'\ndegrade = []\ncache = { ttl = '1m', snapshot = 'stale' }",
+        "endpoints.e.degrade: does not name \"snapshot\", and copies of endpoints.e.cache are for nothing else",
+    ),
+    (
+        "[endpoints.e]\npath = '/p'\ndegrade = ['snapshot']\ncache = { ttl = '1m' }",
+        "endpoints.e.degrade: needs a [snapshot] section",
+    ),
+    (
+        "[endpoints.e]\npath = '/p'\ndegrade = ['snapshot']",
+        "endpoints.e.degrade: names \"snapshot\", and endpoints.e.cache keeps none",
     ),
     ("", "backends: there is none"),
     ("[servr]", "servr: unknown key; did you mean server?"),
@@ -214,7 +232,26 @@ ROUTE_FAULTS = [
     ),
     ("cache = { ttl = '1m', rows_bytes_max = '1KiB' }", "routes.r.cache.rows_bytes_max: is 1KiB; it must be at least"),
     ("cache = { ttl = '1m', policy = 'lfu' }", "routes.r.cache.policy: 'lfu' is not one of s3fifo, sieve, lru"),
-    ("degrade = ['default']", "routes.r.degrade[0]: 'default' is not in this version yet"),
+    ("degrade = ['default']", "routes.r.degrade: names \"default\", and none is declared"),
+    (
+        "degrade = []\ndefault = { y = { datatype = 'FP32', shape = [-1, 2], value = 0 } }",
+        "routes.r.default: is declared, and `degrade` does not name",
+    ),
+    (DEFAULTED + "datatype = 'FP32', shape = [-1, 0], value = 0 } }", "routes.r.default.y.shape: must be sizes"),
+    (DEFAULTED + "datatype = 'FP32', shape = [2, -1], value = 0 } }", "routes.r.default.y.shape: must be sizes"),
+    (DEFAULTED + "datatype = 'FP32', shape = [-1, 262145], value = 0 } }", "routes.r.default.y.shape: is 262145"),
+    (DEFAULTED + "datatype = 'FP32', shape = [-1, 2], value = nan } }", "routes.r.default.y.value: must be finite"),
+    (DEFAULTED + "datatype = 'FP16', shape = [-1, 2], value = 1e6 } }", "routes.r.default.y.value: element 0 is"),
+    (DEFAULTED + "datatype = 'UINT8', shape = [-1, 2], value = 256 } }", "routes.r.default.y.value: element 0 is 256"),
+    (DEFAULTED + "datatype = 'INT64', shape = [2], value = 0.5 } }", "routes.r.default.y.value: data is not INT64"),
+    (DEFAULTED + "datatype = 'BYTES', shape = [2], value = 1 } }", "routes.r.default.y.value: data is not BYTES"),
+    (DEFAULTED + "datatype = 'FP32', shape = [2], value = [1, 2, 3] } }", "routes.r.default.y.value: data has 3"),
+    (DEFAULTED + "datatype = 'FP33', shape = [2], value = 1 } }", "routes.r.default.y.datatype: 'FP33' is not one of"),
+    (
+        DEFAULTED + "datatype = 'FP32', shape = [2], value = 1 }, "
+        "z = { datatype = 'FP32', shape = [-1], value = 1 } }",
+        "routes.r.default: has -1 in front of some shapes",
+    ),
     ("degrade = ['snapshot']", "routes.r.degrade: names \"snapshot\", and routes.r.cache keeps none"),
     (
         "cache = { ttl = '1m' }\ndegrade = ['snapshot']",
@@ -241,6 +278,17 @@ def test_a_fault_of_a_route_is_the_only_one(write: Write, text: str, fault: str)
     route = f"[routes.r]\ntiers = [{{ backend = 'gpu', model = 'm' }}]\n{text}\n"
     (line,) = faults_of(write(route + MINIMAL))
     assert line.startswith(fault)
+
+
+def test_a_declared_default_is_what_was_written(write: Write) -> None:
+    declared = DEFAULTED + (
+        "datatype = 'FP32', shape = [-1, 2], value = [1, 0.5] }, "
+        "label = { datatype = 'BYTES', shape = [-1, 1], value = 'none' } }"
+    )
+    written = write(f"[routes.r]\ntiers = [{{ backend = 'gpu', model = 'm' }}]\n{declared}\n{MINIMAL}")
+    route = load(written, {}).routes["r"]
+    assert struct.unpack("<2f", route.default["y"].data()) == (1.0, 0.5)
+    assert route.default["label"].data() == b"\x04\0\0\0none"
 
 
 UNREACHABLE = ["..", ".", "a\\b", "stats", "trace", "a\x7fb", "a\x00b", "a b", "", "%2e%2e", "a%2fb"]

@@ -16,10 +16,11 @@ from cache.stores.store import Found, StoreError
 from degrade.calendar import Calendar
 from degrade.record import seal
 from degrade.snapshot import Snapshot, SnapshotOptions
-from gateway import copies as module
+from gateway import purges as module
 from gateway.config import CacheConfig, TierConfig
 from gateway.config import Route as RouteConfig
-from gateway.copies import AnswerCopies, Copy, CopyRules, fingerprint_of
+from gateway.copied import Answers, fingerprint_of
+from gateway.copies import READ_SECONDS, Copies, Copy, CopyRules, Standing
 from gateway.service import Served, cache_of
 from gateway.units import Seconds
 from gateway.witness import WATCHED_SECONDS, Clocks
@@ -87,10 +88,12 @@ class Life:
         calendar.reach(self.snapshot.written_at)
         clocks = Clocks(lambda: host.monotonic, lambda: host.wall, lambda: b"word%d" % next(host.words))
         self.calendar = calendar
-        self.copies = AnswerCopies(rules(host.scope, name, trusts), self.snapshot, calendar, host, clocks)
+        self.standing = Standing(rules(host.scope, name, trusts), calendar, host, clocks)
+        self.copies = Copies(self.standing, self.snapshot, Answers(name))
         self.cache = cache_of(CONFIG)
         assert self.cache is not None
-        self.copies.watch(self.cache, lambda: self.epoch, self.looks, lambda: host.schema)  # type: ignore[arg-type]
+        self.standing.watch(lambda: self.epoch, self.looks, lambda: host.schema)
+        self.copies.watch(self.cache)  # type: ignore[arg-type]
 
     def looks(self) -> dict[str, tuple[float, Sight]] | None:
         if not self.host.answers:
@@ -100,9 +103,9 @@ class Life:
 
     async def live(self, seconds: int = 3) -> None:
         """Rounds of its watch, a second apart."""
-        await self.copies.purges.round()
+        await self.standing.purges.round()
         for _ in range(seconds):
-            await self.copies.witness.round()
+            await self.standing.witness.round()
             self.host.pass_by(1.0)
 
     def answer(self, value: float = 1.0, digest: bytes = DIGEST, output: Tensor | None = None) -> None:
@@ -131,7 +134,7 @@ class Life:
 
 def rules(scope: bytes, name: str = "r", trusts: bool = False) -> CopyRules:
     config = RouteConfig((TierConfig("b", "m"),), cache=CONFIG)
-    return CopyRules(name, fingerprint_of(name, config), scope, TTL + MAX_STALE, trusts)
+    return CopyRules(f"routes/{name}", fingerprint_of(name, config), scope, TTL + MAX_STALE, trusts)
 
 
 @pytest.fixture
@@ -167,7 +170,7 @@ async def copied(born: Born) -> Life:
 
 
 def value(copy: Copy | None) -> float | None:
-    return None if copy is None else float(np.frombuffer(copy.served.response.outputs[0].data, np.float32)[0])
+    return None if copy is None else float(np.frombuffer(copy.value.response.outputs[0].data, np.float32)[0])
 
 
 async def test_of_the_same_models_it_is_what_it_would_be_in_memory(born: Born, host: Host) -> None:
@@ -175,30 +178,30 @@ async def test_of_the_same_models_it_is_what_it_would_be_in_memory(born: Born, h
     host.pass_by(20.0)
     life = born()
     assert life.find() is None, "nobody knows yet what was purged"
-    await life.copies.purges.round()
+    await life.standing.purges.round()
     copy = life.find()
     assert (value(copy), copy and copy.is_same) == (1.0, False)
-    assert not life.copies.trusts()
+    assert not life.standing.trusts()
     await life.live(3)
     copy = life.find()
     assert copy is not None
     assert copy.is_same
     assert host.monotonic - copy.made_at == pytest.approx(23.0)
-    assert copy.served == Served(InferResponse("r", "1", copy.served.response.outputs), "m", 1, 0, 1)
-    assert life.copies.outcomes["fresh"] == 1
+    assert copy.value == Served(InferResponse("r", "1", copy.value.response.outputs), "m", 1, 0, 1)
+    assert life.standing.outcomes["fresh"] == 1
 
 
 async def test_of_a_changed_model_it_is_an_old_one_for_ever(born: Born, host: Host) -> None:
     await copied(born)
     host.loads += 1
     life = born(trusts=True)
-    await life.copies.purges.round()
-    assert life.copies.trusts(), "the operator has said so, and nobody could be asked"
+    await life.standing.purges.round()
+    assert life.standing.trusts(), "the operator has said so, and nobody could be asked"
     await life.live(3)
     copy = life.find()
     assert copy is not None
     assert not copy.is_same
-    assert not life.copies.trusts(), "now they could"
+    assert not life.standing.trusts(), "now they could"
     host.loads -= 1
     await life.live(3)
     copy = life.find()
@@ -215,7 +218,7 @@ async def test_while_models_cannot_be_asked_only_who_said_so_trusts(born: Born, 
         copy = life.find()
         assert copy is not None
         assert not copy.is_same
-        assert life.copies.trusts() is trusts
+        assert life.standing.trusts() is trusts
     host.answers = True
     await life.live(3)
     copy = life.find()
@@ -235,7 +238,7 @@ async def test_nobody_watched_for_too_long(born: Born, host: Host) -> None:
 
 async def test_what_was_made_before_there_was_a_word_gets_it_with_a_later_pass(born: Born, host: Host) -> None:
     life = born()
-    await life.copies.purges.round()
+    await life.standing.purges.round()
     life.answer()
     assert life.write() == "written"
     await life.live(3)
@@ -264,7 +267,7 @@ async def test_a_change_that_is_seen_takes_the_word_from_all_that_is_there(born:
     copy = life.find()
     assert copy is not None
     assert copy.is_same
-    life.copies.witness.end_turn()
+    life.standing.witness.end_turn()
     for _ in range(3):
         copy = life.find()
         assert copy is not None
@@ -279,9 +282,9 @@ async def test_a_change_that_is_seen_takes_the_word_from_all_that_is_there(born:
 
 async def test_what_was_purged_is_found_by_nobody(born: Born, host: Host) -> None:
     life = await copied(born)
-    life.copies.purge()
+    life.standing.purge()
     assert life.find() is None
-    assert await life.copies.settled(1.0)
+    assert await life.standing.settled(1.0)
     host.pass_by(1.0)
     life.answer(2.0, b"another")
     life.write()
@@ -295,8 +298,8 @@ async def test_what_was_purged_is_found_by_nobody(born: Born, host: Host) -> Non
 async def test_a_purge_stays_when_something_else_of_the_route_changes(born: Born, host: Host) -> None:
     """Another ttl or one replica more are another scope of words, and the same records."""
     life = await copied(born)
-    life.copies.purge()
-    assert await life.copies.settled(1.0)
+    life.standing.purge()
+    assert await life.standing.settled(1.0)
     host.scope = b"another"
     life = born()
     await life.live()
@@ -307,11 +310,11 @@ async def test_a_purge_stays_when_something_else_of_the_route_changes(born: Born
 async def test_a_purge_that_cannot_be_written_says_so_and_is_tried_again(born: Born, host: Host) -> None:
     life = await copied(born)
     host.refuses = True
-    life.copies.purge()
-    assert not await life.copies.settled(0.01)
+    life.standing.purge()
+    assert not await life.standing.settled(0.01)
     assert life.find() is None
     host.refuses = False
-    assert await life.copies.settled(0.01)
+    assert await life.standing.settled(0.01)
     life = born()
     await life.live()
     assert life.find() is None
@@ -319,8 +322,8 @@ async def test_a_purge_that_cannot_be_written_says_so_and_is_tried_again(born: B
 
 async def test_a_purge_whose_file_is_damaged_is_a_purge(born: Born, host: Host) -> None:
     life = await copied(born)
-    life.copies.purge()
-    await life.copies.settled(1.0)
+    life.standing.purge()
+    await life.standing.settled(1.0)
     host.pass_by(1.0)
     life.answer(2.0)
     life.write()
@@ -334,8 +337,8 @@ async def test_a_purge_whose_file_is_damaged_is_a_purge(born: Born, host: Host) 
 async def test_a_purge_is_known_to_other_processes_of_the_host(born: Born, host: Host) -> None:
     life = await copied(born)
     at = host.wall
-    host.files[life.copies.purges._key] = module._AT.pack(at), 0.0
-    await life.copies.purges.round()
+    host.files[life.standing.purges._key] = module._AT.pack(at), 0.0
+    await life.standing.purges.round()
     assert life.find() is None
 
 
@@ -348,7 +351,7 @@ async def test_a_clock_that_is_set_back_makes_nothing_younger(born: Born, host: 
     assert life.write() == "written"
     host.wall -= back
     life = born()
-    await life.copies.purges.round()
+    await life.standing.purges.round()
     copy = life.find()
     assert copy is not None
     assert host.monotonic - copy.made_at >= 30.0 - 1e-6
@@ -361,7 +364,7 @@ async def test_a_clock_that_is_set_back_makes_nothing_younger(born: Born, host: 
 async def test_of_models_that_take_or_give_something_else_nothing_is_found(born: Born, host: Host) -> None:
     await copied(born)
     life = born()
-    await life.copies.purges.round()
+    await life.standing.purges.round()
     for schema, is_found in ((b"schema", True), (b"another", False), (None, False), (b"schema", True)):
         host.schema = schema
         assert (life.find() is not None) is is_found
@@ -372,7 +375,7 @@ async def test_an_age_beyond_what_may_be_served_is_the_end(born: Born, host: Hos
     await copied(born)
     host.pass_by(TTL + MAX_STALE - 2.0)
     life = born()
-    await life.copies.purges.round()
+    await life.standing.purges.round()
     assert life.find() is not None
     host.pass_by(5.0)
     assert life.find() is None
@@ -383,11 +386,12 @@ async def test_another_configuration_finds_nothing(born: Born, host: Host) -> No
     await copied(born)
     life = born()
     await life.live()
-    changed = msgspec.structs.replace(life.copies.rules, fingerprint=b"another")
+    changed = msgspec.structs.replace(life.standing.rules, fingerprint=b"another")
     clocks = Clocks(lambda: host.monotonic, lambda: host.wall, lambda: b"w")
-    other = AnswerCopies(changed, life.snapshot, life.calendar, host, clocks)
-    other.schema = lambda: host.schema
-    await other.purges.round()
+    standing = Standing(changed, life.calendar, host, clocks)
+    standing.schema = lambda: host.schema
+    await standing.purges.round()
+    other = Copies(standing, life.snapshot, Answers("r"))
     assert other.find(DIGEST, host.monotonic) is None
     assert life.snapshot.rejected["fingerprint"] == 1
 
@@ -462,3 +466,25 @@ async def test_a_sweep_takes_what_was_used_and_no_more_than_it_may(born: Born, h
     assert len(life.copies.take(100)) == 2
     assert life.copies.take(100) == []
     assert len(life.copies) == 0
+
+
+async def test_a_copy_is_read_once_a_second_and_judged_each_time(
+    born: Born, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request asks for its copy several times, and reading a large one takes the event loop's time."""
+    await copied(born)
+    life = born()
+    await life.live()
+    read: list[bytes] = []
+    monkeypatch.setattr(Answers, "read", lambda _, payload, kept=Answers.read: read.append(payload) or kept(_, payload))
+    life.copies._terms = None
+    for _ in range(5):
+        assert value(life.find()) == 1.0
+    assert len(read) == 1
+    host.pass_by(READ_SECONDS + 0.1)
+    life.find()
+    assert len(read) == 2
+    host.pass_by(0.1)
+    life.standing.purge()
+    assert life.find() is None
+    assert len(read) == 2

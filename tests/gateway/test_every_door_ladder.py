@@ -185,3 +185,25 @@ async def test_a_deadline_ends_in_a_refusal_or_an_old_answer(gate: Gate, whose: 
     refused(await caller.ask(replace(ASK, rows=((7.0, 7.0),), parameters=own)), "deadline", "timeout")
     found = await caller.ask(replace(ASK, parameters=own))
     expect(found, ("", "stale", "timeout", "m", 1, 0, ("stale",), True, True, False), ASK.rows)
+
+
+BY_ROW = 'default = { y = { datatype = "FP32", shape = [-1, 2], value = [0.5, -1.0] } }'
+
+
+async def test_a_declared_default_is_labelled_has_the_batchs_rows_and_is_never_kept(gate: Gate) -> None:
+    batching = 'tiers = [{ backend = "upstream", model = "k" }]'
+    house = await gate.house(ROUTES__R=route(batching, KEPT, BY_ROW), **BREAKER)
+    caller = house.caller(gate.name)
+    assert (await caller.ask(ASK)).stored
+    gate.upstream.status = b"500 No"
+    for rows in (((7.0, 7.0),), ((7.0, 7.0), (8.0, 8.0), (9.0, 9.0))):
+        found = await caller.ask(replace(ASK, rows=rows))
+        assert found.told == ("", "miss", "raised", "", 0, 0, ("default",), True, False, False)
+        assert found.values == (0.5, -1.0) * len(rows)
+    assert (await caller.ask(ASK)).cache == "hit"
+    gate.upstream.status = b"200 OK"
+    rows = ((7.0, 7.0),)
+    expect(await caller.ask(replace(ASK, rows=rows)), ("", "miss", "absent", "k", 1, 0, (), False, False, True), rows)
+    gate.upstream.status = b"500 No"
+    refused_by_the_model = await caller.ask(replace(ASK, rows=((1.0, 2.0, 3.0),)))
+    assert refused_by_the_model.problem == "invalid"

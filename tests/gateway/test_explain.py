@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from time import monotonic
@@ -29,6 +30,8 @@ def logs_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
 
 EXAMPLE = Path(__file__).parents[2] / "tailrace.example.toml"
 FILE = """
+[snapshot]
+path = "snapshot"
 [backends.gpu]
 http = ["http://a:8000", "http://b:8000"]
 [backends.cpu]
@@ -71,6 +74,17 @@ tiers = [
 ]
 cache = { ttl = "10m", max_stale = "1h" }
 brownout = ["fast", "stale"]
+[routes.declared]
+tiers = [{ backend = "gpu", model = "large" }]
+cache = { ttl = "10m", max_stale = "1h" }
+[routes.declared.default]
+y = { datatype = "FP32", shape = [-1, 2], value = 0.5 }
+[routes.shared]
+tiers = [{ backend = "gpu", model = "large" }]
+cache = { ttl = "10m", max_stale = "1h", second = "redis://127.0.0.1:6379/1" }
+[routes.rows]
+tiers = [{ backend = "gpu", model = "large" }]
+cache = { ttl = "10m", snapshot = "fresh", rows = true, second = "redis://127.0.0.1:6379/1" }
 [routes.rank]
 tiers = [{ backend = "gpu", model = "ranker" }]
 [routes.rank.features]
@@ -122,6 +136,7 @@ def test_conditions_as_they_are_written(config: Config, text: str, kinds: list[s
         ("gpu down, gpu slow", "--when: 'gpu slow': gpu is said to be down already"),
         ("table zzz down", "--when: 'table zzz down': there is no zzz; there is user, item"),
         ("cache cold", "--when: 'cache cold': cache cannot be cold; did you mean old?"),
+        ("snapshot dead", "--when: 'snapshot dead': snapshot cannot be dead; say none, fresh, unknown, old"),
     ],
 )
 def test_what_is_not_known_is_named_with_what_is(config: Config, text: str, fault: str) -> None:
@@ -154,7 +169,8 @@ def gist(outcome: Outcome) -> str:
     """In one line: who was asked, and what a caller gets."""
     told, problem = outcome.provenance, outcome.problem
     asked = " ".join(f"{each.what.split()[1]}:{each.came}" for each in outcome.asked)
-    got = f"{problem.status} {problem.slug}" if problem is not None else f"{told.cache}/{told.reason} {told.tier}"
+    answered = f"{told.cache}/{told.reason} {told.tier}".strip()
+    got = answered if problem is None else f"{problem.status} {problem.slug}"
     steps = "".join(f" +{step}" for step in told.steps)
     return f"{asked} => {got}{steps}{' degraded' if told.degraded else ''}"
 
@@ -177,7 +193,29 @@ CASES = [
      "=> stale/broken large +stale degraded"),
     ("kept", "cache dead, gpu down", "large:unreachable large:unreachable => 503 unavailable degraded",
      "=> 503 unavailable degraded"),
+    ("declared", "gpu down", "large:unreachable large:unreachable => miss/unreachable +default degraded",
+     "=> miss/unreachable +default degraded"),
+    ("declared", "gpu down, cache old",
+     "large:unreachable large:unreachable => stale/unreachable large +stale degraded",
+     "=> stale/unreachable large +stale degraded"),
     ("alone", "gpu down, cache old", "large:unreachable => 503 unavailable degraded", "=> 503 unavailable degraded"),
+    ("kept", "gpu down, cache empty, snapshot old",
+     "large:unreachable large:unreachable => stale/unreachable large +snapshot degraded",
+     "=> stale/unreachable large +snapshot degraded"),
+    ("kept", "gpu down, snapshot fresh", "=> hit/snapshot large", None),
+    ("kept", "gpu slow, snapshot unknown", "large:timeout => stale/timeout large +snapshot degraded",
+     "=> stale/broken large +snapshot degraded"),
+    ("kept", "gpu down, cache old, snapshot old",
+     "large:unreachable large:unreachable => stale/unreachable large +stale degraded",
+     "=> stale/unreachable large +stale degraded"),
+    ("kept", "snapshot old", "large:answered => miss/absent large", None),
+    ("rows", "gpu down, snapshot unknown", "=> hit/snapshot large", None),
+    ("rows", "gpu down, snapshot old", "large:unreachable large:unreachable => 503 unavailable degraded",
+     "=> 503 unavailable degraded"),
+    ("shared", "gpu down, second fresh", "=> hit/second large", None),
+    ("shared", "gpu down, second empty", "large:unreachable large:unreachable => 503 unavailable degraded",
+     "=> 503 unavailable degraded"),
+    ("shared", "second slow", "large:answered => miss/absent large", None),
     ("cascade", "", "small:answered => bypass/off small", None),
     ("cascade", "small unsure", "small:unsure large:answered => bypass/off large", None),
     ("cascade", "cpu down", "small:unreachable large:answered => bypass/off large +tier",
@@ -195,6 +233,9 @@ CASES = [
      "item:answered user:timeout ranker:answered => bypass/off ranker +user:stale degraded",
      "item:answered ranker:answered => bypass/off ranker +user:stale degraded"),
     ("rank", "redis loading, lmdb down, rows fresh", "ranker:answered => bypass/off ranker", None),
+    ("rank", "redis down, snapshot old",
+     "user:unreachable item:answered ranker:answered => bypass/off ranker +user:snapshot degraded",
+     "item:answered ranker:answered => bypass/off ranker +user:snapshot degraded"),
     ("rank", "item refusing", "user:answered item:refused => 503 unavailable degraded",
      "user:answered => 503 unavailable degraded"),
 ]  # fmt: skip
@@ -229,6 +270,34 @@ def test_a_step_that_makes_no_sense_is_told_to_make_none(config: Config) -> None
     assert "  refuse   at the latest after routes.timeout (10s); taken" in text
 
 
+def test_the_text_says_that_it_is_a_declared_default(config: Config) -> None:
+    text = explain(config, "declared", read_conditions("large failing", config))
+    assert "  gets   200: the declared default, which is less than health would give\n" in text
+    assert "steps=(default), degraded" in text
+    assert "  default  what is declared (y, of each row); taken" in text
+    assert "  default  none is declared" in explain(config, "plain", ())
+
+
+def test_what_is_kept_elsewhere_is_told_with_what_bounds_it(config: Config, tmp_path: Path) -> None:
+    text = explain(config, "shared", read_conditions("gpu down, snapshot old, second slow", config))
+    assert "after 0.02 s 200: an old answer from the snapshot, of large, which is less than" in text
+    rung = next(line for line in text.splitlines() if line.startswith("  snapshot"))
+    assert rung.endswith("an earlier process has left, within the same ages; say snapshot fresh, unknown or old; taken")
+    assert "second level" not in text
+    assert "a fresh answer from the second level, of large\n" in explain(
+        config, "shared", read_conditions("second fresh", config)
+    )
+    assert 'say "second fresh" for the other case' in explain(config, "shared", ())
+    assert "  snapshot nothing is copied: nothing is cached" in explain(config, "plain", ())
+    path = tmp_path / "bare.toml"
+    path.write_text("[backends.b]\nhttp = ['http://a']\n[routes.r]\ntiers = [{ backend = 'b', model = 'm' }]\n")
+    bare = read(str(path), {}).config
+    assert "  snapshot nothing is copied: there is no [snapshot]" in explain(bare, "r", ())
+    for text, why in (("snapshot old", "the configuration has no [snap"), ("second fresh", "no route has cache.sec")):
+        with pytest.raises(ConfigError, match=re.escape(f"there is none: {why}")):
+            read_conditions(text, bare)
+
+
 def test_the_command_prints_it_and_names_what_is_not_there(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with structlog.testing.capture_logs():  # which the command would turn off
         assert main(["explain", "kept", "--config", str(file), "--when", "gpu down, cache old"]) == WELL
@@ -238,6 +307,9 @@ def test_the_command_prints_it_and_names_what_is_not_there(file: Path, capsys: p
     assert main(["explain", "kep", "--config", str(file)]) == MISUSED
     assert "there is no route kep" in (said := capsys.readouterr().err)
     assert "did you mean kept?" in said
+    file.write_text(file.read_text() + "[endpoints.score]\npath = '/predict'\n")
+    assert main(["explain", "score", "--config", str(file)]) == MISUSED
+    assert "score is an endpoint; explain knows routes only" in capsys.readouterr().err
     assert main(["explain", "kept", "--config", str(file), "--when", "gpux down"]) == MISUSED
     assert "did you mean gpu?" in capsys.readouterr().err
 
@@ -299,6 +371,7 @@ KEPT = 'cache = { ttl = "1h" }'
         ((ONE, OLD, "degrade = []"), "upstream down, cache old"),
         ((TWO,), ""),
         ((TWO,), "m overloaded"),
+        ((ONE, 'default = { y = { datatype = "FP32", shape = [1, 2], value = 0.5 } }'), "upstream overloaded"),
     ],
 )
 async def test_a_real_gateway_does_what_is_told(upstream: Breakable, route: tuple[str, ...], when: str) -> None:

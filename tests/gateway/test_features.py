@@ -16,8 +16,9 @@ from gateway.call import Answer, Call
 from gateway.codec.http import CacheDirectives, provenance_headers
 from gateway.config import CacheConfig, Entity, FeatureInput, Features, Limits, Part, TierConfig
 from gateway.config import Route as RouteConfig
+from gateway.learning import Home
 from gateway.problem import Refused
-from gateway.route import Home, Route
+from gateway.route import Route
 from gateway.units import Seconds, Size
 from tests.gateway.test_pipeline import NOBODY, House, Upstream
 from tests.gateway.test_tables import Shelf, table_on

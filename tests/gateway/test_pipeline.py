@@ -24,10 +24,11 @@ from gateway.call import Answer, Call, dues
 from gateway.codec.http import CacheDirectives
 from gateway.config import Accept, CacheConfig, InputRule, QuotaConfig, TierConfig
 from gateway.config import Route as RouteConfig
+from gateway.learning import Home
 from gateway.operate.telemetry import Telemetry
 from gateway.pipeline import Pipeline
 from gateway.problem import Refused
-from gateway.route import Home, Route
+from gateway.route import Route
 from gateway.service import Heading, Wire
 from gateway.units import Seconds
 from tiers.facts import ModelFacts, TensorFact
@@ -134,7 +135,7 @@ class House:
     ) -> Call:
         caller = more.pop("caller", NOBODY)
         assert isinstance(caller, Caller)
-        shape = (1, len(data) // 4)
+        shape = more.pop("shape", (1, len(data) // 4))
         request = InferRequest("r", (Tensor("x", "FP32", shape, data),), **more)  # type: ignore[arg-type]
         deadline = Deadline.after(self.clock.now, seconds)
         return Call(self.route, caller, request, directives or CacheDirectives(), deadline)

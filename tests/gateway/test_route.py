@@ -14,7 +14,8 @@ from degrade.ladder import Failure
 from gateway.admission.auth import Caller
 from gateway.config import Accept, CacheConfig, InputRule, Limits, QuotaConfig, TierConfig
 from gateway.config import Route as RouteConfig
-from gateway.route import Home, Route, merged_facts
+from gateway.learning import Home, merged_facts
+from gateway.route import Route
 from gateway.service import Served, quota_of
 from gateway.units import Seconds, Size
 from tiers.backends.triton_http import Call
@@ -282,7 +283,7 @@ async def test_who_came_while_a_tier_is_being_learnt_waits_no_grace_and_closing_
     slow = Slow()
     made = route(fakes=(Versions(), slow), tiers=(FAST, LAST))  # type: ignore[arg-type]
     assert (await made.facts(Deadline(9.0))).name == "r"
-    monkeypatch.setattr("gateway.route.LEARNING_GRACE_SECONDS", 1e6)
+    monkeypatch.setattr("gateway.learning.LEARNING_GRACE_SECONDS", 1e6)
     async with asyncio.timeout(30):
         assert (await made.facts(Deadline(9.0))).name == "r"
     await made.close()

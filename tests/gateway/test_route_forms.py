@@ -12,8 +12,9 @@ from gateway.admission.auth import Caller
 from gateway.admission.validate import TensorRule, Validator
 from gateway.config import CacheConfig, InputRule, TierConfig
 from gateway.config import Route as RouteConfig
+from gateway.learning import Home
 from gateway.problem import Problem, Refused
-from gateway.route import Home, Route
+from gateway.route import Route
 from gateway.units import Seconds
 from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, Parameter, RequestedOutput, Tensor

@@ -13,7 +13,8 @@ import pytest
 from cache.flight import Abandoned
 from degrade.ladder import Failure
 from gateway.config import CacheConfig
-from gateway.rows import Asked, Assembled, Rows
+from gateway.row import Asked, Assembled
+from gateway.rows import Rows
 from gateway.units import Seconds, Size
 from tiers.cascade import CascadeAnswer, Share
 from tiers.inference import InferRequest, InferResponse, Tensor, UpstreamError

@@ -13,7 +13,8 @@ from gateway.call import Answer
 from gateway.codec.http import CacheDirectives
 from gateway.config import CacheConfig, Limits, QuotaConfig
 from gateway.operate.admin import purged
-from gateway.rows import Ask, Asked, Assembled
+from gateway.row import Asked, Assembled
+from gateway.rows import Ask
 from gateway.units import Seconds, Size
 from tests.gateway.test_pipeline import NO_CACHE, ONLY_IF_CACHED, House, Upstream, until
 from tiers.inference import InferRequest, InferResponse, Tensor

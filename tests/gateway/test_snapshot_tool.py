@@ -18,10 +18,10 @@ from degrade.generation import generations
 from degrade.record import Record, Terms, name_of, packed, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway.cli import main
-from gateway.copies import WORDS, purge_key
+from gateway.purges import WORDS, purge_key
 
 OPTIONS = SnapshotOptions(16 * 2**20)
-TERMS = Terms(b"f", 1e9, lambda _: True)
+TERMS = Terms(b"f", 1e9, lambda payload: payload)
 Config = Callable[[str], str]
 
 
@@ -53,7 +53,7 @@ def held(folder: Path, key: int) -> bytes | None:
     with closing(Snapshot(folder, OPTIONS)) as snapshot:
         snapshot.open()
         record = snapshot.find("answer", f"routes/r{key % 2}", b"%d" % key, TERMS, time.time())
-        return None if record is None else record.payload
+        return None if record is None else record.value
 
 
 def test_ls_tells_of_each_source(tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]) -> None:

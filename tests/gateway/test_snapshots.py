@@ -20,7 +20,7 @@ from gateway.snapshots import Snapshots
 from gateway.surroundings import Surroundings
 from gateway.units import Seconds, Size
 
-TERMS = Terms(b"f", 1e9, lambda _: True)
+TERMS = Terms(b"f", 1e9, lambda payload: payload)
 
 
 class Source:

@@ -21,7 +21,7 @@ from cache.flight import Flights
 from cache.response import ResponseCache
 from cache.table import NearTable
 from degrade import breaker
-from gateway import pipeline, recall, route
+from gateway import descent, pipeline, recall, route
 from gateway.doors import exchange
 from gateway.doors.buffered import Held
 from gateway.pipeline import Pipeline
@@ -180,7 +180,7 @@ MUTATIONS: Final = (
         first=864,
     ),
     Mutation("distrust is ignored", ((NearTable, "distrust", _never),), ("ranked",), first=61),
-    Mutation("the ladder has an old answer for everybody", ((pipeline, "tolerates", lambda *_: True),), first=41),
+    Mutation("the ladder has an old answer for everybody", ((descent, "tolerates", lambda *_: True),), first=49),
     Mutation("an epoch's turn during a fill is ignored", ((Route, "settled", _now_as_then),)),
     Mutation("an epoch never turns", ((Route, "turn", _never),)),
     Mutation("tenants share keys", ((Route, "_tenant", lambda *_: ""),)),

@@ -18,7 +18,6 @@ from gateway.admission.auth import key_digest
 from gateway.config import Backend, CallerConfig, Config, Route, Server
 from gateway.config_tables import TableConfig
 from gateway.schema import Reader
-from gateway.sources import LATER
 from gateway.units import Size
 from tests.sim import faults
 from tests.sim.faults import Climate, Spell, forecast
@@ -236,7 +235,7 @@ def _read(kind: type[S], raw: object) -> S:
 @lru_cache(maxsize=4096)
 def _read_once(kind: type[S], raw: bytes) -> S:
     """A part of a configuration, with all its checks. Seeds have most parts in common."""
-    reader = Reader(LATER)
+    reader = Reader()
     part = reader.read(msgspec.json.decode(raw), kind)
     assert part is not None, reader.faults
     assert not reader.faults, reader.faults

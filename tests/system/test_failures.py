@@ -166,3 +166,39 @@ async def test_a_fast_only_answer_is_never_kept(broken: Any, gateway_factory: An
                 assert "cache=miss" in answer.headers["Tailrace-Provenance"]
                 assert "degraded" in answer.headers["Tailrace-Provenance"]
                 assert "stored" not in answer.headers["Cache-Status"]
+
+
+async def test_a_declared_default_stands_where_all_else_fails(
+    broken: Any, gateway_factory: Any, configured: Any
+) -> None:
+    """Of every row of a batch, labelled, and kept by nobody; a request that the model would refuse is refused."""
+    config = dict(configured(broken.server.http_url))
+    pair = {"datatype": "FP32", "shape": [-1, 2], "value": [0.25, 0.75]}
+    one = {"datatype": "FP32", "shape": [-1, 1], "value": 0}
+    default = {"y": pair, "p": pair, "who": one, "at": {**one, "datatype": "FP64"}}
+    stamped = {"tiers": [{"backend": "b", "model": "stamped"}], "cache": {"ttl": "1h"}, "default": default}
+    gateway = gateway_factory({**config, "routes": {"stamped": stamped}})
+    url = f"{gateway.http_url}/v2/models/stamped/infer"
+
+    def body(rows: int, datatype: str = "FP32") -> dict[str, Any]:
+        data = list(range(rows * 2))
+        return {"inputs": [{"name": "x", "shape": [rows, 2], "datatype": datatype, "data": data}]}
+
+    async with aiohttp.ClientSession() as session:
+        async with session.post(url, json=body(1)) as answer:
+            assert answer.headers["Tailrace-Provenance"].startswith("cache=miss")
+        broken.tell("stamped", "fail")
+        for _ in range(2):
+            async with session.post(url, json=body(3)) as answer:
+                told = await answer.json()
+                assert answer.status == 200
+                assert "reason=raised, steps=(default), degraded" in answer.headers["Tailrace-Provenance"]
+        outputs = {each["name"]: (each["shape"], each["data"]) for each in told["outputs"]}
+        pairs, zeros = ([3, 2], [0.25, 0.75] * 3), ([3, 1], [0.0] * 3)
+        assert outputs == {"y": pairs, "p": pairs, "who": zeros, "at": zeros}
+        async with session.post(url, json=body(1, "INT64")) as answer:
+            assert answer.status == 400
+        broken.heal()
+        async with session.post(url, json=body(3)) as answer:
+            assert answer.headers["Tailrace-Provenance"].startswith("cache=miss, reason=absent")
+    assert gateway.metric("tailrace_degraded_total", route="stamped", failure="raised", step="default") == 2

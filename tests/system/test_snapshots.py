@@ -91,6 +91,17 @@ def ask(gateway: GatewayProcess, key: int, directives: str = "") -> Answer:
     return found
 
 
+def batch(gateway: GatewayProcess, *keys: int) -> tuple[str, list[float]]:
+    """What is told of a batch of these keys, and when each row was computed."""
+    data = [number for key in keys for number in (float(key), 1.0)]
+    asked = {"inputs": [{"name": "x", "shape": [len(keys), 2], "datatype": "FP32", "data": data}]}
+    request = urllib.request.Request(f"{gateway.http_url}/v2/models/r/infer", json.dumps(asked).encode())
+    with urllib.request.urlopen(request, timeout=LATE) as answer:
+        outputs = {output["name"]: output["data"] for output in json.load(answer)["outputs"]}
+    assert outputs["y"] == data
+    return answer.headers["Tailrace-Provenance"], outputs["at"]
+
+
 def until(true: Callable[[], bool], why: str) -> None:
     end = time.monotonic() + LATE
     while not true():
@@ -128,21 +139,24 @@ def kill(gateway: GatewayProcess) -> None:
 
 
 def test_a_restart_finds_hits_and_a_reload_takes_them(start: Start, breakable: Any) -> None:
-    gateway = start()
-    first = ask(gateway, 1)
+    gateway = start(rows=True)
+    first, other = ask(gateway, 1), ask(gateway, 2)
     watched(gateway)
     kill(gateway)
-    gateway = start()
+    gateway = start(rows=True)
     watched(gateway)
     again = ask(gateway, 1)
     assert again.label.startswith("cache=hit, reason=snapshot")
     assert again.at == first.at
     assert ask(gateway, 1).label.startswith("cache=hit, reason=fresh")
+    label, at = batch(gateway, 2, 1)
+    assert label.startswith("cache=hit, reason=snapshot"), "rows are found by themselves, in any batch"
+    assert at == [other.at, first.at]
     copied(gateway)
     kill(gateway)
     breakable.reload("stamped")
     reloaded = time.time()
-    gateway = start()
+    gateway = start(rows=True)
     watched(gateway)
     anew = ask(gateway, 1)
     assert anew.label.startswith("cache=miss")
