@@ -13,7 +13,9 @@ still be answered after it, and no more of them may wait than twice as many as c
    came first: see ``degrade/line.py`` for why the order turns round then.
 
 Priorities are strict, but for one turn in ``PASSED_MAX``: a lower class that is never served is not degraded but off.
-A full queue takes the place of the lowest class that waits. Fairness is within a priority.
+A full queue takes the place of the lowest class that waits. Fairness is within a priority. Where it is known how many
+requests the server works on at once, the last places are for those who must not wait behind a crowd that is in the
+server already (``degrade/shares.py``).
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ import msgspec
 
 from degrade.limiter import Limiter
 from degrade.line import Line
+from degrade.shares import Holder, Shares
 
 PASSED_MAX: Final = 16
 """Turns of higher classes in a row after which a lower one that waits has one."""
@@ -90,10 +93,11 @@ class Shed(msgspec.Struct, frozen=True):
 class Permit:
     """Leave for one call. End it exactly once; ending it twice is a bug (AssertionError)."""
 
-    __slots__ = ("_began", "_gate", "_in_flight")
+    __slots__ = ("_began", "_gate", "_holder", "_in_flight")
 
-    def __init__(self, gate: Gate, began: float, in_flight: int) -> None:
+    def __init__(self, gate: Gate, holder: Holder, began: float, in_flight: int) -> None:
         self._gate: Gate | None = gate
+        self._holder = holder
         self._began = began
         self._in_flight = in_flight
 
@@ -126,18 +130,20 @@ class Permit:
         gate, self._gate = self._gate, None
         if gate is None:
             raise AssertionError("a permit ends exactly once")
+        self._holder.present -= 1
         return gate
 
 
 class Waiting:
     """One who waits, until ``outcome`` is there; ``wake`` is called then, once."""
 
-    __slots__ = ("_gate", "began", "claim", "outcome", "patience", "wake")
+    __slots__ = ("_gate", "began", "claim", "holder", "outcome", "patience", "wake")
 
-    def __init__(self, gate: Gate, claim: Claim, began: float, patience: float, wake: Callable[[], None]) -> None:
+    def __init__(self, gate: Gate, claim: Claim, holder: Holder, patience: float, wake: Callable[[], None]) -> None:
         self._gate = gate
         self.claim = claim
-        self.began = began
+        self.holder = holder
+        self.began = holder.asked_at
         self.patience = patience
         self.wake = wake
         self.outcome: Permit | Shed | None = None
@@ -168,6 +174,7 @@ class Gate:
         self._limiter = limiter
         self._options = options
         self._lines = {priority: Line[Waiting]() for priority in Priority}
+        self._shares = Shares()
         self._passed = 0
         self._waiting = 0
         self.in_flight = 0
@@ -181,6 +188,15 @@ class Gate:
         """Permits asked for, in all."""
         self.asked_lowest = 0
         """Of them, those of the lowest priority."""
+
+    @property
+    def places(self) -> int:
+        """Requests that the server works on at once; 0: nobody knows, or it depends on how they come."""
+        return self._shares.places
+
+    @places.setter
+    def places(self, places: int) -> None:
+        self._shares.places = places
 
     @property
     def limit(self) -> int:
@@ -218,8 +234,12 @@ class Gate:
         self._limiter.tick(now)
         if claim.priority > self.least:
             return self._refused(claim, "brownout")
-        if self.in_flight < self.limit and not self._waiting:
-            return self._permit(now)
+        holder = self._shares.asked(claim.priority, claim.owner, now)
+        if self._waiting:
+            self._grant(now)  # the limit may have grown: who may go has gone
+        if self._has_place(claim.priority, holder, now):
+            holder.present += 1
+            return self._permit(holder, now)
         self._limiter.pressed(now)
         patience = self._patience(seconds)
         line = self._lines[claim.priority]
@@ -231,13 +251,30 @@ class Gate:
                 return self._refused(claim, "full")
         elif self._ahead(claim.priority) >= self._servable(patience) and not self._makes_room(claim, line, now):
             return self._refused(claim, "full")
-        waiting = Waiting(self, claim, now, patience, wake)
+        waiting = Waiting(self, claim, holder, patience, wake)
         line.push(waiting)
         self._waiting += 1
-        self._grant(now)
-        return waiting if waiting.outcome is None else waiting.outcome
+        holder.present += 1
+        return waiting
 
     # -- decide -----------------------------------------------------------------------------------
+
+    def _is_roomy(self) -> bool:
+        """Whether there is a place for anybody, and not only for those for whom the last ones are kept."""
+        limit = self.limit
+        return self.in_flight < (min(limit, self._shares.crowd) if self._shares.places else limit)
+
+    def _has_place(self, priority: Priority, holder: Holder, now: float) -> bool:
+        """Whether there is a place for somebody, when all who wait and may go have gone."""
+        if self._is_roomy():
+            return True
+        if self.in_flight >= self.limit:
+            return False
+        if self._shares.must_leave(priority, holder, now):
+            self._limiter.held(now)
+            return False
+        self._passed += bool(self._waiting)
+        return True
 
     def _patience(self, seconds: float) -> float:
         """How long a request may wait that has ``seconds`` for all."""
@@ -279,9 +316,9 @@ class Gate:
 
     # -- do ---------------------------------------------------------------------------------------
 
-    def _permit(self, now: float) -> Permit:
+    def _permit(self, holder: Holder, now: float) -> Permit:
         self.in_flight += 1
-        return Permit(self, now, self.in_flight)
+        return Permit(self, holder, now, self.in_flight)
 
     def _refused(self, claim: Claim, reason: str) -> Shed:
         self.shed[reason, claim.priority.word] += 1
@@ -312,6 +349,7 @@ class Gate:
     def _remove(self, waiting: Waiting) -> None:
         self._lines[waiting.claim.priority].remove(waiting)
         self._waiting -= 1
+        waiting.holder.present -= 1
 
     def _settle(self, waiting: Waiting, outcome: Permit | Shed) -> None:
         waiting.outcome = outcome
@@ -332,11 +370,48 @@ class Gate:
     def _grant(self, now: float) -> None:
         """Let in who may."""
         while self._waiting and self.in_flight < self.limit:
-            line = self._next_line()
-            waiting = line.pop(lambda oldest: self._is_late(oldest, now))
-            assert waiting is not None, "a line that is not empty has a next one"
+            waiting = self._next(now) if self._is_roomy() else self._next_spared(now)
+            if waiting is None:
+                self._limiter.held(now)
+                return
             self._waiting -= 1
             word = waiting.claim.priority.word
             self.waited[word] += 1
             self.waited_seconds[word] += now - waiting.began
-            self._settle(waiting, self._permit(now))
+            self._settle(waiting, self._permit(waiting.holder, now))
+
+    def _next(self, now: float) -> Waiting | None:
+        """Take out who is next. Somebody waits."""
+        return self._next_line().pop(lambda oldest: self._is_late(oldest, now))
+
+    def _next_spared(self, now: float) -> Waiting | None:
+        """Take out who is next of those for whom the last places are, or one of the others if those were passed by for
+        long; None if there is nobody. Somebody waits."""
+        if self._passed >= PASSED_MAX:
+            found = self._next_passed(now)
+            if found is not None:
+                return found
+        priority = min(priority for priority in Priority if self._lines[priority])
+        if self._shares.is_passed(priority, now):
+            return None
+        found = self._pop(priority, now, must_leave=False)
+        self._passed += found is not None
+        return found
+
+    def _next_passed(self, now: float) -> Waiting | None:
+        """Take out one who must leave the last places to others; the priorities that wait begin in turn."""
+        self._passed = 0
+        there = [priority for priority in Priority if self._lines[priority]]
+        first = self.asked % len(there)
+        for priority in (*there[first:], *there[:first]):
+            found = self._pop(priority, now, must_leave=True)
+            if found is not None:
+                return found
+        return None
+
+    def _pop(self, priority: Priority, now: float, must_leave: bool) -> Waiting | None:
+        """Take out who is next of one priority, of those who must leave the last places, or of those who need not."""
+        return self._lines[priority].pop(
+            lambda oldest: self._is_late(oldest, now),
+            lambda waiting: self._shares.must_leave(priority, waiting.holder, now) is must_leave,
+        )

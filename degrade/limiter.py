@@ -26,6 +26,8 @@ The traps of such estimators, and what is done here:
    happens is left to chance, so that processes before one server do not do it together.
  - *samples of a server that was not full* say nothing upwards: they are only taken as the point below, if they are of
    that concurrency.
+ - *a crowd that is held below it* (``held``: places are kept for others): nothing is measured, and only a server that
+   is really full turns it.
  - *drops* (timeouts, a server that says it is overloaded) shrink the limit by their share, down to half of it.
  - *bounds*: never below ``least``, never above ``most``; at the floor it always looks up again.
 
@@ -68,6 +70,10 @@ FULL: Final = 0.75
 """A window is of a full server if this share of the limit was in flight, in the mean of its time: less than all, for
 what ends in a window is a matter of chance."""
 
+FULL_HELD: Final = 0.95
+"""The same, if somebody was not let in though the limit was not reached: the last places are kept for others, and what
+is below them says nothing of what they are worth."""
+
 SAMPLES_MIN: Final = 20
 SAMPLES_MAX: Final = 100
 SAMPLES_PER_PLACE: Final = 4
@@ -107,6 +113,14 @@ class LimiterOptions(msgspec.Struct, frozen=True):
         if self.remeasure <= 0.0:
             raise ValueError("remeasure is above 0 seconds")
 
+    def beginning_at(self, places: int) -> LimiterOptions:
+        """For a server that is known to work on so many at once (0: it is not known): it begins where it comes to rest
+        anyway, a quarter above that, if that is lower."""
+        if not self.adaptive or not places:
+            return self
+        first = self.most if self.first is None else self.first
+        return msgspec.structs.replace(self, first=min(first, max(self.least, places + max(1, places // 4))))
+
 
 class Point(msgspec.Struct, frozen=True):
     """Mean latency (seconds) at a mean concurrency, as of ``at``."""
@@ -119,12 +133,13 @@ class Point(msgspec.Struct, frozen=True):
 class _Window:
     """Samples until there are enough. ``since``: when they began to be counted."""
 
-    __slots__ = ("all_seconds", "began", "count", "drops", "seconds", "since")
+    __slots__ = ("all_seconds", "began", "count", "drops", "full", "seconds", "since")
 
     def __init__(self, began: float) -> None:
         self.began = self.since = began
         self.count = 0
         self.drops = 0
+        self.full = FULL
         self.seconds = 0.0
         self.all_seconds = 0.0
 
@@ -202,6 +217,13 @@ class Limiter:
         self._window.add(seconds, in_flight <= self.settled)
         self._close_if_due(now)
 
+    def held(self, now: float) -> None:
+        """Somebody was not let in though the limit is not reached: the last places are kept for others. Where a crowd
+        stands then is not for the limit to say, and a measurement below it would measure the crowd."""
+        if self._measuring is not None:
+            self._measuring, self._window = None, _Window(now)
+        self._window.full = FULL_HELD
+
     def pressed(self, now: float) -> None:
         """Somebody has to wait: the limit is what holds him up."""
         if self._lost and self._pressed is None and self._options.adaptive:
@@ -253,7 +275,7 @@ class Limiter:
             self._turn(max(DROPS_SHRINK_MIN, 1.0 - DROPS_WEIGHT * share), now)
             return
         concurrency = window.concurrency(now)
-        if concurrency < FULL * self.settled:
+        if concurrency < window.full * self.settled:
             # Not full, so it says nothing upwards. It may be the point below, for nothing.
             if self._is_below(concurrency):
                 self._keep(Point(concurrency, window.latency(), now))

@@ -79,24 +79,32 @@ class Line(Generic[W]):
             self._enter(waiting.owner, owner)
         owner.waiting[waiting] = None
 
-    def pop(self, is_late: Callable[[W], bool]) -> W | None:
-        """Who is next; of the owner whose turn it is the oldest, or the newest if that one is late. None if nobody
-        waits."""
-        while self._heap:
-            tag, _, name = heapq.heappop(self._heap)
+    def pop(self, is_late: Callable[[W], bool], may: Callable[[W], bool] | None = None) -> W | None:
+        """Who is next; of the owner whose turn it is the oldest, or the newest if that one is late. ``may``: whether
+        an owner may go at all now, by his oldest; who may not keeps his turn. None if nobody waits who may."""
+        kept: list[tuple[int, int, str]] = []
+        found: W | None = None
+        while self._heap and found is None:
+            entry = heapq.heappop(self._heap)
+            tag, _, name = entry
             owner = self._owners.get(name)
             if owner is None or owner.tag != tag:
                 continue  # he has gone, and may have come again
-            waiting, _ = owner.waiting.popitem(last=is_late(next(iter(owner.waiting))))
-            del self._all[waiting]
-            self._turn = tag
+            oldest = next(iter(owner.waiting))
+            if may is not None and not may(oldest):
+                kept.append(entry)
+                continue
+            found, _ = owner.waiting.popitem(last=is_late(oldest))
+            del self._all[found]
+            self._turn = max(self._turn, tag)  # those who were kept back are behind it
             owner.tag += 1
             if owner.waiting:
                 self._enter(name, owner)
             else:
                 del self._owners[name]
-            return waiting
-        return None
+        for entry in kept:
+            heapq.heappush(self._heap, entry)
+        return found
 
     def remove(self, waiting: W) -> None:
         """Wait no more. KeyError for who does not."""

@@ -235,7 +235,8 @@ class TritonServer:
             except TritonFailed as failure:
                 self.stop()
                 taken = "already in use" in str(failure) or "Unavailable - Socket" in str(failure)
-                if chosen_before or not taken or attempt == PORT_ATTEMPTS_MAX:
+                given = chosen_before and (self.options.http_port, self.options.grpc_port) != (0, 0)
+                if given or not taken or attempt == PORT_ATTEMPTS_MAX:  # who restarts may find a stranger's call there
                     raise
             except BaseException:
                 self.stop()

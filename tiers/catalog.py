@@ -137,6 +137,12 @@ class Catalog:
             self._known[model] = _Known(facts)
             self._known[model].is_remembered = True
 
+    def places(self, model: str) -> int:
+        """Requests that the replicas that answer work on at once, together; 0: not known of all. Asks nobody."""
+        known = self._known.get(model)
+        instances = [] if known is None else [facts.instances for facts in known.told.values()]
+        return sum(instances) if all(instances) else 0
+
     def looked(self, model: str) -> Mapping[str, tuple[float, Sight]]:
         """The last look at a model on each replica, by its URL, and when that look began (monotonic seconds). Asks
         nobody; empty if the model is not known."""

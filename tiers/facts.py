@@ -21,7 +21,8 @@ class TensorFact(Struct, frozen=True):
 
 
 class ModelFacts(Struct, frozen=True):
-    """A model's own description. ``max_batch`` 0: the model does not batch."""
+    """A model's own description. ``max_batch`` 0: the model does not batch. ``instances``: how many requests a replica
+    works on at once, one each; 0: that depends on how they come, or nobody says."""
 
     name: str
     versions: tuple[str, ...]
@@ -30,6 +31,7 @@ class ModelFacts(Struct, frozen=True):
     max_batch: int
     sequence: bool
     decoupled: bool
+    instances: int = 0
 
 
 class WireTensor(Struct):
@@ -62,14 +64,25 @@ class Policy(Struct):
     decoupled: bool = False
 
 
+class InstanceGroup(Struct):
+    """Instances of a model that are alike: ``count`` on each of ``gpus``, or without a GPU."""
+
+    count: int = 0
+    kind: str = ""
+    gpus: list[int] = []
+    passive: bool = False
+
+
 class ModelConfig(Struct):
     """Its configuration (``/config``)."""
 
     name: str = ""
     max_batch_size: int = 0
     input: list[ConfigInput] = []
+    dynamic_batching: dict[str, object] | None = None
     sequence_batching: dict[str, object] | None = None
     model_transaction_policy: Policy | None = None
+    instance_group: list[InstanceGroup] = []
 
 
 class Total(Struct):
@@ -148,7 +161,20 @@ def read_facts(metadata: Metadata, config: ModelConfig) -> ModelFacts:
         max_batch=config.max_batch_size,
         sequence=config.sequence_batching is not None,
         decoupled=config.model_transaction_policy is not None and config.model_transaction_policy.decoupled,
+        instances=_instances(config),
     )
+
+
+def _instances(config: ModelConfig) -> int:
+    """Requests that its instances work on at once. 0 where one instance may work on several: it batches, or the backend
+    itself decides (``KIND_MODEL``); and where there are none, as in an ensemble."""
+    decoupled = config.model_transaction_policy is not None and config.model_transaction_policy.decoupled
+    if config.dynamic_batching is not None or config.sequence_batching is not None or decoupled:
+        return 0
+    groups = [group for group in config.instance_group if not group.passive]
+    if any(group.kind == "KIND_MODEL" for group in groups):
+        return 0
+    return sum(max(0, group.count) * max(1, len(group.gpus)) for group in groups)
 
 
 def totals(stats: VersionStatistics) -> tuple[int, ...]:

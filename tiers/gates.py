@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from msgspec import Struct
@@ -49,6 +49,8 @@ class Gates:
         self._now = now
         self._chance = chance
         self._gates: OrderedDict[str, Gate] = OrderedDict()
+        self.places: Callable[[str], int] = _unknown
+        """How many requests a model's servers work on at once; 0: nobody knows. Asked at every request."""
         self._least = Priority.LOW
         self._level = 0
 
@@ -70,13 +72,15 @@ class Gates:
 
     def of(self, key: str) -> Gate:
         """A model's gate."""
-        gate = self._gates.get(key)
+        gate, places = self._gates.get(key), self.places(key)
         if gate is None:
-            gate = self._gates[key] = Gate(Limiter(self._options.limiter, self._chance), self._options.gate)
+            limiter = Limiter(self._options.limiter.beginning_at(places), self._chance)
+            gate = self._gates[key] = Gate(limiter, self._options.gate)
             gate.least = self._least
             self._forget()
         else:
             self._gates.move_to_end(key)
+        gate.places = places
         return gate
 
     async def enter(self, key: str, claim: Claim, deadline: Deadline) -> Permit:
@@ -109,6 +113,10 @@ class Gates:
         idle = next((key for key, gate in self._gates.items() if gate.is_idle), None)
         if idle is not None:
             del self._gates[idle]
+
+
+def _unknown(key: str) -> int:
+    return 0
 
 
 def shed_error(key: str, shed: Shed) -> UpstreamError:

@@ -53,8 +53,7 @@ def key_of(name: str) -> str:
 
 
 def configuration(url: str, gain: float) -> dict[str, object]:
-    """A gateway as a careful operator has it: callers with keys, one of them of high priority; a model that does not
-    batch (``gain``); all else is default."""
+    """A gateway as an operator has it: callers with keys, one of them of high priority; all else is default."""
     callers: dict[str, object] = {
         name: {"key_sha256": hashlib.sha256(key_of(name).encode()).hexdigest(), "tenant": name}
         for name in ("vip", *OTHERS)
@@ -176,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--loads", type=float, nargs="*", default=[1.0, 2.0, 4.0, 8.0], help="times the capacity")
     parser.add_argument("--no-tenants", action="store_true", help="leave the noisy tenant out")
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIRECTORY")
-    parser.add_argument("--gain", type=float, default=0.15, help="backends.NAME.concurrency.gain (default: 0.15)")
+    parser.add_argument("--gain", type=float, default=0.07, help="backends.NAME.concurrency.gain (default: 0.07)")
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args(arguments)
     print("starting two Tritons and a gateway", file=sys.stderr)

@@ -242,6 +242,7 @@ def _load_status(home: Home) -> dict[str, object]:
     gates = {
         model: {
             "limit": gate.settled,
+            "places": gate.places,
             "in_flight": gate.in_flight,
             "waiting": gate.waiting,
             "latency": gate.latency,

@@ -31,6 +31,12 @@ def load_gauges(homes: Callable[[], Mapping[str, Home]], strain: Strain) -> Iter
 
     model, classed = ("backend", "model"), ("backend", "model", "priority")
     yield Gauge("tailrace_concurrency_limit", "Requests that a model may have at once.", model, of_gates(_settled))
+    yield Gauge(
+        "tailrace_concurrency_places",
+        "Requests that its servers work on at once by what they say; 0: nobody says.",
+        model,
+        of_gates(lambda gate: gate.places),
+    )
     yield Gauge("tailrace_concurrency_in_flight", "Requests that it has.", model, of_gates(lambda gate: gate.in_flight))
     yield Gauge("tailrace_concurrency_waiting", "Requests that wait.", model, of_gates(lambda gate: gate.waiting))
     yield Gauge(

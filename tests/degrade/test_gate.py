@@ -297,9 +297,10 @@ class Machine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        limiter = Limiter(LimiterOptions(least=1, most=3), random.Random(1))
+        limiter = Limiter(LimiterOptions(least=1, most=6), random.Random(1))
         self.gate = Gate(limiter, GateOptions(waiting_max=5))
         self.now = 0.0
+        self.places_then = 0
         self.permits: list[Permit] = []
         self.waiting: list[Waiting] = []
         self.asked = self.ended = self.refused = self.left = 0
@@ -346,6 +347,11 @@ class Machine(RuleBasedStateMachine):
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
 
+    @rule(places=st.sampled_from([0, 1, 3, 8]))
+    def learn(self, places: int) -> None:
+        self.gate.places = places
+        self.places_then = min(self.places_then or places, places) if places else self.places_then
+
     @rule(least=st.sampled_from(Priority))
     def brown(self, least: Priority) -> None:
         self.gate.least = least
@@ -359,7 +365,10 @@ class Machine(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_for_nothing(self) -> None:
-        assert not self.waiting or self.gate.in_flight >= self.gate.limit
+        """But who leaves the last places to others may, until somebody ends or asks."""
+        places = self.gate.places
+        room = min(self.gate.limit, self.places_then or self.gate.limit, places or self.gate.limit)
+        assert not self.waiting or self.gate.in_flight >= room
 
     def teardown(self) -> None:
         """Whoever waits is served once those before have left."""

@@ -103,7 +103,7 @@ async def test_the_status_is_true(admin: ClientSession, routes: dict[str, Route]
     assert status["routes"]["a"]["cache"]["entries"] == 3
     assert status["routes"]["bare"]["cache"] is None
     assert status["backends"]["gpu"][0]["models_open"] == ["m"]
-    gate = {"limit": 64, "in_flight": 1, "waiting": 0, "latency": 0.0, "shed": 0}
+    gate = {"limit": 64, "places": 0, "in_flight": 1, "waiting": 0, "latency": 0.0, "shed": 0}
     assert status["load"] == {"gpu": {"level": 0, "models": {"m": gate}}}
 
 

@@ -61,6 +61,20 @@ async def waits(gateway: GatewayProcess, number: int) -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("protocol", ["http", "grpc"])
+async def test_a_model_tells_how_many_requests_it_works_on_at_once(
+    gateway_factory: Callable[..., GatewayProcess], triton: TritonServer, protocol: str
+) -> None:
+    address = triton.http_url if protocol == "http" else triton.grpc_address
+    made = gateway_factory(
+        {"backends": {"b": {protocol: [address]}}, "routes": {MODEL: {"tiers": [{"backend": "b", "model": MODEL}]}}}
+    )
+    async with aiohttp.ClientSession() as session:
+        assert await ask(session, made, "anybody") == 200
+    assert made.metric("tailrace_concurrency_places", model=MODEL) == 1
+    assert made.metric("tailrace_concurrency_limit", model=MODEL) == 2  # and no 16, as where nobody knows
+
+
 async def test_who_has_priority_goes_first_and_tenants_have_turns(gateway: GatewayProcess) -> None:
     order: list[str] = []
 

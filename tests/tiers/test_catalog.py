@@ -103,6 +103,48 @@ async def test_sequence_and_decoupled() -> None:
     assert (facts.sequence, facts.decoupled, facts.max_batch) == (True, True, 0)
 
 
+@pytest.mark.parametrize(
+    ("config", "places"),
+    [
+        ({}, 0),
+        ({"instance_group": [{"count": 2, "kind": "KIND_CPU"}]}, 2),
+        ({"max_batch_size": 8, "instance_group": [{"count": 2, "kind": "KIND_CPU", "gpus": []}]}, 2),
+        ({"instance_group": [{"count": 2, "kind": "KIND_GPU", "gpus": [0, 1]}, {"count": 1, "kind": "KIND_CPU"}]}, 5),
+        ({"instance_group": [{"count": 2, "gpus": [0]}, {"count": 4, "gpus": [1], "passive": True}]}, 2),
+        ({"instance_group": [{"count": 1, "kind": "KIND_MODEL"}]}, 0),
+        ({"instance_group": [{"count": 2}], "max_batch_size": 8, "dynamic_batching": {}}, 0),
+        ({"instance_group": [{"count": 2}], "sequence_batching": {}}, 0),
+        ({"instance_group": [{"count": 2}], "model_transaction_policy": {"decoupled": True}}, 0),
+        ({"instance_group": [{"count": -2}]}, 0),
+        ({"platform": "ensemble", "ensemble_scheduling": {"step": []}}, 0),
+    ],
+)
+async def test_how_many_requests_a_model_works_on_at_once(config: dict[str, object], places: int) -> None:
+    one, two = Triton("a"), Triton("b")
+    one.config = two.config = config
+    made, _ = catalog(one, two)
+    assert made.places("m") == 0
+    await made.facts("m", "", FAR)
+    await poll(made)
+    assert made.places("m") == 2 * places
+
+
+async def test_places_are_those_of_the_replicas_that_answer() -> None:
+    one, two = Triton("a"), Triton("b")
+    one.config = {"instance_group": [{"count": 3}]}
+    two.config = {"instance_group": [{"count": 1}]}
+    made, _ = catalog(one, two)
+    await made.facts("m", "", FAR)
+    await poll(made)
+    assert made.places("m") == 4
+    two.down = Failure.UNREACHABLE
+    await poll(made)
+    assert made.places("m") == 3
+    two.down, two.config = None, {}
+    await poll(made)
+    assert made.places("m") == 0, "one of them does not say"
+
+
 async def test_many_callers_learn_once() -> None:
     triton = Triton()
     made, _ = catalog(triton)

@@ -41,6 +41,18 @@ async def test_who_waits_comes_in_when_somebody_leaves() -> None:
     assert made.of("m").is_idle
 
 
+async def test_a_gate_is_told_how_many_the_servers_work_on_at_once() -> None:
+    made = Gates(GatesOptions(LimiterOptions(most=64, first=16)), Clock(), random.Random(0))
+    places = {"m": 8}
+    made.places = lambda key: places.get(key, 0)
+    (await made.enter("m", Claim(), FAR)).ignored(0.0)
+    (await made.enter("other", Claim(), FAR)).ignored(0.0)
+    assert {name: (gate.limit, gate.places) for name, gate in made} == {"m": (10, 8), "other": (16, 0)}
+    places["m"] = 4
+    (await made.enter("m", Claim(), FAR)).ignored(0.0)
+    assert made.of("m").places == 4
+
+
 async def test_models_have_gates_of_their_own() -> None:
     made, clock = gates()
     permits = [await made.enter(model, Claim(), FAR) for model in ("a", "b", "a/2")]

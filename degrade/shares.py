@@ -1,0 +1,115 @@
+"""Who asks for more than his share of a gate's places, and has to leave the last of them to others.
+
+Rule of this file: it counts and says; it gives no permits (``degrade/gate.py`` does). Time is an argument, memory is
+bounded.
+
+A limit is somewhat above what a server works on at once (``degrade/limiter.py``), so a crowd that fills it waits in
+the server, where nobody can be passed any more, and whoever comes then waits behind it however little he asks. Where
+it is known how many requests the server works on at once (its places), the last of them are therefore left to those who
+must not wait: a priority leaves them to the higher ones that are there, and within one an owner who asks for more than
+his share to those who ask for less than theirs. Owners who ask alike fill the whole limit, and so does one alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import Final
+
+LATELY: Final = 30.0
+"""Seconds after his last request for which an owner, or a priority, is there: places are kept for who asks seldom,
+too."""
+
+KEPT: Final = 1 / 8
+"""Of the server's places, the share that a crowd leaves idle for others: what that costs at most. Of less than eight it
+leaves none idle, and only does not queue."""
+
+SMOOTHING: Final = 0.05
+"""Weight of each request in what is usual for its owner: some twenty tell a crowd from a few that came together."""
+
+HEAVY: Final = 2.0
+"""Shares that are more than one's share: with what comes by chance nearly everybody has one and a half now and then."""
+
+OWNERS_MAX: Final = 1024
+"""Owners of one priority that are remembered; who asked longest ago is forgotten first."""
+
+
+class Holder:
+    """An owner with his requests of one priority. ``present``: how many wait or are in flight; ``usual``: how many
+    there are in the mean."""
+
+    __slots__ = ("asked_at", "present", "usual")
+
+    def __init__(self) -> None:
+        self.asked_at = -math.inf
+        self.present = 0
+        self.usual = 0.0
+
+
+class _Class:
+    """Those of one priority, who asked last at the end. ``light``: the last who was within his share when he asked."""
+
+    __slots__ = ("holders", "light")
+
+    def __init__(self) -> None:
+        self.holders: OrderedDict[str, Holder] = OrderedDict()
+        self.light: Holder | None = None
+
+
+class Shares:
+    """Of one gate. Priorities are numbers, the lowest goes first. ``places``: of its server; 0: nobody knows."""
+
+    def __init__(self) -> None:
+        self.places = 0
+        self._classes: dict[int, _Class] = {}
+
+    @property
+    def crowd(self) -> int:
+        """How many a crowd may have in flight. There are places."""
+        return self.places - int(self.places * KEPT)
+
+    def asked(self, priority: int, owner: str, now: float) -> Holder:
+        """Somebody asks. What he has then is to be counted in what this returns."""
+        there = self._classes.get(priority)
+        if there is None:
+            there = self._classes[priority] = _Class()
+        holder = there.holders.get(owner)
+        if holder is None:
+            holder = there.holders[owner] = Holder()
+            self._forget(there, now)
+        else:
+            there.holders.move_to_end(owner)
+        holder.asked_at = now
+        holder.usual += SMOOTHING * (holder.present - holder.usual)
+        if not self._is_heavy(there, holder):
+            there.light = holder
+        return holder
+
+    def must_leave(self, priority: int, holder: Holder, now: float) -> bool:
+        """Whether the last places are for others."""
+        there = self._classes[priority]
+        light = there.light
+        if light is None or now - light.asked_at > LATELY or self._is_heavy(there, light):
+            return self.is_passed(priority, now)
+        return self._is_heavy(there, holder) or self.is_passed(priority, now)
+
+    def is_passed(self, priority: int, now: float) -> bool:
+        """Whether somebody with a higher priority is there."""
+        for each, there in self._classes.items():
+            if each < priority and there.holders:
+                last = next(reversed(there.holders.values()))
+                if now - last.asked_at <= LATELY:
+                    return True
+        return False
+
+    def _is_heavy(self, there: _Class, holder: Holder) -> bool:
+        """Whether he asks for more than an equal share of the places, and for more than one."""
+        return holder.usual > 1.0 and holder.usual * len(there.holders) > HEAVY * self.places
+
+    def _forget(self, there: _Class, now: float) -> None:
+        """Those who are not there any more; at least who has just come stays."""
+        while len(there.holders) > 1:
+            owner, oldest = next(iter(there.holders.items()))
+            if len(there.holders) <= OWNERS_MAX and now - oldest.asked_at <= LATELY:
+                return
+            del there.holders[owner]
