@@ -298,6 +298,9 @@ class Service(Protocol[Q, R]):
     def kept(self, key: Key, now: float) -> Found[Served[R]] | None:
         """What an earlier process has left of the answer, for the ladder: an old one, whatever it was then."""
 
+    async def found(self, seconds: float) -> bool:
+        """Wait so long for those who cannot be reached to be back; whether one is."""
+
     async def ask(self, request: Q, deadline: Deadline, terms: Terms, ticker: Ticker) -> Given[R]:
         """The answer. Raises Rejected and UpstreamError."""
 

@@ -128,7 +128,9 @@ class Pool:
         self.gates = Gates(options.gates, now, random)
         named = zip(replicas, labels or [""] * len(replicas), strict=True)
         self._seats = [Seat(replica, self._breaker(replica.url, ""), label) for replica, label in named]
-        self._watches = [self._watch(seat) for seat in self._seats]
+        watched = WatchOptions(options.probe, options.probe_timeout)
+        self._watches = [Watch(seat, watched, now, random, self) for seat in self._seats]
+        self._told = asyncio.Event()
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -315,6 +317,31 @@ class Pool:
             for watch in self._watches:
                 group.create_task(watch.run(interval, sleep))
 
+    async def found(self, seconds: float) -> bool:
+        """Wait so long for a replica to be reached that could not be; whether one may be asked now. Nobody is waited
+        for who will not be asked by then."""
+        until = self._now() + seconds
+        while min(seat.due for seat in self._seats) <= until:
+            try:
+                async with asyncio.timeout(until - self._now()):
+                    await self._told.wait()
+            except TimeoutError:
+                return False
+            if any(seat.reach.allows(self._now()) for seat in self._seats):
+                return True
+        return False
+
+    def told(self) -> None:
+        """See ``Hears``."""
+        self._told.set()
+        self._told = asyncio.Event()
+
+    def renewed(self, seat: Seat, change: Change) -> Breaker:
+        """See ``Hears``."""
+        if self._on_change is not None:
+            self._on_change(seat.replica.url, "", change)
+        return self._breaker(seat.replica.url, "")
+
     def forget(self, model: str) -> None:
         """The model is another one now: what its answers taught was about the one that is gone."""
         for seat in self._seats:
@@ -432,17 +459,6 @@ class Pool:
                 self._on_change(url, key, change)
 
         return Breaker(self._options.breaker, changed)
-
-    def _watch(self, seat: Seat) -> Watch:
-        url = seat.replica.url
-
-        def renewed(change: Change) -> Breaker:
-            if self._on_change is not None:
-                self._on_change(url, "", change)
-            return self._breaker(url, "")
-
-        options = WatchOptions(self._options.probe, self._options.probe_timeout)
-        return Watch(seat, options, self._now, self._random, renewed)
 
     def _none_left(self, key: str) -> UpstreamError:
         now = self._now()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random as chance
 from collections.abc import Awaitable, Callable
-from typing import Final
+from typing import Final, Protocol
 
 from msgspec import Struct
 
@@ -55,6 +55,16 @@ class WatchOptions(Struct, frozen=True):
     timeout: float
 
 
+class Hears(Protocol):
+    """Who owns the replica; a Pool in life."""
+
+    def renewed(self, seat: Seat, change: Change) -> Breaker:
+        """The replica is reached again: a breaker for it that knows nothing."""
+
+    def told(self) -> None:
+        """A replica has been asked, whatever came of it."""
+
+
 class Watch:
     """Asks one replica. Belongs to one event loop."""
 
@@ -64,14 +74,13 @@ class Watch:
         options: WatchOptions,
         now: Ticker,
         random: chance.Random,
-        renewed: Callable[[Change], Breaker],
+        hears: Hears,
     ) -> None:
-        """``renewed`` hears that the replica is reached again, and gives it a breaker that knows nothing."""
         self._seat = seat
         self._options = options
         self._now = now
         self._random = random
-        self._renewed = renewed
+        self._hears = hears
         self._doubt = Doubt.NONE
         self._doubted_since = 0.0
 
@@ -79,12 +88,13 @@ class Watch:
         """Ask for ever: ``interval`` seconds apart, and in doubt oftener; cancel it to stop."""
         while True:
             await self.ask()
+            self._hears.told()
             await self._rest(interval, sleep)
 
     async def ask(self) -> None:
         """Ask once. Never raises for a replica."""
         seat, began = self._seat, self._now()
-        seat.due = began + self._options.timeout
+        seat.due = began
         call = Call("GET", self._options.probe.path, probe=True)
         try:
             reply = await seat.replica.exchange(call, Deadline.after(began, self._options.timeout), began)
@@ -101,7 +111,7 @@ class Watch:
         if not was_reached:
             # It answers, whatever it says: what was learnt is about a server that is gone.
             reason = "probe-ready" if seat.ready else "probe-answered"
-            seat.reach = self._renewed(Change(seat.reach.state, "closed", reason, self._now()))
+            seat.reach = self._hears.renewed(seat, Change(seat.reach.state, "closed", reason, self._now()))
         if seat.ready and not (was_ready and was_reached):
             seat.answers.clear()
 

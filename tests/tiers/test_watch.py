@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 
 import pytest
@@ -201,3 +202,71 @@ async def test_a_refusal_tells_when_the_next_probe_is_and_not_how_long_a_breaker
         await world.pool.infer(REQUEST, FAR)
     assert caught.value.retry_after <= INTERVAL
     assert world.pool.retry_after("m") <= INTERVAL
+
+
+class Rests:
+    """A sleep that lasts until it is told to end."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._resting: list[tuple[float, asyncio.Event]] = []
+
+    async def __call__(self, seconds: float) -> None:
+        over = asyncio.Event()
+        self._resting.append((seconds, over))
+        await over.wait()
+
+    async def end(self) -> None:
+        for seconds, over in self._resting:
+            self._clock.now += seconds
+            over.set()
+        self._resting = []
+        await _settle()
+
+
+async def _settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_who_waits_for_a_replica_goes_on_with_its_next_word() -> None:
+    world = World()
+    await world.fail(Failure.UNREACHABLE)
+    rests = Rests(world.clock)
+    running = asyncio.create_task(world.pool.run(INTERVAL, rests))
+    await _settle()
+    waiting = [asyncio.create_task(world.pool.found(60.0)) for _ in range(3)]
+    for _ in range(2):
+        await rests.end()
+    assert not any(each.done() for each in waiting)
+    world.one.fails = None
+    for _ in range(3):
+        await rests.end()
+    assert [each.result() for each in waiting] == [True] * 3
+    assert world.state == ("closed", ())
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_nobody_waits_who_would_hear_nothing() -> None:
+    """Because nobody probes, or not within the time that there is."""
+    world = World()
+    await world.fail(Failure.UNREACHABLE)
+    assert not await world.pool.found(60.0)
+    rests = Rests(world.clock)
+    running = asyncio.create_task(world.pool.run(INTERVAL, rests))
+    await _settle()
+    assert not await world.pool.found(TURN_SECONDS / 2)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_who_waits_in_vain_is_told_so_when_the_time_is_over() -> None:
+    world = World()
+    await world.fail(Failure.UNREACHABLE)
+    world.one.gate = asyncio.Event()  # it hangs
+    running = asyncio.create_task(world.pool.run(INTERVAL, Rests(world.clock)))
+    await _settle()
+    assert not await world.pool.found(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
