@@ -259,22 +259,19 @@ class Gate:
 
     # -- decide -----------------------------------------------------------------------------------
 
-    def _is_roomy(self) -> bool:
-        """Whether there is a place for anybody, and not only for those for whom the last ones are kept."""
-        limit = self.limit
-        return self.in_flight < (min(limit, self._shares.crowd) if self._shares.places else limit)
-
     def _has_place(self, priority: Priority, holder: Holder, now: float) -> bool:
         """Whether there is a place for somebody, when all who wait and may go have gone."""
-        if self._is_roomy():
-            return True
         if self.in_flight >= self.limit:
             return False
-        if self._shares.must_leave(priority, holder, now):
+        if not self._may(priority, holder, now):
             self._limiter.held(now)
             return False
         self._passed += bool(self._waiting)
         return True
+
+    def _may(self, priority: Priority, holder: Holder, now: float) -> bool:
+        """Whether none of the places is kept from somebody that there are."""
+        return self.in_flight < self._shares.most(priority, holder, self.limit, now)
 
     def _patience(self, seconds: float) -> float:
         """How long a request may wait that has ``seconds`` for all."""
@@ -370,7 +367,8 @@ class Gate:
     def _grant(self, now: float) -> None:
         """Let in who may."""
         while self._waiting and self.in_flight < self.limit:
-            waiting = self._next(now) if self._is_roomy() else self._next_spared(now)
+            is_roomy = self.in_flight < self._shares.least(self.limit)
+            waiting = self._next(now) if is_roomy else self._next_spared(now)
             if waiting is None:
                 self._limiter.held(now)
                 return
@@ -392,9 +390,7 @@ class Gate:
             if found is not None:
                 return found
         priority = min(priority for priority in Priority if self._lines[priority])
-        if self._shares.is_passed(priority, now):
-            return None
-        found = self._pop(priority, now, must_leave=False)
+        found = self._pop(priority, now, may=True)
         self._passed += found is not None
         return found
 
@@ -404,14 +400,14 @@ class Gate:
         there = [priority for priority in Priority if self._lines[priority]]
         first = self.asked % len(there)
         for priority in (*there[first:], *there[:first]):
-            found = self._pop(priority, now, must_leave=True)
+            found = self._pop(priority, now, may=False)
             if found is not None:
                 return found
         return None
 
-    def _pop(self, priority: Priority, now: float, must_leave: bool) -> Waiting | None:
-        """Take out who is next of one priority, of those who must leave the last places, or of those who need not."""
+    def _pop(self, priority: Priority, now: float, may: bool) -> Waiting | None:
+        """Take out who is next of one priority, of those for whom there is a place, or of the others."""
         return self._lines[priority].pop(
             lambda oldest: self._is_late(oldest, now),
-            lambda waiting: self._shares.must_leave(priority, waiting.holder, now) is must_leave,
+            lambda waiting: self._may(priority, waiting.holder, now) is may,
         )

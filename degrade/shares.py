@@ -21,8 +21,8 @@ LATELY: Final = 30.0
 too."""
 
 KEPT: Final = 1 / 8
-"""Of the server's places, the share that a crowd leaves idle for others: what that costs at most. Of less than eight it
-leaves none idle, and only does not queue."""
+"""Of the server's places, the share that is left idle for others, once for higher priorities and once more for owners
+within their shares: what that costs at most. Of less than eight none is left idle, and a crowd only does not queue."""
 
 SMOOTHING: Final = 0.05
 """Weight of each request in what is usual for its owner: some twenty tell a crowd from a few that came together."""
@@ -63,10 +63,19 @@ class Shares:
         self.places = 0
         self._classes: dict[int, _Class] = {}
 
-    @property
-    def crowd(self) -> int:
-        """How many a crowd may have in flight. There are places."""
-        return self.places - int(self.places * KEPT)
+    def least(self, limit: int) -> int:
+        """Up to so many in flight whoever comes has a place."""
+        return min(limit, self.places - 2 * int(self.places * KEPT)) if self.places else limit
+
+    def most(self, priority: int, holder: Holder, limit: int, now: float) -> int:
+        """Up to so many in flight there is a place for somebody who has asked."""
+        if not self.places:
+            return limit
+        there = self._classes[priority]
+        light = there.light
+        is_there = light is not None and now - light.asked_at <= LATELY and not self._is_heavy(there, light)
+        times = (is_there and self._is_heavy(there, holder)) + self._is_passed(priority, now)
+        return min(limit, self.places - times * int(self.places * KEPT)) if times else limit
 
     def asked(self, priority: int, owner: str, now: float) -> Holder:
         """Somebody asks. What he has then is to be counted in what this returns."""
@@ -85,15 +94,7 @@ class Shares:
             there.light = holder
         return holder
 
-    def must_leave(self, priority: int, holder: Holder, now: float) -> bool:
-        """Whether the last places are for others."""
-        there = self._classes[priority]
-        light = there.light
-        if light is None or now - light.asked_at > LATELY or self._is_heavy(there, light):
-            return self.is_passed(priority, now)
-        return self._is_heavy(there, holder) or self.is_passed(priority, now)
-
-    def is_passed(self, priority: int, now: float) -> bool:
+    def _is_passed(self, priority: int, now: float) -> bool:
         """Whether somebody with a higher priority is there."""
         for each, there in self._classes.items():
             if each < priority and there.holders:

@@ -46,7 +46,7 @@ from gateway.doors.rpc import RpcConnection
 from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
 from gateway.memory import resident
-from gateway.notes import Notes
+from gateway.notes import BEAT_SECONDS, Notes
 from gateway.operate.admin import Shown, admin_port
 from gateway.operate.gauges import (
     chaos_gauges,
@@ -161,8 +161,9 @@ class Gateway:
             self.telemetry.watch(gauge)
 
     def note(self, notes: Notes) -> None:
-        """Note what is in work, for whoever asks what this process has died of."""
+        """Note what is in work, for whoever asks what this process has died of, and that it lives."""
         self._exchange.notes = notes
+        self._tasks.append(kept(notes.beat, BEAT_SECONDS))
         for gauge in notes_gauges(notes):
             self.telemetry.watch(gauge)
 

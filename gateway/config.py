@@ -123,6 +123,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     grpc_ping_interval_min: Seconds = seconds("10s")
     rpc_in_flight_max: Positive = 256
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
+    hang_timeout: Seconds = seconds("30s")
     quota_keys_max: Positive = 100_000
     trusted_proxies: tuple[str, ...] = ()
     forwarded_field: Literal["X-Forwarded-For", "Forwarded"] = "X-Forwarded-For"
@@ -149,6 +150,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         yield from _sizes(body_bytes_max=self.body_bytes_max, buffered_bytes_max=self.buffered_bytes_max)
         yield from _sizes(passthrough_bytes_max=self.passthrough_bytes_max)
         yield from within(Seconds(0), WAIT_MAX, drain=self.drain, drain_notice=self.drain_notice)
+        yield from within(SECOND_MAX, WAIT_MAX, hang_timeout=self.hang_timeout)
         yield from within(
             WAIT_MIN,
             WAIT_MAX,

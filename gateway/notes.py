@@ -1,4 +1,5 @@
-"""What workers have in work, in memory that outlives them: notes that their supervisor reads when one has died.
+"""What workers have in work, in memory that outlives them: notes that their supervisor reads when one has died, or
+does not come to write any more.
 
 Rule of this file: it knows the memory's layout and who may write what there; which request is to blame is
 ``suspects.py``'s to say. A note is one copy of 16 bytes and no system call; a hit is never noted.
@@ -9,6 +10,7 @@ The memory is a file without a name, made by the supervisor and inherited by eve
     suspects          ``SUSPECTS_MAX`` rows of digest and until; written by the supervisor alone, at a death
     for each worker   ``NOTES_MAX`` digests in work, zero where there is none; written by that worker
                       ``SUSPECTS_MAX`` digests of suspects that it has answered; written by it, cleared at a death
+                      a count, which grows as long as its event loop turns
 
 Nothing is locked. The generation is odd while suspects are written, and a worker that sees it so, or changed behind
 its back, keeps what it knew until its next request. What a death cuts in half is a digest that nothing else has.
@@ -20,7 +22,7 @@ import contextlib
 import mmap
 import os
 import struct
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Final, Self
 
@@ -29,6 +31,9 @@ from gateway.suspects import SUSPECTS_MAX, Suspect
 
 NOTES_MAX: Final = 4096
 """Requests of one worker in work at once that are noted: those beyond are worked on all the same, and counted."""
+
+BEAT_SECONDS: Final = 0.5
+"""Between two signs of life of a worker."""
 
 UNNOTED: Final[AbstractContextManager[object]] = contextlib.nullcontext()
 """The note of what nobody would read."""
@@ -40,7 +45,8 @@ _NOTES_BYTES: Final = NOTES_MAX * DIGEST_BYTES
 _ANSWERED_BYTES: Final = SUSPECTS_MAX * DIGEST_BYTES
 _SUSPECTS_AT: Final = _HEAD.size
 _WORKERS_AT: Final = _SUSPECTS_AT + SUSPECTS_MAX * _ROW.size
-_WORKER_BYTES: Final = _NOTES_BYTES + _ANSWERED_BYTES
+_BEAT: Final = struct.Struct("<Q")
+_WORKER_BYTES: Final = _NOTES_BYTES + _ANSWERED_BYTES + _BEAT.size
 
 
 class Notebook:
@@ -72,6 +78,11 @@ class Notebook:
             found += self._taken(_WORKERS_AT + worker * _WORKER_BYTES + _NOTES_BYTES, _ANSWERED_BYTES)
         return tuple(found)
 
+    def beats(self, worker: int) -> int:
+        """A count that grows as long as a worker's event loop turns."""
+        found: tuple[int] = _BEAT.unpack_from(self._map, _WORKERS_AT + (worker + 1) * _WORKER_BYTES - _BEAT.size)
+        return found[0]
+
     def publish(self, suspects: Sequence[Suspect]) -> None:
         """Let every worker know them."""
         self._generation += 1
@@ -96,6 +107,7 @@ class Notes:
         self._map = mmap.mmap(file, os.fstat(file).st_size)
         self._notes_at = _WORKERS_AT + worker * _WORKER_BYTES
         self._answered_at = self._notes_at + _NOTES_BYTES
+        self._beat_at = self._answered_at + _ANSWERED_BYTES
         self._free = list(range(NOTES_MAX - 1, -1, -1))
         self._head = b""
         self._known: dict[bytes, tuple[int, float]] = {}
@@ -117,6 +129,13 @@ class Notes:
         at = self._notes_at + slot * DIGEST_BYTES
         self._map[at : at + DIGEST_BYTES] = digest
         return Note(self, digest, slot)
+
+    async def beat(self, interval: float, sleep: Callable[[float], Awaitable[None]]) -> None:
+        """Show for ever that the event loop turns; cancel it to stop."""
+        while True:
+            (count,) = _BEAT.unpack_from(self._map, self._beat_at)
+            _BEAT.pack_into(self._map, self._beat_at, count + 1)
+            await sleep(interval)
 
     def end(self, slot: int, digest: bytes, well: bool) -> None:
         """Nobody works on it any more. ``well``: it has been answered."""

@@ -7,6 +7,7 @@ configuration again.
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import os
 import signal
 import sys
@@ -56,6 +57,7 @@ def serve(config: Config, reread: Reread, announce: Callable[[str], None], emplo
     if short:
         _log.warning("callers may be refused for want of open files", reason=short)
     keep_freed_memory()
+    faulthandler.enable()  # a crash, or a supervisor that ends us because we hang, leaves a traceback
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong there is told by us, once and in our format
 
     async def main() -> None:

@@ -5,7 +5,8 @@ process of its own, started by the same command line with its number; the kernel
 among those that listen (SO_REUSEPORT). What a worker keeps (cache, quotas, breakers) is its own.
 
 A worker ends when its standard input does: so none outlives a supervisor that was killed. What it had in work when it
-died is read from its notes (``notes.py``), and what two have died of is refused by all (``suspects.py``).
+died is read from its notes (``notes.py``), and what two have died of is refused by all (``suspects.py``). One that
+hangs gives no sign of life there, and is ended.
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ BACKOFF_SECONDS: Final = 0.5
 BACKOFF_SECONDS_MAX: Final = 30.0
 PATIENCE_SECONDS: Final = 5.0
 """Beyond ``server.drain_notice`` and ``server.drain``, before a worker that does not end is killed."""
+LOOK_SECONDS: Final = 0.5
+"""Between two looks at a worker's signs of life. Looks are counted, and not the time: of a machine that slept nobody
+can say that only its workers did."""
+TRACEBACK_SECONDS: Final = 2.0
+"""For a worker that hangs to write where, before it is killed."""
 READY: Final = b"tailrace ready "
 
 _log = structlog.get_logger("tailrace")
@@ -170,7 +176,9 @@ class Supervisor:
             self._processes[worker] = process
             try:
                 await self._watched(process, ready)
+                watch = asyncio.create_task(self._end_if_it_hangs(worker, process))
                 code = await process.wait()
+                watch.cancel()
             finally:
                 del self._processes[worker]
             if self._stopping.is_set():
@@ -209,6 +217,19 @@ class Supervisor:
                         return
         except TimeoutError:
             _log.error("worker is not ready", seconds=READY_SECONDS_MAX, pid=process.pid)
+            process.kill()
+
+    async def _end_if_it_hangs(self, worker: int, process: asyncio.subprocess.Process) -> None:
+        """Wait until a worker gives no sign of life any more, and end it."""
+        beats, still = self._notebook.beats(worker), 0
+        while still * LOOK_SECONDS < float(self._config.server.hang_timeout):
+            await asyncio.sleep(LOOK_SECONDS)
+            before, beats = beats, self._notebook.beats(worker)
+            still = still + 1 if beats == before else 0
+        _log.error("worker hangs", worker=worker, pid=process.pid, seconds=float(self._config.server.hang_timeout))
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGABRT)
+            await asyncio.sleep(TRACEBACK_SECONDS)
             process.kill()
 
     async def _end(self, keepers: Sequence[asyncio.Task[None]], seconds: float) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Final, TypeVar
+from typing import Final, Generic, TypeVar
 
 from msgspec import Struct
 
@@ -97,57 +97,70 @@ class Learning:
             self._task = None
 
 
+class _Asked(Generic[T]):
+    """Servers that are asked at once. ``failure``: what the last of them said that failed."""
+
+    def __init__(self, ask: Ask[T]) -> None:
+        self._ask = ask
+        self._tasks: dict[asyncio.Task[T | None], Node] = {}
+        self._waiting: set[asyncio.Task[T | None]] = set()
+        self.failure = StoreError("unavailable", "none of the servers that were asked knows")
+
+    async def __aenter__(self) -> _Asked[T]:
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def add(self, nodes: Sequence[Node]) -> None:
+        """Ask these, too."""
+        tasks = {asyncio.ensure_future(self._ask(node)): node for node in nodes}
+        self._tasks.update(tasks)
+        self._waiting.update(tasks)
+
+    async def told(self, seconds: float | None) -> list[tuple[Node, T]]:
+        """Who tells it next, and what; nothing if all have answered, or none does for ``seconds``."""
+        while self._waiting:
+            done, self._waiting = await asyncio.wait(
+                self._waiting, timeout=seconds, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done:
+                break
+            told = [(self._tasks[task], answer) for task in done if (answer := self._answer(task)) is not None]
+            if told:
+                return told
+        return []
+
+    def _answer(self, task: asyncio.Task[T | None]) -> T | None:
+        try:
+            return task.result()
+        except StoreError as error:
+            self.failure = error
+            return None
+
+
 async def first_told(nodes: Sequence[Node], ask: Ask[T]) -> tuple[Node, T]:
     """Who tells it first, and what; the first node alone if it is quick, or else whichever answers. Raises
     StoreError."""
-    tasks: dict[asyncio.Task[T | None], Node] = {}
-    failure = StoreError("unavailable", "none of the servers that were asked knows")
-    try:
-        for head_start, some in ((HEAD_START_SECONDS, nodes[:1]), (None, nodes[1:])):
-            tasks.update({asyncio.ensure_future(ask(node)): node for node in some})
-            waiting = {task for task in tasks if not task.done()}
-            while waiting:
-                done, waiting = await asyncio.wait(waiting, timeout=head_start, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
-                    break
-                for task in done:
-                    try:
-                        told = task.result()
-                    except StoreError as error:
-                        failure = error
-                        continue
-                    if told is not None:
-                        return tasks[task], told
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    raise failure
+    async with _Asked(ask) as asked:
+        for seconds, some in ((HEAD_START_SECONDS, nodes[:1]), (None, nodes[1:])):
+            asked.add(some)
+            for found in await asked.told(seconds):
+                return found
+        raise asked.failure
 
 
 async def all_told(nodes: Sequence[Node], ask: Ask[T]) -> list[T]:
     """What those tell that are hardly slower than the first. Raises StoreError if none does."""
-    tasks = [asyncio.ensure_future(ask(node)) for node in nodes]
-    failure = StoreError("unavailable", "none of the servers that were asked knows")
-    told: list[T] = []
-    waiting = set(tasks)
-    try:
-        while waiting:
-            head_start = HEAD_START_SECONDS if told else None
-            done, waiting = await asyncio.wait(waiting, timeout=head_start, return_when=asyncio.FIRST_COMPLETED)
-            if not done:
-                break
-            for task in done:
-                try:
-                    answer = task.result()
-                except StoreError as error:
-                    failure = error
-                    continue
-                told += [] if answer is None else [answer]
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-    if not told:
-        raise failure
-    return told
+    async with _Asked(ask) as asked:
+        asked.add(nodes)
+        seconds: float | None = None
+        answers: list[T] = []
+        while told := await asked.told(seconds):
+            answers += [answer for _, answer in told]
+            seconds = HEAD_START_SECONDS
+        if not answers:
+            raise asked.failure
+        return answers

@@ -31,31 +31,46 @@ def ask(shares: Shares, owner: str, present: int, times: int = 200, now: float =
     return holder
 
 
+def kept(shares: Shares, holder: Holder, now: float = 0.0, priority: int = NORMAL) -> int:
+    """How many of the places above eight a limit of ten has are kept from somebody."""
+    return 10 - shares.most(priority, holder, 10, now)
+
+
 @pytest.mark.parametrize(
-    ("places", "crowd"), [(1, 1), (2, 2), (7, 7), (8, 7), (15, 14), (16, 14), (40, 35)]
+    ("places", "least", "most"), [(1, 1, 1), (2, 2, 2), (7, 7, 7), (8, 6, 7), (15, 13, 14), (16, 12, 14), (40, 30, 35)]
 )
-def test_a_crowd_has_all_places_but_an_eighth(places: int, crowd: int) -> None:
-    assert shares(places).crowd == crowd
+def test_a_crowd_has_all_places_but_an_eighth(places: int, least: int, most: int) -> None:
+    made = shares(places)
+    noisy, _ = ask(made, "noisy", 1000), ask(made, "quiet", 1)
+    assert made.most(NORMAL, noisy, 64, 0.0) == most
+    ask(made, "vip", 1, priority=HIGH)
+    assert made.most(NORMAL, noisy, 64, 0.0) == made.least(64) == least
+    assert made.most(NORMAL, noisy, least - 1, 0.0) == made.least(least - 1) == least - 1
+
+
+def test_where_nobody_knows_the_places_nothing_is_kept() -> None:
+    made = shares(0)
+    noisy, _ = ask(made, "noisy", 1000), ask(made, "quiet", 1)
+    assert (made.most(NORMAL, noisy, 10, 0.0), made.least(10)) == (10, 10)
 
 
 def test_one_alone_leaves_nothing() -> None:
     made = shares()
-    assert not made.must_leave(NORMAL, ask(made, "a", 100), 0.0)
+    assert kept(made, ask(made, "a", 100)) == 0
 
 
 def test_owners_who_ask_alike_leave_nothing_to_each_other() -> None:
     made = shares()
-    holders = [ask(made, owner, 100) for owner in "abcd"]
-    assert not any(made.must_leave(NORMAL, holder, 0.0) for holder in holders)
+    assert [kept(made, ask(made, owner, 100)) for owner in "abcd"] == [0] * 4
 
 
 def test_a_crowd_leaves_the_last_places_to_who_asks_little_and_for_as_long_as_he_is_there() -> None:
     made = shares()
     noisy, quiet = ask(made, "noisy", 60), ask(made, "quiet", 1)
-    assert made.must_leave(NORMAL, noisy, LATELY)
-    assert not made.must_leave(NORMAL, quiet, LATELY)
+    assert kept(made, noisy, LATELY) == 3
+    assert kept(made, quiet, LATELY) == 0
     made.asked(NORMAL, "noisy", LATELY + 0.1)
-    assert not made.must_leave(NORMAL, noisy, LATELY + 0.1)
+    assert kept(made, noisy, LATELY + 0.1) == 0
 
 
 def test_a_few_that_come_together_are_no_crowd() -> None:
@@ -63,23 +78,26 @@ def test_a_few_that_come_together_are_no_crowd() -> None:
     ask(made, "other", 1)
     holder = ask(made, "bursts", 0)
     ask(made, "bursts", 6, times=5)
-    assert not made.must_leave(NORMAL, holder, 0.0)
+    assert kept(made, holder) == 0
 
 
 def test_one_at_a_time_is_no_crowd_however_many_owners_there_are() -> None:
     made = shares()
     holders = [ask(made, str(number), 1, times=50) for number in range(100)]
-    assert not any(made.must_leave(NORMAL, holder, 0.0) for holder in holders)
+    assert not any(kept(made, holder) for holder in holders)
 
 
 def test_a_priority_leaves_them_to_a_higher_one_that_is_there() -> None:
     made = shares()
     low, high = ask(made, "a", 1, priority=LOW), ask(made, "a", 100, priority=HIGH)
-    assert made.must_leave(LOW, low, LATELY)
-    assert not made.must_leave(HIGH, high, 0.0)
-    assert made.is_passed(NORMAL, LATELY)
-    assert not made.is_passed(NORMAL, LATELY + 0.1)
-    assert not made.must_leave(LOW, low, LATELY + 0.1)
+    assert (kept(made, low, LATELY, LOW), kept(made, high, 0.0, HIGH)) == (3, 0)
+    assert kept(made, low, LATELY + 0.1, LOW) == 0
+
+
+def test_who_asks_little_has_a_place_before_a_crowd_also_when_a_higher_priority_is_there() -> None:
+    made = shares()
+    noisy, quiet, _ = ask(made, "noisy", 60), ask(made, "quiet", 1), ask(made, "vip", 1, priority=HIGH)
+    assert (kept(made, noisy), kept(made, quiet)) == (4, 3)
 
 
 def test_owners_who_are_gone_are_forgotten() -> None:
@@ -120,6 +138,12 @@ def test_a_noisy_tenant_at_fifty_times_its_share_leaves_the_others_p99_within_on
     found = [spared(QUIET, NOISY, PLACES, seed) for seed in SEEDS]
     assert statistics.median(times for times, _ in found) <= 1.5
     assert all(goodput(told, 40.0) >= 0.9 * CAPACITY for _, told in found)
+
+
+def test_and_so_it_is_beside_high_priority() -> None:
+    high = Stream(Claim("vip", HIGH), 0.04 * CAPACITY)
+    found = [spared(QUIET, [*NOISY, high], PLACES, seed)[0] for seed in SEEDS]
+    assert statistics.median(found) <= 1.5
 
 
 def test_which_it_does_not_where_nobody_knows_the_places() -> None:

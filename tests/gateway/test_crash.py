@@ -4,10 +4,12 @@ of them asked it, and kills that one."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
 import struct
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -139,6 +141,31 @@ def purge(gateway: GatewayProcess) -> None:
     request = urllib.request.Request(f"{gateway.admin_url}/purge?all", method="POST")
     with urllib.request.urlopen(request, timeout=10.0) as answer:
         assert answer.status == 200
+
+
+async def test_a_worker_that_hangs_is_ended_and_says_where(
+    gateway_factory: Callable[..., GatewayProcess], triton_echo: EchoTriton
+) -> None:
+    """All of it stands still (it can say nothing), or its event loop does (it says where)."""
+    config = {
+        "backends": {"b": {"http": [triton_echo.url]}},
+        "routes": ROUTE,
+        "server": {"hang_timeout": "1s"},
+        "log": {"format": "json"},
+        "chaos": {"enabled": True},
+    }
+    gateway = await asyncio.to_thread(gateway_factory, config, ("--workers", "2"))
+    stopped, stalled = await asyncio.to_thread(pids, gateway)
+    os.kill(stopped, signal.SIGSTOP)
+    fields = {"Content-Type": "application/json"}
+    stall = urllib.request.Request(f"{gateway.admin_url}/chaos?worker=1", b'{"stall": 10}', fields, method="POST")
+    with contextlib.suppress(TimeoutError, urllib.error.HTTPError):  # it may never answer
+        await asyncio.to_thread(urllib.request.urlopen, stall, None, 3.0)
+    await two_run(gateway, [stopped, stalled])
+    log = gateway.log()
+    assert log.count('"worker hangs"') == 2
+    assert log.count("Fatal Python error: Aborted") == 1
+    assert (await insist(gateway.http_url, 7.0))[-1] == 200
 
 
 async def test_a_crash_costs_a_worker_what_it_had_in_work_and_nobody_else_anything(

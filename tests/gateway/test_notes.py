@@ -44,6 +44,23 @@ def test_a_note_stands_until_the_last_who_works_on_it_has_left(notebook: Noteboo
     assert notebook.taken(0) == (TWO,)
 
 
+async def test_a_worker_shows_that_it_lives(notebook: Notebook) -> None:
+    first, second = Notes(notebook.file, 0), Notes(notebook.file, 1)
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 3:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        await second.beat(0.5, sleep)
+    assert (notebook.beats(0), notebook.beats(1), slept) == (0, 3, [0.5] * 3)
+    with first.note(ONE):
+        assert notebook.taken(0) == (ONE,)
+    assert notebook.beats(1) == 3
+
+
 def test_a_note_of_a_process_that_is_killed_is_read(notebook: Notebook) -> None:
     pid = os.fork()
     if not pid:
