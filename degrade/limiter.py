@@ -369,9 +369,9 @@ class Limiter:
 
 
 def elasticity(below: Point, point: Point) -> float:
-    """How throughput grows with concurrency between two points: 1 in step with it, 0 not at all. 1 for latencies that
-    nothing can be said of (0 seconds)."""
-    if below.latency <= 0.0 or point.latency <= 0.0:
+    """How throughput grows with concurrency between two points: 1 in step with it, 0 not at all. 1 for points that
+    nothing can be said of: 0 seconds, or one that is not below, as when the limit sank while it was measured."""
+    if below.latency <= 0.0 or point.latency <= 0.0 or below.concurrency >= point.concurrency:
         return 1.0
     return 1.0 - math.log(point.latency / below.latency) / math.log(point.concurrency / below.concurrency)
 

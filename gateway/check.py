@@ -37,8 +37,8 @@ from tiers.catalog import Catalog, CatalogOptions
 from tiers.datatype import FLOATS
 from tiers.facts import ModelFacts
 from tiers.inference import Rejected, UpstreamError
-from tiers.pool import NOT_SPOKEN, READY_PATH, Probe
 from tiers.seat import Replica
+from tiers.watch import NOT_SPOKEN, READY_PATH, Probe
 
 SPARE_FILES: Final = 64
 """Open files beside connections: listeners, logs, the interpreter's own."""

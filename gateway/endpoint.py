@@ -261,6 +261,10 @@ class Endpoint:
         """Nothing: a server's own error says more to its clients."""
         return ""
 
+    async def found(self, seconds: float) -> bool:
+        """Of its server's replicas."""
+        return await self._pool.found(seconds)
+
     async def ask(self, request: Post, deadline: Deadline, terms: Terms, ticker: Ticker) -> Given[Page]:
         """The server's answer, whatever it is. Raises Rejected for what cannot be written as a request, and
         UpstreamError, which is Erred where the server said so itself."""

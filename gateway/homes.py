@@ -18,8 +18,9 @@ from gateway.learning import Home
 from gateway.surroundings import Surroundings
 from tiers.backends.triton_http import TritonHttp, TritonOptions
 from tiers.catalog import Catalog, CatalogOptions
-from tiers.pool import OnChange, Pool, PoolOptions, Probe
+from tiers.pool import OnChange, Pool, PoolOptions
 from tiers.seat import Replica
+from tiers.watch import Probe
 
 if TYPE_CHECKING:
     from gateway.config_tables import TableConfig

@@ -41,10 +41,15 @@ from gateway.problem import Problem, Refused, invalid, not_cached
 from gateway.problem import quota as quota_problem
 from gateway.recall import BROWNED, Action, Recall, recall, stale_first, unrefreshed
 from gateway.route import Route
-from gateway.service import Allowance, Filled, Q, R, Response, Served, Service, Terms, Watched, Wire
+from gateway.service import Allowance, Filled, Given, Q, R, Response, Served, Service, Terms, Watched, Wire
 from tiers.cascade import CascadeOptions
 from tiers.facts import ModelFacts
 from tiers.inference import Provenance, Rejected, UpstreamError
+
+FOUND_SHARE: Final = 0.25
+FOUND_SECONDS_MAX: Final = 0.3
+"""How long somebody for whom nothing else is left waits for a replica to be back, at most: until it has been asked
+once more, if it is not away for long (``tiers/watch.py``). A refusal is that much later then, and no later."""
 
 LADDER_SHARE: Final = 0.05
 LADDER_SECONDS_MAX: Final = 0.1
@@ -271,11 +276,7 @@ class Pipeline:
         first_only = route.level >= FIRST_TIER and "fast" in route.browned
         options = CascadeOptions(rows, tiers_steps(call, key, now), claim_of(route, call.caller), first_only)
         terms = Terms(call.caller, key, reuse, options)
-        try:
-            given = await route.ask(call.request, deadline, terms, self._ticker)
-        except UpstreamError as error:
-            self._telemetry.passed(route.name, error.passed)
-            raise
+        given = await self._asked(call, deadline, terms)
         if not given.second:
             self._telemetry.filled(route.name, given)
         settled = None if key is None else route.settled(call.caller, call.request, key, given)
@@ -290,6 +291,27 @@ class Pipeline:
         again = entry if given.second else None
         kept = entry if stored else None
         return Filled(entry.value, given.steps, False, kept, settled, alike, given.rows_kept, given.made_at, again)
+
+    async def _asked(self, call: Call[Q, R], deadline: Deadline, terms: Terms) -> Given[R]:
+        """What those asked have given. Where none of them could be reached and the ladder has nothing, it is worth a
+        moment to hear what a replica says next: it may be back before this caller would be."""
+        route = call.route
+        try:
+            return await route.ask(call.request, deadline, terms, self._ticker)
+        except UpstreamError as error:
+            self._telemetry.passed(route.name, error.passed)
+            if error.failure is not Failure.UNREACHABLE or not error.before_answer or Step.REPLICA not in route.steps:
+                raise
+            now = self._ticker()
+            if descended(call, terms.key, error.failure, now).step is not Step.REFUSE:
+                raise
+            if not await route.found(min(FOUND_SECONDS_MAX, FOUND_SHARE * deadline.remaining(now))):
+                raise
+        try:
+            return await route.ask(call.request, deadline, terms, self._ticker)
+        except UpstreamError as error:
+            self._telemetry.passed(route.name, error.passed)
+            raise
 
     def _refresh(self, call: Call[Q, R], key: Key, entry: Entry[Served[R]]) -> None:
         """Fetch behind the caller's back: once for a key, at most ``refreshes_max`` at once for the route."""

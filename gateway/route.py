@@ -114,6 +114,7 @@ class Route:
         self.config = config
         pairs = zip(config.tiers, homes, strict=True)
         self.tiers = tuple(_tier(tier, home.pool, float(config.timeout)) for tier, home in pairs)
+        self._last = homes[-1].pool
         self.steps = tuple(Step(step) for step in config.degrade)
         self.timeout = float(config.timeout)
         limits = config.limits
@@ -350,6 +351,10 @@ class Route:
         elif found is not None or freshness is Freshness.DEAD:
             return found
         return Found(entry, freshness, is_copy=lent is not None and lent.count > 0)
+
+    async def found(self, seconds: float) -> bool:
+        """Of those whose answers will do for all rows."""
+        return await self._last.found(seconds)
 
     async def ask(
         self, request: InferRequest, deadline: Deadline, terms: Terms, ticker: Ticker

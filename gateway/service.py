@@ -302,6 +302,9 @@ class Service(Protocol[Q, R]):
         """What is declared as the answer for when nothing else is left; or why there is none, "" where nothing is
         declared."""
 
+    async def found(self, seconds: float) -> bool:
+        """Wait so long for those who cannot be reached to be back; whether one is."""
+
     async def ask(self, request: Q, deadline: Deadline, terms: Terms, ticker: Ticker) -> Given[R]:
         """The answer. Raises Rejected and UpstreamError."""
 

@@ -32,6 +32,7 @@ from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.gates import Admitted, Gates, GatesOptions
 from tiers.inference import InferRequest, InferResponse, Passed, UpstreamError
 from tiers.seat import Judged, Permits, Relayed, Replica, Seat, Seated
+from tiers.watch import Probe, Sleep, Watch, WatchOptions
 
 T = TypeVar("T")
 
@@ -41,23 +42,6 @@ OnChange = Callable[[str, str, Change], None]
 
 DECENT_SECONDS: Final = 1.0
 """A silence of this speaks against a model; a shorter one of the caller, unless the caller's route says otherwise."""
-
-
-READY_PATH: Final = "/v2/health/ready"
-NOT_SPOKEN: Final = frozenset({301, 302, 303, 307, 308, 401, 403, 404, 405, 501})
-"""What a server says to Triton's question whether it is ready that speaks something else: it lives. A Triton that is
-not ready says 400."""
-
-
-class Probe(Struct, frozen=True):
-    """How a replica is asked whether it is ready: a GET of ``path``, to which 2xx says yes. ``foreign``: so does the
-    answer of a server that does not know the question."""
-
-    path: str = READY_PATH
-    foreign: bool = False
-
-    def is_ready(self, status: int) -> bool:
-        return 200 <= status < 300 or (self.foreign and status in NOT_SPOKEN)
 
 
 class PoolOptions(Struct, frozen=True):
@@ -144,6 +128,9 @@ class Pool:
         self.gates = Gates(options.gates, now, random)
         named = zip(replicas, labels or [""] * len(replicas), strict=True)
         self._seats = [Seat(replica, self._breaker(replica.url, ""), label) for replica, label in named]
+        watched = WatchOptions(options.probe, options.probe_timeout)
+        self._watches = [Watch(seat, watched, now, random, self) for seat in self._seats]
+        self._told = asyncio.Event()
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -321,13 +308,39 @@ class Pool:
 
     async def probe_once(self) -> None:
         """Ask every replica at once whether it is ready. Never raises for a replica."""
-        await asyncio.gather(*(self._probe(seat) for seat in self._seats))
+        await asyncio.gather(*(watch.ask() for watch in self._watches))
 
-    async def run(self, interval: float, sleep: Callable[[float], Awaitable[None]]) -> None:
-        """Probe for ever, ``interval`` seconds apart; cancel it to stop."""
-        while True:
-            await self.probe_once()
-            await sleep(interval)
+    async def run(self, interval: float, sleep: Sleep) -> None:
+        """Probe for ever, each replica by itself: ``interval`` seconds apart, and oftener while it is in doubt; cancel
+        it to stop."""
+        async with asyncio.TaskGroup() as group:
+            for watch in self._watches:
+                group.create_task(watch.run(interval, sleep))
+
+    async def found(self, seconds: float) -> bool:
+        """Wait so long for a replica to be reached that could not be; whether one may be asked now. Nobody is waited
+        for who will not be asked by then."""
+        until = self._now() + seconds
+        while min(seat.due for seat in self._seats) <= until:
+            try:
+                async with asyncio.timeout(until - self._now()):
+                    await self._told.wait()
+            except TimeoutError:
+                return False
+            if any(seat.reach.allows(self._now()) for seat in self._seats):
+                return True
+        return False
+
+    def told(self) -> None:
+        """See ``Hears``."""
+        self._told.set()
+        self._told = asyncio.Event()
+
+    def renewed(self, seat: Seat, change: Change) -> Breaker:
+        """See ``Hears``."""
+        if self._on_change is not None:
+            self._on_change(seat.replica.url, "", change)
+        return self._breaker(seat.replica.url, "")
 
     def forget(self, model: str) -> None:
         """The model is another one now: what its answers taught was about the one that is gone."""
@@ -363,7 +376,7 @@ class Pool:
         waits = []
         for seat in self._seats:
             breaker = seat.answers.get(key)
-            waits.append(max(seat.reach.retry_after(now), breaker.retry_after(now) if breaker else 0.0))
+            waits.append(max(seat.reached_in(now), breaker.retry_after(now) if breaker else 0.0))
         return min(waits)
 
     def _pick(self, seats: Sequence[Seat], key: str) -> Seat | None:
@@ -447,31 +460,6 @@ class Pool:
 
         return Breaker(self._options.breaker, changed)
 
-    async def _probe(self, seat: Seat) -> None:
-        now = self._now()
-        call = Call("GET", self._options.probe.path, probe=True)
-        try:
-            reply = await seat.replica.exchange(call, Deadline.after(now, self._options.probe_timeout), now)
-        except UpstreamError as error:
-            if error.failure is Failure.OVERLOADED and error.before_answer:
-                return  # it was not asked
-            seat.probed, seat.ready = True, False
-            permit = seat.reach.acquire(self._now())
-            if permit is not None:
-                permit.failed(self._now(), f"probe-{error.failure.value}")
-            return
-        was_ready, seat.probed, seat.ready = seat.ready, True, self._options.probe.is_ready(reply.status)
-        if not seat.ready:
-            return
-        if seat.reach.state != "closed":
-            # It answers and says it is ready: what was learnt is about a server that is gone.
-            change = Change(seat.reach.state, "closed", "probe-ready", self._now())
-            seat.reach = self._breaker(seat.replica.url, "")
-            if self._on_change is not None:
-                self._on_change(seat.replica.url, "", change)
-        if not was_ready:
-            seat.answers.clear()
-
     def _none_left(self, key: str) -> UpstreamError:
         now = self._now()
         reached = any(seat.reach.allows(now) for seat in self._seats)
@@ -486,7 +474,7 @@ class Pool:
         )
 
     def _none_reached(self) -> UpstreamError:
-        wait = min(seat.reach.retry_after(self._now()) for seat in self._seats)
+        wait = min(seat.reached_in(self._now()) for seat in self._seats)
         urls = ", ".join(seat.replica.url for seat in self._seats)
         return UpstreamError(
             Failure.UNREACHABLE,

@@ -7,6 +7,8 @@ request can bring about speaks against nobody. It must not choose a replica, or 
 from __future__ import annotations
 
 import asyncio
+import enum
+import math
 from collections import OrderedDict
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol, Self
@@ -42,10 +44,19 @@ class Replica(Protocol):
     async def close(self) -> None: ...
 
 
+class Doubt(enum.Enum):
+    """Why a replica may not be well."""
+
+    NONE = "none"
+    MODELS = "models"
+    READY = "ready"
+    REACH = "reach"
+
+
 class Seat:
     """A replica and what is known of it."""
 
-    __slots__ = ("answers", "in_flight", "label", "probed", "reach", "ready", "replica")
+    __slots__ = ("answers", "due", "in_flight", "label", "probed", "reach", "ready", "replica")
 
     def __init__(self, replica: Replica, reach: Breaker, label: str = "") -> None:
         """``label``: what decides which sequences live here; the replica's URL, if it is empty."""
@@ -56,6 +67,21 @@ class Seat:
         self.in_flight = 0
         self.probed = False
         self.ready = True  # until a probe says otherwise: a pool must work before its first probe
+        self.due = math.inf
+        """When it will be asked next whether it is ready."""
+
+    @property
+    def doubt(self) -> Doubt:
+        """What is known against it that its next probe may find to be over."""
+        if self.reach.state != "closed":
+            return Doubt.REACH
+        if not self.ready:
+            return Doubt.READY
+        return Doubt.MODELS if any(each.state != "closed" for each in self.answers.values()) else Doubt.NONE
+
+    def reached_in(self, now: float) -> float:
+        """Seconds until it may be tried: by its breaker's leave, or by its next probe."""
+        return min(self.reach.retry_after(now), max(0.0, self.due - now))
 
 
 class Permits(Struct, frozen=True):

@@ -108,7 +108,7 @@ class House:
         cache: dict[str, ConfigValue] = {"ttl": f"{TTL_SECONDS:g}s", "max_stale": "1h"}
         second: dict[str, ConfigValue] = {
             "ttl": f"{SECOND_TTL_SECONDS:g}s", "max_stale": "1h", "second_timeout": "100ms",
-            "second": f"redis://{self.proxies['second'].address}/{SECOND_DB}",
+            "second": f"redis://{self.proxies['second'].address}/{SECOND_DB}", "snapshot": "fresh",
         }  # fmt: skip
         store: dict[str, ConfigValue] = {
             "store": f"redis://{self.proxies['tables'].address}/{USERS_DB}", "shape": [2], "max_stale": "1h",
@@ -129,6 +129,7 @@ class House:
         }
         return {
             "server": {"passthrough": "web", "drain": "3s"},
+            "snapshot": {"path": str(self.folder / "snapshot"), "interval": "1s"},
             "backends": {
                 "web": {"http": [f"http://{self.proxies['http'].address}"], "breaker": breaker},
                 "spoken": {"grpc": [self.proxies["grpc"].address], "breaker": breaker},

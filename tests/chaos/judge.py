@@ -19,10 +19,11 @@ SECOND_TTL_SECONDS: Final = 5.0
 COHERENT_SECONDS: Final = 1.0
 """``coherent_within`` of the users' table."""
 
-GOOD: Final = ("fresh", "hit", "stale", "fast-only", "default")
+GOOD: Final = ("fresh", "hit", "stale", "snapshot", "fast-only", "default")
 BAD: Final = ("wrong", "unlabelled", "hung", "error", "dropped")
 OUTCOMES: Final = (*GOOD, "503", "cut", *BAD)
-"""``cut``: its connection ended with the worker at its other end, or with the link that was broken under it."""
+"""``snapshot``: right once, and left by an earlier process. ``cut``: its connection ended with the worker at its other
+end, or with the link that was broken under it."""
 
 KINDS: Final = ("plain", "cascade", "rows", "second", "rpc", "features")
 
@@ -30,10 +31,12 @@ Rows = tuple[tuple[float, ...], ...]
 
 
 class Question(Struct, frozen=True):
-    """``rows`` of the route's model; with features (user, item)."""
+    """``kind``: the route, or the model. ``rows`` of the route's model; with features (user, item). ``by_grpc``: how
+    Triton itself is asked."""
 
     kind: str
     rows: Rows
+    by_grpc: bool = False
 
 
 class Answer(Struct, frozen=True):
@@ -112,6 +115,11 @@ class Whole(Struct, frozen=True):
         return _word(self.label, r"\bcache=(\w+)")
 
     @property
+    def is_left(self) -> bool:
+        """Whether it is a hit of what an earlier process has left."""
+        return _word(self.label, r"\breason=(\w+)") == "snapshot"
+
+    @property
     def steps(self) -> Sequence[str]:
         return _word(self.label, r"steps=\(([^)]*)\)").split()
 
@@ -155,12 +163,13 @@ def _plain(question: Question, answer: Answer, whole: Whole) -> Verdict:
         case "stale":
             said = float(answer.headers.get("Age", "-1"))
             told = age - late - 1.0 <= said <= answer.received - min(whole.at) + 1.0
-            if "ttl=-" in status and whole.degraded and told:
-                return Verdict("stale", max(0.0, age))
+            left = "snapshot" in whole.steps  # maybe within its ttl: nobody can say whether its model is the same
+            if ("ttl=-" in status or left) and whole.degraded and told:
+                return Verdict("snapshot" if left else "stale", max(0.0, age))
             return Verdict("unlabelled", why=f"stale, and {age:.1f} s old")
         case "hit":
             lives = SECOND_TTL_SECONDS if question.kind == "second" else TTL_SECONDS
-            ok, outcome = age <= lives + late and not whole.degraded, "hit"
+            ok, outcome = age <= lives + late and not whole.degraded, "snapshot" if whole.is_left else "hit"
         case "miss" | "bypass":
             kept = TTL_SECONDS if "kept=" in whole.label else 0.0
             ok, outcome = age <= kept + late and not whole.degraded, "fresh"
@@ -169,7 +178,7 @@ def _plain(question: Question, answer: Answer, whole: Whole) -> Verdict:
     return Verdict(outcome) if ok else Verdict("unlabelled", why=f"called {outcome} and {age:.1f} s old")
 
 
-_WORSE: Final = ("fresh", "stale", "default", "unlabelled", "wrong")
+_WORSE: Final = ("fresh", "stale", "snapshot", "default", "unlabelled", "wrong")
 
 
 def _featured(question: Question, answer: Answer, whole: Whole, board: Board) -> Verdict:
@@ -185,7 +194,7 @@ def _featured(question: Question, answer: Answer, whole: Whole, board: Board) ->
         _item(item, found[2:], whole.table("item")),
     ]
     worst = max(verdicts, key=lambda verdict: _WORSE.index(verdict.outcome))
-    lost = any(whole.table(name).get("lost") or whole.table(name).get("stale") for name in ("user", "item"))
+    lost = any(whole.table(name).get(word) for name in ("user", "item") for word in ("lost", "stale", "snapshot"))
     if worst.outcome in GOOD and bool(lost) != whole.degraded:
         return Verdict("unlabelled", why="degraded where it is not, or not where it is")
     return worst
@@ -197,8 +206,8 @@ def _user(user: int, row: tuple[float, ...], answer: Answer, told: Mapping[str, 
     version = int(row[1])
     if row[0] != user or version not in board.written.get(user, {}):
         return Verdict("wrong", why=f"user {user} came back as {row}")
-    if told.get("stale"):
-        return Verdict("stale", answer.sent - board.written[user][version])
+    if told.get("stale") or told.get("snapshot"):
+        return Verdict("stale" if told.get("stale") else "snapshot", answer.sent - board.written[user][version])
     newest = board.newest(user, answer.sent - COHERENT_SECONDS - DEADLINE_SECONDS - answer.slack)
     if told.get("fresh") and version >= newest:
         return Verdict("fresh")
@@ -210,8 +219,8 @@ def _item(item: float, row: tuple[float, ...], told: Mapping[str, int]) -> Verdi
         return _default("item", told)
     if row != item_row(item):
         return Verdict("wrong", why=f"item {item} came back as {row}")
-    if told.get("stale"):
-        return Verdict("stale")
+    if told.get("stale") or told.get("snapshot"):
+        return Verdict("stale" if told.get("stale") else "snapshot")
     return Verdict("fresh") if told.get("fresh") else Verdict("unlabelled", why=f"item {item}: {told}")
 
 

@@ -110,9 +110,18 @@ class Load:
             await self._call(whose, lambda asked: self._judged(way, asked, post(session, base, asked)))
 
     async def _direct(self) -> None:
+        """A caller of Triton, by the links that the gateway has: what a route asks over gRPC over gRPC."""
         base = f"http://{self._house.proxies['http'].address}"
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HUNG_SECONDS)) as session:
-            await self._call("direct", lambda question: _ask_triton(session, base, question))
+        caller = GrpcCaller(self._house.proxies["grpc"].address)
+        try:
+            async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=HUNG_SECONDS)) as session:
+
+                def ask(asked: Question) -> Awaitable[Came]:
+                    return caller.ask(asked, LATE_SECONDS) if asked.by_grpc else post(session, base, asked)
+
+                await self._call("direct", lambda question: _ask_triton(ask, question))
+        finally:
+            await caller.close()
 
     async def _call(self, whose: str, ask: Callable[[Question], Awaitable[Verdict]]) -> None:
         """Ask until it is enough."""
@@ -206,7 +215,7 @@ class Load:
 
 
 async def post(session: aiohttp.ClientSession, base: str, question: Question) -> Came:
-    """Ask a gateway over HTTP. Raises Dropped, and what aiohttp does."""
+    """Ask over HTTP. Raises Dropped, and what aiohttp does."""
     async with session.post(f"{base}/v2/models/{question.kind}/infer", json=body(question)) as answer:
         document: Any = await answer.json(content_type=None)
         if not isinstance(document, dict):
@@ -214,19 +223,17 @@ async def post(session: aiohttp.ClientSession, base: str, question: Question) ->
         return answer.status, dict(answer.headers), document
 
 
-async def _ask_triton(session: aiohttp.ClientSession, base: str, question: Question) -> Verdict:
+async def _ask_triton(ask: Callable[[Question], Awaitable[Came]], question: Question) -> Verdict:
     """The same question of the model itself, which is told a user's row and an item's: "fresh" or "failed"."""
     rows = question.rows
     if question.kind == "features":
         rows = tuple((user, 1.0, *item_row(item)) for user, item in rows)
-    asked = body(Question("direct", rows))
-    model = MODELS.get(question.kind, "stamped")
+    asked = Question(MODELS.get(question.kind, "stamped"), rows, question.kind == "rpc")
     try:
         async with asyncio.timeout(LATE_SECONDS):
-            async with session.post(f"{base}/v2/models/{model}/infer", json=asked) as answer:
-                document: Any = await answer.json(content_type=None)
+            _, _, document = await ask(asked)
         found = {output["name"]: output["data"] for output in document["outputs"]}["y"]
-    except (TimeoutError, aiohttp.ClientError, ValueError, LookupError, TypeError):
+    except (TimeoutError, Dropped, aiohttp.ClientError, ValueError, LookupError, TypeError):
         return Verdict("failed")
     return Verdict("fresh" if tuple(found) == tuple(each for row in rows for each in row) else "failed")
 

@@ -16,7 +16,7 @@ from tests.chaos.judge import BAD, DEADLINE_SECONDS, GOOD, KINDS
 from tests.chaos.load import LATE_SECONDS, Seen
 
 AGES: Final = ((2.0, "stale <2s"), (10.0, "<10s"), (60.0, "<60s"), (float("inf"), "older"))
-COLUMNS: Final = ("fresh", "hit", *(name for _, name in AGES), "fast-only", "default", "503", "cut", *BAD)
+COLUMNS: Final = ("fresh", "hit", *(name for _, name in AGES), "snapshot", "fast-only", "default", "503", "cut", *BAD)
 
 
 class Way(Struct, frozen=True):
@@ -62,13 +62,15 @@ class Run(Struct, frozen=True):
         ]
 
     def availability(self, way: Way) -> float:
-        """The mean, over all seconds in which somebody asked, of the share to which there was a right answer, labelled
-        for what it is, within the deadline and a second. Of all requests it would say something else: callers who are
-        refused at once ask more often than those who wait in vain."""
+        """The mean, over all seconds in which somebody asked or waited, of the share of the requests in work then to
+        which there came a right answer, labelled for what it is, within the deadline and a second. Of all requests it
+        would say something else: callers who are refused at once ask more often than those who wait in vain. Of those
+        begun in a second too: a second in which all callers wait in vain would not count at all."""
         seconds: dict[int, list[bool]] = {}
         for each in self.of(way):
             good = each.verdict.outcome in GOOD and each.seconds <= LATE_SECONDS
-            seconds.setdefault(int(each.ended - each.seconds), []).append(good)
+            for second in range(int(each.ended - each.seconds), int(each.ended) + 1):
+                seconds.setdefault(second, []).append(good)
         return sum(sum(each) / len(each) for each in seconds.values()) / max(1, len(seconds))
 
 

@@ -19,8 +19,15 @@ def test_every_second_counts_alike_however_often_somebody_asked_in_it() -> None:
     asked = [seen("503", at=1.0 + number / 200) for number in range(100)] + [seen("fresh", at=2.5)]
     assert run(*asked).availability(Way("gateway")) == 0.5
     assert run(seen("fresh"), seen("503")).availability(Way("gateway")) == 0.5
+    assert run(seen("fresh", seconds=LATE_SECONDS)).availability(Way("gateway")) == 1.0
     assert run(seen("fresh", seconds=LATE_SECONDS + 0.1)).availability(Way("gateway")) == 0.0
     assert run().availability(Way("gateway")) == 0.0
+
+
+def test_who_waits_in_vain_does_so_in_every_second_of_it() -> None:
+    """One second in which it was answered, and three in which nobody asked anew, for all waited."""
+    made = run(seen("fresh", at=0.2), seen("failed", at=1.1, seconds=2.5))
+    assert made.availability(Way("gateway")) == 0.25
 
 
 def test_whoever_asked_is_counted_by_himself() -> None:

@@ -213,6 +213,8 @@ def test_elasticity_is_how_throughput_grows() -> None:
     assert elasticity(Point(4, 0.01, 0.0), Point(8, 0.02, 0.0)) == pytest.approx(0.0)
     assert elasticity(Point(4, 0.01, 0.0), Point(8, 0.04, 0.0)) == pytest.approx(-1.0)
     assert elasticity(Point(4, 0.0, 0.0), Point(8, 0.04, 0.0)) == 1.0
+    assert elasticity(Point(1, 0.02, 0.0), Point(1, 0.04, 0.0)) == 1.0
+    assert elasticity(Point(2, 0.02, 0.0), Point(1, 0.04, 0.0)) == 1.0
 
 
 def test_the_same_seed_is_the_same_run() -> None:

@@ -26,7 +26,7 @@ from gateway.config import Accept, CacheConfig, InputRule, QuotaConfig, TierConf
 from gateway.config import Route as RouteConfig
 from gateway.learning import Home
 from gateway.operate.telemetry import Telemetry
-from gateway.pipeline import Pipeline
+from gateway.pipeline import FOUND_SECONDS_MAX, Pipeline
 from gateway.problem import Refused
 from gateway.route import Route
 from gateway.service import Heading, Wire
@@ -80,6 +80,8 @@ class Upstream:
         self.gate: asyncio.Event | None = None
         self.payload = SURE
         self.passed: tuple[Passed, ...] = ()
+        self.waits: list[float] = []  # for who cannot be reached to be back
+        self.is_back = False
 
     async def infer(
         self,
@@ -103,6 +105,12 @@ class Upstream:
             raise failure
         outputs = (Tensor("y", "FP32", (1, 2), payload),)
         return Answered(InferResponse(request.model, "1", outputs), "http://u", self.passed)
+
+    async def found(self, seconds: float) -> bool:
+        self.waits.append(seconds)
+        if self.is_back:
+            self.failure = None
+        return self.is_back
 
     def recall(self, model: str, version: str) -> ModelFacts | None:
         return self.known if self.facts_failure is None else None
@@ -168,6 +176,57 @@ async def until(condition: Callable[[], bool]) -> None:
             return
         await asyncio.sleep(0)
     raise AssertionError("it never came to be")
+
+
+def unreachable(before_answer: bool = True) -> UpstreamError:
+    return UpstreamError(Failure.UNREACHABLE, "nobody there", before_answer=before_answer)
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+async def test_who_has_nothing_else_left_waits_a_moment_for_a_server_to_be_back(is_back: bool) -> None:
+    house = House()
+    house.upstream.failure, house.upstream.is_back = unreachable(), is_back
+    if is_back:
+        assert (await house.ask()).provenance.cache == "miss"
+    else:
+        assert (await house.refusal()).problem.slug == "unavailable"
+    assert house.upstream.waits == [FOUND_SECONDS_MAX]
+    assert len(house.upstream.requests) == 1 + is_back
+
+
+async def test_who_has_little_time_waits_for_no_more_than_a_share_of_it() -> None:
+    house = House(timeout=Seconds(0.4))
+    house.upstream.failure = unreachable()
+    await house.refusal(seconds=0.4)
+    assert house.upstream.waits == [pytest.approx(0.1, rel=0.1)]
+
+
+async def test_nobody_waits_for_whom_there_is_an_old_answer() -> None:
+    house = House()
+    await house.ask()
+    house.clock.now += 20
+    house.upstream.failure, house.upstream.is_back = unreachable(), True
+    assert (await house.ask()).provenance.cache == "stale"
+    assert house.upstream.waits == []
+
+
+@pytest.mark.parametrize("failure", set(Failure) - {Failure.UNREACHABLE})
+async def test_nobody_waits_for_what_was_reached(failure: Failure) -> None:
+    house = House()
+    house.fail(failure)
+    await house.refusal()
+    assert house.upstream.waits == []
+
+
+async def test_nobody_waits_where_the_ladder_has_no_second_try_or_something_was_sent() -> None:
+    house = House(degrade=("stale",))
+    house.upstream.failure = unreachable()
+    await house.refusal()
+    assert house.upstream.waits == []
+    house = House()
+    house.upstream.failure = unreachable(before_answer=False)
+    await house.refusal()
+    assert house.upstream.waits == []
 
 
 async def test_a_miss_is_stored_and_then_hit_with_its_age() -> None:

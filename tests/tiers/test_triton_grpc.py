@@ -1,6 +1,7 @@
 """One replica over gRPC: what each of its faults means, and how many calls it gets at once."""
 
 import asyncio
+import socket
 from time import monotonic
 
 import grpc
@@ -10,6 +11,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
+from tiers.backends import triton_grpc
 from tiers.backends.rpc import Rpc, RpcRefused
 from tiers.backends.triton_grpc import GrpcOptions, TritonGrpc
 from tiers.backends.triton_http import Call
@@ -30,12 +32,12 @@ def answer(model="m", version="1", raw=b"1234", name="y"):
 class Server(grpc.GenericRpcHandler):
     """Answers every unary call with what ``reply`` returns, awaited; a stream's requests come back as they are."""
 
-    def __init__(self):
+    def __init__(self, port=0):
         self.asked = []
         self.reply = answer
         self.server = aio.server()
         self.server.add_generic_rpc_handlers((self,))
-        self.target = f"127.0.0.1:{self.server.add_insecure_port('127.0.0.1:0')}"
+        self.target = f"127.0.0.1:{self.server.add_insecure_port(f'127.0.0.1:{port}')}"
 
     def service(self, details):
         if details.method.endswith("ModelStreamInfer"):
@@ -149,6 +151,44 @@ async def test_nobody_there_is_unreachable_and_a_connection_lost_is_dropped(serv
             await asyncio.sleep(0.005)
     await server.server.stop(0)
     assert (await asking).failure in (Failure.DROPPED, Failure.BROKEN)
+
+
+@pytest.mark.parametrize("probe", [True, False])
+async def test_who_is_found_again_is_not_refused_for_a_lanes_last_failure(monkeypatch, probe):
+    """Each lane has a connection of its own, which grpc tries again at its own times: what a probe has found is there,
+    and a probe's own lane may have been tried a moment before it came."""
+    monkeypatch.setattr(triton_grpc, "_PATIENCE_SECONDS", SECONDS)
+    with socket.socket() as port:
+        port.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        port.bind(("127.0.0.1", 0))
+        made = Server(port.getsockname()[1])
+        replica = TritonGrpc(made.target, GrpcOptions())
+        lane = replica._probing if probe else replica._inferring
+        with pytest.raises(UpstreamError):
+            await lane.unary(Rpc("ModelInfer", b""), SECONDS)
+        assert lane.channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+        if probe:
+            made.reply = lambda: pb.ServerReadyResponse(ready=True).SerializeToString()
+            asked = replica.exchange(Call("GET", "/v2/health/ready", probe=True), *within())
+        else:
+            replica._found_at = asyncio.get_running_loop().time()
+            asked = replica.infer(REQUEST, *within())
+        asking = asyncio.create_task(asked)
+        await asyncio.sleep(0)
+        await made.server.start()
+        try:
+            await asking
+        finally:
+            await replica.close()
+            await made.server.stop(0)
+
+
+async def test_a_request_waits_for_no_lane_whose_server_nobody_has_found():
+    replica = TritonGrpc("127.0.0.1:1", GrpcOptions())
+    assert (await failed(replica)).failure is Failure.UNREACHABLE
+    assert (await failed(replica)).failure is Failure.UNREACHABLE
+    assert replica._inferring._turning is None
+    await replica.close()
 
 
 async def test_silence_is_a_timeout_and_no_time_asks_nobody(server, replica):

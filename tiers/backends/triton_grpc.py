@@ -59,8 +59,14 @@ _OF_CONNECTIONS: Final = (
 are for the moment in which it has connected again already."""
 
 _RECONNECT_MILLISECONDS: Final = 100
-_RECONNECT_MILLISECONDS_MAX: Final = 1000
-"""Probes and breakers decide when a replica is tried: grpc's own patience of up to two minutes would hide it."""
+_RECONNECT_MILLISECONDS_MAX: Final = 200
+"""Probes and breakers decide when a replica is tried: grpc's own patience of up to two minutes would hide it. No longer
+than a probe's pause (``tiers/watch.py``), or the one that could tell that it is back would be told of its last end."""
+
+_FOUND_SECONDS: Final = 1.0
+"""Since when a probe has reached the replica, for calls to be patient with a lane that has not connected again."""
+_PATIENCE_SECONDS: Final = 0.5
+"""Theirs, and a probe's: twice the longest wait of grpc's between two tries, with what it adds by chance."""
 
 
 class GrpcOptions(Struct, frozen=True):
@@ -96,6 +102,7 @@ class _Lane:
         self._waiting_max = options.waiting_max
         self._silence_max = options.silence_max
         self.channel = aio.insecure_channel(target, options=_channel_options(options))
+        self._turning: asyncio.Future[None] | None = None
 
     async def enter(self, remaining: float) -> float:
         """Wait for a place; what is left of the time then. Whoever has entered leaves. Raises UpstreamError."""
@@ -123,6 +130,21 @@ class _Lane:
 
     def leave(self) -> None:
         self._free.release()
+
+    async def connected(self, seconds: float) -> None:
+        """Wait until grpc has connected again, if its last try failed; no longer than this, and then go on."""
+        state = self.channel.get_state()
+        if state is not grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+            return
+        if self._turning is None or self._turning.done():  # one for all who wait: grpc forgets none before its end
+            self._turning = asyncio.ensure_future(self.channel.wait_for_state_change(state))
+        await asyncio.wait((self._turning,), timeout=seconds)
+
+    async def close(self) -> None:
+        await self.channel.close()
+        if self._turning is not None:
+            self._turning.cancel()
+            await asyncio.gather(self._turning, return_exceptions=True)
 
     async def unary(self, rpc: Rpc, remaining: float) -> RpcReply:
         """One call. Raises RpcRefused and UpstreamError."""
@@ -183,14 +205,20 @@ class TritonGrpc:
         self._passing = lane(options.passthrough_calls_max, options.passthrough_wait)
         self._streaming = lane(options.passthrough_calls_max, options.passthrough_wait)
         self._probing = lane(PROBING_CALLS_MAX)
+        self._found_at = -math.inf
+        """When a probe was answered last, by the loop's time."""
 
     async def close(self) -> None:
         for lane in (self._inferring, self._passing, self._streaming, self._probing):
-            await lane.channel.close()
+            await lane.close()
 
     async def infer(self, request: InferRequest, deadline: Deadline, now: float) -> InferResponse:
         """Ask the model. Raises Rejected (the caller's fault) or UpstreamError."""
-        remaining = deadline.remaining(now)
+        loop = asyncio.get_running_loop()
+        came, remaining = loop.time(), deadline.remaining(now)
+        if came - self._found_at < _FOUND_SECONDS:
+            await self._inferring.connected(min(_PATIENCE_SECONDS, remaining))
+            remaining -= loop.time() - came
         rpc = Rpc("ModelInfer", encode_request(request, timeout_of(request, remaining)))
         try:
             reply = await self._inferring.unary(rpc, remaining)
@@ -218,7 +246,12 @@ class TritonGrpc:
         counterpart in gRPC."""
         lane = self._probing if call.probe else self._passing
         remaining = deadline.remaining(now)
-        return await asked_over_grpc(call, lambda rpc: lane.unary(rpc, remaining))
+        if call.probe:
+            await lane.connected(min(_PATIENCE_SECONDS, remaining))
+        reply = await asked_over_grpc(call, lambda rpc: lane.unary(rpc, remaining))
+        if call.probe:
+            self._found_at = asyncio.get_running_loop().time()
+        return reply
 
     @asynccontextmanager
     async def stream(self, call: Call, deadline: Deadline, now: float) -> AsyncIterator[Streamed]:
@@ -314,7 +347,7 @@ def _channel_options(options: GrpcOptions) -> list[tuple[str, int]]:
         ("grpc.keepalive_timeout_ms", int(options.keepalive_timeout * 1000)),
         ("grpc.initial_reconnect_backoff_ms", _RECONNECT_MILLISECONDS),
         ("grpc.min_reconnect_backoff_ms", max(_RECONNECT_MILLISECONDS, int(options.connect_timeout * 1000))),
-        ("grpc.max_reconnect_backoff_ms", max(_RECONNECT_MILLISECONDS_MAX, int(options.connect_timeout * 1000))),
+        ("grpc.max_reconnect_backoff_ms", _RECONNECT_MILLISECONDS_MAX),
         ("grpc.use_local_subchannel_pool", 1),  # each lane has a connection of its own
         ("grpc.enable_retries", 0),
         ("grpc.enable_http_proxy", 0),
