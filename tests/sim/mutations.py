@@ -179,7 +179,7 @@ MUTATIONS: Final = (
         ("ranked",),
         first=864,
     ),
-    Mutation("distrust is ignored", ((NearTable, "distrust", _never),), ("ranked",), first=61),
+    Mutation("distrust is ignored", ((NearTable, "distrust", _never),), ("ranked",), first=87),
     Mutation("the ladder has an old answer for everybody", ((descent, "tolerates", lambda *_: True),), first=49),
     Mutation("an epoch's turn during a fill is ignored", ((Route, "settled", _now_as_then),)),
     Mutation("an epoch never turns", ((Route, "turn", _never),)),
