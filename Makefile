@@ -54,10 +54,11 @@ languages: setup $(LANGUAGES)/.stamp  ## Language identification: rows of text k
 test-languages: setup $(LANGUAGES)/.stamp  ## That example run by a test (its own target: it needs its own environment)
 	$(BIN)/python -m pytest tests/languages
 
+# Three at once, for two cores: half of the time a test waits for servers to start, for timeouts, for a failover. Each
+# has a Triton of its own; who has nothing more to do takes over what another has not begun.
 .PHONY: test
 test: check triton javascript .compiler .redis .feast .promtool  ## All checks, then all tests, with a real Triton
-	$(BIN)/python -m pytest -n 2 tests --ignore=tests/system --ignore=tests/examples --ignore=tests/languages
-	$(BIN)/python -m pytest -n 2 --dist loadfile tests/system tests/examples
+	$(BIN)/python -m pytest -n 3 --dist worksteal tests --ignore=tests/languages
 
 # Sets of words are in another order under another hash seed; nothing here depends on it, and it need not.
 .PHONY: sim

@@ -33,6 +33,18 @@ settings.register_profile("tailrace", deadline=None)  # a busy machine must not 
 settings.load_profile("tailrace")
 
 MODELS = Path(__file__).parent / "models"
+LONG = (
+    "tests/system/test_chaos.py",
+    "tests/soak/test_soak.py",
+    "tests/gateway/test_lanes.py",
+    "tests/system/test_links.py",
+    "tests/examples/test_demo.py",
+)
+"""Begun first: whoever came to one of these last would have no company for a minute."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
 
 
 class Pem:

@@ -2,6 +2,7 @@
 
     python -m tests.sim --runs 10000          so many seeds, from --first on
     python -m tests.sim --seed 123            one seed, and its story
+    python -m tests.sim --planted             the seed that notices each planted bug, for its `first` in mutations.py
 
 Exit code 1: an invariant was violated, or something that should have been exercised never was.
 """
@@ -20,6 +21,7 @@ from itertools import islice
 from typing import Final
 
 from tests.sim.coverage import RUNS_MIN, left_out, table
+from tests.sim.mutations import MUTATIONS, noticed
 from tests.sim.world import Report, run
 
 CHUNK: Final = 25
@@ -90,13 +92,25 @@ def many(seeds: range, jobs: int) -> int:
     return 1 if failed or (missing and count >= RUNS_MIN) else 0
 
 
+def planted() -> int:
+    """Which world notices each of the planted bugs, its `first` before any other."""
+    found = [noticed(mutation) for mutation in MUTATIONS]
+    for mutation, report in zip(MUTATIONS, found, strict=True):
+        told = "nobody" if report is None else f"{report.seed}"
+        print(f"{told:>6}  {mutation.name}" + (f" (not {mutation.first})" if told != f"{mutation.first}" else ""))
+    return 1 if None in found else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make sim", description=__doc__)
     parser.add_argument("--seed", type=int, help="one seed, told at length")
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--first", type=int, default=0, help="the first seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--planted", action="store_true", help="the seed that notices each planted bug")
     options = parser.parse_args()
+    if options.planted:
+        return planted()
     if options.seed is not None:
         return one(options.seed)
     return many(range(options.first, options.first + options.runs), options.jobs)
