@@ -28,13 +28,17 @@ from typing import Final
 import msgspec
 
 from cache.stores.store import StoreError
-from degrade.generation import Generation, generations, number_of, path_of
+from degrade.generation import SUFFIX, Generation, generations, number_of, path_of
 from degrade.record import drifted, unpacked
 
 LOCK: Final = "lock"
+LOCKS_LEFT: Final = 16
+"""Of generations that have gone, 33 KB each: whoever had one open has looked again since, and closed it."""
 RENEWED_SHARE_MAX: Final = 0.5
 """Of a generation's bound: what is fuller is left as it is, and a new one begins empty."""
 COPIED_AT_ONCE: Final = 1024
+LOCK_TRY_SECONDS: Final = 0.05
+"""Between tries for the lock: a commit has it for about so long."""
 
 _COMMAND: Final = (sys.executable, "-P", "-m", "degrade.inspection")  # -P: the current directory is not ours to import
 
@@ -65,15 +69,20 @@ class InspectionOptions(msgspec.Struct, frozen=True):
 
 
 @contextlib.contextmanager
-def locked(folder: Path, waits: bool) -> Iterator[bool]:
-    """The directory's lock, which one process of a host has at a time. False if another has it, and we are not to wait.
-    Raises OSError."""
+def locked(folder: Path, seconds: float = 0.0) -> Iterator[bool]:
+    """The directory's lock, which one process of a host has at a time. False if another has it, and has it still after
+    so many ``seconds``, which this blocks for. Raises OSError."""
+    until = time.monotonic() + seconds
     with open(folder / LOCK, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if waits else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    yield False
+                    return
+                time.sleep(LOCK_TRY_SECONDS)
         yield True  # closing gives it back
 
 
@@ -154,10 +163,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def renew(folder: Path, number: int, bytes_max: int) -> bool:
-    """Copy the good records of the last generation into a new one in its place; whether that was to be done. Raises
+    """Copy the good records of the last generation into a new one in its place; whether that was to be done. It is
+    tidiness, and a gateway waits for it at its start: if somebody has the lock, it is left for another time. Raises
     StoreError and OSError."""
     old = path_of(folder, number)
-    with locked(folder, waits=True):
+    with locked(folder) as ours:
+        if not ours:
+            return False
         for left in folder.glob("*.new*"):
             left.unlink()
         if generations(folder)[-1] != old or old.stat().st_size > RENEWED_SHARE_MAX * bytes_max:
@@ -189,9 +201,16 @@ def _copy(source: Generation, target: Generation) -> None:
 
 
 def remove(path: Path) -> None:
-    """Take a generation off the disk; who has it open goes on reading it. Raises OSError."""
+    """Take a generation off the disk; who has it open goes on reading it. Raises OSError.
+
+    Its lock stays for a while. Who reads it alone does not have that open, so the next lock would get its inode, by
+    which py-lmdb knows what is open in a process: it would take the new generation for the one that has gone.
+    """
     path.unlink(missing_ok=True)
-    path.with_name(f"{path.name}-lock").unlink(missing_ok=True)
+    for lock in path.parent.glob(f"*{SUFFIX}-lock"):
+        number, data = lock.name.removesuffix(f"{SUFFIX}-lock"), lock.with_name(lock.name.removesuffix("-lock"))
+        if number.isdecimal() and int(number) <= number_of(path) - LOCKS_LEFT and not data.exists():
+            lock.unlink(missing_ok=True)
 
 
 def _judged(folder: Path, number: int, is_last: bool, bounds: tuple[int, float]) -> Verdict:

@@ -126,7 +126,7 @@ class Snapshot:
         try:
             with mapped(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
-                with locked(self.folder, waits=False) as ours:
+                with locked(self.folder) as ours:
                     if not ours:
                         return "busy"
                     self._write(pairs, now)
@@ -219,8 +219,12 @@ class Snapshot:
             if number in held:
                 found.append(held.pop(number))
             elif (number in good or is_new) and number not in self._given_up:
-                with contextlib.suppress(FileNotFoundError):
+                try:
                     found.append(self._opened(path, is_new, number == numbers[-1]))
+                except FileNotFoundError:
+                    continue
+                except StoreError as error:  # the others are there all the same, and what has gone is closed
+                    self.failures[error.kind] += 1
         kept = set(map(id, found))
         self._left += [each for each in self._generations if id(each) not in kept]
         self._generations = tuple(reversed(found))
@@ -251,9 +255,13 @@ class Snapshot:
             remove(path)
 
 
-def pruned(folder: Path, kept: int) -> Sequence[Path]:
-    """Remove what was put aside, and all but the last ``kept`` generations; what was removed. Raises OSError."""
-    with locked(folder, waits=True):
+def pruned(folder: Path, kept: int, seconds: float) -> Sequence[Path]:
+    """Remove what was put aside, and all but the last ``kept`` generations; what was removed. Raises OSError, and
+    StoreError("timeout") if another process has been writing for so many ``seconds``."""
+    with locked(folder, seconds) as ours:
+        if not ours:
+            told = f"{folder}: another process has been writing for {seconds:g} s; nothing was removed"
+            raise StoreError("timeout", told)
         aside = sorted((folder / QUARANTINE).glob("*.mdb"))
         files = generations(folder)
         gone = [*aside, *files[: max(0, len(files) - kept)]]

@@ -52,16 +52,20 @@ def descended(call: Call[Q, R], key: Key | None, failure: Failure, now: float) -
     """What a request comes to whose tiers have failed so; ``key`` is of the epoch that is now, None for what has
     none."""
     older, copied = _older(call, key, now), _copied(call, key, now)
-    declared = _declared(call)
+    kept = {Step.STALE: older, Step.SNAPSHOT: copied}
+    steps = call.route.steps
+    above = steps[: steps.index(Step.DEFAULT)] if Step.DEFAULT in steps else steps
+    is_needed = all(kept.get(step) is None for step in above)  # it has bytes of its own, maybe many
+    declared = _declared(call) if is_needed else ""
     is_there = not isinstance(declared, str)
     remains = Remains(
         replica=False, tier=False, stale=older is not None, snapshot=copied is not None, default=is_there,
         time=not call.deadline.expired(now),
     )  # fmt: skip
-    step = next_step(failure, remains, call.route.steps)
+    step = next_step(failure, remains, steps)
     if isinstance(declared, str):
-        return Descent(step, {Step.STALE: older, Step.SNAPSHOT: copied}.get(step), None, declared)
-    return Descent(step, {Step.STALE: older, Step.SNAPSHOT: copied}.get(step), declared)
+        return Descent(step, kept.get(step), None, declared)
+    return Descent(step, kept.get(step), declared)
 
 
 def tiers_steps(call: Call[Q, R], key: Key | None, now: float) -> tuple[Step, ...]:

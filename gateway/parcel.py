@@ -21,9 +21,9 @@ from tiers.rows import Plan
 LAYOUT = 3
 """Part of every scope: what another layout has written is not found."""
 OUTPUTS_MAX: Final = 256
-PARAMETERS_MAX: Final = 64
+PARAMETERS_MAX: Final = 16
 """Of an answer, and of what is said of each: a megabyte of the smallest ones would take the event loop fifty
-milliseconds to read. An answer of more is not left."""
+milliseconds to read, and these some three. An answer of more is not left."""
 
 _Said = Annotated[dict[str, Parameter], Meta(max_length=PARAMETERS_MAX)]
 

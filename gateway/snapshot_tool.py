@@ -33,12 +33,16 @@ from degrade.record import Record, age, unpacked
 from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
 from gateway.config_snapshot import SnapshotConfig
 from gateway.purges import WORDS, purge_key, purged_at
+from gateway.units import Size
 
 WELL: Final = 0
 UNFIT: Final = 1
 SECONDS_MAX: Final = 600.0
 """For looking through all files: nobody waits but who asked."""
 BATCH_RECORDS: Final = 1024
+WAIT_SECONDS: Final = 10.0
+"""For whoever is writing: a gateway's commit takes a tenth of a second."""
+TRY_SECONDS: Final = 0.1
 
 
 class Tool:
@@ -131,20 +135,30 @@ class Tool:
             except portable.Damaged as damaged:
                 print(f"tailrace: {source}: {damaged}; nothing was taken", file=sys.stderr)
                 return UNFIT
+            size, room = source.stat().st_size, self._options.bytes_max - self._options.generation_bytes_max
+            if size > room:
+                told = f"has {size} bytes, and snapshot.bytes_max ({Size(self._options.bytes_max)}) has room for {room}"
+                print(f"tailrace: {source}: {told} of an import; raise it; nothing was taken", file=sys.stderr)
+                return UNFIT
             file.seek(0)
             here = self._records(self._good()) if self._folder.is_dir() else iter(())
             known = {name: record.made_at for name, _, record in here}
             snapshot = Snapshot(self._folder, self._options)
             snapshot.open()
+            own = set(generations(self._folder)) if self._folder.is_dir() else set()
             with closing(snapshot):
                 taken, kept = self._bring(snapshot, portable.read(file), known)
+        gone = len(own - set(generations(self._folder))) if own else 0
+        if gone:
+            told = f"{gone} of the {len(own)} files that were here left for it; raise snapshot.bytes_max to keep more"
+            print(f"tailrace: {self._folder}: {told}", file=sys.stderr)
         beside = f", {kept} not: this host has them as young" if kept else ""
         print(f"{taken} of {count} records taken{beside}; running gateways see them with their next pass")
         return WELL if taken + kept == count else UNFIT
 
     def prune(self, kept: int) -> int:
         """Remove what was put aside, and all but the last generations."""
-        for path in pruned(self._folder, kept):
+        for path in pruned(self._folder, kept, WAIT_SECONDS):
             print(f"removed {path.name}")
         return WELL
 
@@ -172,11 +186,11 @@ class Tool:
 
     def _patiently(self, snapshot: Snapshot, batch: Sequence[tuple[bytes, bytes]], now: float) -> str:
         """Write, after whoever is writing now."""
-        for _ in range(100):
+        for _ in range(round(WAIT_SECONDS / TRY_SECONDS)):
             outcome = snapshot.write(batch, now)
             if outcome != "busy":
                 return outcome
-            time.sleep(0.1)
+            time.sleep(TRY_SECONDS)
         return "busy"
 
     def _purged_at(self, source: str) -> float:

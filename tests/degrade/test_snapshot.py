@@ -11,13 +11,14 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from cache.stores.store import StoreError
-from degrade.generation import Generation, generations, path_of
-from degrade.inspection import InspectionOptions, inspect, locked
+from degrade.generation import Generation, generations, number_of, path_of
+from degrade.inspection import LOCKS_LEFT, InspectionOptions, inspect, locked, remove
 from degrade.record import Record, Terms, name_of, packed, seal
 from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
 
@@ -160,11 +161,66 @@ def test_two_processes_see_what_the_other_writes(make: Make) -> None:
 def test_who_has_the_lock_is_waited_for_by_nobody(make: Make) -> None:
     snapshot = make()
     snapshot.write([record(1)], NOW)
-    with locked(snapshot.folder, waits=False) as ours:
+    with locked(snapshot.folder) as ours:
         assert ours
         assert snapshot.write([record(2)], NOW) == "busy"
     assert snapshot.write([record(2)], NOW) == "written"
     assert not snapshot.failures
+
+
+def test_the_oldest_generation_goes_and_the_next_is_begun_at_once(make: Make) -> None:
+    """The new file's lock must not get the inode of the lock that has gone with a file which is still open here."""
+    for life in range(4):
+        snapshot = make()
+        filler = [record(life * 2000 + key, os.urandom(3850)) for key in range(400)]
+        assert snapshot.write(filler, NOW + life) == "written", life
+        assert not snapshot.failures
+        snapshot.settle()
+    assert [number_of(path) for path in generations(snapshot.folder)] == [2, 3, 4]
+
+
+def test_of_locks_a_few_are_left(make: Make) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    for number in range(2, 60):
+        path_of(snapshot.folder, number).touch()
+        path_of(snapshot.folder, number).with_name(f"{number:010d}.mdb-lock").touch()
+        remove(path_of(snapshot.folder, number))
+    assert len(list(snapshot.folder.glob("*-lock"))) == 1 + LOCKS_LEFT
+    assert found(snapshot, 1) == b"of 1"
+
+
+def test_a_file_that_cannot_be_opened_costs_itself_alone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    with closing(Generation(path_of(snapshot.folder, 7), 2**24, writable=True)):
+        pass
+    monkeypatch.setattr(Snapshot, "_opened", _refused)
+    snapshot.look()
+    assert found(snapshot, 1) == b"of 1"
+    assert snapshot.failures == {"unreachable": 1}
+    monkeypatch.undo()
+    snapshot.look()
+    assert snapshot.generations == 2
+
+
+def _refused(*_: object) -> Generation:
+    raise StoreError("unreachable")
+
+
+def test_a_start_does_not_wait_for_who_has_the_lock(make: Make) -> None:
+    """To copy a small file into a new one is tidiness; what is there is read all the same."""
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    before = generations(snapshot.folder)
+    with locked(snapshot.folder) as ours:
+        assert ours
+        snapshot = make()
+        assert generations(snapshot.folder) == before, "it was not renewed"
+        assert found(snapshot, 1) == b"of 1"
+        assert not snapshot.failures
+        assert not snapshot.quarantined
+    assert snapshot.write([record(2)], NOW) == "written"
 
 
 @pytest.mark.parametrize("damage", ["cut", "emptied", "overwritten", "no database", "a byte in many records"])
@@ -275,7 +331,7 @@ def test_pruning_leaves_the_last(make: Make) -> None:
         snapshot = make()
     assert len(generations(snapshot.folder)) >= 2
     last = generations(snapshot.folder)[-1]
-    pruned(snapshot.folder, 1)
+    pruned(snapshot.folder, 1, 10.0)
     assert generations(snapshot.folder) == [last]
 
 

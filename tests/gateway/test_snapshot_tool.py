@@ -15,8 +15,10 @@ import pytest
 
 from cache.stores.files import FileStore
 from degrade.generation import generations
+from degrade.inspection import locked
 from degrade.record import Record, Terms, name_of, packed, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
+from gateway import snapshot_tool
 from gateway.cli import main
 from gateway.purges import WORDS, purge_key
 
@@ -165,3 +167,37 @@ def test_a_directory_that_is_not_there_is_not_well(
 def test_something_is_kept(config: Config, number: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(["snapshot", "prune", "--config", config("a"), "--keep", number])
+
+
+def test_prune_waits_so_long_for_who_is_writing_and_says_so(
+    tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(tmp_path / "a", 1)
+    before = generations(tmp_path / "a")
+    monkeypatch.setattr(snapshot_tool, "WAIT_SECONDS", 0.1)
+    with locked(tmp_path / "a") as ours:
+        assert ours
+        assert main(["snapshot", "prune", "--config", config("a")]) == 1
+    assert "another process has been writing for 0.1 s; nothing was removed" in capsys.readouterr().err
+    assert generations(tmp_path / "a") == before
+
+
+def test_an_import_that_would_push_itself_out_is_refused_and_one_that_pushes_others_out_says_so(
+    tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for start in (0, 4000, 8000):
+        filled(tmp_path / "a", *range(start, start + 1000), payload=os.urandom(3850))
+    filled(tmp_path / "c", 12000)
+    assert len(generations(tmp_path / "a")) == 3
+    for name in ("a", "c"):
+        assert main(["snapshot", "export", str(tmp_path / f"{name}.out"), "--config", config(name)]) == 0
+    capsys.readouterr()
+    assert main(["snapshot", "import", str(tmp_path / "a.out"), "--config", config("b")]) == 1
+    told = capsys.readouterr().err
+    assert "snapshot.bytes_max (16MiB) has room for 11184811 of an import; raise it; nothing was taken" in told
+    assert not (tmp_path / "b").exists()
+    assert main(["snapshot", "import", str(tmp_path / "c.out"), "--config", config("a")]) == 0
+    printed = capsys.readouterr()
+    assert printed.out.startswith("1 of 1 records taken")
+    assert "1 of the 3 files that were here left for it; raise snapshot.bytes_max to keep more" in printed.err
+    assert held(tmp_path / "a", 12000) == b"12000"

@@ -8,6 +8,9 @@ import pytest
 
 from tests.gateway.plain.conftest import Front, Open, Predictor, Told
 
+pytestmark = pytest.mark.parametrize("open_front", ["edge"], indirect=True)
+"""On one lane: what is kept, and for whom, is decided behind both."""
+
 ENDPOINT = """
 [endpoints.score]
 path = "/predict"
