@@ -143,7 +143,7 @@ class Waiting:
         self._gate = gate
         self.claim = claim
         self.holder = holder
-        self.is_apart = gate._is_apart(claim.priority, holder, holder.asked_at)
+        self.is_apart = gate._is_apart(claim.priority, holder)
         self.began = holder.asked_at
         self.patience = patience
         self.wake = wake
@@ -236,7 +236,7 @@ class Gate:
         self.asked += 1
         self._limiter.tick(now)
         holder = self._shares.asked(claim.priority, claim.owner, self.settled, now)
-        is_apart = self._is_apart(claim.priority, holder, now)
+        is_apart = self._is_apart(claim.priority, holder)
         self.asked_apart += is_apart
         if claim.priority > self.least:
             return self._refused(claim, "brownout", is_apart)
@@ -257,17 +257,17 @@ class Gate:
         elif self._ahead(claim.priority) >= self._servable(patience) and not self._makes_room(claim, line, now):
             return self._refused(claim, "full", is_apart)
         waiting = Waiting(self, claim, holder, patience, wake)
-        line.push(waiting)
+        line.push(waiting, is_spared=not self._shares.is_crowd(claim.priority, holder))
         self._waiting += 1
         holder.present += 1
         return waiting
 
     # -- decide -----------------------------------------------------------------------------------
 
-    def _is_apart(self, priority: Priority, holder: Holder, now: float) -> bool:
+    def _is_apart(self, priority: Priority, holder: Holder) -> bool:
         """Whether a request is no sign of strain: of the lowest priority, or of a crowd beside others who are within
         their shares. It has what is left, and if that is little nobody else is to be served less for it."""
-        return priority is Priority.LOW or self._shares.is_crowd(priority, holder, self.settled, now)
+        return priority is Priority.LOW or self._shares.is_crowd(priority, holder)
 
     def _has_place(self, priority: Priority, holder: Holder, now: float) -> bool:
         """Whether there is a place for somebody, when all who wait and may go have gone."""
@@ -396,29 +396,15 @@ class Gate:
     def _next_spared(self, now: float) -> Waiting | None:
         """Take out who is next of those for whom the last places are, or one of the others if those were passed by for
         long; None if there is nobody. Somebody waits."""
-        if self._passed >= PASSED_MAX:
-            found = self._next_passed(now)
-            if found is not None:
-                return found
-        priority = min(priority for priority in Priority if self._lines[priority])
-        found = self._pop(priority, now, may=True)
+        there = [priority for priority in Priority if self._lines[priority]]
+        priority = there[0]
+        if self._passed >= PASSED_MAX:  # those who are not spared have their turns too, the priorities one by one
+            self._passed = 0
+            return self._lines[there[self.asked % len(there)]].pop(lambda oldest: self._is_late(oldest, now))
+        if self.in_flight >= self._shares.most_of_all(priority, self.limit, now):
+            return None
+        found = self._lines[priority].pop_spared(
+            lambda oldest: self._is_late(oldest, now), lambda waiting: self._may(priority, waiting.holder, now)
+        )
         self._passed += found is not None
         return found
-
-    def _next_passed(self, now: float) -> Waiting | None:
-        """Take out one who must leave the last places to others; the priorities that wait begin in turn."""
-        self._passed = 0
-        there = [priority for priority in Priority if self._lines[priority]]
-        first = self.asked % len(there)
-        for priority in (*there[first:], *there[:first]):
-            found = self._pop(priority, now, may=False)
-            if found is not None:
-                return found
-        return None
-
-    def _pop(self, priority: Priority, now: float, may: bool) -> Waiting | None:
-        """Take out who is next of one priority, of those for whom there is a place, or of the others."""
-        return self._lines[priority].pop(
-            lambda oldest: self._is_late(oldest, now),
-            lambda waiting: self._may(priority, waiting.holder, now) is may,
-        )

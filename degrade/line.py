@@ -33,10 +33,11 @@ _STALE_MAX = 64
 
 
 class _Owner(Generic[W]):
-    __slots__ = ("tag", "waiting")
+    __slots__ = ("is_spared", "tag", "waiting")
 
     def __init__(self, tag: int) -> None:
         self.tag = tag
+        self.is_spared = False
         self.waiting: OrderedDict[W, None] = OrderedDict()  # not a dict: those at the front leave all the time
 
 
@@ -48,6 +49,7 @@ class Line(Generic[W]):
         self._owners: dict[str, _Owner[W]] = {}
         self._all: OrderedDict[W, None] = OrderedDict()
         self._heap: list[tuple[int, int, str]] = []
+        self._spared: list[tuple[int, int, str]] = []
         self._serial = 0
         self._turn = 0
 
@@ -73,8 +75,8 @@ class Line(Generic[W]):
         held = self._owners.get(owner)
         return 0 if held is None else len(held.waiting)
 
-    def push(self, waiting: W) -> None:
-        """Wait."""
+    def push(self, waiting: W, is_spared: bool = False) -> None:
+        """Wait. ``is_spared``: it may go where others may not, see ``pop_spared``."""
         assert waiting not in self._all, "waits already"
         self._all[waiting] = None
         owner = self._owners.get(waiting.owner)
@@ -82,33 +84,32 @@ class Line(Generic[W]):
             owner = self._owners[waiting.owner] = _Owner(self._turn)
             self._enter(waiting.owner, owner)
         owner.waiting[waiting] = None
+        if is_spared and not owner.is_spared:
+            owner.is_spared = True
+            self._enter_spared(waiting.owner, owner)
 
-    def pop(self, is_late: Callable[[W], bool], may: Callable[[W], bool] | None = None) -> W | None:
-        """Who is next; of the owner whose turn it is the oldest, or the newest if that one is late. ``may``: whether
-        an owner may go at all now, by his oldest; who may not keeps his turn. None if nobody waits who may."""
-        kept: list[tuple[int, int, str]] = []
-        found: W | None = None
-        while self._heap and found is None:
+    def pop(self, is_late: Callable[[W], bool]) -> W | None:
+        """Who is next; of the owner whose turn it is the oldest, or the newest if that one is late. None if nobody
+        waits."""
+        while self._heap:
             entry = heapq.heappop(self._heap)
-            tag, _, name = entry
-            owner = self._owners.get(name)
-            if owner is None or owner.tag != tag:
-                continue  # he has gone, and may have come again
-            oldest = next(iter(owner.waiting))
-            if may is not None and not may(oldest):
-                kept.append(entry)
+            if self._stands(entry):
+                return self._take(entry[2], is_late)
+        return None
+
+    def pop_spared(self, is_late: Callable[[W], bool], may: Callable[[W], bool]) -> W | None:
+        """Who is next of the owners who are spared; None if there is none. ``may``: whether one of an owner's may go:
+        if not, he is spared no more."""
+        while self._spared:
+            entry = heapq.heappop(self._spared)
+            name = entry[2]
+            if not self._stands(entry) or not self._owners[name].is_spared:
                 continue
-            found, _ = owner.waiting.popitem(last=is_late(oldest))
-            del self._all[found]
-            self._turn = max(self._turn, tag)  # those who were kept back are behind it
-            owner.tag += 1
-            if owner.waiting:
-                self._enter(name, owner)
-            else:
-                del self._owners[name]
-        for entry in kept:
-            heapq.heappush(self._heap, entry)
-        return found
+            owner = self._owners[name]
+            if may(next(iter(owner.waiting))):
+                return self._take(name, is_late)
+            owner.is_spared = False
+        return None
 
     def remove(self, waiting: W) -> None:
         """Wait no more. KeyError for who does not."""
@@ -128,18 +129,46 @@ class Line(Generic[W]):
         waiting = self._owners[owner].waiting
         return next(reversed(waiting)) if newest else next(iter(waiting))
 
+    def _take(self, name: str, is_late: Callable[[W], bool]) -> W:
+        """Take one of an owner's out; his next turn is one later."""
+        owner = self._owners[name]
+        waiting, _ = owner.waiting.popitem(last=is_late(next(iter(owner.waiting))))
+        del self._all[waiting]
+        self._turn = max(self._turn, owner.tag)  # those who are not spared are behind it
+        owner.tag += 1
+        if owner.waiting:
+            self._enter(name, owner)
+            if owner.is_spared:
+                self._enter_spared(name, owner)
+        else:
+            del self._owners[name]
+        self._tidy()
+        return waiting
+
+    def _stands(self, entry: tuple[int, int, str]) -> bool:
+        """Whether an owner has still the turn of an entry: he may have had it, or have gone and come again."""
+        owner = self._owners.get(entry[2])
+        return owner is not None and owner.tag == entry[0]
+
     def _enter(self, name: str, owner: _Owner[W]) -> None:
         self._serial += 1
         heapq.heappush(self._heap, (owner.tag, self._serial, name))
 
+    def _enter_spared(self, name: str, owner: _Owner[W]) -> None:
+        self._serial += 1
+        heapq.heappush(self._spared, (owner.tag, self._serial, name))
+
     def _tidy(self) -> None:
-        """An owner who went and came again has two entries; only so many are carried along."""
-        if len(self._heap) <= 2 * len(self._owners) + _STALE_MAX:
-            return
-        seen: dict[str, tuple[int, int, str]] = {}
-        for entry in self._heap:
-            owner = self._owners.get(entry[2])
-            if owner is not None and owner.tag == entry[0]:
-                seen[entry[2]] = entry
-        self._heap = list(seen.values())
-        heapq.heapify(self._heap)
+        """Owners who went, came again, or had their turn by the other heap, leave entries; only so many are carried
+        along."""
+        most = 2 * len(self._owners) + _STALE_MAX
+        if len(self._heap) > most:
+            self._heap = self._standing(self._heap)
+        if len(self._spared) > most:
+            self._spared = [entry for entry in self._standing(self._spared) if self._owners[entry[2]].is_spared]
+
+    def _standing(self, heap: list[tuple[int, int, str]]) -> list[tuple[int, int, str]]:
+        """A heap of one entry for each owner who has one that stands."""
+        found = list({entry[2]: entry for entry in heap if self._stands(entry)}.values())
+        heapq.heapify(found)
+        return found

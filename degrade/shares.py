@@ -6,8 +6,8 @@ bounded.
 A limit is somewhat above what a server works on at once (``degrade/limiter.py``), so a crowd that fills it waits in
 the server, where nobody can be passed any more, and whoever comes then waits behind it however little he asks. Where
 it is known how many requests the server works on at once (its places), the last of them are therefore left to those who
-must not wait: a priority leaves them to the higher ones that are there, and within one an owner who asks for more than
-his share to those who ask for less than theirs. Owners who ask alike fill the whole limit, and so does one alone.
+must not wait: a priority leaves them to the higher ones that are there, and within one the few who ask for far more
+than their shares to the many who do not. Owners who ask alike fill the whole limit, and so does one alone.
 """
 
 from __future__ import annotations
@@ -30,38 +30,36 @@ SMOOTHING: Final = 0.05
 HEAVY: Final = 2.0
 """Shares that are more than one's share: with what comes by chance nearly everybody has one and a half now and then."""
 
-RENEWED_SECONDS: Final = 3.0
-"""After his last request, for which one who is within his share stays the one who is known to be: every crowd is small
-when it begins, and must not stand in his place then."""
-
 OWNERS_MAX: Final = 1024
 """Owners of one priority that are remembered; who asked longest ago is forgotten first."""
 
 
 class Holder:
     """An owner with his requests of one priority. ``present``: how many wait or are in flight; ``usual``: how many
-    there are in the mean."""
+    there are in the mean; ``is_heavy``: whether that is far more than his share, as of his last request."""
 
-    __slots__ = ("asked_at", "present", "usual")
+    __slots__ = ("asked_at", "is_heavy", "present", "usual")
 
     def __init__(self) -> None:
         self.asked_at = -math.inf
+        self.is_heavy = False
         self.present = 0
         self.usual = 0.0
 
 
 class _Class:
-    """Those of one priority, who asked last at the end. ``light``: one who was within his share when he asked."""
+    """Those of one priority who are there, who asked last at the end, and how many of them are heavy."""
 
-    __slots__ = ("holders", "light")
+    __slots__ = ("heavy", "holders")
 
     def __init__(self) -> None:
         self.holders: OrderedDict[str, Holder] = OrderedDict()
-        self.light: Holder | None = None
+        self.heavy = 0
 
 
 class Shares:
-    """Of one gate. Priorities are numbers, the lowest goes first. ``places``: of its server; 0: nobody knows."""
+    """Of one gate; all that is asked of it costs O(1). Priorities are numbers, the lowest goes first. ``places``: of
+    its server; 0: nobody knows."""
 
     def __init__(self) -> None:
         self.places = 0
@@ -69,23 +67,24 @@ class Shares:
 
     def least(self, limit: int) -> int:
         """Up to so many in flight whoever comes has a place."""
-        return min(limit, self.places - 2 * int(self.places * KEPT)) if self.places else limit
+        return min(limit, self.places - 2 * self._kept) if self.places else limit
 
     def most(self, priority: int, holder: Holder, limit: int, now: float) -> int:
         """Up to so many in flight there is a place for somebody who has asked."""
         if not self.places:
             return limit
-        times = self.is_crowd(priority, holder, limit, now) + self._is_passed(priority, now)
-        return min(limit, self.places - times * int(self.places * KEPT)) if times else limit
+        times = self.is_crowd(priority, holder) + self._is_passed(priority, now)
+        return min(limit, self.places - times * self._kept) if times else limit
 
-    def is_crowd(self, priority: int, holder: Holder, limit: int, now: float) -> bool:
-        """Whether somebody has far more than his share there, and another one has not. Where nobody knows the places it
-        is a share of the limit."""
-        there, places = self._classes[priority], self.places or limit
-        light = there.light
-        if light is None or now - light.asked_at > LATELY or _is_heavy(there, light, places):
-            return False
-        return _is_heavy(there, holder, places)
+    def most_of_all(self, priority: int, limit: int, now: float) -> int:
+        """Up to so many in flight there is a place for somebody of a priority, whoever he is."""
+        return min(limit, self.places - self._kept) if self.places and self._is_passed(priority, now) else limit
+
+    def is_crowd(self, priority: int, holder: Holder) -> bool:
+        """Whether somebody who has asked has far more than his share there, beside at least as many who have not: where
+        most have, it is the server that has too little. Where nobody knows the places it is a share of the limit."""
+        there = self._classes[priority]
+        return holder.is_heavy and 2 * there.heavy <= len(there.holders)
 
     def asked(self, priority: int, owner: str, limit: int, now: float) -> Holder:
         """Somebody asks. What he has then is to be counted in what this returns."""
@@ -95,16 +94,20 @@ class Shares:
         holder = there.holders.get(owner)
         if holder is None:
             holder = there.holders[owner] = Holder()
-            self._forget(there, now)
         else:
             there.holders.move_to_end(owner)
         holder.asked_at = now
+        self._forget(there, now)
         holder.usual += SMOOTHING * (holder.present - holder.usual)
-        places, light = self.places or limit, there.light
-        is_other = light is None or now - light.asked_at > RENEWED_SECONDS or _is_heavy(there, light, places)
-        if is_other and not _is_heavy(there, holder, places):
-            there.light = holder
+        places = self.places or limit
+        is_heavy = holder.usual > 1.0 and holder.usual * len(there.holders) > HEAVY * places
+        there.heavy += is_heavy - holder.is_heavy
+        holder.is_heavy = is_heavy
         return holder
+
+    @property
+    def _kept(self) -> int:
+        return int(self.places * KEPT)
 
     def _is_passed(self, priority: int, now: float) -> bool:
         """Whether somebody with a higher priority is there."""
@@ -121,9 +124,6 @@ class Shares:
             owner, oldest = next(iter(there.holders.items()))
             if len(there.holders) <= OWNERS_MAX and now - oldest.asked_at <= LATELY:
                 return
+            there.heavy -= oldest.is_heavy
+            oldest.is_heavy = False
             del there.holders[owner]
-
-
-def _is_heavy(there: _Class, holder: Holder, places: int) -> bool:
-    """Whether he has far more than an equal share of the places there, and more than one."""
-    return holder.usual > 1.0 and holder.usual * len(there.holders) > HEAVY * places

@@ -6,6 +6,8 @@ import random
 import statistics
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from degrade.gate import Claim, Gate, GateOptions, Permit, Priority, Waiting
 from degrade.limiter import Limiter, LimiterOptions
@@ -67,10 +69,21 @@ def test_owners_who_ask_alike_leave_nothing_to_each_other() -> None:
 def test_a_crowd_leaves_the_last_places_to_who_asks_little_and_for_as_long_as_he_is_there() -> None:
     made = shares()
     noisy, quiet = ask(made, "noisy", 60), ask(made, "quiet", 1)
-    assert kept(made, noisy, LATELY) == 3
-    assert kept(made, quiet, LATELY) == 0
+    made.asked(NORMAL, "noisy", 10, LATELY)
+    assert (kept(made, noisy, LATELY), kept(made, quiet, LATELY)) == (3, 0)
     made.asked(NORMAL, "noisy", 10, LATELY + 0.1)
     assert kept(made, noisy, LATELY + 0.1) == 0
+
+
+def test_where_most_are_heavy_it_is_the_server_that_has_too_little() -> None:
+    made = shares()
+    holders = [ask(made, owner, 100) for owner in "abc"]
+    ask(made, "d", 1, times=1)
+    assert not any(made.is_crowd(NORMAL, holder) for holder in holders)
+    ask(made, "e", 1, times=1)
+    assert not any(made.is_crowd(NORMAL, holder) for holder in holders)
+    ask(made, "f", 1, times=1)
+    assert all(made.is_crowd(NORMAL, holder) for holder in holders)
 
 
 def test_a_few_that_come_together_are_no_crowd() -> None:
@@ -105,8 +118,21 @@ def test_owners_who_are_gone_are_forgotten() -> None:
     for number in range(3 * OWNERS_MAX):
         made.asked(NORMAL, str(number), 10, 0.0)
     assert len(made._classes[NORMAL].holders) == OWNERS_MAX
+    ask(made, "noisy", 100)
     made.asked(NORMAL, "new", 10, LATELY + 1.0)
-    assert list(made._classes[NORMAL].holders) == ["new"]
+    assert (list(made._classes[NORMAL].holders), made._classes[NORMAL].heavy) == (["new"], 0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 40), st.floats(0.0, 20.0)), max_size=60))
+def test_the_heavy_are_counted_as_they_are(events: list[tuple[str, int, float]]) -> None:
+    made, now = shares(), 0.0
+    for owner, present, later in events:
+        now += later
+        made.asked(NORMAL, owner, 10, now).present = present
+        there = made._classes[NORMAL]
+        assert there.heavy == sum(holder.is_heavy for holder in there.holders.values())
+        assert all(now - holder.asked_at <= LATELY for holder in there.holders.values())
 
 
 # -- the gate that asks them --------------------------------------------------------------------------
@@ -138,6 +164,55 @@ def test_a_noisy_tenant_at_fifty_times_its_share_leaves_the_others_p99_within_on
     found = [spared(QUIET, NOISY, PLACES, seed) for seed in SEEDS]
     assert statistics.median(times for times, _ in found) <= 1.5
     assert all(goodput(told, 40.0) >= 0.9 * CAPACITY for _, told in found)
+
+
+@pytest.mark.parametrize("owners", [100, 4000])
+def test_what_a_gate_does_costs_the_same_however_many_owners_wait(owners: int) -> None:
+    """Counted in comparisons of tags and not in time: nobody who waits is looked at in vain."""
+    made = gate(16)
+    looked = 0
+    may = made._may
+
+    def counted(*told: object) -> bool:
+        nonlocal looked
+        looked += 1
+        return may(*told)  # type: ignore[arg-type]
+
+    made._may = counted  # type: ignore[method-assign]
+    permits: list[Permit] = []
+
+    def ask(owner: str, priority: Priority) -> None:
+        def woken() -> None:
+            assert isinstance(waits[0].outcome, Permit)
+            permits.append(waits[0].outcome)
+
+        found = made.admit(Claim(owner, priority), 10.0, 0.0, woken)
+        waits = [found] if isinstance(found, Waiting) else []
+        permits.extend([found] if isinstance(found, Permit) else [])
+
+    for number in range(owners):
+        ask(f"{number}", NORMAL)
+    for _ in range(20):
+        ask("vip", HIGH)
+    looked = 0
+    for turn in range(200):
+        permits.pop(0).ignored(0.0)
+        ask(f"new{turn}", NORMAL)
+        if not turn % 10:
+            ask("vip", HIGH)
+    assert made.waiting > owners / 2
+    assert looked <= 4 * 200
+
+
+@pytest.mark.parametrize("quiet", [1, 3])
+def test_who_asks_little_does_not_make_a_crowd_of_all_others(quiet: int) -> None:
+    """A health check beside ten tenants who all ask too much: that is strain, and they lose nothing for it."""
+    tenants = [Stream(Claim(f"{n}"), 0.4 * CAPACITY) for n in range(10)]
+    seldom = [Stream(Claim(f"seldom{n}"), 0.5) for n in range(quiet)]
+    world = World(gate(PLACES), PLACES, WORK, DEADLINE)
+    told = world.run([*tenants, *seldom], 60.0, 4)
+    assert goodput(told, 60.0) >= 0.97 * CAPACITY
+    assert world.gate.shed_apart < 0.1 * world.gate.shed.total()
 
 
 @pytest.mark.parametrize("places", [PLACES, 0])
