@@ -189,6 +189,7 @@ def _route_faults(config: Config, written: Written, name: str, route: Route) -> 
     yield from _second_faults(path, route)
     yield from _snapshot_faults(config, written, "routes", name)
     yield from _default_faults(written, name)
+    yield from _brownout_faults(path, route)
     json_bytes_max = route.limits.json_bytes_max
     if json_bytes_max > bytes_max and said(written, "routes", name, "limits", "json_bytes_max"):
         yield (
@@ -234,6 +235,14 @@ def _default_faults(written: Written, name: str) -> Iterator[Fault]:
         yield f"routes.{name}.default", 'is declared, and `degrade` does not name "default": nobody would get it'
     elif named and not declared:
         yield f"routes.{name}.degrade", 'names "default", and none is declared: write default.OUTPUT for each output'
+
+
+def _brownout_faults(path: str, route: Route) -> Iterator[Fault]:
+    """What is allowed in a brownout, and would change nothing."""
+    if "fast" in route.brownout and len(route.tiers) < 2:
+        yield f"{path}.brownout", 'names "fast", and there is one tier only: its answers are all there is'
+    if "stale" in route.brownout and (route.cache is None or not route.cache.max_stale):
+        yield f"{path}.brownout", 'names "stale", and no answer is kept beyond its ttl: give cache.max_stale'
 
 
 def _endpoint_faults(config: Config, written: Written, name: str, endpoint: Endpoint) -> Iterator[Fault]:

@@ -64,8 +64,9 @@ class Features:
         return msgspec.structs.replace(facts, inputs=(*entities, *others), max_batch=0)
 
     def rows(self, request: InferRequest) -> int | None:
-        """How many rows the model would be asked for; None if nobody can tell."""
-        counts = {len(_ids(tensor)) for tensor in request.inputs if self._is_many(tensor.name)}
+        """How many rows the model would be asked for; None if nobody can tell. By shapes alone: nobody may have held
+        the request against anything yet."""
+        counts = {tensor.elements for tensor in request.inputs if self._is_many(tensor.name)}
         return None if len(counts) > 1 else next(iter(counts), 1)
 
     def _is_many(self, name: str) -> bool:

@@ -291,6 +291,25 @@ def test_a_declared_default_is_what_was_written(write: Write) -> None:
     assert route.default["label"].data() == b"\x04\0\0\0none"
 
 
+@pytest.mark.parametrize(
+    ("said", "fault"),
+    [
+        ("brownout = ['fast']", "routes.r.brownout: names \"fast\", and there is one tier only"),
+        ("brownout = ['stale']", "routes.r.brownout: names \"stale\", and no answer is kept beyond its ttl"),
+        ("brownout = ['stale']\ncache = { ttl = '1m' }", "routes.r.brownout: names \"stale\""),
+        ("brownout = ['stale']\ncache = { ttl = '1m', max_stale = '1h' }", ""),
+    ],
+)
+def test_what_a_brownout_cannot_change_is_not_allowed_in_vain(write: Write, said: str, fault: str) -> None:
+    written = write(f"[routes.r]\ntiers = [{{ backend = 'gpu', model = 'm' }}]\n{said}\n{MINIMAL}")
+    if not fault:
+        load(written, {})
+        return
+    with pytest.raises(ConfigError) as caught:
+        load(written, {})
+    assert fault in str(caught.value)
+
+
 UNREACHABLE = ["..", ".", "a\\b", "stats", "trace", "a\x7fb", "a\x00b", "a b", "", "%2e%2e", "a%2fb"]
 
 

@@ -273,3 +273,18 @@ async def test_what_is_repeated_for_each_row_has_a_bound_and_is_not_even_looked_
     assert refused.value.problem.status == 413
     assert (len(house.ranker.seen), len(house.items.asked)) == before
     assert len(house.users.asked) == 1
+
+
+def test_how_many_rows_there_would_be_is_told_by_shapes_alone() -> None:
+    """A declared default is repeated for them, also before a model has said what a request must be."""
+    features = Ranking().route.features
+    assert features is not None
+    user = Tensor("user", "BYTES", (1,), b"\xff\xff")
+
+    def rows(*more: Tensor) -> int | None:
+        return features.rows(InferRequest("rank", (user, *more)))
+
+    assert rows(Tensor("items", "INT64", (3,), b"\0" * 24)) == 3
+    assert rows(Tensor("items", "FP32", (3,), b"\0" * 12)) == 3
+    assert rows() == 1
+    assert rows(Tensor("items", "INT64", (3,), b""), Tensor("items", "INT64", (2,), b"")) is None

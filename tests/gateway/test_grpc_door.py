@@ -581,6 +581,8 @@ async def test_connections_and_metadata_are_bounded(upstream, open_door):
 
 async def test_what_is_in_work_is_finished_and_health_turns_first(upstream, open_door):
     door = await open_door(SERVER__DRAIN="5s", SERVER__DRAIN_NOTICE="300ms")
+    noticed = asyncio.Event()
+    door.gateway._sleep = lambda _: noticed.wait()  # the notice lasts until all have been asked
     check = door.channel.unary_unary("/grpc.health.v1.Health/Check")
     watch = door.channel.unary_stream("/grpc.health.v1.Health/Watch")(b"", timeout=SECONDS)
     assert await check(b"") == await watch.read() == b"\x08\x01"
@@ -593,6 +595,7 @@ async def test_what_is_in_work_is_finished_and_health_turns_first(upstream, open
         assert await watch.read() == b"\x08\x02"
         assert await check(b"", timeout=SECONDS) == b"\x08\x02"
         assert not (await door.ask("ServerReady", pb.ServerReadyRequest()))[0].ready
+        noticed.set()
         await until(lambda: door.gateway._grpc.service.connections.closing)
         late = aio.insecure_channel(door.gateway.grpc_address, options=[("grpc.use_local_subchannel_pool", 1)])
         with pytest.raises(aio.AioRpcError) as caught:
