@@ -49,8 +49,7 @@ class Doubt(enum.Enum):
 
     NONE = "none"
     MODELS = "models"
-    READY = "ready"
-    REACH = "reach"
+    SERVER = "server"
 
 
 class Seat:
@@ -73,10 +72,8 @@ class Seat:
     @property
     def doubt(self) -> Doubt:
         """What is known against it that its next probe may find to be over."""
-        if self.reach.state != "closed":
-            return Doubt.REACH
-        if not self.ready:
-            return Doubt.READY
+        if self.reach.state != "closed" or not self.ready:
+            return Doubt.SERVER
         return Doubt.MODELS if any(each.state != "closed" for each in self.answers.values()) else Doubt.NONE
 
     def reached_in(self, now: float) -> float:

@@ -7,6 +7,7 @@ server. It must not choose a replica, nor know who asks one for what.
 
 from __future__ import annotations
 
+import math
 import random as chance
 from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
@@ -35,6 +36,9 @@ DOUBT_SHARE: Final = 0.02
 one that is away all night is asked as seldom as one that is well."""
 SPREAD: Final = 0.25
 """By which share a pause is longer or shorter, so that many gateways do not ask in step."""
+
+COUNTED_SHARE: Final = 0.9
+"""Of the interval: so long after one failed question the next counts. Haste opens no breaker sooner."""
 
 
 class Probe(Struct, frozen=True):
@@ -83,9 +87,12 @@ class Watch:
         self._hears = hears
         self._doubt = Doubt.NONE
         self._doubted_since = 0.0
+        self._interval = 0.0
+        self._failed_at = -math.inf
 
     async def run(self, interval: float, sleep: Sleep) -> None:
         """Ask for ever: ``interval`` seconds apart, and in doubt oftener; cancel it to stop."""
+        self._interval = interval
         while True:
             await self.ask()
             self._hears.told()
@@ -102,9 +109,7 @@ class Watch:
             if error.failure is Failure.OVERLOADED and error.before_answer:
                 return  # it was not asked
             seat.probed, seat.ready = True, False
-            permit = seat.reach.acquire(self._now())
-            if permit is not None:
-                permit.failed(self._now(), f"probe-{error.failure.value}")
+            self._fail(f"probe-{error.failure.value}")
             return
         was_ready, seat.probed, seat.ready = seat.ready, True, self._options.probe.is_ready(reply.status)
         was_reached = seat.reach.state == "closed"
@@ -114,6 +119,16 @@ class Watch:
             seat.reach = self._hears.renewed(seat, Change(seat.reach.state, "closed", reason, self._now()))
         if seat.ready and not (was_ready and was_reached):
             seat.answers.clear()
+
+    def _fail(self, reason: str) -> None:
+        """Speak against it, no more often than by the interval."""
+        now = self._now()
+        if now - self._failed_at < COUNTED_SHARE * self._interval:
+            return
+        permit = self._seat.reach.acquire(now)
+        if permit is not None:
+            self._failed_at = now
+            permit.failed(now, reason)
 
     async def _rest(self, interval: float, sleep: Sleep) -> None:
         """Until the next question: a doubt that comes meanwhile ends the rest."""

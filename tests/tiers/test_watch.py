@@ -142,6 +142,17 @@ async def test_pauses_of_a_doubt_are_not_in_step() -> None:
     assert len(pauses) > 10
 
 
+async def test_haste_opens_no_breaker_sooner() -> None:
+    """Questions that fail while callers are answered count as often as they would be asked otherwise."""
+    world = World(PoolOptions(breaker=BreakerOptions(consecutive_failures=5)))
+    world.one.fails = Failure.DROPPED
+    await world.run(3.4)
+    assert len(world.asked) > 10
+    assert world.state == ("closed", ())
+    await world.run(3.0)
+    assert world.state == ("open", ())
+
+
 async def test_an_interval_shorter_than_a_turn_stays_as_it_is() -> None:
     world = World()
     world.one.fails = Failure.UNREACHABLE
