@@ -44,7 +44,7 @@ class Default:
             return f"the default has no output {unknown[0]!r}"
         size = sum(len(self._data[name]) for name in names)
         if self.is_by_row and not rows:
-            return "the default is of rows, and the request has none"
+            return "the default is of rows, and the request has none, or too many"
         if size * (rows or 1) > ANSWER_BYTES_MAX:
             return f"the default would have {size * (rows or 1)} bytes, and {ANSWER_BYTES_MAX} are made at most"
         outputs = [self._output(name, rows or 1) for name in dict.fromkeys(names)]
