@@ -338,6 +338,6 @@ async def test_before_a_model_is_known_a_default_is_for_entities_as_they_are_con
 async def test_a_default_has_no_more_rows_than_the_model_takes() -> None:
     house = Ranking(declared=DEFAULT)
     await house.rank(b"ann", [1])
-    assert isinstance(house.route.declared(InferRequest("rank", (ANN, ITEMS))), InferResponse)
+    assert callable(house.route.declared(InferRequest("rank", (ANN, ITEMS))))
     five = Tensor("items", "INT64", (5,), b"\0" * 40)
     assert "too many" in str(house.route.declared(InferRequest("rank", (ANN, five))))
