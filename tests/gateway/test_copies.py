@@ -254,6 +254,7 @@ async def test_what_was_made_before_there_was_a_word_gets_it_with_a_later_pass(b
 async def test_an_answer_of_an_earlier_epoch_gets_no_word(born: Born, host: Host) -> None:
     life = born()
     await life.live()
+    assert life.find() is None, "somebody asks, and so it is made"
     life.answer()
     life.epoch += 1
     assert life.write() == "written"
@@ -369,6 +370,29 @@ async def test_of_models_that_take_or_give_something_else_nothing_is_found(born:
         host.schema = schema
         assert (life.find() is not None) is is_found
     assert life.snapshot.rejected == {"fingerprint": 1}
+
+
+async def test_what_an_earlier_model_gave_is_not_copied_as_what_this_one_gives(born: Born, host: Host) -> None:
+    """It stays in memory as an old answer, of the shape that the model had; its copy would say it has the new one."""
+    life = born()
+    await life.live()
+    life.answer(1.0, b"written")
+    assert life.write() == "written"
+    life.answer(2.0, b"waiting")
+    host.schema, life.epoch = b"another", life.epoch + 1
+    life.standing.end_turn()
+    life.answer(3.0, b"new")
+    life.copies.sweep(2**20)
+    life.write()
+    life.epoch += 1  # the same model, loaded again
+    life.standing.end_turn()
+    life.copies.sweep(2**20)
+    life.write()
+    life = born()
+    await life.live()
+    assert [value(life.find(digest)) for digest in (b"written", b"waiting", b"new")] == [None, None, 3.0]
+    host.schema = b"schema"
+    assert value(life.find(b"written")) == 1.0
 
 
 async def test_an_age_beyond_what_may_be_served_is_the_end(born: Born, host: Host) -> None:
