@@ -17,9 +17,9 @@ from degrade.calendar import Calendar
 from degrade.record import seal
 from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway import purges as module
-from gateway.config import CacheConfig, TierConfig
+from gateway.config import CacheConfig, Endpoint, TierConfig
 from gateway.config import Route as RouteConfig
-from gateway.copied import Answers, fingerprint_of
+from gateway.copied import Answers, fingerprint_of, fingerprint_of_endpoint
 from gateway.copies import READ_SECONDS, Copies, Copy, CopyRules, Standing
 from gateway.service import Served, cache_of
 from gateway.units import Seconds
@@ -440,6 +440,16 @@ def test_a_fingerprint_is_of_what_decides_an_answer_and_of_nothing_else() -> Non
     ]
     assert set(same) == {of()}
     assert len({of(), *others}) == len(others) + 1
+
+
+def test_a_page_of_one_backend_is_none_of_another() -> None:
+    base = Endpoint("/score", backend="staging", cache=CacheConfig(ttl=Seconds(10)))
+
+    def of(**changes: object) -> bytes:
+        return fingerprint_of_endpoint("e", msgspec.structs.replace(base, **changes))
+
+    assert {of(timeout=Seconds(1)), of(cache=CacheConfig(ttl=Seconds(5)))} == {of()}
+    assert len({of(), of(backend="production"), of(path="/other"), fingerprint_of_endpoint("f", base)}) == 4
 
 
 @pytest.mark.parametrize(
