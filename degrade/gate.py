@@ -194,11 +194,13 @@ class Gate:
 
     @property
     def places(self) -> int:
-        """Requests that the server works on at once; 0: nobody knows, or it depends on how they come."""
+        """Requests in flight that keep the server busy; 0: nobody knows, or it depends on how they come."""
         return self._shares.places
 
     @places.setter
     def places(self, places: int) -> None:
+        if places and not self._shares.places:
+            self._limiter.hint(places)
         self._shares.places = places
 
     @property

@@ -105,14 +105,6 @@ class LimiterOptions(msgspec.Struct, frozen=True):
         if self.remeasure <= 0.0:
             raise ValueError("remeasure is above 0 seconds")
 
-    def beginning_at(self, places: int) -> LimiterOptions:
-        """For a server that is known to work on so many at once (0: it is not known): it begins where it comes to rest
-        anyway, a quarter above that, if that is lower."""
-        if not self.adaptive or not places:
-            return self
-        first = self.most if self.first is None else self.first
-        return msgspec.structs.replace(self, first=min(first, max(self.least, places + max(1, places // 4))))
-
 
 class Limiter:
     """One estimate, for what has one queue of its own. Seconds of a monotonic clock; ``chance`` spreads
@@ -188,6 +180,12 @@ class Limiter:
     def crowd(self) -> float:
         """The share of its places that a crowd that is held may have now: less than 1 to see what they bring."""
         return BELOW if self._hold.dips else 1.0
+
+    def hint(self, places: int) -> None:
+        """It is known how many the server works on at once: as long as the limit was never near that, it goes on from
+        where it comes to rest anyway, a quarter above."""
+        if self._options.adaptive and self._lost:
+            self._limit = min(self._limit, float(max(self._options.least, places + max(1, places // 4))))
 
     def pressed(self, now: float) -> None:
         """Somebody has to wait: the limit is what holds him up."""

@@ -93,9 +93,12 @@ class Total(Struct):
 
 
 class Inference(Struct):
-    """Requests of one version."""
+    """Requests of one version: all their time in the server, and what of it instances worked on them."""
 
     success: Total = msgspec.field(default_factory=Total)
+    compute_input: Total = msgspec.field(default_factory=Total)
+    compute_infer: Total = msgspec.field(default_factory=Total)
+    compute_output: Total = msgspec.field(default_factory=Total)
 
 
 class VersionStatistics(Struct):
@@ -114,6 +117,24 @@ class Statistics(Struct):
     model_stats: list[VersionStatistics] = []
 
 
+class Spent(Struct, frozen=True):
+    """Totals of all versions, which only ever grow while a model stays loaded: requests, their nanoseconds in the
+    server, and what of these an instance worked on each."""
+
+    requests: int = 0
+    served_ns: int = 0
+    computed_ns: int = 0
+
+
+class Capacity(Struct, frozen=True):
+    """What a model's servers can do: ``places`` requests at once, each of which takes an instance ``computed`` seconds
+    and the server ``served`` seconds in all, in the mean of what they did lately."""
+
+    places: int
+    computed: float
+    served: float
+
+
 class Sight(Struct, frozen=True):
     """One look at a model on one replica. ``work`` maps a version to its totals, which only ever grow
     while a model stays loaded: (successes, nanoseconds, inferences, executions). ``last`` maps a version to
@@ -123,6 +144,7 @@ class Sight(Struct, frozen=True):
     config_digest: bytes
     work: dict[str, tuple[int, ...]]
     last: dict[str, int] = {}  # a version that is not in it has never executed
+    spent: Spent = Spent()
     gone: bool = False
     lost: bool = False  # the replica could not be reached after this look
 
@@ -175,6 +197,16 @@ def _instances(config: ModelConfig) -> int:
     if any(group.kind == "KIND_MODEL" for group in groups):
         return 0
     return sum(max(0, group.count) * max(1, len(group.gpus)) for group in groups)
+
+
+def spent(statistics: Statistics) -> Spent:
+    """What its versions' requests took together."""
+    each = [version.inference_stats for version in statistics.model_stats]
+    return Spent(
+        sum(stats.success.count for stats in each),
+        sum(stats.success.ns for stats in each),
+        sum(stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns for stats in each),
+    )
 
 
 def totals(stats: VersionStatistics) -> tuple[int, ...]:

@@ -138,9 +138,9 @@ def test_the_heavy_are_counted_as_they_are(events: list[tuple[str, int, float]])
 # -- the gate that asks them --------------------------------------------------------------------------
 
 
-def gate(places: int, **options: int) -> Gate:
+def gate(places: int, **options: int | bool) -> Gate:
     limiter = LimiterOptions(**{"least": 1, "most": 64, "first": 16} | options)  # type: ignore[arg-type]
-    made = Gate(Limiter(limiter.beginning_at(places), random.Random(0)), GateOptions())
+    made = Gate(Limiter(limiter, random.Random(0)), GateOptions())
     made.places = places
     return made
 
@@ -288,12 +288,19 @@ def test_a_fixed_limit_below_the_places_is_an_operators_word() -> None:
 
 @pytest.mark.parametrize(("places", "first"), [(0, 16), (1, 2), (8, 10), (12, 15), (100, 16)])
 def test_where_a_limit_begins(places: int, first: int) -> None:
-    assert LimiterOptions(least=2, most=64, first=16).beginning_at(places).first == first
+    assert gate(places, least=2).limit == first
 
 
 def test_a_limit_that_an_operator_fixed_begins_there() -> None:
-    options = LimiterOptions(least=2, most=64, first=16, adaptive=False)
-    assert options.beginning_at(4) is options
+    assert gate(4, most=16, adaptive=False).limit == 16
+
+
+def test_a_limit_that_was_found_is_not_told_where_to_begin() -> None:
+    made = gate(0)
+    World(made, PLACES, WORK, DEADLINE).run([Stream(Claim("a"), 2 * CAPACITY)], 60.0, 1)
+    found = made.limit
+    made.places = 2
+    assert made.limit == found > 4
 
 
 @pytest.mark.parametrize("places", [4, 8])
