@@ -6,8 +6,13 @@ something here.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 from msgspec import Struct
+
+INSTANCES_MAX: Final = 4096
+"""Of a model on one server: who tells of more tells nothing."""
 
 
 class TensorFact(Struct, frozen=True):
@@ -69,20 +74,24 @@ class InstanceGroup(Struct):
 
     count: int = 0
     kind: str = ""
-    gpus: list[int] = []
+    gpus: list[int] | None = None
     passive: bool = False
 
 
+_NO_GROUPS: Final = msgspec.Raw(b"[]")
+
+
 class ModelConfig(Struct):
-    """Its configuration (``/config``)."""
+    """Its configuration (``/config``). What only helps to share a server among callers must not make a model unknown:
+    it is read later, and may be anything."""
 
     name: str = ""
     max_batch_size: int = 0
     input: list[ConfigInput] = []
-    dynamic_batching: dict[str, object] | None = None
+    dynamic_batching: object = None
     sequence_batching: dict[str, object] | None = None
     model_transaction_policy: Policy | None = None
-    instance_group: list[InstanceGroup] = []
+    instance_group: msgspec.Raw = _NO_GROUPS
 
 
 class Total(Struct):
@@ -193,10 +202,15 @@ def _instances(config: ModelConfig) -> int:
     decoupled = config.model_transaction_policy is not None and config.model_transaction_policy.decoupled
     if config.dynamic_batching is not None or config.sequence_batching is not None or decoupled:
         return 0
-    groups = [group for group in config.instance_group if not group.passive]
+    try:
+        told = msgspec.json.decode(config.instance_group, type=list[InstanceGroup])
+    except msgspec.DecodeError:
+        return 0
+    groups = [group for group in told if not group.passive]
     if any(group.kind == "KIND_MODEL" for group in groups):
         return 0
-    return sum(max(0, group.count) * max(1, len(group.gpus)) for group in groups)
+    count = sum(max(0, group.count) * max(1, len(group.gpus or ())) for group in groups)
+    return count if count <= INSTANCES_MAX else 0
 
 
 def spent(statistics: Statistics) -> Spent:

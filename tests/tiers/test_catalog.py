@@ -118,6 +118,12 @@ async def test_sequence_and_decoupled() -> None:
         ({"instance_group": [{"count": 2}], "sequence_batching": {}}, 0),
         ({"instance_group": [{"count": 2}], "model_transaction_policy": {"decoupled": True}}, 0),
         ({"instance_group": [{"count": -2}]}, 0),
+        ({"instance_group": [{"count": 2**31 - 1}]}, 0),
+        ({"instance_group": None}, 0),
+        ({"instance_group": "two", "dynamic_batching": None}, 0),
+        ({"instance_group": [{"count": "2"}]}, 0),
+        ({"instance_group": [{"count": 2, "gpus": None}]}, 2),
+        ({"instance_group": [{"count": 2}], "dynamic_batching": True}, 0),
         ({"platform": "ensemble", "ensemble_scheduling": {"step": []}}, 0),
     ],
 )
@@ -132,7 +138,7 @@ async def test_how_many_requests_a_model_works_on_at_once(config: dict[str, obje
     assert made.capacity("m") == (Capacity(2 * places, 6e-9, 10e-9) if places else None)
 
 
-async def test_places_are_those_of_the_replicas_that_answer() -> None:
+async def test_places_are_those_of_the_replicas_that_have_the_model() -> None:
     one, two = Triton("a"), Triton("b")
     one.config = {"instance_group": [{"count": 3}]}
     two.config = {"instance_group": [{"count": 1}]}
@@ -143,10 +149,13 @@ async def test_places_are_those_of_the_replicas_that_answer() -> None:
     one.count = two.count = 5
     await poll(made)
     assert made.capacity("m") == Capacity(4, 6e-9, 10e-9)
-    two.down = Failure.UNREACHABLE
+    two.down = Failure.TIMEOUT
+    await poll(made)
+    assert made.capacity("m") == Capacity(4, 6e-9, 10e-9), "one look is late: that says nothing"
+    two.down, two.loaded = None, False
     await poll(made)
     assert made.capacity("m") == Capacity(3, 6e-9, 10e-9)
-    two.down, two.config = None, {}
+    two.loaded, two.config = True, {}
     await poll(made)
     assert made.capacity("m") is None, "one of them does not say"
 
