@@ -1,13 +1,15 @@
 """A route's declared default: the answer for when everyone has failed and nothing older is kept.
 
-Rule of this file: pure. It says whether what is declared can be an answer of the model at all, and makes it for one
-request, repeated for each of its rows where the model takes batches. When it is given is the ladder's to say, and that
-it is one the pipeline's to tell. It is no model's answer: it has no version, and nothing keeps it.
+Rule of this file: pure. It says whether what is declared can be an answer of the model at all, and for one request what
+makes it, repeated for each of its rows where the model takes batches: it is made when it is given, once. When that is,
+is the ladder's to say, and that it is one the pipeline's to tell. It is no model's answer: it has no version, and
+nothing keeps it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Final
 
 from gateway.config_default import ANY, DefaultOutput
@@ -17,6 +19,11 @@ from tiers.inference import InferRequest, InferResponse, Tensor
 
 ANSWER_BYTES_MAX: Final = 16 * 1024 * 1024
 """Of one answer, all rows together: it is made on the event loop, some milliseconds of copying."""
+
+BLIND_BYTES_MAX: Final = 256 * 1024
+"""As long as the model is not known and the route has no bound on rows, for then a batch is as large as its caller
+says: a few bytes would make an answer that stops the event loop, as JSON is written (some 40 ms a MiB). 64 rows of 1000
+numbers are less. One row may be larger: somebody has written it down."""
 
 
 class Default:
@@ -32,23 +39,31 @@ class Default:
         """Whether it says one row's answer, and a batch has as many of it as it has rows."""
         return any(output.is_by_row for output in self._declared.values())
 
-    def answer(self, request: InferRequest, rows: int | None) -> InferResponse | str:
-        """The answer to a request of so many rows (None: nobody can tell), or why there is none."""
+    def due(self, request: InferRequest, rows: int | None, is_blind: bool = False) -> Callable[[], InferResponse] | str:
+        """What makes the answer to a request of so many rows (None: nobody can tell), or why there is none.
+        ``is_blind``: neither a model nor the route has said how many rows there may be."""
         if request.in_shared_memory or request.in_sequence:
             return "the default is for no request in shared memory and for none of a sequence"
         if any(CLASSIFICATION in asked.parameters for asked in request.outputs):
             return "the default has no classes to tell"
-        names = [asked.name for asked in request.outputs] or list(self._declared)
+        names = dict.fromkeys([asked.name for asked in request.outputs] or self._declared)
         unknown = [name for name in names if name not in self._declared]
         if unknown:
             return f"the default has no output {unknown[0]!r}"
-        size = sum(len(self._data[name]) for name in names)
-        if self.is_by_row and not rows:
-            return "the default is of rows, and the request has none"
-        if size * (rows or 1) > ANSWER_BYTES_MAX:
-            return f"the default would have {size * (rows or 1)} bytes, and {ANSWER_BYTES_MAX} are made at most"
-        outputs = [self._output(name, rows or 1) for name in dict.fromkeys(names)]
-        return InferResponse(self._route, "", tuple(outputs))
+        if not self.is_by_row:
+            return partial(self._answer, tuple(names), 1)
+        if not rows:
+            return "the default is of rows, and the request has none, or too many"
+        if is_blind and not all(tensor.elements for tensor in request.inputs):
+            return "the default is for no input without elements before the model is known"
+        row = sum([len(self._data[name]) for name in names])
+        most = min(max(row, BLIND_BYTES_MAX) if is_blind else ANSWER_BYTES_MAX, ANSWER_BYTES_MAX)
+        if row * rows > most:
+            return f"the default would have {row * rows} bytes, and {most} are made at most"
+        return partial(self._answer, tuple(names), rows)
+
+    def _answer(self, names: tuple[str, ...], rows: int) -> InferResponse:
+        return InferResponse(self._route, "", tuple([self._output(name, rows) for name in names]))
 
     def _output(self, name: str, rows: int) -> Tensor:
         declared, data = self._declared[name], self._data[name]

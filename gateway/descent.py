@@ -9,6 +9,7 @@ makes, and says what that step serves; ``pipeline.py`` serves it, counts it and 
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Final, Generic
 
 import msgspec
@@ -39,12 +40,13 @@ _TIERS_STEPS: Final = frozenset({Step.REPLICA, Step.TIER})
 
 
 class Descent(msgspec.Struct, Generic[R], frozen=True):
-    """The step that is taken, and what it serves: ``found`` of what is kept (STALE, SNAPSHOT), or the declared
-    ``default`` (DEFAULT). ``fault``: why there is no default where one is declared; "" if that was not the reason."""
+    """The step that is taken, and what it serves: ``found`` of what is kept (STALE, SNAPSHOT), or what ``default``
+    makes of what is declared (DEFAULT). ``fault``: why there is no default where one is declared; "" if that was not
+    the reason."""
 
     step: Step
     found: Found[Served[R]] | None = None
-    default: R | None = None
+    default: Callable[[], R] | None = None
     fault: str = ""
 
 
@@ -55,7 +57,7 @@ def descended(call: Call[Q, R], key: Key | None, failure: Failure, now: float) -
     kept = {Step.STALE: older, Step.SNAPSHOT: copied}
     steps = call.route.steps
     above = steps[: steps.index(Step.DEFAULT)] if Step.DEFAULT in steps else steps
-    is_needed = all(kept.get(step) is None for step in above)  # it has bytes of its own, maybe many
+    is_needed = all(kept.get(step) is None for step in above)  # the request is held against the models for it
     declared = _declared(call) if is_needed else ""
     is_there = not isinstance(declared, str)
     remains = Remains(
@@ -118,7 +120,7 @@ def _copied(call: Call[Q, R], key: Key | None, now: float) -> Found[Served[R]] |
     return found if found is not None and tolerates(found, call.directives, now) else None
 
 
-def _declared(call: Call[Q, R]) -> R | str:
-    """The declared default, or why there is none. It is no answer that anybody was given before, so what a caller says
-    of the age of those does not matter."""
+def _declared(call: Call[Q, R]) -> Callable[[], R] | str:
+    """What makes the declared default, or why there is none. It is no answer that anybody was given before, so what a
+    caller says of the age of those does not matter."""
     return call.route.declared(call.request) if Step.DEFAULT in call.route.steps else ""

@@ -52,22 +52,35 @@ class Features:
         self._ceiling = ceiling
         parts = [(part.entity, part.table) for wanted in config.inputs.values() for part in wanted.parts]
         self._pairs = tuple(dict.fromkeys(parts))
+        self._entities = tuple(
+            [
+                TensorFact(name, entity.datatype, (-1,) if entity.many else (1,))
+                for name, entity in config.entities.items()
+            ]
+        )
 
     def facts(self, facts: ModelFacts) -> ModelFacts:
         """What callers send: ids instead of the inputs that are made of them. The number of rows is not theirs to
         choose beside that of the ids."""
-        entities = [
-            TensorFact(name, entity.datatype, (-1,) if entity.many else (1,))
-            for name, entity in self._config.entities.items()
-        ]
         others = [fact for fact in facts.inputs if fact.name not in self._config.inputs]
-        return msgspec.structs.replace(facts, inputs=(*entities, *others), max_batch=0)
+        return msgspec.structs.replace(facts, inputs=(*self._entities, *others), max_batch=0)
 
-    def rows(self, request: InferRequest) -> int | None:
-        """How many rows the model would be asked for; None if nobody can tell. By shapes alone: nobody may have held
-        the request against anything yet."""
+    def declared(self, request: InferRequest) -> tuple[InferRequest, ModelFacts]:
+        """What of a request can be held against the configuration alone, while nobody knows the model: its entities,
+        and what they must be."""
+        entities = tuple([tensor for tensor in request.inputs if tensor.name in self._config.entities])
+        held = msgspec.structs.replace(request, inputs=entities, outputs=(), form=None)
+        return held, ModelFacts(request.model, (), self._entities, (), 0, False, False)
+
+    def rows(self, request: InferRequest, max_batch: int = 0) -> int | None:
+        """How many rows the model would be asked for, which takes ``max_batch`` (0: nobody has said); None if nobody
+        can tell, or it takes fewer. By shapes alone: nobody may have looked at the ids yet."""
         counts = {tensor.elements for tensor in request.inputs if self._is_many(tensor.name)}
-        return None if len(counts) > 1 else next(iter(counts), 1)
+        rows = 0 if len(counts) > 1 else next(iter(counts), 1)
+        return rows if 1 <= rows <= self._rows_max(max_batch) else None
+
+    def _rows_max(self, max_batch: int) -> int:
+        return min([limit for limit in (max_batch, self._ceiling.rows_max, ROWS_MAX) if limit])
 
     def _is_many(self, name: str) -> bool:
         entity = self._config.entities.get(name)
@@ -98,7 +111,7 @@ class Features:
             told = ", ".join(f"{name} {count}" for name, count in counts.items())
             raise Rejected(400, f"entities that are many must be as many as each other, and these are: {told}")
         rows = next(iter(counts.values()), 1)
-        most = min([limit for limit in (facts.max_batch, self._ceiling.rows_max, ROWS_MAX) if limit])
+        most = self._rows_max(facts.max_batch)
         if not 1 <= rows <= most:
             named = ", ".join(counts)
             raise Rejected(400, f"{named}: {rows} ids; model {facts.name} takes 1 to {most} here")

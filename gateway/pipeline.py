@@ -358,7 +358,7 @@ class Pipeline:
             return self._cached(call, key, found.entry, choice, quota, (step.value,))
         tried = Provenance(cache="bypass" if key is None else "miss", reason=failure, degraded=True)
         if step is Step.DEFAULT and left.default is not None:
-            return Answer(left.default, msgspec.structs.replace(tried, steps=(step.value,)), quota)
+            return Answer(left.default(), msgspec.structs.replace(tried, steps=(step.value,)), quota)
         assert step is Step.REFUSE, f"the pipeline has no step {step}"
         instead = route.instead(error)
         if instead is not None:

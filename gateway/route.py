@@ -7,7 +7,7 @@ in which a request meets them is ``gateway/pipeline.py``'s; what the tiers are i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -292,16 +292,17 @@ class Route:
         freshness = entry.freshness(now, key.epoch)
         return None if freshness is Freshness.DEAD else Found(entry, freshness, is_copy=True)
 
-    def declared(self, request: InferRequest) -> InferResponse | str:
-        """The declared default as an answer to a request, or why it is none. As long as a tier's model is not known,
-        nobody can tell whether it fits, or the request does."""
+    def declared(self, request: InferRequest) -> Callable[[], InferResponse] | str:
+        """What makes the declared default an answer to a request, or why it is none. As long as a tier's model is not
+        known, nobody can tell whether it fits, or the request does."""
         if self.default is None:
             return ""
         version = "" if self.learning.known(request.version) is None else request.version
         facts = self.learning.known(version)
         if facts is None:
-            return self.default.answer(request, self._rows_of(request))
-        for key, why in misfits(self.config.default, self.learning.merged(version).merged):
+            return self._undescribed(request, self.default)
+        merged = self.learning.merged(version).merged
+        for key, why in misfits(self.config.default, merged):
             return f"{self._default_key(key)} {why}"
         if version != request.version and request.version not in facts.versions:
             return f"the default is of no version {request.version}"
@@ -309,12 +310,22 @@ class Route:
             self.validator.check(request, facts)
         except Refused:
             return "the default is for no request that its models would refuse"
-        return self.default.answer(request, self._rows_of(request))
+        return self.default.due(request, self._rows_of(request, merged.max_batch))
 
-    def _rows_of(self, request: InferRequest) -> int | None:
+    def _undescribed(self, request: InferRequest, default: Default) -> Callable[[], InferResponse] | str:
+        """The default as long as a tier's model is not known: a request is held against the configuration alone."""
+        if self.features is not None:
+            try:
+                self.validator.check(*self.features.declared(request))
+            except Refused as refused:
+                return f"the default is for no request that is to be refused: {refused.problem.detail}"
+        return default.due(request, self._rows_of(request, 0), self.config.limits.batch_max is None)
+
+    def _rows_of(self, request: InferRequest, max_batch: int) -> int | None:
         """How many rows an answer has; None if nobody can tell, or it is more than there may be."""
-        rows = batch_size(request) if self.features is None else self.features.rows(request)
-        most = self.config.limits.batch_max
+        if self.features is not None:
+            return self.features.rows(request, max_batch)
+        rows, most = batch_size(request), self.config.limits.batch_max
         return None if rows is not None and most is not None and rows > most else rows
 
     def _copied(self, key: Key, now: float) -> Found[Served[InferResponse]] | None:

@@ -6,7 +6,7 @@ path and no order: that is ``pipeline.py``'s.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Final, Generic, Protocol, Self, TypeVar
 from urllib.parse import quote
 
@@ -298,9 +298,9 @@ class Service(Protocol[Q, R]):
     def kept(self, caller: Caller, request: Q, key: Key, now: float) -> Found[Served[R]] | None:
         """What an earlier process has left of the answer, for the ladder: an old one, whatever it was then."""
 
-    def declared(self, request: Q) -> R | str:
-        """What is declared as the answer for when nothing else is left; or why there is none, "" where nothing is
-        declared."""
+    def declared(self, request: Q) -> Callable[[], R] | str:
+        """What makes the answer that is declared for when nothing else is left; or why there is none, "" where nothing
+        is declared."""
 
     async def found(self, seconds: float) -> bool:
         """Wait so long for those who cannot be reached to be back; whether one is."""

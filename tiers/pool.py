@@ -130,7 +130,8 @@ class Pool:
         self._seats = [Seat(replica, self._breaker(replica.url, ""), label) for replica, label in named]
         watched = WatchOptions(options.probe, options.probe_timeout)
         self._watches = [Watch(seat, watched, now, random, self) for seat in self._seats]
-        self._told = asyncio.Event()
+        self._hoped = asyncio.Event()
+        self._patience = -math.inf  # until when somebody waits for a replica to be back
 
     @property
     def replicas(self) -> tuple[Replica, ...]:
@@ -321,20 +322,35 @@ class Pool:
         """Wait so long for a replica to be reached that could not be; whether one may be asked now. Nobody is waited
         for who will not be asked by then."""
         until = self._now() + seconds
-        while min(seat.due for seat in self._seats) <= until:
+        while self._asked_next <= until:
+            self._patience = max(self._patience, until)
             try:
                 async with asyncio.timeout(until - self._now()):
-                    await self._told.wait()
+                    await self._hoped.wait()
             except TimeoutError:
                 return False
-            if any(seat.reach.allows(self._now()) for seat in self._seats):
+            if self._is_reached:
                 return True
         return False
 
     def told(self) -> None:
-        """See ``Hears``."""
-        self._told.set()
-        self._told = asyncio.Event()
+        """See ``Hears``. Who waits is woken for a replica to ask, or for nobody: not by each that is still away, of
+        which there may be many, as there may be of those who wait."""
+        if self._patience == -math.inf or (self._asked_next <= self._patience and not self._is_reached):
+            return
+        self._patience = -math.inf
+        self._hoped.set()
+        self._hoped = asyncio.Event()
+
+    @property
+    def _is_reached(self) -> bool:
+        now = self._now()
+        return any(seat.reach.allows(now) for seat in self._seats)
+
+    @property
+    def _asked_next(self) -> float:
+        """When the next replica is asked whether it is ready."""
+        return min([seat.due for seat in self._seats])
 
     def renewed(self, seat: Seat, change: Change) -> Breaker:
         """See ``Hears``."""
@@ -461,10 +477,8 @@ class Pool:
         return Breaker(self._options.breaker, changed)
 
     def _none_left(self, key: str) -> UpstreamError:
-        now = self._now()
-        reached = any(seat.reach.allows(now) for seat in self._seats)
         wait = self.retry_after(key)
-        if not reached:
+        if not self._is_reached:
             return self._none_reached()
         return UpstreamError(
             Failure.BROKEN,

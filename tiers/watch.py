@@ -66,7 +66,7 @@ class Hears(Protocol):
         """The replica is reached again: a breaker for it that knows nothing."""
 
     def told(self) -> None:
-        """A replica has been asked, whatever came of it."""
+        """A replica has been asked, whatever came of it, and it is known when it is asked next."""
 
 
 class Watch:
@@ -95,7 +95,6 @@ class Watch:
         self._interval = interval
         while True:
             await self.ask()
-            self._hears.told()
             await self._rest(interval, sleep)
 
     async def ask(self) -> None:
@@ -137,6 +136,7 @@ class Watch:
             now = self._now()
             pause = self._pause(interval, now)
             self._seat.due = began + (pause if pause >= interval else spread * pause)
+            self._hears.told()
             if now >= self._seat.due:
                 return
             await sleep(min(self._seat.due - now, TURN_SECONDS))

@@ -13,8 +13,9 @@ from degrade.ladder import TABLE, Failure, Step
 from gateway.call import Answer
 from gateway.codec.http import CacheDirectives
 from gateway.config import CacheConfig, Limits
-from gateway.config_default import DefaultOutput
-from gateway.default import ANSWER_BYTES_MAX, Default
+from gateway.config_default import ELEMENTS_MAX, DefaultOutput
+from gateway.default import ANSWER_BYTES_MAX, BLIND_BYTES_MAX, Default
+from gateway.problem import Refused
 from gateway.units import Seconds
 from tests.gateway.test_pipeline import FACTS, NO_CACHE, SURE, House, Upstream
 from tiers.facts import ModelFacts, TensorFact
@@ -168,14 +169,60 @@ def test_it_is_bounded_in_bytes() -> None:
     wide = Default("r", {"y": DefaultOutput("FP64", (-1, 1024), 1.0)})
     request = InferRequest("r", (Tensor("x", "FP32", (1, 1), b"\0\0\0\0"),))
     most = ANSWER_BYTES_MAX // 8192
-    assert isinstance(wide.answer(request, most), InferResponse)
-    assert "bytes" in str(wide.answer(request, most + 1))
+    due = wide.due(request, most)
+    assert callable(due)
+    assert len(due().outputs[0].data) == ANSWER_BYTES_MAX
+    assert "bytes" in str(wide.due(request, most + 1))
+
+
+async def blind(shape: tuple[int, ...], size: int, default: DefaultOutput = Y, **route: object) -> int:
+    """How many bytes are given to a request before anybody knows the model."""
+    made = house(default={"y": default}, **route)
+    made.upstream.facts_failure = UpstreamError(Failure.UNREACHABLE, "nobody there")
+    made.fail()
+    return len(given(await made.ask(b"\0" * size, shape=shape))[0][3])
+
+
+async def test_before_the_model_is_known_a_few_bytes_are_no_large_answer() -> None:
+    """Nobody but the caller says then how many rows there are."""
+    kilobyte = DefaultOutput("FP32", (-1, 256), 1.0)
+    most = BLIND_BYTES_MAX // 1024
+    assert await blind((most, 1), 4 * most, kilobyte) == BLIND_BYTES_MAX
+    with pytest.raises(Refused, match=f"{BLIND_BYTES_MAX} are made at most"):
+        await blind((most + 1, 1), 4 * most + 4, kilobyte)
+    with pytest.raises(Refused, match="no input without elements"):
+        await blind((1000, 0), 0)
+    assert await blind((1, 1), 4, DefaultOutput("FP64", (-1, ELEMENTS_MAX), 1.0)) > BLIND_BYTES_MAX
+    with_bound = Limits(batch_max=most + 1)
+    assert await blind((most + 1, 1), 4 * most + 4, kilobyte, limits=with_bound) > BLIND_BYTES_MAX
+    whole = DefaultOutput("FP64", (ELEMENTS_MAX,), 1.0)
+    assert await blind((most + 1, 0), 0, whole) == 8 * ELEMENTS_MAX, "it does not grow with the rows"
+
+
+async def test_it_is_made_once_and_for_nobody_who_gets_something_else() -> None:
+    made = house()
+    assert (await made.ask()).provenance.stored
+    default, answers = made.route.default, list[InferResponse]()
+    assert default is not None
+    answer = default._answer
+
+    def counted(names: tuple[str, ...], rows: int) -> InferResponse:
+        answers.append(answer(names, rows))
+        return answers[-1]
+
+    default._answer = counted  # type: ignore[method-assign]
+    made.clock.now += 11
+    made.fail()
+    assert (await made.ask()).provenance.steps == ("stale",)
+    assert not answers
+    assert (await made.ask(SURE * 2, shape=(2, 2))).provenance.steps == ("default",)
+    assert len(answers) == 1
 
 
 @pytest.mark.parametrize("rows", [None, 0])
 def test_without_rows_there_is_none(rows: int | None) -> None:
     request = InferRequest("r", (Tensor("x", "FP32", (0, 1), b""),))
-    assert isinstance(Default("r", {"y": Y}).answer(request, rows), str)
+    assert isinstance(Default("r", {"y": Y}).due(request, rows), str)
 
 
 async def test_another_default_takes_over_what_is_kept() -> None:

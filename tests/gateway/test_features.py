@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 import numpy as np
@@ -11,11 +12,14 @@ import pytest
 
 from cache.stores.store import StoreError
 from degrade.deadline import Deadline
+from degrade.ladder import Failure
 from gateway import features
 from gateway.call import Answer, Call
 from gateway.codec.http import CacheDirectives, provenance_headers
 from gateway.config import CacheConfig, Entity, FeatureInput, Features, Limits, Part, TierConfig
 from gateway.config import Route as RouteConfig
+from gateway.config_default import DefaultOutput
+from gateway.features import ROWS_MAX
 from gateway.learning import Home
 from gateway.problem import Refused
 from gateway.route import Route
@@ -23,7 +27,7 @@ from gateway.units import Seconds, Size
 from tests.gateway.test_pipeline import NOBODY, House, Upstream
 from tests.gateway.test_tables import Shelf, table_on
 from tiers.facts import ModelFacts, TensorFact
-from tiers.inference import InferRequest, InferResponse, Tensor
+from tiers.inference import InferRequest, InferResponse, Tensor, UpstreamError
 from tiers.pool import Answered
 
 FACTS = ModelFacts(
@@ -40,6 +44,7 @@ FEATURES = Features(
     inputs={"x": FeatureInput((Part("user", "user"), Part("items", "item")))},
 )
 CACHE = CacheConfig(ttl=Seconds(10), max_stale=Seconds(100))
+NOTHING: Mapping[str, DefaultOutput] = MappingProxyType({})
 
 
 class Ranker(Upstream):
@@ -60,7 +65,14 @@ class Ranker(Upstream):
 class Ranking(House):
     """User rows are [n, n], item rows [n, n, n]."""
 
-    def __init__(self, default: float | str = "error", features: Features = FEATURES, **settings: object) -> None:
+    def __init__(
+        self,
+        default: float | str = "error",
+        features: Features = FEATURES,
+        declared: Mapping[str, DefaultOutput] = NOTHING,
+        **settings: object,
+    ) -> None:
+        """``default``: of tables; ``declared``: the route's."""
         self.ranker = Ranker()
         super().__init__(self.ranker)
         self.users, self.items = Shelf(), Shelf()
@@ -75,7 +87,8 @@ class Ranking(House):
             "item": table_on(self.items, "item", self.clock, shape=(3,), key="i:{id}", default=default),
         }
         tiers = (TierConfig("gpu", "m0"),)
-        config = RouteConfig(**({"tiers": tiers, "cache": CACHE, "features": features} | settings))  # type: ignore[arg-type]
+        written = {"tiers": tiers, "cache": CACHE, "features": features, "default": declared} | settings
+        config = RouteConfig(**written)  # type: ignore[arg-type]
         homes = [Home(self.ranker, self.ranker)]  # type: ignore[arg-type]
         self.route = Route("rank", config, homes, 2**20, self.tables)
 
@@ -87,8 +100,11 @@ class Ranking(House):
         )
         directives = named.pop("directives", CacheDirectives())
         assert isinstance(directives, CacheDirectives)
+        return await self.asked(*tensors, directives=directives)
+
+    async def asked(self, *tensors: Tensor, directives: CacheDirectives | None = None) -> Answer:
         deadline = Deadline.after(self.clock.now, 5.0)
-        call = Call(self.route, NOBODY, InferRequest("rank", tensors), directives, deadline)
+        call = Call(self.route, NOBODY, InferRequest("rank", tensors), directives or CacheDirectives(), deadline)
         return await self.pipeline.answer(call)
 
 
@@ -288,3 +304,40 @@ def test_how_many_rows_there_would_be_is_told_by_shapes_alone() -> None:
     assert rows(Tensor("items", "FP32", (3,), b"\0" * 12)) == 3
     assert rows() == 1
     assert rows(Tensor("items", "INT64", (3,), b""), Tensor("items", "INT64", (2,), b"")) is None
+    assert rows(Tensor("items", "INT64", (0,), b"")) is None
+    assert rows(Tensor("items", "INT64", (ROWS_MAX + 1,), b"")) is None
+    items = Tensor("items", "INT64", (5,), b"")
+    assert (features.rows(InferRequest("r", (items,)), 4), features.rows(InferRequest("r", (items,)), 5)) == (None, 5)
+
+
+ANN = Tensor("user", "BYTES", (1,), b"\x03\0\0\0ann")
+ITEMS = Tensor("items", "INT64", (2,), b"\0" * 16)
+HOUR = Tensor("hour", "INT32", (1, 1), b"\0" * 4)
+DEFAULT = {"score": DefaultOutput("FP32", (-1, 1), 0.5)}
+WRONG = {
+    "input 'items' must be INT64, got BYTES": (ANN, Tensor("items", "BYTES", (2,), b"\x01\0\0\0a\x01\0\0\0b")),
+    "input 'items' must be INT64, got UINT8": (ANN, Tensor("items", "UINT8", (3,), b"abc")),
+    "input 'user' must be BYTES, got INT64": (Tensor("user", "INT64", (1,), b"\0" * 8), ITEMS),
+    "input 'items' must have shape [-1], got [2, 1]: rank 2": (ANN, Tensor("items", "INT64", (2, 1), b"\0" * 16)),
+    "input 'user' must have shape [1], got [2]": (Tensor("user", "BYTES", (2,), ANN.data * 2), ITEMS),
+    "missing input 'user'": (ITEMS,),
+    "input 'items' is given twice": (ANN, ITEMS, ITEMS),
+}
+
+
+@pytest.mark.parametrize("told", WRONG)
+async def test_before_a_model_is_known_a_default_is_for_entities_as_they_are_configured(told: str) -> None:
+    house = Ranking(declared=DEFAULT)
+    house.upstream.facts_failure = UpstreamError(Failure.UNREACHABLE, "nobody there")
+    assert (await house.asked(ANN, ITEMS, HOUR)).provenance.steps == ("default",)
+    with pytest.raises(Refused) as refused:
+        await house.asked(*WRONG[told])
+    assert (refused.value.problem.slug, told in refused.value.problem.detail) == ("unavailable", True)
+
+
+async def test_a_default_has_no_more_rows_than_the_model_takes() -> None:
+    house = Ranking(declared=DEFAULT)
+    await house.rank(b"ann", [1])
+    assert callable(house.route.declared(InferRequest("rank", (ANN, ITEMS))))
+    five = Tensor("items", "INT64", (5,), b"\0" * 40)
+    assert "too many" in str(house.route.declared(InferRequest("rank", (ANN, five))))

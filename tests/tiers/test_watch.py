@@ -259,6 +259,64 @@ async def test_who_waits_for_a_replica_goes_on_with_its_next_word() -> None:
     await asyncio.gather(running, return_exceptions=True)
 
 
+class Counted(Clock):
+    """How often somebody has looked at it: who waits does whenever he is woken."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+
+    def __call__(self) -> float:
+        self.looks += 1
+        return super().__call__()
+
+
+@pytest.mark.parametrize("waiters", [1, 100])
+async def test_who_waits_is_woken_by_who_is_back_and_not_by_each_who_is_away(waiters: int) -> None:
+    replicas, clock = [Fake(f"r{index}") for index in range(4)], Counted()
+    pool = Pool(replicas, OPTIONS, clock, random.Random(3))
+    for each in replicas:
+        each.fails = Failure.UNREACHABLE
+    for _ in range(2 * len(replicas)):
+        with pytest.raises(UpstreamError):
+            await pool.infer(REQUEST, FAR)
+    assert {state.breaker for state in pool.states()} == {"open"}
+    rests = Rests(clock)
+    running = asyncio.create_task(pool.run(INTERVAL, rests))
+    await _settle()
+    waiting = [asyncio.create_task(pool.found(60.0)) for _ in range(waiters)]
+    await _settle()
+    looks = clock.looks
+    for _ in range(4):
+        await rests.end()
+    assert clock.looks - looks < 4 * 4 * 20, "as many as replicas and questions, however many wait"
+    replicas[2].fails = None
+    for _ in range(3):
+        await rests.end()
+    assert [each.result() for each in waiting] == [True] * waiters
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_who_waits_leaves_when_nobody_is_asked_in_time_any_more() -> None:
+    """The question that he waited for has been asked, in vain, and the next is later than he can wait."""
+    world = World()
+    await world.fail(Failure.UNREACHABLE)
+    world.one.gate = asyncio.Event()
+    rests = Rests(world.clock)
+    running = asyncio.create_task(world.pool.run(INTERVAL, rests))
+    await _settle()
+    waiting = asyncio.create_task(world.pool.found(TURN_SECONDS / 2))
+    await _settle()
+    assert not waiting.done()
+    world.one.gate.set()
+    await _settle()
+    assert waiting.done()
+    assert not waiting.result()
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+
+
 async def test_nobody_waits_who_would_hear_nothing() -> None:
     """Because nobody probes, or not within the time that there is."""
     world = World()
