@@ -194,11 +194,13 @@ class Gate:
 
     @property
     def places(self) -> int:
-        """Requests that the server works on at once; 0: nobody knows, or it depends on how they come."""
+        """Requests in flight that keep the server busy; 0: nobody knows, or it depends on how they come."""
         return self._shares.places
 
     @places.setter
     def places(self, places: int) -> None:
+        if places and not self._shares.places:
+            self._limiter.hint(places)
         self._shares.places = places
 
     @property
@@ -235,6 +237,7 @@ class Gate:
         (``wake`` tells), or refused."""
         self.asked += 1
         self._limiter.tick(now)
+        self._shares.crowd = self._limiter.crowd
         holder = self._shares.asked(claim.priority, claim.owner, self.settled, now)
         is_apart = self._is_apart(claim.priority, holder)
         self.asked_apart += is_apart
@@ -377,6 +380,7 @@ class Gate:
 
     def _grant(self, now: float) -> None:
         """Let in who may."""
+        self._shares.crowd = self._limiter.crowd
         while self._waiting and self.in_flight < self.limit:
             is_roomy = self.in_flight < self._shares.least(self.limit)
             waiting = self._next(now) if is_roomy else self._next_spared(now)

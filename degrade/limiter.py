@@ -26,8 +26,8 @@ The traps of such estimators, and what is done here:
    happens is left to chance, so that processes before one server do not do it together.
  - *samples of a server that was not full* say nothing upwards: they are only taken as the point below, if they are of
    that concurrency.
- - *a crowd that is held below it* (``held``: places are kept for others): nothing is measured, and only a server that
-   is really full turns it.
+ - *a crowd that is held below it* (``held``: places are kept for others): what it brings says whether the limit is far
+   too high, and nothing more (``degrade/hold.py``).
  - *drops* (timeouts, a server that says it is overloaded) shrink the limit by their share, down to half of it.
  - *bounds*: never below ``least``, never above ``most``; at the floor it always looks up again.
 
@@ -42,6 +42,9 @@ import random
 from typing import Final
 
 import msgspec
+
+from degrade.hold import Hold
+from degrade.points import APART_MAX, APART_MIN, BELOW, Point, Window, elasticity
 
 ELASTICITY: Final = 0.25
 """Where the limit comes to rest: a third more at once is worth it for 7 % more done (4/3 ** 0.25), not for less. For a
@@ -59,20 +62,9 @@ DROPS_WEIGHT: Final = 2.0
 DROPS_SHRINK_MIN: Final = 0.5
 """A window in which a tenth was dropped takes a fifth of the limit, and one in which all were, half of it."""
 
-BELOW: Final = 0.75
-"""Where the point below is measured, as a share of the limit."""
-
-APART_MIN: Final = 1.15
-APART_MAX: Final = 1.9
-"""Two points must be so far apart (in concurrency) to tell something, and no further: elasticity is a local thing."""
-
 FULL: Final = 0.75
 """A window is of a full server if this share of the limit was in flight, in the mean of its time: less than all, for
 what ends in a window is a matter of chance."""
-
-FULL_HELD: Final = 0.95
-"""The same, if somebody was not let in though the limit was not reached: the last places are kept for others, and what
-is below them says nothing of what they are worth."""
 
 SAMPLES_MIN: Final = 20
 SAMPLES_MAX: Final = 100
@@ -113,51 +105,6 @@ class LimiterOptions(msgspec.Struct, frozen=True):
         if self.remeasure <= 0.0:
             raise ValueError("remeasure is above 0 seconds")
 
-    def beginning_at(self, places: int) -> LimiterOptions:
-        """For a server that is known to work on so many at once (0: it is not known): it begins where it comes to rest
-        anyway, a quarter above that, if that is lower."""
-        if not self.adaptive or not places:
-            return self
-        first = self.most if self.first is None else self.first
-        return msgspec.structs.replace(self, first=min(first, max(self.least, places + max(1, places // 4))))
-
-
-class Point(msgspec.Struct, frozen=True):
-    """Mean latency (seconds) at a mean concurrency, as of ``at``."""
-
-    concurrency: float
-    latency: float
-    at: float
-
-
-class _Window:
-    """Samples until there are enough. ``since``: when they began to be counted."""
-
-    __slots__ = ("all_seconds", "began", "count", "drops", "full", "seconds", "since")
-
-    def __init__(self, began: float) -> None:
-        self.began = self.since = began
-        self.count = 0
-        self.drops = 0
-        self.full = FULL
-        self.seconds = 0.0
-        self.all_seconds = 0.0
-
-    def add(self, seconds: float, counts: bool = True) -> None:
-        """``counts``: it began under this limit, and not under a higher one."""
-        self.all_seconds += seconds
-        if counts:
-            self.count += 1
-            self.seconds += seconds
-
-    def concurrency(self, now: float) -> float:
-        """Little's: what calls took together in this time. How many were in flight as one began would say less of a
-        server that batches: it answers many in one instant, and the next ones begin one by one."""
-        return self.all_seconds / max(now - self.since, 1e-9)
-
-    def latency(self) -> float:
-        return self.seconds / self.count
-
 
 class Limiter:
     """One estimate, for what has one queue of its own. Seconds of a monotonic clock; ``chance`` spreads
@@ -173,13 +120,14 @@ class Limiter:
         self._above: Point | None = None
         self._elastic: float | None = None  # smoothed: one window's noise is not the next one's
         self._below: Point | None = None
-        self._window = _Window(-math.inf)
-        self._measuring: _Window | None = None
+        self._window = Window(-math.inf)
+        self._measuring: Window | None = None
         self._due = -math.inf
         self._lowered_at = -math.inf
-        self._quick = _Window(-math.inf)
+        self._quick = Window(-math.inf)
         self._quickest = math.inf
-        self._pressed: _Window | None = None
+        self._pressed: Window | None = None
+        self._hold = Hold()
         self._latency = 0.0
         self.measurements = 0
 
@@ -206,7 +154,7 @@ class Limiter:
     def sample(self, seconds: float, in_flight: int, now: float) -> None:
         """A call was answered after ``seconds``; it began with ``in_flight`` in flight, itself included."""
         if self._window.began == -math.inf:
-            self._window = _Window(now)
+            self._window = Window(now)
         self._latency += (seconds - self._latency) * (0.1 if self._latency else 1.0)
         if not self._options.adaptive:
             return
@@ -214,26 +162,41 @@ class Limiter:
         if self._measuring is not None:
             self._measure(seconds, in_flight, now)
             return
+        if self._hold.sample(seconds, now, self._samples):
+            if not self._hold.dips:
+                self._window = Window(now)
+            return
         self._window.add(seconds, in_flight <= self.settled)
         self._close_if_due(now)
 
     def held(self, now: float) -> None:
-        """Somebody was not let in though the limit is not reached: the last places are kept for others. Where a crowd
-        stands then is not for the limit to say, and a measurement below it would measure the crowd."""
+        """Somebody was not let in though the limit is not reached: the last places are kept for others. Until that is
+        over no measurement is made below the limit, which would measure where the crowd stands (``crowd``)."""
         if self._measuring is not None:
-            self._measuring, self._window = None, _Window(now)
-        self._window.full = FULL_HELD
+            self._measuring, self._window = None, Window(now)
+        self._hold.begin(now, self._measure_seconds)
+
+    @property
+    def crowd(self) -> float:
+        """The share of its places that a crowd that is held may have now: less than 1 to see what they bring."""
+        return BELOW if self._hold.dips else 1.0
+
+    def hint(self, places: int) -> None:
+        """It is known how many the server works on at once: as long as the limit was never near that, it goes on from
+        where it comes to rest anyway, a quarter above."""
+        if self._options.adaptive and self._lost:
+            self._limit = min(self._limit, float(max(self._options.least, places + max(1, places // 4))))
 
     def pressed(self, now: float) -> None:
         """Somebody has to wait: the limit is what holds him up."""
         if self._lost and self._pressed is None and self._options.adaptive:
-            self._pressed = _Window(now)
+            self._pressed = Window(now)
 
     def dropped(self, began: float, now: float) -> None:
         """A call that began then was not answered in time, or the server said that it has too much to do. It says
         nothing more if the limit has been lowered for others since."""
         if self._window.began == -math.inf:
-            self._window = _Window(now)
+            self._window = Window(now)
         if self._options.adaptive and began >= self._lowered_at:
             self._window.drops += 1
             self._close_if_due(now)
@@ -242,13 +205,15 @@ class Limiter:
         """Time has passed: a measurement that nobody comes to any more ends."""
         if self._measuring is not None and now - self._measuring.began > self._measure_seconds:
             self._measured(now)
+        if self._hold.is_over(now, self._measure_seconds):
+            self._window = Window(now)
 
     def _guess(self, seconds: float, now: float) -> None:
         """Keep the shortest latency; and once, when the server has been full for some answers, what that says."""
         self._quick.add(seconds)
         if self._quick.count == QUICK_SAMPLES:
             self._quickest = min(self._quickest, self._quick.seconds / QUICK_SAMPLES)
-            self._quick = _Window(now)
+            self._quick = Window(now)
         pressed = self._pressed
         if pressed is None or not self._lost or pressed.count > SAMPLES_MIN:
             return
@@ -257,7 +222,7 @@ class Limiter:
             enough = GUESS * self._quickest * pressed.count / (now - pressed.since)
             if enough < self._limit:
                 self._turn(enough / self._limit, now)
-                self._window, self._measuring = _Window(now), None
+                self._window, self._measuring = Window(now), None
 
     # -- windows ----------------------------------------------------------------------------------
 
@@ -265,17 +230,22 @@ class Limiter:
         window = self._window
         enough = window.count + window.drops >= self._samples and now - window.began >= WINDOW_SECONDS_MIN
         if enough or (window.drops and now - window.began >= WINDOW_SECONDS_MAX):
-            self._window = _Window(now)
+            self._window = Window(now)
             self._judge(window, now)
 
-    def _judge(self, window: _Window, now: float) -> None:
+    def _judge(self, window: Window, now: float) -> None:
         """What a window says of the limit."""
         if window.drops:
             share = window.drops / (window.drops + window.count)
             self._turn(max(DROPS_SHRINK_MIN, 1.0 - DROPS_WEIGHT * share), now)
             return
         concurrency = window.concurrency(now)
-        if concurrency < window.full * self.settled:
+        if self._hold.is_on(now, self._measure_seconds):
+            factor = self._hold.judge(Point(concurrency, window.latency(), now), self._options.elasticity)
+            if factor < 1.0:
+                self._turn(factor, now)
+            return
+        if concurrency < FULL * self.settled:
             # Not full, so it says nothing upwards. It may be the point below, for nothing.
             if self._is_below(concurrency):
                 self._keep(Point(concurrency, window.latency(), now))
@@ -297,7 +267,7 @@ class Limiter:
             self._below = point
             return
         if below is None or not APART_MIN <= apart <= APART_MAX or now >= self._due:
-            self._above, self._measuring = point, _Window(now)
+            self._above, self._measuring = point, Window(now)
 
     def _measure(self, seconds: float, in_flight: int, now: float) -> None:
         measuring = self._measuring
@@ -317,7 +287,7 @@ class Limiter:
         """The measurement is over; it counts if it came to enough samples of about its concurrency."""
         measuring, self._measuring = self._measuring, None
         assert measuring is not None
-        self._window = _Window(now)
+        self._window = Window(now)
         self._due = now + self._options.remeasure * self._chance.uniform(0.5, 1.5)
         self.measurements += 1
         place = self._place(self._limit * BELOW)
@@ -334,7 +304,7 @@ class Limiter:
             self._keep(point)
             return
         self._turn(point.concurrency / self._limit, now)
-        self._above, self._measuring = point, _Window(now)
+        self._above, self._measuring = point, Window(now)
 
     def _keep(self, point: Point) -> None:
         """Take a new point below; one of nearly the same place is the mean of both, for a measurement has noise."""
@@ -366,19 +336,6 @@ class Limiter:
 
     def _place(self, limit: float) -> int:
         return min(max(math.floor(limit), self._options.least), self._options.most)
-
-
-def elasticity(below: Point, point: Point) -> float:
-    """How throughput grows with concurrency between two points: 1 in step with it, 0 not at all. 1 for points that
-    nothing can be said of: 0 seconds, or one that is not below, as when the limit sank while it was measured."""
-    if below.latency <= 0.0 or point.latency <= 0.0 or below.concurrency >= point.concurrency:
-        return 1.0
-    return 1.0 - math.log(point.latency / below.latency) / math.log(point.concurrency / below.concurrency)
-
-
-def elasticity_of(gain: float) -> float:
-    """The elasticity of a server that does so much more (0.07: 7 %) when it is given a third more at once."""
-    return math.log(1.0 + gain) / math.log(1.0 / BELOW)
 
 
 def _factor(found: float, wanted: float, rising: bool) -> float:

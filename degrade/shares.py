@@ -63,22 +63,29 @@ class Shares:
 
     def __init__(self) -> None:
         self.places = 0
+        self.crowd = 1.0
+        """The share of the other places that those may have from whom some are kept."""
         self._classes: dict[int, _Class] = {}
 
     def least(self, limit: int) -> int:
         """Up to so many in flight whoever comes has a place."""
-        return min(limit, self.places - 2 * self._kept) if self.places else limit
+        return min(limit, self._held(2, self.crowd)) if self.places else limit
 
     def most(self, priority: int, holder: Holder, limit: int, now: float) -> int:
         """Up to so many in flight there is a place for somebody who has asked."""
         if not self.places:
             return limit
-        times = self.is_crowd(priority, holder) + self._is_passed(priority, now)
-        return min(limit, self.places - times * self._kept) if times else limit
+        is_crowd = self.is_crowd(priority, holder)
+        times = is_crowd + self._is_passed(priority, now)
+        if not times:
+            return limit
+        there = self._classes[priority]
+        has_crowd = 0 < 2 * there.heavy <= len(there.holders)
+        return min(limit, self._held(times, 1.0 if has_crowd and not is_crowd else self.crowd))
 
     def most_of_all(self, priority: int, limit: int, now: float) -> int:
         """Up to so many in flight there is a place for somebody of a priority, whoever he is."""
-        return min(limit, self.places - self._kept) if self.places and self._is_passed(priority, now) else limit
+        return min(limit, self._held(1, 1.0)) if self.places and self._is_passed(priority, now) else limit
 
     def is_crowd(self, priority: int, holder: Holder) -> bool:
         """Whether somebody who has asked has far more than his share there, beside at least as many who have not: where
@@ -105,9 +112,9 @@ class Shares:
         holder.is_heavy = is_heavy
         return holder
 
-    @property
-    def _kept(self) -> int:
-        return int(self.places * KEPT)
+    def _held(self, times: int, share: float) -> int:
+        """The places without those that are kept, so many times, or a share of them."""
+        return max(1, int((self.places - times * int(self.places * KEPT)) * share))
 
     def _is_passed(self, priority: int, now: float) -> bool:
         """Whether somebody with a higher priority is there."""

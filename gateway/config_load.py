@@ -15,7 +15,8 @@ from msgspec import Meta, field
 
 from degrade.brownout import BrownoutOptions
 from degrade.gate import GateOptions, Priority
-from degrade.limiter import LimiterOptions, elasticity_of
+from degrade.limiter import LimiterOptions
+from degrade.points import elasticity_of
 from gateway.ranges import WAIT_MAX, WAIT_MIN, Positive, seconds, within
 from gateway.schema import Fault
 from gateway.units import Seconds

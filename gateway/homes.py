@@ -64,7 +64,7 @@ class Makings:
             asked = [self._faults.replica(name, replica) for replica in replicas]
         pool = self._pool(asked, backend, told.breaker, probe=probe_of(backend, has_models))
         catalog = Catalog(asked, CatalogOptions(), self._ticker, told.model, pool.has_answered)
-        pool.gates.places = catalog.places
+        pool.gates.capacity = catalog.capacity
         if not self._server.has_grpc:
             return Home(pool, catalog)
         if not backend.http:

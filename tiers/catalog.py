@@ -28,7 +28,19 @@ from cache.flight import Abandoned, Flights
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure
 from tiers.backends.triton_http import Call, Reply
-from tiers.facts import Metadata, ModelConfig, ModelFacts, Sight, Statistics, changed, read_facts, totals
+from tiers.facts import (
+    Capacity,
+    Metadata,
+    ModelConfig,
+    ModelFacts,
+    Sight,
+    Spent,
+    Statistics,
+    changed,
+    read_facts,
+    spent,
+    totals,
+)
 from tiers.inference import Rejected, UpstreamError
 
 T = TypeVar("T")
@@ -57,7 +69,9 @@ class _Known:
     """A model's facts, those of versions that were asked for by number, and by position what each replica that
     answers says of the model and the last look at it there."""
 
-    __slots__ = ("began", "facts", "is_remembered", "of_version", "sights", "told", "turns")
+    __slots__ = (
+        "began", "capacity", "facts", "instances", "is_remembered", "of_version", "sights", "taken", "told", "turns",
+    )  # fmt: skip
 
     def __init__(self, facts: ModelFacts) -> None:
         self.facts = facts
@@ -65,6 +79,9 @@ class _Known:
         self.told: dict[int, ModelFacts] = {}
         self.of_version: dict[str, ModelFacts] = {}
         self.sights: dict[int, Sight] = {}
+        self.instances: dict[int, int] = {}  # of each that has it, as it last said: a late look says nothing
+        self.taken: dict[int, tuple[float, float]] = {}  # seconds of a request lately: by its instance, in the server
+        self.capacity: Capacity | None = None
         self.is_remembered = False  # an earlier process's word
         self.turns = 0  # how often it has become another model
 
@@ -76,6 +93,28 @@ class _Known:
             self.told[position] = facts
         if self.told:
             self.facts = self.told[min(self.told)]
+
+    def take(self, position: int, facts: ModelFacts | None, before: Sight | None, after: Sight) -> None:
+        """What a replica has done between two looks, or before the first; ``facts`` None: the model has gone."""
+        if facts is None:
+            self.instances.pop(position, None)
+        else:
+            self.instances[position] = facts.instances
+        then = before.spent if before is not None and before.spent.requests <= after.spent.requests else Spent()
+        requests = after.spent.requests - then.requests
+        if requests > 0:
+            computed, served = after.spent.computed_ns - then.computed_ns, after.spent.served_ns - then.served_ns
+            self.taken[position] = computed / requests / 1e9, served / requests / 1e9
+        self._measure()
+
+    def _measure(self) -> None:
+        """All of those who have it; None as long as that is not known of each."""
+        taken = [self.taken[position] for position in self.instances if position in self.taken]
+        self.capacity = None
+        if all(self.instances.values()) and taken:
+            computed, served = (sum(each) / len(taken) for each in zip(*taken, strict=True))
+            places = sum(self.instances.values())
+            self.capacity = Capacity(places, computed, served) if computed > 0.0 else None
 
 
 class Catalog:
@@ -137,11 +176,11 @@ class Catalog:
             self._known[model] = _Known(facts)
             self._known[model].is_remembered = True
 
-    def places(self, model: str) -> int:
-        """Requests that the replicas that answer work on at once, together; 0: not known of all. Asks nobody."""
+    def capacity(self, model: str) -> Capacity | None:
+        """What the replicas that have it can do together, the same object until one is looked at again; None: not known
+        of all, or not before they have worked. Asks nobody."""
         known = self._known.get(model)
-        instances = [] if known is None else [facts.instances for facts in known.told.values()]
-        return sum(instances) if all(instances) else 0
+        return None if known is None else known.capacity
 
     def looked(self, model: str) -> Mapping[str, tuple[float, Sight]]:
         """The last look at a model on each replica, by its URL, and when that look began (monotonic seconds). Asks
@@ -230,7 +269,8 @@ class Catalog:
             return known.facts
         known = self._known[model] = _Known(facts)
         known.sights[position], known.began[position] = sight, began
-        known.told[position] = facts
+        known.take(position, facts, None, sight)
+        known.tell(position, facts)
         if len(self._known) > self._options.models_max:
             self._known.popitem(last=False)
         return facts
@@ -300,6 +340,7 @@ class Catalog:
             return False
         before = known.sights.get(position)
         known.sights[position], known.began[position] = sight, began
+        known.take(position, facts, before, sight)
         known.tell(position, facts)
         if before is None:
             is_another = not sight.gone and (
@@ -338,6 +379,7 @@ class Catalog:
             hashlib.blake2b(config_body, digest_size=16).digest(),
             {each.version: totals(each) for each in stats.model_stats},
             {each.version: each.last_inference for each in stats.model_stats},
+            spent(stats),
         )
         return sight, read_facts(metadata, config)
 

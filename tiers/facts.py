@@ -6,8 +6,13 @@ something here.
 
 from __future__ import annotations
 
+from typing import Final
+
 import msgspec
 from msgspec import Struct
+
+INSTANCES_MAX: Final = 4096
+"""Of a model on one server: who tells of more tells nothing."""
 
 
 class TensorFact(Struct, frozen=True):
@@ -69,20 +74,24 @@ class InstanceGroup(Struct):
 
     count: int = 0
     kind: str = ""
-    gpus: list[int] = []
+    gpus: list[int] | None = None
     passive: bool = False
 
 
+_NO_GROUPS: Final = msgspec.Raw(b"[]")
+
+
 class ModelConfig(Struct):
-    """Its configuration (``/config``)."""
+    """Its configuration (``/config``). What only helps to share a server among callers must not make a model unknown:
+    it is read later, and may be anything."""
 
     name: str = ""
     max_batch_size: int = 0
     input: list[ConfigInput] = []
-    dynamic_batching: dict[str, object] | None = None
+    dynamic_batching: object = None
     sequence_batching: dict[str, object] | None = None
     model_transaction_policy: Policy | None = None
-    instance_group: list[InstanceGroup] = []
+    instance_group: msgspec.Raw = _NO_GROUPS
 
 
 class Total(Struct):
@@ -93,9 +102,12 @@ class Total(Struct):
 
 
 class Inference(Struct):
-    """Requests of one version."""
+    """Requests of one version: all their time in the server, and what of it instances worked on them."""
 
     success: Total = msgspec.field(default_factory=Total)
+    compute_input: Total = msgspec.field(default_factory=Total)
+    compute_infer: Total = msgspec.field(default_factory=Total)
+    compute_output: Total = msgspec.field(default_factory=Total)
 
 
 class VersionStatistics(Struct):
@@ -114,6 +126,24 @@ class Statistics(Struct):
     model_stats: list[VersionStatistics] = []
 
 
+class Spent(Struct, frozen=True):
+    """Totals of all versions, which only ever grow while a model stays loaded: requests, their nanoseconds in the
+    server, and what of these an instance worked on each."""
+
+    requests: int = 0
+    served_ns: int = 0
+    computed_ns: int = 0
+
+
+class Capacity(Struct, frozen=True):
+    """What a model's servers can do: ``places`` requests at once, each of which takes an instance ``computed`` seconds
+    and the server ``served`` seconds in all, in the mean of what they did lately."""
+
+    places: int
+    computed: float
+    served: float
+
+
 class Sight(Struct, frozen=True):
     """One look at a model on one replica. ``work`` maps a version to its totals, which only ever grow
     while a model stays loaded: (successes, nanoseconds, inferences, executions). ``last`` maps a version to
@@ -123,6 +153,7 @@ class Sight(Struct, frozen=True):
     config_digest: bytes
     work: dict[str, tuple[int, ...]]
     last: dict[str, int] = {}  # a version that is not in it has never executed
+    spent: Spent = Spent()
     gone: bool = False
     lost: bool = False  # the replica could not be reached after this look
 
@@ -171,10 +202,25 @@ def _instances(config: ModelConfig) -> int:
     decoupled = config.model_transaction_policy is not None and config.model_transaction_policy.decoupled
     if config.dynamic_batching is not None or config.sequence_batching is not None or decoupled:
         return 0
-    groups = [group for group in config.instance_group if not group.passive]
+    try:
+        told = msgspec.json.decode(config.instance_group, type=list[InstanceGroup])
+    except msgspec.DecodeError:
+        return 0
+    groups = [group for group in told if not group.passive]
     if any(group.kind == "KIND_MODEL" for group in groups):
         return 0
-    return sum(max(0, group.count) * max(1, len(group.gpus)) for group in groups)
+    count = sum(max(0, group.count) * max(1, len(group.gpus or ())) for group in groups)
+    return count if count <= INSTANCES_MAX else 0
+
+
+def spent(statistics: Statistics) -> Spent:
+    """What its versions' requests took together."""
+    each = [version.inference_stats for version in statistics.model_stats]
+    return Spent(
+        sum(stats.success.count for stats in each),
+        sum(stats.success.ns for stats in each),
+        sum(stats.compute_input.ns + stats.compute_infer.ns + stats.compute_output.ns for stats in each),
+    )
 
 
 def totals(stats: VersionStatistics) -> tuple[int, ...]:

@@ -20,11 +20,16 @@ from degrade.deadline import Deadline, Ticker
 from degrade.gate import Claim, Gate, GateOptions, Permit, Priority, Shed
 from degrade.ladder import Failure
 from degrade.limiter import Limiter, LimiterOptions
+from tiers.facts import Capacity
 from tiers.inference import UpstreamError
 
 GATES_MAX: Final = 256
 """Models of one backend that have a gate; the one that was longest not asked goes first, if nobody is in it: reloads
 may bring ever new models."""
+
+WAY_SMOOTHING: Final = 0.2
+"""Weight of each look at how long the way to a model's instances takes: ours and the server's times are means of nearly
+the same requests, but not quite."""
 
 _SAID: Final = {
     "full": "more wait for it than can be answered in time",
@@ -49,8 +54,9 @@ class Gates:
         self._now = now
         self._chance = chance
         self._gates: OrderedDict[str, Gate] = OrderedDict()
-        self.places: Callable[[str], int] = _unknown
-        """How many requests a model's servers work on at once; 0: nobody knows. Asked at every request."""
+        self._ways: dict[str, _Way] = {}
+        self.capacity: Callable[[str], Capacity | None] = _unknown
+        """What a model's servers can do, the same object until that is another. Asked at every request."""
         self._least = Priority.LOW
         self._level = 0
 
@@ -72,15 +78,18 @@ class Gates:
 
     def of(self, key: str) -> Gate:
         """A model's gate."""
-        gate, places = self._gates.get(key), self.places(key)
+        gate = self._gates.get(key)
         if gate is None:
-            limiter = Limiter(self._options.limiter.beginning_at(places), self._chance)
-            gate = self._gates[key] = Gate(limiter, self._options.gate)
+            gate = self._gates[key] = Gate(Limiter(self._options.limiter, self._chance), self._options.gate)
             gate.least = self._least
+            self._ways[key] = _Way()
             self._forget()
         else:
             self._gates.move_to_end(key)
-        gate.places = places
+        way, capacity = self._ways[key], self.capacity(key)
+        if way.capacity is not capacity:
+            way.capacity = capacity
+            gate.places = way.places(gate.latency)
         return gate
 
     async def enter(self, key: str, claim: Claim, deadline: Deadline) -> Permit:
@@ -112,11 +121,32 @@ class Gates:
             return
         idle = next((key for key, gate in self._gates.items() if gate.is_idle), None)
         if idle is not None:
-            del self._gates[idle]
+            del self._gates[idle], self._ways[idle]
 
 
-def _unknown(key: str) -> int:
-    return 0
+class _Way:
+    """Between us and a model's instances: requests that are on it are in flight, too, and keep no instance busy. So
+    with k of those there are k x (1 + way / work) in flight when all are busy, by Little's law."""
+
+    __slots__ = ("_seconds", "capacity")
+
+    def __init__(self) -> None:
+        self.capacity: Capacity | None = None
+        self._seconds: float | None = None
+
+    def places(self, latency: float) -> int:
+        """How many may be in flight for that; 0: nobody knows. ``latency``: seconds that a call takes us lately."""
+        told = self.capacity
+        if told is None or latency <= 0.0:
+            return 0
+        seconds = max(0.0, latency - told.served)
+        known = seconds if self._seconds is None else self._seconds
+        self._seconds = known + WAY_SMOOTHING * (seconds - known)
+        return int(told.places * (1.0 + self._seconds / told.computed))
+
+
+def _unknown(key: str) -> Capacity | None:
+    return None
 
 
 def shed_error(key: str, shed: Shed) -> UpstreamError:

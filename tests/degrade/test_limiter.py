@@ -11,10 +11,8 @@ from degrade.limiter import (
     SAMPLES_MIN,
     Limiter,
     LimiterOptions,
-    Point,
-    elasticity,
-    elasticity_of,
 )
+from degrade.points import Point, elasticity, elasticity_of
 from tests.degrade.queueing import Fixed, Outcome, Server, Service, run
 
 SECONDS = 0.01

@@ -138,9 +138,9 @@ def test_the_heavy_are_counted_as_they_are(events: list[tuple[str, int, float]])
 # -- the gate that asks them --------------------------------------------------------------------------
 
 
-def gate(places: int, **options: int) -> Gate:
+def gate(places: int, **options: int | bool) -> Gate:
     limiter = LimiterOptions(**{"least": 1, "most": 64, "first": 16} | options)  # type: ignore[arg-type]
-    made = Gate(Limiter(limiter.beginning_at(places), random.Random(0)), GateOptions())
+    made = Gate(Limiter(limiter, random.Random(0)), GateOptions())
     made.places = places
     return made
 
@@ -260,7 +260,7 @@ def test_high_priority_stays_within_twice_its_p99_alone(times: int) -> None:
     crowd = [Stream(Claim(owner), (times - 0.2) * CAPACITY / 4) for owner in "abcd"]
     found = [spared(high, crowd, PLACES, seed) for seed in SEEDS]
     assert statistics.median(ratio for ratio, _ in found) <= 1.5
-    assert all(goodput(told, 40.0) >= 0.85 * CAPACITY for _, told in found)
+    assert all(goodput(told, 40.0) >= 0.82 * CAPACITY for _, told in found)  # of 8 places one is kept
 
 
 def test_equal_tenants_lose_nothing_by_it() -> None:
@@ -288,12 +288,19 @@ def test_a_fixed_limit_below_the_places_is_an_operators_word() -> None:
 
 @pytest.mark.parametrize(("places", "first"), [(0, 16), (1, 2), (8, 10), (12, 15), (100, 16)])
 def test_where_a_limit_begins(places: int, first: int) -> None:
-    assert LimiterOptions(least=2, most=64, first=16).beginning_at(places).first == first
+    assert gate(places, least=2).limit == first
 
 
 def test_a_limit_that_an_operator_fixed_begins_there() -> None:
-    options = LimiterOptions(least=2, most=64, first=16, adaptive=False)
-    assert options.beginning_at(4) is options
+    assert gate(4, most=16, adaptive=False).limit == 16
+
+
+def test_a_limit_that_was_found_is_not_told_where_to_begin() -> None:
+    made = gate(0)
+    World(made, PLACES, WORK, DEADLINE).run([Stream(Claim("a"), 2 * CAPACITY)], 60.0, 1)
+    found = made.limit
+    made.places = 2
+    assert made.limit == found > 4
 
 
 @pytest.mark.parametrize("places", [4, 8])
@@ -306,3 +313,18 @@ def test_the_limit_stays_while_a_crowd_is_held_below_it(places: int) -> None:
     made.places = places
     later.run([Stream(Claim("d"), 50.0)], 60.0 + LATELY + 60.0, 3)
     assert places <= made.limit <= 2 * places
+
+
+@pytest.mark.parametrize("told", [16, 32])
+def test_instances_that_share_cores_are_fewer_than_they_say(told: int) -> None:
+    """A server that says it works on many at once and really does on four, with somebody of high priority there from
+    the first moment on: the limit is found all the same."""
+    high, crowd = Stream(Claim("vip", HIGH), 4.0), Stream(Claim("a"), 400.0)
+    limits = []
+    for seed in SEEDS:
+        made = gate(told)
+        seen = World(made, 4, 0.05, DEADLINE).run([high, crowd], 60.0, seed)
+        limits.append(made.limit)
+        late = [each for each in seen if each.claim == high.claim and each.came > 40.0]
+        assert statistics.median(each.seconds for each in late) <= 0.15
+    assert statistics.median(limits) <= 10

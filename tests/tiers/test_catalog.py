@@ -11,7 +11,7 @@ from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tiers.backends.triton_http import Call, Reply
 from tiers.catalog import Catalog, CatalogOptions
-from tiers.facts import ModelFacts, Sight, TensorFact, changed
+from tiers.facts import Capacity, ModelFacts, Sight, TensorFact, changed
 from tiers.inference import Rejected, UpstreamError
 
 FAR = Deadline(1e9)
@@ -56,7 +56,9 @@ class Triton:
         if call.target.endswith("/config"):
             return Reply(200, (), json.dumps(self.config).encode())
         if call.target.endswith("/stats"):
-            work = {"success": {"count": self.count, "ns": self.count * 10}}
+            work = {"success": {"count": self.count, "ns": self.count * 10}} | {
+                f"compute_{part}": {"count": self.count, "ns": self.count * 2} for part in ("input", "infer", "output")
+            }
             stats = [
                 {"version": version, "inference_count": self.count, "inference_stats": work}
                 for version in self.versions
@@ -116,33 +118,46 @@ async def test_sequence_and_decoupled() -> None:
         ({"instance_group": [{"count": 2}], "sequence_batching": {}}, 0),
         ({"instance_group": [{"count": 2}], "model_transaction_policy": {"decoupled": True}}, 0),
         ({"instance_group": [{"count": -2}]}, 0),
+        ({"instance_group": [{"count": 2**31 - 1}]}, 0),
+        ({"instance_group": None}, 0),
+        ({"instance_group": "two", "dynamic_batching": None}, 0),
+        ({"instance_group": [{"count": "2"}]}, 0),
+        ({"instance_group": [{"count": 2, "gpus": None}]}, 2),
+        ({"instance_group": [{"count": 2}], "dynamic_batching": True}, 0),
         ({"platform": "ensemble", "ensemble_scheduling": {"step": []}}, 0),
     ],
 )
 async def test_how_many_requests_a_model_works_on_at_once(config: dict[str, object], places: int) -> None:
     one, two = Triton("a"), Triton("b")
     one.config = two.config = config
+    one.count = 7
     made, _ = catalog(one, two)
-    assert made.places("m") == 0
+    assert made.capacity("m") is None
     await made.facts("m", "", FAR)
     await poll(made)
-    assert made.places("m") == 2 * places
+    assert made.capacity("m") == (Capacity(2 * places, 6e-9, 10e-9) if places else None)
 
 
-async def test_places_are_those_of_the_replicas_that_answer() -> None:
+async def test_places_are_those_of_the_replicas_that_have_the_model() -> None:
     one, two = Triton("a"), Triton("b")
     one.config = {"instance_group": [{"count": 3}]}
     two.config = {"instance_group": [{"count": 1}]}
     made, _ = catalog(one, two)
     await made.facts("m", "", FAR)
     await poll(made)
-    assert made.places("m") == 4
-    two.down = Failure.UNREACHABLE
+    assert made.capacity("m") is None, "nobody has worked"
+    one.count = two.count = 5
     await poll(made)
-    assert made.places("m") == 3
-    two.down, two.config = None, {}
+    assert made.capacity("m") == Capacity(4, 6e-9, 10e-9)
+    two.down = Failure.TIMEOUT
     await poll(made)
-    assert made.places("m") == 0, "one of them does not say"
+    assert made.capacity("m") == Capacity(4, 6e-9, 10e-9), "one look is late: that says nothing"
+    two.down, two.loaded = None, False
+    await poll(made)
+    assert made.capacity("m") == Capacity(3, 6e-9, 10e-9)
+    two.loaded, two.config = True, {}
+    await poll(made)
+    assert made.capacity("m") is None, "one of them does not say"
 
 
 async def test_many_callers_learn_once() -> None:

@@ -12,6 +12,7 @@ from degrade.gate import Claim, GateOptions, Permit, Priority
 from degrade.ladder import Failure
 from degrade.limiter import LimiterOptions
 from tests.tiers.test_pool import FAR, REQUEST, SEQUENCE, Clock, Fake
+from tiers.facts import Capacity
 from tiers.gates import GATES_MAX, Admitted, Gates, GatesOptions
 from tiers.inference import Rejected, UpstreamError
 from tiers.pool import Pool, PoolOptions
@@ -42,15 +43,36 @@ async def test_who_waits_comes_in_when_somebody_leaves() -> None:
 
 
 async def test_a_gate_is_told_how_many_the_servers_work_on_at_once() -> None:
-    made = Gates(GatesOptions(LimiterOptions(most=64, first=16)), Clock(), random.Random(0))
-    places = {"m": 8}
-    made.places = lambda key: places.get(key, 0)
-    (await made.enter("m", Claim(), FAR)).ignored(0.0)
-    (await made.enter("other", Claim(), FAR)).ignored(0.0)
-    assert {name: (gate.limit, gate.places) for name, gate in made} == {"m": (10, 8), "other": (16, 0)}
-    places["m"] = 4
-    (await made.enter("m", Claim(), FAR)).ignored(0.0)
+    clock = Clock()
+    made = Gates(GatesOptions(LimiterOptions(most=64, first=16)), clock, random.Random(0))
+    told: dict[str, Capacity] = {}
+    made.capacity = told.get
+    for model in ("m", "other"):
+        (await made.enter(model, Claim(), FAR)).succeeded(clock() + 0.1)
+    told["m"] = Capacity(8, computed=0.09, served=0.11)
+    assert {name: (made.of(name).limit, made.of(name).places) for name in ("m", "other")} == {
+        "m": (10, 8),
+        "other": (16, 0),
+    }
+    told["m"] = Capacity(4, computed=0.09, served=0.11)
     assert made.of("m").places == 4
+    del told["m"]
+    assert made.of("m").places == 0
+
+
+async def test_what_is_on_its_way_to_a_model_keeps_none_of_its_instances_busy() -> None:
+    """5 ms of work, 2 ms of queue, 100 ms in all as we see it: of 20 in flight one is in work."""
+    clock = Clock()
+    made = Gates(GatesOptions(LimiterOptions(most=64, first=16)), clock, random.Random(0))
+    (await made.enter("m", Claim(), FAR)).succeeded(clock() + 0.102)
+    told = Capacity(2, computed=0.005, served=0.007)
+    made.capacity = lambda key: told
+    assert made.of("m").places == 40
+    assert made.of("m").limit == 16, "which is below"
+    for _ in range(30):
+        told = Capacity(2, computed=0.005, served=0.107)
+        made.of("m")
+    assert made.of("m").places == 2, "the way has become short"
 
 
 async def test_models_have_gates_of_their_own() -> None:
