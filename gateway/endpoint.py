@@ -133,7 +133,7 @@ class Endpoint:
         self.cache: ResponseCache[Served[Page], Wire] | None = cache_of(cache)
         self.recall_rules = RecallRules(0.0 if cache is None else float(cache.refresh))
         self.refreshes_max = 0 if cache is None else cache.refreshes_max
-        self.priority = priority_of(config.priority) or Priority.NORMAL
+        self.priority = priority_of(config.priority, Priority.NORMAL)
         self.browned = config.brownout
         self.flights: Flights[tuple[Key, int, Priority], Filled[Page]] = Flights(FLIGHTS_MAX)
         self.refreshing: set[Key] = set()

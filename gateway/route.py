@@ -142,7 +142,7 @@ class Route:
         self._max_stale = 0.0 if config.cache is None else float(config.cache.max_stale)
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
         self.refreshes_max = 0 if config.cache is None else config.cache.refreshes_max
-        self.priority = priority_of(config.priority) or Priority.NORMAL
+        self.priority = priority_of(config.priority, Priority.NORMAL)
         self.browned = config.brownout
         self.flights: Flights[tuple[Key, int, Priority], Filled[InferResponse]] = Flights(FLIGHTS_MAX)
         self.refreshing: set[Key] = set()
