@@ -23,7 +23,7 @@ from gateway.config import ALLOW_ALL, Config
 from gateway.doors.certificates import Unusable
 from gateway.doors.listener import ParserMissing, require_strict_parser
 from gateway.memory import keep_freed_memory, set_start_aside
-from gateway.notes import Notes
+from gateway.notes import TELLS_WHERE, Notes
 from gateway.operate.log import set_up
 from gateway.reload import Reread, reloading
 
@@ -57,7 +57,8 @@ def serve(config: Config, reread: Reread, announce: Callable[[str], None], emplo
     if short:
         _log.warning("callers may be refused for want of open files", reason=short)
     keep_freed_memory()
-    faulthandler.enable()  # a crash, or a supervisor that ends us because we hang, leaves a traceback
+    faulthandler.enable()  # a crash leaves a traceback
+    faulthandler.register(TELLS_WHERE)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong there is told by us, once and in our format
 
     async def main() -> None:
