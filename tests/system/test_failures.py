@@ -104,10 +104,13 @@ async def test_large_tier(how: str, broken: Any, gateway_factory: Any, configure
         else:
             broken.tell("large", how.removesuffix("s"))
         await load.until_more("fast-only", 50)
+        assert load.tally()["refused"] == 0
         await asyncio.to_thread(broken.restore)
         await load.until_more("fresh", 100)
     load.judge()
-    assert load.tally()["refused"] == 0
+    # Triton 2.51 answers for no model while it loads one: 1.4 s with nothing else to do (measured without a gateway),
+    # which is the silence that speaks against a model here, and longer on a machine that has.
+    assert load.tally()["refused"] == 0 or how == "is unloaded"
 
 
 async def test_fast_tier_fails(broken: Any, gateway_factory: Any, configured: Any, loading: Any) -> None:
