@@ -43,6 +43,12 @@ def priority_of(word: PriorityWord | None) -> Priority | None:
     return None if word is None else Priority[word.upper()]
 
 
+def service_priority(word: PriorityWord | None) -> Priority:
+    """Of a route or an endpoint. (The highest priority is the number 0, which `or` would pass over.)"""
+    found = priority_of(word)
+    return Priority.NORMAL if found is None else found
+
+
 class Concurrency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many requests a model of a backend gets at once, and how others wait. None: see the options that it makes."""
 

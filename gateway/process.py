@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import Final
 
 import msgspec
 import structlog
@@ -26,6 +27,10 @@ from gateway.memory import keep_freed_memory, set_start_aside
 from gateway.notes import Notes
 from gateway.operate.log import set_up
 from gateway.reload import Reread, reloading
+
+WHERE_SIGNAL: Final = signal.SIGUSR2
+"""Tells a process to write to standard error where each of its threads stands, whatever holds its event loop up. No
+SIGABRT, which may leave all its memory on a disk."""
 
 _log = structlog.get_logger("tailrace")
 
@@ -57,7 +62,8 @@ def serve(config: Config, reread: Reread, announce: Callable[[str], None], emplo
     if short:
         _log.warning("callers may be refused for want of open files", reason=short)
     keep_freed_memory()
-    faulthandler.enable()  # a crash, or a supervisor that ends us because we hang, leaves a traceback
+    faulthandler.enable()  # a crash leaves a traceback
+    faulthandler.register(WHERE_SIGNAL, chain=False)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong there is told by us, once and in our format
 
     async def main() -> None:

@@ -29,6 +29,8 @@ HIGH = Caller("vip", "", priority=Priority.HIGH)
         (ALONE, None, Claim("ann", Priority.NORMAL)),
         (TENANT, None, Claim("tenant:acme", Priority.NORMAL)),
         (ALONE, "low", Claim("ann", Priority.LOW)),
+        (ALONE, "normal", Claim("ann", Priority.NORMAL)),
+        (ALONE, "high", Claim("ann", Priority.HIGH)),
         (HIGH, "low", Claim("vip", Priority.HIGH)),
         (Caller("x", "", priority=Priority.LOW), "high", Claim("x", Priority.LOW)),
     ],
