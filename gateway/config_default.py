@@ -14,6 +14,9 @@ import msgspec
 
 from gateway.schema import Fault
 
+_LENGTH_BYTES: Final = 4
+"""Before each element of BYTES."""
+
 Datatype = Literal[
     "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64",
     "FP16", "BF16", "FP32", "FP64", "BYTES",
@@ -22,6 +25,9 @@ Element = bool | int | float | str
 
 ELEMENTS_MAX: Final = 2**18
 """Of one output's row: an answer that somebody has written down, and that is repeated for every row of a batch."""
+ROW_BYTES_MAX: Final = 8 * ELEMENTS_MAX
+"""Likewise: so many numbers have as much in the widest datatype. One long text for every element would else be
+gigabytes before anybody has looked at it."""
 DIMENSIONS_MAX: Final = 16
 ANY: Final = -1
 """A size that a model leaves open: in front, the rows of a batch."""
@@ -64,6 +70,11 @@ class DefaultOutput(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         told = self.value if isinstance(self.value, tuple) else (self.value,)
         if any(isinstance(each, float) and not math.isfinite(each) for each in told):
             yield "value", "must be finite numbers"
+            return
+        texts = [len(each.encode()) + _LENGTH_BYTES for each in told if isinstance(each, str)]
+        size = sum(texts) if isinstance(self.value, tuple) else sum(texts) * math.prod(self.row_shape)
+        if size > ROW_BYTES_MAX:
+            yield "value", f"has {size} bytes a row; at most {ROW_BYTES_MAX} can be declared"
             return
         fault = self._misfit()
         if fault:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, field
@@ -21,6 +21,8 @@ from gateway.ranges import WAIT_MAX, WAIT_MIN, Positive, seconds, within
 from gateway.schema import Fault
 from gateway.units import Seconds
 from tiers.gates import GatesOptions
+
+U = TypeVar("U", Priority, None)
 
 PriorityWord = Literal["high", "normal", "low"]
 
@@ -38,15 +40,9 @@ def _lags() -> tuple[Seconds, Seconds, Seconds, Seconds]:
     return Seconds.parse("250ms"), Seconds.parse("500ms"), Seconds.parse("1s"), Seconds.parse("2s")
 
 
-def priority_of(word: PriorityWord | None) -> Priority | None:
-    """A configured priority; None where nothing is said."""
-    return None if word is None else Priority[word.upper()]
-
-
-def service_priority(word: PriorityWord | None) -> Priority:
-    """Of a route or an endpoint. (The highest priority is the number 0, which `or` would pass over.)"""
-    found = priority_of(word)
-    return Priority.NORMAL if found is None else found
+def priority_of(word: PriorityWord | None, unsaid: U) -> Priority | U:
+    """A configured priority; ``unsaid`` where nothing is said."""
+    return unsaid if word is None else Priority[word.upper()]
 
 
 class Concurrency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -33,7 +33,7 @@ FLOATS: Final[Mapping[str, str]] = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
 """Datatypes that can be something else than a number."""
 ASIDE: Final = ("quota", "caller_quota", "degrade", "default", "timeout", "priority", "brownout")
 """What of a route decides no answer that is kept."""
-ASIDE_OF_ENDPOINTS: Final = ("quota", "caller_quota", "degrade", "timeout", "priority", "brownout", "backend", "cache")
+ASIDE_OF_ENDPOINTS: Final = ("quota", "caller_quota", "degrade", "timeout", "priority", "brownout", "cache")
 TABLES_DECIDING: Final = ("key", "ids", "shape", "dtype", "fields", "feast", "default", "bounds")
 """What of a table decides what a row of it is, wherever its store is."""
 NO_TABLES: Final[Mapping[str, TableConfig]] = {}
@@ -115,7 +115,7 @@ def fingerprint_of(name: str, route: RouteConfig, tables: Mapping[str, TableConf
 
 
 def fingerprint_of_endpoint(name: str, endpoint: EndpointConfig) -> bytes:
-    """The same of an endpoint."""
+    """The same of an endpoint. Its backend's name is all that tells its server from another one."""
     told = msgspec.to_builtins(endpoint, enc_hook=str)
     for key in ASIDE_OF_ENDPOINTS:
         told.pop(key)

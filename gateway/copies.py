@@ -129,16 +129,27 @@ class Standing:
         self.witness = Witness(scope, store, clocks, WORDS_SECONDS) if rules.is_watched else None
         self.purges = Purges(purge_key(rules.source), store, calendar)
         self.epoch: Callable[[], int] = lambda: 0
-        self.schema: Callable[[], bytes | None] = lambda: None
+        self._schema: Callable[[], bytes | None] = lambda: None
+        self._like: bytes | None = None
+        self.alike_since = 0
+        """The epoch since which its models have taken and given what they do now: what is older is another model's,
+        and fits what that one gave."""
 
     def watch(
         self, epoch: Callable[[], int], looks: Callable[[], Looks | None], schema: Callable[[], bytes | None]
     ) -> None:
         """``looks``: see ``Witness``; ``epoch``: the service's; ``schema``: what its models take and give, None while
         nobody knows."""
-        self.epoch, self.schema = epoch, schema
+        self.epoch, self._schema = epoch, schema
         if self.witness is not None:
             self.witness.looks = looks
+
+    def schema(self) -> bytes | None:
+        """What its models take and give now."""
+        schema = self._schema()
+        if schema is not None and schema != self._like:
+            self._like, self.alike_since = schema, self.epoch()
+        return schema
 
     @property
     def turn(self) -> bytes | None:
@@ -153,7 +164,8 @@ class Standing:
         return "unwatched" if self.witness is None else self.witness.state
 
     def end_turn(self) -> None:
-        """No copy is of the models as they are."""
+        """No copy is of the models as they are, in an epoch that has begun just now."""
+        self.schema()
         if self.witness is not None:
             self.witness.end_turn()
 
@@ -247,7 +259,7 @@ class Copies(Generic[V]):
             if turn is None and standing.witness is not None:
                 self._wordless.note(digest)
             entry = cache.peek(digest)
-            if entry is not None and entry.size <= PAYLOAD_BYTES_MAX:
+            if entry is not None and entry.epoch >= standing.alike_since and entry.size <= PAYLOAD_BYTES_MAX:
                 word = turn if turn is not None and entry.epoch == epoch else b""
                 pending = self._pending(digest, entry, word, terms)
                 made += [] if pending is None else [pending]

@@ -27,7 +27,7 @@ from degrade.gate import Priority
 from degrade.ladder import Step
 from gateway.admission.auth import Caller
 from gateway.config import Endpoint as EndpointConfig
-from gateway.config_load import service_priority
+from gateway.config_load import priority_of
 from gateway.copies import Copies, Standing
 from gateway.doors.path import Target
 from gateway.recall import RecallRules
@@ -133,7 +133,7 @@ class Endpoint:
         self.cache: ResponseCache[Served[Page], Wire] | None = cache_of(cache)
         self.recall_rules = RecallRules(0.0 if cache is None else float(cache.refresh))
         self.refreshes_max = 0 if cache is None else cache.refreshes_max
-        self.priority = service_priority(config.priority)
+        self.priority = priority_of(config.priority, Priority.NORMAL)
         self.browned = config.brownout
         self.flights: Flights[tuple[Key, int, Priority], Filled[Page]] = Flights(FLIGHTS_MAX)
         self.refreshing: set[Key] = set()

@@ -29,7 +29,7 @@ from gateway.admission.validate import EVERY_INPUT, TensorRule, Validator
 from gateway.codec.http import BodyLimits
 from gateway.config import Route as RouteConfig
 from gateway.config import TierConfig
-from gateway.config_load import service_priority
+from gateway.config_load import priority_of
 from gateway.copies import Copies, Standing
 from gateway.default import Default, misfits
 from gateway.fitting import Expected, expected
@@ -142,7 +142,7 @@ class Route:
         self._max_stale = 0.0 if config.cache is None else float(config.cache.max_stale)
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
         self.refreshes_max = 0 if config.cache is None else config.cache.refreshes_max
-        self.priority = service_priority(config.priority)
+        self.priority = priority_of(config.priority, Priority.NORMAL)
         self.browned = config.brownout
         self.flights: Flights[tuple[Key, int, Priority], Filled[InferResponse]] = Flights(FLIGHTS_MAX)
         self.refreshing: set[Key] = set()

@@ -135,7 +135,7 @@ def directory_of(config: Config) -> Directory:
     for name, caller in config.callers.items():
         quota = None if caller.quota is None else quota_of(f"caller:{name}", caller.quota)
         counts = caller.quota is not None and caller.quota.hits_count
-        keys[caller.key_sha256] = Caller(name, caller.tenant, quota, counts, priority_of(caller.priority))
+        keys[caller.key_sha256] = Caller(name, caller.tenant, quota, counts, priority_of(caller.priority, None))
     return Directory(keys, config.server.anonymous)
 
 

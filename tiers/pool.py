@@ -205,8 +205,8 @@ class Pool:
             if first.drops:
                 error.drops = first.drops + 1
             raise
-        if first.failure is Failure.RAISED:
-            self._blame(seat, key, began)
+        if first.failure in (Failure.RAISED, Failure.DROPPED):
+            self._blame(seat, key, began, first.failure)
         return Answered(response, other.replica.url, passed)
 
     async def exchange(self, call: Call, deadline: Deadline) -> Reply:
@@ -448,15 +448,16 @@ class Pool:
         assert answers is not None, "picked a replica whose model's breaker refuses"
         return Permits(reach, answers)
 
-    def _blame(self, seat: Seat, key: str, began: float) -> None:
-        """Another replica answered what the model raised an error on here: it was not the input's fault. Nor was
-        it the model's, if it has answered others here since: a bad input fails all whom Triton batches with it."""
+    def _blame(self, seat: Seat, key: str, began: float, failure: Failure) -> None:
+        """Another replica answered what the model raised an error on here, or what was dropped: it was not the input's
+        fault. Nor was it the model's, if it has answered others here since: a bad input fails all whom Triton batches
+        with it, and a connection may break."""
         now, breaker = self._now(), self._answers(seat, key)
         if breaker.answered_since(began):
             return
         permit = breaker.acquire(now)
         if permit is not None:
-            permit.failed(now, Failure.RAISED.value)
+            permit.failed(now, failure.value)
 
     def _answers(self, seat: Seat, key: str) -> Breaker:
         breaker = seat.answers.get(key)

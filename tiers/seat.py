@@ -123,7 +123,8 @@ class Judged:
         """End both permits. Unjudged (cancelled) says nothing; an overload is load, not illness.
 
         Nor does what one request can bring about, or anybody could take a model away from everybody: an error
-        that a model raises (see ``Pool``), a connection that Triton closes on what it cannot read.
+        that a model raises, a connection that Triton closes on what it cannot read. Where another replica answers
+        the same, the pool has a word to say.
         """
         now, permits = self._now(), self._permits
         if not judged or failure in (Failure.TIMEOUT, Failure.DROPPED):

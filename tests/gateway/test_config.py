@@ -246,6 +246,10 @@ ROUTE_FAULTS = [
     (DEFAULTED + "datatype = 'INT64', shape = [2], value = 0.5 } }", "routes.r.default.y.value: data is not INT64"),
     (DEFAULTED + "datatype = 'BYTES', shape = [2], value = 1 } }", "routes.r.default.y.value: data is not BYTES"),
     (DEFAULTED + "datatype = 'FP32', shape = [2], value = [1, 2, 3] } }", "routes.r.default.y.value: data has 3"),
+    (
+        DEFAULTED + f"datatype = 'BYTES', shape = [-1, 262144], value = '{'x' * 100_000}' }} }}",
+        "routes.r.default.y.value: has 26215448576 bytes a row; at most 2097152",
+    ),
     (DEFAULTED + "datatype = 'FP33', shape = [2], value = 1 } }", "routes.r.default.y.datatype: 'FP33' is not one of"),
     (
         DEFAULTED + "datatype = 'FP32', shape = [2], value = 1 }, "

@@ -17,9 +17,9 @@ from degrade.calendar import Calendar
 from degrade.record import seal
 from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway import purges as module
-from gateway.config import CacheConfig, TierConfig
+from gateway.config import CacheConfig, Endpoint, TierConfig
 from gateway.config import Route as RouteConfig
-from gateway.copied import Answers, fingerprint_of
+from gateway.copied import Answers, fingerprint_of, fingerprint_of_endpoint
 from gateway.copies import READ_SECONDS, Copies, Copy, CopyRules, Standing
 from gateway.service import Served, cache_of
 from gateway.units import Seconds
@@ -254,6 +254,7 @@ async def test_what_was_made_before_there_was_a_word_gets_it_with_a_later_pass(b
 async def test_an_answer_of_an_earlier_epoch_gets_no_word(born: Born, host: Host) -> None:
     life = born()
     await life.live()
+    assert life.find() is None, "somebody asks, and so it is made"
     life.answer()
     life.epoch += 1
     assert life.write() == "written"
@@ -371,6 +372,29 @@ async def test_of_models_that_take_or_give_something_else_nothing_is_found(born:
     assert life.snapshot.rejected == {"fingerprint": 1}
 
 
+async def test_what_an_earlier_model_gave_is_not_copied_as_what_this_one_gives(born: Born, host: Host) -> None:
+    """It stays in memory as an old answer, of the shape that the model had; its copy would say it has the new one."""
+    life = born()
+    await life.live()
+    life.answer(1.0, b"written")
+    assert life.write() == "written"
+    life.answer(2.0, b"waiting")
+    host.schema, life.epoch = b"another", life.epoch + 1
+    life.standing.end_turn()
+    life.answer(3.0, b"new")
+    life.copies.sweep(2**20)
+    life.write()
+    life.epoch += 1  # the same model, loaded again
+    life.standing.end_turn()
+    life.copies.sweep(2**20)
+    life.write()
+    life = born()
+    await life.live()
+    assert [value(life.find(digest)) for digest in (b"written", b"waiting", b"new")] == [None, None, 3.0]
+    host.schema = b"schema"
+    assert value(life.find(b"written")) == 1.0
+
+
 async def test_an_age_beyond_what_may_be_served_is_the_end(born: Born, host: Host) -> None:
     await copied(born)
     host.pass_by(TTL + MAX_STALE - 2.0)
@@ -416,6 +440,16 @@ def test_a_fingerprint_is_of_what_decides_an_answer_and_of_nothing_else() -> Non
     ]
     assert set(same) == {of()}
     assert len({of(), *others}) == len(others) + 1
+
+
+def test_a_page_of_one_backend_is_none_of_another() -> None:
+    base = Endpoint("/score", backend="staging", cache=CacheConfig(ttl=Seconds(10)))
+
+    def of(**changes: object) -> bytes:
+        return fingerprint_of_endpoint("e", msgspec.structs.replace(base, **changes))
+
+    assert {of(timeout=Seconds(1)), of(cache=CacheConfig(ttl=Seconds(5)))} == {of()}
+    assert len({of(), of(backend="production"), of(path="/other"), fingerprint_of_endpoint("f", base)}) == 4
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ whom."""
 from __future__ import annotations
 
 import asyncio
+import random
 from typing import Final
 
 import pytest
@@ -11,11 +12,17 @@ import pytest
 from degrade.gate import Claim, Priority
 from degrade.ladder import Failure
 from gateway.admission.auth import Caller
+from gateway.call import claim_of
 from gateway.codec.http import CacheDirectives
 from gateway.config import CacheConfig
+from gateway.config import Endpoint as EndpointConfig
+from gateway.config_load import PriorityWord
+from gateway.endpoint import Endpoint
 from gateway.units import Seconds
 from tests.gateway.test_pipeline import NO_CACHE, SURE, House, Upstream, until
 from tests.gateway.test_pipeline import REFRESHING as REFRESHED
+from tests.tiers.test_pool import Fake
+from tiers.pool import Pool, PoolOptions
 
 UNSURE: Final = b"\0\0\0\0\0\0\0\0"
 OLD: Final = CacheConfig(ttl=Seconds(10), max_stale=Seconds(100))
@@ -42,6 +49,13 @@ async def test_for_whom_it_asks(
     house = House(priority=route)
     await house.ask(SURE, directives, caller=caller)
     assert house.upstream.claims == [claim]
+
+
+@pytest.mark.parametrize("word", [None, "high", "normal", "low"])
+def test_an_endpoints_callers_have_its_priority(word: PriorityWord | None) -> None:
+    config = EndpointConfig("/p", "b", priority=word)
+    made = Endpoint("e", config, Pool([Fake("u")], PoolOptions(), lambda: 0.0, random.Random(1)), 1024)
+    assert claim_of(made, ALONE).priority is Priority[(word or "normal").upper()]
 
 
 async def test_nobody_waits_in_a_lower_ones_turn() -> None:

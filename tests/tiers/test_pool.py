@@ -407,14 +407,57 @@ async def test_a_request_that_is_dropped_on_its_way_through_opens_nothing() -> N
     assert state(made) == ("closed", ())
 
 
-async def test_a_model_that_raises_here_and_answers_elsewhere_leaves_rotation_here() -> None:
+@pytest.mark.parametrize("failure", [Failure.RAISED, Failure.DROPPED])
+async def test_a_model_that_fails_here_and_answers_elsewhere_leaves_rotation_here(failure: Failure) -> None:
+    """Without that a replica that drops all it is asked has nearly all: it is always the less loaded."""
     one, two = Fake("a"), Fake("b")
-    one.fails = Failure.RAISED
+    one.fails = failure
     made = pool(one, two)
     answers = [await made.infer(REQUEST, FAR) for _ in range(20)]
     assert {answer.replica for answer in answers} == {"b"}
     assert one.calls == 2  # then its breaker for the model was open
     assert (state(made, 0), state(made, 1)) == (("closed", ("m",)), ("closed", ()))
+
+
+async def test_its_trials_are_judged_likewise() -> None:
+    """A trial that is dropped ends for nobody; what is answered in its place keeps the breaker open, ever longer."""
+    clock, one, two = Clock(), Fake("a"), Fake("b")
+    one.fails = Failure.DROPPED
+    made = pool(one, two, clock=clock)
+    for _ in range(400):
+        await made.infer(REQUEST, FAR)
+        clock.now += 0.1
+    assert state(made) == ("closed", ("m",))
+    assert one.calls == 2 + 3, "after 4 s, 8 and 16"
+    one.fails = None
+    clock.now += 40.0
+    for _ in range(20):
+        await made.infer(REQUEST, FAR)
+    assert state(made) == ("closed", ())
+
+
+async def test_a_connection_that_breaks_where_others_are_answered_speaks_against_nobody() -> None:
+    clock = Clock()
+
+    class Breaking(Fake):
+        async def infer(self, request: InferRequest, deadline: Deadline, now: float) -> InferResponse:
+            clock.now += 1.0
+            if request is REQUEST:
+                other = await super().infer(request, deadline, now)
+                clock.now += 1.0
+                return other
+            two.fails = Failure.UNREACHABLE  # so that the other, who comes meanwhile, is answered here
+            await made.infer(REQUEST, FAR)
+            two.fails = None
+            raise UpstreamError(Failure.DROPPED, "reset", before_answer=True)
+
+    one, two = Breaking("a"), Fake("b")
+    made = pool(one, two, clock=clock)
+    passed = 0
+    for _ in range(40):
+        passed += bool((await made.infer(InferRequest("m", ()), FAR)).passed)
+    assert passed > 10
+    assert (state(made, 0), state(made, 1)) == (("closed", ()), ("closed", ()))
 
 
 async def test_a_bad_input_that_fails_those_it_was_batched_with_opens_nothing() -> None:
