@@ -21,6 +21,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import signal
 import struct
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
@@ -32,6 +33,9 @@ from gateway.suspects import SUSPECTS_MAX, Suspect
 NOTES_MAX: Final = 4096
 """Requests of one worker in work at once that are noted: those beyond are worked on all the same, and counted."""
 
+TELLS_WHERE: Final = signal.SIGUSR2
+"""A worker that gets it writes where each of its threads stands, and goes on: an end by SIGABRT does so too, and leaves
+its whole memory where cores are kept."""
 BEAT_SECONDS: Final = 0.5
 """Between two signs of life of a worker."""
 

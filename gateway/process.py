@@ -12,7 +12,6 @@ import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Final
 
 import msgspec
 import structlog
@@ -24,13 +23,9 @@ from gateway.config import ALLOW_ALL, Config
 from gateway.doors.certificates import Unusable
 from gateway.doors.listener import ParserMissing, require_strict_parser
 from gateway.memory import keep_freed_memory, set_start_aside
-from gateway.notes import Notes
+from gateway.notes import TELLS_WHERE, Notes
 from gateway.operate.log import set_up
 from gateway.reload import Reread, reloading
-
-WHERE_SIGNAL: Final = signal.SIGUSR2
-"""Tells a process to write to standard error where each of its threads stands, whatever holds its event loop up. No
-SIGABRT, which may leave all its memory on a disk."""
 
 _log = structlog.get_logger("tailrace")
 
@@ -63,7 +58,7 @@ def serve(config: Config, reread: Reread, announce: Callable[[str], None], emplo
         _log.warning("callers may be refused for want of open files", reason=short)
     keep_freed_memory()
     faulthandler.enable()  # a crash leaves a traceback
-    faulthandler.register(WHERE_SIGNAL, chain=False)
+    faulthandler.register(TELLS_WHERE)
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what goes wrong there is told by us, once and in our format
 
     async def main() -> None:

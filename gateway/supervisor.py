@@ -28,10 +28,9 @@ import structlog
 from gateway.config import Config, Server, parse_address
 from gateway.doors import certificates
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ADMIN_DRAIN_SECONDS, Listener, bind, listen, named
-from gateway.notes import Notebook
+from gateway.notes import TELLS_WHERE, Notebook
 from gateway.operate.fleet import Fleet, fleet_port
 from gateway.operate.log import set_up
-from gateway.process import WHERE_SIGNAL
 from gateway.reload import Reloads, Reread, reloading
 from gateway.suspects import DEATHS_MAX, REFUSED_SECONDS, Suspects
 
@@ -229,7 +228,7 @@ class Supervisor:
             still = still + 1 if beats == before else 0
         _log.error("worker hangs", worker=worker, pid=process.pid, seconds=float(self._config.server.hang_timeout))
         with contextlib.suppress(ProcessLookupError):
-            process.send_signal(WHERE_SIGNAL)
+            process.send_signal(TELLS_WHERE)
             await asyncio.sleep(TRACEBACK_SECONDS)
             process.kill()
 

@@ -101,7 +101,7 @@ class Watch:
         """Ask once. Never raises for a replica."""
         seat, began = self._seat, self._now()
         seat.due = began
-        call = Call("GET", self._options.probe.path, probe=True)
+        call = Call("GET", self._options.probe.path, probe=True, anew=seat.reach.state != "closed")
         try:
             reply = await seat.replica.exchange(call, Deadline.after(began, self._options.timeout), began)
         except UpstreamError as error:

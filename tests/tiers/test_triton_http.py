@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import time
@@ -495,6 +496,41 @@ async def test_a_probe_waits_behind_nothing_that_callers_ask() -> None:
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
+
+
+async def test_who_answers_on_a_kept_connection_and_takes_no_new_one_is_not_back() -> None:
+    """What callers need is a connection, and a probe's was made while it could be."""
+
+    async def handler(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await read_request(reader)
+            writer.write(http(200, b""))
+            await writer.drain()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await handler(reader, writer)
+        writer.close()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    replica = TritonHttp(f"http://127.0.0.1:{port}", TritonOptions())
+    pool = Pool([replica], PoolOptions(BreakerOptions(consecutive_failures=2)), time.monotonic, random.Random(7))
+    deadline = Deadline.after(time.monotonic(), 60.0)
+    await pool.probe_once()
+    server.close()
+    await pool.probe_once()
+    assert pool.states()[0].ready, "nobody has missed anything yet"
+    for _ in range(2):
+        with pytest.raises(UpstreamError):
+            await pool.infer(REQUEST, deadline)
+    await pool.probe_once()
+    assert (pool.states()[0].breaker, pool.states()[0].ready) == ("open", False)
+    server = await asyncio.start_server(connected, "127.0.0.1", port)
+    await pool.probe_once()
+    assert (pool.states()[0].breaker, pool.states()[0].ready) == ("closed", True)
+    await pool.close()
+    server.close()
 
 
 def test_end_to_end() -> None:

@@ -95,6 +95,12 @@ class Connections:
         # It may have been closed between being released and now.
         return connection if connection.reusable else await self.renew(connection, until)
 
+    def hang_up(self) -> None:
+        """Close those that are idle: who asks next is to find out whether the other side accepts one."""
+        idle, self._idle = self._idle, {}
+        for connection in idle:
+            connection.abort()
+
     async def renew(self, connection: Connection, until: float) -> Connection:
         """A new connection in the place of a held one, ahead of those who wait. Raises ConnectionFault, and
         then nothing is held any more."""

@@ -80,14 +80,16 @@ class TritonOptions(Struct, frozen=True):
 
 class Call(Struct, frozen=True):
     """An HTTP request for a replica. ``target`` is the raw path and query, sent verbatim, from its "/" on.
-    ``probe``: it is to tell how the replica or a model is, so it waits behind nothing that callers ask. ``work``: it is
-    what routes and endpoints are for, so it shares inference's connections; ``again``: it may be sent twice."""
+    ``probe``: it is to tell how the replica or a model is, so it waits behind nothing that callers ask; ``anew``: and
+    whether one can connect to it. ``work``: it is what routes and endpoints are for, so it shares inference's
+    connections; ``again``: it may be sent twice."""
 
     method: str
     target: str
     headers: Headers = ()
     body: Body = None
     probe: bool = False
+    anew: bool = False
     work: bool = False
     again: bool = False
 
@@ -174,6 +176,8 @@ class TritonHttp:
         connections = self._probing if call.probe else self._asking if asks else self._passing
         if call.work:
             connections = self._inferring
+        if call.anew:
+            connections.hang_up()
         return await self._buffered(
             connections, self._outgoing(call), deadline.remaining(now), asks or call.again
         )
