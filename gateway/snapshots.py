@@ -100,6 +100,7 @@ class Snapshots:
         self._clocks = Clocks(ticker, wall, lambda: around.secret(WORD_BYTES).hex().encode())
         self._words = FileStore(Path(config.path) / WORDS, wall)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._closed = False
         self._writing: asyncio.Future[str] | None = None
         self._pass_bytes_max = min(BYTES_MAX, options.generation_bytes_max // BYTES_SHARE)
         self._copied: dict[str, Copied] = {}
@@ -220,7 +221,10 @@ class Snapshots:
             self._keeping[standing] = [kept(run, ROUND_SECONDS) for run in runs]
 
     async def close(self, seconds: float) -> None:
-        """Write what waits, for so many seconds at most, and end."""
+        """Write what waits, for so many seconds at most, and end; a second time it is over already."""
+        if self._closed:
+            return
+        self._closed = True
         for task in [*self._tasks, *(task for tasks in self._keeping.values() for task in tasks)]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
