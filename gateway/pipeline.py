@@ -41,7 +41,7 @@ from gateway.problem import Problem, Refused, invalid, not_cached
 from gateway.problem import quota as quota_problem
 from gateway.recall import BROWNED, Action, Recall, recall, stale_first, unrefreshed
 from gateway.route import Route
-from gateway.service import Allowance, Filled, Given, Q, R, Response, Served, Service, Terms, Watched, Wire
+from gateway.service import Admitted, Allowance, Filled, Given, Q, R, Response, Served, Service, Terms, Watched, Wire
 from tiers.cascade import CascadeOptions
 from tiers.facts import ModelFacts
 from tiers.inference import Provenance, Rejected, UpstreamError
@@ -192,7 +192,7 @@ class Pipeline:
             late = UpstreamError(Failure.LATE, "its time was over before a tier was asked")
             return self._descend(call, key, late, quota)
         try:
-            admitted = await route.admit(call.request, call.deadline, seconds)
+            admitted = await self._admitted(call, key, seconds)
             if admitted.stateful:
                 key, choice = None, Recall(Action.FETCH_ALONE, "bypass", admitted.stateful)
             filled, led = await self._fetch(call, key, choice, admitted.rows)
@@ -292,26 +292,39 @@ class Pipeline:
         kept = entry if stored else None
         return Filled(entry.value, given.steps, False, kept, settled, alike, given.rows_kept, given.made_at, again)
 
+    async def _admitted(self, call: Call[Q, R], key: Key | None, seconds: float) -> Admitted:
+        """See ``Service.admit``; likewise where nobody knows the models yet, and none of them could be reached."""
+        try:
+            return await call.route.admit(call.request, call.deadline, seconds)
+        except UpstreamError as error:
+            if not await self._is_back(call, key, error, call.deadline):
+                raise
+        return await call.route.admit(call.request, call.deadline, call.deadline.remaining(self._ticker()))
+
     async def _asked(self, call: Call[Q, R], deadline: Deadline, terms: Terms) -> Given[R]:
-        """What those asked have given. Where none of them could be reached and the ladder has nothing, it is worth a
-        moment to hear what a replica says next: it may be back before this caller would be."""
+        """What those asked have given."""
         route = call.route
         try:
             return await route.ask(call.request, deadline, terms, self._ticker)
         except UpstreamError as error:
             self._telemetry.passed(route.name, error.passed)
-            if error.failure is not Failure.UNREACHABLE or not error.before_answer or Step.REPLICA not in route.steps:
-                raise
-            now = self._ticker()
-            if descended(call, terms.key, error.failure, now).step is not Step.REFUSE:
-                raise
-            if not await route.found(min(FOUND_SECONDS_MAX, FOUND_SHARE * deadline.remaining(now))):
+            if not await self._is_back(call, terms.key, error, deadline):
                 raise
         try:
             return await route.ask(call.request, deadline, terms, self._ticker)
         except UpstreamError as error:
             self._telemetry.passed(route.name, error.passed)
             raise
+
+    async def _is_back(self, call: Call[Q, R], key: Key | None, error: UpstreamError, deadline: Deadline) -> bool:
+        """Where none of those asked could be reached and the ladder has nothing, it is worth a moment to hear what a
+        replica says next: it may be back before this caller would be."""
+        route, now = call.route, self._ticker()
+        if error.failure is not Failure.UNREACHABLE or not error.before_answer or Step.REPLICA not in route.steps:
+            return False
+        if descended(call, key, error.failure, now).step is not Step.REFUSE:
+            return False
+        return await route.found(min(FOUND_SECONDS_MAX, FOUND_SHARE * deadline.remaining(now)))
 
     def _refresh(self, call: Call[Q, R], key: Key, entry: Entry[Served[R]]) -> None:
         """Fetch behind the caller's back: once for a key, at most ``refreshes_max`` at once for the route."""

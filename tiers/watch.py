@@ -132,14 +132,16 @@ class Watch:
     async def _rest(self, interval: float, sleep: Sleep) -> None:
         """Until the next question: a doubt that comes meanwhile ends the rest."""
         began, spread = self._now(), 1.0 + SPREAD * (2.0 * self._random.random() - 1.0)
-        while True:
-            now = self._now()
-            pause = self._pause(interval, now)
-            self._seat.due = began + (pause if pause >= interval else spread * pause)
-            self._hears.told()
-            if now >= self._seat.due:
-                return
+        self._put_off(interval, began, spread)
+        self._hears.told()
+        while (now := self._now()) < self._seat.due:
             await sleep(min(self._seat.due - now, TURN_SECONDS))
+            self._put_off(interval, began, spread)
+
+    def _put_off(self, interval: float, began: float, spread: float) -> None:
+        """Say when the next question is due, as things stand."""
+        pause = self._pause(interval, self._now())
+        self._seat.due = began + (pause if pause >= interval else spread * pause)
 
     def _pause(self, interval: float, now: float) -> float:
         """Seconds, as things stand."""

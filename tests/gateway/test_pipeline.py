@@ -109,7 +109,7 @@ class Upstream:
     async def found(self, seconds: float) -> bool:
         self.waits.append(seconds)
         if self.is_back:
-            self.failure = None
+            self.failure = self.facts_failure = None
         return self.is_back
 
     def recall(self, model: str, version: str) -> ModelFacts | None:
@@ -192,6 +192,19 @@ async def test_who_has_nothing_else_left_waits_a_moment_for_a_server_to_be_back(
         assert (await house.refusal()).problem.slug == "unavailable"
     assert house.upstream.waits == [FOUND_SECONDS_MAX]
     assert len(house.upstream.requests) == 1 + is_back
+
+
+@pytest.mark.parametrize("is_back", [True, False])
+async def test_so_does_who_is_the_first_to_ask_for_a_model(is_back: bool) -> None:
+    """Nobody knows it yet, and nobody can be asked about it: a gateway that starts in an outage."""
+    house = House()
+    house.upstream.facts_failure = house.upstream.failure = unreachable()
+    house.upstream.is_back = is_back
+    if is_back:
+        assert (await house.ask()).provenance.cache == "miss"
+    else:
+        assert (await house.refusal()).problem.slug == "unavailable"
+    assert house.upstream.waits == [FOUND_SECONDS_MAX]
 
 
 async def test_who_has_little_time_waits_for_no_more_than_a_share_of_it() -> None:
