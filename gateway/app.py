@@ -17,7 +17,7 @@ import structlog
 
 from degrade.breaker import Change
 from degrade.brownout import BrownoutOptions
-from degrade.deadline import Deadline, Ticker
+from degrade.deadline import Deadline
 from gateway.admission.ratelimit import Limiter
 from gateway.background import Run, Sleep, kept, sweep
 from gateway.codec.ndarray import plain_bytes_max
