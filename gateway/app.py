@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+import msgspec
 import structlog
 
 from degrade.breaker import Change
 from degrade.brownout import BrownoutOptions
-from degrade.deadline import Deadline, Ticker
+from degrade.deadline import Deadline
 from gateway.admission.ratelimit import Limiter
 from gateway.background import Run, Sleep, kept, sweep
 from gateway.codec.ndarray import plain_bytes_max
@@ -112,7 +113,7 @@ class Gateway:
     ) -> None:
         """``shared``: other workers listen on the same port. ``sleep``: how the notice of draining passes. ``reread``:
         how the configuration is read again; None: it is what it is. ``around``: None: this machine."""
-        self._around = real() if around is None else around
+        self._around, self._faults = _surrounded(config, real() if around is None else around)
         self._ticker = self._around.ticker
         self._sleep = sleep
         self._shared = shared
@@ -139,12 +140,11 @@ class Gateway:
         """Where the gRPC door listens; empty if there is none."""
         self.buffered = Buffered(int(config.server.buffered_bytes_max))
         self.telemetry = Telemetry(self._ticker, logs_requests=config.log.level == "debug")
-        self._faults = _faults_of(config, self._ticker)
         self._makings = Makings(config.server, self._around, self._faults)
         self._watching = Watching(self._breaker_changed, self._model_changed)
         self.standing = stand(config, self._makings, homes(config, self._makings, self._watching))
         self._stores = Stores(self._around, self._faults)
-        self.snapshots = snapshots_of(config, self._around)
+        self.snapshots = snapshots_of(config, self._around, self._faults)
         self._share(self.standing)
         self._strain = Strain(lambda: self.homes, self._brownout, self._ticker)
         self._limiter = Limiter(config.server.quota_keys_max)
@@ -475,13 +475,14 @@ class Gateway:
         self._model_changed(self.standing.config.passthrough, model)
 
 
-def _faults_of(config: Config, ticker: Ticker) -> Faults | None:
-    """What makes faults on purpose, where that is configured."""
+def _surrounded(config: Config, around: Surroundings) -> tuple[Surroundings, Faults | None]:
+    """What is around, and what makes faults on purpose where that is configured: then time is as it says."""
     if not config.chaos.enabled:
-        return None
+        return around, None
     from gateway.operate.faults import Faults
 
-    return Faults(ticker)
+    faults = Faults(around.ticker)
+    return msgspec.structs.replace(around, wall=faults.wall(around.wall)), faults
 
 
 def _edge_options(server: Server) -> EdgeOptions:

@@ -42,6 +42,7 @@ from gateway.witness import ROUND_SECONDS, Clocks
 from tiers.facts import ModelFacts
 
 if TYPE_CHECKING:
+    from gateway.operate.faults import Disk, Faults
     from gateway.tables import Table
 
 RECORDS_MAX: Final = 8192
@@ -84,7 +85,8 @@ _FACTS_TERMS: Final = Terms(blake3(b"tailrace facts 1").digest(16), FACTS_SECOND
 class Snapshots:
     """One process's. Made before the event loop has anything to do; belongs to it."""
 
-    def __init__(self, config: SnapshotConfig, around: Surroundings) -> None:
+    def __init__(self, config: SnapshotConfig, around: Surroundings, disk: Disk | None = None) -> None:
+        """``disk``: what it meets on purpose."""
         ticker, wall = around.ticker, around.wall
         options = SnapshotOptions(int(config.bytes_max), config.generations)
         self.interval = float(config.interval)
@@ -95,11 +97,13 @@ class Snapshots:
         """Records written, from the start."""
         self.turn_seconds_max = 0.0
         """The longest turn of the event loop that a pass took."""
+        self._disk = disk
         self._ticker = ticker
         self._calendar = Calendar(ticker, wall)
         self._clocks = Clocks(ticker, wall, lambda: around.secret(WORD_BYTES).hex().encode())
         self._words = FileStore(Path(config.path) / WORDS, wall)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._closed = False
         self._writing: asyncio.Future[str] | None = None
         self._pass_bytes_max = min(BYTES_MAX, options.generation_bytes_max // BYTES_SHARE)
         self._copied: dict[str, Copied] = {}
@@ -220,7 +224,10 @@ class Snapshots:
             self._keeping[standing] = [kept(run, ROUND_SECONDS) for run in runs]
 
     async def close(self, seconds: float) -> None:
-        """Write what waits, for so many seconds at most, and end."""
+        """Write what waits, for so many seconds at most, and end; a second time it is over already."""
+        if self._closed:
+            return
+        self._closed = True
         for task in [*self._tasks, *(task for tasks in self._keeping.values() for task in tasks)]:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -293,10 +300,18 @@ class Snapshots:
         return pending
 
     async def _written(self, pending: list[Pending], sleep: Sleep, seconds: float) -> str:
-        now = self._calendar.now()
+        now, rule = self._calendar.now(), None if self._disk is None else self._disk()
+        if rule is not None:
+            await sleep(rule.latency)
+            if rule.error:
+                self.snapshot.failures[rule.error] += 1
+                return rule.error
 
         def write() -> str:
-            return self.snapshot.write([(each.name, _sealed(each).written) for each in pending], now)
+            sealed = [(each.name, _sealed(each).written) for each in pending]
+            if rule is not None:
+                sealed = [(name, rule.spoilt(written)) for name, written in sealed]
+            return self.snapshot.write(sealed, now)
 
         until = self._ticker() + seconds
         for _ in range(BUSY_TRIES):
@@ -333,9 +348,11 @@ class Snapshots:
             each.sweep(self.snapshot.options.generation_bytes_max // SWEPT_SHARE // len(self._copied))
 
 
-def snapshots_of(config: Config, around: Surroundings) -> Snapshots | None:
+def snapshots_of(config: Config, around: Surroundings, faults: Faults | None) -> Snapshots | None:
     """What a configuration asks for, if it does."""
-    return None if config.snapshot is None else Snapshots(config.snapshot, around)
+    if config.snapshot is None:
+        return None
+    return Snapshots(config.snapshot, around, None if faults is None else faults.disk())
 
 
 def _is_copied(cache: CacheConfig | None) -> bool:

@@ -6,7 +6,8 @@ configuration names is wrapped once, when it is made, in a thing of the same fac
 Faults come by the admin port, with a seed, and end by themselves. What they bring is what the real ones bring
 (`UpstreamError`, `StoreError`), so that nothing behind the seam knows the difference. Time and chance are arguments.
 
-A *target* is named as in the configuration: ``backends.NAME``, ``tables.NAME``, or ``second`` for all second levels.
+A *target* is named as in the configuration: ``backends.NAME``, ``tables.NAME``, ``second`` for all second levels, or
+``snapshot`` for the disk of the copies.
 """
 
 from __future__ import annotations
@@ -33,7 +34,10 @@ from tiers.seat import Carried, Replica
 SECONDS_MAX: Final = 600.0
 """Of one order: whoever forgets it has a gateway that is well again in ten minutes."""
 STALL_SECONDS_MAX: Final = 10.0
+CLOCK_SECONDS_MAX: Final = 3600.0
+"""By which the wall clock may be wrong on purpose: what is written meanwhile keeps its time."""
 TARGETS_MAX: Final = 100
+SNAPSHOT: Final = "snapshot"
 BACKEND: Final = "backends."
 GARBAGE: Final = b"\xff" * 8
 """Neither a value of a second level (they have a checksum) nor numbers (NaN) of a row."""
@@ -42,6 +46,7 @@ NAN: Final[Mapping[str, bytes]] = MappingProxyType(
 )
 
 Sleep = Callable[[float], Awaitable[object]]
+Disk = Callable[[], "Rule | None"]
 
 
 class BadOrder(ValueError):
@@ -58,14 +63,20 @@ class Rule(Struct, frozen=True, forbid_unknown_fields=True):
     error: str = ""
     corrupt: bool = False
 
+    def spoilt(self, value: bytes) -> bytes:
+        """What is left of a value."""
+        return GARBAGE + value[len(GARBAGE) :] if self.corrupt else value
+
 
 class Order(Struct, frozen=True, forbid_unknown_fields=True):
     """What is asked for, in place of what held before: ``faults`` by target for ``seconds``, their chance from
-    ``seed``. ``stall``: seconds for which the event loop stands still, once. ``kill``: SIGKILL to this process."""
+    ``seed``. ``clock``: seconds by which the wall clock is ahead meanwhile, or behind (negative). ``stall``: seconds
+    for which the event loop stands still, once. ``kill``: SIGKILL to this process."""
 
     faults: dict[str, Rule] = {}
     seconds: float = 60.0
     seed: int = 0
+    clock: float = 0.0
     stall: float = 0.0
     kill: bool = False
 
@@ -73,6 +84,8 @@ class Order(Struct, frozen=True, forbid_unknown_fields=True):
         """Raise BadOrder. ``targets``: those that there are."""
         if not 0 < self.seconds <= SECONDS_MAX:
             raise BadOrder(f"seconds must be more than 0 and at most {SECONDS_MAX:g}")
+        if not -CLOCK_SECONDS_MAX <= self.clock <= CLOCK_SECONDS_MAX:
+            raise BadOrder(f"clock must be {-CLOCK_SECONDS_MAX:g} to {CLOCK_SECONDS_MAX:g} seconds")
         if not 0 <= self.stall <= STALL_SECONDS_MAX:
             raise BadOrder(f"stall must be 0 to {STALL_SECONDS_MAX:g} seconds")
         for target, rule in self.faults.items():
@@ -128,6 +141,15 @@ class Faults:
         for word in ("latency", "error", "corrupt"):
             self.met[f"{target} {word}"] += bool(getattr(rule, word))
         return rule
+
+    def wall(self, wall: Ticker) -> Ticker:
+        """A wall clock that is wrong while it is told to be."""
+        return lambda: wall() + (self._order.clock if self.seconds_left else 0.0)
+
+    def disk(self) -> Disk:
+        """What happens to the disk of the copies: nothing, or what the next pass meets."""
+        self._targets.add(SNAPSHOT)
+        return lambda: self.rule(SNAPSHOT)
 
     def replica(self, backend: str, replica: Replica) -> Replica:
         """The same replica, with this between it and whoever asks for a route, looks, or probes."""
@@ -199,9 +221,7 @@ class FaultyStore:
     async def get_many(self, keys: Sequence[bytes], seconds: float) -> list[Found]:
         rule, seconds = await self._met(seconds)
         found = await self._store.get_many(keys, seconds)
-        if rule is None or not rule.corrupt:
-            return found
-        return [GARBAGE + each[len(GARBAGE) :] if isinstance(each, bytes) else each for each in found]
+        return found if rule is None else [rule.spoilt(each) if isinstance(each, bytes) else each for each in found]
 
     async def put_many(self, pairs: Sequence[tuple[bytes, bytes]], ttl: float | None, seconds: float) -> None:
         _, seconds = await self._met(seconds)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cache.digest import Key
+from degrade.gate import Priority
 from gateway.admission.auth import Caller
 from gateway.config import CacheConfig
 from gateway.config import Endpoint as EndpointConfig
@@ -76,3 +78,8 @@ def test_a_key_that_lacks_nothing_stays_itself() -> None:
     assert made.settled(CALLER, post, key, Given(Served(page))) is key
     assert made.settled(CALLER, post, key, Given(Served(Page(200, (), b"")))) is None
     assert taught(made, post, "Via") is None
+
+
+@pytest.mark.parametrize(("said", "meant"), [(None, "NORMAL"), ("high", "HIGH"), ("normal", "NORMAL"), ("low", "LOW")])
+def test_its_priority_is_what_was_said(said: str | None, meant: str) -> None:
+    assert endpoint(priority=said).priority is Priority[meant]

@@ -7,6 +7,7 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -15,9 +16,12 @@ from cache.stores.store import KINDS, Found, StoreError
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from gateway.config import Config
+from gateway.config_snapshot import SnapshotConfig
 from gateway.operate.faults import GARBAGE, NAN, SECONDS_MAX, BadOrder, Faults, Order, Rule
 from gateway.reload import fixed
+from gateway.snapshots import Snapshots
 from gateway.sources import ConfigError, load
+from gateway.surroundings import real
 from tiers.inference import InferRequest, InferResponse, Tensor, UpstreamError
 
 GPU, USER = "backends.gpu", "tables.user"
@@ -203,6 +207,9 @@ async def test_it_ends_by_itself_and_an_empty_order_ends_it_at_once(faults: Faul
         (Order(seconds=SECONDS_MAX + 1), "seconds"),
         (Order(seconds=0.0), "seconds"),
         (Order(stall=60.0), "stall"),
+        (Order(clock=-3601.0), "clock"),
+        (Order(clock=math.nan), "clock"),
+        (Order({"snapshot": Rule(error="full")}), "there is no snapshot"),
     ],
 )
 def test_an_order_that_cannot_be_followed_changes_nothing(faults: Faults, order: Order, said: str) -> None:
@@ -211,6 +218,36 @@ def test_an_order_that_cannot_be_followed_changes_nothing(faults: Faults, order:
     with pytest.raises(BadOrder, match=said):
         faults.take(order)
     assert faults.rules == held.faults
+
+
+def test_the_wall_clock_is_wrong_until_the_order_ends() -> None:
+    world = World()
+    faults = Faults(world.ticker, world.sleep)
+    wall = faults.wall(lambda: 1000.0 + world.now)
+    assert wall() == 1000.0
+    faults.take(Order(clock=-600.0, seconds=5.0))
+    world.now = 4.0
+    assert wall() == 404.0
+    world.now = 5.0
+    assert wall() == 1005.0
+
+
+async def test_the_disk_of_the_copies_fails_and_spoils_as_it_is_told(tmp_path: Path) -> None:
+    world = World()
+    faults = Faults(world.ticker, world.sleep)
+    around = msgspec.structs.replace(real(), ticker=world.ticker)
+    made = Snapshots(SnapshotConfig(str(tmp_path / "snapshot")), around, faults.disk())
+    await made.open()
+    faults.take(Order({"snapshot": Rule(error="full", latency=0.25)}, seconds=60.0))
+    assert await made.copy(world.sleep) == "full"
+    assert (world.now, made.snapshot.failures["full"], made.snapshot.written_at > 0) == (0.25, 1, False)
+    faults.take(Order())
+    assert await made.copy(world.sleep) == "written"
+    await made.close(0.0)
+    assert [Rule(corrupt=corrupt).spoilt(b"0123456789") for corrupt in (False, True)] == [
+        b"0123456789",
+        GARBAGE + b"89",
+    ]
 
 
 def test_an_order_is_json_without_unknown_words() -> None:

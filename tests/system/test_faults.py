@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +51,32 @@ def until(true: Callable[[], bool]) -> None:
     while not true():
         assert time.monotonic() < end, "it does not come"
         time.sleep(0.02)
+
+
+def test_a_full_disk_and_a_wrong_clock_cost_nobody_an_answer(
+    start: Callable[..., GatewayProcess], tmp_path: Path
+) -> None:
+    gateway = start(CHAOS | {"snapshot": {"path": str(tmp_path / "snapshot"), "interval": "100ms"}})
+    chaos = f"{gateway.admin_url}/chaos"
+    order = {"faults": {"snapshot": {"error": "full"}}, "clock": -600, "seconds": 600}
+    status, _, told = asked(chaos, order)
+    assert (status, told["targets"]) == (200, ["backends.b", "snapshot"]), told
+    numbers = iter(range(10**6))
+    until(lambda: infer(gateway, next(numbers))[0] == 200 and _failures(gateway) > 0)
+    assert infer(gateway, 0.5)[0] == 200
+    assert asked(chaos, {})[0] == 200
+    failed = _failures(gateway)
+    copied = _copied(gateway)
+    until(lambda: infer(gateway, next(numbers))[0] == 200 and _copied(gateway) > copied)
+    assert _failures(gateway) <= failed + 1
+
+
+def _copied(gateway: GatewayProcess) -> float:
+    return gateway.metrics()["tailrace_snapshot_copied_total"]
+
+
+def _failures(gateway: GatewayProcess) -> float:
+    return gateway.metrics().get('tailrace_snapshot_failures_total{kind="full"}', 0.0)
 
 
 def test_a_backend_fails_until_the_order_ends(start: Callable[..., GatewayProcess]) -> None:
