@@ -237,7 +237,6 @@ class Gate:
         (``wake`` tells), or refused."""
         self.asked += 1
         self._limiter.tick(now)
-        self._shares.crowd = self._limiter.crowd
         holder = self._shares.asked(claim.priority, claim.owner, self.settled, now)
         is_apart = self._is_apart(claim.priority, holder)
         self.asked_apart += is_apart
@@ -276,6 +275,9 @@ class Gate:
         """Whether there is a place for somebody, when all who wait and may go have gone."""
         if self.in_flight >= self.limit:
             return False
+        if not self._shares.places:
+            return True
+        self._shares.crowd = self._limiter.crowd
         if not self._may(priority, holder, now):
             self._limiter.held(now)
             return False
@@ -380,6 +382,8 @@ class Gate:
 
     def _grant(self, now: float) -> None:
         """Let in who may."""
+        if not self._waiting:
+            return
         self._shares.crowd = self._limiter.crowd
         while self._waiting and self.in_flight < self.limit:
             is_roomy = self.in_flight < self._shares.least(self.limit)

@@ -114,7 +114,11 @@ class Limiter:
         self._options = options
         self._chance = chance
         first = options.most if options.first is None else options.first
-        self._limit = float(min(max(first, options.least), options.most))
+        self._limit = 0.0
+        self.settled = 0
+        """The limit, whether a measurement below it is under way or not."""
+        self._samples = 0  # of a window: four rounds of the limit
+        self._set(first)
         self._rising = True  # it never had to go down
         self._lost = True  # it was never near what the server can do: it goes down as long as that changes nothing
         self._above: Point | None = None
@@ -134,12 +138,7 @@ class Limiter:
     @property
     def limit(self) -> int:
         """How many may be in flight now."""
-        return self._place(self._limit * BELOW) if self._measuring is not None else self._place(self._limit)
-
-    @property
-    def settled(self) -> int:
-        """The limit, whether a measurement below it is under way or not."""
-        return self._place(self._limit)
+        return self.settled if self._measuring is None else self._place(self._limit * BELOW)
 
     @property
     def is_measuring(self) -> bool:
@@ -185,7 +184,7 @@ class Limiter:
         """It is known how many the server works on at once: as long as the limit was never near that, it goes on from
         where it comes to rest anyway, a quarter above."""
         if self._options.adaptive and self._lost:
-            self._limit = min(self._limit, float(max(self._options.least, places + max(1, places // 4))))
+            self._set(min(self._limit, places + max(1, places // 4)))
 
     def pressed(self, now: float) -> None:
         """Somebody has to wait: the limit is what holds him up."""
@@ -318,14 +317,16 @@ class Limiter:
         if factor < 1.0:
             self._rising = False
             self._lowered_at = now
-        options = self._options
-        self._limit = min(max(self._limit * factor, float(options.least)), float(options.most))
+        self._set(self._limit * factor)
 
     # -- numbers ----------------------------------------------------------------------------------
 
-    @property
-    def _samples(self) -> int:
-        return min(max(SAMPLES_PER_PLACE * self.settled, SAMPLES_MIN), SAMPLES_MAX)
+    def _set(self, limit: float) -> None:
+        """Within its bounds."""
+        options = self._options
+        self._limit = min(max(float(limit), float(options.least)), float(options.most))
+        self.settled = self._place(self._limit)
+        self._samples = min(max(SAMPLES_PER_PLACE * self.settled, SAMPLES_MIN), SAMPLES_MAX)
 
     @property
     def _measure_seconds(self) -> float:

@@ -104,7 +104,8 @@ class Shares:
         else:
             there.holders.move_to_end(owner)
         holder.asked_at = now
-        self._forget(there, now)
+        if len(there.holders) > 1:
+            self._forget(there, now)
         holder.usual += SMOOTHING * (holder.present - holder.usual)
         places = self.places or limit
         is_heavy = holder.usual > 1.0 and holder.usual * len(there.holders) > HEAVY * places
