@@ -143,7 +143,7 @@ class Waiting:
         self._gate = gate
         self.claim = claim
         self.holder = holder
-        self.is_apart = gate._is_apart(claim.priority, holder)
+        self.is_apart = False
         self.began = holder.asked_at
         self.patience = patience
         self.wake = wake
@@ -259,6 +259,7 @@ class Gate:
         elif self._ahead(claim.priority) >= self._servable(patience) and not self._makes_room(claim, line, now):
             return self._refused(claim, "full", is_apart)
         waiting = Waiting(self, claim, holder, patience, wake)
+        waiting.is_apart = is_apart
         line.push(waiting, is_spared=not self._shares.is_crowd(claim.priority, holder))
         self._waiting += 1
         holder.present += 1
@@ -302,9 +303,9 @@ class Gate:
         latency = self.latency
         return DOUBT * seconds * self.settled / latency if latency > 0.0 else float("inf")
 
-    def _lateness(self, waiting: Waiting | None, now: float) -> float:
+    def _lateness(self, waiting: Waiting, now: float) -> float:
         """How much of its time somebody has used up: 0 to 1."""
-        return 0.0 if waiting is None else min(1.0, (now - waiting.began) / max(waiting.patience, 1e-9))
+        return min(1.0, (now - waiting.began) / max(waiting.patience, 1e-9))
 
     def _is_late(self, waiting: Waiting, now: float) -> bool:
         return self._lateness(waiting, now) > LATE

@@ -47,24 +47,19 @@ class Line(Generic[W]):
 
     def __init__(self) -> None:
         self._owners: dict[str, _Owner[W]] = {}
-        self._all: OrderedDict[W, None] = OrderedDict()
+        self._count = 0
         self._heap: list[tuple[int, int, str]] = []
         self._spared: list[tuple[int, int, str]] = []
         self._serial = 0
         self._turn = 0
 
     def __len__(self) -> int:
-        return len(self._all)
+        return self._count
 
     @property
     def owners(self) -> int:
         """How many have something here."""
         return len(self._owners)
-
-    @property
-    def oldest(self) -> W | None:
-        """Who has waited longest of all."""
-        return next(iter(self._all), None)
 
     def oldest_of_each(self) -> list[W]:
         """Of each owner, who has waited longest."""
@@ -77,13 +72,13 @@ class Line(Generic[W]):
 
     def push(self, waiting: W, is_spared: bool = False) -> None:
         """Wait. ``is_spared``: it may go where others may not, see ``pop_spared``."""
-        assert waiting not in self._all, "waits already"
-        self._all[waiting] = None
         owner = self._owners.get(waiting.owner)
         if owner is None:
             owner = self._owners[waiting.owner] = _Owner(self._turn)
             self._enter(waiting.owner, owner)
+        assert waiting not in owner.waiting, "waits already"
         owner.waiting[waiting] = None
+        self._count += 1
         if is_spared and not owner.is_spared:
             owner.is_spared = True
             self._enter_spared(waiting.owner, owner)
@@ -113,9 +108,9 @@ class Line(Generic[W]):
 
     def remove(self, waiting: W) -> None:
         """Wait no more. KeyError for who does not."""
-        del self._all[waiting]
         owner = self._owners[waiting.owner]
         del owner.waiting[waiting]
+        self._count -= 1
         if not owner.waiting:
             del self._owners[waiting.owner]
             self._tidy()
@@ -133,7 +128,7 @@ class Line(Generic[W]):
         """Take one of an owner's out; his next turn is one later."""
         owner = self._owners[name]
         waiting, _ = owner.waiting.popitem(last=is_late(next(iter(owner.waiting))))
-        del self._all[waiting]
+        self._count -= 1
         self._turn = max(self._turn, owner.tag)  # those who are not spared are behind it
         owner.tag += 1
         if owner.waiting:

@@ -56,6 +56,12 @@ class _Class:
         self.holders: OrderedDict[str, Holder] = OrderedDict()
         self.heavy = 0
 
+    @property
+    def has_crowd(self) -> bool:
+        """Whether some are heavy beside at least as many who are not: where most are, it is the server that has too
+        little."""
+        return 0 < 2 * self.heavy <= len(self.holders)
+
 
 class Shares:
     """Of one gate; all that is asked of it costs O(1). Priorities are numbers, the lowest goes first. ``places``: of
@@ -79,19 +85,17 @@ class Shares:
         times = is_crowd + self._is_passed(priority, now)
         if not times:
             return limit
-        there = self._classes[priority]
-        has_crowd = 0 < 2 * there.heavy <= len(there.holders)
-        return min(limit, self._held(times, 1.0 if has_crowd and not is_crowd else self.crowd))
+        is_beside = self._classes[priority].has_crowd and not is_crowd
+        return min(limit, self._held(times, 1.0 if is_beside else self.crowd))
 
     def most_of_all(self, priority: int, limit: int, now: float) -> int:
         """Up to so many in flight there is a place for somebody of a priority, whoever he is."""
         return min(limit, self._held(1, 1.0)) if self.places and self._is_passed(priority, now) else limit
 
     def is_crowd(self, priority: int, holder: Holder) -> bool:
-        """Whether somebody who has asked has far more than his share there, beside at least as many who have not: where
-        most have, it is the server that has too little. Where nobody knows the places it is a share of the limit."""
-        there = self._classes[priority]
-        return holder.is_heavy and 2 * there.heavy <= len(there.holders)
+        """Whether somebody who has asked is one of a crowd. Where nobody knows the places his share is one of the
+        limit."""
+        return holder.is_heavy and self._classes[priority].has_crowd
 
     def asked(self, priority: int, owner: str, limit: int, now: float) -> Holder:
         """Somebody asks. What he has then is to be counted in what this returns."""

@@ -19,6 +19,16 @@ Run = Callable[[float, Sleep], Awaitable[None]]
 _log = structlog.get_logger("tailrace")
 
 
+async def came(event: asyncio.Event, seconds: float) -> bool:
+    """Whether something happens, waiting ``seconds`` for it at most."""
+    try:
+        async with asyncio.timeout(seconds):
+            await event.wait()
+    except TimeoutError:
+        return False
+    return True
+
+
 class Swept(Protocol):
     """What has peers who may take too long."""
 

@@ -15,6 +15,7 @@ from blake3 import blake3
 
 from cache.stores.store import Found, Store, StoreError
 from degrade.calendar import Calendar
+from gateway.background import came
 
 WORDS: Final = "words"
 """The folder beside the generations where words are, and when services were purged."""
@@ -86,9 +87,4 @@ class Purges:
         """Whether every purge is on the disk, waiting ``seconds`` for it at most."""
         if not self._told:
             await self.round()
-        try:
-            async with asyncio.timeout(seconds):
-                await self._settled.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await came(self._settled, seconds)

@@ -23,6 +23,7 @@ import msgspec
 from cache.sealed import sealed, unsealed
 from cache.stores.store import OF_ONE_KEY, Found, Store, StoreError
 from degrade.deadline import Ticker
+from gateway.background import came
 from tiers.facts import Sight, changed
 
 ROUND_SECONDS: Final = 1.0
@@ -104,12 +105,7 @@ class Witness:
 
     async def settled(self, seconds: float) -> bool:
         """Whether all ends of turns are in the store, waiting ``seconds`` for it at most."""
-        try:
-            async with asyncio.timeout(seconds):
-                await self._settled.wait()
-        except TimeoutError:
-            return False
-        return True
+        return await came(self._settled, seconds)
 
     async def run(self, interval: float, sleep: Callable[[float], Awaitable[None]]) -> None:
         """Go round for ever, ``interval`` seconds apart, or at once when a turn is ended."""

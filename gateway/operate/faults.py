@@ -36,7 +36,6 @@ SECONDS_MAX: Final = 600.0
 STALL_SECONDS_MAX: Final = 10.0
 CLOCK_SECONDS_MAX: Final = 3600.0
 """By which the wall clock may be wrong on purpose: what is written meanwhile keeps its time."""
-TARGETS_MAX: Final = 100
 SNAPSHOT: Final = "snapshot"
 BACKEND: Final = "backends."
 GARBAGE: Final = b"\xff" * 8
