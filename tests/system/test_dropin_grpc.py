@@ -642,7 +642,7 @@ def test_a_sequence_goes_on_by_another_way(model_repository, triton_factory, gat
             (answer,) = streamed(client, [(1, second)])
             assert int.from_bytes(answer.raw_output_contents[0], "little") == 3
             assert client.infer(**third).as_numpy("sum").flat[0] == 7
-    assert all(server.statistics("accumulating").requests for server in servers)
+    assert all(settled(server, "accumulating").requests for server in servers)
 
 
 def test_a_sequence_stays_with_one_replica_and_ends_with_an_error_if_that_dies(
@@ -657,7 +657,7 @@ def test_a_sequence_stays_with_one_replica_and_ends_with_an_error_if_that_dies(
             for sequence, asked in going.items():
                 total = int(client.infer(**asked[step]).as_numpy("sum").flat[0])
                 assert total == [1, 3, 6][step], sequence
-        counts = [server.statistics("accumulating").requests for server in servers]
+        counts = [settled(server, "accumulating").requests for server in servers]
         assert sum(counts) == 24
         assert all(number % 3 == 0 for number in counts)
         assert min(counts) > 0

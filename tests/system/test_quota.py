@@ -17,6 +17,7 @@ import pytest
 
 from examples.gatewayprocess import GatewayProcess
 from examples.tritonserver import TritonServer
+from tests.conftest import settled
 
 NUMBERS = itertools.count(1)
 Json = dict[str, object]
@@ -105,10 +106,10 @@ def test_a_caller_called_like_a_route_is_charged_once_for_each_quota(gateway: Ga
 
 def test_a_refused_request_is_no_inference_and_is_counted(gateway: GatewayProcess, triton: TritonServer) -> None:
     assert post(gateway, "uncached", body(1)).status == 200
-    before = triton.statistics("echo_fp32").requests
+    before = settled(triton, "echo_fp32").requests
     for number in range(2, 12):
         assert post(gateway, "uncached", body(number)).status == 429
-    assert triton.statistics("echo_fp32").requests == before
+    assert settled(triton, "echo_fp32").requests == before
     assert gateway.metric("tailrace_refusals_total", route="uncached", problem="quota") == 10
 
 

@@ -16,6 +16,7 @@ from tritonclient.utils import InferenceServerException
 
 from examples.gatewayprocess import GatewayProcess
 from examples.tritonserver import TritonEnvironment, TritonOptions, TritonServer
+from tests.conftest import settled
 
 MODELS = Path(__file__).parents[1] / "models"
 SEQUENCES = 12
@@ -73,7 +74,7 @@ def test_sequences_are_told_what_the_model_tells_and_stay_where_their_state_is(
     pair: tuple[TritonServer, TritonServer], gateway: GatewayProcess
 ) -> None:
     assert sums(pair[0].http_url.removeprefix("http://"), "summing", 1000) == EXPECTED
-    before = [each.statistics("summing").requests for each in pair]
+    before = [settled(each, "summing").requests for each in pair]
     with ThreadPoolExecutor(SEQUENCES) as pool:
         told = list(
             pool.map(
@@ -82,7 +83,7 @@ def test_sequences_are_told_what_the_model_tells_and_stay_where_their_state_is(
             )
         )
     assert told == [EXPECTED] * SEQUENCES
-    asked = [each.statistics("summing").requests - was for each, was in zip(pair, before, strict=True)]
+    asked = [settled(each, "summing").requests - was for each, was in zip(pair, before, strict=True)]
     assert sum(asked) == SEQUENCES * STEPS, "no request of a sequence is answered twice, or from a cache"
     assert min(asked) > 0, "sequences are spread"
     assert all(number % STEPS == 0 for number in asked), "each as a whole"
@@ -93,11 +94,11 @@ def test_a_sequence_whose_replica_dies_gets_an_error_and_no_new_sequence(
 ) -> None:
     client, lost = triton_http.InferenceServerClient(gateway.http_address), pair[0]
     try:
-        before = lost.statistics("summing").requests
+        before = settled(lost, "summing").requests
         sequences = list(range(1, SEQUENCES + 1))
         for sequence in sequences:
             assert step(client, "summing", sequence, 0) == 1
-        there = lost.statistics("summing").requests - before
+        there = settled(lost, "summing").requests - before
         lost.kill()
         errors = 0
         for sequence in sequences:
