@@ -85,11 +85,10 @@ class ResponseCache(Generic[V, W]):
             return None
         node = alias.node
         entry = node.value
-        freshness = entry.freshness(now, epoch)
-        if freshness is _FRESH:
+        if now - entry.stored_at <= entry.ttl and epoch == entry.epoch:  # fresh, as `Entry.freshness` has it
             self._entries.use(node)
             return entry, alias.payload
-        if freshness is _DEAD:
+        if entry.freshness(now, epoch) is _DEAD:
             self._drop(node)
         return None
 

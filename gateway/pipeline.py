@@ -60,16 +60,13 @@ WIRE_OVERHEAD_BYTES: Final = 256
 """What a ready wire form costs beyond its body: its key and bookkeeping."""
 
 
-class WireAnswer:
+class WireAnswer(msgspec.Struct, frozen=True, gc=False):
     """A fresh hit in the very bytes of the wire, found at ``now``."""
 
-    __slots__ = ("entry", "now", "quota", "wire")
-
-    def __init__(self, wire: Wire, entry: Entry[Served[Response]], now: float, quota: Verdict | None) -> None:
-        self.wire = wire
-        self.entry = entry
-        self.now = now
-        self.quota = quota
+    wire: Wire
+    entry: Entry[Served[Response]]
+    now: float
+    quota: Verdict | None
 
     @property
     def provenance(self) -> Provenance:
@@ -107,12 +104,16 @@ class Pipeline:
         The shortest way through the house: same quotas and same freshness as ``answer``; who asks counts it.
         Raises Refused when a quota is spent.
         """
-        if route.cache is None:
+        cache = route.cache
+        if cache is None:
             return None
-        found = route.cache.find_wire(wire, route.epoch, now)
+        found = cache.find_wire(wire, route.epoch, now)
         if found is None:
             return None
-        return WireAnswer(found[1], found[0], now, self._pay(hit_dues, now) if hit_dues else None)
+        verdict = self._limiter.check_all(hit_dues, now) if hit_dues else None
+        if verdict is not None and not verdict.allowed:
+            raise _spent(verdict)
+        return WireAnswer(found[1], found[0], now, verdict)
 
     def charge(self, route: Route | None, caller: Caller) -> Verdict | None:
         """Charge a request that goes by the pipeline: every quota of the caller and of the route, or none.

@@ -58,7 +58,7 @@ class Quota(msgspec.Struct, frozen=True):
         msgspec.structs.force_setattr(self, "lines", lines)
 
 
-class Verdict(msgspec.Struct, frozen=True):
+class Verdict(msgspec.Struct, frozen=True, gc=False):
     """One quota's answer.
 
     ``remaining``: requests of cost 1 that would pass now. ``reset``: seconds until the whole burst

@@ -53,14 +53,7 @@ class Limiter:
         ``now`` is in monotonic seconds. Raises ValueError for a negative cost.
         """
         cell = (key, quota.name)
-        now_ns = int(now * NANOSECONDS)
-        known = self._times.get(cell)
-        if known is not None and cost == 1:  # almost every request: the same as below, without its calls
-            after = (known if known > now_ns else now_ns) + quota.interval_ns
-            left = now_ns + quota.burst * quota.interval_ns - after
-            if left >= 0:
-                self._times[cell] = after
-                return Verdict(True, left // quota.interval_ns, (after - now_ns) / NANOSECONDS, 0.0, quota)
+        now_ns = _whole(now)
         verdict, time = _judge(quota, self._time(cell), now_ns, cost)
         if verdict.allowed and cost:
             self._store(cell, time, now_ns)
@@ -80,12 +73,21 @@ class Limiter:
         That is the refusal with the longest wait, else the quota with the least left. Raises
         ValueError for no pairs: with no quota there is no verdict.
         """
-        if len(pairs) == 1:
+        now_ns = int(now * NANOSECONDS)
+        if len(pairs) == 1:  # almost every request: the same as below, without its calls
             key, quota = pairs[0]
+            cell = (key, quota.name)
+            known = self._times.get(cell)
+            if known is not None:
+                interval = quota.interval_ns
+                after = (known if known > now_ns else now_ns) + interval
+                left = now_ns + quota.burst * interval - after
+                if left >= 0:
+                    self._times[cell] = after
+                    return Verdict(True, left // interval, (after - now_ns) / NANOSECONDS, 0.0, quota)
             return self.check(key, quota, now)
         if not pairs:
             raise ValueError("check_all needs at least one quota")
-        now_ns = _whole(now)
         planned: dict[_Cell, int] = {}
         verdicts: list[Verdict] = []
         for key, quota in pairs:

@@ -11,9 +11,12 @@ from email.utils import formatdate
 from http import HTTPStatus
 from typing import Final
 
-from gateway.admission.quota import ratelimit_lines
+import msgspec
+
+from gateway.admission.quota import Verdict, ratelimit_lines
 from gateway.doors.question import Fields, Reply
 from gateway.pipeline import WireAnswer
+from gateway.service import Heading
 from tiers.backends.answer import AnswerHead
 
 _STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
@@ -26,6 +29,19 @@ _OURS: Final = frozenset({"date", "server"})
 CLOSE: Final = b"Connection: close\r\n"
 WITHOUT_BODY: Final = frozenset({204, 304})
 """Statuses of answers that have none, and do not say how long it is."""
+
+
+class LastHit(msgspec.Struct, gc=False):
+    """How the last answer to a request began that comes again and again: the next one of the same second, to a caller
+    with as much left of its quota, begins alike. ``lines`` are made of ``heading``, ``age`` and ``left`` (of the time
+    to live; whole seconds), ``quota_lines`` of ``verdict``."""
+
+    heading: Heading | None = None
+    age: int = 0
+    left: int = 0
+    lines: bytes = b""
+    verdict: Verdict | None = None
+    quota_lines: bytes = b""
 
 
 class Answers:
@@ -55,13 +71,21 @@ class Answers:
         date = b"" if "date" in given else self._date
         return date + (b"\r\n" if "server" in given else _SERVER + b"\r\n")
 
-    def of_hit(self, hit: WireAnswer) -> tuple[bytes, bytes, bytes]:
-        """The head of a hit, in pieces that make it when joined."""
-        entry = hit.entry
-        age = hit.now - entry.stored_at
-        whole = int(age)
-        begun = hit.wire.heading.lines % (int(entry.ttl - age), whole, whole)
-        return begun, ratelimit_lines(hit.quota) if hit.quota is not None else b"", self._ending
+    def of_hit(self, hit: WireAnswer, last: LastHit | None = None) -> tuple[bytes, bytes, bytes]:
+        """The head of a hit, in pieces that make it when joined. ``last``: of the same request, if that is known."""
+        entry, heading, verdict = hit.entry, hit.wire.heading, hit.quota
+        exact = hit.now - entry.stored_at
+        age, left = int(exact), int(entry.ttl - exact)
+        if last is None:
+            told = b"" if verdict is None else ratelimit_lines(verdict)
+            return heading.lines % (left, age, age), told, self._ending
+        if last.heading is not heading or last.age != age or last.left != left:
+            last.heading, last.age, last.left = heading, age, left
+            last.lines = heading.lines % (left, age, age)
+        if last.verdict != verdict:
+            last.verdict = verdict
+            last.quota_lines = b"" if verdict is None else ratelimit_lines(verdict)
+        return last.lines, last.quota_lines, self._ending
 
     def head(self, reply: Reply, closes: bool) -> bytes:
         """The whole head of a reply; ``closes``: the connection ends with it."""

@@ -30,9 +30,11 @@ from aiohttp.web_protocol import RequestHandler
 from gateway.admission.auth import anonymous_name
 from gateway.admission.forwarded import Origin
 from gateway.codec.dialect import PROTOCOL
+from gateway.doors.answers import LastHit
 from gateway.doors.exchange import LOOKED_UP_BYTES, recalled, refusal
 from gateway.doors.handover import OURS, THEIRS, LentTransport
 from gateway.doors.head import HEAD_BYTES_REMEMBERED_MAX, Heads, Judgement, Lane
+from gateway.doors.known import Known
 from gateway.doors.lane import EdgeLane, State
 from gateway.doors.listener import resting
 from gateway.doors.origin import origin_of
@@ -121,11 +123,15 @@ class EdgeConnection(asyncio.Protocol):
         state = self._state
         if state is _IDLE and not self._paused and not self._buffer:
             asked = self._asked
-            same = asked is not None and len(data) == asked.size and data.startswith(asked.head)
-            if same and asked is not None and asked.heads is self._lane.heads:
-                now = self._began = self._lane.ticker()
-                self._ask(asked, data[asked.head_bytes :], now)  # as the last one: nothing to look up
-                return
+            if asked is not None and len(data) == asked.size and asked.heads is self._lane.heads:
+                known = self._lane.requests.recall(data)
+                if known is not None and known.judgement is asked.judgement:
+                    self._ask_again(asked, known, data)
+                    return
+                if data.startswith(asked.head):
+                    now = self._began = self._lane.ticker()
+                    self._ask(asked, data[asked.head_bytes :], now, data)  # as the last one: nothing to look up
+                    return
             seen = self._begin(data, 0)
             if seen != len(data):
                 self._buffer = data[seen:]
@@ -303,8 +309,24 @@ class EdgeConnection(asyncio.Protocol):
                 self._recount()
         return start + len(part)
 
-    def _ask(self, asked: _Asked, body: bytes, now: float) -> None:
-        """A whole request of ours: answer it now if it is known by its bytes, else in a task; or pass it on."""
+    def _ask_again(self, asked: _Asked, known: Known, request: bytes) -> None:
+        """A request that has been a hit: answer it now if it still is one, else as any other."""
+        lane, question = self._lane, asked.question
+        assert question is not None
+        now = self._began = lane.ticker()
+        try:
+            hit = lane.exchange.recall_wire(question.route, question.hit_dues, known.wire, now)
+        except Refused as refused:
+            self._turn_away(refused, question)
+            return
+        if hit is not None:
+            self._write_hit(hit, question, now, known.last)
+        else:
+            self._ask(asked, request[asked.head_bytes :], now)
+
+    def _ask(self, asked: _Asked, body: bytes, now: float, request: bytes | None = None) -> None:
+        """A whole request of ours: answer it now if it is known by its bytes, else in a task; or pass it on.
+        ``request``: head and body, if they came as one and may come again."""
         lane, began, question = self._lane, self._began, asked.question
         if question is None:
             assert asked.passage is not None
@@ -313,6 +335,8 @@ class EdgeConnection(asyncio.Protocol):
         try:
             hit, wire = lane.exchange.recall(question, body, now)
             if hit is not None:
+                if request is not None and wire is not None and question.digester is asked.judgement.digester:
+                    lane.requests.note(request, asked.judgement, wire)
                 self._write_hit(hit, question, began)
                 return
             self._size = len(body)
@@ -320,12 +344,15 @@ class EdgeConnection(asyncio.Protocol):
             if lane.buffered.refuses(self._size):
                 raise Refused(lane.buffered.refusal())
         except Refused as refused:
-            self._size = 0
-            self._recount()
-            lane.telemetry.refused(question.route.name, refused.problem.slug)
-            self._write(refusal(refused, question.dialect), question.route.name, began)
+            self._turn_away(refused, question)
             return
         self._begin_answer(question, partial(lane.exchange.answer, question, body, wire, began))
+
+    def _turn_away(self, refused: Refused, question: AnyQuestion) -> None:
+        self._size = 0
+        self._recount()
+        self._lane.telemetry.refused(question.route.name, refused.problem.slug)
+        self._write(refusal(refused, question.dialect), question.route.name, self._began)
 
     def _begin_answer(self, question: AnyQuestion, make: Callable[[], Awaitable[Reply]]) -> None:
         self._turn(_BUSY)
@@ -413,14 +440,14 @@ class EdgeConnection(asyncio.Protocol):
 
     # -- writing ----------------------------------------------------------------------------------
 
-    def _write_hit(self, hit: WireAnswer, question: AnyQuestion, began: float) -> None:
+    def _write_hit(self, hit: WireAnswer, question: AnyQuestion, began: float, last: LastHit | None = None) -> None:
         lane = self._lane
         transport = self._transport
         if transport is None or lane.draining:
             lane.telemetry.answered(question.route.name, hit.provenance)
             self._write(recalled(hit), question.route.name, began)
             return
-        begun, quota, ending = lane.answers.of_hit(hit)
+        begun, quota, ending = lane.answers.of_hit(hit, last)
         body = hit.wire.body
         if len(body) <= COPIED_BYTES_MAX:
             transport.write(b"".join((begun, quota, ending, body)))

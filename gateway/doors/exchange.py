@@ -84,6 +84,8 @@ class Exchange:
         self._buffered = buffered
         self._aside = Aside()
         self._headings: dict[Heading, Heading] = {}
+        self.recall_wire = pipeline.recall_wire
+        """`recall` for who knows the wire digest of a body already."""
         self.notes: Notes | None = None
         """Where requests in work are noted; None where nobody would read it."""
 

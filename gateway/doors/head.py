@@ -24,6 +24,7 @@ from aiohttp.http import HttpRequestParser
 from aiohttp.http_exceptions import HttpProcessingError
 from multidict import CIMultiDictProxy
 
+from cache.digest import WireDigester
 from gateway.admission.auth import Caller, Directory
 from gateway.admission.forwarded import Proxies
 from gateway.codec.http import JSON_LENGTH_HEADER
@@ -72,6 +73,11 @@ class Judgement(msgspec.Struct, frozen=True):
     passage: Passage | None = None
     anonymous: bool = False
     hops: tuple[str, ...] = ()
+
+    @property
+    def digester(self) -> WireDigester | None:
+        """What makes wire keys under this head, if that is known of the head alone."""
+        return None if self.question is None else self.question.digester
 
 
 _FOR_GOOD: Final = Judgement(Lane.AIOHTTP_FOR_GOOD)

@@ -23,6 +23,7 @@ from gateway.doors.buffered import Buffered
 from gateway.doors.exchange import Exchange
 from gateway.doors.handover import Owner
 from gateway.doors.head import Heads
+from gateway.doors.known import Requests
 from gateway.operate.telemetry import Telemetry
 from tiers.pool import Pool
 
@@ -150,6 +151,7 @@ class EdgeLane:
         self.foreign = desk.foreign
         self.passthrough = desk.passthrough
         self.proxies = desk.proxies
+        self.requests = Requests()
 
     def sweep(self, now: float) -> None:
         """Cut every connection whose peer has taken longer than it may, let others rest, and set the date."""

@@ -65,7 +65,7 @@ def opened(
     def start(user: dict[str, Any] | None = None, route: dict[str, Any] | None = None) -> House:
         users = {"store": redis.url, "key": "u:{id}", "shape": [2], "ids": "text", "ttl": "1h", "max_stale": "1h"}
         users |= {"timeout": f"{TIMEOUT}s"}
-        items = {"store": f"lmdb:{file}", "key": "i:{id}", "shape": [3], "ttl": "1h"}
+        items = {"store": f"lmdb:{file}", "key": "i:{id}", "shape": [3], "ttl": "1h", "timeout": f"{TIMEOUT}s"}
         config = {
             "backends": {"b": {"http": [triton.http_url]}},
             "tables": {"user": users | (user or {}), "item": items},
