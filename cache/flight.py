@@ -17,6 +17,8 @@ import math
 from collections.abc import Callable, Coroutine, Hashable
 from typing import Generic, TypeVar
 
+from cache.alarms import Alarms
+
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 Fill = Callable[[], Coroutine[object, object, V]]
@@ -54,6 +56,7 @@ class Flights(Generic[K, V]):
         self._flights_max = flights_max
         self._flights: dict[K, _Flight[V]] = {}
         self._tasks: set[asyncio.Task[V]] = set()  # also holds them: the loop alone would not
+        self._patience: Alarms[asyncio.Future[None]] = Alarms(_expire)
         self._closed = False
 
     def __len__(self) -> int:
@@ -87,7 +90,19 @@ class Flights(Generic[K, V]):
                 async with asyncio.timeout(None if math.isinf(seconds) else seconds):
                     return await fill(), True
             flight = self._start(key, fill)
-        await self._wait(key, flight, seconds)
+        # A future of our own, not the task: that one must not be cancelled with us, nor its end taken for ours.
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        flight.waiters.add(waiter)
+        self._patience.set(waiter, loop.time() + seconds)
+        try:
+            await waiter
+        finally:
+            self._patience.drop(waiter)
+            flight.waiters.discard(waiter)
+            if not flight.waiters:  # the last to leave before it has landed cancels it
+                self._forget(key, flight)
+                flight.task.cancel()  # without effect on one that is done
         if flight.task.cancelled():
             raise Abandoned("the fill was cancelled")
         return flight.task.result(), led
@@ -103,23 +118,6 @@ class Flights(Generic[K, V]):
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-
-    async def _wait(self, key: K, flight: _Flight[V], seconds: float) -> None:
-        """Wait until a flight has landed; the last to leave before that cancels it."""
-        # A future of our own, not the task: that one must not be cancelled with us, nor its end taken for ours.
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
-        timer = None if math.isinf(seconds) else loop.call_later(seconds, _expire, waiter)
-        flight.waiters.add(waiter)
-        try:
-            await waiter
-        finally:
-            if timer is not None:
-                timer.cancel()
-            flight.waiters.discard(waiter)
-            if not flight.waiters:
-                self._forget(key, flight)
-                flight.task.cancel()  # without effect on one that is done
 
     def _start(self, key: K, fill: Fill[V]) -> _Flight[V]:
         flight = _Flight(asyncio.get_running_loop().create_task(fill()))

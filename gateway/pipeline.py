@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from contextlib import ExitStack
 from typing import Final
 
@@ -39,7 +39,7 @@ from gateway.descent import descended, problem_of, tiers_steps
 from gateway.operate.telemetry import Telemetry
 from gateway.problem import Problem, Refused, invalid, not_cached
 from gateway.problem import quota as quota_problem
-from gateway.recall import BROWNED, Action, Recall, recall, stale_first, unrefreshed
+from gateway.recall import ABSENT, BROWNED, Action, Recall, recall, stale_first, unrefreshed
 from gateway.route import Route
 from gateway.service import Admitted, Allowance, Filled, Given, Q, R, Response, Served, Service, Terms, Watched, Wire
 from tiers.cascade import CascadeOptions
@@ -55,6 +55,9 @@ LADDER_SHARE: Final = 0.05
 LADDER_SECONDS_MAX: Final = 0.1
 """What the tiers leave of a deadline, so that a hanging one is still judged as such, and the ladder goes
 on (an earlier tier's answer, an old one) before the caller's own time is over: a share, and at most this."""
+
+_FETCH, _FETCH_ALONE, _REFUSE = Action.FETCH, Action.FETCH_ALONE, Action.REFUSE  # a member of an Enum is not cheap
+_OFF: Final = Recall(Action.FETCH_ALONE, "bypass", "off")
 
 WIRE_OVERHEAD_BYTES: Final = 256
 """What a ready wire form costs beyond its body: its key and bookkeeping."""
@@ -176,9 +179,9 @@ class Pipeline:
                 choice = stale_first(choice, found, call.directives, now)
         elif call.directives.only_if_cached:
             choice = Recall(Action.REFUSE, "bypass", choice.reason)
-        works = choice.action in (Action.FETCH, Action.FETCH_ALONE)
+        works = choice.action is _FETCH or choice.action is _FETCH_ALONE
         quota = self._charge(route.allowances, call.caller, works, now)
-        if choice.action is Action.REFUSE:
+        if choice.action is _REFUSE:
             raise Refused(not_cached(), quota, _looked(choice))
         if found is not None and choice.action in (Action.SERVE, Action.REFRESH):
             if choice.action is Action.REFRESH and key is not None:
@@ -215,11 +218,13 @@ class Pipeline:
 
     def _look_up(self, call: Call[Q, R]) -> tuple[Key | None, Recall]:
         """The request's key, or None and why it is never cached."""
-        reason = "off" if call.route.cache is None else call.route.uncacheable(call.request)
+        route = call.route
+        if route.cache is None:
+            return None, _OFF
+        reason = route.uncacheable(call.request)
         if reason:
             return None, Recall(Action.FETCH_ALONE, "bypass", reason)
-        key = Key(call.route.digest(call.caller, call.request), call.route.epoch)
-        return key, Recall(Action.FETCH, "miss", "absent")
+        return Key(route.digest(call.caller, call.request), route.epoch), ABSENT
 
     def _charge(self, allowances: Sequence[Allowance], caller: Caller, works: bool, now: float) -> Verdict | None:
         """Charge every quota that the request uses up, all or none: those that hits use up, and if the
@@ -241,7 +246,7 @@ class Pipeline:
     ) -> tuple[Filled[R], bool]:
         """Ask the tiers, alone or in a flight. A flight outlives the caller who began it; what it brings may turn out
         to be for that one alone, and then the others ask for themselves."""
-        alone = choice.action is Action.FETCH_ALONE or (call.route.in_parts and call.directives.max_age is not None)
+        alone = choice.action is _FETCH_ALONE or (call.route.in_parts and call.directives.max_age is not None)
         if key is not None and not alone:
             filled, led = await self._share(call, key, rows, call.deadline.remaining(self._ticker()))
             if led or _is_for(call, filled):
@@ -250,9 +255,9 @@ class Pipeline:
         async with asyncio.timeout(call.deadline.remaining(self._ticker())):
             return await self._fill(call, keep, call.deadline, rows, reuse=False), True
 
-    async def _share(
+    def _share(
         self, call: Call[Q, R], key: Key, rows: int | None, seconds: float = math.inf
-    ) -> tuple[Filled[R], bool]:
+    ) -> Awaitable[tuple[Filled[R], bool]]:
         """Join or begin the key's flight, and wait for it ``seconds`` at most; it has the route's time, not that of
         the caller who began it.
 
@@ -260,10 +265,13 @@ class Pipeline:
         """
         route = call.route
         deadline = Deadline.after(self._ticker(), route.timeout)
-        shared = Call(route, call.caller, route.for_all(call.request), call.directives, call.deadline)
+        request = route.for_all(call.request)
+        shared = call
+        if request is not call.request:
+            shared = Call(route, call.caller, request, call.directives, call.deadline)
         ticket = 0 if route.cache is None else route.cache.ticket()
         flight = (key, ticket, claim_of(route, call.caller).priority)  # nobody waits in a lower one's turn
-        return await route.flights.join(flight, lambda: self._fill(shared, key, deadline, rows), seconds)
+        return route.flights.join(flight, lambda: self._fill(shared, key, deadline, rows), seconds)
 
     async def _fill(
         self, call: Call[Q, R], key: Key | None, deadline: Deadline, rows: int | None, reuse: bool = True

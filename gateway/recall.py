@@ -50,6 +50,10 @@ class RecallRules(msgspec.Struct, frozen=True):
     refresh: float
 
 
+ABSENT: Final = Recall(Action.FETCH, "miss", "absent")
+"""What most misses are: one value for all of them."""
+
+
 def recall(found: Found[V] | None, directives: CacheDirectives, rules: RecallRules, epoch: int, now: float) -> Recall:
     """Decide what ``found`` is good for. ``epoch`` is the route's present one.
 
@@ -58,6 +62,8 @@ def recall(found: Found[V] | None, directives: CacheDirectives, rules: RecallRul
     anything of ages or storing gets no refresh behind its back: max-age without max-stale wants nothing
     stale, no-store wants nothing kept.
     """
+    if found is None and directives is NO_DIRECTIVES:
+        return ABSENT
     if directives.no_cache:
         return _without_answer(directives, Action.FETCH_ALONE, "no-cache")
     fetch = Action.FETCH_ALONE if directives.no_store else Action.FETCH

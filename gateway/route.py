@@ -245,6 +245,8 @@ class Route:
 
     def uncacheable(self, request: InferRequest) -> str:
         """Why a request is never cached, in one word; empty if it may be (DESIGN section 6)."""
+        if request.form is not None:
+            return ""  # no form has either
         if request.in_shared_memory:
             return "shared-memory"
         return "sequence" if request.in_sequence else ""
@@ -269,6 +271,9 @@ class Route:
 
     def find(self, caller: Caller, request: InferRequest, key: Key, now: float) -> Found[Served[InferResponse]] | None:
         """What is kept of an answer: as it was given once, as its rows are, or as it was copied to the disk."""
+        assert self.cache is not None
+        if self.rows is None and self.copied is None:
+            return self.cache.find(key, now)
         found = self._found_here(caller, request, key, now)
         return found if found is not None else self._copied(key, now)
 
@@ -474,7 +479,8 @@ class Route:
                 outputs=_asked(request),
             )
             self._digesters.put(key, digester)
-        return digester([tensor.data for tensor in request.inputs])
+        inputs = request.inputs
+        return digester((inputs[0].data,) if len(inputs) == 1 else [tensor.data for tensor in inputs])
 
     def _tenant(self, caller: Caller) -> str:
         """Whose answers a caller may have."""

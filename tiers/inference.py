@@ -56,7 +56,7 @@ _KEPT_WHOLE: Final = 1.0625
 """An upstream body is kept as it is when all of it but this share is the answer's tensors: copying a large one would
 hold up everybody else for nothing."""
 
-_COPIED_MAX: Final = 4096
+COPIED_BYTES_MAX: Final = 4096
 """Bodies up to this are copied all the same: the view of one costs more."""
 
 
@@ -161,18 +161,29 @@ class InferResponse(msgspec.Struct, frozen=True, gc=False):
     def size(self) -> int:
         """Bytes this answer keeps alive, for bounding a cache: what its tensors are views of, whole and once, a flat
         cost per tensor, and its parameters."""
-        held = _held(self.outputs)
+        outputs = self.outputs
+        if len(outputs) == 1 and not self.parameters and not outputs[0].parameters:
+            data = outputs[0].data
+            if isinstance(data, bytes):  # most are so, and each that is kept is asked for its size
+                return 512 + len(data)
+        held = _held(outputs)
         said = parameters_size(self.parameters) + sum([parameters_size(each.parameters) for each in self.outputs])
         return 256 + 256 * len(self.outputs) + sum(held.values()) + said
 
     def compact(self) -> InferResponse:
         """The same answer, fit to be kept: tensors that are small, or small parts of something larger, get bytes of
         their own. An upstream body is not kept for a few bytes of it, and a view takes 300 bytes by itself."""
+        for tensor in self.outputs:
+            if not isinstance(tensor.data, bytes):
+                break
+        else:
+            return self
         used: dict[int, int] = {}
         for tensor in self.outputs:
             base = _base(tensor)
             used[id(base)] = used.get(id(base), 0) + len(tensor.data)
-        whole = {base for base, held in _held(self.outputs).items() if _COPIED_MAX < held <= _KEPT_WHOLE * used[base]}
+        held = _held(self.outputs).items()
+        whole = {base for base, size in held if COPIED_BYTES_MAX < size <= _KEPT_WHOLE * used[base]}
         if len(whole) == len(used):
             return self
         outputs = tuple([tensor if id(_base(tensor)) in whole else _owning(tensor) for tensor in self.outputs])

@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from cache.memo import Memo
-from tiers.inference import NO_REGIONS, Form, InferRequest, InferResponse, Outline
+from tiers.inference import COPIED_BYTES_MAX, NO_REGIONS, Form, InferRequest, InferResponse, Outline
 from tiers.v2.message import DEFAULT_LIMITS, Limits
 from tiers.v2.request import WireForm, decode_request, encode_header, encode_members
 from tiers.v2.response import decode_response
@@ -97,7 +97,9 @@ class ResponseForms:
         header = bytes(body[:json_length])
         known = self._known.get(header)
         if known is not None and len(body) - json_length == known.tail_bytes:
-            outputs = tensors_like(known.form.tensors, memoryview(body)[json_length:], "output")
+            # Views of little cost more than copies of it, and who keeps the answer would have to copy it after all.
+            tail = (body if len(body) <= COPIED_BYTES_MAX else memoryview(body))[json_length:]
+            outputs = tensors_like(known.form.tensors, tail, "output")
             return InferResponse(known.model, known.version, outputs, "", known.form.parameters, known.form)
         response = decode_response(body, json_length, self._limits)
         tensors = outlines_of(response.outputs)

@@ -68,7 +68,7 @@ def outlines_of(tensors: Sequence[Tensor]) -> tuple[Outline, ...] | None:
     return tuple([Outline(each.name, each.datatype, each.shape, len(each.data), each.parameters) for each in tensors])
 
 
-def tensors_like(outlines: tuple[Outline, ...], tail: memoryview, kind: str) -> tuple[Tensor, ...]:
+def tensors_like(outlines: tuple[Outline, ...], tail: bytes | memoryview, kind: str) -> tuple[Tensor, ...]:
     """What `tensors_of` gives for the messages whose outlines these are; ``tail`` has just as many bytes as they.
 
     Raises Malformed for BYTES elements that do not fit, which is all that the data can be guilty of.
@@ -79,7 +79,7 @@ def tensors_like(outlines: tuple[Outline, ...], tail: memoryview, kind: str) -> 
         data = tail[at : at + outline.size]
         at += outline.size
         if outline.datatype == "BYTES":
-            check_elements(data, outline.shape, f"{kind} {shown(outline.name)}")
+            check_elements(memoryview(data), outline.shape, f"{kind} {shown(outline.name)}")
         tensors.append(Tensor(outline.name, outline.datatype, outline.shape, data, outline.parameters))
     return tuple(tensors)
 
