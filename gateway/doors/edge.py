@@ -34,7 +34,7 @@ from gateway.doors.answers import LastHit
 from gateway.doors.exchange import LOOKED_UP_BYTES, recalled, refusal
 from gateway.doors.handover import OURS, THEIRS, LentTransport
 from gateway.doors.head import HEAD_BYTES_REMEMBERED_MAX, Heads, Judgement, Lane
-from gateway.doors.known import Known
+from gateway.doors.known import REQUEST_BYTES_MAX, Known
 from gateway.doors.lane import EdgeLane, State
 from gateway.doors.listener import resting
 from gateway.doors.origin import origin_of
@@ -124,7 +124,7 @@ class EdgeConnection(asyncio.Protocol):
         if state is _IDLE and not self._paused and not self._buffer:
             asked = self._asked
             if asked is not None and len(data) == asked.size and asked.heads is self._lane.heads:
-                known = self._lane.requests.recall(data)
+                known = self._lane.requests.recall(data) if asked.size <= REQUEST_BYTES_MAX else None
                 if known is not None and known.judgement is asked.judgement:
                     self._ask_alike(asked, data, known)
                     return
