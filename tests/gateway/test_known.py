@@ -14,7 +14,7 @@ from gateway.doors.edge import EdgeConnection
 from gateway.doors.head import Judgement, Lane
 from gateway.doors.known import REQUEST_BYTES_MAX, REQUESTS_MAX, TRIED_OF, Requests
 from gateway.sources import load
-from tests.gateway.test_lanes import Answer, Upstream, Wire, answers
+from tests.gateway.test_lanes import INFERENCE, Answer, Upstream, Wire, answers
 
 SECONDS = 10.0
 OFTEN = TRIED_OF + 4
@@ -131,6 +131,25 @@ async def test_an_epochs_turn_and_a_purge_hold_for_the_very_next_request() -> No
         route.cache.purge()
         assert await peer.states(request(), 3) == ["fwd=miss", "hit", "hit"]
         assert house.asked == 3
+
+
+async def test_an_answer_that_replaces_another_has_a_head_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened() as house:
+        peer, lane = Peer(house), house.gateway._lane
+        assert lane is not None
+        now = lane.ticker()
+        lane.ticker = lambda: now
+        assert await peer.states(request(), OFTEN) == ["fwd=miss", *["hit"] * (OFTEN - 1)]
+        before = await peer.ask(request())
+        other = {"name": "y", "datatype": "INT32", "shape": [1], "data": [1234567]}
+        monkeypatch.setitem(INFERENCE, "outputs", [other])
+        assert (await Peer(house).ask(request(fields=b"Cache-Control: no-cache\r\n"))).status == 200
+        await peer.states(request(), OFTEN)
+        after = await peer.ask(request())
+        assert b"1234567" in after.body
+        assert b"1234567" not in before.body
+        lengths = [int(dict(each.fields)["content-length"]) for each in (before, after)]
+        assert lengths == [len(before.body), len(after.body)]
 
 
 async def test_a_spent_quota_holds_for_the_very_next_request_of_its_caller_and_for_no_other() -> None:
