@@ -19,7 +19,11 @@ from gateway.doors.head import Judgement
 REQUESTS_MAX: Final = 4096
 REQUEST_BYTES_MAX: Final = 2048
 """Of head and body together. To find a request again takes as long as to hash it, and the cryptographic hash of large
-bodies is the faster one; up to this it saves two thirds of that. All of them are less than 10 MiB."""
+bodies is the faster one; up to this it saves two thirds of that. All of them take less than 12 MiB."""
+
+TRIED_OF: Final = 8
+"""One of so many hits that are not known is remembered: what comes again and again soon is one of them, and where each
+is another, hardly any pays for being put in and taken out."""
 
 
 class Known(msgspec.Struct, frozen=True, gc=False):
@@ -35,15 +39,18 @@ class Requests:
 
     def __init__(self) -> None:
         self._known: dict[bytes, Known] = {}
+        self._offered = 0
         self.recall: Callable[[bytes], Known | None] = self._known.get
         """What the bytes of a whole request led to, if that is known."""
 
     def __len__(self) -> int:
         return len(self._known)
 
-    def note(self, request: bytes, judgement: Judgement, wire: bytes) -> None:
-        """Remember a request that was a hit, if it is small. The judgement must be that of the request's own head."""
-        if len(request) > REQUEST_BYTES_MAX:
+    def offer(self, request: bytes, judgement: Judgement, wire: bytes) -> None:
+        """A request that was a hit and is not known: remember it, if it is small, and its turn to be tried. The
+        judgement must be that of the request's own head."""
+        self._offered += 1
+        if self._offered % TRIED_OF or len(request) > REQUEST_BYTES_MAX:
             return
         if len(self._known) >= REQUESTS_MAX:
             del self._known[next(iter(self._known))]
