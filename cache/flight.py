@@ -32,17 +32,12 @@ class Abandoned(Exception):
 
 
 class _Flight(Generic[V]):
-    __slots__ = ("task", "waiters")
+    __slots__ = ("begun", "task", "waiters")
 
-    def __init__(self, task: asyncio.Task[V]) -> None:
-        self.task = task
+    def __init__(self) -> None:
+        self.task: asyncio.Task[V]
+        self.begun = False  # a task that is cancelled before its first step never runs a line of ours
         self.waiters: set[asyncio.Future[None]] = set()
-
-    def land(self) -> None:
-        """Wake who waits."""
-        for waiter in self.waiters:
-            if not waiter.done():
-                waiter.set_result(None)
 
 
 class Flights(Generic[K, V]):
@@ -84,8 +79,8 @@ class Flights(Generic[K, V]):
         if seconds <= 0.0:
             raise TimeoutError
         flight = self._flights.get(key)
-        led = flight is None or flight.task.done()  # done: landed, its callback comes this turn
-        if flight is None or led:
+        led = flight is None
+        if flight is None:
             if len(self._tasks) >= self._flights_max:
                 async with asyncio.timeout(None if math.isinf(seconds) else seconds):
                     return await fill(), True
@@ -100,9 +95,8 @@ class Flights(Generic[K, V]):
         finally:
             self._patience.drop(waiter)
             flight.waiters.discard(waiter)
-            if not flight.waiters:  # the last to leave before it has landed cancels it
-                self._forget(key, flight)
-                flight.task.cancel()  # without effect on one that is done
+            if not flight.waiters:
+                self._leave(key, flight)
         if flight.task.cancelled():
             raise Abandoned("the fill was cancelled")
         return flight.task.result(), led
@@ -116,23 +110,48 @@ class Flights(Generic[K, V]):
         tasks = set(self._tasks)
         for task in tasks:
             task.cancel()
+        for key, flight in list(self._flights.items()):
+            if not flight.begun:
+                self._land(key, flight)
         if tasks:
             await asyncio.wait(tasks)
 
     def _start(self, key: K, fill: Fill[V]) -> _Flight[V]:
-        flight = _Flight(asyncio.get_running_loop().create_task(fill()))
-
-        def landed(task: asyncio.Task[V]) -> None:
-            self._tasks.discard(task)
-            self._forget(key, flight)
-            if not task.cancelled():
-                task.exception()  # observed: nobody may be left to hear it
-            flight.land()
-
-        flight.task.add_done_callback(landed)
+        flight: _Flight[V] = _Flight()
+        flight.task = asyncio.get_running_loop().create_task(self._fly(key, flight, fill))
         self._tasks.add(flight.task)
         self._flights[key] = flight
         return flight
+
+    async def _fly(self, key: K, flight: _Flight[V], fill: Fill[V]) -> V:
+        """The fill, and its landing in the very step that ends it: a callback of the task would come a turn later."""
+        flight.begun = True
+        try:
+            return await fill()
+        except Exception:
+            if flight.waiters:
+                raise
+            raise asyncio.CancelledError from None  # given up, and nobody is left to hear it
+        finally:
+            self._land(key, flight)
+
+    def _land(self, key: K, flight: _Flight[V]) -> None:
+        """Forget a flight that has come to its end, and wake who waits for it."""
+        self._tasks.discard(flight.task)
+        self._forget(key, flight)
+        for waiter in flight.waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def _leave(self, key: K, flight: _Flight[V]) -> None:
+        """Its last waiter has left: one that has not landed is given up."""
+        if not flight.task.done():
+            self._forget(key, flight)
+            flight.task.cancel()
+            if not flight.begun:
+                self._land(key, flight)
+        elif not flight.task.cancelled():
+            flight.task.exception()  # observed: who was woken may have been cancelled in that turn
 
     def _forget(self, key: K, flight: _Flight[V]) -> None:
         if self._flights.get(key) is flight:
