@@ -35,8 +35,7 @@ RETRY_AFTER_SECONDS: Final = 1.0
 RETRY_SPREAD: Final = 2.0
 """Retry-After is spread up to this factor, so that those who were refused do not return as one wave."""
 
-_TIERS_STEPS: Final = frozenset({Step.REPLICA, Step.TIER})
-"""Those that pool and cascade take, the others being the pipeline's."""
+_REPLICA, _TIER = Step.REPLICA, Step.TIER  # those that pool and cascade take, the others being the pipeline's
 
 
 class Descent(msgspec.Struct, Generic[R], frozen=True):
@@ -75,7 +74,9 @@ def tiers_steps(call: Call[Q, R], key: Key | None, now: float) -> tuple[Step, ..
     they have none behind it, nobody looks."""
     steps = call.route.steps
     for place, step in enumerate(steps):
-        if _TIERS_STEPS.isdisjoint(steps[place:]):
+        if step is _REPLICA or step is _TIER:
+            continue
+        if _REPLICA not in steps[place:] and _TIER not in steps[place:]:
             break
         is_ours = (
             (step is Step.STALE and _older(call, key, now) is not None)

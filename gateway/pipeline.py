@@ -282,7 +282,7 @@ class Pipeline:
         seconds = deadline.remaining(now)
         deadline = Deadline.after(now, seconds - min(LADDER_SECONDS_MAX, seconds * LADDER_SHARE))
         ticket = 0 if route.cache is None else route.cache.ticket()
-        first_only = route.level >= FIRST_TIER and "fast" in route.browned
+        first_only = "fast" in route.browned and route.level >= FIRST_TIER
         options = CascadeOptions(rows, tiers_steps(call, key, now), claim_of(route, call.caller), first_only)
         terms = Terms(call.caller, key, reuse, options)
         given = await self._asked(call, deadline, terms)

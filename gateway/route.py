@@ -7,7 +7,7 @@ in which a request meets them is ``gateway/pipeline.py``'s; what the tiers are i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from operator import is_
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -224,7 +224,8 @@ class Route:
     @property
     def level(self) -> int:
         """The highest brownout level of its tiers' backends."""
-        return max([home.pool.gates.level for home in self._homes])
+        homes = self._homes
+        return homes[0].pool.gates.level if len(homes) == 1 else max([home.pool.gates.level for home in homes])
 
     @property
     def asks(self) -> list[str]:
@@ -386,9 +387,9 @@ class Route:
             rows = count if facts.max_batch > 0 else None
         is_degraded = any(told.steps for told in tables)
 
-        async def cascaded(request: InferRequest, rows: int | None) -> CascadeAnswer:
-            options = msgspec.structs.replace(terms.options, rows=rows)
-            return await cascade.run(self.tiers, request, deadline, options, ticker)
+        def cascaded(request: InferRequest, rows: int | None) -> Coroutine[object, object, CascadeAnswer]:
+            options = terms.options if rows == terms.options.rows else msgspec.structs.replace(terms.options, rows=rows)
+            return cascade.run(self.tiers, request, deadline, options, ticker)
 
         if self.rows is not None and rows and terms.key is not None:
             asked = self._in_rows(terms.caller, request, terms.key, rows)

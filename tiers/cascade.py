@@ -12,7 +12,7 @@ The threshold is a number given to it; what that number promises is calibrated e
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from itertools import zip_longest
 from typing import Final, Literal, Protocol
 
@@ -203,9 +203,9 @@ def decide(rule: Accept, response: InferResponse, rows: int | None) -> NDArray[n
     return np.asarray(score >= rule.at_least, dtype=np.bool_)
 
 
-async def run(
+def run(
     tiers: Sequence[Tier], request: InferRequest, deadline: Deadline, options: CascadeOptions, ticker: Ticker
-) -> CascadeAnswer:
+) -> Coroutine[object, object, CascadeAnswer]:
     """Ask the tiers in order until every row is accepted; the answer's outputs are the caller's.
 
     A tier with another behind it has ``TIER_SHARE`` of the time that is left, so that one that hangs does not
@@ -222,7 +222,14 @@ async def run(
     """
     assert tiers, "a cascade needs at least one tier"
     if len(tiers) == 1:
-        return await _alone(tiers[0], request, deadline, options)
+        return _alone(tiers[0], request, deadline, options)
+    return _in_order(tiers, request, deadline, options, ticker)
+
+
+async def _in_order(
+    tiers: Sequence[Tier], request: InferRequest, deadline: Deadline, options: CascadeOptions, ticker: Ticker
+) -> CascadeAnswer:
+    """`run` of several tiers."""
     reason = direct_reason(request)
     rows = None if reason else options.rows
     last = len(tiers) - 1

@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import math
 import random as chance
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Final, Generic, TypeVar
@@ -141,14 +141,14 @@ class Pool:
         for seat in self._seats:
             await seat.replica.close()
 
-    async def infer(
+    def infer(
         self,
         request: InferRequest,
         deadline: Deadline,
         again: bool = True,
         decent: float = DECENT_SECONDS,
         claim: Claim = NOBODY,
-    ) -> Answered[InferResponse]:
+    ) -> Coroutine[object, object, Answered[InferResponse]]:
         """Ask one replica, and one more if ``try_again``, the budget and ``again`` allow it.
 
         Requests of one sequence go to one replica, for only there is its state; a sequence that begins while that
@@ -164,7 +164,7 @@ class Pool:
         def at(replica: Replica, now: float) -> Awaitable[InferResponse]:
             return replica.infer(request, deadline, now)
 
-        return await self.ask(Work(_key(request), at, again, decent, named, claim, request.model), deadline)
+        return self.ask(Work(_key(request), at, again, decent, named, claim, request.model), deadline)
 
     async def ask(self, work: Work[T], deadline: Deadline) -> Answered[T]:
         """Ask one replica, and one more if ``try_again`` and the budget allow it; before that, wait for a place at the

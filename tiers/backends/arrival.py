@@ -10,6 +10,7 @@ import asyncio
 import enum
 from typing import Protocol
 
+from cache.alarms import Alarms
 from tiers.backends.answer import AnswerHead
 
 
@@ -57,10 +58,12 @@ class Arrival:
     ``held`` counts the body's bytes that were not taken yet; ``started``: a byte of an answer has come.
     """
 
-    __slots__ = ("_loop", "_pieces", "_waiter", "complete", "error", "head", "held", "started", "whole")
+    __slots__ = ("_loop", "_patience", "_pieces", "_waiter", "complete", "error", "head", "held", "started", "whole")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, whole: bool) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, patience: Alarms[Arrival], whole: bool) -> None:
+        """``patience`` rings `expire`."""
         self._loop = loop
+        self._patience = patience
         self._pieces: list[bytes] = []
         self._waiter: asyncio.Future[None] | None = None
         self.whole = whole
@@ -130,14 +133,15 @@ class Arrival:
     async def _wait(self, until: float) -> None:
         assert self._waiter is None, "one task waits for an answer"
         waiter = self._waiter = self._loop.create_future()
-        timer = self._loop.call_at(until, self._expire)
+        self._patience.set(self, until)
         try:
             await waiter
         finally:
-            timer.cancel()
+            self._patience.drop(self)
             self._waiter = None
 
-    def _expire(self) -> None:
+    def expire(self) -> None:
+        """Who waits has no more time."""
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_exception(ConnectionFault(Fault.SILENT))
 

@@ -15,6 +15,7 @@ from typing import Final, cast
 
 from msgspec import Struct
 
+from cache.alarms import Alarms
 from tiers.backends.answer import HEAD_END, AnswerHead, AnswerHeads, FramedBody, Nonsense, may_begin
 from tiers.backends.arrival import Arrival, ConnectionFault, Fault, Receiver
 from tiers.backends.fields import IllFormed, Outgoing
@@ -37,8 +38,8 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_arrival", "_bounds", "_drained", "_early", "_framed", "_has_body", "_heads", "_interim", "_keep", "_left",
-        "_loop", "_on_lost", "_partial", "_reading_paused", "_transport", "_unsent", "_writing_paused", "closed",
-        "requests",
+        "_loop", "_on_lost", "_partial", "_patience", "_reading_paused", "_transport", "_unsent", "_writing_paused",
+        "closed", "requests",
     )  # fmt: skip
 
     def __init__(
@@ -47,8 +48,11 @@ class Connection(asyncio.Protocol):
         heads: AnswerHeads,
         bounds: ConnectionBounds,
         on_lost: Callable[[Connection], None],
+        patience: Alarms[Arrival],
     ) -> None:
+        """``patience``: of who waits for answers; it rings `Arrival.expire`."""
         self._loop = loop
+        self._patience = patience
         self._heads = heads
         self._bounds = bounds
         self._on_lost = on_lost
@@ -77,7 +81,7 @@ class Connection(asyncio.Protocol):
 
     def send(self, outgoing: Outgoing, *, whole: bool) -> Arrival:
         """Write a request; its answer arrives in what is returned. An iterable body goes up by `upload`."""
-        arrival = Arrival(self._loop, whole)
+        arrival = Arrival(self._loop, self._patience, whole)
         self.send_to(outgoing, arrival)
         return arrival
 

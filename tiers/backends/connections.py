@@ -14,8 +14,9 @@ from typing import Final
 
 from msgspec import Struct
 
+from cache.alarms import Alarms
 from tiers.backends.answer import AnswerHeads
-from tiers.backends.arrival import ConnectionFault, Fault
+from tiers.backends.arrival import Arrival, ConnectionFault, Fault
 from tiers.backends.connection import Connection, ConnectionBounds
 
 _SLOT: Final = None  # what a waiter gets when it is its turn to open a connection itself
@@ -49,6 +50,7 @@ class Connections:
         self._address = address
         self._options = options
         self._bounds = bounds
+        self._patience: Alarms[Arrival] = Alarms(Arrival.expire)
         self._loop = asyncio.get_running_loop()
         self._heads = AnswerHeads(self._loop)
         self._tls = _tls() if address.secure else None
@@ -140,7 +142,7 @@ class Connections:
 
     async def _open(self, until: float) -> Connection:
         """Open a connection in a slot that is already counted as opening."""
-        connection = Connection(self._loop, self._heads, self._bounds, self._lost)
+        connection = Connection(self._loop, self._heads, self._bounds, self._lost, self._patience)
         try:
             await self._connect(connection, until)
         except BaseException:

@@ -11,6 +11,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote, urlsplit
 
@@ -45,6 +46,8 @@ __all__ = [
 HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 _REPEATABLE: Final = frozenset({"GET", "HEAD"})
 _INFER_HEADS_MAX: Final = 1024
+_FIELDS_MAX: Final = 64
+"""Sets of fields of answers whose JSON part's length is remembered: a replica's answers have one for each model's."""
 ASKING_CONNECTIONS_MAX: Final = 8
 """For what callers ask about models: small calls that come one after the other."""
 PROBING_CONNECTIONS_MAX: Final = 4
@@ -357,13 +360,19 @@ class TritonHttp:
         if reply.status != 200:
             raise refusal(self.url, request, reply.status, reply.body)
         try:
-            length = next((int(value) for name, value in reply.headers if name.lower() == HEADER_LENGTH.lower()), None)
+            length = _json_length(reply.headers)
             response = self._forms.decode(reply.body, length, request.regions)
         except (Malformed, ValueError) as error:
             if isinstance(error, Malformed) and error.reason in BEYOND_LIMITS:
                 raise UpstreamError(Failure.OVERSIZED, f"{self.url} answers with too much: {error}", 200) from error
             raise UpstreamError(Failure.BROKEN, f"{self.url} answered what is no inference: {error}", 200) from error
         return judged(self.url, request, response)
+
+
+@lru_cache(maxsize=_FIELDS_MAX)
+def _json_length(headers: Headers) -> int | None:
+    """The length of an answer's JSON part, if that is not all of it. Raises ValueError."""
+    return next((int(value) for name, value in headers if name.lower() == HEADER_LENGTH.lower()), None)
 
 
 async def _end(upload: asyncio.Task[None]) -> None:
