@@ -113,7 +113,9 @@ class ResponseCache(Generic[V, W]):
             return False
         if before is not None:
             self._cut(before)
-        self._evicted(self._entries.put(key.digest, entry, entry.size))
+        evicted = self._entries.put(key.digest, entry, entry.size)
+        if evicted:
+            self._evicted(evicted)
         if self.journal is not None:
             self.journal.note(key.digest)
         return True

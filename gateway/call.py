@@ -14,7 +14,7 @@ import msgspec
 from cache.digest import Key
 from cache.entry import Entry
 from degrade.deadline import Deadline
-from degrade.gate import Claim
+from degrade.gate import Claim, Priority
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Quota, Verdict
 from gateway.codec.http import CacheDirectives
@@ -56,7 +56,12 @@ class Answer(msgspec.Struct, Generic[R], frozen=True):
 def claim_of(route: Service[Q, R], caller: Caller) -> Claim:
     """For whom a request waits: a tenant's callers have one turn together, and who has no tenant one of his own. What
     is said of a caller goes before what is said of a route."""
-    return Claim(caller.owner, route.priority if caller.priority is None else caller.priority)
+    return Claim(caller.owner, priority_of(route, caller))
+
+
+def priority_of(route: Service[Q, R], caller: Caller) -> Priority:
+    """The priority of such a claim."""
+    return route.priority if caller.priority is None else caller.priority
 
 
 def labelled(provenance: Provenance, level: int) -> Provenance:

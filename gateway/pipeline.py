@@ -34,7 +34,7 @@ from degrade.ladder import Failure, Step
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Verdict
 from gateway.admission.ratelimit import Limiter
-from gateway.call import Answer, Call, Dues, claim_of, dues, labelled
+from gateway.call import Answer, Call, Dues, claim_of, dues, labelled, priority_of
 from gateway.descent import descended, problem_of, tiers_steps
 from gateway.operate.telemetry import Telemetry
 from gateway.problem import Problem, Refused, invalid, not_cached
@@ -270,7 +270,7 @@ class Pipeline:
         if request is not call.request:
             shared = Call(route, call.caller, request, call.directives, call.deadline)
         ticket = 0 if route.cache is None else route.cache.ticket()
-        flight = (key, ticket, claim_of(route, call.caller).priority)  # nobody waits in a lower one's turn
+        flight = (key, ticket, priority_of(route, call.caller))  # nobody waits in a lower one's turn
         return route.flights.join(flight, lambda: self._fill(shared, key, deadline, rows), seconds)
 
     async def _fill(

@@ -54,7 +54,7 @@ LOOKED_UP_BYTES: Final = 4 * 2**20
 DIGEST_SECONDS_MAX: Final = 5.0
 """For the digest of a large body that has none yet: whoever is in line before it has no longer."""
 
-_NOT_NOTED: Final = contextlib.nullcontext(UNNOTED)
+_NOT_NOTED: Final[AbstractContextManager[AbstractContextManager[object]]] = contextlib.nullcontext(UNNOTED)
 
 HEADINGS_MAX: Final = 1024
 """Beginnings of hits remembered, about 600 bytes each: one for each model, version and size of answer."""
@@ -142,7 +142,10 @@ class Exchange:
 
     async def make(self, question: Question, body: Buffer, wire: bytes | None, began: float) -> Made:
         """The same, before it is said in the words of a protocol."""
-        with Held(self._buffered) as held, await self.noted(question.route.name, body, wire, question.caller) as note:
+        noted = _NOT_NOTED
+        if self.notes is not None:
+            noted = await self.noted(question.route.name, body, wire, question.caller)
+        with Held(self._buffered) as held, noted as note:
             return await self._make(question, body, wire, began, _Work(held, note))
 
     async def noted(
