@@ -144,12 +144,11 @@ class Flights(Generic[K, V]):
                 waiter.set_result(None)
 
     def _leave(self, key: K, flight: _Flight[V]) -> None:
-        """Its last waiter has left: one that has not landed is given up."""
+        """Its last waiter has left: one that has not landed is given up. It has begun: its first step was due before
+        anything that could wake a waiter."""
         if not flight.task.done():
             self._forget(key, flight)
             flight.task.cancel()
-            if not flight.begun:
-                self._land(key, flight)
         elif not flight.task.cancelled():
             flight.task.exception()  # observed: who was woken may have been cancelled in that turn
 

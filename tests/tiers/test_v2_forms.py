@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tiers.inference import DATATYPE_BYTES, InferRequest, InferResponse, RequestedOutput, Tensor
+from tiers.inference import COPIED_BYTES_MAX, DATATYPE_BYTES, InferRequest, InferResponse, RequestedOutput, Tensor
 from tiers.rows import take_rows
 from tiers.v2.forms import FORM_BYTES_MAX, FORMS_BYTES_MAX, FORMS_MAX, RequestForms, RequestWriter, ResponseForms
 from tiers.v2.message import Limits, Malformed
@@ -168,6 +168,27 @@ def test_a_request_for_some_rows_is_of_no_form_that_came_before():
     body, length = binary()
     request, _ = [forms.decode(body, length, "m", "") for _ in range(2)][1]
     assert take_rows(request, [1]).form is None
+
+
+@pytest.mark.parametrize("values", [1, 100, 2000])
+def test_a_small_answer_has_bytes_of_its_own_and_a_large_one_is_a_view_of_its_body(values):
+    forms = ResponseForms()
+    said = {"model_name": "m", "model_version": "1"}
+    outputs = [
+        {"name": name, "datatype": "FP32", "shape": [values], "parameters": {"binary_data_size": 4 * values}}
+        for name in "yz"
+    ]
+    header = json.dumps({**said, "outputs": outputs}).encode()
+    ones, twos = struct.pack(f"<{values}f", *[1.0] * values), struct.pack(f"<{values}f", *[2.0] * values)
+    body = header + ones + twos
+    first, second = (forms.decode(body, len(header)) for _ in range(2))
+    assert first.form is None
+    assert second.form is not None
+    assert [bytes(tensor.data) for tensor in second.outputs] == [ones, twos]
+    small = len(body) <= COPIED_BYTES_MAX
+    assert [isinstance(tensor.data, bytes) for tensor in second.outputs] == [small, small]
+    assert (second.compact() is second) is (small or values > 1000)  # nothing is left to copy
+    assert second.size == first.compact().size
 
 
 def test_only_so_many_are_remembered_and_only_short_ones():
