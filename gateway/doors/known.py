@@ -19,7 +19,8 @@ from gateway.doors.head import Judgement
 REQUESTS_MAX: Final = 4096
 REQUEST_BYTES_MAX: Final = 2048
 """Of head and body together. To find a request again takes as long as to hash it, and the cryptographic hash of large
-bodies is the faster one; up to this it saves two thirds of that. All of them take less than 12 MiB."""
+bodies is the faster one; up to this it saves two thirds of that. All of them take less than 20 MiB, judgements that are
+remembered nowhere else included."""
 
 TRIED_OF: Final = 8
 """One of so many hits that are not known is remembered: what comes again and again soon is one of them, and where each
