@@ -9,7 +9,6 @@ from typing import cast
 
 import pytest
 
-from cache.digest import WireDigester
 from cache.entry import Entry
 from gateway.admission.quota import Quota, Verdict, ratelimit_lines
 from gateway.app import Gateway
@@ -171,6 +170,9 @@ async def test_a_spent_quota_holds_for_the_very_next_request_of_its_caller_and_f
         one, two = Peer(house, "127.0.0.1"), Peer(house, "127.0.0.2")
         assert await one.states(request(), 22) == ["fwd=miss", *["hit"] * 19, "429", "429"]
         assert len(house.requests) == 1
+        text = house.gateway.telemetry.exposition().decode()
+        assert 'tailrace_refusals_total{problem="quota",route="r"} 2.0' in text
+        assert 'tailrace_responses_total{route="r",status="429"} 2.0' in text
         assert await two.states(request(), 21) == [*["hit"] * 20, "429"]
 
 
@@ -195,6 +197,18 @@ async def test_age_is_told_anew_each_second() -> None:
             age = bytes(peer.heard).partition(b"\r\nAge: ")[2].partition(b"\r\n")[0]
             said.append(int(age or -1))
         assert said == pytest.approx([10, 10, 20, 3000, -1], abs=1), "and not when its time to live is over"
+
+
+async def test_a_request_has_its_own_time_however_long_ago_the_last_one_came() -> None:
+    async with opened() as house:
+        peer, lane = Peer(house), house.gateway._lane
+        assert lane is not None
+        ticker, hours = house.gateway._ticker, 0.0
+        later = lambda: ticker() + hours * 3600.0  # noqa: E731
+        lane.ticker = house.gateway._exchange._ticker = house.gateway.pipeline._ticker = later
+        assert await peer.states(request(7), 2) == ["fwd=miss", "hit"]
+        hours = 0.5
+        assert await peer.states(request(8), 2) == ["fwd=miss", "hit"]
 
 
 async def test_a_head_that_is_judged_again_is_known_again() -> None:
@@ -267,10 +281,8 @@ def test_memory_is_bounded() -> None:
     assert len(requests) == REQUESTS_MAX
     assert requests.recall(b"9") is None, "the oldest make way"
     assert requests.recall(b"10") is not None
-    assert not offer(b"x" * (REQUEST_BYTES_MAX + 1))
+    for _ in range(TRIED_OF):
+        assert not any(offer(b"x" * (REQUEST_BYTES_MAX + 1)) for _ in range(TRIED_OF - 1))
+        requests.offer(b"small", judgement, b"")
+    assert requests.recall(b"small") is not None, "whatever large ones are asked between"
     assert offer(b"x" * REQUEST_BYTES_MAX)
-
-
-def test_a_judgement_without_a_question_makes_no_keys() -> None:
-    assert Judgement(Lane.AIOHTTP).digester is None
-    assert WireDigester(b"") is not WireDigester(b"")
