@@ -2,8 +2,8 @@
 
 Rule of this file: what decides an answer is remembered only where it never changes, which is whose head it is and the
 digest of its bytes. What may change (the entry, its freshness, the epoch, the quota) is looked up for every request, so
-that a purge, a changed model or a spent quota holds for the next one, and nothing need be dropped here for it. A request
-that differs in one byte is another request. Bounded, and dropped as a whole with the judgements of a reload.
+that a purge, a changed model or a spent quota holds for the next one, and nothing need be dropped here for it. Another
+byte makes another request. Bounded, and dropped as a whole with the judgements of a reload.
 """
 
 from __future__ import annotations
