@@ -328,7 +328,7 @@ class EdgeConnection(asyncio.Protocol):
         elif known is not None:
             self._write_hit(hit, question, now, known.last)
         else:
-            if digester is asked.judgement.digester:
+            if digester is asked.judgement.digester:  # a Posting's is made of who asks, too
                 lane.requests.offer(request, asked.judgement, wire)
             self._write_hit(hit, question, now)
 

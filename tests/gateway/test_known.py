@@ -5,14 +5,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import cast
 
 import pytest
 
-from cache.digest import WireDigester
+from cache.entry import Entry
+from gateway.admission.quota import Quota, Verdict, ratelimit_lines
 from gateway.app import Gateway
+from gateway.doors.answers import Answers
 from gateway.doors.edge import EdgeConnection
 from gateway.doors.head import Judgement, Lane
 from gateway.doors.known import REQUEST_BYTES_MAX, REQUESTS_MAX, TRIED_OF, Requests
+from gateway.pipeline import WireAnswer
+from gateway.service import Heading, Response, Served
+from gateway.service import Wire as Ready
 from gateway.sources import load
 from tests.gateway.test_lanes import INFERENCE, Answer, Upstream, Wire, answers
 
@@ -27,6 +33,11 @@ QUOTA = ", caller_quota = { rate = 1, per = '1h', burst = 20, hits_count = true 
 def request(value: int = 7, target: bytes = b"/v2/models/r/infer", fields: bytes = b"") -> bytes:
     body = BODY % value
     return b"POST %b HTTP/1.1\r\nHost: h\r\n%bContent-Length: %d\r\n\r\n%b" % (target, fields, len(body), body)
+
+
+def output(value: int) -> dict[str, object]:
+    """What the model gives from now on."""
+    return {"name": "y", "datatype": "INT32", "shape": [1], "data": [value]}
 
 
 class Peer(Wire):
@@ -112,13 +123,16 @@ async def test_a_request_that_comes_again_is_known_whole_and_answered_as_before(
         assert (house.asked, len(house.requests)) == (1, 1), "and known for everybody"
 
 
-async def test_another_byte_is_another_request() -> None:
+async def test_another_byte_is_another_request_with_another_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened() as house:
         peer = Peer(house)
         assert await peer.states(request(7), OFTEN) == ["fwd=miss", *["hit"] * (OFTEN - 1)]
         assert len(request(8)) == len(request(7))
+        monkeypatch.setitem(INFERENCE, "outputs", [output(8)])
         assert await peer.states(request(8), OFTEN) == ["fwd=miss", *["hit"] * (OFTEN - 1)]
         assert (house.asked, len(house.requests)) == (2, 2)
+        told = [(await peer.ask(request(value))).body for value in (7, 8, 7, 8)]
+        assert [b"[7]" in each for each in told] == [b"[8]" not in each for each in told] == [True, False, True, False]
 
 
 async def test_an_epochs_turn_and_a_purge_hold_for_the_very_next_request() -> None:
@@ -141,8 +155,7 @@ async def test_an_answer_that_replaces_another_has_a_head_of_its_own(monkeypatch
         lane.ticker = lambda: now
         assert await peer.states(request(), OFTEN) == ["fwd=miss", *["hit"] * (OFTEN - 1)]
         before = await peer.ask(request())
-        other = {"name": "y", "datatype": "INT32", "shape": [1], "data": [1234567]}
-        monkeypatch.setitem(INFERENCE, "outputs", [other])
+        monkeypatch.setitem(INFERENCE, "outputs", [output(1234567)])
         assert (await Peer(house).ask(request(fields=b"Cache-Control: no-cache\r\n"))).status == 200
         await peer.states(request(), OFTEN)
         after = await peer.ask(request())
@@ -157,6 +170,9 @@ async def test_a_spent_quota_holds_for_the_very_next_request_of_its_caller_and_f
         one, two = Peer(house, "127.0.0.1"), Peer(house, "127.0.0.2")
         assert await one.states(request(), 22) == ["fwd=miss", *["hit"] * 19, "429", "429"]
         assert len(house.requests) == 1
+        text = house.gateway.telemetry.exposition().decode()
+        assert 'tailrace_refusals_total{problem="quota",route="r"} 2.0' in text
+        assert 'tailrace_responses_total{route="r",status="429"} 2.0' in text
         assert await two.states(request(), 21) == [*["hit"] * 20, "429"]
 
 
@@ -180,7 +196,20 @@ async def test_age_is_told_anew_each_second() -> None:
             peer.say(request())
             age = bytes(peer.heard).partition(b"\r\nAge: ")[2].partition(b"\r\n")[0]
             said.append(int(age or -1))
-        assert said == pytest.approx([10, 10, 20, 3000, -1], abs=1), "and not when its time to live is over"
+        assert said[:-1] == pytest.approx([10, 10, 20, 3000], abs=1)
+        assert said[-1] == -1, "its time to live is over"
+
+
+async def test_a_request_has_its_own_time_however_long_ago_the_last_one_came() -> None:
+    async with opened() as house:
+        peer, lane = Peer(house), house.gateway._lane
+        assert lane is not None
+        ticker, hours = house.gateway._ticker, 0.0
+        later = lambda: ticker() + hours * 3600.0  # noqa: E731
+        lane.ticker = house.gateway._exchange._ticker = house.gateway.pipeline._ticker = later
+        assert await peer.states(request(7), 2) == ["fwd=miss", "hit"]
+        hours = 0.5
+        assert await peer.states(request(8), 2) == ["fwd=miss", "hit"]
 
 
 async def test_a_head_that_is_judged_again_is_known_again() -> None:
@@ -225,6 +254,22 @@ async def test_what_stays_alone_or_is_asked_by_ever_other_heads_is_not_kept() ->
         assert len(house.requests) == 0
 
 
+def test_what_is_told_of_a_quota_is_this_callers() -> None:
+    def verdict(name: str, remaining: int, reset: float) -> Verdict:
+        return Verdict(True, remaining, reset, 0.0, Quota(1.0, 1.0, 10, name))
+
+    answers = Answers(0.0)
+    entry = Entry(Served(cast(Response, None)), 1, 0.0, 60.0, 0.0, 0)
+    heading = Heading((), b"%d %d %d")
+
+    def told(quota: Verdict | None) -> bytes:
+        return answers.of_hit(WireAnswer(Ready(b"", heading), entry, 1.0, quota))[1]
+
+    quotas = [verdict("a", 3, 1.0), verdict("b", 3, 1.0), verdict("b", 2, 1.0), verdict("b", 2, 4.0)]
+    for quota in (*quotas, None, *reversed(quotas)):
+        assert told(quota) == told(quota) == (b"" if quota is None else ratelimit_lines(quota))
+
+
 def test_memory_is_bounded() -> None:
     requests, judgement = Requests(), Judgement(Lane.EDGE)
 
@@ -237,10 +282,8 @@ def test_memory_is_bounded() -> None:
     assert len(requests) == REQUESTS_MAX
     assert requests.recall(b"9") is None, "the oldest make way"
     assert requests.recall(b"10") is not None
-    assert not offer(b"x" * (REQUEST_BYTES_MAX + 1))
+    for _ in range(TRIED_OF):
+        assert not any(offer(b"x" * (REQUEST_BYTES_MAX + 1)) for _ in range(TRIED_OF - 1))
+        requests.offer(b"small", judgement, b"")
+    assert requests.recall(b"small") is not None, "whatever large ones are asked between"
     assert offer(b"x" * REQUEST_BYTES_MAX)
-
-
-def test_a_judgement_without_a_question_makes_no_keys() -> None:
-    assert Judgement(Lane.AIOHTTP).digester is None
-    assert WireDigester(b"") is not WireDigester(b"")
