@@ -6,7 +6,7 @@ from collections.abc import Callable, Coroutine
 
 import pytest
 
-from cache.alarms import Alarms
+from cache.alarms import PAUSE_SECONDS_EACH, Alarms
 from tests.sim.loop import SimLoop
 
 Rung = list[tuple[str, float]]
@@ -104,6 +104,26 @@ def test_a_sooner_moment_is_not_kept_waiting_for_a_later_one() -> None:
         await until(100.0)
 
     assert lived(life)[0] == [("soon", 0.5), ("sooner", 2.0), ("late", 60.0)]
+
+
+def test_short_times_beside_many_who_wait_long_cost_few_looks_and_are_hardly_late() -> None:
+    many, pause = 10_000, 10_000 * PAUSE_SECONDS_EACH
+
+    async def life(alarms: Alarms[str], rung: Rung) -> None:
+        for number in range(many):
+            alarms.set(f"long {number}", 1000.0)
+        for number in range(1000):
+            at = number * 0.0001
+            await until(at)
+            alarms.set(f"{at:.4f}", at)
+        await until(10.0)
+        for number in range(many):
+            alarms.drop(f"long {number}")
+
+    rung, timers = lived(life)
+    assert len(rung) == 1000
+    assert max(rang - float(key) for key, rang in rung) < 1.2 * pause
+    assert timers < 2 * 0.1 / pause + 5
 
 
 def test_a_moment_that_is_past_rings_in_a_later_turn() -> None:
