@@ -16,8 +16,8 @@ K = TypeVar("K", bound=Hashable)
 
 PAUSE_SECONDS_EACH: Final = 0.000_000_5
 """After a look at all moments the next comes so much later, for each of them, or more. A look takes some 0.05 µs for
-each: so callers with ever shorter times, beside many who wait long, cost a tenth of a core and no more, and ten thousand
-who wait make an alarm 5 ms late at most."""
+each: so callers with ever shorter times, beside many who wait long, cost a tenth of a core and no more,
+and ten thousand who wait make an alarm 5 ms late at most."""
 
 
 class Alarms(Generic[K]):
