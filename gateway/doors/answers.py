@@ -14,21 +14,21 @@ from typing import Final
 import msgspec
 
 from gateway.admission.quota import Verdict, ratelimit_lines
+from gateway.codec.http import passthrough_lines
 from gateway.doors.question import Fields, Reply
 from gateway.pipeline import WireAnswer
 from gateway.service import Heading
-from tiers.backends.answer import AnswerHead
+from tiers.backends.answer import WITHOUT_BODY, AnswerHead
 
 _STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _SERVER: Final = b"Server: tailrace\r\n"
 HEADS_MAX: Final = 1024
 HEAD_BYTES_REMEMBERED_MAX: Final = 4096
-"""Heads of answers remembered: as many, and as large, as a replica's connections remember."""
+"""Heads of answers remembered until the date is another: as many, and as large, as a replica's connections remember."""
 
-_OURS: Final = frozenset({"date", "server"})
+_PASSED: Final = passthrough_lines()
+_CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 CLOSE: Final = b"Connection: close\r\n"
-WITHOUT_BODY: Final = frozenset({204, 304})
-"""Statuses of answers that have none, and do not say how long it is."""
 
 
 class LastHit(msgspec.Struct, gc=False):
@@ -44,32 +44,53 @@ class LastHit(msgspec.Struct, gc=False):
     quota_lines: bytes = b""
 
 
+class PassedHead(msgspec.Struct, frozen=True):
+    """The head of an answer that passes through, as it is told in this second: what comes before the milliseconds that
+    it took, what comes after them, and how it ends once all else is said. ``chunked``: so is what follows."""
+
+    before: bytes
+    after: bytes
+    ending: bytes
+    chunked: bool
+
+
 class Answers:
     """Makes heads of answers. ``wall``: seconds of the civil clock, for Date (RFC 9110 section 6.6.1)."""
 
     def __init__(self, wall: float) -> None:
         self._ending = _ending(wall)
         self._date = _date(wall)
-        self._given: dict[bytes, frozenset[str]] = {}  # which of the fields that we add a head has already
+        self._passed: dict[AnswerHead, PassedHead] = {}
 
     def set_date(self, wall: float) -> None:
         """The date of the answers from here on: whole seconds, so once in a while is enough."""
-        self._ending = _ending(wall)
-        self._date = _date(wall)
+        date = _date(wall)
+        if date != self._date:
+            self._ending = _ending(wall)
+            self._date = date
+            self._passed.clear()
 
-    def ending_of(self, head: AnswerHead) -> bytes:
-        """How a head that is passed on ends: with our date and name, unless it has its own."""
-        given = self._given.get(head.lines)
-        if given is None:
-            given = frozenset(name.lower() for name, _ in head.headers) & _OURS
+    def of_passed(self, head: AnswerHead) -> PassedHead:
+        """How a head is passed on."""
+        passed = self._passed.get(head)
+        if passed is None:
+            passed = self._pass_on(head)
             if len(head.lines) <= HEAD_BYTES_REMEMBERED_MAX:
-                if len(self._given) >= HEADS_MAX:
-                    self._given.clear()
-                self._given[head.lines] = given
-        if not given:
-            return self._ending
+                if len(self._passed) >= HEADS_MAX:
+                    self._passed.clear()
+                self._passed[head] = passed
+        return passed
+
+    def _pass_on(self, head: AnswerHead) -> PassedHead:
+        """With what frames the body, what is told of its way, and our date and name, unless it has its own."""
+        given = {name.lower() for name, _ in head.headers}
         date = b"" if "date" in given else self._date
-        return date + (b"\r\n" if "server" in given else _SERVER + b"\r\n")
+        ending = date + (b"\r\n" if "server" in given else _SERVER + b"\r\n")
+        framing = b""
+        if head.status not in WITHOUT_BODY:
+            framing = _CHUNKED if head.length is None else b"Content-Length: %d\r\n" % head.length
+        before, after = _PASSED
+        return PassedHead(head.lines + framing + before, after, ending, framing is _CHUNKED)
 
     def of_hit(self, hit: WireAnswer, last: LastHit | None = None) -> tuple[bytes, bytes, bytes]:
         """The head of a hit, in pieces that make it when joined. ``last``: of the same request, if that is known."""

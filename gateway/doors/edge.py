@@ -124,7 +124,7 @@ class EdgeConnection(asyncio.Protocol):
         if state is _IDLE and not self._paused and not self._buffer:
             asked = self._asked
             if asked is not None and len(data) == asked.size and asked.heads is self._lane.heads:
-                known = self._lane.requests.recall(data)
+                known = None if asked.question is None else self._lane.requests.recall(data)
                 if known is not None and known.judgement is asked.judgement:
                     self._ask_again(asked, known, data)
                     return
@@ -397,9 +397,12 @@ class EdgeConnection(asyncio.Protocol):
     def _pass_on(self, passage: Passage, body: bytes, now: float) -> None:
         """Pass a whole request on."""
         lane = self._lane
-        self._size = len(body)
-        self._recount()
-        self._turn(_RELAYED)
+        self._state = _RELAYED
+        if not self._paused:
+            self.limit = now + lane.answer_seconds
+        if body:
+            self._size = len(body)
+            self._recount()
         try:
             if lane.buffered.refuses(self._size):
                 raise Refused(lane.buffered.refusal())
@@ -409,7 +412,7 @@ class EdgeConnection(asyncio.Protocol):
             self.relay_done(refused)
             return
         self._relay = Relay(self, lane, passage, self._began, quota)
-        self._relay.start(lane.passthrough, body, lane.options.times.answer)
+        self._relay.start(lane.passthrough, body, lane.answer_seconds)
 
     def relay_write(self, data: bytes) -> int:
         """Write, and let the replica have its time for more; how many bytes wait because the peer does not read."""
@@ -421,6 +424,25 @@ class EdgeConnection(asyncio.Protocol):
             return transport.get_write_buffer_size()
         self.limit = self._lane.ticker() + self._lane.options.times.silence
         return 0
+
+    def relay_answer(self, answer: bytes, body: bytes, now: float) -> None:
+        """Write all of an answer, or ``body`` after the rest of it, and be done."""
+        lane, transport = self._lane, self._transport
+        self._relay, self._size = None, 0
+        if transport is not None and not transport.is_closing():
+            if body:
+                transport.writelines((answer, body))
+            else:
+                transport.write(answer)
+        if self._state is not _RELAYED:
+            return
+        self._state = _IDLE
+        if not self._paused:
+            self.limit = now + lane.idle_seconds
+        if lane.draining:
+            self.close()
+        if self._held:
+            self._go_on()
 
     def relay_done(self, refused: Refused | None) -> None:
         """The answer is written; or there is none, but this refusal."""
@@ -434,6 +456,10 @@ class EdgeConnection(asyncio.Protocol):
             self._turn(_IDLE)
             if lane.draining:
                 self.close()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """What was passed on has its answer: look at what has come behind it."""
         self._recount()
         if self._buffer and self._state is _IDLE:
             asyncio.get_running_loop().call_soon(self._pump)  # the replica's connection is in the middle of its turn

@@ -20,6 +20,9 @@ from tiers.backends.arrival import Arrival, ConnectionFault, Fault, Receiver
 from tiers.backends.fields import IllFormed, Outgoing
 
 _JOINED_BYTES_MAX: Final = 64 * 1024  # copying so little costs less than a second buffer in the write
+_ALIKE_BYTES_MAX: Final = 64 * 1024
+"""Of an answer that is known again by its head and its size: a larger one comes in pieces, and its head is not what it
+costs."""
 _INTERIM_MAX: Final = 8  # answers 1xx (RFC 9110 section 15.2) before the one: more is a server that only talks
 
 
@@ -36,9 +39,9 @@ class Connection(asyncio.Protocol):
     """``on_lost`` is called once, when the connection is gone. ``requests`` counts those sent over it."""
 
     __slots__ = (
-        "_arrival", "_bounds", "_drained", "_early", "_framed", "_has_body", "_heads", "_interim", "_keep", "_left",
-        "_loop", "_on_lost", "_partial", "_reading_paused", "_transport", "_unsent", "_writing_paused", "closed",
-        "requests",
+        "_arrival", "_bounds", "_drained", "_early", "_framed", "_has_body", "_heads", "_interim", "_keep",
+        "_last", "_last_bytes", "_left", "_loop", "_on_lost", "_partial", "_reading_paused", "_transport",
+        "_unsent", "_writing_paused", "closed", "requests",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +64,8 @@ class Connection(asyncio.Protocol):
         self._unsent = False  # an iterable body is still going up
         self._early = False  # a piece of the answer's head came before all of the request was sent
         self._interim = 0
+        self._last: AnswerHead | None = None  # of an answer that came whole, and left no doubt
+        self._last_bytes = 0  # how large that answer was
         self._partial = bytearray()
         self._left = 0  # bytes to come of a body with a length
         self._framed: FramedBody | None = None
@@ -93,6 +98,9 @@ class Connection(asyncio.Protocol):
         self._keep = self._early = False
         self._interim = 0
         self._unsent = outgoing.upload is not None
+        if not outgoing.parts:
+            self._transport.write(outgoing.head)
+            return
         written = (outgoing.head, *outgoing.parts)
         if sum(map(len, written)) <= _JOINED_BYTES_MAX:
             self._transport.write(b"".join(written))
@@ -151,6 +159,10 @@ class Connection(asyncio.Protocol):
         arrival = self._arrival
         if arrival is None:  # an answer to nothing
             self.abort()
+        elif len(data) == self._last_bytes and self._comes_like_last(arrival, data):
+            assert self._last is not None
+            self._arrival, self._keep = None, True
+            arrival.answer(self._last, data[len(self._last.raw) :])
         elif self._left:
             self._read_measured(arrival, data)
         elif self._framed is not None:
@@ -213,6 +225,14 @@ class Connection(asyncio.Protocol):
 
     # -- receiving ------------------------------------------------------------------------------
 
+    def _comes_like_last(self, arrival: Receiver, data: bytes) -> bool:
+        """Whether ``data`` is a whole answer with the last one's head: then nothing of it need be read again."""
+        assert self._last is not None
+        assert self._transport is not None
+        if arrival.started or self._unsent or not self._has_body or not data.startswith(self._last.raw):
+            return False
+        return not self._transport.get_write_buffer_size()
+
     def _read_head(self, arrival: Receiver, data: bytes) -> None:
         assert self._transport is not None
         arrival.started = True
@@ -253,7 +273,7 @@ class Connection(asyncio.Protocol):
     def _begin(self, arrival: Receiver, head: AnswerHead, data: bytes, cut: int) -> None:
         """The head is read; ``data`` from ``cut`` on is the body's beginning."""
         self._keep = head.keep_alive and not self._early
-        has_body = self._has_body and head.status not in (204, 304)
+        has_body = self._has_body and head.has_body
         arrival.begin(head, has_body and len(data) > cut and head.length != 0)
         if not has_body:
             if head.status == 204 and (head.length or head.chunked):
@@ -279,7 +299,15 @@ class Connection(asyncio.Protocol):
             self._keep = False
         if length:
             arrival.feed(data[cut : cut + length])
+            self._remember(head)
         self._finish(arrival)
+
+    def _remember(self, head: AnswerHead) -> None:
+        """An answer came whole: the next one may be like it."""
+        assert head.length is not None
+        size = len(head.raw) + head.length
+        if self._keep and size <= min(_ALIKE_BYTES_MAX, self._bounds.answer_bytes_max):
+            self._last, self._last_bytes = head, size
 
     def _read_measured(self, arrival: Receiver, data: bytes) -> None:
         if len(data) > self._left:

@@ -225,7 +225,7 @@ class Connections:
         """The idle connection that was used last, from now on held."""
         while self._idle:
             connection, _ = self._idle.popitem()
-            if connection.reusable:  # else it was closed a moment ago, and is about to say so
+            if not connection.closed:  # else it was a moment ago, and is about to say so
                 self._held.add(connection)
                 return connection
         return None
