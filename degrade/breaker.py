@@ -231,6 +231,8 @@ class Breaker:
     def begin(self, now: float) -> Leave | None:
         """The same without a permit: who gets leave must `end` it, exactly once."""
         state = self._state
+        if type(state) is _Closed:
+            return state  # it lets everybody, and counts them at their end
         if not state.allows(now):
             return None
         turn = state.begin(now)

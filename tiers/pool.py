@@ -128,6 +128,7 @@ class Pool:
         self.gates = Gates(options.gates, now, random)
         named = zip(replicas, labels or [""] * len(replicas), strict=True)
         self._seats = [Seat(replica, self._breaker(replica.url, ""), label) for replica, label in named]
+        self._only = self._seats[0] if len(self._seats) == 1 else None
         self.replicas = tuple(replicas)
         watched = WatchOptions(options.probe, options.probe_timeout)
         self._watches = [Watch(seat, watched, now, random, self) for seat in self._seats]
@@ -263,11 +264,12 @@ class Pool:
         Raises UpstreamError if there is none to ask.
         """
         # Of one replica there is no choice, and its breaker is asked for leave anyway.
-        seat = self._seats[0] if len(self._seats) == 1 else self._seat_for_call(sequence)
-        seated = seat.take(self._now)
-        if seated is None:
+        seat = self._only or self._seat_for_call(sequence)
+        leave = seat.reach.begin(self._now())
+        if leave is None:
             raise self._none_reached()
-        return seated
+        seat.in_flight += 1
+        return Seated(seat, leave, self._now)
 
     def home_of(self, sequence: str) -> str | None:
         """The URL of the replica where a sequence lives; None if there is none to ask."""

@@ -67,14 +67,6 @@ class Seat:
         self.due = math.inf
         """When it will be asked next whether it is ready."""
 
-    def take(self, now: Ticker) -> Seated | None:
-        """A place for one call, which is in flight from here on; None if its breaker says no."""
-        leave = self.reach.begin(now())
-        if leave is None:
-            return None
-        self.in_flight += 1
-        return Seated(self, leave, now)
-
     @property
     def doubt(self) -> Doubt:
         """What is known against it that its next probe may find to be over."""
@@ -157,7 +149,7 @@ class Judged:
 
 
 class Seated(Struct, eq=False):
-    """A place for one call that its caller makes: in flight until its block ends, or it is ``left`` or ``answered``.
+    """A place for one call that its caller makes, in flight until its block ends, or it is ``left`` or ``answered``.
     Only whether the replica is reached counts: that is known with the answer's beginning (``reached``), or by how it
     ends without one."""
 
@@ -189,9 +181,12 @@ class Seated(Struct, eq=False):
             self.seat.in_flight -= 1
 
     def answered(self) -> None:
-        """It has answered, and that was all."""
-        self.reached()
-        self.left()
+        """It has answered, and that was all: both at once, so nothing was said of it before."""
+        seat, leave, self.leave = self.seat, self.leave, None
+        assert leave is not None, "a call ends once"
+        self.in_flight = False
+        seat.in_flight -= 1
+        seat.reach.end(leave, True, self.now())
 
     def __enter__(self) -> Self:
         return self

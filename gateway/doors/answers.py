@@ -27,6 +27,10 @@ HEAD_BYTES_REMEMBERED_MAX: Final = 4096
 """Heads of answers remembered until the date is another: as many, and as large, as a replica's connections remember."""
 
 _PASSED: Final = passthrough_lines()
+FEW_MICROSECONDS: Final = 4096
+"""Of these each is told as milliseconds in bytes that are made once (160 KB): to format a number takes longer than to
+join all lines of a head."""
+_FEW: Final = tuple([b"%d.%03d" % divmod(each, 1000) for each in range(FEW_MICROSECONDS)])
 _CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 CLOSE: Final = b"Connection: close\r\n"
 
@@ -44,23 +48,13 @@ class LastHit(msgspec.Struct, gc=False):
     quota_lines: bytes = b""
 
 
-class PassedHead(msgspec.Struct, frozen=True):
-    """The head of an answer that passes through, as it is told in this second: what comes before the milliseconds that
-    it took, what comes after them, and how it ends once all else is said. ``chunked``: so is what follows."""
-
-    before: bytes
-    after: bytes
-    ending: bytes
-    chunked: bool
-
-
 class Answers:
     """Makes heads of answers. ``wall``: seconds of the civil clock, for Date (RFC 9110 section 6.6.1)."""
 
     def __init__(self, wall: float) -> None:
         self._ending = _ending(wall)
         self._date = _date(wall)
-        self._passed: dict[AnswerHead, PassedHead] = {}
+        self._passed: dict[AnswerHead, tuple[bytes, bytes, bytes]] = {}
 
     def set_date(self, wall: float) -> None:
         """The date of the answers from here on: whole seconds, so once in a while is enough."""
@@ -70,27 +64,33 @@ class Answers:
             self._date = date
             self._passed.clear()
 
-    def of_passed(self, head: AnswerHead) -> PassedHead:
-        """How a head is passed on."""
+    def of_passed(self, head: AnswerHead, seconds: float) -> tuple[bytes, bytes, bytes, bytes]:
+        """A head that is passed on, in pieces that make it when joined; more lines may go before the last of them.
+        ``seconds``: that the answer took."""
         passed = self._passed.get(head)
         if passed is None:
-            passed = self._pass_on(head)
+            passed = self._passed_on(head)
             if len(head.lines) <= HEAD_BYTES_REMEMBERED_MAX:
                 if len(self._passed) >= HEADS_MAX:
                     self._passed.clear()
                 self._passed[head] = passed
-        return passed
+        before, after, ending = passed
+        microseconds = int(seconds * 1e6 + 0.5)
+        if microseconds < FEW_MICROSECONDS:
+            return before, _FEW[microseconds], after, ending
+        return before, b"%.3f" % (seconds * 1e3), after, ending
 
-    def _pass_on(self, head: AnswerHead) -> PassedHead:
-        """With what frames the body, what is told of its way, and our date and name, unless it has its own."""
+    def _passed_on(self, head: AnswerHead) -> tuple[bytes, bytes, bytes]:
+        """What does not change before the date does: a head with what frames its body and what is told of its way, up
+        to the milliseconds that it took; what is told behind them; our date and name, unless it has its own."""
         given = {name.lower() for name, _ in head.headers}
         date = b"" if "date" in given else self._date
         ending = date + (b"\r\n" if "server" in given else _SERVER + b"\r\n")
         framing = b""
-        if head.status not in WITHOUT_BODY:
+        if head.has_body:
             framing = _CHUNKED if head.length is None else b"Content-Length: %d\r\n" % head.length
         before, after = _PASSED
-        return PassedHead(head.lines + framing + before, after, ending, framing is _CHUNKED)
+        return head.lines + framing + before, after, ending
 
     def of_hit(self, hit: WireAnswer, last: LastHit | None = None) -> tuple[bytes, bytes, bytes]:
         """The head of a hit, in pieces that make it when joined. ``last``: of the same request, if that is known."""

@@ -129,8 +129,13 @@ class EdgeConnection(asyncio.Protocol):
                     self._ask_again(asked, known, data)
                     return
                 if data.startswith(asked.head):
-                    now = self._began = self._lane.ticker()
-                    self._ask(asked, data[asked.head_bytes :], now, data)  # as the last one: nothing to look up
+                    # As the last one: nothing to look up.
+                    body, now = data[asked.head_bytes :], self._lane.ticker()
+                    self._began = now
+                    if asked.passage is not None:
+                        self._pass_on(asked.passage, body, now)
+                    else:
+                        self._ask(asked, body, now, data)
                     return
             seen = self._begin(data, 0)
             if seen != len(data):
@@ -400,14 +405,15 @@ class EdgeConnection(asyncio.Protocol):
         self._state = _RELAYED
         if not self._paused:
             self.limit = now + lane.answer_seconds
-        if body:
-            self._size = len(body)
-            self._recount()
+        quota = None
         try:
-            if lane.buffered.refuses(self._size):
-                raise Refused(lane.buffered.refusal())
-            charged = passage.works and passage.caller.quota is not None
-            quota = lane.exchange.charge(None, passage.caller) if charged else None
+            if body:
+                self._size = len(body)
+                self._recount()
+                if lane.buffered.refuses(self._size):
+                    raise Refused(lane.buffered.refusal())
+            if passage.works and passage.caller.quota is not None:
+                quota = lane.exchange.charge(None, passage.caller)
         except Refused as refused:
             self.relay_done(refused)
             return
@@ -441,8 +447,10 @@ class EdgeConnection(asyncio.Protocol):
             self.limit = now + lane.idle_seconds
         if lane.draining:
             self.close()
-        if self._held:
+        if self._buffer:
             self._go_on()
+        elif self._held:
+            self._recount()
 
     def relay_done(self, refused: Refused | None) -> None:
         """The answer is written; or there is none, but this refusal."""
@@ -686,7 +694,7 @@ class EdgeConnection(asyncio.Protocol):
 
     def _recount(self) -> None:
         """Tell the lane how many bytes of requests are held here."""
-        held = self._size + len(self._buffer)
-        if held != self._held:
-            self._lane.buffered.add(held - self._held)
-            self._held = held
+        more = self._size + len(self._buffer) - self._held
+        if more:
+            self._held += more
+            self._lane.buffered.bytes += more

@@ -15,7 +15,7 @@ import structlog
 
 from degrade.ladder import Failure
 from gateway.admission.quota import Verdict, ratelimit_lines
-from gateway.doors.answers import CLOSE, PassedHead
+from gateway.doors.answers import CLOSE
 from gateway.doors.lane import EdgeLane
 from gateway.doors.passthrough import Passage, unanswered, unsendable
 from gateway.operate.telemetry import PASSTHROUGH
@@ -96,30 +96,33 @@ class Relay(msgspec.Struct, eq=False):
     # -- what comes back --------------------------------------------------------------------------
 
     def begin(self, head: AnswerHead, follows: bool) -> None:
-        passed = self.lane.answers.of_passed(head)
-        self.status, self.chunked = head.status, passed.chunked
-        lines = self._lines(passed, self.lane.ticker(), b"")
+        self.status = head.status
+        self.chunked = head.length is None and head.has_body
+        before, milliseconds, after, ending = self.lane.answers.of_passed(head, self.lane.ticker() - self.began)
+        lines = b"".join((before, milliseconds, after, self._told(), ending))
         if follows:
             self.lines = lines
         else:
             self.begun = True
             self.held = self.side.relay_write(lines)
 
-    def _lines(self, passed: PassedHead, now: float, body: bytes) -> bytes:
-        """The head, and what is written with it."""
-        told = b"" if self.quota is None else ratelimit_lines(self.quota)
-        if self.lane.draining:
-            told += CLOSE
-        milliseconds = b"%.3f" % ((now - self.began) * 1e3)
-        return b"".join((passed.before, milliseconds, passed.after, told, passed.ending, body))
-
     def answer(self, head: AnswerHead, body: bytes) -> None:
+        self.carried = None  # which has us as its listener: nothing is left for the collector to find
         lane = self.lane
         now = lane.ticker()
-        passed = lane.answers.of_passed(head)
-        joined, apart = (body, b"") if len(body) <= JOINED_BYTES_MAX else (b"", body)
-        self.side.relay_answer(self._lines(passed, now, joined), apart, now)
-        lane.telemetry.responded(PASSTHROUGH, head.status, "passthrough", now - self.began)
+        seconds = now - self.began
+        before, milliseconds, after, ending = lane.answers.of_passed(head, seconds)
+        told = self._told() if lane.draining or self.quota is not None else b""
+        if len(body) <= JOINED_BYTES_MAX:
+            self.side.relay_answer(b"".join((before, milliseconds, after, told, ending, body)), b"", now)
+        else:
+            self.side.relay_answer(b"".join((before, milliseconds, after, told, ending)), body, now)
+        lane.telemetry.responded(PASSTHROUGH, head.status, "passthrough", seconds)
+
+    def _told(self) -> bytes:
+        """What only this answer tells: what is left of the quota, and that the connection ends."""
+        quota = b"" if self.quota is None else ratelimit_lines(self.quota)
+        return quota + CLOSE if self.lane.draining else quota
 
     def feed(self, piece: bytes) -> None:
         self.begun = True
@@ -133,6 +136,7 @@ class Relay(msgspec.Struct, eq=False):
         self.held = self.side.relay_write(piece)
 
     def finish(self) -> None:
+        self.carried = None
         ending = self.lines + (_LAST_CHUNK if self.chunked else b"")  # what followed may have been the end alone
         if ending:
             self.side.relay_write(ending)
@@ -141,6 +145,7 @@ class Relay(msgspec.Struct, eq=False):
         self.side.relay_done(None)
 
     def fail(self, error: UpstreamError) -> None:
+        self.carried = None
         if self.begun:
             _log.info("answer broken off", route=PASSTHROUGH, message=str(error))
             self.side.abort()

@@ -17,9 +17,8 @@ from msgspec import Struct
 
 from tiers.backends.answer import HEAD_END, AnswerHead, AnswerHeads, FramedBody, Nonsense, may_begin
 from tiers.backends.arrival import Arrival, ConnectionFault, Fault, Receiver
-from tiers.backends.fields import IllFormed, Outgoing
+from tiers.backends.fields import JOINED_BYTES_MAX, IllFormed, Outgoing
 
-_JOINED_BYTES_MAX: Final = 64 * 1024  # copying so little costs less than a second buffer in the write
 _ALIKE_BYTES_MAX: Final = 64 * 1024
 """Of an answer that is known again by its head and its size: a larger one comes in pieces, and its head is not what it
 costs."""
@@ -95,14 +94,12 @@ class Connection(asyncio.Protocol):
             return
         self._arrival = arrival
         self._has_body = outgoing.answer_has_body
-        self._keep = self._early = False
-        self._interim = 0
         self._unsent = outgoing.upload is not None
         if not outgoing.parts:
             self._transport.write(outgoing.head)
             return
         written = (outgoing.head, *outgoing.parts)
-        if sum(map(len, written)) <= _JOINED_BYTES_MAX:
+        if sum(map(len, written)) <= JOINED_BYTES_MAX:
             self._transport.write(b"".join(written))
         else:
             self._transport.writelines(written)
@@ -156,13 +153,21 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        arrival = self._arrival
+        arrival, last = self._arrival, self._last
         if arrival is None:  # an answer to nothing
             self.abort()
-        elif len(data) == self._last_bytes and self._comes_like_last(arrival, data):
-            assert self._last is not None
+        elif (
+            len(data) == self._last_bytes
+            and last is not None
+            and data.startswith(last.raw)
+            and self._has_body
+            and not (arrival.started or self._unsent)
+            and self._transport is not None
+            and not self._transport.get_write_buffer_size()
+        ):
+            # A whole answer with the last one's head: nothing of that need be read again.
             self._arrival, self._keep = None, True
-            arrival.answer(self._last, data[len(self._last.raw) :])
+            arrival.answer(last, data[len(last.raw) :])
         elif self._left:
             self._read_measured(arrival, data)
         elif self._framed is not None:
@@ -225,14 +230,6 @@ class Connection(asyncio.Protocol):
 
     # -- receiving ------------------------------------------------------------------------------
 
-    def _comes_like_last(self, arrival: Receiver, data: bytes) -> bool:
-        """Whether ``data`` is a whole answer with the last one's head: then nothing of it need be read again."""
-        assert self._last is not None
-        assert self._transport is not None
-        if arrival.started or self._unsent or not self._has_body or not data.startswith(self._last.raw):
-            return False
-        return not self._transport.get_write_buffer_size()
-
     def _read_head(self, arrival: Receiver, data: bytes) -> None:
         assert self._transport is not None
         arrival.started = True
@@ -273,6 +270,7 @@ class Connection(asyncio.Protocol):
     def _begin(self, arrival: Receiver, head: AnswerHead, data: bytes, cut: int) -> None:
         """The head is read; ``data`` from ``cut`` on is the body's beginning."""
         self._keep = head.keep_alive and not self._early
+        self._early, self._interim = False, 0  # for the next answer
         has_body = self._has_body and head.has_body
         arrival.begin(head, has_body and len(data) > cut and head.length != 0)
         if not has_body:

@@ -23,7 +23,16 @@ from tiers.backends.answer import AnswerHead
 from tiers.backends.arrival import Arrival, ConnectionFault, Fault
 from tiers.backends.connection import Connection, ConnectionBounds, died_of_age
 from tiers.backends.connections import Address, Connections, ConnectionsOptions
-from tiers.backends.fields import Body, Headers, IllFormed, LineTooLong, Outgoing, RequestHeads, end_to_end
+from tiers.backends.fields import (
+    JOINED_BYTES_MAX,
+    Body,
+    Headers,
+    IllFormed,
+    LineTooLong,
+    Outgoing,
+    RequestHeads,
+    end_to_end,
+)
 from tiers.backends.judging import judged, timeout_of
 from tiers.backends.refusal import refusal
 from tiers.backends.relaying import Line, Listener, Place, Relaying
@@ -117,12 +126,14 @@ class Streamed(Struct, frozen=True):
 
 
 class _Known(Struct, frozen=True):
-    """A call that is passed through with bodies of one length, and its head as bytes. It keeps the call, so that no
-    other can have its id."""
+    """A call that is passed through with bodies of one length, and its head as bytes. ``small``: the two go out as one;
+    ``again``: it may be sent twice. It keeps the call, so that no other can have its id."""
 
     call: Call
     length: int
     head: bytes
+    small: bool
+    again: bool
 
 
 class TritonHttp:
@@ -238,23 +249,25 @@ class TritonHttp:
 
         Raises Rejected for what cannot be written as an HTTP request.
         """
-        again = not body and call.method in _REPEATABLE
-        relaying = Relaying(self._line, self._relayed(call, body), again, listener, place, seconds)
+        known = self._calls.get(id(call))
+        if known is None or known.length != len(body):
+            known = self._know(call, len(body))
+        outgoing = Outgoing(known.head + body) if known.small else Outgoing(known.head, (body,))
+        relaying = Relaying(self._line, outgoing, known.again, listener, place, seconds)
         relaying.start()
         return relaying
 
-    def _relayed(self, call: Call, body: bytes) -> Outgoing:
-        """A call with this body as bytes. The requests of one caller's connection are the very same call again and
+    def _know(self, call: Call, length: int) -> _Known:
+        """A call with a body of so many bytes. The requests of one caller's connection are the very same call again and
         again, so it is known by which one it is: to look at all of its fields would take three times as long."""
-        known = self._calls.get(id(call))
-        if known is not None and known.length == len(body):
-            return Outgoing(known.head, (body,) if body else ())
-        outgoing = self._outgoing(replace(call, body=body or None))
+        outgoing = self._outgoing(replace(call, body=bytes(length) if length else None))
+        again = not length and call.method in _REPEATABLE
+        known = _Known(call, length, outgoing.head, length <= JOINED_BYTES_MAX, again)
         if len(outgoing.head) <= _CALL_BYTES_MAX:
             if len(self._calls) >= _CALLS_MAX:
                 self._calls.clear()
-            self._calls[id(call)] = _Known(call, len(body), outgoing.head)
-        return outgoing
+            self._calls[id(call)] = known
+        return known
 
     async def _buffered(
         self, connections: Connections, outgoing: Outgoing, remaining: float, again: bool
