@@ -122,20 +122,19 @@ class EdgeConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         state = self._state
         if state is _IDLE and not self._paused and not self._buffer:
-            asked = self._asked
-            if asked is not None and len(data) == asked.size and asked.heads is self._lane.heads:
-                known = None if asked.question is None else self._lane.requests.recall(data)
-                if known is not None and known.judgement is asked.judgement:
-                    self._ask_again(asked, known, data)
-                    return
-                if data.startswith(asked.head):
-                    # As the last one: nothing to look up.
-                    body, now = data[asked.head_bytes :], self._lane.ticker()
-                    self._began = now
-                    if asked.passage is not None:
-                        self._pass_on(asked.passage, body, now)
+            asked, lane = self._asked, self._lane
+            if asked is not None and len(data) == asked.size and asked.heads is lane.heads:
+                if asked.passage is None:
+                    known = lane.requests.recall(data)
+                    if known is not None and known.judgement is asked.judgement:
+                        self._ask_again(asked, known, data)
+                        return
+                if data.startswith(asked.head):  # as the last one: nothing to look up
+                    now = self._began = lane.ticker()
+                    if asked.passage is None:
+                        self._ask(asked, data[asked.head_bytes :], now, data)
                     else:
-                        self._ask(asked, body, now, data)
+                        self._pass_on(asked.passage, data[asked.head_bytes :], now)
                     return
             seen = self._begin(data, 0)
             if seen != len(data):
@@ -450,7 +449,8 @@ class EdgeConnection(asyncio.Protocol):
         if self._buffer:
             self._go_on()
         elif self._held:
-            self._recount()
+            lane.buffered.bytes -= self._held
+            self._held = 0
 
     def relay_done(self, refused: Refused | None) -> None:
         """The answer is written; or there is none, but this refusal."""

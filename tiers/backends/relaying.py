@@ -125,7 +125,9 @@ class Relaying(Struct, eq=False):
         self.listener.finish()
 
     def answer(self, head: AnswerHead, body: bytes) -> None:
-        self._release()
+        connection, self.connection = self.connection, None
+        assert connection is not None, "it is from there"
+        self.line.connections.release(connection)
         self.place.answered()
         self.listener.answer(head, body)
 
