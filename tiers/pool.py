@@ -284,7 +284,7 @@ class Pool:
         """
         seated = self.seated(sequence)
         try:
-            return seated.replica.relay(call, body, listener, seated, seconds)
+            return seated.seat.replica.relay(call, body, listener, seated, seconds)
         except BaseException:
             seated.left()
             raise

@@ -64,9 +64,9 @@ class Answers:
             self._date = date
             self._passed.clear()
 
-    def of_passed(self, head: AnswerHead, seconds: float) -> tuple[bytes, bytes, bytes, bytes]:
-        """A head that is passed on, in pieces that make it when joined; more lines may go before the last of them.
-        ``seconds``: that the answer took."""
+    def of_passed(self, head: AnswerHead, seconds: float, told: bytes, body: bytes) -> bytes:
+        """A head that is passed on, with lines that only this answer tells and ``body`` behind it. ``seconds``: that it
+        took."""
         passed = self._passed.get(head)
         if passed is None:
             passed = self._passed_on(head)
@@ -76,9 +76,9 @@ class Answers:
                 self._passed[head] = passed
         before, after, ending = passed
         microseconds = int(seconds * 1e6 + 0.5)
-        if microseconds < FEW_MICROSECONDS:
-            return before, _FEW[microseconds], after, ending
-        return before, b"%.3f" % (seconds * 1e3), after, ending
+        few = microseconds < FEW_MICROSECONDS
+        milliseconds = _FEW[microseconds] if few else b"%.3f" % (seconds * 1e3)
+        return b"".join((before, milliseconds, after, told, ending, body))
 
     def _passed_on(self, head: AnswerHead) -> tuple[bytes, bytes, bytes]:
         """What does not change before the date does: a head with what frames its body and what is told of its way, up

@@ -430,15 +430,12 @@ class EdgeConnection(asyncio.Protocol):
         self.limit = self._lane.ticker() + self._lane.options.times.silence
         return 0
 
-    def relay_answer(self, answer: bytes, body: bytes, now: float) -> None:
-        """Write all of an answer, or ``body`` after the rest of it, and be done."""
+    def relay_answer(self, answer: bytes, now: float) -> None:
+        """Write all of an answer, and be done."""
         lane, transport = self._lane, self._transport
         self._relay, self._size = None, 0
         if transport is not None and not transport.is_closing():
-            if body:
-                transport.writelines((answer, body))
-            else:
-                transport.write(answer)
+            transport.write(answer)
         if self._state is not _RELAYED:
             return
         self._state = _IDLE

@@ -39,8 +39,8 @@ class Side(Protocol):
     def relay_write(self, data: bytes) -> int:
         """Write, and let the peer have its time for it; how many bytes wait because it does not read."""
 
-    def relay_answer(self, answer: bytes, body: bytes, now: float) -> None:
-        """Write all of an answer, or ``body`` after the rest of it, and be done."""
+    def relay_answer(self, answer: bytes, now: float) -> None:
+        """Write all of an answer, and be done."""
 
     def relay_done(self, refused: Refused | None) -> None:
         """The answer is written; or there is none, but this refusal."""
@@ -96,10 +96,10 @@ class Relay(msgspec.Struct, eq=False):
     # -- what comes back --------------------------------------------------------------------------
 
     def begin(self, head: AnswerHead, follows: bool) -> None:
+        lane = self.lane
         self.status = head.status
         self.chunked = head.length is None and head.has_body
-        before, milliseconds, after, ending = self.lane.answers.of_passed(head, self.lane.ticker() - self.began)
-        lines = b"".join((before, milliseconds, after, self._told(), ending))
+        lines = lane.answers.of_passed(head, lane.ticker() - self.began, self._told(), b"")
         if follows:
             self.lines = lines
         else:
@@ -107,16 +107,17 @@ class Relay(msgspec.Struct, eq=False):
             self.held = self.side.relay_write(lines)
 
     def answer(self, head: AnswerHead, body: bytes) -> None:
-        self.carried = None  # which has us as its listener: nothing is left for the collector to find
         lane = self.lane
+        if len(body) > JOINED_BYTES_MAX:
+            self.begin(head, True)
+            self.feed(body)
+            self.finish()
+            return
+        self.carried = None  # which has us as its listener: nothing is left for the collector to find
         now = lane.ticker()
         seconds = now - self.began
-        before, milliseconds, after, ending = lane.answers.of_passed(head, seconds)
-        told = self._told() if lane.draining or self.quota is not None else b""
-        if len(body) <= JOINED_BYTES_MAX:
-            self.side.relay_answer(b"".join((before, milliseconds, after, told, ending, body)), b"", now)
-        else:
-            self.side.relay_answer(b"".join((before, milliseconds, after, told, ending)), body, now)
+        told = b"" if self.quota is None and not lane.draining else self._told()
+        self.side.relay_answer(lane.answers.of_passed(head, seconds, told, body), now)
         lane.telemetry.responded(PASSTHROUGH, head.status, "passthrough", seconds)
 
     def _told(self) -> bytes:
