@@ -84,8 +84,9 @@ class Relay(msgspec.Struct, eq=False):
 
     def abort(self) -> None:
         """The caller has left, or has to: this cancels the work."""
-        if self.carried is not None:
-            self.carried.abort()
+        carried, self.carried = self.carried, None
+        if carried is not None:
+            carried.abort()
 
     def give_up(self, seconds: float) -> None:
         """No answer has begun in time."""
