@@ -148,7 +148,7 @@ class Judged:
         return asked and self._had_time and self._now() >= self._proof
 
 
-class Seated(Struct, eq=False):
+class Seated(Struct, eq=False, gc=False):
     """A place for one call that its caller makes, in flight until its block ends, or it is ``left`` or ``answered``.
     Only whether the replica is reached counts: that is known with the answer's beginning (``reached``), or by how it
     ends without one."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 
 import pytest
 
 from degrade.breaker import Breaker, BreakerOptions
+from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tests.tiers.test_connection import Reader, Writer, answers, http, read_request, serving
 from tiers.backends.answer import AnswerHead
@@ -95,6 +97,16 @@ async def test_one_call_goes_out_with_bodies_of_any_length() -> None:
         for body in sent:
             await passed(pool, POST, body)
         assert bodies == sent
+
+
+async def test_an_answer_too_large_to_be_held_as_a_whole_is_none_where_its_like_has_passed_through() -> None:
+    async with serving(answers(*[http(b"one")] * 3), answer_bytes_max=2) as (replica, server):
+        pool = pool_of(replica)
+        assert [(await passed(pool, POST, b"x")).body for _ in range(2)] == [b"one", b"one"]
+        with pytest.raises(UpstreamError) as caught:
+            await replica.exchange(Call("POST", "/", (), b"x"), Deadline(math.inf), 0.0)
+        assert caught.value.failure is Failure.OVERSIZED
+        assert server.accepted == 1
 
 
 @pytest.mark.parametrize(("method", "body", "again"), [("GET", b"", True), ("GET", b"x", False), ("POST", b"", False)])

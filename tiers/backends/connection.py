@@ -20,8 +20,9 @@ from tiers.backends.arrival import Arrival, ConnectionFault, Fault, Receiver
 from tiers.backends.fields import JOINED_BYTES_MAX, IllFormed, Outgoing
 
 _ALIKE_BYTES_MAX: Final = 64 * 1024
-"""Of an answer that is known again by its head and its size: a larger one comes in pieces, and its head is not what it
-costs."""
+_ALIKE_HEAD_BYTES_MAX: Final = 4096
+"""Of an answer that is known again by its size and its head, and of the head, which a connection keeps: a larger one
+comes in pieces, and its head is not what it costs."""
 _INTERIM_MAX: Final = 8  # answers 1xx (RFC 9110 section 15.2) before the one: more is a server that only talks
 
 
@@ -304,7 +305,8 @@ class Connection(asyncio.Protocol):
         """An answer came whole: the next one may be like it."""
         assert head.length is not None
         size = len(head.raw) + head.length
-        if self._keep and size <= min(_ALIKE_BYTES_MAX, self._bounds.answer_bytes_max):
+        small = size <= min(_ALIKE_BYTES_MAX, self._bounds.answer_bytes_max) and len(head.raw) <= _ALIKE_HEAD_BYTES_MAX
+        if small and self._keep:
             self._last, self._last_bytes = head, size
 
     def _read_measured(self, arrival: Receiver, data: bytes) -> None:
