@@ -36,16 +36,13 @@ CLOSE: Final = b"Connection: close\r\n"
 
 
 class LastHit(msgspec.Struct, gc=False):
-    """How the last answer to a request began that comes again and again: the next one of the same second, to a caller
-    with as much left of its quota, begins alike. ``lines`` are made of ``heading``, ``age`` and ``left`` (of the time
-    to live; whole seconds), ``quota_lines`` of ``verdict``."""
+    """How the last answer to a request began that comes again and again: the next one of the same second begins alike.
+    ``lines`` are made of ``heading``, ``age`` and ``left`` (of the time to live; whole seconds)."""
 
     heading: Heading | None = None
     age: int = 0
     left: int = 0
     lines: bytes = b""
-    verdict: Verdict | None = None
-    quota_lines: bytes = b""
 
 
 class Answers:
@@ -55,6 +52,8 @@ class Answers:
         self._ending = _ending(wall)
         self._date = _date(wall)
         self._passed: dict[AnswerHead, tuple[bytes, bytes, bytes]] = {}
+        self._verdict: Verdict | None = None  # of the last hit, and what was said of it
+        self._quota_lines = b""
 
     def set_date(self, wall: float) -> None:
         """The date of the answers from here on: whole seconds, so once in a while is enough."""
@@ -95,18 +94,17 @@ class Answers:
     def of_hit(self, hit: WireAnswer, last: LastHit | None = None) -> tuple[bytes, bytes, bytes]:
         """The head of a hit, in pieces that make it when joined. ``last``: of the same request, if that is known."""
         entry, heading, verdict = hit.entry, hit.wire.heading, hit.quota
+        if verdict != self._verdict:  # callers within their rate have as much left each time
+            self._verdict = verdict
+            self._quota_lines = b"" if verdict is None else ratelimit_lines(verdict)
         exact = hit.now - entry.stored_at
         age, left = int(exact), int(entry.ttl - exact)
         if last is None:
-            told = b"" if verdict is None else ratelimit_lines(verdict)
-            return heading.lines % (left, age, age), told, self._ending
+            return heading.lines % (left, age, age), self._quota_lines, self._ending
         if last.heading is not heading or last.age != age or last.left != left:
             last.heading, last.age, last.left = heading, age, left
             last.lines = heading.lines % (left, age, age)
-        if last.verdict != verdict:
-            last.verdict = verdict
-            last.quota_lines = b"" if verdict is None else ratelimit_lines(verdict)
-        return last.lines, last.quota_lines, self._ending
+        return last.lines, self._quota_lines, self._ending
 
     def head(self, reply: Reply, closes: bool) -> bytes:
         """The whole head of a reply; ``closes``: the connection ends with it."""

@@ -34,7 +34,7 @@ from gateway.doors.answers import LastHit
 from gateway.doors.exchange import LOOKED_UP_BYTES, recalled, refusal
 from gateway.doors.handover import OURS, THEIRS, LentTransport
 from gateway.doors.head import HEAD_BYTES_REMEMBERED_MAX, Heads, Judgement, Lane
-from gateway.doors.known import Known
+from gateway.doors.known import REQUEST_BYTES_MAX, Known
 from gateway.doors.lane import EdgeLane, State
 from gateway.doors.listener import resting
 from gateway.doors.origin import origin_of
@@ -124,17 +124,18 @@ class EdgeConnection(asyncio.Protocol):
         if state is _IDLE and not self._paused and not self._buffer:
             asked, lane = self._asked, self._lane
             if asked is not None and len(data) == asked.size and asked.heads is lane.heads:
-                if asked.passage is None:
+                passage, known = asked.passage, None
+                if passage is None and asked.size <= REQUEST_BYTES_MAX:
                     known = lane.requests.recall(data)
-                    if known is not None and known.judgement is asked.judgement:
-                        self._ask_again(asked, known, data)
-                        return
-                if data.startswith(asked.head):  # as the last one: nothing to look up
-                    now = self._began = lane.ticker()
-                    if asked.passage is None:
-                        self._ask(asked, data[asked.head_bytes :], now, data)
+                if known is not None and known.judgement is asked.judgement:
+                    self._ask_alike(asked, data, known)
+                    return
+                if data.startswith(asked.head):
+                    if passage is None:
+                        self._ask_alike(asked, data, None)
                     else:
-                        self._pass_on(asked.passage, data[asked.head_bytes :], now)
+                        now = self._began = lane.ticker()
+                        self._pass_on(passage, data[asked.head_bytes :], now)
                     return
             seen = self._begin(data, 0)
             if seen != len(data):
@@ -313,44 +314,57 @@ class EdgeConnection(asyncio.Protocol):
                 self._recount()
         return start + len(part)
 
-    def _ask_again(self, asked: _Asked, known: Known, request: bytes) -> None:
-        """A request that has been a hit: answer it now if it still is one, else as any other."""
+    def _ask_alike(self, asked: _Asked, request: bytes, known: Known | None) -> None:
+        """A whole request, in one piece, with the very head of the last one here; ``known``: it was a hit before. The
+        way of most hits, so it is short, and takes nothing to pieces that is known."""
         lane, question = self._lane, asked.question
         assert question is not None
         now = self._began = lane.ticker()
+        digester = question.digester
+        if digester is None:
+            self._ask(asked, request[asked.head_bytes :], now)
+            return
+        wire = digester.key(request[asked.head_bytes :]) if known is None else known.wire
         try:
-            hit = lane.exchange.recall_wire(question.route, question.hit_dues, known.wire, now)
+            hit = lane.exchange.recall_wire(question.route, question.hit_dues, wire, now)
         except Refused as refused:
             self._turn_away(refused, question)
             return
-        if hit is not None:
+        if hit is None:
+            self._work_on(question, request[asked.head_bytes :], wire)
+        elif known is not None:
             self._write_hit(hit, question, now, known.last)
         else:
-            self._ask(asked, request[asked.head_bytes :], now)
+            if digester is asked.judgement.digester:  # a Posting's is made of who asks, too
+                lane.requests.offer(request, asked.judgement, wire)
+            self._write_hit(hit, question, now)
 
-    def _ask(self, asked: _Asked, body: bytes, now: float, request: bytes | None = None) -> None:
-        """A whole request of ours: answer it now if it is known by its bytes, else in a task; or pass it on.
-        ``request``: head and body, if they came as one and may come again."""
-        lane, began, question = self._lane, self._began, asked.question
+    def _ask(self, asked: _Asked, body: bytes, now: float) -> None:
+        """A whole request of ours: answer it now if it is known by its bytes, else in a task; or pass it on."""
+        question = asked.question
         if question is None:
             assert asked.passage is not None
             self._pass_on(asked.passage, body, now)
             return
         try:
-            hit, wire = lane.exchange.recall(question, body, now)
-            if hit is not None:
-                if request is not None and wire is not None and question.digester is asked.judgement.digester:
-                    lane.requests.note(request, asked.judgement, wire)
-                self._write_hit(hit, question, began)
-                return
-            self._size = len(body)
-            self._recount()
-            if lane.buffered.refuses(self._size):
-                raise Refused(lane.buffered.refusal())
+            hit, wire = self._lane.exchange.recall(question, body, now)
         except Refused as refused:
             self._turn_away(refused, question)
             return
-        self._begin_answer(question, partial(lane.exchange.answer, question, body, wire, began))
+        if hit is not None:
+            self._write_hit(hit, question, self._began)
+        else:
+            self._work_on(question, body, wire)
+
+    def _work_on(self, question: AnyQuestion, body: bytes, wire: bytes | None) -> None:
+        """What nobody knows the answer of: in a task."""
+        lane = self._lane
+        self._size = len(body)
+        self._recount()
+        if lane.buffered.refuses(self._size):
+            self._turn_away(Refused(lane.buffered.refusal()), question)
+        else:
+            self._begin_answer(question, partial(lane.exchange.answer, question, body, wire, self._began))
 
     def _turn_away(self, refused: Refused, question: AnyQuestion) -> None:
         self._size = 0

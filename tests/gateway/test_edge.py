@@ -119,7 +119,7 @@ class Known(Heads):
     def judge(self, head: bytes) -> Judgement:
         if head != OURS_HEAD:
             return super().judge(head)
-        question: Any = SimpleNamespace(route=SimpleNamespace(name="r", timeout=60.0), dialect=PROTOCOL)
+        question: Any = SimpleNamespace(digester=None, route=SimpleNamespace(name="r", timeout=60.0), dialect=PROTOCOL)
         return Judgement(Lane.EDGE, 40, question)
 
 
