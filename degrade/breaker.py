@@ -1,8 +1,8 @@
 """A circuit breaker: stop asking what keeps failing, and find out cheaply when it is well again.
 
 Rule of this file: three states, objects with the same methods; an event gives `None` (nothing
-changes) or (new state, reason). Whoever may call gets a `Permit` and ends it exactly once, or only the
-`Leave` to, where making a permit would be much of the call's cost, and sees to that itself. Either
+changes) or (new state, reason). Whoever may call gets a `Permit` and ends it exactly once; or, where to make
+one would be much of what the call costs, no more than `Leave`, and sees to that itself. Either
 speaks only to the state that gave it: an answer to a call made before the breaker opened says
 nothing of the trial that runs now. It must not know what is called, nor read a clock.
 

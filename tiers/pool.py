@@ -97,7 +97,7 @@ def choose(loads: Sequence[int], random: chance.Random) -> int:
     count = len(loads)
     if count == 1:
         return 0
-    # Two of them, as `sample` would draw them in five times the time: the second of those that are left.
+    # As `sample` would draw two, in five times the time: the second of those that are left.
     first, second = int(random.random() * count), int(random.random() * (count - 1))
     if second >= first:
         second += 1

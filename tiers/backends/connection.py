@@ -2,8 +2,9 @@
 
 Rule of this file: a connection may be used again only if the answer was whole, came after all of the request
 had been sent, and was followed by nothing. Any doubt closes it: bytes nobody asked for, an answer that began
-too early, a status 101, a head out of bounds. Heads are read by `AnswerHeads`, and bodies without a
-length by its parser. It must not know a model, a pool or why it is asked. RFC 9112 sections 6.3, 9.3 and 9.5.
+too early, a status 101, a head out of bounds. Heads are read by `AnswerHeads`, unless an answer has the last
+one's, byte for byte, and bodies without a length by its parser. It must not know a model, a pool or why it is
+asked. RFC 9112 sections 6.3, 9.3 and 9.5.
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ class Connection(asyncio.Protocol):
             return
         self._arrival = arrival
         self._has_body = outgoing.answer_has_body
+        self._keep = False
         self._unsent = outgoing.upload is not None
         if not outgoing.parts:
             self._transport.write(outgoing.head)
