@@ -1,7 +1,8 @@
 """A circuit breaker: stop asking what keeps failing, and find out cheaply when it is well again.
 
 Rule of this file: three states, objects with the same methods; an event gives `None` (nothing
-changes) or (new state, reason). Whoever may call gets a `Permit` and ends it exactly once. A permit
+changes) or (new state, reason). Whoever may call gets a `Permit` and ends it exactly once; or, where to make
+one would be much of what the call costs, no more than `Leave`, and sees to that itself. Either
 speaks only to the state that gave it: an answer to a call made before the breaker opened says
 nothing of the trial that runs now. It must not know what is called, nor read a clock.
 
@@ -70,6 +71,10 @@ class _State(Protocol):
     def begin(self, now: float) -> _Turn | None: ...
     def end(self, ok: bool | None, now: float) -> _Turn | None: ...
     def retry_after(self, now: float) -> float: ...
+
+
+Leave = _State
+"""Leave to make one call: the state that gave it."""
 
 
 class _Closed:
@@ -194,7 +199,7 @@ class Permit:
         if self._ended:
             raise AssertionError("a permit ends exactly once")
         self._ended = True
-        self._breaker._ended(self._state, ok, now, cause)
+        self._breaker.end(self._state, ok, now, cause)
 
 
 class Breaker:
@@ -220,27 +225,37 @@ class Breaker:
 
     def acquire(self, now: float) -> Permit | None:
         """A permit for one call, or None when the breaker says no."""
-        if not self._state.allows(now):
+        leave = self.begin(now)
+        return None if leave is None else Permit(self, leave, now)
+
+    def begin(self, now: float) -> Leave | None:
+        """The same without a permit: who gets leave must `end` it, exactly once."""
+        state = self._state
+        if type(state) is _Closed:
+            return state  # it lets everybody, and counts them at their end
+        if not state.allows(now):
             return None
-        turn = self._state.begin(now)
+        turn = state.begin(now)
+        if turn is None:
+            return state
+        self._turn(turn, now, "")
+        # The new state counts this call too; a state that lets calls begin never turns twice.
+        self._state.begin(now)
+        return self._state
+
+    def end(self, leave: Leave, ok: bool | None, now: float, cause: str = "") -> None:
+        """End a call: well, badly and why, or (None) so that it says nothing."""
+        if ok:
+            self._answered_at = now
+        if leave is not self._state:
+            return
+        turn = leave.end(ok, now)
         if turn is not None:
-            self._turn(turn, now, "")
-            # The new state counts this call too; a state that lets calls begin never turns twice.
-            self._state.begin(now)
-        return Permit(self, self._state, now)
+            self._turn(turn, now, cause)
 
     def retry_after(self, now: float) -> float:
         """Seconds until a call may be allowed again; 0 when one is allowed now."""
         return self._state.retry_after(now)
-
-    def _ended(self, state: _State, ok: bool | None, now: float, cause: str) -> None:
-        if ok:
-            self._answered_at = now
-        if state is not self._state:
-            return
-        turn = state.end(ok, now)
-        if turn is not None:
-            self._turn(turn, now, cause)
 
     def _turn(self, turn: _Turn, now: float, cause: str) -> None:
         before = self._state.name

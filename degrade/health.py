@@ -6,6 +6,7 @@ it failed. Memory is fixed: a ring of buckets, however many outcomes come.
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 BUCKETS: Final = 10
@@ -26,7 +27,9 @@ class Outcomes:
         self._width = window / buckets
         self._ok = [0] * buckets
         self._failed = [0] * buckets
-        self._head: int | None = None
+        self._head: int | None = None  # the newest bucket, counted from the beginning of time
+        self._index = 0  # where in the ring it is
+        self._until = -math.inf  # when it ends
         self._consecutive_failures = 0
 
     @property
@@ -36,20 +39,23 @@ class Outcomes:
 
     def add(self, ok: bool, now: float) -> None:
         """Counts one outcome at ``now``."""
-        index = self._advance(now)
+        if now >= self._until:
+            self._advance(now)
         if ok:
-            self._ok[index] += 1
+            self._ok[self._index] += 1
             self._consecutive_failures = 0
         else:
-            self._failed[index] += 1
+            self._failed[self._index] += 1
             self._consecutive_failures += 1
 
     def counts(self, now: float) -> tuple[int, int]:
         """How many (succeeded, failed) in the window that ends at ``now``."""
-        self._advance(now)
+        if now >= self._until:
+            self._advance(now)
         return sum(self._ok), sum(self._failed)
 
-    def _advance(self, now: float) -> int:
+    def _advance(self, now: float) -> None:
+        """Begin the bucket that ``now`` falls into."""
         buckets = len(self._ok)
         tick = int(now // self._width)
         if self._head is None:
@@ -58,4 +64,5 @@ class Outcomes:
             index = (tick - passed) % buckets
             self._ok[index] = self._failed[index] = 0
         self._head = max(self._head, tick)
-        return self._head % buckets
+        self._index = self._head % buckets
+        self._until = (self._head + 1) * self._width

@@ -15,11 +15,10 @@ from typing import Protocol, Self
 
 from msgspec import Struct
 
-from degrade.breaker import Breaker, Permit
+from degrade.breaker import Breaker, Leave, Permit
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure
-from tiers.backends.answer import AnswerHead
-from tiers.backends.relaying import Listener
+from tiers.backends.relaying import Listener, Place
 from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.inference import NOT_ASKED, InferRequest, InferResponse, Rejected, UpstreamError
 
@@ -27,7 +26,6 @@ from tiers.inference import NOT_ASKED, InferRequest, InferResponse, Rejected, Up
 class Carried(Protocol):
     """A call on its way to a replica, whose answer goes to a listener; Relaying in life."""
 
-    def start(self, seconds: float) -> None: ...
     def resume(self) -> None: ...
     def abort(self) -> None: ...
 
@@ -40,7 +38,7 @@ class Replica(Protocol):
     async def infer(self, request: InferRequest, deadline: Deadline, now: float) -> InferResponse: ...
     async def exchange(self, call: Call, deadline: Deadline, now: float) -> Reply: ...
     def stream(self, call: Call, deadline: Deadline, now: float) -> AbstractAsyncContextManager[Streamed]: ...
-    def relay(self, call: Call, listener: Listener) -> Carried: ...
+    def relay(self, call: Call, body: bytes, listener: Listener, place: Place, seconds: float) -> Carried: ...
     async def close(self) -> None: ...
 
 
@@ -150,106 +148,48 @@ class Judged:
         return asked and self._had_time and self._now() >= self._proof
 
 
-class Seated:
-    """A replica for one call that its caller makes: in flight until the block ends. Only whether it is reached
-    counts: that is known with the answer's beginning (``reached``), or by how the block ends without one."""
+class Seated(Struct, eq=False, gc=False):
+    """A place for one call that its caller makes, in flight until its block ends, or it is ``left`` or ``answered``.
+    Only whether the replica is reached counts: that is known with the answer's beginning (``reached``), or by how it
+    ends without one."""
 
-    __slots__ = ("_now", "_permit", "_seat", "replica")
+    seat: Seat
+    leave: Leave | None
+    now: Ticker
+    in_flight: bool = True
 
-    def __init__(self, seat: Seat, permit: Permit, now: Ticker) -> None:
-        self._seat = seat
-        self._permit: Permit | None = permit
-        self._now = now
-        self.replica = seat.replica
+    @property
+    def replica(self) -> Replica:
+        return self.seat.replica
 
     def reached(self) -> None:
         """It has answered, whatever it said."""
-        permit, self._permit = self._permit, None
-        if permit is not None:
-            permit.succeeded(self._now())
+        leave, self.leave = self.leave, None
+        if leave is not None:
+            self.seat.reach.end(leave, True, self.now())
 
     def left(self, error: UpstreamError | None = None) -> None:
-        """There was no answer, for this reason or for none of the replica's."""
-        permit, self._permit = self._permit, None
-        if permit is None:
-            return
-        if error is not None and error.failure is Failure.UNREACHABLE:
-            permit.failed(self._now(), error.failure.value)
-        else:
-            permit.ignored(self._now())
+        """That is all. Without an answer, it was for this reason or for none of the replica's."""
+        leave, self.leave = self.leave, None
+        if leave is not None:
+            if error is not None and error.failure is Failure.UNREACHABLE:
+                self.seat.reach.end(leave, False, self.now(), error.failure.value)
+            else:
+                self.seat.reach.end(leave, None, self.now())
+        if self.in_flight:
+            self.in_flight = False
+            self.seat.in_flight -= 1
+
+    def answered(self) -> None:
+        """It has answered, and that was all: both at once, so nothing was said of it before."""
+        seat, leave, self.leave = self.seat, self.leave, None
+        assert leave is not None, "a call ends once"
+        self.in_flight = False
+        seat.in_flight -= 1
+        seat.reach.end(leave, True, self.now())
 
     def __enter__(self) -> Self:
-        self._seat.in_flight += 1
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self._seat.in_flight -= 1
         self.left(error if isinstance(error, UpstreamError) else None)
-
-
-class Relayed:
-    """A call that a pool passes through: its permit and its place end exactly once, with its answer's beginning
-    and with its end."""
-
-    __slots__ = ("_listener", "_now", "_permit", "_relaying", "_seat")
-
-    def __init__(self, seat: Seat, permit: Permit, now: Ticker, listener: Listener) -> None:
-        self._seat: Seat | None = seat
-        self._permit: Permit | None = permit
-        self._now = now
-        self._listener = listener
-        self._relaying: Carried | None = None
-        seat.in_flight += 1
-
-    def start(self, call: Call, seconds: float) -> None:
-        assert self._seat is not None
-        try:
-            self._relaying = self._seat.replica.relay(call, self)
-        except BaseException:
-            self._end()
-            raise
-        self._relaying.start(seconds)
-
-    def resume(self) -> None:
-        """The listener holds less than it did."""
-        if self._relaying is not None:
-            self._relaying.resume()
-
-    def abort(self) -> None:
-        """Nobody wants the answer any more. Nothing is told after this."""
-        if self._relaying is not None:
-            self._relaying.abort()
-        self._end()
-
-    @property
-    def held(self) -> int:
-        return self._listener.held
-
-    def begin(self, head: AnswerHead, follows: bool) -> None:
-        permit, self._permit = self._permit, None
-        if permit is not None:
-            permit.succeeded(self._now())
-        self._listener.begin(head, follows)
-
-    def feed(self, piece: bytes) -> None:
-        self._listener.feed(piece)
-
-    def finish(self) -> None:
-        self._end()
-        self._listener.finish()
-
-    def fail(self, error: UpstreamError) -> None:
-        permit = self._permit
-        if permit is not None and error.failure is Failure.UNREACHABLE:
-            self._permit = None
-            permit.failed(self._now(), error.failure.value)
-        self._end()
-        self._listener.fail(error)
-
-    def _end(self) -> None:
-        permit, self._permit = self._permit, None
-        if permit is not None:
-            permit.ignored(self._now())
-        seat, self._seat = self._seat, None
-        if seat is not None:
-            seat.in_flight -= 1

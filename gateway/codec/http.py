@@ -252,11 +252,11 @@ def hit_lines(provenance: Provenance) -> bytes:
     return lines.replace("%", "%%").replace(_PLACE, "%d").encode("ascii")
 
 
-def passthrough_lines() -> bytes:
-    """What `provenance_headers` tells of what passes through, with a place (``%.3f``) for its milliseconds."""
+def passthrough_lines() -> tuple[bytes, bytes]:
+    """What `provenance_headers` tells of what passes through: up to its milliseconds, and from there on."""
     fields = _told(PASSED, "", None, _PLACE)
-    lines = "".join([f"{name}: {value}\r\n" for name, value in fields])
-    return lines.replace("%", "%%").replace(_PLACE, "%.3f").encode("ascii")
+    before, after = "".join([f"{name}: {value}\r\n" for name, value in fields]).encode("ascii").split(_PLACE.encode())
+    return before, after
 
 
 def _told(provenance: Provenance, age: str, ttl: str | None, milliseconds: str | None) -> list[Field]:

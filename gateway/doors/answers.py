@@ -14,21 +14,25 @@ from typing import Final
 import msgspec
 
 from gateway.admission.quota import Verdict, ratelimit_lines
+from gateway.codec.http import passthrough_lines
 from gateway.doors.question import Fields, Reply
 from gateway.pipeline import WireAnswer
 from gateway.service import Heading
-from tiers.backends.answer import AnswerHead
+from tiers.backends.answer import WITHOUT_BODY, AnswerHead
 
 _STATUS_LINES: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _SERVER: Final = b"Server: tailrace\r\n"
 HEADS_MAX: Final = 1024
 HEAD_BYTES_REMEMBERED_MAX: Final = 4096
-"""Heads of answers remembered: as many, and as large, as a replica's connections remember."""
+"""Heads of answers remembered until the date is another: as many, and as large, as a replica's connections remember."""
 
-_OURS: Final = frozenset({"date", "server"})
+_PASSED: Final = passthrough_lines()
+FEW_MICROSECONDS: Final = 4096
+"""Of these each is told as milliseconds in bytes that are made once (160 KB): to format a number takes longer than to
+join all lines of a head."""
+_FEW: Final = tuple([b"%d.%03d" % divmod(each, 1000) for each in range(FEW_MICROSECONDS)])
+_CHUNKED: Final = b"Transfer-Encoding: chunked\r\n"
 CLOSE: Final = b"Connection: close\r\n"
-WITHOUT_BODY: Final = frozenset({204, 304})
-"""Statuses of answers that have none, and do not say how long it is."""
 
 
 class LastHit(msgspec.Struct, gc=False):
@@ -47,28 +51,45 @@ class Answers:
     def __init__(self, wall: float) -> None:
         self._ending = _ending(wall)
         self._date = _date(wall)
+        self._passed: dict[AnswerHead, tuple[bytes, bytes, bytes]] = {}
         self._verdict: Verdict | None = None  # of the last hit, and what was said of it
         self._quota_lines = b""
-        self._given: dict[bytes, frozenset[str]] = {}  # which of the fields that we add a head has already
 
     def set_date(self, wall: float) -> None:
         """The date of the answers from here on: whole seconds, so once in a while is enough."""
-        self._ending = _ending(wall)
-        self._date = _date(wall)
+        date = _date(wall)
+        if date != self._date:
+            self._ending = _ending(wall)
+            self._date = date
+            self._passed.clear()
 
-    def ending_of(self, head: AnswerHead) -> bytes:
-        """How a head that is passed on ends: with our date and name, unless it has its own."""
-        given = self._given.get(head.lines)
-        if given is None:
-            given = frozenset(name.lower() for name, _ in head.headers) & _OURS
+    def of_passed(self, head: AnswerHead, seconds: float, told: bytes, body: bytes) -> bytes:
+        """A head that is passed on, with lines that only this answer tells and ``body`` behind it. ``seconds``: that it
+        took."""
+        passed = self._passed.get(head)
+        if passed is None:
+            passed = self._passed_on(head)
             if len(head.lines) <= HEAD_BYTES_REMEMBERED_MAX:
-                if len(self._given) >= HEADS_MAX:
-                    self._given.clear()
-                self._given[head.lines] = given
-        if not given:
-            return self._ending
+                if len(self._passed) >= HEADS_MAX:
+                    self._passed.clear()
+                self._passed[head] = passed
+        before, after, ending = passed
+        microseconds = int(seconds * 1e6 + 0.5)
+        few = microseconds < FEW_MICROSECONDS
+        milliseconds = _FEW[microseconds] if few else b"%.3f" % (seconds * 1e3)
+        return b"".join((before, milliseconds, after, told, ending, body))
+
+    def _passed_on(self, head: AnswerHead) -> tuple[bytes, bytes, bytes]:
+        """What does not change before the date does: a head with what frames its body and what is told of its way, up
+        to the milliseconds that it took; what is told behind them; our date and name, unless it has its own."""
+        given = {name.lower() for name, _ in head.headers}
         date = b"" if "date" in given else self._date
-        return date + (b"\r\n" if "server" in given else _SERVER + b"\r\n")
+        ending = date + (b"\r\n" if "server" in given else _SERVER + b"\r\n")
+        framing = b""
+        if head.has_body:
+            framing = _CHUNKED if head.length is None else b"Content-Length: %d\r\n" % head.length
+        before, after = _PASSED
+        return head.lines + framing + before, after, ending
 
     def of_hit(self, hit: WireAnswer, last: LastHit | None = None) -> tuple[bytes, bytes, bytes]:
         """The head of a hit, in pieces that make it when joined. ``last``: of the same request, if that is known."""

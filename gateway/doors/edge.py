@@ -122,14 +122,20 @@ class EdgeConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         state = self._state
         if state is _IDLE and not self._paused and not self._buffer:
-            asked = self._asked
-            if asked is not None and len(data) == asked.size and asked.heads is self._lane.heads:
-                known = self._lane.requests.recall(data) if asked.size <= REQUEST_BYTES_MAX else None
+            asked, lane = self._asked, self._lane
+            if asked is not None and len(data) == asked.size and asked.heads is lane.heads:
+                passage, known = asked.passage, None
+                if passage is None and asked.size <= REQUEST_BYTES_MAX:
+                    known = lane.requests.recall(data)
                 if known is not None and known.judgement is asked.judgement:
                     self._ask_alike(asked, data, known)
                     return
                 if data.startswith(asked.head):
-                    self._ask_alike(asked, data, None)
+                    if passage is None:
+                        self._ask_alike(asked, data, None)
+                    else:
+                        now = self._began = lane.ticker()
+                        self._pass_on(passage, data[asked.head_bytes :], now)
                     return
             seen = self._begin(data, 0)
             if seen != len(data):
@@ -312,9 +318,10 @@ class EdgeConnection(asyncio.Protocol):
         """A whole request, in one piece, with the very head of the last one here; ``known``: it was a hit before. The
         way of most hits, so it is short, and takes nothing to pieces that is known."""
         lane, question = self._lane, asked.question
+        assert question is not None
         now = self._began = lane.ticker()
-        digester = None if question is None else question.digester
-        if question is None or digester is None:
+        digester = question.digester
+        if digester is None:
             self._ask(asked, request[asked.head_bytes :], now)
             return
         wire = digester.key(request[asked.head_bytes :]) if known is None else known.wire
@@ -408,19 +415,23 @@ class EdgeConnection(asyncio.Protocol):
     def _pass_on(self, passage: Passage, body: bytes, now: float) -> None:
         """Pass a whole request on."""
         lane = self._lane
-        self._size = len(body)
-        self._recount()
-        self._turn(_RELAYED)
+        self._state = _RELAYED
+        if not self._paused:
+            self.limit = now + lane.answer_seconds
+        quota = None
         try:
-            if lane.buffered.refuses(self._size):
-                raise Refused(lane.buffered.refusal())
-            charged = passage.works and passage.caller.quota is not None
-            quota = lane.exchange.charge(None, passage.caller) if charged else None
+            if body:
+                self._size = len(body)
+                self._recount()
+                if lane.buffered.refuses(self._size):
+                    raise Refused(lane.buffered.refusal())
+            if passage.works and passage.caller.quota is not None:
+                quota = lane.exchange.charge(None, passage.caller)
         except Refused as refused:
             self.relay_done(refused)
             return
         self._relay = Relay(self, lane, passage, self._began, quota)
-        self._relay.start(lane.passthrough, body, lane.options.times.answer)
+        self._relay.start(lane.passthrough, body, lane.answer_seconds)
 
     def relay_write(self, data: bytes) -> int:
         """Write, and let the replica have its time for more; how many bytes wait because the peer does not read."""
@@ -432,6 +443,25 @@ class EdgeConnection(asyncio.Protocol):
             return transport.get_write_buffer_size()
         self.limit = self._lane.ticker() + self._lane.options.times.silence
         return 0
+
+    def relay_answer(self, answer: bytes, now: float) -> None:
+        """Write all of an answer, and be done."""
+        lane, transport = self._lane, self._transport
+        self._relay, self._size = None, 0
+        if transport is not None and not transport.is_closing():
+            transport.write(answer)
+        if self._state is not _RELAYED:
+            return
+        self._state = _IDLE
+        if not self._paused:
+            self.limit = now + lane.idle_seconds
+        if lane.draining:
+            self.close()
+        if self._buffer:
+            self._go_on()
+        elif self._held:
+            lane.buffered.bytes -= self._held
+            self._held = 0
 
     def relay_done(self, refused: Refused | None) -> None:
         """The answer is written; or there is none, but this refusal."""
@@ -445,6 +475,10 @@ class EdgeConnection(asyncio.Protocol):
             self._turn(_IDLE)
             if lane.draining:
                 self.close()
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """What was passed on has its answer: look at what has come behind it."""
         self._recount()
         if self._buffer and self._state is _IDLE:
             asyncio.get_running_loop().call_soon(self._pump)  # the replica's connection is in the middle of its turn
@@ -671,7 +705,7 @@ class EdgeConnection(asyncio.Protocol):
 
     def _recount(self) -> None:
         """Tell the lane how many bytes of requests are held here."""
-        held = self._size + len(self._buffer)
-        if held != self._held:
-            self._lane.buffered.add(held - self._held)
-            self._held = held
+        more = self._size + len(self._buffer) - self._held
+        if more:
+            self._held += more
+            self._lane.buffered.bytes += more

@@ -125,7 +125,7 @@ class EdgeLane:
         self.ticker = clocks.ticker
         self.options = options
         self.waits = options.times.waits()
-        self.idle_seconds = options.times.idle
+        self.idle_seconds, self.answer_seconds = options.times.idle, options.times.answer
         self.answers = Answers(clocks.wall())
         self._book = Book(BookOptions(options.connections_max, options.connections_per_address_max))
         self.connections, self.cuts = self._book.connections, self._book.cuts

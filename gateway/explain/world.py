@@ -37,7 +37,7 @@ from gateway.learning import Home
 from gateway.stores import Source, keyed_of, tracker_of
 from gateway.tables import Table
 from gateway.units import Size
-from tiers.backends.relaying import Listener
+from tiers.backends.relaying import Listener, Place
 from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.catalog import Catalog, CatalogOptions
 from tiers.inference import InferRequest, InferResponse, Tensor, UpstreamError
@@ -180,7 +180,7 @@ class Replica:
         """Nothing passes through here."""
         raise NotImplementedError
 
-    def relay(self, call: Call, listener: Listener) -> Carried:
+    def relay(self, call: Call, body: bytes, listener: Listener, place: Place, seconds: float) -> Carried:
         """Nothing passes through here."""
         raise NotImplementedError
 

@@ -26,7 +26,7 @@ from msgspec import Struct
 from cache.stores.store import KINDS, Found, Store, StoreError
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure
-from tiers.backends.relaying import Listener
+from tiers.backends.relaying import Listener, Place
 from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.inference import InferRequest, InferResponse, Tensor, UpstreamError
 from tiers.seat import Carried, Replica
@@ -187,8 +187,8 @@ class FaultyReplica:
     def stream(self, call: Call, deadline: Deadline, now: float) -> AbstractAsyncContextManager[Streamed]:
         return self._replica.stream(call, deadline, now)
 
-    def relay(self, call: Call, listener: Listener) -> Carried:
-        return self._replica.relay(call, listener)
+    def relay(self, call: Call, body: bytes, listener: Listener, place: Place, seconds: float) -> Carried:
+        return self._replica.relay(call, body, listener, place, seconds)
 
     async def close(self) -> None:
         await self._replica.close()

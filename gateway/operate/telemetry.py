@@ -92,6 +92,16 @@ class Hits:
         """Those that took longer."""
 
 
+class Responses:
+    """What a route's responses come to: how many by status, and how long they took by the answer's state."""
+
+    __slots__ = ("seconds", "statuses")
+
+    def __init__(self) -> None:
+        self.statuses: dict[int, int] = defaultdict(int)
+        self.seconds: dict[str, Histogram] = defaultdict(Histogram)
+
+
 class Telemetry:
     """All counters of a process. Belongs to one event loop."""
 
@@ -108,8 +118,7 @@ class Telemetry:
         self._escalated: dict[Labels, int] = defaultdict(int)
         self._rows_kept: dict[Labels, int] = defaultdict(int)
         self._refresh_failures: dict[Labels, int] = defaultdict(int)
-        self._statuses: dict[tuple[str, int], int] = defaultdict(int)
-        self._seconds: dict[Labels, Histogram] = defaultdict(Histogram)
+        self._responses: dict[str, Responses] = defaultdict(Responses)
         self._gauges: list[Gauge] = []
         self._registry = CollectorRegistry()
         self._registry.register(self)
@@ -163,8 +172,9 @@ class Telemetry:
 
     def responded(self, route: str, status: int, state: str, seconds: float) -> None:
         """A door wrote an answer's last byte."""
-        self._statuses[route, status] += 1
-        self._seconds[route, state].observe(seconds)
+        responses = self._responses[route]
+        responses.statuses[status] += 1
+        responses.seconds[state].observe(seconds)
         if self._logs_requests:
             self._log_request(route, status, state, seconds)
 
@@ -240,9 +250,10 @@ class Telemetry:
         """Answers, statuses and latencies, with what the hits by their bytes add to them."""
         answers = defaultdict(int, self._answers)
         statuses: dict[Labels, int] = defaultdict(int)
-        for (route, status), count in self._statuses.items():
-            statuses[route, str(status)] = count
-        latencies = dict(self._seconds)
+        latencies: dict[Labels, Histogram] = {}
+        for route, responses in self._responses.items():
+            statuses |= {(route, str(status)): count for status, count in responses.statuses.items()}
+            latencies |= {(route, state): histogram for state, histogram in responses.seconds.items()}
         for route, hits in self._hits.items():
             answers[route, "hit", "fresh"] += hits.count
             statuses[route, str(_OK)] += hits.count

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -87,6 +88,15 @@ def test_choose_takes_the_less_loaded_of_two() -> None:
     assert {choose([9, 1], chance) for _ in range(50)} == {1}
     drawn = [choose([0, 0, 0, 50], chance) for _ in range(300)]
     assert set(drawn) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("loads", "shares"), [([0, 0, 0], (1000, 1000, 1000)), ([0, 1, 2], (2000, 1000, 0)), ([2, 1, 0], (0, 1000, 2000))]
+)
+def test_all_pairs_are_drawn_alike(loads: list[int], shares: tuple[int, ...]) -> None:
+    chance = random.Random(1)
+    drawn = Counter(choose(loads, chance) for _ in range(3000))
+    assert [drawn[index] for index in range(3)] == pytest.approx(shares, abs=120)
 
 
 async def test_a_failure_of_its_own_is_retried_elsewhere_and_told() -> None:

@@ -279,25 +279,42 @@ class Listener:
     def finish(self):
         self.over.set()
 
+    def answer(self, head, body):
+        self.begin(head, follows=True)
+        self.feed(body)
+        self.finish()
+
     def fail(self, error):
         self.told.append(error.failure)
         self.over.set()
 
 
+class Place:
+    def __init__(self):
+        self.told = []
+
+    def answered(self):
+        self.told.append("answered")
+
+    def left(self, error=None):
+        self.told.append(None if error is None else error.failure)
+
+
 async def test_calls_in_https_words_by_callbacks_and_in_pieces(server, replica):
     one = replica()
     server.reply = lambda: pb.ServerMetadataResponse(name="triton").SerializeToString()
-    listener = Listener()
-    relaying = one.relay(Call("GET", "/v2"), listener)
-    relaying.start(1.0)
+    listener, place = Listener(), Place()
+    one.relay(Call("GET", "/v2"), b"", listener, place, 1.0)
     await asyncio.wait_for(listener.over.wait(), SECONDS)
     body = b'{"name":"triton","version":"","extensions":[]}'
     head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
     assert listener.told == [(200, len(body), head), body]
+    assert place.told == ["answered"]
     async with one.stream(Call("GET", "/v2"), *within()) as streamed:
         assert [piece async for piece in streamed.chunks] == [body]
     await server.server.stop(0)
-    gone = Listener()
-    one.relay(Call("GET", "/v2"), gone).start(1.0)
+    gone, place = Listener(), Place()
+    one.relay(Call("GET", "/v2"), b"", gone, place, 1.0)
     await asyncio.wait_for(gone.over.wait(), SECONDS)
     assert gone.told in ([Failure.UNREACHABLE], [Failure.DROPPED])
+    assert place.told == gone.told

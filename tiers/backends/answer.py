@@ -34,13 +34,17 @@ class Nonsense(Exception):
     """Bytes that are no answer, or one whose end is in doubt."""
 
 
+WITHOUT_BODY: Final = frozenset({204, 304})
+"""Statuses of answers that have none, and do not say how long it is."""
+
 PROVENANCE: Final = b"tailrace-provenance"
 """What a gateway says of its own answer: nobody behind it may say that for it."""
 
 
-class AnswerHead(Struct, frozen=True):
+class AnswerHead(Struct, frozen=True, eq=False):
     """``headers`` are end to end. ``length`` None: the body is chunked, or ends with the connection.
-    ``lines``: status line and ``headers`` as they are passed on in HTTP/1.1, but for what frames the body."""
+    ``lines``: status line and ``headers`` as they are passed on in HTTP/1.1, but for what frames the body.
+    ``raw``: the whole head as it came. Each is its own: who has read one again by its bytes has the same object."""
 
     status: int
     headers: Headers
@@ -48,6 +52,12 @@ class AnswerHead(Struct, frozen=True):
     chunked: bool
     keep_alive: bool
     lines: bytes = b""
+    raw: bytes = b""
+
+    @property
+    def has_body(self) -> bool:
+        """Whether its status allows a body (RFC 9110 sections 15.3.5 and 15.4.5)."""
+        return self.status not in WITHOUT_BODY
 
 
 class AnswerHeads:
@@ -118,6 +128,7 @@ def _parsed(loop: asyncio.AbstractEventLoop, head: bytes) -> AnswerHead:
         bool(codings),
         not message.should_close,
         lines.encode("utf-8", "surrogateescape"),
+        head,
     )
 
 

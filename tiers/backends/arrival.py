@@ -49,6 +49,9 @@ class Receiver(Protocol):
 
     def feed(self, piece: bytes) -> None: ...
     def finish(self) -> None: ...
+    def answer(self, head: AnswerHead, body: bytes) -> None:
+        """All of the answer is there, and nothing of it was before: ``begin``, ``feed`` and ``finish`` in one."""
+
     def fail(self, error: BaseException) -> None: ...
 
 
@@ -90,6 +93,12 @@ class Arrival:
         assert self.error is None, "an arrival ends once"
         self.complete = True
         self._wake()
+
+    def answer(self, head: AnswerHead, body: bytes) -> None:
+        self.head = head
+        self._pieces.append(body)
+        self.held = len(body)
+        self.finish()
 
     def fail(self, error: BaseException) -> None:
         assert not self.complete, "an arrival ends once"

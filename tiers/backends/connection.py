@@ -2,8 +2,9 @@
 
 Rule of this file: a connection may be used again only if the answer was whole, came after all of the request
 had been sent, and was followed by nothing. Any doubt closes it: bytes nobody asked for, an answer that began
-too early, a status 101, a head out of bounds. Heads are read by `AnswerHeads`, and bodies without a
-length by its parser. It must not know a model, a pool or why it is asked. RFC 9112 sections 6.3, 9.3 and 9.5.
+too early, a status 101, a head out of bounds. Heads are read by `AnswerHeads`, unless an answer has the last
+one's, byte for byte, and bodies without a length by its parser. It must not know a model, a pool or why it is
+asked. RFC 9112 sections 6.3, 9.3 and 9.5.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from msgspec import Struct
 from cache.alarms import Alarms
 from tiers.backends.answer import HEAD_END, AnswerHead, AnswerHeads, FramedBody, Nonsense, may_begin
 from tiers.backends.arrival import Arrival, ConnectionFault, Fault, Receiver
-from tiers.backends.fields import IllFormed, Outgoing
+from tiers.backends.fields import JOINED_BYTES_MAX, IllFormed, Outgoing
 
-_JOINED_BYTES_MAX: Final = 64 * 1024  # copying so little costs less than a second buffer in the write
+_ALIKE_BYTES_MAX: Final = 64 * 1024
+_ALIKE_HEAD_BYTES_MAX: Final = 4096
+"""Of an answer that is known again by its size and its head, and of the head, which a connection keeps: a larger one
+comes in pieces, and its head is not what it costs."""
 _INTERIM_MAX: Final = 8  # answers 1xx (RFC 9110 section 15.2) before the one: more is a server that only talks
 
 
@@ -37,9 +41,9 @@ class Connection(asyncio.Protocol):
     """``on_lost`` is called once, when the connection is gone. ``requests`` counts those sent over it."""
 
     __slots__ = (
-        "_arrival", "_bounds", "_drained", "_early", "_framed", "_has_body", "_heads", "_interim", "_keep", "_left",
-        "_loop", "_on_lost", "_partial", "_patience", "_reading_paused", "_transport", "_unsent", "_writing_paused",
-        "closed", "requests",
+        "_arrival", "_bounds", "_drained", "_early", "_framed", "_has_body", "_heads", "_interim", "_keep",
+        "_last", "_last_bytes", "_left", "_loop", "_on_lost", "_partial", "_patience", "_reading_paused",
+        "_transport", "_unsent", "_writing_paused", "closed", "requests",
     )  # fmt: skip
 
     def __init__(
@@ -65,6 +69,8 @@ class Connection(asyncio.Protocol):
         self._unsent = False  # an iterable body is still going up
         self._early = False  # a piece of the answer's head came before all of the request was sent
         self._interim = 0
+        self._last: AnswerHead | None = None  # of an answer that came whole, and left no doubt
+        self._last_bytes = 0  # how large that answer was
         self._partial = bytearray()
         self._left = 0  # bytes to come of a body with a length
         self._framed: FramedBody | None = None
@@ -94,11 +100,13 @@ class Connection(asyncio.Protocol):
             return
         self._arrival = arrival
         self._has_body = outgoing.answer_has_body
-        self._keep = self._early = False
-        self._interim = 0
+        self._keep = False
         self._unsent = outgoing.upload is not None
+        if not outgoing.parts:
+            self._transport.write(outgoing.head)
+            return
         written = (outgoing.head, *outgoing.parts)
-        if sum(map(len, written)) <= _JOINED_BYTES_MAX:
+        if sum(map(len, written)) <= JOINED_BYTES_MAX:
             self._transport.write(b"".join(written))
         else:
             self._transport.writelines(written)
@@ -152,9 +160,21 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        arrival = self._arrival
+        arrival, last = self._arrival, self._last
         if arrival is None:  # an answer to nothing
             self.abort()
+        elif (
+            len(data) == self._last_bytes
+            and last is not None
+            and data.startswith(last.raw)
+            and self._has_body
+            and not (arrival.started or self._unsent)
+            and self._transport is not None
+            and not self._transport.get_write_buffer_size()
+        ):
+            # A whole answer with the last one's head: nothing of that need be read again.
+            self._arrival, self._keep = None, True
+            arrival.answer(last, data[len(last.raw) :])
         elif self._left:
             self._read_measured(arrival, data)
         elif self._framed is not None:
@@ -257,7 +277,8 @@ class Connection(asyncio.Protocol):
     def _begin(self, arrival: Receiver, head: AnswerHead, data: bytes, cut: int) -> None:
         """The head is read; ``data`` from ``cut`` on is the body's beginning."""
         self._keep = head.keep_alive and not self._early
-        has_body = self._has_body and head.status not in (204, 304)
+        self._early, self._interim = False, 0  # for the next answer
+        has_body = self._has_body and head.has_body
         arrival.begin(head, has_body and len(data) > cut and head.length != 0)
         if not has_body:
             if head.status == 204 and (head.length or head.chunked):
@@ -283,7 +304,16 @@ class Connection(asyncio.Protocol):
             self._keep = False
         if length:
             arrival.feed(data[cut : cut + length])
+            self._remember(head)
         self._finish(arrival)
+
+    def _remember(self, head: AnswerHead) -> None:
+        """An answer came whole: the next one may be like it."""
+        assert head.length is not None
+        size = len(head.raw) + head.length
+        small = size <= min(_ALIKE_BYTES_MAX, self._bounds.answer_bytes_max) and len(head.raw) <= _ALIKE_HEAD_BYTES_MAX
+        if small and self._keep:
+            self._last, self._last_bytes = head, size
 
     def _read_measured(self, arrival: Receiver, data: bytes) -> None:
         if len(data) > self._left:

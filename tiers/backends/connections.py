@@ -75,8 +75,14 @@ class Connections:
         return len(self._waiting)
 
     def take(self) -> Connection | None:
-        """An idle connection, if there is one and nobody waits. Its holder must `release` it."""
-        return None if self._waiting else self._hold()
+        """The idle connection that was used last; None if there is none, as there is not while anybody waits for one.
+        Its holder must `release` it."""
+        while self._idle:
+            connection, _ = self._idle.popitem()
+            if not connection.closed:  # else it was a moment ago, and is about to say so
+                self._held.add(connection)
+                return connection
+        return None
 
     async def acquire(self, until: float) -> Connection:
         """An idle connection, a new one, or the next one that is released, by the loop's time ``until``.
@@ -113,9 +119,10 @@ class Connections:
 
     def release(self, connection: Connection) -> None:
         """Give back what is held; nothing happens if it is not. Closes it unless it may be used again."""
-        if connection not in self._held:
+        held = self._held
+        if connection not in held:
             return
-        self._held.remove(connection)
+        held.remove(connection)
         if not connection.reusable or self._closed:
             connection.abort()
         else:
@@ -218,19 +225,10 @@ class Connections:
             del self._waiting[waiter]
             if waiter.done():  # cancelled, and not yet run
                 continue
-            connection = self._hold()
+            connection = self.take()
             if connection is _SLOT:
                 self._opening += 1
             waiter.set_result(connection)
-
-    def _hold(self) -> Connection | None:
-        """The idle connection that was used last, from now on held."""
-        while self._idle:
-            connection, _ = self._idle.popitem()
-            if connection.reusable:  # else it was closed a moment ago, and is about to say so
-                self._held.add(connection)
-                return connection
-        return None
 
     # -- idling ---------------------------------------------------------------------------------
 

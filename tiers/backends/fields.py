@@ -32,6 +32,10 @@ LINE_BYTES_MAX: Final = 8000
 """Of one line of a head. Triton closes the connection, without a word, on one of more than about 8 KB."""
 
 
+JOINED_BYTES_MAX: Final = 64 * 1024
+"""Of a request that goes out in one piece: copying so little costs less than a second buffer in the write."""
+
+
 class IllFormed(ValueError):
     """What was asked for cannot be written as one HTTP request."""
 
@@ -54,9 +58,9 @@ def end_to_end(headers: Iterable[tuple[str, str]]) -> Headers:
 
 
 class Outgoing(Struct, frozen=True):
-    """One request, ready to write. ``head`` is whole, its empty line included; the body follows as ``parts``, or
-    piece by piece as ``upload`` gives them. ``length`` is what the head promises of an upload; None: it goes in
-    chunks."""
+    """One request, ready to write. ``head`` is whole, its empty line included, and a small body may be with it; else
+    that follows as ``parts``, or piece by piece as ``upload`` gives them. ``length`` is what the head promises of an
+    upload; None: it goes in chunks."""
 
     head: bytes
     parts: tuple[bytes | memoryview, ...] = ()

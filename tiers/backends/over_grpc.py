@@ -22,7 +22,7 @@ from tritonclient.grpc import service_pb2
 from degrade.ladder import Failure
 from tiers.backends.answer import AnswerHead
 from tiers.backends.plain import plain
-from tiers.backends.relaying import Listener
+from tiers.backends.relaying import Listener, Place
 from tiers.backends.rpc import HTTP_STATUSES, Rpc, RpcRefused, RpcReply
 from tiers.backends.triton_http import HEADER_LENGTH, Call, Headers, Reply
 from tiers.inference import InferRequest, Rejected, UpstreamError
@@ -96,13 +96,13 @@ async def whole(body: bytes | AsyncIterable[bytes] | None, bytes_max: int) -> by
 class Carrier:
     """A call whose answer goes to a listener, as ``relaying.py`` has it for HTTP."""
 
-    def __init__(self, ask: Callable[[float], Awaitable[Reply]], seconds: float, listener: Listener) -> None:
+    def __init__(self, ask: Callable[[], Awaitable[Reply]], listener: Listener, place: Place) -> None:
         self._ask = ask
-        self._seconds = seconds
         self._listener = listener
+        self._place = place
         self._task: asyncio.Task[None] | None = None
 
-    def start(self, seconds: float) -> None:
+    def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._carry())
 
     def resume(self) -> None:
@@ -111,11 +111,13 @@ class Carrier:
     def abort(self) -> None:
         if self._task is not None:
             self._task.cancel()
+        self._place.left()
 
     async def _carry(self) -> None:
         try:
-            reply = await self._ask(self._seconds)
+            reply = await self._ask()
         except UpstreamError as error:
+            self._place.left(error)
             self._listener.fail(error)
             return
         except Rejected as rejected:
@@ -123,10 +125,8 @@ class Carrier:
         lines = f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, 'Unknown')}\r\n"
         lines += "".join([f"{name}: {value}\r\n" for name, value in reply.headers])
         head = AnswerHead(reply.status, reply.headers, len(reply.body), False, True, lines.encode("ascii"))
-        self._listener.begin(head, bool(reply.body))
-        if reply.body:
-            self._listener.feed(reply.body)
-        self._listener.finish()
+        self._place.answered()
+        self._listener.answer(head, reply.body)
 
 
 async def _infer(model: str, version: str, call: Call, body: bytes, ask: Ask) -> Reply:

@@ -1,9 +1,9 @@
 """One call passed through to a replica by callbacks: no task and no future, unless it must wait for a connection.
 
 Rule of this file: it holds a connection from the first byte sent to the last received, and gives it back exactly
-once, whatever happens; what comes goes straight to the listener. It ends exactly once: ``finish``, ``fail``, or
-``abort`` by its owner, after which nothing is said any more. It must not know a pool of replicas, a caller's
-socket or a time limit: its owner aborts it when it has taken too long.
+once, whatever happens, and so its place; what comes goes straight to the listener. It ends exactly once: ``finish``,
+``answer``, ``fail``, or ``abort`` by its owner, after which nothing is said any more. It must not know a pool of
+replicas, a caller's socket or a time limit: its owner aborts it when it has taken too long.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from typing import Protocol
+
+from msgspec import Struct
 
 from tiers.backends.answer import AnswerHead
 from tiers.backends.arrival import ConnectionFault
@@ -36,115 +38,136 @@ class Listener(Protocol):
     def finish(self) -> None:
         """That was all."""
 
+    def answer(self, head: AnswerHead, body: bytes) -> None:
+        """All of the answer came at once: as ``begin``, ``feed`` and ``finish``."""
+
     def fail(self, error: UpstreamError) -> None:
         """There is no answer, or no more of it."""
 
 
-Explain = Callable[[ConnectionFault, AnswerHead | None], UpstreamError]
-"""What a connection's fault means for a replica."""
+class Place(Protocol):
+    """Where a call is counted while it is under way."""
+
+    def reached(self) -> None:
+        """The answer has begun."""
+
+    def left(self, error: UpstreamError | None = None) -> None:
+        """It is over: for this reason, or for none of the replica's."""
+
+    def answered(self) -> None:
+        """Both at once."""
 
 
-class Relaying:
-    """A call on its way. ``again``: it may be sent once more if a kept connection turns out to have died."""
+class Line(Struct, frozen=True):
+    """How one replica is asked. ``explain``: what a connection's fault means for it."""
 
-    __slots__ = (
-        "_again", "_connection", "_connections", "_explain", "_head", "_listener", "_outgoing", "_seconds", "_task",
-        "started", "whole",
-    )  # fmt: skip
+    connections: Connections
+    explain: Callable[[ConnectionFault, AnswerHead | None], UpstreamError]
 
-    def __init__(
-        self, connections: Connections, outgoing: Outgoing, again: bool, listener: Listener, explain: Explain
-    ) -> None:
-        assert outgoing.upload is None, "a body that is there as a whole"
-        self._connections = connections
-        self._outgoing = outgoing
-        self._again = again
-        self._listener = listener
-        self._explain = explain
-        self._connection: Connection | None = None
-        self._head: AnswerHead | None = None
-        self._task: asyncio.Task[None] | None = None
-        self._seconds = 0.0
-        self.started = False
-        self.whole = False
 
-    def start(self, seconds: float) -> None:
-        """Send it, now if a connection is idle; else when there is one, within ``seconds``."""
-        self._seconds = seconds
-        connection = self._connections.take()
+class Relaying(Struct, eq=False):
+    """A call on its way. ``again``: it may be sent once more if a kept connection turns out to have died; ``seconds``
+    bound each wait for one."""
+
+    line: Line
+    outgoing: Outgoing
+    again: bool
+    listener: Listener
+    place: Place
+    seconds: float
+    connection: Connection | None = None
+    head: AnswerHead | None = None
+    task: asyncio.Task[None] | None = None
+    started: bool = False
+    whole: bool = False
+
+    def start(self) -> None:
+        """Send it, now if a connection is idle; else when there is one."""
+        connection = self.line.connections.take()
         if connection is not None:
-            self._send(connection)
+            self.connection = connection
+            connection.send_to(self.outgoing, self)
         else:
             self._wait()
 
     def resume(self) -> None:
         """The listener holds less than it did."""
-        if self._connection is not None:
-            self._connection.taken(self)
+        if self.connection is not None:
+            self.connection.taken(self)
 
     def abort(self) -> None:
         """Nobody wants the answer any more: closing the connection cancels the work."""
-        if self._task is not None:
-            self._task.cancel()
-        connection, self._connection = self._connection, None
+        if self.task is not None:
+            self.task.cancel()
+        connection, self.connection = self.connection, None
         if connection is not None:
             connection.abort()
-            self._connections.release(connection)
+            self.line.connections.release(connection)
+        self.place.left()
 
     # -- what the connection tells ----------------------------------------------------------------
 
     @property
     def held(self) -> int:
-        return self._listener.held
+        return self.listener.held
 
     def begin(self, head: AnswerHead, follows: bool) -> None:
-        self._head = head
-        self._listener.begin(head, follows)
+        self.head = head
+        self.place.reached()
+        self.listener.begin(head, follows)
 
     def feed(self, piece: bytes) -> None:
-        self._listener.feed(piece)
+        self.listener.feed(piece)
 
     def finish(self) -> None:
         self._release()
-        self._listener.finish()
+        self.place.left()
+        self.listener.finish()
+
+    def answer(self, head: AnswerHead, body: bytes) -> None:
+        connection, self.connection = self.connection, None
+        assert connection is not None, "it is from there"
+        self.line.connections.release(connection)
+        self.place.answered()
+        self.listener.answer(head, body)
 
     def fail(self, error: BaseException) -> None:
-        connection = self._connection
+        connection = self.connection
         if connection is None:
             return  # aborted
         assert isinstance(error, ConnectionFault), "nothing else ends an answer to a body that was whole"
-        if self._again and died_of_age(connection, error):
-            self._again = False
+        if self.again and died_of_age(connection, error):
+            self.again = False
             self._wait()
             return
         self._release()
-        self._listener.fail(self._explain(error, self._head))
+        self._fail(error)
+
+    def _fail(self, fault: ConnectionFault) -> None:
+        error = self.line.explain(fault, self.head)
+        self.place.left(error)
+        self.listener.fail(error)
 
     # -- a connection -------------------------------------------------------------------------------
 
-    def _send(self, connection: Connection) -> None:
-        self._connection = connection
-        connection.send_to(self._outgoing, self)
-
     def _release(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self.connection = self.connection, None
         if connection is not None:
-            self._connections.release(connection)
+            self.line.connections.release(connection)
 
     def _wait(self) -> None:
-        self._task = asyncio.get_running_loop().create_task(self._await_connection())
+        self.task = asyncio.get_running_loop().create_task(self._await_connection())
 
     async def _await_connection(self) -> None:
-        dead, self._connection = self._connection, None
-        until = asyncio.get_running_loop().time() + self._seconds
+        connections, dead = self.line.connections, self.connection
+        self.connection = None
+        until = asyncio.get_running_loop().time() + self.seconds
         try:
-            if dead is not None:
-                connection = await self._connections.renew(dead, until)
-            else:
-                connection = await self._connections.acquire(until)
+            connection = await (connections.acquire(until) if dead is None else connections.renew(dead, until))
         except ConnectionFault as fault:
-            self._listener.fail(self._explain(fault, None))
+            self._fail(fault)
             return
         finally:
-            self._task = None
-        self._send(connection)
+            self.task = None
+        self.connection = connection
+        connection.send_to(self.outgoing, self)

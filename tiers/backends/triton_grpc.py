@@ -25,7 +25,7 @@ from degrade.ladder import Failure
 from tiers.backends.judging import judged, timeout_of
 from tiers.backends.over_grpc import Carrier, asked_over_grpc, whole
 from tiers.backends.refusal import refusal
-from tiers.backends.relaying import Listener
+from tiers.backends.relaying import Listener, Place
 from tiers.backends.rpc import HTTP_STATUSES, Conversation, Metadata, Rpc, RpcRefused, RpcReply
 from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.inference import NOT_ASKED, InferRequest, InferResponse, UpstreamError
@@ -264,9 +264,12 @@ class TritonGrpc:
 
         yield Streamed(reply.status, reply.headers, chunks())
 
-    def relay(self, call: Call, listener: Listener) -> Carrier:
+    def relay(self, call: Call, body: bytes, listener: Listener, place: Place, seconds: float) -> Carrier:
         """The same by callbacks."""
-        return Carrier(lambda seconds: self.exchange(call, Deadline(seconds), 0.0), self._options.silence_max, listener)
+        whole_call = msgspec.structs.replace(call, body=body or None)
+        carrier = Carrier(lambda: self.exchange(whole_call, Deadline(self._options.silence_max), 0.0), listener, place)
+        carrier.start()
+        return carrier
 
 
 class _Stream:

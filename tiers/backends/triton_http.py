@@ -16,6 +16,7 @@ from typing import Final
 from urllib.parse import quote, urlsplit
 
 from msgspec import Struct
+from msgspec.structs import replace
 
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
@@ -23,10 +24,19 @@ from tiers.backends.answer import AnswerHead
 from tiers.backends.arrival import Arrival, ConnectionFault, Fault
 from tiers.backends.connection import Connection, ConnectionBounds, died_of_age
 from tiers.backends.connections import Address, Connections, ConnectionsOptions
-from tiers.backends.fields import Body, Headers, IllFormed, LineTooLong, Outgoing, RequestHeads, end_to_end
+from tiers.backends.fields import (
+    JOINED_BYTES_MAX,
+    Body,
+    Headers,
+    IllFormed,
+    LineTooLong,
+    Outgoing,
+    RequestHeads,
+    end_to_end,
+)
 from tiers.backends.judging import judged, timeout_of
 from tiers.backends.refusal import refusal
-from tiers.backends.relaying import Listener, Relaying
+from tiers.backends.relaying import Line, Listener, Place, Relaying
 from tiers.inference import NOT_ASKED, InferRequest, InferResponse, Rejected, UpstreamError
 from tiers.v2.forms import RequestWriter, ResponseForms
 from tiers.v2.message import BEYOND_LIMITS, Limits, Malformed
@@ -48,6 +58,9 @@ _REPEATABLE: Final = frozenset({"GET", "HEAD"})
 _INFER_HEADS_MAX: Final = 1024
 _FIELDS_MAX: Final = 64
 """Sets of fields of answers whose JSON part's length is remembered: a replica's answers have one for each model's."""
+_CALLS_MAX: Final = 1024
+_CALL_BYTES_MAX: Final = 4096
+"""Heads of calls that pass through remembered, and of what size: about 5 MiB for each replica at most."""
 ASKING_CONNECTIONS_MAX: Final = 8
 """For what callers ask about models: small calls that come one after the other."""
 PROBING_CONNECTIONS_MAX: Final = 4
@@ -115,6 +128,17 @@ class Streamed(Struct, frozen=True):
     chunks: AsyncIterator[bytes]
 
 
+class _Known(Struct, frozen=True):
+    """A call that is passed through with bodies of one length, and its head as bytes. ``small``: the two go out as one;
+    ``again``: it may be sent twice. It keeps the call, so that no other can have its id."""
+
+    call: Call
+    length: int
+    head: bytes
+    small: bool
+    again: bool
+
+
 class TritonHttp:
     """One replica. Make it inside a running event loop and close it there."""
 
@@ -140,6 +164,8 @@ class TritonHttp:
         self._passing = connections(
             "passthrough_connections_max", options.passthrough_connections_max, options.passthrough_wait
         )
+        self._line = Line(self._passing, lambda fault, head: self._error(fault, head, math.inf))
+        self._calls: dict[int, _Known] = {}
         self._asking = connections("for questions", ASKING_CONNECTIONS_MAX)
         self._probing = connections("for probes", PROBING_CONNECTIONS_MAX)
 
@@ -221,17 +247,30 @@ class TritonHttp:
             if upload is not None:
                 await _end(upload)
 
-    def relay(self, call: Call, listener: Listener) -> Relaying:
-        """A call with its whole body, or none, to be started and passed through by callbacks (see ``stream``).
+    def relay(self, call: Call, body: bytes, listener: Listener, place: Place, seconds: float) -> Relaying:
+        """Pass a call with this body through by callbacks (see ``stream``). ``seconds``: to wait for a connection.
 
         Raises Rejected for what cannot be written as an HTTP request.
         """
-        outgoing = self._outgoing(call)
-        again = call.method in _REPEATABLE and call.body is None
-        return Relaying(self._passing, outgoing, again, listener, self._relay_error)
+        known = self._calls.get(id(call))
+        if known is None or known.length != len(body):
+            known = self._know(call, len(body))
+        outgoing = Outgoing(known.head + body) if known.small else Outgoing(known.head, (body,))
+        relaying = Relaying(self._line, outgoing, known.again, listener, place, seconds)
+        relaying.start()
+        return relaying
 
-    def _relay_error(self, fault: ConnectionFault, head: AnswerHead | None) -> UpstreamError:
-        return self._error(fault, head, math.inf)
+    def _know(self, call: Call, length: int) -> _Known:
+        """A call with a body of so many bytes. The requests of one caller's connection are the very same call again and
+        again, so it is known by which one it is: to look at all of its fields would take three times as long."""
+        outgoing = self._outgoing(replace(call, body=bytes(length) if length else None))
+        again = not length and call.method in _REPEATABLE
+        known = _Known(call, length, outgoing.head, length <= JOINED_BYTES_MAX, again)
+        if len(outgoing.head) <= _CALL_BYTES_MAX:
+            if len(self._calls) >= _CALLS_MAX:
+                self._calls.clear()
+            self._calls[id(call)] = known
+        return known
 
     async def _buffered(
         self, connections: Connections, outgoing: Outgoing, remaining: float, again: bool
