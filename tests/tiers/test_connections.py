@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 
 import pytest
 
@@ -13,6 +14,8 @@ from tiers.backends.connection import Connection, ConnectionBounds
 from tiers.backends.connections import Address, Connections, ConnectionsOptions
 
 LONG = 1e9
+SECONDS = 30.0
+"""To connect, where that is not what is tried: a busy machine may take a while."""
 
 
 class Server:
@@ -32,7 +35,7 @@ class Server:
 async def pooled(**options: float) -> AsyncIterator[tuple[Connections, Server]]:
     server = Server()
     listener = await asyncio.start_server(server.connected, "127.0.0.1", 0)
-    make: Callable[..., ConnectionsOptions] = ConnectionsOptions
+    make: Callable[..., ConnectionsOptions] = partial(ConnectionsOptions, connect_timeout=SECONDS)
     address = Address("127.0.0.1", listener.sockets[0].getsockname()[1])
     pool = Connections(address, make(**options), ConnectionBounds())
     try:
