@@ -7,17 +7,18 @@ import sys
 
 PROGRAM = """
 import gc
-from gateway.memory import keep_freed_memory, set_start_aside
+from gateway.memory import COLLECTED, keep_freed_memory, set_start_aside
 
 print(keep_freed_memory())
 set_start_aside()
 print(gc.get_freeze_count() > 1000)
+print(gc.get_threshold() == COLLECTED)
 """
 
 
 def test_the_settings_take_effect_here() -> None:
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.split() == ["True", "True"]
+    assert done.stdout.split() == ["True"] * 3
 
 
 def test_what_the_process_has_is_told() -> None:
