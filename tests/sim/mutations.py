@@ -180,7 +180,7 @@ MUTATIONS: Final = (
         first=848,
     ),
     Mutation("distrust is ignored", ((NearTable, "distrust", _never),), ("ranked",), first=87),
-    Mutation("the ladder has an old answer for everybody", ((descent, "tolerates", lambda *_: True),), first=33),
+    Mutation("the ladder has an old answer for everybody", ((descent, "tolerates", lambda *_: True),), first=41),
     Mutation("an epoch's turn during a fill is ignored", ((Route, "settled", _now_as_then),)),
     Mutation("an epoch never turns", ((Route, "turn", _never),)),
     Mutation("tenants share keys", ((Route, "_tenant", lambda *_: ""),)),
