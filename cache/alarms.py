@@ -61,6 +61,7 @@ class Alarms(Generic[K]):
         self._timer, self._at = None, math.inf
         self._paused_until = now + PAUSE_SECONDS_EACH * len(self._moments)
         for key in [key for key, at in self._moments.items() if at <= now]:
-            if self._moments.pop(key, None) is not None:  # one that rings may call off another
+            if self._moments.get(key, math.inf) <= now:  # one that rings may call off another, or set it for later
+                del self._moments[key]
                 self._ring(key)
         self._stand_for(min(self._moments.values(), default=math.inf))

@@ -162,20 +162,22 @@ def test_a_loop_that_calls_a_little_early_is_not_called_again_and_again(early: f
     assert timers == 1
 
 
-def test_one_that_rings_may_call_off_another_of_the_same_moment_and_set_one() -> None:
-    loop, rung = SimLoop(now=0.0), list[str]()
+def test_one_that_rings_may_call_off_another_of_the_same_moment_and_set_one_or_put_it_off() -> None:
+    loop, rung = SimLoop(now=0.0), list[tuple[str, float]]()
 
     def ring(key: str) -> None:
-        rung.append(key)
+        rung.append((key, loop.time()))
         if key == "a":
             alarms.drop("b")
             alarms.set("c", loop.time() + 1.0)
+            alarms.set("d", loop.time() + 2.0)
 
     alarms = Alarms(ring)
 
     async def life() -> None:
         alarms.set("a", 1.0)
         alarms.set("b", 1.0)
+        alarms.set("d", 1.0)
         await until(5.0)
 
     asyncio.set_event_loop(loop)
@@ -184,4 +186,5 @@ def test_one_that_rings_may_call_off_another_of_the_same_moment_and_set_one() ->
     finally:
         asyncio.set_event_loop(None)
         loop.close()
-    assert rung == ["a", "c"]
+    assert [key for key, _ in rung] == ["a", "c", "d"]
+    assert [at for _, at in rung] == pytest.approx([1.0, 2.0, 3.0], abs=0.01)

@@ -83,6 +83,15 @@ async def test_an_answer_like_the_last_one_is_told_in_one_call_and_any_other_in_
         assert server.accepted == 1
 
 
+async def test_the_answer_of_a_head_has_no_body_whatever_it_says() -> None:
+    head = http(b"longer").removesuffix(b"longer")
+    async with serving(answers(head, head)) as (replica, server):
+        pool = pool_of(replica)
+        told = [await passed(pool, Call("HEAD", "/v2"), b"") for _ in range(2)]
+        assert [(each.how, each.body, each.error) for each in told] == [(["begin", "finish"], b"", None)] * 2
+        assert server.accepted == 1
+
+
 async def test_one_call_goes_out_with_bodies_of_any_length() -> None:
     bodies: list[bytes] = []
 

@@ -130,13 +130,15 @@ class Streamed(Struct, frozen=True):
 
 class _Known(Struct, frozen=True):
     """A call that is passed through with bodies of one length, and its head as bytes. ``small``: the two go out as one;
-    ``again``: it may be sent twice. It keeps the call, so that no other can have its id."""
+    ``again``: it may be sent twice; ``answered``: its answer may have a body. It keeps the call, so that no other can have
+    its id."""
 
     call: Call
     length: int
     head: bytes
     small: bool
     again: bool
+    answered: bool
 
 
 class TritonHttp:
@@ -255,7 +257,8 @@ class TritonHttp:
         known = self._calls.get(id(call))
         if known is None or known.length != len(body):
             known = self._know(call, len(body))
-        outgoing = Outgoing(known.head + body) if known.small else Outgoing(known.head, (body,))
+        head, parts = (known.head + body, ()) if known.small else (known.head, (body,))
+        outgoing = Outgoing(head, parts, answer_has_body=known.answered)
         relaying = Relaying(self._line, outgoing, known.again, listener, place, seconds)
         relaying.start()
         return relaying
@@ -265,7 +268,7 @@ class TritonHttp:
         again, so it is known by which one it is: to look at all of its fields would take three times as long."""
         outgoing = self._outgoing(replace(call, body=bytes(length) if length else None))
         again = not length and call.method in _REPEATABLE
-        known = _Known(call, length, outgoing.head, length <= JOINED_BYTES_MAX, again)
+        known = _Known(call, length, outgoing.head, length <= JOINED_BYTES_MAX, again, outgoing.answer_has_body)
         if len(outgoing.head) <= _CALL_BYTES_MAX:
             if len(self._calls) >= _CALLS_MAX:
                 self._calls.clear()
