@@ -130,8 +130,8 @@ class Streamed(Struct, frozen=True):
 
 class _Known(Struct, frozen=True):
     """A call that is passed through with bodies of one length, and its head as bytes. ``small``: the two go out as one;
-    ``again``: it may be sent twice; ``answered``: its answer may have a body. It keeps the call, so that no other has its
-    id."""
+    ``again``: it may be sent twice; ``answered``: its answer may have a body. It keeps the call, so that no other can
+    have its id."""
 
     call: Call
     length: int
