@@ -69,7 +69,7 @@ class Answers:
         passed = self._passed.get(head)
         if passed is None:
             passed = self._passed_on(head)
-            if len(head.lines) <= HEAD_BYTES_REMEMBERED_MAX:
+            if 0 < len(head.raw) <= HEAD_BYTES_REMEMBERED_MAX:  # one that was never bytes is nobody's next one
                 if len(self._passed) >= HEADS_MAX:
                     self._passed.clear()
                 self._passed[head] = passed

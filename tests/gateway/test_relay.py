@@ -10,6 +10,7 @@ import pytest
 
 from gateway.admission.auth import Directory
 from gateway.admission.forwarded import Proxies
+from gateway.doors.answers import Answers
 from gateway.doors.buffered import Buffered
 from gateway.doors.edge import EdgeConnection
 from gateway.doors.head import HeadBounds, Heads
@@ -200,3 +201,15 @@ async def test_no_passage_is_left_for_the_collector(scene: Scene) -> None:
         assert [each for each in gc.get_objects() if isinstance(each, Relay)] == []
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize(("raw", "remembered"), [(LINES + b"\r\n", 1), (b"", 0), (LINES + b"x" * 4096, 0)])
+def test_a_head_is_made_once_if_it_may_come_again(raw: bytes, remembered: int) -> None:
+    answers = Answers(0.0)
+    head = AnswerHead(200, (("A", "b"),), 4, False, True, LINES, raw)
+    told = [answers.of_passed(head, 0.001, b"", b"body") for _ in range(2)]
+    assert told[0] == told[1]
+    assert told[0].startswith(LINES + b"Content-Length: 4\r\n")
+    assert len(answers._passed) == remembered
+    answers.set_date(1.0)
+    assert len(answers._passed) == 0, "the date is another"
