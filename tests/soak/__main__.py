@@ -32,6 +32,16 @@ from tests.soak.slope import SAMPLES_MIN, Slope, slope
 LOOKS: Final = 480
 """How often is looked, at most: what is seen must not be a load itself."""
 MIB: Final = 2**20
+LOG_CHARACTERS: Final = 2_000
+"""Of the log of a Triton that has ended."""
+
+
+class Ended(Exception):
+    """Triton has ended by itself. One whose models get no processor for a second may: it takes them for dead."""
+
+    def __init__(self, moment: float, log: str) -> None:
+        ending = log[-LOG_CHARACTERS:]
+        super().__init__(f"Triton ended after {moment / 60:.1f} min of load; the end of its log:\n{ending}")
 
 
 class Kind(Struct, frozen=True):
@@ -100,8 +110,11 @@ def table(lines: Mapping[str, Slope]) -> str:
     return "\n".join(rows)
 
 
-async def soaked(where: Where, options: argparse.Namespace, tell: Callable[[str], None]) -> tuple[list[Look], Counts]:
-    """Load for so long; what was seen once it had settled, and what came of it."""
+async def soaked(
+    where: Where, triton: TritonServer, options: argparse.Namespace, tell: Callable[[str], None]
+) -> tuple[list[Look], Counts]:
+    """Load for so long; what was seen once it had settled, and what came of it. Raises ``Ended`` (in a group) if Triton
+    does not last as long: what follows would only be a long list of refusals."""
     seconds = options.minutes * 60.0
     began = time.monotonic()
     counts = Counts()
@@ -115,6 +128,8 @@ async def soaked(where: Where, options: argparse.Namespace, tell: Callable[[str]
         while not over():
             await asyncio.sleep(every)
             seen = await asyncio.to_thread(look, where.gateway, began)
+            if not triton.running:
+                raise Ended(seen.moment, triton.log())
             if seen.moment >= options.settle * seconds:
                 looks.append(seen)
             numbers = ", ".join(f"{kind.title} {seen.seen[name] / kind.unit:.0f}" for name, kind in KINDS.items())
@@ -151,8 +166,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         triton = stack.enter_context(TritonServer(TritonOptions((MODELS,)), find_environment()))
         redis = stack.enter_context(RedisServer())
         gateway = stack.enter_context(GatewayProcess(configuration(triton, redis)))
-        looks, counts = asyncio.run(soaked(Where(gateway, redis, seed), options, tell))
+        looks, counts, ended = list[Look](), Counts(), ""
+        try:
+            looks, counts = asyncio.run(soaked(Where(gateway, redis, seed), triton, options, tell))
+        except* Ended as group:
+            ended = str(group.exceptions[0])
     tell("")
+    if ended:
+        print(ended)
+        return 1
     print(f"{options.minutes:g} minutes, seed {seed}; what came of {sum(counts.of.values()):,} requests:")
     print(", ".join(f"{word} {count:,}" for word, count in counts.of.most_common()))
     for said in counts.wrong:

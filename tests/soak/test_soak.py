@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
+from examples.tritonserver import READY_SECONDS, TritonServer
 from tests.soak.__main__ import KINDS, Look, judged, main, table
 from tests.soak.slope import SAMPLES_MIN
 
@@ -27,6 +30,21 @@ def test_what_grows_is_said_to() -> None:
 def test_what_cannot_be_judged_is_refused(arguments: list[str]) -> None:
     with pytest.raises(SystemExit, match="2"):
         main(arguments)
+
+
+class Killed(TritonServer):
+    """Ends as soon as it is up."""
+
+    def start(self, ready_seconds: float = READY_SECONDS) -> None:
+        super().start(ready_seconds)
+        assert self._child is not None
+        self._child.signal_group(signal.SIGKILL)
+
+
+def test_a_triton_that_ends_ends_the_soak(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("tests.soak.__main__.TritonServer", Killed)
+    assert main(["--minutes", "5", "--seed", "1"]) == 1
+    assert "Triton ended after 0." in capsys.readouterr().out
 
 
 @pytest.mark.timeout(180)
