@@ -113,10 +113,7 @@ class Pipeline:
         found = cache.find_wire(wire, route.epoch, now)
         if found is None:
             return None
-        verdict = self._limiter.check_all(hit_dues, now) if hit_dues else None
-        if verdict is not None and not verdict.allowed:
-            raise _spent(verdict)
-        return WireAnswer(found[1], found[0], now, verdict)
+        return WireAnswer(found[1], found[0], now, self._pay(hit_dues, now) if hit_dues else None)
 
     def charge(self, route: Route | None, caller: Caller) -> Verdict | None:
         """Charge a request that goes by the pipeline: every quota of the caller and of the route, or none.
