@@ -1,4 +1,5 @@
-"""How many bytes of requests all connections together hold in memory, and the bound on that.
+"""How many bytes of requests all connections together hold in memory, and the bound on that. Where one connection has
+many calls in work (MessagePack-RPC), their answers count too while the peer does not take them.
 
 Rule of this file: a number and its bound; what to do when it is reached is the holder's to decide. Bytes
 are counted when they have come, not when a head announces them: an announcement costs its sender nothing.

@@ -142,6 +142,7 @@ class RpcConnection(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self._ending = self._closing = True
+        self._paused = False  # what was not taken is gone with the transport
         self._lane.book.ended(self, self._peer)
         for task in self._tasks:
             task.cancel()  # the caller has left; others may still wait for the same flights
@@ -150,6 +151,7 @@ class RpcConnection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self._paused = True
         self.limit = self._desk.ticker() + self._lane.options.times.write
+        self._recount()
 
     def resume_writing(self) -> None:
         self._paused = False
@@ -422,8 +424,10 @@ class RpcConnection(asyncio.Protocol):
         self._recount()
 
     def _recount(self) -> None:
-        """Tell the process how many bytes of requests are held here."""
+        """Tell the process how many bytes are held here: of requests, and of answers that the peer does not take."""
         held = self._frames.held + self._waiting_bytes + self._working_bytes
+        if self._paused and self._transport is not None:
+            held += self._transport.get_write_buffer_size()
         if held != self._held:
             self._desk.buffered.add(held - self._held)
             self._held = held

@@ -27,6 +27,8 @@ LIMITS = {
 EARLY = 0.85
 """grpc takes up to a tenth off its timers, so that callers who came together are not cut together."""
 LATE_SECONDS = 15.0
+BUFFERED = "8GiB"
+"""More than all of them hold together: what they take is no reason to end anyone's message sooner."""
 IDLE = 2000
 IDLE_BYTES_MAX = {"http": 16 * 1024, "grpc": 64 * 1024, "rpc": 16 * 1024}
 """What an idle connection may cost."""
@@ -37,7 +39,7 @@ EACH = 5
 def config(triton: Any) -> dict[str, Any]:
     limits = {name: f"{seconds:g}s" for name, seconds in LIMITS.items()}
     route = {"tiers": [{"backend": "b", "model": "echo_fp32"}], "cache": {"ttl": "1h"}}
-    server: dict[str, Any] = {**limits, "grpc_ping_interval_min": "100ms"}
+    server: dict[str, Any] = {**limits, "grpc_ping_interval_min": "100ms", "buffered_bytes_max": BUFFERED}
     return {"server": server, "backends": {"b": {"http": [triton.http_url]}}, "routes": {"r": route}}
 
 
