@@ -18,10 +18,12 @@ import structlog
 from degrade.breaker import Change
 from degrade.brownout import BrownoutOptions
 from degrade.deadline import Deadline
+from gateway.address import parse_address
 from gateway.admission.ratelimit import Limiter
 from gateway.background import Run, Sleep, kept, sweep
 from gateway.codec.ndarray import plain_bytes_max
-from gateway.config import Config, Server, parse_address
+from gateway.config import Config
+from gateway.config_server import Server
 from gateway.doors.about import Readiness
 from gateway.doors.book import BookOptions
 from gateway.doors.buffered import Buffered

@@ -24,7 +24,9 @@ import msgspec
 from cache.stores.store import StoreError
 from degrade.deadline import Deadline, Ticker
 from gateway import sharing
-from gateway.config import Backend, Config, Route, Server, TierConfig
+from gateway.config import Config, Route, TierConfig
+from gateway.config_backends import Backend
+from gateway.config_server import Server
 from gateway.default import misfits
 from gateway.doors import certificates
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ParserMissing, require_strict_parser
