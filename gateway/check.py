@@ -288,8 +288,8 @@ def route_faults(path: str, route: Route, facts: Mapping[tuple[str, str, str], M
     if known:
         yield from _input_faults(path, route, known[0][2])
         merged = merged_facts(known[0][2].name, [told for _, _, told in known])
-        for key, why in misfits(route.default, merged) if route.default else ():
-            yield f"{path}.default{'.' if key else ''}{key}: {why}"
+        for key, why in misfits(path, route.default, merged) if route.default else ():
+            yield f"{key}: {why}"
 
 
 def _tier_faults(where: str, tier: TierConfig, told: ModelFacts, route: Route) -> Iterator[str]:

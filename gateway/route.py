@@ -16,23 +16,23 @@ from urllib.parse import quote
 import msgspec
 import structlog
 
-from cache.digest import Key, RequestDigester, request_digest
+from cache.digest import Key
 from cache.entry import Entry, Found, Freshness
 from cache.flight import Flights
-from cache.memo import Memo
 from cache.response import ResponseCache
 from degrade.deadline import Deadline, Ticker
 from degrade.gate import Priority
 from degrade.ladder import Step
 from gateway.admission.auth import Caller
-from gateway.admission.validate import EVERY_INPUT, TensorRule, Validator
+from gateway.admission.validate import Validator, rules_of
 from gateway.codec.http import BodyLimits
 from gateway.config import Route as RouteConfig
 from gateway.config import TierConfig
 from gateway.config_load import priority_of
 from gateway.copies import Copies, Standing
-from gateway.default import Default, misfits
+from gateway.default import Default, Resort
 from gateway.fitting import Expected, expected
+from gateway.identity import Identity
 from gateway.learning import Home, Learning
 from gateway.lent import Lent
 from gateway.problem import Refused, not_found
@@ -57,18 +57,15 @@ from tiers.backends.triton_http import Call as Outbound
 from tiers.cascade import Accept, CascadeAnswer, Tier
 from tiers.facts import ModelFacts
 from tiers.inference import (
-    SCHEDULING_PARAMETERS,
-    Form,
     InferRequest,
     InferResponse,
-    Parameters,
     TableTold,
     UpstreamError,
 )
 from tiers.pool import Pool
 from tiers.rows import batch_size
 from tiers.rpc import RpcPool
-from tiers.v2.forms import FORMS_MAX, RequestForms
+from tiers.v2.forms import RequestForms
 from tiers.v2.message import Limits
 
 ROWS_GRACE_SECONDS: Final = 1.0
@@ -117,6 +114,10 @@ class Route:
         self._last = homes[-1].pool
         self.steps = tuple(Step(step) for step in config.degrade)
         self.timeout = float(config.timeout)
+        self._identity = Identity(name, config.cache is not None and config.cache.shared)
+        self.uncacheable = self._identity.uncacheable  # the pipeline's, for every request: no step between
+        self.for_all = self._identity.for_all
+        self.digest = self._identity.digest
         limits = config.limits
         bytes_max = int(limits.body_bytes_max or body_bytes_max)
         json_bytes_max = min(int(limits.json_bytes_max), bytes_max)  # a default may be more than the body's bound
@@ -127,11 +128,11 @@ class Route:
         self._succeeded = False  # another route goes on with the answers kept here, and those of the second level
         self._tables = {} if config.features is None else {name: tables[name] for name in config.features.tables}
         self.features = None if config.features is None else _features(config, self._tables, bytes_max, self.limit)
-        self.rules = _rules(config)
-        self.validator = Validator(self.rules, config.limits.batch_max)
-        self._digesters: Memo[tuple[Form, str, str], RequestDigester] = Memo(FORMS_MAX)
+        self.validator = Validator(rules_of(limits, config.inputs), limits.batch_max)
         self.learning = Learning(name, list(zip(config.tiers, homes, strict=True)), self._shown, self._heed)
         self.default = Default(name, config.default) if config.default else None
+        judges = self.learning, self.validator, self.features, limits.batch_max
+        self._resort = None if self.default is None else Resort(self.default, *judges)
         self.allowances = allowances_of("route", name, config.quota, config.caller_quota)
         self.cache: ResponseCache[Served[InferResponse], Wire] | None = cache_of(config.cache)
         self.rows = None if config.cache is None or not config.cache.rows else Rows(name, config.cache)
@@ -244,21 +245,6 @@ class Route:
         if self.copies is not None:
             self.copies.end_turn()
 
-    def uncacheable(self, request: InferRequest) -> str:
-        """Why a request is never cached, in one word; empty if it may be (DESIGN section 6)."""
-        if request.form is not None:
-            return ""  # no form has either
-        if request.in_shared_memory:
-            return "shared-memory"
-        return "sequence" if request.in_sequence else ""
-
-    def for_all(self, request: InferRequest) -> InferRequest:
-        """A request as a flight sends it: the timeout and the priority of the caller who began it are not the
-        others'."""
-        if SCHEDULING_PARAMETERS.isdisjoint(request.parameters):
-            return request
-        return msgspec.structs.replace(request, parameters=_semantic(request), form=None)
-
     async def admit(self, request: InferRequest, deadline: Deadline, seconds: float) -> Admitted:
         """Hold a request against the route's versions, its models' facts and its rules. Raises Refused, Rejected,
         UpstreamError, and TimeoutError when the models have not described themselves within ``seconds``."""
@@ -299,40 +285,8 @@ class Route:
         return None if freshness is Freshness.DEAD else Found(entry, freshness, is_copy=True)
 
     def declared(self, request: InferRequest) -> Callable[[], InferResponse] | str:
-        """What makes the declared default an answer to a request, or why it is none. As long as a tier's model is not
-        known, nobody can tell whether it fits, or the request does."""
-        if self.default is None:
-            return ""
-        version = "" if self.learning.known(request.version) is None else request.version
-        facts = self.learning.known(version)
-        if facts is None:
-            return self._undescribed(request, self.default)
-        merged = self.learning.merged(version).merged
-        for key, why in misfits(self.config.default, merged):
-            return f"{self._default_key(key)} {why}"
-        if version != request.version and request.version not in facts.versions:
-            return f"the default is of no version {request.version}"
-        try:
-            self.validator.check(request, facts)
-        except Refused:
-            return "the default is for no request that its models would refuse"
-        return self.default.due(request, self._rows_of(request, merged.max_batch))
-
-    def _undescribed(self, request: InferRequest, default: Default) -> Callable[[], InferResponse] | str:
-        """The default as long as a tier's model is not known: a request is held against the configuration alone."""
-        if self.features is not None:
-            try:
-                self.validator.check(*self.features.declared(request))
-            except Refused as refused:
-                return f"the default is for no request that is to be refused: {refused.problem.detail}"
-        return default.due(request, self._rows_of(request, 0), self.config.limits.batch_max is None)
-
-    def _rows_of(self, request: InferRequest, max_batch: int) -> int | None:
-        """How many rows an answer has; None if nobody can tell, or it is more than there may be."""
-        if self.features is not None:
-            return self.features.rows(request, max_batch)
-        rows, most = batch_size(request), self.config.limits.batch_max
-        return None if rows is not None and most is not None and rows > most else rows
+        """What makes the declared default an answer to a request, or why it is none."""
+        return "" if self._resort is None else self._resort.answer(request)
 
     def _copied(self, key: Key, now: float) -> Found[Served[InferResponse]] | None:
         """The copy of an answer, if it may be served as if it had been here all the time."""
@@ -442,11 +396,11 @@ class Route:
     def _in_rows(self, caller: Caller, request: InferRequest, key: Key, rows: int) -> Asked:
         """The request as rows."""
         assert self.rows is not None
-        request = self.for_all(request)
+        request, tenant = self.for_all(request), self._identity.tenant(caller)
         facts = self.learning.known(request.version)
         several = len(self.tiers) > 1 and facts is not None
         names = frozenset([output.name for output in facts.outputs]) if several and facts is not None else None
-        return Asked(request, self.rows.keys(self._tenant(caller), request, rows), key.epoch, outputs=names)
+        return Asked(request, self.rows.keys(tenant, request, rows), key.epoch, outputs=names)
 
     def settled(self, caller: Caller, request: InferRequest, key: Key, given: Given[InferResponse]) -> Key:
         """An inference is true for what it was asked."""
@@ -454,39 +408,6 @@ class Route:
 
     def instead(self, error: UpstreamError) -> None:
         """Nothing: what a model says of its failure is in the problem."""
-
-    def digest(self, caller: Caller, request: InferRequest) -> bytes:
-        """What makes two requests the same one (DESIGN section 6), but for the epoch."""
-        tenant = self._tenant(caller)
-        form = request.form
-        if form is None:
-            return request_digest(
-                route=self.name,
-                tenant=tenant,
-                version=request.version,
-                inputs=request.inputs,
-                parameters=_semantic(request),
-                outputs=_asked(request),
-            )
-        key = form, tenant, request.version
-        digester = self._digesters.get(key)
-        if digester is None:
-            digester = RequestDigester(
-                route=self.name,
-                tenant=tenant,
-                version=request.version,
-                inputs=form.tensors,
-                parameters=_semantic(request),
-                outputs=_asked(request),
-            )
-            self._digesters.put(key, digester)
-        inputs = request.inputs
-        return digester((inputs[0].data,) if len(inputs) == 1 else [tensor.data for tensor in inputs])
-
-    def _tenant(self, caller: Caller) -> str:
-        """Whose answers a caller may have."""
-        assert self.config.cache is not None
-        return "" if self.config.cache.shared else caller.tenant
 
     def entry(self, served: Served[InferResponse], epoch: int, now: float) -> Entry[Served[InferResponse]]:
         """An entry for an answer that was made in ``epoch``."""
@@ -510,11 +431,8 @@ class Route:
 
     def _heed(self, merged: ModelFacts) -> None:
         """Say what is wrong with the declared default, by what the models say of themselves."""
-        for key, why in misfits(self.config.default, merged) if self.default is not None else ():
-            _log.error("default is not served", route=self.name, key=self._default_key(key), reason=why)
-
-    def _default_key(self, below: str) -> str:
-        return f"routes.{self.name}.default" + (f".{below}" if below else "")
+        for key, why in () if self.default is None else self.default.misfits(merged):
+            _log.error("default is not served", route=self.name, key=key, reason=why)
 
     def _check_version(self, asked: str) -> None:
         for tier in self.tiers:
@@ -576,13 +494,6 @@ def _answers_alike(one: RouteConfig, other: RouteConfig) -> bool:
     return msgspec.structs.replace(one, **aside) == other
 
 
-def _semantic(request: InferRequest) -> Parameters:
-    """The parameters that say what to compute."""
-    if SCHEDULING_PARAMETERS.isdisjoint(request.parameters):
-        return request.parameters
-    return {name: value for name, value in request.parameters.items() if name not in SCHEDULING_PARAMETERS}
-
-
 def _stateful(facts: ModelFacts) -> str:
     """Why a model's answers are never cached, in one word; empty if they may be."""
     if facts.sequence:
@@ -590,21 +501,7 @@ def _stateful(facts: ModelFacts) -> str:
     return "decoupled" if facts.decoupled else ""
 
 
-def _asked(request: InferRequest) -> list[tuple[str, Parameters]]:
-    return [(output.name, output.parameters) for output in request.outputs]
-
-
 def _tier(config: TierConfig, pool: Pool, timeout: float) -> Tier:
     accept = config.accept
     rule = None if accept is None else Accept(accept.output, accept.rule, accept.at_least)
     return Tier(config.model, config.version, rule, pool, timeout * DECENT_SHARE)
-
-
-def _rules(config: RouteConfig) -> Mapping[str, TensorRule]:
-    """Value rules by input; "*" holds for the inputs that the route says nothing of."""
-    element_bytes_max = int(config.limits.element_bytes_max)
-    rules = {EVERY_INPUT: TensorRule(finite=False, element_bytes_max=element_bytes_max)}
-    for name, rule in config.inputs.items():
-        own = element_bytes_max if rule.element_bytes_max is None else int(rule.element_bytes_max)
-        rules[name] = TensorRule(rule.min, rule.max, rule.finite, own)
-    return rules

@@ -12,7 +12,7 @@ import pytest
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from gateway.admission.auth import Caller
-from gateway.config import Accept, CacheConfig, InputRule, Limits, QuotaConfig, TierConfig
+from gateway.config import Accept, CacheConfig, Limits, QuotaConfig, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.learning import Home, merged_facts
 from gateway.route import Route
@@ -169,12 +169,6 @@ def test_quotas_of_route_caller_and_callers_route_have_names_of_their_own() -> N
         ("route:x", False, False),
         ("route-caller:x", True, True),
     ]
-
-
-def test_rules_of_inputs_stand_beside_one_for_the_rest() -> None:
-    rules = route(limits=Limits(element_bytes_max=Size(9)), inputs={"x": InputRule(max=2.0)}).rules
-    assert (rules["x"].maximum, rules["x"].finite, rules["x"].element_bytes_max) == (2.0, True, 9)
-    assert (rules["*"].finite, rules["*"].element_bytes_max) == (False, 9)
 
 
 def test_the_body_bound_is_the_routes_or_the_servers() -> None:
