@@ -11,6 +11,7 @@ import msgspec
 from cache.digest import RequestDigester, request_digest
 from cache.memo import Memo
 from gateway.admission.auth import Caller
+from tiers.facts import ModelFacts
 from tiers.inference import SCHEDULING_PARAMETERS, Form, InferRequest, Parameters
 from tiers.v2.forms import FORMS_MAX
 
@@ -69,6 +70,13 @@ class Identity:
             self._digesters.put(key, digester)
         inputs = request.inputs
         return digester((inputs[0].data,) if len(inputs) == 1 else [tensor.data for tensor in inputs])
+
+
+def stateful(facts: ModelFacts) -> str:
+    """Why a model's answers are never cached, in one word; empty if they may be."""
+    if facts.sequence:
+        return "sequence"
+    return "decoupled" if facts.decoupled else ""
 
 
 def _semantic(request: InferRequest) -> Parameters:
