@@ -27,7 +27,8 @@ from cache.stores.files import FileStore
 from cache.stores.lmdb import mapped
 from cache.stores.store import StoreError
 from degrade import portable
-from degrade.generation import Generation, generations, number_of
+from degrade.directory import generations, number_of
+from degrade.generation import Generation
 from degrade.inspection import Inspected, InspectionOptions, inspect, opened
 from degrade.record import Record, age, unpacked
 from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned

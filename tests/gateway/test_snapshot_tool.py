@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 
 from cache.stores.files import FileStore
-from degrade.generation import generations
-from degrade.inspection import locked
+from degrade.directory import generations, locked
 from degrade.record import Record, Terms, name_of, packed, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway import snapshot_tool
