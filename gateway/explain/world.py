@@ -96,6 +96,8 @@ class World:
         self.ill = False
         self.seen: list[Seen] = []
         self._states = {(each.kind, each.name): each.state for each in conditions}
+        if (store := self._states.get(("stores", "redis"), "")) != "":  # where the second level is, too
+            self._states.setdefault(("second", "second"), "slow" if store == "slow" else "down")
         self._waiting: list[tuple[float, asyncio.Future[None]]] = []
 
     def ticker(self) -> float:
