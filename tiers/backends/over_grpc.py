@@ -122,6 +122,10 @@ class Carrier:
             return
         except Rejected as rejected:
             reply = _error(rejected.status, str(rejected))
+        except Exception:  # a bug of ours, which the event loop tells: neither place nor caller may wait for its end
+            self._place.left()
+            self._listener.fail(UpstreamError(Failure.BROKEN, "its answer could not be read: a bug of the gateway's"))
+            raise
         lines = f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, 'Unknown')}\r\n"
         lines += "".join([f"{name}: {value}\r\n" for name, value in reply.headers])
         head = AnswerHead(reply.status, reply.headers, len(reply.body), False, True, lines.encode("ascii"))
