@@ -23,8 +23,8 @@ from degrade.budget import RetryBudget
 from degrade.deadline import Deadline, Ticker
 from degrade.gate import NOBODY, Claim
 from degrade.ladder import TABLE, Failure, Step
+from tiers.backends.call import Call, Reply, Streamed
 from tiers.backends.relaying import Listener
-from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.choice import allowed, home, pick
 from tiers.gates import Admitted, Gates, GatesOptions
 from tiers.inference import InferRequest, InferResponse, Passed, UpstreamError

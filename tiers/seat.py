@@ -18,8 +18,8 @@ from msgspec import Struct
 from degrade.breaker import Breaker, Leave, Permit
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure
+from tiers.backends.call import Call, Reply, Streamed
 from tiers.backends.relaying import Listener, Place
-from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.inference import NOT_ASKED, InferRequest, InferResponse, Rejected, UpstreamError
 
 
