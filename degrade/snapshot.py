@@ -65,7 +65,7 @@ class Snapshot:
         self.records = 0
         """Of the last generation."""
         self.written_at = 0.0
-        """When the last commit was, of any process; Unix seconds."""
+        """When the last commit was, of any process, or when there was nothing to commit; Unix seconds."""
         self.bytes = 0
         """On the disk, as of the last look."""
         self.rotations = 0
@@ -121,20 +121,21 @@ class Snapshot:
         return None
 
     def write(self, pairs: Pairs, now: float) -> str:
-        """Write sealed records under their names, all or none: "written"; "busy" if another process is at it; or why
-        not, one of `StoreError`'s kinds. ``now``: Unix seconds."""
+        """Write sealed records under their names, all or none: "written"; "idle" if there are none, and a generation to
+        write to is there; "busy" if another process is at it; or why not, one of `StoreError`'s kinds. ``now``: Unix
+        seconds."""
         try:
             with mapped(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with locked(self.folder) as ours:
                     if not ours:
                         return "busy"
-                    self._write(pairs, now)
+                    outcome = self._write(pairs, now)
         except StoreError as error:
             self.failures[error.kind] += 1
             return error.kind
         self.written_at = max(self.written_at, now)
-        return "written"
+        return outcome
 
     def settle(self) -> None:
         """Close what is not read any more. Not while somebody reads."""
@@ -155,13 +156,15 @@ class Snapshot:
         except StoreError as error:
             self.failures[error.kind] += 1
 
-    def _write(self, pairs: Pairs, now: float) -> None:
+    def _write(self, pairs: Pairs, now: float) -> str:
         self._take(frozenset())
         last = self._generations[0] if self._generations else None
         if last is not None and last.is_writable:
+            if not pairs:
+                return "idle"  # a commit waits for the disk, even one of nothing
             try:
                 self._put(last, pairs, now)
-                return
+                return "written"
             except StoreError as error:
                 if error.kind == "corrupt":  # LMDB gives up a file whose last page it could not write
                     self._give_up(last)
@@ -178,6 +181,7 @@ class Snapshot:
         self._generations = (fresh, *self._generations)
         self.rotations += 1
         self._count()
+        return "written"
 
     def _give_up(self, generation: Generation) -> None:
         """Not to be opened again in this process; the next one looks through it."""
