@@ -37,8 +37,8 @@ from gateway.learning import Home
 from gateway.stores import Source, keyed_of, tracker_of
 from gateway.tables import Table
 from gateway.units import Size
+from tiers.backends.call import Call, Reply, Streamed
 from tiers.backends.relaying import Listener, Place
-from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.catalog import Catalog, CatalogOptions
 from tiers.inference import InferRequest, InferResponse, Tensor, UpstreamError
 from tiers.pool import Pool
