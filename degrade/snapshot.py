@@ -26,8 +26,9 @@ import msgspec
 
 from cache.stores.lmdb import mapped
 from cache.stores.store import StoreError
-from degrade.generation import Generation, Pairs, generations, number_of, path_of
-from degrade.inspection import InspectionOptions, inspect, locked, opened, remove
+from degrade.directory import announce, announced, generations, locked, number_of, path_of, remove
+from degrade.generation import Generation, Pairs
+from degrade.inspection import InspectionOptions, inspect, opened
 from degrade.record import Good, Terms, V, judged, name_of, unpacked
 
 QUARANTINE: Final = "quarantine"
@@ -65,7 +66,7 @@ class Snapshot:
         self.records = 0
         """Of the last generation."""
         self.written_at = 0.0
-        """When the last commit was, of any process; Unix seconds."""
+        """When the last commit was, of any process, or when there was nothing to commit; Unix seconds."""
         self.bytes = 0
         """On the disk, as of the last look."""
         self.rotations = 0
@@ -121,20 +122,21 @@ class Snapshot:
         return None
 
     def write(self, pairs: Pairs, now: float) -> str:
-        """Write sealed records under their names, all or none: "written"; "busy" if another process is at it; or why
-        not, one of `StoreError`'s kinds. ``now``: Unix seconds."""
+        """Write sealed records under their names, all or none: "written"; "idle" if there are none, and a generation to
+        write to is there; "busy" if another process is at it; or why not, one of `StoreError`'s kinds. ``now``: Unix
+        seconds."""
         try:
             with mapped(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with locked(self.folder) as ours:
                     if not ours:
                         return "busy"
-                    self._write(pairs, now)
+                    outcome = self._write(pairs, now)
         except StoreError as error:
             self.failures[error.kind] += 1
             return error.kind
         self.written_at = max(self.written_at, now)
-        return "written"
+        return outcome
 
     def settle(self) -> None:
         """Close what is not read any more. Not while somebody reads."""
@@ -155,13 +157,15 @@ class Snapshot:
         except StoreError as error:
             self.failures[error.kind] += 1
 
-    def _write(self, pairs: Pairs, now: float) -> None:
+    def _write(self, pairs: Pairs, now: float) -> str:
         self._take(frozenset())
         last = self._generations[0] if self._generations else None
         if last is not None and last.is_writable:
+            if not pairs:
+                return "idle"  # a commit waits for the disk, even one of nothing
             try:
                 self._put(last, pairs, now)
-                return
+                return "written"
             except StoreError as error:
                 if error.kind == "corrupt":  # LMDB gives up a file whose last page it could not write
                     self._give_up(last)
@@ -170,6 +174,8 @@ class Snapshot:
         fresh = self._begin()
         try:
             self._put(fresh, pairs, now)
+            with mapped(self.folder):
+                announce(self.folder, fresh.number)
         except StoreError:
             self._left.append(fresh)
             with contextlib.suppress(OSError):
@@ -178,6 +184,7 @@ class Snapshot:
         self._generations = (fresh, *self._generations)
         self.rotations += 1
         self._count()
+        return "written"
 
     def _give_up(self, generation: Generation) -> None:
         """Not to be opened again in this process; the next one looks through it."""
@@ -207,15 +214,16 @@ class Snapshot:
         self._generations = tuple([each for each in self._generations if each.path in kept])
 
     def _take(self, good: set[int] | frozenset[int]) -> None:
-        """Read what is there: generations that are open already, those of ``good``, and those made since we are
-        here."""
+        """Read what is there: generations that are open already, those of ``good``, and those that others like us have
+        made since we are here. What else has come is looked through at the next start."""
         held = {each.number: each for each in self._generations if each.is_there}
         files = generations(self.folder)
+        made = announced(self.folder) if files and number_of(files[-1]) > self._before else {}
         numbers = [number_of(path) for path in files]
         self._last = max([self._last, *numbers])
         found: list[Generation] = []
         for path, number in zip(files, numbers, strict=True):
-            is_new = number > self._before
+            is_new = number > self._before and number in made and made[number] == _inode(path)
             if number in held:
                 found.append(held.pop(number))
             elif (number in good or is_new) and number not in self._given_up:
@@ -253,6 +261,14 @@ class Snapshot:
             aside.mkdir(exist_ok=True)
             os.replace(path, aside / f"{number:010d}.{reason}.mdb")
             remove(path)
+
+
+def _inode(path: Path) -> int | None:
+    """None: the file has gone."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def pruned(folder: Path, kept: int, seconds: float) -> Sequence[Path]:

@@ -34,7 +34,8 @@ from gateway.homes import grpc_options, probe_of
 from gateway.learning import merged_facts
 from gateway.sources import GRPC_SCHEME
 from gateway.units import Size
-from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, PROBING_CONNECTIONS_MAX, Call, TritonHttp, TritonOptions
+from tiers.backends.call import Call
+from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, PROBING_CONNECTIONS_MAX, TritonHttp, TritonOptions
 from tiers.catalog import Catalog, CatalogOptions
 from tiers.datatype import FLOATS
 from tiers.facts import ModelFacts

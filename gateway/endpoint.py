@@ -47,8 +47,9 @@ from gateway.service import (
     cache_of,
 )
 from gateway.storing import FORWARDED, Life, life_of, varying
+from tiers.backends.call import Call, Reply
 from tiers.backends.erring import Erred, answered
-from tiers.backends.triton_http import Call, Headers, Reply
+from tiers.backends.fields import Headers
 from tiers.inference import UpstreamError
 from tiers.pool import Pool, Work
 from tiers.seat import Replica

@@ -76,9 +76,10 @@ def serve(config: Config, reread: Reread, announce: Callable[[str], None], emplo
             gateway.note(Notes(employment.notes, employment.worker))
         try:
             http, admin = await gateway.start()
-            doors = {"http": http, "grpc": gateway.grpc_address, "rpc": gateway.rpc_address, "admin": admin}
+            doors = gateway.doors
+            ready = {"http": http, "grpc": doors.grpc_address, "rpc": doors.rpc_address, "admin": admin}
             set_start_aside()
-            announce(f"tailrace ready {' '.join(f'{name}={url}' for name, url in doors.items() if url)}")
+            announce(f"tailrace ready {' '.join(f'{name}={url}' for name, url in ready.items() if url)}")
             assert gateway.reloads is not None
             async with reloading(gateway.reloads, hung_up):
                 await stopping.wait()

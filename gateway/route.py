@@ -51,7 +51,7 @@ from gateway.service import (
 )
 from gateway.shelves import Shelves
 from tiers import cascade
-from tiers.backends.triton_http import Call as Outbound
+from tiers.backends.call import Call as Outbound
 from tiers.cascade import Accept, CascadeAnswer, Tier
 from tiers.facts import ModelFacts
 from tiers.inference import InferRequest, InferResponse, TableTold, UpstreamError

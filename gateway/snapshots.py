@@ -68,6 +68,8 @@ OPEN_SECONDS_MAX: Final = 15.0
 """For looking through what is there, before the gateway serves without it."""
 FACTS_SECONDS_MAX: Final = 30 * 86400.0
 """What a model was so long ago is no help: it is asked anew as soon as it answers, however young that is."""
+FACTS_AGAIN_SECONDS: Final = 86400.0
+"""So often a model that stays what it is is written down again: it is not to be that old while a gateway runs."""
 FACTS: Final = "facts"
 _log = structlog.get_logger("tailrace")
 
@@ -92,7 +94,7 @@ class Snapshots:
         self.interval = float(config.interval)
         self.snapshot = Snapshot(Path(config.path), options)
         self.passes: Counter[str] = Counter()
-        """By how they ended: "written", "busy", "late", or one of `StoreError`'s kinds."""
+        """By how they ended: "written", "idle" (nothing was new), "busy", "late", or one of `StoreError`'s kinds."""
         self.copied = 0
         """Records written, from the start."""
         self.turn_seconds_max = 0.0
@@ -107,7 +109,7 @@ class Snapshots:
         self._writing: asyncio.Future[str] | None = None
         self._pass_bytes_max = min(BYTES_MAX, options.generation_bytes_max // BYTES_SHARE)
         self._copied: dict[str, Copied] = {}
-        self._facts: dict[tuple[str, str], ModelFacts] = {}
+        self._facts: dict[tuple[str, str], tuple[ModelFacts, float]] = {}  # as written last, and when
         self._homes: Mapping[str, Home] = {}
         self._models: list[tuple[str, str, str]] = []
         self._tasks: list[asyncio.Task[None]] = []
@@ -117,7 +119,7 @@ class Snapshots:
 
     @property
     def age(self) -> float:
-        """Seconds since something was written last, by any process; since ever if nothing was."""
+        """Seconds since something was written last, by any process, or nothing was new here; since ever if neither."""
         return self._calendar.now() - self.snapshot.written_at
 
     @property
@@ -255,9 +257,10 @@ class Snapshots:
             pending = await self._made(sleep)
             pending += self._facts_changed()  # those by which what was made is understood are with it
             outcome = await self._written(pending, sleep, seconds)
+            is_done = outcome in ("written", "idle")
             for each in self._copied.values():
-                each.written() if outcome == "written" else each.again()
-            if outcome == "written":
+                each.written() if is_done else each.again()
+            if is_done:
                 self.copied += len(pending)
             else:
                 self._facts.clear()
@@ -271,7 +274,7 @@ class Snapshots:
         failing = ""
         while True:
             outcome = await self.copy(sleep)
-            is_well = outcome in ("written", "busy")
+            is_well = outcome in ("written", "idle", "busy")
             if not is_well and outcome != failing:
                 _log.warning("snapshot not written", reason=outcome, path=str(self.snapshot.folder))
             if outcome != "busy":
@@ -330,9 +333,10 @@ class Snapshots:
         for backend, model, _ in self._models:
             home = self._homes.get(backend)
             facts = None if home is None else home.catalog.recall(model, "")
-            if facts is None or self._facts.get((backend, model)) is facts:
+            known, at = self._facts.get((backend, model), (None, now))
+            if facts is None or (facts == known and now - at < FACTS_AGAIN_SECONDS):
                 continue
-            self._facts[backend, model] = facts
+            self._facts[backend, model] = facts, now
             key, source = model.encode(), f"backends/{backend}"
             payload = msgspec.msgpack.encode(facts)
             record = Record(FACTS, source, key, _FACTS_TERMS.fingerprint, b"", now, now, payload)

@@ -25,7 +25,7 @@ from gateway.service import Served
 from gateway.units import Seconds
 from tiers.gates import Gates, GatesOptions
 from tiers.inference import InferResponse, Tensor
-from tiers.pool import ReplicaState
+from tiers.seat import ReplicaState
 
 
 class Pool:

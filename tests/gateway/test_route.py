@@ -18,7 +18,7 @@ from gateway.learning import Home, merged_facts
 from gateway.route import Route
 from gateway.service import Served, quota_of
 from gateway.units import Seconds, Size
-from tiers.backends.triton_http import Call
+from tiers.backends.call import Call
 from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, InferResponse, Rejected, RequestedOutput, Tensor, UpstreamError
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import random
+import shutil
 import threading
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,6 +21,12 @@ from gateway.copies import Pending
 from gateway.snapshots import Snapshots
 from gateway.surroundings import Surroundings
 from gateway.units import Seconds, Size
+from tiers.facts import ModelFacts
+
+
+def facts(instances: int) -> ModelFacts:
+    return ModelFacts("m", ("1",), (), (), 0, False, False, instances)
+
 
 TERMS = Terms(b"f", 1e9, lambda payload: payload)
 
@@ -99,10 +107,37 @@ async def test_a_pass_takes_all_there_is_in_turn(world: World) -> None:
 
 async def test_an_idle_pass_says_that_all_is_well(world: World) -> None:
     world.copy(Source(0))
-    assert await world.passed() == "written"
-    assert world.snapshots.age == 0.0
+    assert await world.passed() == "written"  # a generation to write to
     world.now += 7.0
     assert world.snapshots.age == 7.0
+    assert await world.passed() == "idle"
+    assert world.snapshots.age == 0.0
+
+
+async def test_an_idle_pass_writes_nothing(world: World, tmp_path: Path) -> None:
+    catalog = SimpleNamespace(recall=lambda model, version: facts(instances))
+    world.snapshots._models, world.snapshots._homes = [("b", "m", "")], {"b": SimpleNamespace(catalog=catalog)}  # type: ignore[dict-item]
+    instances, seen = 1, []
+    # Each look at a model makes its facts anew. A new generation gets all that there is once more.
+    for outcome in ("written", "written", "idle", "idle"):
+        assert await world.passed() == outcome
+        seen.append([path.read_bytes() for path in sorted((tmp_path / "snapshot").glob("*.mdb"))])
+    assert seen[0] != seen[1] == seen[2] == seen[3]
+    assert world.snapshots.copied == 2
+    instances = 2
+    assert await world.passed() == "written"
+    world.now += module.FACTS_AGAIN_SECONDS
+    assert await world.passed() == "written"
+    assert (await world.passed(), world.snapshots.copied) == ("idle", 4)
+
+
+async def test_an_idle_pass_makes_the_directory_anew_that_was_removed(world: World, tmp_path: Path) -> None:
+    source = Source(3)
+    world.copy(source)
+    assert await world.passed() == "written"
+    shutil.rmtree(tmp_path / "snapshot")
+    assert await world.passed() == "written"
+    assert (await world.passed(), source.swept) == ("idle", 2)
 
 
 async def test_a_pass_is_bounded_in_records(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
