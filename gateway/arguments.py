@@ -1,7 +1,7 @@
 """What may be typed after ``tailrace``: the commands, their options, how each value is read, and what --help says.
 
-Rule of this file: it reads words and does nothing; what a command does is ``cli.py``'s. Who types what is none hears what
-would be one.
+Rule of this file: it reads words and does nothing; what a command does is ``cli.py``'s. Who types what is no
+value of an option hears what would be one.
 """
 
 from __future__ import annotations
