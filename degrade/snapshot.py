@@ -26,8 +26,9 @@ import msgspec
 
 from cache.stores.lmdb import mapped
 from cache.stores.store import StoreError
-from degrade.generation import Generation, Pairs, generations, number_of, path_of
-from degrade.inspection import InspectionOptions, inspect, locked, opened, remove
+from degrade.directory import announce, announced, generations, locked, number_of, path_of, remove
+from degrade.generation import Generation, Pairs
+from degrade.inspection import InspectionOptions, inspect, opened
 from degrade.record import Good, Terms, V, judged, name_of, unpacked
 
 QUARANTINE: Final = "quarantine"
@@ -173,6 +174,8 @@ class Snapshot:
         fresh = self._begin()
         try:
             self._put(fresh, pairs, now)
+            with mapped(self.folder):
+                announce(self.folder, fresh.number)
         except StoreError:
             self._left.append(fresh)
             with contextlib.suppress(OSError):
@@ -211,15 +214,16 @@ class Snapshot:
         self._generations = tuple([each for each in self._generations if each.path in kept])
 
     def _take(self, good: set[int] | frozenset[int]) -> None:
-        """Read what is there: generations that are open already, those of ``good``, and those made since we are
-        here."""
+        """Read what is there: generations that are open already, those of ``good``, and those that others like us have
+        made since we are here. What else has come is looked through at the next start."""
         held = {each.number: each for each in self._generations if each.is_there}
         files = generations(self.folder)
+        made = announced(self.folder) if files and number_of(files[-1]) > self._before else {}
         numbers = [number_of(path) for path in files]
         self._last = max([self._last, *numbers])
         found: list[Generation] = []
         for path, number in zip(files, numbers, strict=True):
-            is_new = number > self._before
+            is_new = number > self._before and number in made and made[number] == _inode(path)
             if number in held:
                 found.append(held.pop(number))
             elif (number in good or is_new) and number not in self._given_up:
@@ -257,6 +261,14 @@ class Snapshot:
             aside.mkdir(exist_ok=True)
             os.replace(path, aside / f"{number:010d}.{reason}.mdb")
             remove(path)
+
+
+def _inode(path: Path) -> int | None:
+    """None: the file has gone."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
 
 
 def pruned(folder: Path, kept: int, seconds: float) -> Sequence[Path]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import itertools
 import math
 import os
+import shutil
 import struct
 import sys
 import tempfile
@@ -27,8 +29,9 @@ from cache.stores.files import FileStore
 from cache.stores.lmdb import mapped
 from cache.stores.store import StoreError
 from degrade import portable
-from degrade.generation import Generation, generations, number_of
-from degrade.inspection import Inspected, InspectionOptions, inspect, opened
+from degrade.directory import generations, number_of, path_of
+from degrade.generation import Generation
+from degrade.inspection import Inspected, InspectionOptions, Verdict, inspect, opened
 from degrade.record import Record, age, unpacked
 from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
 from gateway.config_snapshot import SnapshotConfig
@@ -43,6 +46,8 @@ BATCH_RECORDS: Final = 1024
 WAIT_SECONDS: Final = 10.0
 """For whoever is writing: a gateway's commit takes a tenth of a second."""
 TRY_SECONDS: Final = 0.1
+STANDARD: Final = "-"
+"""For standard output."""
 
 
 class Tool:
@@ -63,7 +68,7 @@ class Tool:
             case "verify":
                 return self.verify()
             case "export":
-                return self.export(Path(chosen.file))
+                return self.export(chosen.file)
             case "import":
                 return self.bring(Path(chosen.file))
             case _:
@@ -74,7 +79,8 @@ class Tool:
         counts, sizes = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
         ages: dict[tuple[str, str], tuple[float, float]] = {}
         now = time.time()
-        for _, held, record in self._records(self._good()):
+        inspected = self._inspected()
+        for _, held, record in self._records(_good(inspected)):
             what, old = (record.source, record.kind), age(record, now)
             counts[what] += 1
             sizes[what] += len(held)
@@ -87,12 +93,12 @@ class Tool:
         ]  # fmt: skip
         if as_json:
             print(msgspec.json.encode(rows).decode())
-            return WELL
+            return self._complain(inspected)
         print(f"{'source':<32} {'kind':<10} {'records':>9} {'bytes':>12}  age (youngest to oldest)")
         for row in rows:
             ages_told = f"{row['youngest_seconds']} s to {row['oldest_seconds']} s"
             print(f"{row['source']:<32} {row['kind']:<10} {row['records']:>9} {row['bytes']:>12}  {ages_told}")
-        return WELL
+        return self._complain(inspected)
 
     def verify(self) -> int:
         """Look through every file, and say what is wrong."""
@@ -101,31 +107,59 @@ class Tool:
         if inspected.fault:
             print(f"{self._folder}: {inspected.fault}")
         for verdict in verdicts:
-            told = f"good, {verdict.records} records" if verdict.reason == "" else f"bad: {verdict.reason}"
+            told = f"good, {verdict.records} records" if verdict.reason == "" else _reason(verdict)
             print(f"{verdict.number:010d}.mdb  {told}")
         aside = self._folder / QUARANTINE
         for path in sorted(aside.glob("*.mdb")) if aside.is_dir() else ():
             print(f"{QUARANTINE}/{path.name}  put aside earlier")
         return WELL if not inspected.fault and all(verdict.reason == "" for verdict in verdicts) else UNFIT
 
-    def export(self, target: Path) -> int:
-        """Every record that is good and was not purged, the last one of each name, as one file."""
-        with tempfile.NamedTemporaryFile(dir=target.absolute().parent, delete=False) as file:
-            try:
-                records = (
-                    (name, held)
-                    for name, held, record in self._records(self._good())
-                    if record.made_at > self._purged_at(record.source)
-                )
+    def export(self, target: str) -> int:
+        """Every record that is good and was not purged, the last one of each name, as one file; "-": to standard
+        output. Without any record nothing is written, for an earlier export is better than none."""
+        inspected = self._inspected()
+        code = self._complain(inspected)
+        records = (
+            (name, held)
+            for name, held, record in self._records(_good(inspected))
+            if record.made_at > self._purged_at(record.source)
+        )
+        first = next(records, None)
+        if first is None:
+            print(f"tailrace: {self._folder}: there is nothing to export; {target} was not written", file=sys.stderr)
+            return UNFIT
+        count, size = self._write(target, itertools.chain([first], records))
+        print(f"{count} records in {target} ({size} bytes)", file=sys.stderr if target == STANDARD else sys.stdout)
+        return code
+
+    def _write(self, target: str, records: Iterator[tuple[bytes, bytes]]) -> tuple[int, int]:
+        """How many records, and bytes. Raises OSError with the target's own name."""
+        if target == STANDARD:
+            with tempfile.TemporaryFile() as file:  # a reader gets all of it, or nothing
                 count = portable.write(file, records)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, target)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        print(f"{count} records in {target} ({target.stat().st_size} bytes)")
-        return WELL
+                size = file.tell()
+                file.seek(0)
+                shutil.copyfileobj(file, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
+            return count, size
+        path = Path(target)
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "is no regular file, and is not replaced (standard output is -)", target)
+        path = path.resolve()  # what a link leads to, and not the link
+        try:
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                try:
+                    count = portable.write(file, records)
+                    size = file.tell()
+                    file.flush()
+                    os.fsync(file.fileno())
+                    os.replace(file.name, path)
+                except BaseException:
+                    os.unlink(file.name)
+                    raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, target) from error  # not a name that nobody has written
+        return count, size
 
     def bring(self, source: Path) -> int:
         """The records of an export that are not here yet, or are younger than those that are."""
@@ -141,7 +175,7 @@ class Tool:
                 print(f"tailrace: {source}: {told} of an import; raise it; nothing was taken", file=sys.stderr)
                 return UNFIT
             file.seek(0)
-            here = self._records(self._good()) if self._folder.is_dir() else iter(())
+            here = self._records(_good(self._inspected())) if self._folder.is_dir() else iter(())
             known = {name: record.made_at for name, _, record in here}
             snapshot = Snapshot(self._folder, self._options)
             snapshot.open()
@@ -214,8 +248,14 @@ class Tool:
         bounds = InspectionOptions(options.generation_bytes_max, options.drift_max, SECONDS_MAX, renews=False)
         return inspect(self._folder, bounds)
 
-    def _good(self) -> list[int]:
-        return [verdict.number for verdict in self._inspected().verdicts.values() if verdict.reason == ""]
+    def _complain(self, inspected: Inspected) -> int:
+        """Tell what could not be read; the exit code."""
+        bad = [each for each in sorted(inspected.verdicts.values(), key=lambda each: each.number) if each.reason != ""]
+        for verdict in bad:
+            print(f"tailrace: {path_of(self._folder, verdict.number)}: {_reason(verdict)}; left out", file=sys.stderr)
+        if inspected.fault:
+            print(f"tailrace: {self._folder}: {inspected.fault}", file=sys.stderr)
+        return UNFIT if bad or inspected.fault else WELL
 
     def _records(self, good: Sequence[int]) -> Iterator[tuple[bytes, bytes, Record]]:
         """Each record once, as the last generation that has it has it."""
@@ -232,6 +272,14 @@ class Tool:
 
     def _read(self, path: Path, is_last: bool) -> Generation:
         return opened(path, self._options.generation_bytes_max, is_last)
+
+
+def _good(inspected: Inspected) -> list[int]:
+    return [verdict.number for verdict in inspected.verdicts.values() if verdict.reason == ""]
+
+
+def _reason(verdict: Verdict) -> str:
+    return f"bad: {verdict.reason or 'it was not looked at to its end'}"
 
 
 def run(config: SnapshotConfig, chosen: argparse.Namespace) -> int:

@@ -17,8 +17,10 @@ from pathlib import Path
 import pytest
 
 from cache.stores.store import StoreError
-from degrade.generation import Generation, generations, number_of, path_of
-from degrade.inspection import LOCKS_LEFT, InspectionOptions, inspect, locked, remove
+from degrade import inspection
+from degrade.directory import LOCKS_LEFT, announce, announced, generations, locked, number_of, path_of, remove
+from degrade.generation import Generation
+from degrade.inspection import InspectionOptions, inspect
 from degrade.record import Record, Terms, name_of, packed, seal
 from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
 
@@ -193,8 +195,7 @@ def test_of_locks_a_few_are_left(make: Make) -> None:
 def test_a_file_that_cannot_be_opened_costs_itself_alone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = make()
     snapshot.write([record(1)], NOW)
-    with closing(Generation(path_of(snapshot.folder, 7), 2**24, writable=True)):
-        pass
+    made_elsewhere(snapshot.folder, 7)
     monkeypatch.setattr(Snapshot, "_opened", _refused)
     snapshot.look()
     assert found(snapshot, 1) == b"of 1"
@@ -285,15 +286,88 @@ def test_records_that_are_missing_are_missed(make: Make) -> None:
     assert make().quarantined == {"count": 1}
 
 
-def test_a_file_that_hangs_its_reader_is_a_bad_one(make: Make, tmp_path: Path) -> None:
+def test_a_file_that_hangs_its_reader_is_a_bad_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = make()
     snapshot.write([record(1)], NOW)
-    snapshot.close()
-    (path,) = generations(snapshot.folder)
-    path.unlink()
-    os.mkfifo(path)  # who opens it waits for ever
-    inspected = inspect(path.parent, InspectionOptions(BOUND, 0.01, 1.0))
+    begun = textwrap.dedent("""
+        import time
+        print('{"number": 1}', flush=True)
+        time.sleep(60)
+    """)
+    monkeypatch.setattr(inspection, "_COMMAND", (sys.executable, "-c", begun))
+    inspected = inspect(snapshot.folder, InspectionOptions(BOUND, 0.01, 1.0))
     assert (inspected.verdicts[1].reason, inspected.fault) == ("hung", "timeout")
+
+
+@pytest.mark.parametrize("name", ["0000000009.mdb", "9.mdb", "00000000009.mdb", "-000000009.mdb"])
+def test_what_is_no_file_or_has_another_name_is_no_generation(make: Make, name: str) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    os.mkfifo(snapshot.folder / name)  # who opens it waits for ever
+    snapshot = make()
+    assert snapshot.write([record(2)], NOW) == "written"
+    assert (found(snapshot, 1), found(snapshot, 2)) == (b"of 1", b"of 2")
+    assert not snapshot.failures
+    assert not snapshot.quarantined
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_what_comes_meanwhile_from_elsewhere_is_opened_by_nobody_before_a_start_has_looked_at_it(
+    make: Make, is_cut: bool
+) -> None:
+    """A backup that is put back, or a copy that was cut short: LMDB would end whoever reads it."""
+    snapshot = make()
+    snapshot.write([record(key) for key in range(100)], NOW)
+    (own,) = generations(snapshot.folder)
+    content = own.read_bytes()[: 8192 if is_cut else None]
+    foreign = path_of(snapshot.folder, 99)
+    foreign.write_bytes(content)
+    assert snapshot.write([record(200)], NOW) == "written"
+    snapshot.look()
+    assert (snapshot.generations, found(snapshot, 200)) == (1, b"of 200")
+    assert foreign.read_bytes() == content
+    snapshot = make()
+    assert (snapshot.quarantined.total(), found(snapshot, 200)) == (is_cut, b"of 200")
+
+
+def made_elsewhere(folder: Path, number: int) -> Path:
+    """What a writer of another process leaves behind."""
+    path = path_of(folder, number)
+    with locked(folder) as ours, closing(Generation(path, BOUND, writable=True)) as generation:
+        assert ours
+        generation.put([record(number)], NOW)
+        announce(folder, number)
+    return path
+
+
+def test_what_a_writer_has_made_is_read_by_the_others_and_not_once_it_was_replaced(make: Make) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    path = made_elsewhere(snapshot.folder, 7)
+    snapshot.look()
+    assert (snapshot.generations, found(snapshot, 7)) == (2, b"of 7")
+    assert dict(announced(snapshot.folder)) == {number: path_of(path.parent, number).stat().st_ino for number in (1, 7)}
+    copy = path.with_name("copy")
+    shutil.copy(path, copy)
+    os.replace(copy, path)
+    snapshot.look()
+    assert (snapshot.generations, found(snapshot, 7)) == (1, None)
+    path.unlink()
+    made_elsewhere(snapshot.folder, 8)
+    assert set(announced(snapshot.folder)) == {1, 8}
+    assert not snapshot.failures
+
+
+@pytest.mark.parametrize("content", [b"", b"7", b"7 7", b"x 7\n7 \xff\n\x00", b"7 " + b"9" * 99 + b"\n"])
+def test_a_lock_that_says_nothing_sensible_announces_nothing(make: Make, content: bytes) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    made_elsewhere(snapshot.folder, 7)
+    (snapshot.folder / "lock").write_bytes(content)
+    assert not announced(snapshot.folder)
+    snapshot.look()
+    assert (snapshot.generations, dict(snapshot.failures)) == (1, {})
+    assert snapshot.write([record(2)], NOW) == "written"
 
 
 @pytest.mark.parametrize("gone", ["the directory", "the file", "its lock file", "the lock"])

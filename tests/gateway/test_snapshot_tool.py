@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import stat
 import struct
 import time
 from collections.abc import Callable
@@ -14,8 +15,7 @@ from pathlib import Path
 import pytest
 
 from cache.stores.files import FileStore
-from degrade.generation import generations
-from degrade.inspection import locked
+from degrade.directory import generations, locked
 from degrade.record import Record, Terms, name_of, packed, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway import snapshot_tool
@@ -118,9 +118,54 @@ def test_verify_names_the_bad_file_and_export_leaves_it_out(
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith(f"{good.name}  good, 2000 records")
     assert told[1].startswith(f"{bad.name}  bad: ")
-    assert main(["snapshot", "export", str(tmp_path / "out"), "--config", config("a")]) == 0
-    assert capsys.readouterr().out.startswith("2000 records")
+    for verb in (["ls"], ["export", str(tmp_path / "out")]):
+        assert main(["snapshot", *verb, "--config", config("a")]) == 1
+        told = capsys.readouterr()
+        assert "1000" in told.out or "2000 records" in told.out
+        assert f"{bad}: bad: " in told.err, "nobody takes a part for the whole"
     assert bad.exists(), "looking changes nothing"
+
+
+def test_an_export_of_nothing_leaves_the_one_that_is_there(
+    tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(tmp_path / "a", 1)
+    (bad,) = generations(tmp_path / "a")
+    bad.write_bytes(b"")
+    (tmp_path / "out").write_bytes(b"an earlier one")
+    assert main(["snapshot", "export", str(tmp_path / "out"), "--config", config("a")]) == 1
+    told = capsys.readouterr().err
+    assert f"{bad}: bad: empty; left out" in told
+    assert "there is nothing to export" in told
+    assert (tmp_path / "out").read_bytes() == b"an earlier one"
+
+
+def test_an_export_replaces_files_and_nothing_else(
+    tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(tmp_path / "a", *range(10))
+    command = ["snapshot", "export", "--config", config("a")]
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", "a", "not/there"):
+        target = str(tmp_path / name)
+        assert main([*command, target]) == 1
+        assert f"'{target}'" in capsys.readouterr().err
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert main([*command, str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert main(["snapshot", "import", str(tmp_path / "file"), "--config", config("b")]) == 0
+
+
+def test_an_export_to_standard_output_is_the_file(
+    tmp_path: Path, config: Config, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    filled(tmp_path / "a", *range(10))
+    assert main(["snapshot", "export", "-", "--config", config("a")]) == 0
+    told = capfdbinary.readouterr()
+    assert told.err.startswith(b"10 records in - ")
+    assert main(["snapshot", "export", str(tmp_path / "file"), "--config", config("a")]) == 0
+    assert told.out == (tmp_path / "file").read_bytes()
 
 
 def test_prune_leaves_the_last(tmp_path: Path, config: Config) -> None:

@@ -27,7 +27,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from degrade.generation import Generation, generations
+from degrade.directory import generations
+from degrade.generation import Generation
 from degrade.record import unpacked
 from examples.gatewayprocess import ConfigValue, GatewayProcess
 from gateway.parcel import unpacked as unpacked_answer
