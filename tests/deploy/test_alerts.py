@@ -206,10 +206,13 @@ CASES = {
         "the disk of the snapshot fails: 10 times in ten minutes",
     ),
     "TailraceSnapshotQuarantined": Case(
-        {'tailrace_snapshot_quarantined_total{reason="checksum"}': f"_x30 {gauge(1)}"},
-        {'tailrace_snapshot_quarantined_total{reason="checksum"}': gauge(1)},
-        {"reason": "checksum"},
-        "a generation of the snapshot was put aside: checksum",
+        {"tailrace_snapshot_quarantine_files": gauge(2)},  # from before the first scrape, as at a start
+        {
+            "tailrace_snapshot_quarantine_files": f"2x30 {gauge(0)}",  # pruned
+            'tailrace_snapshot_quarantined_total{reason="checksum"}': gauge(1),
+        },
+        {},
+        "2 damaged files of the snapshot lie in quarantine",
     ),
 }
 
