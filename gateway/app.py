@@ -18,9 +18,10 @@ import structlog
 from degrade.breaker import Change
 from degrade.brownout import BrownoutOptions
 from degrade.deadline import Deadline
+from gateway.address import parse_address
 from gateway.admission.ratelimit import Limiter
 from gateway.background import Run, Sleep, kept
-from gateway.config import Config, parse_address
+from gateway.config import Config
 from gateway.doors.about import Readiness
 from gateway.doors.buffered import Buffered
 from gateway.doors.doorkeeper import Doorkeeper
