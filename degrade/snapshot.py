@@ -26,7 +26,7 @@ import msgspec
 
 from cache.stores.lmdb import mapped
 from cache.stores.store import StoreError
-from degrade.directory import announce, announced, generations, locked, number_of, path_of, remove
+from degrade.directory import SUFFIX, announce, announced, generations, locked, number_of, path_of, remove
 from degrade.generation import Generation, Pairs
 from degrade.inspection import InspectionOptions, inspect, opened
 from degrade.record import Good, Terms, V, judged, name_of, unpacked
@@ -62,7 +62,9 @@ class Snapshot:
         self.rejected: Counter[str] = Counter()
         """Records that were not used, by `record.REASONS`."""
         self.quarantined: Counter[str] = Counter()
-        """Generations, by reason."""
+        """Generations that this process has put aside, by reason."""
+        self.aside = 0
+        """Files that lie there, whoever put them there, as of the last look."""
         self.records = 0
         """Of the last generation."""
         self.written_at = 0.0
@@ -89,6 +91,7 @@ class Snapshot:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 files = generations(self.folder)
             self._before = self._last = max(map(number_of, files), default=0)
+            good: set[int] = set()
             if files:
                 bounds = InspectionOptions(
                     options.generation_bytes_max, options.drift_max, options.inspection_seconds_max
@@ -100,6 +103,7 @@ class Snapshot:
                     if verdict.reason:
                         self._put_aside(verdict.number, verdict.reason)
                 good = {number for number, verdict in inspected.verdicts.items() if verdict.reason == ""}
+            with mapped(self.folder):
                 self._take(good)
         except StoreError as error:
             self.failures[error.kind] += 1
@@ -204,8 +208,7 @@ class Snapshot:
 
     def _make_room(self, bytes_max: int) -> None:
         """Remove what was put aside, and then the oldest generations, until the others have ``bytes_max`` at most."""
-        aside = sorted((self.folder / QUARANTINE).glob("*.mdb")) if (self.folder / QUARANTINE).is_dir() else []
-        files = [*aside, *generations(self.folder)]
+        files = [*_aside(self.folder), *generations(self.folder)]
         sizes = {path: path.stat().st_size for path in files}
         while files and (sum(sizes[path] for path in files) > bytes_max or len(files) >= GENERATIONS_MAX):
             remove(files.pop(0))
@@ -246,7 +249,8 @@ class Snapshot:
         return opened(path, bound, is_last)
 
     def _count(self) -> None:
-        """Look at the last generation's manifest, and at sizes."""
+        """Look at the last generation's manifest, at sizes, and at what lies aside. Raises OSError."""
+        self.aside = len(_aside(self.folder))
         self.bytes = sum(each.bytes for each in self._generations)
         manifest = self._generations[0].manifest if self._generations else None
         self.records = 0 if manifest is None else manifest.records
@@ -261,6 +265,11 @@ class Snapshot:
             aside.mkdir(exist_ok=True)
             os.replace(path, aside / f"{number:010d}.{reason}.mdb")
             remove(path)
+
+
+def _aside(folder: Path) -> list[Path]:
+    """What was put aside, the oldest first. Raises OSError."""
+    return sorted((folder / QUARANTINE).glob(f"*{SUFFIX}"))
 
 
 def _inode(path: Path) -> int | None:
@@ -278,9 +287,8 @@ def pruned(folder: Path, kept: int, seconds: float) -> Sequence[Path]:
         if not ours:
             told = f"{folder}: another process has been writing for {seconds:g} s; nothing was removed"
             raise StoreError("timeout", told)
-        aside = sorted((folder / QUARANTINE).glob("*.mdb"))
         files = generations(folder)
-        gone = [*aside, *files[: max(0, len(files) - kept)]]
+        gone = [*_aside(folder), *files[: max(0, len(files) - kept)]]
         for path in gone:
             remove(path)
     return gone

@@ -187,7 +187,9 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
     yield Gauge("tailrace_snapshot_failures", failures, ("kind",), by_word(snapshot.failures), counter=True)
     rejected = "Records that were not used, by reason."
     yield Gauge("tailrace_snapshot_rejected", rejected, ("reason",), by_word(snapshot.rejected), counter=True)
-    aside = "Generations that were put aside, by reason."
+    lying = "Damaged files that were put aside, and lie in quarantine until they are pruned or their room is needed."
+    yield Gauge("tailrace_snapshot_quarantine_files", lying, (), one(lambda: snapshot.aside))
+    aside = "Generations that this process has put aside, by reason."
     yield Gauge("tailrace_snapshot_quarantined", aside, ("reason",), by_word(snapshot.quarantined), counter=True)
     found = "Answers looked for: fresh, stale (of other models), unknown (nobody can tell) or absent."
     yield Gauge("tailrace_snapshot_found", found, ("route", "outcome"), of_copies, counter=True)

@@ -286,6 +286,24 @@ def test_records_that_are_missing_are_missed(make: Make) -> None:
     assert make().quarantined == {"count": 1}
 
 
+def test_what_lies_aside_is_counted_by_every_process_until_it_is_pruned(make: Make) -> None:
+    snapshot = make()
+    assert snapshot.aside == 0
+    snapshot.write([record(1)], NOW)
+    (path,) = generations(snapshot.folder)
+    snapshot.close()
+    path.write_bytes(b"hello" * 3000)
+    snapshot = make()
+    assert (snapshot.aside, snapshot.quarantined.total()) == (1, 1)
+    snapshot = make()  # which has put nothing aside, and nothing else is there
+    assert (snapshot.aside, snapshot.quarantined.total()) == (1, 0)
+    assert snapshot.write([record(1)], NOW) == "written"
+    assert snapshot.aside == 1
+    pruned(snapshot.folder, 1, 10.0)
+    assert snapshot.write([], NOW) == "idle"
+    assert snapshot.aside == 0
+
+
 def test_a_file_that_hangs_its_reader_is_a_bad_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = make()
     snapshot.write([record(1)], NOW)

@@ -47,6 +47,11 @@ def one(series: str, sick: float, well: float, labels: dict[str, str], summary: 
     return Case({series: gauge(sick)}, {series: gauge(well)}, labels, summary, severity)
 
 
+def breaker(series: str, labels: dict[str, str], summary: str, severity: str = "ticket") -> Case:
+    """What hangs is tried again and again, so its breaker is half open (1) at some scrapes."""
+    return Case({series: "2 2 1 2 " * 12}, {series: f"0x37 2 1 {gauge(0)}"}, labels, summary, severity)
+
+
 R = {"route": "r"}
 ANSWERS = 'tailrace_answers_total{route="r",cache="%s",reason="%s"}'
 RESPONSES = 'tailrace_responses_total{route="r",status="%d"}'
@@ -108,20 +113,20 @@ CASES = {
         "no replica of b is ready",
         "page",
     ),
-    "TailraceBreakerOpen": one(
-        f"tailrace_breaker_state{REPLICA % 1}", 2, 1, OF_REPLICA,
+    "TailraceBreakerOpen": breaker(
+        f"tailrace_breaker_state{REPLICA % 1}", OF_REPLICA,
         "replica http://one of b is not asked: it cannot be reached",
     ),
     "TailraceModelFailing": one(
         f"tailrace_replica_models_open{REPLICA % 1}", 2, 0, OF_REPLICA,
         "2 models of replica http://one are not asked: their answers fail",
     ),
-    "TailraceSecondLevelOpen": one(
-        'tailrace_second_store_state{store="redis"}', 2, 0, {"store": "redis"},
+    "TailraceSecondLevelOpen": breaker(
+        'tailrace_second_store_state{store="redis"}', {"store": "redis"},
         "the second level at redis is not asked: it does not answer",
     ),
-    "TailraceTableStoreOpen": one(
-        'tailrace_table_breaker_state{table="t"}', 2, 0, {"table": "t"},
+    "TailraceTableStoreOpen": breaker(
+        'tailrace_table_breaker_state{table="t"}', {"table": "t"},
         "the store of table t is not asked: it does not answer", "page",
     ),
     "TailraceTableRowsLost": Case(
@@ -206,10 +211,13 @@ CASES = {
         "the disk of the snapshot fails: 10 times in ten minutes",
     ),
     "TailraceSnapshotQuarantined": Case(
-        {'tailrace_snapshot_quarantined_total{reason="checksum"}': f"_x30 {gauge(1)}"},
-        {'tailrace_snapshot_quarantined_total{reason="checksum"}': gauge(1)},
-        {"reason": "checksum"},
-        "a generation of the snapshot was put aside: checksum",
+        {"tailrace_snapshot_quarantine_files": gauge(2)},  # from before the first scrape, as at a start
+        {
+            "tailrace_snapshot_quarantine_files": f"2x30 {gauge(0)}",  # pruned
+            'tailrace_snapshot_quarantined_total{reason="checksum"}': gauge(1),
+        },
+        {},
+        "2 damaged files of the snapshot lie in quarantine",
     ),
 }
 

@@ -432,6 +432,7 @@ def test_damaged_files_are_put_aside_at_the_next_start(start: Start, tmp_path: P
     path.write_bytes(content)
     gateway = start()
     assert gateway.metric("tailrace_snapshot_quarantined_total") == 1.0
+    assert gateway.metric("tailrace_snapshot_quarantine_files") == 1.0
     assert ask(gateway, 1).label.startswith("cache=miss")
     copied(gateway)
     assert "snapshot put aside" in gateway.log()
