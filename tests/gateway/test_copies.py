@@ -24,6 +24,7 @@ from gateway.copies import READ_SECONDS, Copies, Copy, CopyRules, Standing
 from gateway.service import Served, cache_of
 from gateway.units import Seconds
 from gateway.witness import WATCHED_SECONDS, Clocks
+from tests.gateway.here import Here
 from tiers.facts import Sight
 from tiers.inference import InferResponse, Tensor
 
@@ -89,7 +90,7 @@ class Life:
         clocks = Clocks(lambda: host.monotonic, lambda: host.wall, lambda: b"word%d" % next(host.words))
         self.calendar = calendar
         self.standing = Standing(rules(host.scope, name, trusts), calendar, host, clocks)
-        self.copies = Copies(self.standing, self.snapshot, Answers(name))
+        self.copies = Copies(self.standing, Here(self.snapshot), Answers(name))
         self.cache = cache_of(CONFIG)
         assert self.cache is not None
         self.standing.watch(lambda: self.epoch, self.looks, lambda: host.schema)
@@ -125,8 +126,8 @@ class Life:
         self.copies.written() if outcome == "written" else self.copies.again()
         return outcome
 
-    def find(self, digest: bytes = DIGEST) -> Copy | None:
-        return self.copies.find(digest, self.host.monotonic)
+    async def find(self, digest: bytes = DIGEST) -> Copy | None:
+        return await self.copies.find(digest, self.host.monotonic)
 
     def end(self) -> None:
         self.snapshot.close()
@@ -177,13 +178,13 @@ async def test_of_the_same_models_it_is_what_it_would_be_in_memory(born: Born, h
     await copied(born)
     host.pass_by(20.0)
     life = born()
-    assert life.find() is None, "nobody knows yet what was purged"
+    assert await life.find() is None, "nobody knows yet what was purged"
     await life.standing.purges.round()
-    copy = life.find()
+    copy = await life.find()
     assert (value(copy), copy and copy.is_same) == (1.0, False)
     assert not life.standing.trusts()
     await life.live(3)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert copy.is_same
     assert host.monotonic - copy.made_at == pytest.approx(23.0)
@@ -198,13 +199,13 @@ async def test_of_a_changed_model_it_is_an_old_one_for_ever(born: Born, host: Ho
     await life.standing.purges.round()
     assert life.standing.trusts(), "the operator has said so, and nobody could be asked"
     await life.live(3)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert not copy.is_same
     assert not life.standing.trusts(), "now they could"
     host.loads -= 1
     await life.live(3)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert not copy.is_same
 
@@ -215,13 +216,13 @@ async def test_while_models_cannot_be_asked_only_who_said_so_trusts(born: Born, 
     for trusts in (False, True):
         life = born(trusts=trusts)
         await life.live(5)
-        copy = life.find()
+        copy = await life.find()
         assert copy is not None
         assert not copy.is_same
         assert life.standing.trusts() is trusts
     host.answers = True
     await life.live(3)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert copy.is_same, "they could be asked within the minute"
 
@@ -231,7 +232,7 @@ async def test_nobody_watched_for_too_long(born: Born, host: Host) -> None:
     host.pass_by(WATCHED_SECONDS + 1)
     life = born()
     await life.live(5)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert not copy.is_same
 
@@ -246,7 +247,7 @@ async def test_what_was_made_before_there_was_a_word_gets_it_with_a_later_pass(b
     assert life.write() == "written"
     life = born()
     await life.live(3)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert copy.is_same
 
@@ -254,29 +255,29 @@ async def test_what_was_made_before_there_was_a_word_gets_it_with_a_later_pass(b
 async def test_an_answer_of_an_earlier_epoch_gets_no_word(born: Born, host: Host) -> None:
     life = born()
     await life.live()
-    assert life.find() is None, "somebody asks, and so it is made"
+    assert await life.find() is None, "somebody asks, and so it is made"
     life.answer()
     life.epoch += 1
     assert life.write() == "written"
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert not copy.is_same
 
 
 async def test_a_change_that_is_seen_takes_the_word_from_all_that_is_there(born: Born, host: Host) -> None:
     life = await copied(born)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert copy.is_same
     life.standing.witness.end_turn()
     for _ in range(3):
-        copy = life.find()
+        copy = await life.find()
         assert copy is not None
         assert not copy.is_same
         await life.live(1)
     life = born()
     await life.live(3)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert not copy.is_same
 
@@ -284,15 +285,15 @@ async def test_a_change_that_is_seen_takes_the_word_from_all_that_is_there(born:
 async def test_what_was_purged_is_found_by_nobody(born: Born, host: Host) -> None:
     life = await copied(born)
     life.standing.purge()
-    assert life.find() is None
+    assert await life.find() is None
     assert await life.standing.settled(1.0)
     host.pass_by(1.0)
     life.answer(2.0, b"another")
     life.write()
     life = born()
     await life.live()
-    assert life.find() is None
-    assert value(life.find(b"another")) == 2.0
+    assert await life.find() is None
+    assert value(await life.find(b"another")) == 2.0
     assert life.snapshot.rejected["purged"] >= 1
 
 
@@ -304,7 +305,7 @@ async def test_a_purge_stays_when_something_else_of_the_route_changes(born: Born
     host.scope = b"another"
     life = born()
     await life.live()
-    assert life.find() is None
+    assert await life.find() is None
     assert life.snapshot.rejected["purged"] >= 1
 
 
@@ -313,12 +314,12 @@ async def test_a_purge_that_cannot_be_written_says_so_and_is_tried_again(born: B
     host.refuses = True
     life.standing.purge()
     assert not await life.standing.settled(0.01)
-    assert life.find() is None
+    assert await life.find() is None
     host.refuses = False
     assert await life.standing.settled(0.01)
     life = born()
     await life.live()
-    assert life.find() is None
+    assert await life.find() is None
 
 
 async def test_a_purge_whose_file_is_damaged_is_a_purge(born: Born, host: Host) -> None:
@@ -331,7 +332,7 @@ async def test_a_purge_whose_file_is_damaged_is_a_purge(born: Born, host: Host) 
     host.broken.update(key for key in host.files if key.endswith(b":purge"))
     life = born()
     await life.live()
-    assert life.find() is None
+    assert await life.find() is None
     assert not host.broken
 
 
@@ -340,7 +341,7 @@ async def test_a_purge_is_known_to_other_processes_of_the_host(born: Born, host:
     at = host.wall
     host.files[life.standing.purges._key] = module._AT.pack(at), 0.0
     await life.standing.purges.round()
-    assert life.find() is None
+    assert await life.find() is None
 
 
 @pytest.mark.parametrize("back", [0.0, 50.0, 86_400.0])
@@ -353,11 +354,11 @@ async def test_a_clock_that_is_set_back_makes_nothing_younger(born: Born, host: 
     host.wall -= back
     life = born()
     await life.standing.purges.round()
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert host.monotonic - copy.made_at >= 30.0 - 1e-6
     host.pass_by(10.0)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert host.monotonic - copy.made_at >= 40.0 - 1e-6
 
@@ -368,7 +369,7 @@ async def test_of_models_that_take_or_give_something_else_nothing_is_found(born:
     await life.standing.purges.round()
     for schema, is_found in ((b"schema", True), (b"another", False), (None, False), (b"schema", True)):
         host.schema = schema
-        assert (life.find() is not None) is is_found
+        assert (await life.find() is not None) is is_found
     assert life.snapshot.rejected == {"fingerprint": 1}
 
 
@@ -390,9 +391,9 @@ async def test_what_an_earlier_model_gave_is_not_copied_as_what_this_one_gives(b
     life.write()
     life = born()
     await life.live()
-    assert [value(life.find(digest)) for digest in (b"written", b"waiting", b"new")] == [None, None, 3.0]
+    assert [value(await life.find(digest)) for digest in (b"written", b"waiting", b"new")] == [None, None, 3.0]
     host.schema = b"schema"
-    assert value(life.find(b"written")) == 1.0
+    assert value(await life.find(b"written")) == 1.0
 
 
 async def test_an_age_beyond_what_may_be_served_is_the_end(born: Born, host: Host) -> None:
@@ -400,9 +401,9 @@ async def test_an_age_beyond_what_may_be_served_is_the_end(born: Born, host: Hos
     host.pass_by(TTL + MAX_STALE - 2.0)
     life = born()
     await life.standing.purges.round()
-    assert life.find() is not None
+    assert await life.find() is not None
     host.pass_by(5.0)
-    assert life.find() is None
+    assert await life.find() is None
     assert life.snapshot.rejected["age"] == 1
 
 
@@ -415,8 +416,8 @@ async def test_another_configuration_finds_nothing(born: Born, host: Host) -> No
     standing = Standing(changed, life.calendar, host, clocks)
     standing.schema = lambda: host.schema
     await standing.purges.round()
-    other = Copies(standing, life.snapshot, Answers("r"))
-    assert other.find(DIGEST, host.monotonic) is None
+    other = Copies(standing, Here(life.snapshot), Answers("r"))
+    assert await other.find(DIGEST, host.monotonic) is None
     assert life.snapshot.rejected["fingerprint"] == 1
 
 
@@ -470,7 +471,7 @@ async def test_numbers_that_are_none_are_not_kept(
     await life.live()
     life.answer(output=Tensor("y", datatype, numbers.shape, numbers.tobytes()))
     life.write()
-    assert (life.find() is not None) is is_kept
+    assert (await life.find() is not None) is is_kept
 
 
 async def test_what_was_not_written_is_taken_again(born: Born, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,7 +483,7 @@ async def test_what_was_not_written_is_taken_again(born: Born, host: Host, monke
     monkeypatch.undo()
     assert len(life.copies) == 1
     assert life.write() == "written"
-    assert value(life.find()) == 1.0
+    assert value(await life.find()) == 1.0
 
 
 async def test_a_sweep_takes_what_was_used_and_no_more_than_it_may(born: Born, host: Host) -> None:
@@ -513,12 +514,12 @@ async def test_a_copy_is_read_once_a_second_and_judged_each_time(
     monkeypatch.setattr(Answers, "read", lambda _, payload, kept=Answers.read: read.append(payload) or kept(_, payload))
     life.copies._terms = None
     for _ in range(5):
-        assert value(life.find()) == 1.0
+        assert value(await life.find()) == 1.0
     assert len(read) == 1
     host.pass_by(READ_SECONDS + 0.1)
-    life.find()
+    await life.find()
     assert len(read) == 2
     host.pass_by(0.1)
     life.standing.purge()
-    assert life.find() is None
+    assert await life.find() is None
     assert len(read) == 2

@@ -13,6 +13,7 @@ from degrade.calendar import Calendar
 from degrade.record import seal
 from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway.table_copies import ROWS_AT_ONCE, RowCopies
+from tests.gateway.here import Here
 from tests.gateway.test_tables import World
 from tiers.inference import TableTold, UpstreamError
 
@@ -34,7 +35,7 @@ class Host:
         self._open = Snapshot(self._folder, OPTIONS)
         self._open.open()
         calendar = Calendar(lambda: world.now, lambda: WALL + world.now)
-        world.table.copies = RowCopies("user", world.table.config, self._open, calendar, lambda: world.now)
+        world.table.copies = RowCopies("user", world.table.config, Here(self._open), calendar, lambda: world.now)
         world.table.copies.watch(world.table.near)
         return world
 
