@@ -56,6 +56,7 @@ R = {"route": "r"}
 ANSWERS = 'tailrace_answers_total{route="r",cache="%s",reason="%s"}'
 RESPONSES = 'tailrace_responses_total{route="r",status="%d"}'
 DEGRADED = 'tailrace_degraded_total{route="r",failure="unreachable",step="%s"}'
+STOOD_IN = 'tailrace_stood_in_total{route="r",step="%s"}'
 REFUSALS = 'tailrace_refusals_total{route="r",problem="%s"}'
 ROWS = 'tailrace_table_rows_total{table="t",state="%s"}'
 SHED = 'tailrace_shed_total{backend="b",model="m",reason="%s",priority="%s"}'
@@ -89,8 +90,13 @@ CASES = {
         "r serves 10% old answers in place of new ones",
     ),
     "TailraceDegradedShare": Case(
-        {DEGRADED % "tier": counter(10), RESPONSES % 200: counter(100)},
-        {DEGRADED % "tier": counter(1), DEGRADED % "replica": counter(90), RESPONSES % 200: counter(100)},
+        {STOOD_IN % "tier": counter(4), STOOD_IN % "snapshot": counter(6), RESPONSES % 200: counter(100)},
+        {
+            STOOD_IN % "default": counter(4),  # and two steps before each
+            DEGRADED % "tier": counter(4), DEGRADED % "snapshot": counter(4), DEGRADED % "default": counter(4),
+            DEGRADED % "replica": counter(90),
+            RESPONSES % 200: counter(100),
+        },
         R,
         "r: for 10% of requests something stood in for what failed",
     ),
