@@ -88,7 +88,7 @@ def _call() -> bytes:
 async def _again(address: str, manner: hostile.Manner) -> None:
     while True:
         with contextlib.suppress(OSError):
-            await hostile.cut_after(address, manner)
+            await hostile.until_cut(address, manner)
 
 
 async def _flood(address: str) -> None:

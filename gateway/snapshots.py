@@ -151,10 +151,11 @@ class Snapshots:
             if _is_copied(route.config.cache):
                 if route.copies is None:
                     self._share_route(name, route, config)
-                assert route.copied is not None
-                copied[f"routes/{name}"] = route.copied
-                if route.copied_rows is not None:
-                    copied[f"routes/{name}/rows"] = route.copied_rows
+                shelves = route.shelves
+                assert shelves.copied is not None
+                copied[f"routes/{name}"] = shelves.copied
+                if shelves.copied_rows is not None:
+                    copied[f"routes/{name}/rows"] = shelves.copied_rows
         for name, endpoint in endpoints.items():
             if _is_copied(endpoint.config.cache) and Step.SNAPSHOT in endpoint.steps:
                 if endpoint.copies is None:
@@ -182,8 +183,7 @@ class Snapshots:
         seconds_max, trusts = float(cache.ttl) + float(cache.max_stale), cache.snapshot == "fresh"
         rules = CopyRules(f"routes/{name}", fingerprint, scope, seconds_max, trusts)
         standing = Standing(rules, self._calendar, self._words, self._clocks)
-        by_row = route.rows is not None and route.features is None  # else their keys are known after a look-up alone
-        rows = Copies(standing, self.snapshot, AnswerRows()) if by_row else None
+        rows = Copies(standing, self.snapshot, AnswerRows()) if route.shelves.finds_rows else None
         route.copy(Copies(standing, self.snapshot, Answers(name)), rows)
 
     def _share_endpoint(self, name: str, endpoint: Endpoint) -> None:

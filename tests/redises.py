@@ -40,7 +40,14 @@ class Watched:
     @property
     def master(self) -> RedisServer:
         """The one that the first Sentinel calls so."""
-        with self.sentinels[0].client() as client:
+        return self._named_by(self.sentinels[0])
+
+    def all_call(self, server: RedisServer) -> bool:
+        """Whether every Sentinel calls this one the master. One decides a failover; the others hear of it."""
+        return all(self._named_by(each) is server for each in self.sentinels)
+
+    def _named_by(self, sentinel: RedisServer) -> RedisServer:
+        with sentinel.client() as client:
             _, port = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
         return self.servers[int(port)]
 

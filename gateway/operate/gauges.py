@@ -19,7 +19,7 @@ from gateway.notes import Notes
 from gateway.operate.telemetry import Gauge, Labels
 from gateway.reload import Reloads
 from gateway.service import AnswerShelf, SecondShelf, Shelf, Watched
-from tiers.pool import ReplicaState
+from tiers.seat import ReplicaState
 
 if TYPE_CHECKING:
     from gateway.operate.faults import Faults

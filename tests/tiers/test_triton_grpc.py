@@ -13,10 +13,10 @@ from tritonclient.grpc import service_pb2 as pb
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tiers.backends import triton_grpc
+from tiers.backends.call import Call
 from tiers.backends.over_grpc import Carrier
 from tiers.backends.rpc import Rpc, RpcRefused
 from tiers.backends.triton_grpc import GrpcOptions, TritonGrpc
-from tiers.backends.triton_http import Call
 from tiers.inference import NOT_ASKED, InferRequest, Rejected, RequestedOutput, Tensor, UpstreamError
 from tiers.v2.message import Limits
 
