@@ -117,8 +117,8 @@ class CopyRules(msgspec.Struct, frozen=True):
 
 
 class Standing:
-    """What of a service says whether its copies may be used, whatever they are copies of. ``outcomes`` counts what was
-    looked for: each answer, each row."""
+    """What of a service says whether its copies may be used, whatever they are copies of. ``outcomes`` counts
+    look-ups: each of an answer, each of a row, however often a request makes the same one on its way."""
 
     def __init__(self, rules: CopyRules, calendar: Calendar, store: Store, clocks: Clocks) -> None:
         self.rules = rules

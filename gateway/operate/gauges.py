@@ -191,8 +191,11 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
     yield Gauge("tailrace_snapshot_quarantine_files", lying, (), one(lambda: snapshot.aside))
     aside = "Generations that this process has put aside, by reason."
     yield Gauge("tailrace_snapshot_quarantined", aside, ("reason",), by_word(snapshot.quarantined), counter=True)
-    found = "Answers looked for: fresh, stale (of other models), unknown (nobody can tell) or absent."
-    yield Gauge("tailrace_snapshot_found", found, ("route", "outcome"), of_copies, counter=True)
+    looked = (
+        "Look-ups of an answer's or a row's copy: fresh, stale (of other models), unknown (nobody can tell) or absent. "
+        "A request makes several on its way: they are no requests."
+    )
+    yield Gauge("tailrace_snapshot_lookups", looked, ("route", "outcome"), of_copies, counter=True)
 
 
 def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:
