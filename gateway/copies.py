@@ -61,6 +61,10 @@ class Copied(Protocol):
     def __len__(self) -> int:
         """How many wait."""
 
+    @property
+    def forgotten(self) -> int:
+        """How many found no room to wait in, from the start: they are copied when they are made anew."""
+
     def take(self, count: int) -> Sequence[Pending]:
         """Some of them, made ready; ``count`` keys at most are looked at, and TURN_BYTES of them or little more."""
 
@@ -241,6 +245,11 @@ class Copies(Generic[V]):
         journal = None if self._cache is None else self._cache.journal
         wordless = 0 if self.standing.turn is None else len(self._wordless)
         return (0 if journal is None else len(journal)) + wordless + (self._sweep is not None)
+
+    @property
+    def forgotten(self) -> int:
+        journal = None if self._cache is None else self._cache.journal
+        return 0 if journal is None else journal.forgotten
 
     def take(self, count: int) -> list[Pending]:
         cache, terms, standing = self._cache, self._terms_now(), self.standing

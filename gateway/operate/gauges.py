@@ -181,6 +181,8 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
     )
     passes = "Passes, by how they ended."
     yield Gauge("tailrace_snapshot_passes", passes, ("outcome",), by_word(snapshots.passes), counter=True)
+    lost = "Keys that found no room to wait in, because passes are too slow: they are copied when they are made anew."
+    yield Gauge("tailrace_snapshot_forgotten", lost, (), one(lambda: snapshots.forgotten), counter=True)
     copied = "Records written."
     yield Gauge("tailrace_snapshot_copied", copied, (), one(lambda: snapshots.copied), counter=True)
     failures = "What the disk did not do, by kind."

@@ -59,6 +59,8 @@ DEGRADED = 'tailrace_degraded_total{route="r",failure="unreachable",step="%s"}'
 STOOD_IN = 'tailrace_stood_in_total{route="r",step="%s"}'
 REFUSALS = 'tailrace_refusals_total{route="r",problem="%s"}'
 ROWS = 'tailrace_table_rows_total{table="t",state="%s"}'
+SECOND = 'tailrace_second_total{route="r",outcome="%s"}'
+REJECTED = 'tailrace_snapshot_rejected_total{reason="%s"}'
 SHED = 'tailrace_shed_total{backend="b",model="m",reason="%s",priority="%s"}'
 REPLICA = '{backend="b",replica="http://one",worker="%d"}'
 OF_REPLICA = {"backend": "b", "replica": "http://one"}
@@ -130,6 +132,15 @@ CASES = {
     "TailraceSecondLevelOpen": breaker(
         'tailrace_second_store_state{store="redis"}', {"store": "redis"},
         "the second level at redis is not asked: it does not answer",
+    ),
+    "TailraceSecondWritesLost": Case(
+        {SECOND % f"write_{word}": counter(each) for word, each in (("dropped", 4), ("failed", 6), ("written", 90))},
+        {
+            **{SECOND % f"write_{word}": counter(each) for word, each in (("failed", 2), ("written", 98))},
+            **{SECOND % word: counter(900) for word in ("miss", "failed")},  # of what was looked for
+        },
+        R,
+        "r: 10% of what is left in the second level is lost on the way",
     ),
     "TailraceTableStoreOpen": breaker(
         'tailrace_table_breaker_state{table="t"}', {"table": "t"},
@@ -215,6 +226,19 @@ CASES = {
         {'tailrace_snapshot_failures_total{kind="full"}': gauge(9)},
         {},
         "the disk of the snapshot fails: 10 times in ten minutes",
+    ),
+    "TailraceSnapshotForgotten": Case(
+        {"tailrace_snapshot_forgotten_total": counter(100)},
+        {"tailrace_snapshot_forgotten_total": gauge(9000)},
+        {},
+        "the snapshot does not keep up: 1k keys of ten minutes are not copied",
+    ),
+    "TailraceSnapshotRejected": Case(
+        {REJECTED % "checksum": f"0x30 {gauge(1)}"},
+        {REJECTED % "checksum": gauge(1)}
+        | {REJECTED % reason: counter(60) for reason in ("fingerprint", "purged", "age")},
+        {"reason": "checksum"},
+        "records of the snapshot are not what was written: checksum",
     ),
     "TailraceSnapshotQuarantined": Case(
         {"tailrace_snapshot_quarantine_files": gauge(2)},  # from before the first scrape, as at a start
