@@ -149,8 +149,10 @@ class RedisServer:
             client.close()
 
     def pause(self) -> None:
-        """It keeps its port and its connections, and says nothing."""
+        """It keeps its port and its connections, and says nothing. Returns once all of it has stopped."""
         self.child.signal(SIGSTOP)
+        with contextlib.suppress(ChildProcessError):  # it has ended
+            os.waitid(os.P_PID, self.child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         self.child.signal(SIGCONT)
