@@ -225,10 +225,13 @@ def configured() -> Callable[..., Mapping[str, ConfigValue]]:
     """A gateway's configuration: routes ``stamped`` and ``cascade`` with a ttl of 1 s, before these servers."""
 
     def make(
-        *urls: str, degrade: Sequence[str] = ("replica", "tier", "stale"), drain: str = "10s"
+        *urls: str,
+        degrade: Sequence[str] = ("replica", "tier", "stale"),
+        drain: str = "10s",
+        timeout: str = f"{DEADLINE_SECONDS:g}s",
     ) -> Mapping[str, ConfigValue]:
         shared: dict[str, ConfigValue] = {
-            "timeout": f"{DEADLINE_SECONDS:g}s",
+            "timeout": timeout,
             "cache": {"ttl": f"{TTL_SECONDS:g}s", "max_stale": "1h"},
             "degrade": list(degrade),
         }
