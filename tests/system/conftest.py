@@ -26,8 +26,9 @@ from tests.chaos.judge import BAD, DEADLINE_SECONDS, TTL_SECONDS, Answer, Board,
 
 CALLERS = 16
 HOT_INPUTS = 32
-SLACK_SECONDS = 1.0
-"""Beyond its deadline, for two cores that run Triton, its models, the gateway and the callers."""
+SLACK_SECONDS = 5.0
+"""Beyond its deadline, for cores that run Triton, its models, the gateway, the callers and other tests: what hangs
+never answers."""
 PAUSE_SECONDS = 0.02
 OUTCOMES = ("fresh", "hit", "stale", "fast-only", "refused", *BAD)
 NOBODY_WRITES = Board()
