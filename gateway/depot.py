@@ -32,6 +32,7 @@ class Directory(Protocol):
     failures: Counter[str]
     rejected: Counter[str]
     quarantined: Counter[str]
+    aside: int
     records: int
     bytes: int
     written_at: float
@@ -39,8 +40,6 @@ class Directory(Protocol):
 
     @property
     def generations(self) -> int: ...
-    @property
-    def aside(self) -> int: ...
     def open(self) -> None: ...
     def find(self, kind: str, source: str, key: Key, terms: Terms[V], now: float) -> Good[V] | None: ...
     def write(self, pairs: Pairs, now: float) -> str: ...

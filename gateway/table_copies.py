@@ -85,6 +85,10 @@ class RowCopies:
     def __len__(self) -> int:
         return len(self._journal)
 
+    @property
+    def forgotten(self) -> int:
+        return self._journal.forgotten
+
     def take(self, count: int) -> list[Pending]:
         taken = self._journal.take(count)
         if self._near is None or not taken:
