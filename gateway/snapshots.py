@@ -290,10 +290,11 @@ class Snapshots:
         while not idle:
             idle = True
             for copied in self._copied.values():
-                for each in copied.take(TURN_RECORDS) if len(copied) else ():
+                taken = copied.take(TURN_RECORDS) if len(copied) else None
+                idle = idle and taken is None
+                for each in taken or ():
                     size += len(each.written)
                     pending.append(_sealed(each) if len(each.written) <= SEALED_HERE_MAX else each)
-                    idle = False
                 if len(pending) >= RECORDS_MAX or size >= self._pass_bytes_max:
                     return pending
                 if (spent := self._ticker() - began) >= TURN_SECONDS:

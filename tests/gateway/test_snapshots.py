@@ -176,6 +176,16 @@ async def test_others_have_their_turn_after_a_millisecond(world: World) -> None:
     assert 0.001 <= world.snapshots.turn_seconds_max < 0.0013
 
 
+async def test_a_turn_that_makes_nothing_is_not_the_last_one(world: World) -> None:
+    """Keys may have left memory, and a sweep steps over what was not used."""
+    source = Source(100)
+    turns = iter(range(100))
+    source.take = lambda count, take=source.take: take(count) if next(turns) % 2 else []  # type: ignore[method-assign]
+    world.copy(source)
+    assert await world.passed() == "written"
+    assert (len(source), world.there(99)) == (0, True)
+
+
 @pytest.mark.parametrize("outcome", ["full", "refused", "unreachable"])
 async def test_what_the_disk_did_not_take_waits(world: World, monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
     source = Source(10)
@@ -259,7 +269,7 @@ async def test_closing_does_not_wait_for_what_cannot_be_written(tmp_path: Path) 
     world = World(tmp_path / "snapshot")
     await world.snapshots.open()
     source, stuck = Source(5_000), Source(1)
-    stuck.take = lambda count: []  # type: ignore[method-assign]
+    stuck.take = lambda count: None  # type: ignore[method-assign]
     world.copy(source, stuck)
     async with asyncio.timeout(60.0):
         await world.snapshots.close(10.0)
