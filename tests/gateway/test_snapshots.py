@@ -18,6 +18,7 @@ from degrade.record import PAYLOAD_BYTES_MAX, Record, Terms, name_of, packed
 from gateway import snapshots as module
 from gateway.config_snapshot import SnapshotConfig
 from gateway.copies import Pending
+from gateway.operate.faults import Rule
 from gateway.snapshots import Snapshots
 from gateway.surroundings import Surroundings
 from gateway.units import Seconds, Size
@@ -232,6 +233,43 @@ async def test_a_disk_that_hangs_holds_up_nobody(world: World, monkeypatch: pyte
     await world.snapshots._writing
     assert await world.passed() == "written"
     assert world.there(9)
+
+
+async def test_keys_in_the_hands_of_a_disk_that_hangs_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, begun = threading.Event(), threading.Event()
+
+    def hanging(pairs: Any, now: float) -> str:
+        begun.set()
+        gate.wait()
+        return "written"
+
+    monkeypatch.setattr(world.snapshots.snapshot, "write", hanging)
+    world.copy(Source(10))
+    passing = asyncio.create_task(world.passed())
+    await asyncio.get_running_loop().run_in_executor(None, begun.wait)
+    assert world.snapshots.waiting == 10
+    gate.set()
+    assert (await passing, world.snapshots.waiting) == ("written", 0)
+
+
+async def test_a_disk_that_is_slow_on_purpose_is_late_and_ends_no_later(world: World) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    source = Source(10)
+    world.copy(source)
+    world.snapshots._disk = lambda: Rule(latency=600.0)
+    assert await world.snapshots.copy(sleep, 30.0) == "late"
+    assert (sum(slept), world.snapshots.waiting) == (30.0, 10)
+    world.snapshots._disk = lambda: Rule(latency=20.0)
+    assert await world.snapshots.copy(sleep, 30.0) == "written"
+    assert (sum(slept), world.snapshots.waiting) == (50.0, 0)
+    source.waiting = [11]
+    world.snapshots._disk = lambda: Rule(latency=600.0)
+    async with asyncio.timeout(60.0):
+        await world.snapshots.close(0.01)
 
 
 async def test_a_new_generation_takes_what_is_used(world: World) -> None:
