@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,11 +20,10 @@ import msgspec
 import structlog
 from blake3 import blake3
 
-from cache.stores.files import FileStore
 from degrade.calendar import Calendar
 from degrade.ladder import Step
 from degrade.record import Record, Terms, name_of, packed, seal
-from degrade.snapshot import Snapshot, SnapshotOptions
+from degrade.snapshot import SnapshotOptions
 from gateway.background import Sleep, kept
 from gateway.config import CacheConfig, Config
 from gateway.config_snapshot import SnapshotConfig
@@ -33,7 +31,6 @@ from gateway.copied import AnswerRows, Answers, Pages, fingerprint_of, fingerpri
 from gateway.copies import Copied, Copies, CopyRules, Pending, Standing
 from gateway.endpoint import NO_ENDPOINTS, Endpoint
 from gateway.learning import Home
-from gateway.purges import WORDS
 from gateway.route import Route
 from gateway.second import Shared, scope_of
 from gateway.sharing import WORD_BYTES, told_of
@@ -91,8 +88,9 @@ class Snapshots:
         """``disk``: what it meets on purpose."""
         ticker, wall = around.ticker, around.wall
         options = SnapshotOptions(int(config.bytes_max), config.generations)
+        depot = around.depot(Path(config.path), options, wall)
         self.interval = float(config.interval)
-        self.snapshot = Snapshot(Path(config.path), options)
+        self.snapshot = depot.directory
         self.passes: Counter[str] = Counter()
         """By how they ended: "written", "idle" (nothing was new), "busy", "late", or one of `StoreError`'s kinds."""
         self.copied = 0
@@ -103,11 +101,11 @@ class Snapshots:
         self._ticker = ticker
         self._calendar = Calendar(ticker, wall)
         self._clocks = Clocks(ticker, wall, lambda: around.secret(WORD_BYTES).hex().encode())
-        self._words = FileStore(Path(config.path) / WORDS, wall)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._words = depot.words
+        self._thread = depot.thread
         self._closed = False
         self._writing: asyncio.Future[str] | None = None
-        self._pass_bytes_max = min(BYTES_MAX, options.generation_bytes_max // BYTES_SHARE)
+        self._pass_bytes_max = min(BYTES_MAX, self.snapshot.options.generation_bytes_max // BYTES_SHARE)
         self._copied: dict[str, Copied] = {}
         self._facts: dict[tuple[str, str], tuple[ModelFacts, float]] = {}  # as written last, and when
         self._homes: Mapping[str, Home] = {}
