@@ -117,6 +117,7 @@ class Snapshots:
         self._keeping: dict[Standing, list[asyncio.Task[None]]] = {}
         self._sources: list[str] = []
         self._rotations = 0
+        self._in_hands: list[Pending] = []
 
     @property
     def age(self) -> float:
@@ -125,8 +126,8 @@ class Snapshots:
 
     @property
     def waiting(self) -> int:
-        """Keys that are to be copied."""
-        return sum([len(each) for each in self._copied.values()])
+        """Keys that are to be copied; those that a pass has in its hands too."""
+        return len(self._in_hands) + sum([len(each) for each in self._copied.values()])
 
     @property
     def forgotten(self) -> int:
@@ -251,6 +252,7 @@ class Snapshots:
             await asyncio.wait([self._writing], timeout=seconds)
         for each in self._copied.values():
             each.again()
+        self._in_hands = []
         while (waiting := self.waiting) and (left := until - self._ticker()) > 0.0:
             copied = self.copied
             if await self.copy(asyncio.sleep, left) != "written":
@@ -267,10 +269,13 @@ class Snapshots:
         if self._writing is not None and not self._writing.done():
             outcome = "late"
         else:
-            pending = await self._made(sleep)
+            pending: list[Pending] = []
+            self._in_hands = pending
+            await self._make(pending, sleep)
             pending += self._facts_changed()  # those by which what was made is understood are with it
             outcome = await self._written(pending, sleep, seconds)
             is_done = outcome in ("written", "idle")
+            self._in_hands = []
             for each in self._copied.values():
                 each.written() if is_done else each.again()
             if is_done:
@@ -295,30 +300,32 @@ class Snapshots:
             soon = is_well and self.waiting > RECORDS_MAX
             await sleep(min(interval, SOON_SECONDS) if soon else interval)
 
-    async def _made(self, sleep: Sleep) -> list[Pending]:
+    async def _make(self, pending: list[Pending], sleep: Sleep) -> None:
         """Some of what waits: of each a little at a time, so that nobody holds up the others."""
-        pending: list[Pending] = []
         size = 0
         began, idle = self._ticker(), False
         while not idle:
             idle = True
             for copied in self._copied.values():
-                for each in copied.take(TURN_RECORDS) if len(copied) else ():
+                taken = copied.take(TURN_RECORDS) if len(copied) else None
+                idle = idle and taken is None
+                for each in taken or ():
                     size += len(each.written)
                     pending.append(_sealed(each) if len(each.written) <= SEALED_HERE_MAX else each)
-                    idle = False
                 if len(pending) >= RECORDS_MAX or size >= self._pass_bytes_max:
-                    return pending
+                    return
                 if (spent := self._ticker() - began) >= TURN_SECONDS:
                     self.turn_seconds_max = max(self.turn_seconds_max, spent)
                     await sleep(0)
                     began = self._ticker()
-        return pending
 
     async def _written(self, pending: list[Pending], sleep: Sleep, seconds: float) -> str:
+        until = self._ticker() + seconds
         now, rule = self._calendar.now(), None if self._disk is None else self._disk()
         if rule is not None:
-            await sleep(rule.latency)
+            await sleep(min(rule.latency, seconds))
+            if rule.latency >= seconds:
+                return "late"
             if rule.error:
                 self.snapshot.failures[rule.error] += 1
                 return rule.error
@@ -329,7 +336,6 @@ class Snapshots:
                 sealed = [(name, rule.spoilt(written)) for name, written in sealed]
             return self.snapshot.write(sealed, now)
 
-        until = self._ticker() + seconds
         for _ in range(BUSY_TRIES):
             self._writing = asyncio.get_running_loop().run_in_executor(self._writer, write)
             done, _ = await asyncio.wait([self._writing], timeout=max(0.0, until - self._ticker()))

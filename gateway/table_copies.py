@@ -89,10 +89,10 @@ class RowCopies:
     def forgotten(self) -> int:
         return self._journal.forgotten
 
-    def take(self, count: int) -> list[Pending]:
+    def take(self, count: int) -> list[Pending] | None:
         taken = self._journal.take(count)
         if self._near is None or not taken:
-            return []
+            return None
         self._taken += taken
         ids: Ids = np.array(taken, np.int64) if isinstance(taken[0], int) else [bytes(each) for each in taken]
         gathered = self._near.peek(ids, self._ticker())

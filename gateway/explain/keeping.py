@@ -150,8 +150,8 @@ class Keeping:
             return
         made_at = self._calendar.now() - age
         for each in (copied, self._route.shelves.copied_rows):
-            taken = [] if each is None else each.take(TAKEN_MAX)
-            records = [msgspec.msgpack.decode(pending.written, type=Record) for pending in taken]
+            taken = None if each is None else each.take(TAKEN_MAX)
+            records = [msgspec.msgpack.decode(pending.written, type=Record) for pending in taken or ()]
             self._disk.keep([msgspec.structs.replace(each, made_at=made_at, written_at=made_at) for each in records])
         witness = copied.standing.witness
         if self._world.held("snapshot") == "fresh" and witness is not None:

@@ -172,7 +172,7 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
     yield Gauge("tailrace_snapshot_bytes_max", "The bound on them.", (), one(lambda: snapshot.options.bytes_max))
     yield Gauge("tailrace_snapshot_records", "In the last generation.", (), one(lambda: snapshot.records))
     yield Gauge("tailrace_snapshot_generations", "That are read.", (), one(lambda: snapshot.generations))
-    yield Gauge("tailrace_snapshot_waiting", "Keys that are to be copied.", (), one(lambda: snapshots.waiting))
+    yield Gauge("tailrace_snapshot_waiting", "Keys to be copied, or in a pass.", (), one(lambda: snapshots.waiting))
     yield Gauge(
         "tailrace_snapshot_turn_seconds_max",
         "The longest turn of the event loop that a pass took.",

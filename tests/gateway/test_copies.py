@@ -12,6 +12,8 @@ import pytest
 
 from cache.digest import Key
 from cache.entry import Entry
+from cache.queue import Queue
+from cache.response import PASSED_MAX
 from cache.stores.store import Found, StoreError
 from degrade.calendar import Calendar
 from degrade.record import seal
@@ -121,7 +123,7 @@ class Life:
     def write(self) -> str:
         """A pass."""
         pending = []
-        while len(self.copies) and (taken := self.copies.take(100)):
+        while len(self.copies) and (taken := self.copies.take(100)) is not None:
             pending += taken
         outcome = self.snapshot.write([(p.name, seal(p.name, p.written)) for p in pending], self.calendar.now())
         self.copies.written() if outcome == "written" else self.copies.again()
@@ -508,8 +510,44 @@ async def test_a_sweep_takes_what_was_used_and_no_more_than_it_may(born: Born, h
     assert len(life.copies.take(100)) == 5
     life.copies.sweep(600)
     assert len(life.copies.take(100)) == 2
-    assert life.copies.take(100) == []
+    assert life.copies.take(100) is None
     assert len(life.copies) == 0
+
+
+async def test_a_sweep_steps_over_what_was_not_used_a_little_at_a_time(
+    born: Born, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache of a million answers that were asked for once is an ordinary one, and walking over it takes long."""
+    life = born()
+    await life.live()
+    assert life.cache is not None
+    count, taken = 5000, 32
+    for place in range(count):
+        life.answer(float(place), b"%016d" % place)
+    assert life.write() == "written"
+    for place in (0, 2000):
+        assert life.cache.find(Key(b"%016d" % place, 0), host.monotonic) is not None
+    looked = 0
+
+    walk = Queue.walk
+
+    def counted(queue: Queue[object]) -> Iterator[object]:
+        nonlocal looked
+        for node in walk(queue):
+            looked += 1
+            yield node
+
+    monkeypatch.setattr(Queue, "walk", counted)
+    life.copies.sweep(10_000)
+    steps, made = [], []
+    while (some := life.copies.take(taken)) is not None:
+        steps.append(looked)
+        made += some
+        life.answer(0.0, b"another")  # the cache is used meanwhile
+        made += life.copies.take(1) or []
+    assert len(made) == 2 + len(steps)
+    assert looked >= count
+    assert max(after - before for before, after in itertools.pairwise([0, *steps])) <= (taken + 1) * PASSED_MAX
 
 
 async def test_a_copy_is_read_once_a_second_and_judged_each_time(
