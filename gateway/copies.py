@@ -44,6 +44,13 @@ READ_SECONDS: Final = 1.0
 times on its way down the ladder, and reading one may take a millisecond. Whether it may still be used is looked at each
 time."""
 
+LOOK_SECONDS_MAX: Final = 0.5
+"""For one look on the disk. It takes a twentieth of a millisecond; the rest is for a machine that is busy."""
+LOOK_SECONDS_MIN: Final = 0.02
+"""Also where a request's time is over: what is there is its answer."""
+LOOK_SHARE: Final = 0.25
+"""Of the time that a request has left: models are still to be asked."""
+
 _OUTCOMES: Final = ("fresh", "stale", "unknown", "absent")
 
 
@@ -84,9 +91,10 @@ class Records(Protocol):
     """Where records lie; ``Reads`` in life."""
 
     async def read(
-        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float
+        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, seconds: float
     ) -> list[Good[V] | None]:
-        """What is kept under each key, if it is good, read. ``now``: Unix seconds."""
+        """What is kept under each key, if it is good, read; nothing where that is not known within ``seconds``.
+        ``now``: Unix seconds."""
 
 
 class Form(Protocol[V]):
@@ -220,13 +228,13 @@ class Copies(Generic[V]):
         if cache.journal is None:
             cache.journal = Journal(KEYS_MAX)
 
-    async def find(self, digest: bytes, now: float) -> Copy[V] | None:
-        """What is kept under a digest. ``now``: monotonic seconds."""
-        return self.judged((await self.read([digest], now)).get(digest), now)
+    async def find(self, digest: bytes, now: float, until: float) -> Copy[V] | None:
+        """What is kept under a digest. ``now``, and ``until`` when the request has time: monotonic seconds."""
+        return self.judged((await self.read([digest], now, until)).get(digest), now)
 
-    async def read(self, digests: Sequence[bytes], now: float) -> dict[bytes, Good[V]]:
+    async def read(self, digests: Sequence[bytes], now: float, until: float) -> dict[bytes, Good[V]]:
         """What lies on the disk under each digest, if there is something, to be ``judged`` when it is used: what was
-        read a moment ago, or what is read now. ``now``: monotonic seconds."""
+        read a moment ago, or what is read now. ``now``, ``until``: monotonic seconds."""
         terms, standing = self._terms_now(), self.standing
         found: dict[bytes, Good[V]] = {}
         if terms is None:
@@ -238,7 +246,8 @@ class Copies(Generic[V]):
                 found[digest] = held[0]
         missing = [digest for digest in digests if digest not in found]
         if missing:
-            told = await self._records.read(self._form.kind, standing.rules.source, missing, terms, at)
+            seconds = min(LOOK_SECONDS_MAX, max(LOOK_SECONDS_MIN, LOOK_SHARE * (until - now)))
+            told = await self._records.read(self._form.kind, standing.rules.source, missing, terms, at, seconds)
             for digest, good in zip(missing, told, strict=True):
                 if good is not None:
                     found[digest] = good

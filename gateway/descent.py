@@ -109,7 +109,7 @@ async def _older(call: Call[Q, R], key: Key | None, now: float) -> Found[Served[
     """What is kept in memory, if there is something and the caller would have it."""
     if key is None or call.route.cache is None:
         return None
-    found = await call.route.find(call.caller, call.request, key, now)
+    found = await call.route.find(call.caller, call.request, key, now, call.deadline.at)
     return found if found is not None and tolerates(found, call.directives, now) else None
 
 
@@ -117,7 +117,7 @@ async def _copied(call: Call[Q, R], key: Key | None, now: float) -> Found[Served
     """What earlier processes have left, likewise."""
     if key is None or Step.SNAPSHOT not in call.route.steps:
         return None
-    found = await call.route.kept(call.caller, call.request, key, now)
+    found = await call.route.kept(call.caller, call.request, key, now, call.deadline.at)
     return found if found is not None and tolerates(found, call.directives, now) else None
 
 

@@ -24,9 +24,9 @@ class Lent:
     """``epoch``: in which rows are true whose models are the same. ``is_old``: whatever its models are, a row will do,
     and is of ``epoch`` all the same, which none is then."""
 
-    def __init__(self, copied: Copies[Row], now: float, epoch: int, is_old: bool = False) -> None:
+    def __init__(self, copied: Copies[Row], now: float, until: float, epoch: int, is_old: bool = False) -> None:
         self._copied = copied
-        self._now = now
+        self._now, self._until = now, until
         self._epoch = epoch
         self._is_old = is_old
         self._there: dict[bytes, Good[Row]] = {}
@@ -41,7 +41,7 @@ class Lent:
         for some in (keys[:TRIED_MAX], keys[TRIED_MAX:ROWS_MAX]):
             if some and (self._there or not self._looked):
                 self._looked.update(some)
-                self._there |= await self._copied.read(some, self._now)
+                self._there |= await self._copied.read(some, self._now, self._until)
 
     def row(self, key: bytes) -> Borrowed | None:
         """A row, if it was there and may be used."""

@@ -168,7 +168,7 @@ class Pipeline:
         key, choice = self._look_up(call)
         found = None
         if key is not None and route.cache is not None:
-            found = await route.find(call.caller, call.request, key, now)
+            found = await route.find(call.caller, call.request, key, now, call.deadline.at)
             key, now = Key(key.digest, route.epoch), self._ticker()  # it may have looked on the disk
             choice = recall(found, call.directives, route.recall_rules, route.epoch, now)
             if level >= NO_REFRESHES:

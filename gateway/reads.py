@@ -2,8 +2,8 @@
 
 To read what LMDB has mapped takes some microseconds. But it writes into its lock file for that, and pages may have to
 come from the disk first; where that hangs (a volume that has gone, a file system that is frozen for a backup), whoever
-reads stands still, and no signal ends him. So a thread reads, and the event loop waits for it no longer than
-READ_SECONDS_MAX. While a look has not come back in time there is nothing on the disk, at once, for everybody.
+reads stands still, and no signal ends him. So a thread reads, and nobody waits for it longer than he says. While a look
+has not come back in time there is nothing on the disk, at once, for everybody.
 
 Rule of this file: who reads, and how long anyone waits for it. What is looked for, and what it is good for, is
 ``copies.py``'s. It raises nothing.
@@ -21,8 +21,6 @@ from gateway.depot import Directory
 
 Out = TypeVar("Out")
 
-READ_SECONDS_MAX: Final = 0.5
-"""For a look. It takes a twentieth of a millisecond; the others are for a machine that does something else."""
 CLOSE_SECONDS_MAX: Final = 1.0
 
 
@@ -40,9 +38,8 @@ class Reads:
         return self._has_come is not None and not self._has_come()
 
     async def read(
-        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float,
-        seconds: float = READ_SECONDS_MAX,
-    ) -> list[Good[V] | None]:  # fmt: skip
+        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, seconds: float
+    ) -> list[Good[V] | None]:
         """What is kept under each key, if it is good, read; nothing where that is not known within ``seconds``.
         ``now``: Unix seconds."""
 

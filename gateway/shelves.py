@@ -67,29 +67,31 @@ class Shelves:
             rows.watch(self.rows.cache)
 
     async def find(
-        self, caller: Caller, request: InferRequest, key: Key, now: float
+        self, caller: Caller, request: InferRequest, key: Key, now: float, until: float
     ) -> Found[Served[InferResponse]] | None:
         """What is kept of an answer: as it was given once, as its rows are, or as it was copied to the disk. The epoch
-        may have turned meanwhile, and somebody else's answer may have come: that is found then."""
+        may have turned meanwhile, and somebody else's answer may have come: that is found then. ``until``: the
+        request has time, monotonic seconds."""
         assert self.cache is not None
         if self.rows is None and self.copied is None:
             return self.cache.find(key, now)
-        found = await self._here(caller, request, key, now)
-        return found if found is not None else await self._copied(key, now)
+        found = await self._here(caller, request, key, now, until)
+        return found if found is not None else await self._copied(key, now, until)
 
     async def kept(
-        self, caller: Caller, request: InferRequest, key: Key, now: float
+        self, caller: Caller, request: InferRequest, key: Key, now: float, until: float
     ) -> Found[Served[InferResponse]] | None:
         """What was copied of an answer, or of its rows, whatever its models are now: an old one, of no epoch that is
         now."""
-        copy = None if self.copied is None else await self.copied.find(key.digest, now)
+        copy = None if self.copied is None else await self.copied.find(key.digest, now, until)
         if copy is not None:
             entry = self.entry(copy.value, NO_EPOCH, copy.made_at)
         else:
             rows = None if self.copied_rows is None else self._known_rows(request)
             if self.rows is None or self.copied_rows is None or rows is None:
                 return None
-            asked, lent = self.asked(caller, request, key, rows), Lent(self.copied_rows, now, NO_EPOCH, is_old=True)
+            asked = self.asked(caller, request, key, rows)
+            lent = Lent(self.copied_rows, now, until, NO_EPOCH, is_old=True)
             await lent.look(self.rows.lacking(asked, now))
             made = self.rows.whole(asked, now, lent)
             if made is None:
@@ -122,7 +124,7 @@ class Shelves:
                 shelf.purge()  # its queues are circles that nobody else would cut
 
     async def _here(
-        self, caller: Caller, request: InferRequest, key: Key, now: float
+        self, caller: Caller, request: InferRequest, key: Key, now: float, until: float
     ) -> Found[Served[InferResponse]] | None:
         assert self.cache is not None
         found = self.cache.find(key, now)
@@ -131,7 +133,7 @@ class Shelves:
             return found
         asked, lent = self.asked(caller, request, key, rows), None
         if self.copied_rows is not None and (lacking := self.rows.lacking(asked, now)):
-            lent, before = Lent(self.copied_rows, now, key.epoch), self.cache.peek(key.digest)
+            lent, before = Lent(self.copied_rows, now, until, key.epoch), self.cache.peek(key.digest)
             await lent.look(lacking)
             if self.cache.peek(key.digest) is not before:
                 return self.cache.find(key, now)
@@ -147,10 +149,10 @@ class Shelves:
             return found
         return Found(entry, freshness, is_copy=lent is not None and lent.count > 0)
 
-    async def _copied(self, key: Key, now: float) -> Found[Served[InferResponse]] | None:
+    async def _copied(self, key: Key, now: float, until: float) -> Found[Served[InferResponse]] | None:
         """The copy of an answer, if it may be served as if it had been here all the time."""
         copied = self.copied
-        copy = None if copied is None else await copied.find(key.digest, now)
+        copy = None if copied is None else await copied.find(key.digest, now, until)
         if self.cache is None or copied is None:
             return None
         if self.cache.peek(key.digest) is not None:

@@ -20,7 +20,7 @@ from degrade.calendar import Calendar
 from degrade.deadline import Ticker
 from degrade.record import Record, Terms, age, name_of, packed
 from gateway.config_tables import TableConfig
-from gateway.copies import FINGERPRINT_BYTES, KEYS_MAX, Pending, Records
+from gateway.copies import FINGERPRINT_BYTES, KEYS_MAX, LOOK_SECONDS_MAX, Pending, Records
 from gateway.stores import bounds_of
 
 LAYOUT: Final = 1
@@ -72,10 +72,12 @@ class RowCopies:
         until, now = self._ticker() + seconds, self._calendar.now()
         keys = [_key(each) for each in (ids.tolist() if isinstance(ids, np.ndarray) else ids)]
         for begin in range(0, len(keys), ROWS_AT_ONCE):
-            if begin and self._ticker() > until:
+            left = until - self._ticker()
+            if begin and left <= 0.0:
                 break
             some = keys[begin : begin + ROWS_AT_ONCE]
-            told = await self._records.read("feature", self._source, some, self._terms, now)
+            seconds = min(LOOK_SECONDS_MAX, left)
+            told = await self._records.read("feature", self._source, some, self._terms, now, seconds)
             for place, found in enumerate(told, begin):
                 if found is not None:
                     rows[place] = found.value.reshape(self._shape)

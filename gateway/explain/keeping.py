@@ -48,7 +48,7 @@ class Disk:
         self._records |= {name_of(each.kind, each.source, each.key): each for each in records}
 
     async def read(
-        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float
+        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, seconds: float
     ) -> list[Good[V] | None]:
         """As the real one reads it."""
         held = [self._records.get(name_of(kind, source, key)) for key in keys]

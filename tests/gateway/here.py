@@ -15,6 +15,6 @@ class Here:
         self._snapshot = snapshot
 
     async def read(
-        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float
+        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, seconds: float
     ) -> list[Good[V] | None]:
         return [self._snapshot.find(kind, source, key, terms, now) for key in keys]

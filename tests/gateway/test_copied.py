@@ -111,7 +111,7 @@ class Shelf:
     def trusts(self) -> bool:
         return self._trusts
 
-    async def read(self, keys: Sequence[bytes], now: float) -> dict[bytes, Row]:
+    async def read(self, keys: Sequence[bytes], now: float, until: float) -> dict[bytes, Row]:
         self.asked += len(keys)
         return {key: ROW for key in keys if key.startswith(b"k")}
 
@@ -126,7 +126,7 @@ ROW = Row(struct.pack("<2f", 1, 2) + b"\x02\0\0\0no", MADE)
 async def test_of_a_new_batch_few_rows_are_looked_for_and_of_any_no_more_than_a_turn_takes() -> None:
     for start, looked in ((b"n", TRIED_MAX), (b"k", ROWS_MAX)):
         shelf = Shelf()
-        lent = Lent(shelf, 10.0, 3)  # type: ignore[arg-type]  # all that it asks
+        lent = Lent(shelf, 10.0, 11.0, 3)  # type: ignore[arg-type]  # all that it asks
         keys = [b"%b%d" % (start, number) for number in range(1000)]
         await lent.look(keys)
         found = [lent.row(key) for key in keys]
@@ -145,7 +145,7 @@ async def test_of_a_new_batch_few_rows_are_looked_for_and_of_any_no_more_than_a_
     ],
 )
 async def test_what_a_row_is_good_for(is_same: bool, trusts: bool, is_old: bool, stays: bool | None) -> None:
-    lent = Lent(Shelf(is_same, trusts), 10.0, 3, is_old)  # type: ignore[arg-type]  # as above
+    lent = Lent(Shelf(is_same, trusts), 10.0, 11.0, 3, is_old)  # type: ignore[arg-type]  # as above
     assert lent.row(b"k") is None, "it was not looked for"
     await lent.look([b"k"])
     assert lent.row(b"k") == (None if stays is None else Borrowed(ROW, 9.0, 3, stays))
@@ -162,7 +162,7 @@ async def test_rows_of_models_that_are_the_same_stay_here_and_only_the_others_ar
     await again.ask(b"\0" * 8)
     shelf = Shelf()
 
-    async def read(keys: Sequence[bytes], now: float) -> dict[bytes, Row]:
+    async def read(keys: Sequence[bytes], now: float, until: float) -> dict[bytes, Row]:
         return {each: held.value for each in keys if each == key}
 
     shelf.read = read  # type: ignore[method-assign]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -130,7 +131,7 @@ class Life:
         return outcome
 
     async def find(self, digest: bytes = DIGEST) -> Copy | None:
-        return await self.copies.find(digest, self.host.monotonic)
+        return await self.copies.find(digest, self.host.monotonic, math.inf)
 
     def end(self) -> None:
         self.snapshot.close()
@@ -428,7 +429,7 @@ async def test_another_configuration_finds_nothing(born: Born, host: Host) -> No
     standing.schema = lambda: host.schema
     await standing.purges.round()
     other = Copies(standing, Here(life.snapshot), Answers("r"))
-    assert await other.find(DIGEST, host.monotonic) is None
+    assert await other.find(DIGEST, host.monotonic, math.inf) is None
     assert life.snapshot.rejected["fingerprint"] == 1
 
 

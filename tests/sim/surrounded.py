@@ -18,7 +18,7 @@ from cache.stores.merge import MergeOptions
 from cache.stores.store import StoreError
 from degrade.breaker import Breaker, Permit
 from degrade.guard import Guarded
-from tests.sim.loop import Inline
+from tests.sim.loop import LIFE, Inline
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -47,7 +47,7 @@ def surrounded(world: World) -> Iterator[None]:
     def acquired(self: Breaker, now: float) -> Permit | None:
         permit = acquire(self, now)
         if permit is not None:
-            world.permits.append(permit)
+            world.permits.append((LIFE.get(), permit))
         return permit
 
     def heeded(whole: Any) -> Any:
