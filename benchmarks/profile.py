@@ -111,8 +111,7 @@ async def profiled(kind: str, values: int, count: int) -> tuple[float, dict[str,
     with static() as upstream, environment(f"http://127.0.0.1:{upstream.port}", kind) as environ:
         gateway = Gateway(load(None, environ, [f"http://127.0.0.1:{upstream.port}"]))
         await gateway.start()
-        assert gateway._lane is not None
-        connection, caller = EdgeConnection(gateway._lane), Caller()
+        connection, caller = EdgeConnection(gateway.doors.lane), Caller()
         transport: Any = caller
         try:
             connection.connection_made(transport)

@@ -20,9 +20,9 @@ import msgspec
 from cache.stores.lmdb import mapped
 from cache.stores.lmdb_file import LmdbOptions, Place, environment_of
 from cache.stores.store import StoreError
+from degrade.directory import number_of
 from degrade.record import Record, name_of, packed, seal, unpacked
 
-SUFFIX: Final = ".mdb"
 READERS_MAX: Final = 512
 """Of all processes of a host: each has one thread that reads."""
 MANIFEST: Final = name_of("manifest", "", b"")
@@ -112,21 +112,6 @@ class Generation:
 
     def close(self) -> None:
         self._environment.close()
-
-
-def number_of(path: Path) -> int:
-    """The generation's, by its file's name."""
-    return int(path.name.removesuffix(SUFFIX))
-
-
-def path_of(folder: Path, number: int) -> Path:
-    return folder / f"{number:010d}{SUFFIX}"
-
-
-def generations(folder: Path) -> list[Path]:
-    """The files of all of them, the oldest first. Raises OSError."""
-    found = [path for path in folder.iterdir() if path.suffix == SUFFIX and path.stem.isdecimal()]
-    return sorted(found, key=number_of)
 
 
 def _manifest(records: int, now: float) -> Record:

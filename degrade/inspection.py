@@ -15,30 +15,26 @@ It moves and judges nothing else.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from cache.stores.lmdb import mapped
 from cache.stores.store import StoreError
-from degrade.generation import SUFFIX, Generation, generations, number_of, path_of
+from degrade.directory import announce, generations, locked, number_of, path_of, remove
+from degrade.generation import Generation
 from degrade.record import drifted, unpacked
 
-LOCK: Final = "lock"
-LOCKS_LEFT: Final = 16
-"""Of generations that have gone, 33 KB each: whoever had one open has looked again since, and closed it."""
 RENEWED_SHARE_MAX: Final = 0.5
 """Of a generation's bound: what is fuller is left as it is, and a new one begins empty."""
 COPIED_AT_ONCE: Final = 1024
-LOCK_TRY_SECONDS: Final = 0.05
-"""Between tries for the lock: a commit has it for about so long."""
 
 _COMMAND: Final = (sys.executable, "-P", "-m", "degrade.inspection")  # -P: the current directory is not ours to import
 
@@ -66,24 +62,6 @@ class InspectionOptions(msgspec.Struct, frozen=True):
     drift_max: float
     seconds_max: float
     renews: bool = True
-
-
-@contextlib.contextmanager
-def locked(folder: Path, seconds: float = 0.0) -> Iterator[bool]:
-    """The directory's lock, which one process of a host has at a time. False if another has it, and has it still after
-    so many ``seconds``, which this blocks for. Raises OSError."""
-    until = time.monotonic() + seconds
-    with open(folder / LOCK, "ab") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() >= until:
-                    yield False
-                    return
-                time.sleep(LOCK_TRY_SECONDS)
-        yield True  # closing gives it back
 
 
 def inspect(folder: Path, options: InspectionOptions) -> Inspected:
@@ -181,6 +159,7 @@ def renew(folder: Path, number: int, bytes_max: int) -> bool:
         ):
             _copy(source, target)
         os.replace(growing, path_of(folder, number + 1))
+        announce(folder, number + 1)
         remove(old)
         for left in folder.glob("*.new*"):
             left.unlink()
@@ -200,25 +179,16 @@ def _copy(source: Generation, target: Generation) -> None:
     target.put(batch, written_at)
 
 
-def remove(path: Path) -> None:
-    """Take a generation off the disk; who has it open goes on reading it. Raises OSError.
-
-    Its lock stays for a while. Who reads it alone does not have that open, so the next lock would get its inode, by
-    which py-lmdb knows what is open in a process: it would take the new generation for the one that has gone.
-    """
-    path.unlink(missing_ok=True)
-    for lock in path.parent.glob(f"*{SUFFIX}-lock"):
-        number, data = lock.name.removesuffix(f"{SUFFIX}-lock"), lock.with_name(lock.name.removesuffix("-lock"))
-        if number.isdecimal() and int(number) <= number_of(path) - LOCKS_LEFT and not data.exists():
-            lock.unlink(missing_ok=True)
-
-
 def _judged(folder: Path, number: int, is_last: bool, bounds: tuple[int, float]) -> Verdict:
     """One file, read through. The last one may be written to by another process meanwhile."""
     bytes_max, drift_max = bounds
     good = bad = 0
+    path = path_of(folder, number)
     try:
-        with closing(opened(path_of(folder, number), bytes_max, is_last)) as generation:
+        with mapped(path):
+            if path.stat().st_size == 0:
+                return Verdict(number, "empty")
+        with closing(opened(path, bytes_max, is_last)) as generation:
             manifest = generation.manifest
             for name, held in generation.walk():
                 if unpacked(name, held) is None:

@@ -26,9 +26,10 @@ import msgspec
 
 from cache.stores.lmdb import mapped
 from cache.stores.store import StoreError
-from degrade.generation import Generation, Pairs, generations, number_of, path_of
-from degrade.inspection import InspectionOptions, inspect, locked, opened, remove
-from degrade.record import Good, Terms, V, judged, name_of, unpacked
+from degrade.directory import SUFFIX, announce, announced, generations, locked, number_of, path_of, remove
+from degrade.generation import Generation, Pairs
+from degrade.inspection import InspectionOptions, inspect, opened
+from degrade.record import REASONS, Good, Terms, V, judged, name_of, unpacked
 
 QUARANTINE: Final = "quarantine"
 GENERATIONS_MAX: Final = 16
@@ -58,14 +59,16 @@ class Snapshot:
         self.options = options
         self.failures: Counter[str] = Counter()
         """What the disk did not do, by `StoreError`'s kinds."""
-        self.rejected: Counter[str] = Counter()
-        """Records that were not used, by `record.REASONS`."""
+        self.rejected: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
+        """Records that were not used, by reason."""
         self.quarantined: Counter[str] = Counter()
-        """Generations, by reason."""
+        """Generations that this process has put aside, by reason."""
+        self.aside = 0
+        """Files that lie there, whoever put them there, as of the last look."""
         self.records = 0
         """Of the last generation."""
         self.written_at = 0.0
-        """When the last commit was, of any process; Unix seconds."""
+        """When the last commit was, of any process, or when there was nothing to commit; Unix seconds."""
         self.bytes = 0
         """On the disk, as of the last look."""
         self.rotations = 0
@@ -88,6 +91,7 @@ class Snapshot:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 files = generations(self.folder)
             self._before = self._last = max(map(number_of, files), default=0)
+            good: set[int] = set()
             if files:
                 bounds = InspectionOptions(
                     options.generation_bytes_max, options.drift_max, options.inspection_seconds_max
@@ -99,6 +103,7 @@ class Snapshot:
                     if verdict.reason:
                         self._put_aside(verdict.number, verdict.reason)
                 good = {number for number, verdict in inspected.verdicts.items() if verdict.reason == ""}
+            with mapped(self.folder):
                 self._take(good)
         except StoreError as error:
             self.failures[error.kind] += 1
@@ -121,20 +126,21 @@ class Snapshot:
         return None
 
     def write(self, pairs: Pairs, now: float) -> str:
-        """Write sealed records under their names, all or none: "written"; "busy" if another process is at it; or why
-        not, one of `StoreError`'s kinds. ``now``: Unix seconds."""
+        """Write sealed records under their names, all or none: "written"; "idle" if there are none, and a generation to
+        write to is there; "busy" if another process is at it; or why not, one of `StoreError`'s kinds. ``now``: Unix
+        seconds."""
         try:
             with mapped(self.folder):
                 self.folder.mkdir(parents=True, exist_ok=True)
                 with locked(self.folder) as ours:
                     if not ours:
                         return "busy"
-                    self._write(pairs, now)
+                    outcome = self._write(pairs, now)
         except StoreError as error:
             self.failures[error.kind] += 1
             return error.kind
         self.written_at = max(self.written_at, now)
-        return "written"
+        return outcome
 
     def settle(self) -> None:
         """Close what is not read any more. Not while somebody reads."""
@@ -155,13 +161,15 @@ class Snapshot:
         except StoreError as error:
             self.failures[error.kind] += 1
 
-    def _write(self, pairs: Pairs, now: float) -> None:
+    def _write(self, pairs: Pairs, now: float) -> str:
         self._take(frozenset())
         last = self._generations[0] if self._generations else None
         if last is not None and last.is_writable:
+            if not pairs:
+                return "idle"  # a commit waits for the disk, even one of nothing
             try:
                 self._put(last, pairs, now)
-                return
+                return "written"
             except StoreError as error:
                 if error.kind == "corrupt":  # LMDB gives up a file whose last page it could not write
                     self._give_up(last)
@@ -170,6 +178,8 @@ class Snapshot:
         fresh = self._begin()
         try:
             self._put(fresh, pairs, now)
+            with mapped(self.folder):
+                announce(self.folder, fresh.number)
         except StoreError:
             self._left.append(fresh)
             with contextlib.suppress(OSError):
@@ -178,6 +188,7 @@ class Snapshot:
         self._generations = (fresh, *self._generations)
         self.rotations += 1
         self._count()
+        return "written"
 
     def _give_up(self, generation: Generation) -> None:
         """Not to be opened again in this process; the next one looks through it."""
@@ -197,8 +208,7 @@ class Snapshot:
 
     def _make_room(self, bytes_max: int) -> None:
         """Remove what was put aside, and then the oldest generations, until the others have ``bytes_max`` at most."""
-        aside = sorted((self.folder / QUARANTINE).glob("*.mdb")) if (self.folder / QUARANTINE).is_dir() else []
-        files = [*aside, *generations(self.folder)]
+        files = [*_aside(self.folder), *generations(self.folder)]
         sizes = {path: path.stat().st_size for path in files}
         while files and (sum(sizes[path] for path in files) > bytes_max or len(files) >= GENERATIONS_MAX):
             remove(files.pop(0))
@@ -207,15 +217,16 @@ class Snapshot:
         self._generations = tuple([each for each in self._generations if each.path in kept])
 
     def _take(self, good: set[int] | frozenset[int]) -> None:
-        """Read what is there: generations that are open already, those of ``good``, and those made since we are
-        here."""
+        """Read what is there: generations that are open already, those of ``good``, and those that others like us have
+        made since we are here. What else has come is looked through at the next start."""
         held = {each.number: each for each in self._generations if each.is_there}
         files = generations(self.folder)
+        made = announced(self.folder) if files and number_of(files[-1]) > self._before else {}
         numbers = [number_of(path) for path in files]
         self._last = max([self._last, *numbers])
         found: list[Generation] = []
         for path, number in zip(files, numbers, strict=True):
-            is_new = number > self._before
+            is_new = number > self._before and number in made and made[number] == _inode(path)
             if number in held:
                 found.append(held.pop(number))
             elif (number in good or is_new) and number not in self._given_up:
@@ -238,7 +249,8 @@ class Snapshot:
         return opened(path, bound, is_last)
 
     def _count(self) -> None:
-        """Look at the last generation's manifest, and at sizes."""
+        """Look at the last generation's manifest, at sizes, and at what lies aside. Raises OSError."""
+        self.aside = len(_aside(self.folder))
         self.bytes = sum(each.bytes for each in self._generations)
         manifest = self._generations[0].manifest if self._generations else None
         self.records = 0 if manifest is None else manifest.records
@@ -255,6 +267,19 @@ class Snapshot:
             remove(path)
 
 
+def _aside(folder: Path) -> list[Path]:
+    """What was put aside, the oldest first. Raises OSError."""
+    return sorted((folder / QUARANTINE).glob(f"*{SUFFIX}"))
+
+
+def _inode(path: Path) -> int | None:
+    """None: the file has gone."""
+    try:
+        return path.stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
 def pruned(folder: Path, kept: int, seconds: float) -> Sequence[Path]:
     """Remove what was put aside, and all but the last ``kept`` generations; what was removed. Raises OSError, and
     StoreError("timeout") if another process has been writing for so many ``seconds``."""
@@ -262,9 +287,8 @@ def pruned(folder: Path, kept: int, seconds: float) -> Sequence[Path]:
         if not ours:
             told = f"{folder}: another process has been writing for {seconds:g} s; nothing was removed"
             raise StoreError("timeout", told)
-        aside = sorted((folder / QUARANTINE).glob("*.mdb"))
         files = generations(folder)
-        gone = [*aside, *files[: max(0, len(files) - kept)]]
+        gone = [*_aside(folder), *files[: max(0, len(files) - kept)]]
         for path in gone:
             remove(path)
     return gone

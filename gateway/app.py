@@ -1,15 +1,15 @@
 """The composition root: from a configuration to a running gateway, and back down.
 
-Rule of this file: the only place that makes the parts and joins them. No decision about a request is
-taken here. Start order: what must not fail (parser, listeners) first, then probes and polls, which may
-fail as often as they like; a gateway starts while every backend is down.
+Rule of this file: the only place that makes the parts and joins them (what a door consists of is
+``doors/doorkeeper.py``'s). No decision about a request is taken here. Start order: what must not fail (parser,
+listeners) first, then probes and polls, which may fail as often as they like; a gateway starts while every backend is
+down.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -18,50 +18,28 @@ import structlog
 from degrade.breaker import Change
 from degrade.brownout import BrownoutOptions
 from degrade.deadline import Deadline
+from gateway.address import parse_address
 from gateway.admission.ratelimit import Limiter
-from gateway.background import Run, Sleep, kept, sweep
-from gateway.codec.ndarray import plain_bytes_max
-from gateway.config import Config, Server, parse_address
+from gateway.background import Run, Sleep, kept
+from gateway.config import Config
 from gateway.doors.about import Readiness
-from gateway.doors.book import BookOptions
 from gateway.doors.buffered import Buffered
-from gateway.doors.certificates import RENEWAL_SECONDS, Certificates
-from gateway.doors.edge import EdgeConnection
+from gateway.doors.doorkeeper import Doorkeeper
 from gateway.doors.exchange import Exchange
-from gateway.doors.handshakes import Handshakes
-from gateway.doors.head import HeadBounds, Heads
-from gateway.doors.http import HttpDoor
-from gateway.doors.lane import Clocks, Desk, EdgeLane, EdgeOptions, Times
-from gateway.doors.listener import (
-    ADMIN_CONNECTIONS_MAX,
-    ADMIN_DRAIN_SECONDS,
-    Listener,
-    listen,
-    listen_secured,
-    named,
-)
-from gateway.doors.methods import MethodPorts, Methods
-from gateway.doors.passthrough import RELAYED_BYTES_MAX
+from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ADMIN_DRAIN_SECONDS, Listener, listen, named
 from gateway.doors.ports import Ports
-from gateway.doors.rpc import RpcConnection
-from gateway.doors.rpc_lane import ENVELOPE_BYTES_MAX, RpcDesk, RpcLane, RpcOptions
 from gateway.homes import Makings
 from gateway.learning import Home
-from gateway.memory import resident
 from gateway.notes import BEAT_SECONDS, Notes
 from gateway.operate.admin import Shown, admin_port
 from gateway.operate.gauges import (
     chaos_gauges,
     gauges,
-    grpc_gauges,
-    lane_gauges,
     notes_gauges,
     reload_gauges,
-    rpc_gauges,
     second_gauges,
     snapshot_gauges,
     table_gauges,
-    tls_gauges,
 )
 from gateway.operate.load_gauges import load_gauges
 from gateway.operate.telemetry import Telemetry
@@ -77,13 +55,8 @@ from gateway.strain import LOOK_SECONDS, Strain
 from gateway.surroundings import Surroundings, real
 
 if TYPE_CHECKING:
-    from gateway.doors.grpc import GrpcDoor
-    from gateway.doors.grpc_listener import GrpcListener
     from gateway.operate.faults import Faults
     from gateway.tables import Table
-
-SWEEP_SECONDS: Final = 0.5
-"""How often slow peers are looked for; how late they may be cut."""
 
 FIRST_LOOK_SECONDS: Final = 0.5
 """For the models to say that they are what a snapshot tells of them; a start waits no longer for one that is silent."""
@@ -116,28 +89,13 @@ class Gateway:
         self._around, self._faults = _surrounded(config, real() if around is None else around)
         self._ticker = self._around.ticker
         self._sleep = sleep
-        self._shared = shared
         self._draining = False
         self._tasks: list[asyncio.Task[None]] = []
         self._keeping: dict[Home | Table, list[asyncio.Task[None]]] = {}  # probes, polls, and ears for writes
         self._retiring: set[asyncio.Task[None]] = set()  # with backends, which keep connections
         self._retiring_routes: set[asyncio.Task[None]] = set()
-        self._lane: EdgeLane | None = None
-        self._door: HttpDoor | None = None
-        self._methods: Methods | None = None
-        self._rpc: RpcLane | None = None
-        self._rpc_server: asyncio.Server | None = None
-        self.rpc_address = ""
-        """Where the MessagePack-RPC door is, once started, if it is open: HOST:PORT or unix:PATH."""
-        self._listener: Listener | None = None
         self._admin: Listener | None = None
-        self._server: asyncio.Server | Handshakes | None = None
         self._admin_server: asyncio.Server | None = None
-        self.certificates: Certificates | None = None
-        self._grpc_door: GrpcDoor | None = None
-        self._grpc: GrpcListener | None = None
-        self.grpc_address = ""
-        """Where the gRPC door listens; empty if there is none."""
         self.buffered = Buffered(int(config.server.buffered_bytes_max))
         self.telemetry = Telemetry(self._ticker, logs_requests=config.log.level == "debug")
         self._makings = Makings(config.server, self._around, self._faults)
@@ -150,6 +108,7 @@ class Gateway:
         self._limiter = Limiter(config.server.quota_keys_max)
         self.pipeline = Pipeline(self._limiter, self.telemetry, self._ticker, self._around.chance)
         self._exchange = Exchange(self.pipeline, self._ticker, self.buffered)
+        self.doors = Doorkeeper(config, self._ports(self.standing), self._around.wall, shared)
         self.reloads = None if reread is None else Reloads(config, reread, self.take)
         shown = (lambda: self.services, lambda: self.homes, lambda: self._draining)
         of_reloads = () if self.reloads is None else reload_gauges(self.reloads)
@@ -195,31 +154,14 @@ class Gateway:
                 deadline = Deadline.after(self._ticker(), FIRST_LOOK_SECONDS)
                 await asyncio.gather(*(home.catalog.look_once(deadline) for home in self.homes.values()))
             await self.snapshots.begin()
+        http = await self.doors.open()
         server = self.standing.config.server
-        certificates = self.certificates = None if server.tls is None else Certificates(server.tls)
-        ports = self._ports(self.standing)
-        self._door = HttpDoor(server, ports)
-        header_bytes_max = int(server.header_bytes_max)
-        self._listener = Listener(self._door.handle, header_bytes_max, server.connections_max)
-        self._lane = EdgeLane(self._desk(self.standing), Clocks(self._ticker, self._around.wall), _edge_options(server))
-        for gauge in lane_gauges(self._lane):
-            self.telemetry.watch(gauge)
-        http = await self._listen(self._lane, certificates)
-        if server.rpc is not None:
-            await self._open_rpc(server, server.rpc)
-        if server.has_grpc:
-            await self._start_grpc(ports, certificates)
         state = (lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining)
         shown = Shown(*state, self.reloads, self._faults, self.snapshots)
-        self._admin = Listener(admin_port(shown).handle, header_bytes_max, ADMIN_CONNECTIONS_MAX)
+        self._admin = Listener(admin_port(shown).handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
-        for lane in (self._lane, self._rpc):
-            if lane is not None:
-                self._tasks.append(kept(partial(sweep, lane, self._ticker), SWEEP_SECONDS))
-        self._tasks.append(kept(self._strain.run, LOOK_SECONDS))
-        if certificates is not None:
-            self._tasks.append(kept(certificates.run, RENEWAL_SECONDS))
+        self._tasks += [*self.doors.beside(), kept(self._strain.run, LOOK_SECONDS)]
         # One look before anyone is told that we are ready: until then readiness would be a guess.
         await self._probe(self.homes.values())
         self._keep(self.standing)
@@ -257,84 +199,9 @@ class Gateway:
             self.snapshots.keep()
         self._limiter.forget(changed_quotas(before, after))
         self.buffered.bytes_max = int(config.server.buffered_bytes_max)
-        ports = self._ports(after)
-        assert self._door is not None, "a gateway takes a configuration once it is started"
-        assert self._lane is not None
-        self._door.take(config.server, ports)
-        self._lane.take(self._desk(after))
-        if self._methods is not None and self._rpc is not None:
-            self._methods.take(self._method_ports(after))
-            self._rpc.options = _rpc_options(after)
-        if self._grpc_door is not None:
-            self._grpc_door.take(config.server, ports)
+        self.doors.take(config, self._ports(after))
         self._keep(after)
         self._retire(retired(before, after), float(before.config.server.passthrough_timeout))
-
-    def _ports(self, standing: Standing) -> Ports:
-        return Ports(
-            routes=standing.routes,
-            passthrough=standing.passthrough,
-            pipeline=self.pipeline,
-            exchange=self._exchange,
-            directory=standing.directory,
-            telemetry=self.telemetry,
-            readiness=self.readiness,
-            loaded=self._loaded,
-            ticker=self._ticker,
-            buffered=self.buffered,
-            proxies=standing.proxies,
-            endpoints=standing.by_path,
-        )
-
-    def _desk(self, standing: Standing) -> Desk:
-        server, listener = standing.config.server, self._listener
-        assert listener is not None
-        relayed_bytes_max = min(RELAYED_BYTES_MAX, int(server.passthrough_bytes_max))
-        bounds = HeadBounds(int(server.header_bytes_max), relayed_bytes_max)
-        heads = Heads(standing.routes, standing.directory, bounds, standing.proxies, server.edge, standing.by_path)
-        pool, proxies = standing.passthrough.pool, standing.proxies
-        return Desk(heads, self._exchange, self.telemetry, self.buffered, listener.behind, pool, proxies)
-
-    def _method_ports(self, standing: Standing) -> MethodPorts:
-        return MethodPorts(standing.routes, standing.directory, self.readiness, self._ticker)
-
-    async def _start_grpc(self, ports: Ports, certificates: Certificates | None) -> None:
-        """grpc is loaded only where it is used: it takes its time, and some 30 MB."""
-        from gateway.doors.grpc import GrpcDoor
-        from gateway.doors.grpc_health import Health
-        from gateway.doors.grpc_listener import GrpcListener
-        from gateway.doors.grpc_sockets import Sockets
-        from gateway.doors.reception import Reception, ReceptionPorts
-
-        server = self.standing.config.server
-
-        def kept() -> int:
-            caches = (service.cache for service in self.services.values())
-            return self.buffered.bytes + sum(cache.bytes_used for cache in caches if cache is not None)
-
-        coming = ReceptionPorts(self.buffered, resident, kept, Sockets().received, self._ticker)
-        reception = Reception(coming, server.message_bytes_max)
-        self._grpc_door = GrpcDoor(server, ports, reception)
-        told = self._grpc_door.deliver
-        health = Health(lambda: self.readiness().ready, reception, told, float(server.body_timeout))
-        self._grpc = GrpcListener(server, self._grpc_door, health, reception, self._shared)
-        for gauge in grpc_gauges(self._grpc.service):
-            self.telemetry.watch(gauge)
-        with named("server.grpc", server.grpc):
-            self.grpc_address = await self._grpc.start(parse_address(server.grpc), certificates)
-
-    async def _listen(self, lane: EdgeLane, certificates: Certificates | None) -> str:
-        """Open the HTTP door; where it is."""
-        server = self.standing.config.server
-        make, address = partial(EdgeConnection, lane), parse_address(server.http)
-        with named("server.http", server.http):
-            if certificates is None:
-                self._server, http = await listen(make, address, self._shared)
-                return http
-            self._server, http = listen_secured(make, address, certificates, lane, self._shared)
-        for gauge in tls_gauges(self._server):
-            self.telemetry.watch(gauge)
-        return http
 
     def readiness(self) -> Readiness:
         """Not while draining, nor while a route, an endpoint or the pass-through has no replica that is ready."""
@@ -356,20 +223,11 @@ class Gateway:
         """Turn not ready, serve on for ``server.drain_notice`` so that balancers can see it, let requests in
         flight finish within ``server.drain``, and end everything."""
         self._draining = True
-        if self._server is not None:
-            notice = float(self.standing.config.server.drain_notice)
-            if notice > 0:
-                await self._sleep(notice)
-            self._server.close()
-        if self._rpc_server is not None:
-            self._rpc_server.close()
-        drain, began = float(self.standing.config.server.drain), self._ticker()
-        draining = [lane.drain(drain) for lane in (self._lane, self._rpc) if lane is not None]
-        if self._grpc is not None:
-            draining.append(self._grpc.stop(drain))
-        await asyncio.gather(*draining)
-        if self._listener is not None:
-            await self._listener.shutdown(drain)
+        server = self.standing.config.server
+        if self.doors.is_open and server.drain_notice > 0:
+            await self._sleep(float(server.drain_notice))
+        drain, began = float(server.drain), self._ticker()
+        await self.doors.close(drain)
         left = max(0.0, drain - (self._ticker() - began))
         seconds = [route.second for route in self.routes.values() if route.second is not None]
         await asyncio.gather(*(second.behind.drain(left) for second in seconds))
@@ -393,18 +251,21 @@ class Gateway:
 
     # -- making the parts -------------------------------------------------------------------------
 
-    async def _open_rpc(self, server: Server, written: str) -> None:
-        """Listen for MessagePack-RPC."""
-        self._methods = Methods(self._method_ports(self.standing))
-        desk = RpcDesk(self._methods, self._exchange, self.telemetry, self.buffered, self._ticker)
-        self._rpc = RpcLane(desk, _rpc_options(self.standing))
-        for gauge in rpc_gauges(self._rpc):
-            self.telemetry.watch(gauge)
-        with named("server.rpc", written):
-            self._rpc_server, url = await listen(
-                partial(RpcConnection, self._rpc), parse_address(written), self._shared
-            )
-        self.rpc_address = url.removeprefix("http://")
+    def _ports(self, standing: Standing) -> Ports:
+        return Ports(
+            routes=standing.routes,
+            passthrough=standing.passthrough,
+            pipeline=self.pipeline,
+            exchange=self._exchange,
+            directory=standing.directory,
+            telemetry=self.telemetry,
+            readiness=self.readiness,
+            loaded=self._loaded,
+            ticker=self._ticker,
+            buffered=self.buffered,
+            proxies=standing.proxies,
+            endpoints=standing.by_path,
+        )
 
     def _share(self, standing: Standing) -> None:
         for route in standing.routes.values():
@@ -483,37 +344,3 @@ def _surrounded(config: Config, around: Surroundings) -> tuple[Surroundings, Fau
 
     faults = Faults(around.ticker)
     return msgspec.structs.replace(around, wall=faults.wall(around.wall)), faults
-
-
-def _edge_options(server: Server) -> EdgeOptions:
-    header_bytes_max = int(server.header_bytes_max)
-    return EdgeOptions(header_bytes_max, server.connections_max, server.connections_per_address_max, _times(server))
-
-
-def _rpc_options(standing: Standing) -> RpcOptions:
-    server = standing.config.server
-    limits = [route.body_limits for route in standing.routes.values()]
-    return RpcOptions(
-        server.rpc_in_flight_max,
-        max((each.bytes_max for each in limits), default=0) + ENVELOPE_BYTES_MAX,
-        max((plain_bytes_max(each.message) for each in limits), default=0) + ENVELOPE_BYTES_MAX,
-        {name: _places(standing, route) for name, route in standing.routes.items()},
-        BookOptions(server.connections_max, server.connections_per_address_max),
-        _times(server),
-    )
-
-
-def _places(standing: Standing, route: Route) -> int:
-    """How many calls the replicas of a route's tiers take at once: of the tier that takes the fewest."""
-    backends = [standing.config.backends[tier.backend] for tier in route.config.tiers]
-    return min(each.connections_max * len(each.http or each.grpc) for each in backends)
-
-
-def _times(server: Server) -> Times:
-    return Times(
-        head=float(server.head_timeout),
-        body=float(server.body_timeout),
-        idle=float(server.idle_timeout),
-        write=float(server.write_timeout),
-        answer=float(server.passthrough_timeout),
-    )

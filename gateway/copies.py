@@ -22,7 +22,7 @@ from blake3 import blake3
 from cache.entry import Entry
 from cache.journal import Journal
 from cache.memo import Memo
-from cache.response import ResponseCache
+from cache.response import PASSED, ResponseCache
 from cache.stores.store import Store
 from degrade.calendar import Calendar
 from degrade.record import PAYLOAD_BYTES_MAX, Good, Record, Terms, age, doubted, name_of, packed
@@ -61,8 +61,14 @@ class Copied(Protocol):
     def __len__(self) -> int:
         """How many wait."""
 
-    def take(self, count: int) -> Sequence[Pending]:
-        """Some of them, made ready; ``count`` keys at most are looked at, and TURN_BYTES of them or little more."""
+    @property
+    def forgotten(self) -> int:
+        """How many found no room to wait in, from the start: they are copied when they are made anew."""
+
+    def take(self, count: int) -> Sequence[Pending] | None:
+        """Some of them, made ready; ``count`` steps at most are taken (each to a key, or over PASSED_MAX that a sweep
+        leaves out), and TURN_BYTES made or little more. None if nothing was looked at: none waits, or nobody can make
+        them now."""
 
     def again(self) -> None:
         """What was taken since the last call of this or of ``written`` was not written."""
@@ -117,8 +123,8 @@ class CopyRules(msgspec.Struct, frozen=True):
 
 
 class Standing:
-    """What of a service says whether its copies may be used, whatever they are copies of. ``outcomes`` counts what was
-    looked for: each answer, each row."""
+    """What of a service says whether its copies may be used, whatever they are copies of. ``outcomes`` counts
+    look-ups: each of an answer, each of a row, however often a request makes the same one on its way."""
 
     def __init__(self, rules: CopyRules, calendar: Calendar, store: Store, clocks: Clocks) -> None:
         self.rules = rules
@@ -242,10 +248,15 @@ class Copies(Generic[V]):
         wordless = 0 if self.standing.turn is None else len(self._wordless)
         return (0 if journal is None else len(journal)) + wordless + (self._sweep is not None)
 
-    def take(self, count: int) -> list[Pending]:
+    @property
+    def forgotten(self) -> int:
+        journal = None if self._cache is None else self._cache.journal
+        return 0 if journal is None else journal.forgotten
+
+    def take(self, count: int) -> list[Pending] | None:
         cache, terms, standing = self._cache, self._terms_now(), self.standing
-        if cache is None or cache.journal is None or terms is None:
-            return []
+        if cache is None or cache.journal is None or terms is None or not len(self):
+            return None
         turn, epoch = standing.turn, standing.epoch()
         if turn is not None and len(self._wordless):  # they were written before there was a word, and now there is one
             cache.journal.note_all(self._wordless.take(count))
@@ -255,6 +266,8 @@ class Copies(Generic[V]):
             digest = None if size > TURN_BYTES else self._next(cache.journal)
             if digest is None:
                 break
+            if digest == PASSED:
+                continue
             self._taken.append(digest)
             if turn is None and standing.witness is not None:
                 self._wordless.note(digest)
@@ -267,7 +280,7 @@ class Copies(Generic[V]):
         return made
 
     def _next(self, journal: Journal[bytes]) -> bytes | None:
-        """What is new, and then what the sweep has."""
+        """What is new, and then what the sweep has, or PASSED."""
         if len(journal):
             return journal.take(1)[0]
         digest = None if self._sweep is None or self._sweep_bytes <= 0 else next(self._sweep, None)

@@ -31,10 +31,11 @@ from gateway.config_load import priority_of
 from gateway.copies import Copies, Standing
 from gateway.doors.path import Target
 from gateway.recall import RecallRules
-from gateway.route import ENTRY_OVERHEAD_BYTES, NO_EPOCH
 from gateway.service import (
     DECENT_SHARE,
+    ENTRY_OVERHEAD_BYTES,
     FLIGHTS_MAX,
+    NO_EPOCH,
     Admitted,
     Filled,
     Given,
@@ -42,11 +43,13 @@ from gateway.service import (
     Terms,
     Wire,
     allowances_of,
+    answers_alike,
     cache_of,
 )
 from gateway.storing import FORWARDED, Life, life_of, varying
+from tiers.backends.call import Call, Reply
 from tiers.backends.erring import Erred, answered
-from tiers.backends.triton_http import Call, Headers, Reply
+from tiers.backends.fields import Headers
 from tiers.inference import UpstreamError
 from tiers.pool import Pool, Work
 from tiers.seat import Replica
@@ -149,9 +152,7 @@ class Endpoint:
         successor = Endpoint(self.name, config, pool, body_bytes_max)
         if pool is self._pool and config == self.config and successor.body_bytes_max == self.body_bytes_max:
             return self
-        aside = ("quota", "caller_quota", "timeout", "degrade", "body_bytes_max", "priority", "brownout")
-        like = msgspec.structs.replace(config, **{name: getattr(self.config, name) for name in aside})
-        if pool is self._pool and like == self.config:
+        if pool is self._pool and answers_alike(config, self.config, "body_bytes_max"):
             successor.cache, successor._deciding = self.cache, self._deciding
             if self.copied is not None:
                 successor.copy(self.copied)

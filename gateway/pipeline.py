@@ -125,13 +125,13 @@ class Pipeline:
     async def facts(self, route: Route, version: str, deadline: Deadline) -> ModelFacts:
         """What a route's models say of themselves, for a form of request that is not understood without. Raises
         Refused: 404 for a version that they do not have, 503 if none of them can be asked."""
-        known = route.known_facts(version)
+        known = route.learning.known(version)
         if known is not None:
             return known
         seconds = deadline.remaining(self._ticker())
         try:
             async with asyncio.timeout(seconds):
-                return await route.facts(deadline, version)
+                return await route.learning.facts(deadline, version)
         except Rejected as rejected:
             raise Refused(_of_model(rejected)) from rejected
         except UpstreamError as error:

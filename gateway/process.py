@@ -19,7 +19,8 @@ import uvloop
 
 from gateway.app import Gateway
 from gateway.check import raise_open_files
-from gateway.config import ALLOW_ALL, Config
+from gateway.config import Config
+from gateway.config_server import ALLOW_ALL
 from gateway.doors.certificates import Unusable
 from gateway.doors.listener import ParserMissing, require_strict_parser
 from gateway.memory import keep_freed_memory, set_start_aside
@@ -75,9 +76,10 @@ def serve(config: Config, reread: Reread, announce: Callable[[str], None], emplo
             gateway.note(Notes(employment.notes, employment.worker))
         try:
             http, admin = await gateway.start()
-            doors = {"http": http, "grpc": gateway.grpc_address, "rpc": gateway.rpc_address, "admin": admin}
+            doors = gateway.doors
+            ready = {"http": http, "grpc": doors.grpc_address, "rpc": doors.rpc_address, "admin": admin}
             set_start_aside()
-            announce(f"tailrace ready {' '.join(f'{name}={url}' for name, url in doors.items() if url)}")
+            announce(f"tailrace ready {' '.join(f'{name}={url}' for name, url in ready.items() if url)}")
             assert gateway.reloads is not None
             async with reloading(gateway.reloads, hung_up):
                 await stopping.wait()

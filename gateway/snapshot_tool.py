@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import itertools
 import math
 import os
+import shutil
 import struct
 import sys
 import tempfile
@@ -27,9 +29,10 @@ from cache.stores.files import FileStore
 from cache.stores.lmdb import mapped
 from cache.stores.store import StoreError
 from degrade import portable
-from degrade.generation import Generation, generations, number_of
-from degrade.inspection import Inspected, InspectionOptions, inspect, opened
-from degrade.record import Record, age, unpacked
+from degrade.directory import generations, number_of, path_of
+from degrade.generation import Generation
+from degrade.inspection import Inspected, InspectionOptions, Verdict, inspect, opened
+from degrade.record import SKEW_SECONDS_MAX, Record, age, unpacked
 from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
 from gateway.config_snapshot import SnapshotConfig
 from gateway.purges import WORDS, purge_key, purged_at
@@ -43,6 +46,8 @@ BATCH_RECORDS: Final = 1024
 WAIT_SECONDS: Final = 10.0
 """For whoever is writing: a gateway's commit takes a tenth of a second."""
 TRY_SECONDS: Final = 0.1
+STANDARD: Final = "-"
+"""For standard output."""
 
 
 class Tool:
@@ -63,7 +68,7 @@ class Tool:
             case "verify":
                 return self.verify()
             case "export":
-                return self.export(Path(chosen.file))
+                return self.export(chosen.file)
             case "import":
                 return self.bring(Path(chosen.file))
             case _:
@@ -74,7 +79,8 @@ class Tool:
         counts, sizes = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
         ages: dict[tuple[str, str], tuple[float, float]] = {}
         now = time.time()
-        for _, held, record in self._records(self._good()):
+        inspected = self._inspected()
+        for _, held, record in self._records(_good(inspected)):
             what, old = (record.source, record.kind), age(record, now)
             counts[what] += 1
             sizes[what] += len(held)
@@ -87,12 +93,12 @@ class Tool:
         ]  # fmt: skip
         if as_json:
             print(msgspec.json.encode(rows).decode())
-            return WELL
+            return self._complain(inspected)
         print(f"{'source':<32} {'kind':<10} {'records':>9} {'bytes':>12}  age (youngest to oldest)")
         for row in rows:
             ages_told = f"{row['youngest_seconds']} s to {row['oldest_seconds']} s"
             print(f"{row['source']:<32} {row['kind']:<10} {row['records']:>9} {row['bytes']:>12}  {ages_told}")
-        return WELL
+        return self._complain(inspected)
 
     def verify(self) -> int:
         """Look through every file, and say what is wrong."""
@@ -101,31 +107,59 @@ class Tool:
         if inspected.fault:
             print(f"{self._folder}: {inspected.fault}")
         for verdict in verdicts:
-            told = f"good, {verdict.records} records" if verdict.reason == "" else f"bad: {verdict.reason}"
+            told = f"good, {verdict.records} records" if verdict.reason == "" else _reason(verdict)
             print(f"{verdict.number:010d}.mdb  {told}")
         aside = self._folder / QUARANTINE
         for path in sorted(aside.glob("*.mdb")) if aside.is_dir() else ():
             print(f"{QUARANTINE}/{path.name}  put aside earlier")
         return WELL if not inspected.fault and all(verdict.reason == "" for verdict in verdicts) else UNFIT
 
-    def export(self, target: Path) -> int:
-        """Every record that is good and was not purged, the last one of each name, as one file."""
-        with tempfile.NamedTemporaryFile(dir=target.absolute().parent, delete=False) as file:
-            try:
-                records = (
-                    (name, held)
-                    for name, held, record in self._records(self._good())
-                    if record.made_at > self._purged_at(record.source)
-                )
+    def export(self, target: str) -> int:
+        """Every record that is good and was not purged, the last one of each name, as one file; "-": to standard
+        output. Without any record nothing is written, for an earlier export is better than none."""
+        inspected = self._inspected()
+        code = self._complain(inspected)
+        records = (
+            (name, held)
+            for name, held, record in self._records(_good(inspected))
+            if record.made_at > self._purged_at(record.source)
+        )
+        first = next(records, None)
+        if first is None:
+            print(f"tailrace: {self._folder}: there is nothing to export; {target} was not written", file=sys.stderr)
+            return UNFIT
+        count, size = self._write(target, itertools.chain([first], records))
+        print(f"{count} records in {target} ({size} bytes)", file=sys.stderr if target == STANDARD else sys.stdout)
+        return code
+
+    def _write(self, target: str, records: Iterator[tuple[bytes, bytes]]) -> tuple[int, int]:
+        """How many records, and bytes. Raises OSError with the target's own name."""
+        if target == STANDARD:
+            with tempfile.TemporaryFile() as file:  # a reader gets all of it, or nothing
                 count = portable.write(file, records)
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(file.name, target)
-            except BaseException:
-                os.unlink(file.name)
-                raise
-        print(f"{count} records in {target} ({target.stat().st_size} bytes)")
-        return WELL
+                size = file.tell()
+                file.seek(0)
+                shutil.copyfileobj(file, sys.stdout.buffer)
+                sys.stdout.buffer.flush()
+            return count, size
+        path = Path(target)
+        if path.exists() and not path.is_file():
+            raise OSError(errno.EINVAL, "is no regular file, and is not replaced (standard output is -)", target)
+        path = path.resolve()  # what a link leads to, and not the link
+        try:
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                try:
+                    count = portable.write(file, records)
+                    size = file.tell()
+                    file.flush()
+                    os.fsync(file.fileno())
+                    os.replace(file.name, path)
+                except BaseException:
+                    os.unlink(file.name)
+                    raise
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, target) from error  # not a name that nobody has written
+        return count, size
 
     def bring(self, source: Path) -> int:
         """The records of an export that are not here yet, or are younger than those that are."""
@@ -141,17 +175,20 @@ class Tool:
                 print(f"tailrace: {source}: {told} of an import; raise it; nothing was taken", file=sys.stderr)
                 return UNFIT
             file.seek(0)
-            here = self._records(self._good()) if self._folder.is_dir() else iter(())
+            here = self._records(_good(self._inspected())) if self._folder.is_dir() else iter(())
             known = {name: record.made_at for name, _, record in here}
             snapshot = Snapshot(self._folder, self._options)
             snapshot.open()
             own = set(generations(self._folder)) if self._folder.is_dir() else set()
             with closing(snapshot):
-                taken, kept = self._bring(snapshot, portable.read(file), known)
+                taken, kept, early = self._bring(snapshot, portable.read(file), known)
         gone = len(own - set(generations(self._folder))) if own else 0
         if gone:
             told = f"{gone} of the {len(own)} files that were here left for it; raise snapshot.bytes_max to keep more"
             print(f"tailrace: {self._folder}: {told}", file=sys.stderr)
+        if early:
+            told = f"{early} records were made in the future, by this host's clock, and would be of no use; left out"
+            print(f"tailrace: {source}: {told}", file=sys.stderr)
         beside = f", {kept} not: this host has them as young" if kept else ""
         print(f"{taken} of {count} records taken{beside}; running gateways see them with their next pass")
         return WELL if taken + kept == count else UNFIT
@@ -164,15 +201,18 @@ class Tool:
 
     def _bring(
         self, snapshot: Snapshot, records: Iterator[tuple[bytes, bytes]], known: Mapping[bytes, float]
-    ) -> tuple[int, int]:
-        """How many were taken, and how many were not because what is ``known`` was made no earlier."""
-        taken, kept, batch, size = 0, 0, list[tuple[bytes, bytes]](), 0
+    ) -> tuple[int, int, int]:
+        """How many were taken; how many were not because what is ``known`` was made no earlier, or because they were
+        made later than now: none of those is ever used, and they would stand before good ones."""
+        taken, kept, early, batch, size = 0, 0, 0, list[tuple[bytes, bytes]](), 0
         now = time.time()
         for name, held in itertools.chain(records, [(b"", b"")]):
-            record = unpacked(name, held) if name in known else None
-            if record is not None and record.made_at <= known[name]:
+            record = unpacked(name, held) if name else None
+            if record is not None and record.made_at > now + SKEW_SECONDS_MAX:
+                early += 1
+            elif record is not None and record.made_at <= known.get(name, -math.inf):
                 kept += 1
-            elif name:
+            elif record is not None:
                 batch.append((name, held))
                 size += len(held)
             is_full = len(batch) >= BATCH_RECORDS or size > self._options.generation_bytes_max // 16
@@ -182,7 +222,7 @@ class Tool:
                     print(f"tailrace: {self._folder}: {outcome}", file=sys.stderr)
                     break
                 taken, batch, size = taken + len(batch), [], 0
-        return taken, kept
+        return taken, kept, early
 
     def _patiently(self, snapshot: Snapshot, batch: Sequence[tuple[bytes, bytes]], now: float) -> str:
         """Write, after whoever is writing now."""
@@ -214,8 +254,14 @@ class Tool:
         bounds = InspectionOptions(options.generation_bytes_max, options.drift_max, SECONDS_MAX, renews=False)
         return inspect(self._folder, bounds)
 
-    def _good(self) -> list[int]:
-        return [verdict.number for verdict in self._inspected().verdicts.values() if verdict.reason == ""]
+    def _complain(self, inspected: Inspected) -> int:
+        """Tell what could not be read; the exit code."""
+        bad = [each for each in sorted(inspected.verdicts.values(), key=lambda each: each.number) if each.reason != ""]
+        for verdict in bad:
+            print(f"tailrace: {path_of(self._folder, verdict.number)}: {_reason(verdict)}; left out", file=sys.stderr)
+        if inspected.fault:
+            print(f"tailrace: {self._folder}: {inspected.fault}", file=sys.stderr)
+        return UNFIT if bad or inspected.fault else WELL
 
     def _records(self, good: Sequence[int]) -> Iterator[tuple[bytes, bytes, Record]]:
         """Each record once, as the last generation that has it has it."""
@@ -232,6 +278,14 @@ class Tool:
 
     def _read(self, path: Path, is_last: bool) -> Generation:
         return opened(path, self._options.generation_bytes_max, is_last)
+
+
+def _good(inspected: Inspected) -> list[int]:
+    return [verdict.number for verdict in inspected.verdicts.values() if verdict.reason == ""]
+
+
+def _reason(verdict: Verdict) -> str:
+    return f"bad: {verdict.reason or 'it was not looked at to its end'}"
 
 
 def run(config: SnapshotConfig, chosen: argparse.Namespace) -> int:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -21,11 +20,10 @@ import msgspec
 import structlog
 from blake3 import blake3
 
-from cache.stores.files import FileStore
 from degrade.calendar import Calendar
 from degrade.ladder import Step
 from degrade.record import Record, Terms, name_of, packed, seal
-from degrade.snapshot import Snapshot, SnapshotOptions
+from degrade.snapshot import SnapshotOptions
 from gateway.background import Sleep, kept
 from gateway.config import CacheConfig, Config
 from gateway.config_snapshot import SnapshotConfig
@@ -33,7 +31,6 @@ from gateway.copied import AnswerRows, Answers, Pages, fingerprint_of, fingerpri
 from gateway.copies import Copied, Copies, CopyRules, Pending, Standing
 from gateway.endpoint import NO_ENDPOINTS, Endpoint
 from gateway.learning import Home
-from gateway.purges import WORDS
 from gateway.route import Route
 from gateway.second import Shared, scope_of
 from gateway.sharing import WORD_BYTES, told_of
@@ -68,6 +65,8 @@ OPEN_SECONDS_MAX: Final = 15.0
 """For looking through what is there, before the gateway serves without it."""
 FACTS_SECONDS_MAX: Final = 30 * 86400.0
 """What a model was so long ago is no help: it is asked anew as soon as it answers, however young that is."""
+FACTS_AGAIN_SECONDS: Final = 86400.0
+"""So often a model that stays what it is is written down again: it is not to be that old while a gateway runs."""
 FACTS: Final = "facts"
 _log = structlog.get_logger("tailrace")
 
@@ -89,10 +88,11 @@ class Snapshots:
         """``disk``: what it meets on purpose."""
         ticker, wall = around.ticker, around.wall
         options = SnapshotOptions(int(config.bytes_max), config.generations)
+        depot = around.depot(Path(config.path), options, wall)
         self.interval = float(config.interval)
-        self.snapshot = Snapshot(Path(config.path), options)
+        self.snapshot = depot.directory
         self.passes: Counter[str] = Counter()
-        """By how they ended: "written", "busy", "late", or one of `StoreError`'s kinds."""
+        """By how they ended: "written", "idle" (nothing was new), "busy", "late", or one of `StoreError`'s kinds."""
         self.copied = 0
         """Records written, from the start."""
         self.turn_seconds_max = 0.0
@@ -101,29 +101,36 @@ class Snapshots:
         self._ticker = ticker
         self._calendar = Calendar(ticker, wall)
         self._clocks = Clocks(ticker, wall, lambda: around.secret(WORD_BYTES).hex().encode())
-        self._words = FileStore(Path(config.path) / WORDS, wall)
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="snapshot")
+        self._words = depot.words
+        self._thread = depot.thread
         self._closed = False
         self._writing: asyncio.Future[str] | None = None
-        self._pass_bytes_max = min(BYTES_MAX, options.generation_bytes_max // BYTES_SHARE)
+        self._pass_bytes_max = min(BYTES_MAX, self.snapshot.options.generation_bytes_max // BYTES_SHARE)
         self._copied: dict[str, Copied] = {}
-        self._facts: dict[tuple[str, str], ModelFacts] = {}
+        self._forgotten = 0  # of those that are copied no more
+        self._facts: dict[tuple[str, str], tuple[ModelFacts, float]] = {}  # as written last, and when
         self._homes: Mapping[str, Home] = {}
         self._models: list[tuple[str, str, str]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._keeping: dict[Standing, list[asyncio.Task[None]]] = {}
         self._sources: list[str] = []
         self._rotations = 0
+        self._in_hands: list[Pending] = []
 
     @property
     def age(self) -> float:
-        """Seconds since something was written last, by any process; since ever if nothing was."""
+        """Seconds since something was written last, by any process, or nothing was new here; since ever if neither."""
         return self._calendar.now() - self.snapshot.written_at
 
     @property
     def waiting(self) -> int:
-        """Keys that are to be copied."""
-        return sum([len(each) for each in self._copied.values()])
+        """Keys that are to be copied; those that a pass has in its hands too."""
+        return len(self._in_hands) + sum([len(each) for each in self._copied.values()])
+
+    @property
+    def forgotten(self) -> int:
+        """Keys that found no room to wait in, from the start."""
+        return self._forgotten + sum([each.forgotten for each in self._copied.values()])
 
     async def open(self) -> None:
         """Look at what is there. Before anything is shared."""
@@ -149,10 +156,11 @@ class Snapshots:
             if _is_copied(route.config.cache):
                 if route.copies is None:
                     self._share_route(name, route, config)
-                assert route.copied is not None
-                copied[f"routes/{name}"] = route.copied
-                if route.copied_rows is not None:
-                    copied[f"routes/{name}/rows"] = route.copied_rows
+                shelves = route.shelves
+                assert shelves.copied is not None
+                copied[f"routes/{name}"] = shelves.copied
+                if shelves.copied_rows is not None:
+                    copied[f"routes/{name}/rows"] = shelves.copied_rows
         for name, endpoint in endpoints.items():
             if _is_copied(endpoint.config.cache) and Step.SNAPSHOT in endpoint.steps:
                 if endpoint.copies is None:
@@ -170,6 +178,8 @@ class Snapshots:
                     )
                     held.watch(table.near)
                 copied[f"tables/{name}"] = held
+        gone = [each for name, each in self._copied.items() if copied.get(name) is not each]
+        self._forgotten += sum([each.forgotten for each in gone])
         self._copied = copied
 
     def _share_route(self, name: str, route: Route, config: Config) -> None:
@@ -180,8 +190,7 @@ class Snapshots:
         seconds_max, trusts = float(cache.ttl) + float(cache.max_stale), cache.snapshot == "fresh"
         rules = CopyRules(f"routes/{name}", fingerprint, scope, seconds_max, trusts)
         standing = Standing(rules, self._calendar, self._words, self._clocks)
-        by_row = route.rows is not None and route.features is None  # else their keys are known after a look-up alone
-        rows = Copies(standing, self.snapshot, AnswerRows()) if by_row else None
+        rows = Copies(standing, self.snapshot, AnswerRows()) if route.shelves.finds_rows else None
         route.copy(Copies(standing, self.snapshot, Answers(name)), rows)
 
     def _share_endpoint(self, name: str, endpoint: Endpoint) -> None:
@@ -236,6 +245,7 @@ class Snapshots:
             await asyncio.wait([self._writing], timeout=seconds)
         for each in self._copied.values():
             each.again()
+        self._in_hands = []
         while (waiting := self.waiting) and (left := until - self._ticker()) > 0.0:
             copied = self.copied
             if await self.copy(asyncio.sleep, left) != "written":
@@ -252,12 +262,16 @@ class Snapshots:
         if self._writing is not None and not self._writing.done():
             outcome = "late"
         else:
-            pending = await self._made(sleep)
+            pending: list[Pending] = []
+            self._in_hands = pending
+            await self._make(pending, sleep)
             pending += self._facts_changed()  # those by which what was made is understood are with it
             outcome = await self._written(pending, sleep, seconds)
+            is_done = outcome in ("written", "idle")
+            self._in_hands = []
             for each in self._copied.values():
-                each.written() if outcome == "written" else each.again()
-            if outcome == "written":
+                each.written() if is_done else each.again()
+            if is_done:
                 self.copied += len(pending)
             else:
                 self._facts.clear()
@@ -271,7 +285,7 @@ class Snapshots:
         failing = ""
         while True:
             outcome = await self.copy(sleep)
-            is_well = outcome in ("written", "busy")
+            is_well = outcome in ("written", "idle", "busy")
             if not is_well and outcome != failing:
                 _log.warning("snapshot not written", reason=outcome, path=str(self.snapshot.folder))
             if outcome != "busy":
@@ -279,30 +293,32 @@ class Snapshots:
             soon = is_well and self.waiting > RECORDS_MAX
             await sleep(min(interval, SOON_SECONDS) if soon else interval)
 
-    async def _made(self, sleep: Sleep) -> list[Pending]:
+    async def _make(self, pending: list[Pending], sleep: Sleep) -> None:
         """Some of what waits: of each a little at a time, so that nobody holds up the others."""
-        pending: list[Pending] = []
         size = 0
         began, idle = self._ticker(), False
         while not idle:
             idle = True
             for copied in self._copied.values():
-                for each in copied.take(TURN_RECORDS) if len(copied) else ():
+                taken = copied.take(TURN_RECORDS) if len(copied) else None
+                idle = idle and taken is None
+                for each in taken or ():
                     size += len(each.written)
                     pending.append(_sealed(each) if len(each.written) <= SEALED_HERE_MAX else each)
-                    idle = False
                 if len(pending) >= RECORDS_MAX or size >= self._pass_bytes_max:
-                    return pending
+                    return
                 if (spent := self._ticker() - began) >= TURN_SECONDS:
                     self.turn_seconds_max = max(self.turn_seconds_max, spent)
                     await sleep(0)
                     began = self._ticker()
-        return pending
 
     async def _written(self, pending: list[Pending], sleep: Sleep, seconds: float) -> str:
+        until = self._ticker() + seconds
         now, rule = self._calendar.now(), None if self._disk is None else self._disk()
         if rule is not None:
-            await sleep(rule.latency)
+            await sleep(min(rule.latency, seconds))
+            if rule.latency >= seconds:
+                return "late"
             if rule.error:
                 self.snapshot.failures[rule.error] += 1
                 return rule.error
@@ -313,7 +329,6 @@ class Snapshots:
                 sealed = [(name, rule.spoilt(written)) for name, written in sealed]
             return self.snapshot.write(sealed, now)
 
-        until = self._ticker() + seconds
         for _ in range(BUSY_TRIES):
             self._writing = asyncio.get_running_loop().run_in_executor(self._thread, write)
             done, _ = await asyncio.wait([self._writing], timeout=max(0.0, until - self._ticker()))
@@ -330,9 +345,10 @@ class Snapshots:
         for backend, model, _ in self._models:
             home = self._homes.get(backend)
             facts = None if home is None else home.catalog.recall(model, "")
-            if facts is None or self._facts.get((backend, model)) is facts:
+            known, at = self._facts.get((backend, model), (None, now))
+            if facts is None or (facts == known and now - at < FACTS_AGAIN_SECONDS):
                 continue
-            self._facts[backend, model] = facts
+            self._facts[backend, model] = facts, now
             key, source = model.encode(), f"backends/{backend}"
             payload = msgspec.msgpack.encode(facts)
             record = Record(FACTS, source, key, _FACTS_TERMS.fingerprint, b"", now, now, payload)

@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from gateway.codec.http import delta_seconds, directives_in
-from tiers.backends.triton_http import Reply
+from tiers.backends.call import Reply
 
 _FORBID: Final = frozenset({"no-store", "private", "no-cache"})
 _NEVER_STALE: Final = frozenset({"must-revalidate", "proxy-revalidate", "s-maxage"})

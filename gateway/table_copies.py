@@ -20,9 +20,8 @@ from cache.table import ABSENT, MISSING, NearTable
 from degrade.calendar import Calendar
 from degrade.deadline import Ticker
 from degrade.record import Record, Terms, age, name_of, packed
-from degrade.snapshot import Snapshot
 from gateway.config_tables import TableConfig
-from gateway.copies import FINGERPRINT_BYTES, KEYS_MAX, Pending
+from gateway.copies import FINGERPRINT_BYTES, KEYS_MAX, Pending, Records
 from gateway.stores import bounds_of
 
 LAYOUT: Final = 1
@@ -39,7 +38,7 @@ Rows = NDArray[np.float32]
 class RowCopies:
     """One table's. Belongs to one event loop."""
 
-    def __init__(self, name: str, config: TableConfig, snapshot: Snapshot, calendar: Calendar, ticker: Ticker) -> None:
+    def __init__(self, name: str, config: TableConfig, records: Records, calendar: Calendar, ticker: Ticker) -> None:
         bounds = bounds_of(config)
         row_bytes = int(np.prod(config.shape, dtype=np.int64)) * 4
 
@@ -52,7 +51,7 @@ class RowCopies:
         self._source = f"tables/{name}"
         self._shape = tuple(config.shape)
         self._terms = Terms(_fingerprint(name, config), float(config.ttl) + float(config.max_stale), read)
-        self._snapshot = snapshot
+        self._records = records
         self._calendar = calendar
         self._ticker = ticker
         self._near: NearTable | None = None
@@ -77,7 +76,7 @@ class RowCopies:
                 await asyncio.sleep(0)
                 if self._ticker() > until:
                     break
-            found = self._snapshot.find("feature", self._source, _key(each), self._terms, now)
+            found = self._records.find("feature", self._source, _key(each), self._terms, now)
             if found is not None:
                 rows[place] = found.value.reshape(self._shape)
                 there[place], ages[place] = True, age(found.record, now)
@@ -86,10 +85,14 @@ class RowCopies:
     def __len__(self) -> int:
         return len(self._journal)
 
-    def take(self, count: int) -> list[Pending]:
+    @property
+    def forgotten(self) -> int:
+        return self._journal.forgotten
+
+    def take(self, count: int) -> list[Pending] | None:
         taken = self._journal.take(count)
         if self._near is None or not taken:
-            return []
+            return None
         self._taken += taken
         ids: Ids = np.array(taken, np.int64) if isinstance(taken[0], int) else [bytes(each) for each in taken]
         gathered = self._near.peek(ids, self._ticker())

@@ -27,7 +27,7 @@ from msgspec import Struct
 from cache.flight import Abandoned, Flights
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure
-from tiers.backends.triton_http import Call, Reply
+from tiers.backends.call import Call, Reply
 from tiers.facts import (
     Capacity,
     Metadata,

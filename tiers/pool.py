@@ -1,24 +1,20 @@
-"""Which replica: the less loaded of two, never one that is known to fail, and one more try elsewhere.
+"""The replicas of one backend: one is asked, and once more another if that fails.
 
 Rule of this file: a replica leaves rotation on what it *does* (connections refused, failing answers),
 not only on what its health endpoint says: a Triton whose model process has died stays "ready". So each
 replica has a breaker for being reached and one per model for its answers. Every permit ends exactly once.
-It must not know HTTP, routes, tiers or why a model is asked.
-
-Choice: M. Mitzenmacher, "The Power of Two Choices in Randomized Load Balancing", IEEE TPDS 12(10), 2001.
+Which one is asked is ``choice.py``'s to say. It must not know HTTP, routes, tiers or why a model is asked.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import random as chance
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Final, Generic, TypeVar
-from zlib import crc32
 
 from msgspec import Struct
 
@@ -27,11 +23,13 @@ from degrade.budget import RetryBudget
 from degrade.deadline import Deadline, Ticker
 from degrade.gate import NOBODY, Claim
 from degrade.ladder import TABLE, Failure, Step
+from tiers.backends.call import Call, Reply, Streamed
 from tiers.backends.relaying import Listener
-from tiers.backends.triton_http import Call, Reply, Streamed
+from tiers.choice import allowed, home, pick
 from tiers.gates import Admitted, Gates, GatesOptions
 from tiers.inference import InferRequest, InferResponse, Passed, UpstreamError
-from tiers.seat import Carried, Judged, Permits, Replica, Seat, Seated
+from tiers.patience import Patience
+from tiers.seat import Carried, Judged, Permits, Replica, ReplicaState, Seat, Seated, key_of
 from tiers.watch import Probe, Sleep, Watch, WatchOptions
 
 T = TypeVar("T")
@@ -80,30 +78,6 @@ class Work(Struct, Generic[T], frozen=True):
     model: str = ""
 
 
-class ReplicaState(Struct, frozen=True):
-    """For metrics and readiness. ``breaker`` is closed, open or half_open; ``ready`` is what the last probe
-    said, False before the first; ``models_open`` names models that fail there."""
-
-    url: str
-    breaker: str
-    in_flight: int
-    ready: bool
-    models_open: tuple[str, ...] = ()
-
-
-def choose(loads: Sequence[int], random: chance.Random) -> int:
-    """The index of the less loaded of two drawn at random; of equals, the first drawn."""
-    assert loads, "choose needs a candidate"
-    count = len(loads)
-    if count == 1:
-        return 0
-    # As `sample` would draw two, in five times the time: the second of those that are left.
-    first, second = int(random.random() * count), int(random.random() * (count - 1))
-    if second >= first:
-        second += 1
-    return first if loads[first] <= loads[second] else second
-
-
 def try_again(error: UpstreamError, again: bool) -> bool:
     """Whether another replica may be asked: for failures after which the ladder's table has that make sense, and
     for what may run twice (``again``). The retry budget keeps it from adding to a load that is everywhere."""
@@ -136,8 +110,7 @@ class Pool:
         self.replicas = tuple(replicas)
         watched = WatchOptions(options.probe, options.probe_timeout)
         self._watches = [Watch(seat, watched, now, random, self) for seat in self._seats]
-        self._hoped = asyncio.Event()
-        self._patience = -math.inf  # until when somebody waits for a replica to be back
+        self._patience = Patience(self._seats, now)
 
     async def close(self) -> None:
         for seat in self._seats:
@@ -166,7 +139,8 @@ class Pool:
         def at(replica: Replica, now: float) -> Awaitable[InferResponse]:
             return replica.infer(request, deadline, now)
 
-        return self.ask(Work(_key(request), at, again, decent, named, claim, request.model), deadline)
+        key = key_of(request.model, request.version)
+        return self.ask(Work(key, at, again, decent, named, claim, request.model), deadline)
 
     async def ask(self, work: Work[T], deadline: Deadline) -> Answered[T]:
         """Ask one replica, and one more if ``try_again`` and the budget allow it; before that, wait for a place at the
@@ -183,19 +157,19 @@ class Pool:
             return await self._ask(work, deadline, admitted)
 
     async def _ask(self, work: Work[T], deadline: Deadline, admitted: Admitted) -> Answered[T]:
-        self._budget.request(self._now())
-        key = work.key
-        seat = self._home(work.sequence, key) if work.sequence else self._pick(self._seats, key)
+        key, began = work.key, self._now()
+        self._budget.request(began)
+        seats = self._seats
+        seat = home(seats, work.sequence, key, began) if work.sequence else pick(seats, key, began, self._random)
         if seat is None:
             raise self._none_left(key)
-        began = self._now()
         try:
             return Answered(await self._ask_at(seat, work, deadline), seat.replica.url)
         except UpstreamError as error:
             now = self._now()
             if not try_again(error, work.again) or deadline.expired(now):
                 raise
-            other = self._pick([each for each in self._seats if each is not seat], key)
+            other = pick([each for each in seats if each is not seat], key, now, self._random)
             if other is None or not self._budget.take(now):
                 raise
             first = admitted.again = error
@@ -224,7 +198,7 @@ class Pool:
         now = self._now()
         asked = [
             asyncio.ensure_future(seat.replica.exchange(call, deadline, now))
-            for seat in self._allowed(self._seats, _model_key(model, version))
+            for seat in allowed(self._seats, key_of(model, version), now)
         ]
         try:
             for answer in asyncio.as_completed(asked):
@@ -277,7 +251,7 @@ class Pool:
 
     def home_of(self, sequence: str) -> str | None:
         """The URL of the replica where a sequence lives; None if there is none to ask."""
-        seat = self._home(sequence, "")
+        seat = home(self._seats, sequence, "", self._now())
         return None if seat is None else seat.replica.url
 
     def relay(self, call: Call, body: bytes, listener: Listener, seconds: float, sequence: str = "") -> Carried:
@@ -305,38 +279,12 @@ class Pool:
                 group.create_task(watch.run(interval, sleep))
 
     async def found(self, seconds: float) -> bool:
-        """Wait so long for a replica to be reached that could not be; whether one may be asked now. Nobody is waited
-        for who will not be asked by then."""
-        until = self._now() + seconds
-        while self._asked_next <= until:
-            self._patience = max(self._patience, until)
-            try:
-                async with asyncio.timeout(until - self._now()):
-                    await self._hoped.wait()
-            except TimeoutError:
-                return False
-            if self._is_reached:
-                return True
-        return False
+        """See ``Patience``."""
+        return await self._patience.found(seconds)
 
     def told(self) -> None:
-        """See ``Hears``. Who waits is woken for a replica to ask, or for nobody: not by each that is still away, of
-        which there may be many, as there may be of those who wait."""
-        if self._patience == -math.inf or (self._asked_next <= self._patience and not self._is_reached):
-            return
-        self._patience = -math.inf
-        self._hoped.set()
-        self._hoped = asyncio.Event()
-
-    @property
-    def _is_reached(self) -> bool:
-        now = self._now()
-        return any(seat.reach.allows(now) for seat in self._seats)
-
-    @property
-    def _asked_next(self) -> float:
-        """When the next replica is asked whether it is ready."""
-        return min([seat.due for seat in self._seats])
+        """See ``Hears``."""
+        self._patience.told()
 
     def renewed(self, seat: Seat, change: Change) -> Breaker:
         """See ``Hears``."""
@@ -347,30 +295,14 @@ class Pool:
     def forget(self, model: str) -> None:
         """The model is another one now: what its answers taught was about the one that is gone."""
         for seat in self._seats:
-            for key in [key for key in seat.answers if key == model or key.startswith(f"{model}/")]:
-                del seat.answers[key]
+            seat.forget(model)
 
     def has_answered(self, url: str, model: str) -> bool:
         """Whether a replica has answered for a model, in any version, as far as its breakers remember."""
-        return any(
-            breaker.answered_since(-math.inf)
-            for seat in self._seats
-            if seat.replica.url == url
-            for key, breaker in seat.answers.items()
-            if key == model or key.startswith(f"{model}/")
-        )
+        return any(seat.has_answered(model) for seat in self._seats if seat.replica.url == url)
 
     def states(self) -> tuple[ReplicaState, ...]:
-        return tuple(
-            ReplicaState(
-                seat.replica.url,
-                seat.reach.state,
-                seat.in_flight,
-                seat.ready and seat.probed,
-                tuple(key for key, breaker in seat.answers.items() if breaker.state != "closed"),
-            )
-            for seat in self._seats
-        )
+        return tuple(seat.state() for seat in self._seats)
 
     def retry_after(self, key: str) -> float:
         """Seconds until some replica may be tried for this model; 0 if one may be now."""
@@ -381,39 +313,9 @@ class Pool:
             waits.append(max(seat.reached_in(now), breaker.retry_after(now) if breaker else 0.0))
         return min(waits)
 
-    def _pick(self, seats: Sequence[Seat], key: str) -> Seat | None:
-        """A replica whose breakers allow the model, one that says it is ready before one that does not.
-
-        Not ready is no veto: one broken model makes a strict Triton unready for all the others.
-        """
-        allowed = self._allowed(seats, key)
-        if len(allowed) == 1:
-            return allowed[0]
-        candidates = [seat for seat in allowed if seat.ready] or allowed
-        if not candidates:
-            return None
-        return candidates[choose([seat.in_flight for seat in candidates], self._random)]
-
-    def _home(self, sequence: str, key: str) -> Seat | None:
-        """Where a sequence lives: the first in an order of its own of the replicas whose breakers allow the model.
-
-        D. Thaler, C. Ravishankar, "Using Name-Based Mappings to Increase Hit Rates", IEEE/ACM ToN 6(1), 1998.
-        """
-        allowed = self._allowed(self._seats, key)
-        return max(allowed, key=lambda seat: crc32(f"{seat.label} {sequence}".encode()), default=None)
-
-    def _allowed(self, seats: Sequence[Seat], key: str) -> list[Seat]:
-        """Those whose breakers allow the model."""
-        now = self._now()
-        allowed = []
-        for seat in seats:
-            answers = seat.answers.get(key)
-            if seat.reach.allows(now) and (answers is None or answers.allows(now)):
-                allowed.append(seat)
-        return allowed
-
     def _seat_for_call(self, sequence: str = "") -> Seat:
-        seat = self._home(sequence, "") if sequence else self._pick(self._seats, "")
+        seats, now = self._seats, self._now()
+        seat = home(seats, sequence, "", now) if sequence else pick(seats, "", now, self._random)
         if seat is None:
             raise self._none_reached()
         return seat
@@ -465,7 +367,7 @@ class Pool:
 
     def _none_left(self, key: str) -> UpstreamError:
         wait = self.retry_after(key)
-        if not self._is_reached:
+        if not self._patience.is_reached:
             return self._none_reached()
         return UpstreamError(
             Failure.BROKEN,
@@ -483,12 +385,3 @@ class Pool:
             before_answer=True,
             retry_after=wait,
         )
-
-
-def _model_key(model: str, version: str) -> str:
-    return f"{model}/{version}" if version else model
-
-
-def _key(request: InferRequest) -> str:
-    """A version of its own breaker: a wrong version must not speak against the model's others."""
-    return _model_key(request.model, request.version)

@@ -18,8 +18,8 @@ from msgspec import Struct
 from degrade.breaker import Breaker, Leave, Permit
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure
+from tiers.backends.call import Call, Reply, Streamed
 from tiers.backends.relaying import Listener, Place
-from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.inference import NOT_ASKED, InferRequest, InferResponse, Rejected, UpstreamError
 
 
@@ -40,6 +40,22 @@ class Replica(Protocol):
     def stream(self, call: Call, deadline: Deadline, now: float) -> AbstractAsyncContextManager[Streamed]: ...
     def relay(self, call: Call, body: bytes, listener: Listener, place: Place, seconds: float) -> Carried: ...
     async def close(self) -> None: ...
+
+
+class ReplicaState(Struct, frozen=True):
+    """For metrics and readiness. ``breaker`` is closed, open or half_open; ``ready`` is what the last probe
+    said, False before the first; ``models_open`` names models that fail there."""
+
+    url: str
+    breaker: str
+    in_flight: int
+    ready: bool
+    models_open: tuple[str, ...] = ()
+
+
+def key_of(model: str, version: str) -> str:
+    """What a model's answers are judged by. A version is by itself: a wrong one must not speak against the others."""
+    return f"{model}/{version}" if version else model
 
 
 class Doubt(enum.Enum):
@@ -73,6 +89,23 @@ class Seat:
         if self.reach.state != "closed" or not self.ready:
             return Doubt.SERVER
         return Doubt.MODELS if any(each.state != "closed" for each in self.answers.values()) else Doubt.NONE
+
+    def state(self) -> ReplicaState:
+        """The replica as it is seen from here."""
+        failing = tuple(key for key, breaker in self.answers.items() if breaker.state != "closed")
+        return ReplicaState(self.replica.url, self.reach.state, self.in_flight, self.ready and self.probed, failing)
+
+    def has_answered(self, model: str) -> bool:
+        """Whether it has answered for a model, in any version, as far as its breakers remember."""
+        return any(self.answers[key].answered_since(-math.inf) for key in self._keys_of(model))
+
+    def forget(self, model: str) -> None:
+        """What a model's answers have taught, in every version."""
+        for key in self._keys_of(model):
+            del self.answers[key]
+
+    def _keys_of(self, model: str) -> list[str]:
+        return [key for key in self.answers if key == model or key.startswith(f"{model}/")]
 
     def reached_in(self, now: float) -> float:
         """Seconds until it may be tried: by its breaker's leave, or by its next probe."""

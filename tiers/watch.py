@@ -17,7 +17,7 @@ from msgspec import Struct
 from degrade.breaker import Breaker, Change
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure
-from tiers.backends.triton_http import Call
+from tiers.backends.call import Call
 from tiers.inference import UpstreamError
 from tiers.seat import Doubt, Seat
 

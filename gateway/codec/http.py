@@ -25,14 +25,13 @@ from tiers.inference import InferRequest, InferResponse, Provenance, TableTold
 from tiers.v2 import coding as codings
 from tiers.v2.coding import CODINGS, GZIP_BITS, ZLIB_BITS
 from tiers.v2.forms import RequestForms
-from tiers.v2.message import DEFAULT_LIMITS, Limits, Malformed
+from tiers.v2.message import DEFAULT_LIMITS, JSON_LENGTH_HEADER, Limits, Malformed
 from tiers.v2.request import WireForm, decode_request
 from tiers.v2.response import encode_response
 
 PASSED: Final = Provenance(cache="bypass", reason="passthrough")
 """All that is known of an answer that passes through."""
 
-JSON_LENGTH_HEADER: Final = "Inference-Header-Content-Length"
 CACHE_NAME: Final = "tailrace"
 
 Buffer = bytes | memoryview

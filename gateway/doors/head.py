@@ -27,7 +27,6 @@ from multidict import CIMultiDictProxy
 from cache.digest import WireDigester
 from gateway.admission.auth import Caller, Directory
 from gateway.admission.forwarded import Proxies
-from gateway.codec.http import JSON_LENGTH_HEADER
 from gateway.doors.onward import passed_on, withheld
 from gateway.doors.passthrough import Passage, is_plain
 from gateway.doors.path import Target, target_of
@@ -36,7 +35,8 @@ from gateway.doors.question import identify, judge
 from gateway.endpoint import NO_ENDPOINTS, Endpoint, endpoint_of
 from gateway.problem import Refused
 from gateway.route import Route
-from tiers.backends.triton_http import Call
+from tiers.backends.call import Call
+from tiers.v2.message import JSON_LENGTH_HEADER
 
 HEADS_MAX: Final = 4096
 """Heads remembered: a client library makes a handful, one for each body length."""

@@ -13,20 +13,19 @@ it then asks is known at once. A call's question is remembered under those four,
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 import msgspec
 
 from cache.memo import Memo
-from degrade.deadline import Ticker
-from gateway.admission.auth import Directory
 from gateway.codec import http, packed, rpc
 from gateway.codec.dialect import PACKED_MEDIA, Dialect
 from gateway.codec.packed import Packed
 from gateway.codec.rpc import Call
-from gateway.doors.about import Readiness, metadata, model_ready
+from gateway.doors.about import metadata, model_ready
 from gateway.doors.exchange import body_too_large
+from gateway.doors.ports import Ports
 from gateway.doors.question import Manner, Question, check_version, identified, question_of
 from gateway.operate.telemetry import PASSTHROUGH
 from gateway.problem import Refused, malformed, not_found
@@ -43,15 +42,6 @@ ENVELOPES_MAX: Final = 1024
 """Questions remembered: one for each method, route, version, key and Cache-Control that callers use."""
 ENVELOPE_CHARACTERS_MAX: Final = 1024
 """Of each of them, and so of what is remembered."""
-
-
-class MethodPorts(msgspec.Struct, frozen=True):
-    """What the methods are wired to."""
-
-    routes: Mapping[str, Route]
-    directory: Directory
-    readiness: Callable[[], Readiness]
-    ticker: Ticker
 
 
 class Asked(msgspec.Struct, frozen=True):
@@ -86,10 +76,10 @@ class Opened(msgspec.Struct, frozen=True):
 class Methods:
     """Reads calls, and tells what is about routes."""
 
-    def __init__(self, ports: MethodPorts) -> None:
+    def __init__(self, ports: Ports) -> None:
         self.take(ports)
 
-    def take(self, ports: MethodPorts) -> None:
+    def take(self, ports: Ports) -> None:
         """Answer by these from now on: what was judged by others is forgotten."""
         self._ports = ports
         self._known: Memo[Envelope, Question] = Memo(ENVELOPES_MAX)

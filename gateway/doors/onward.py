@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from tiers.backends.triton_http import end_to_end
+from tiers.backends.fields import end_to_end
 
 CREDENTIALS: Final = frozenset({"authorization", "x-api-key"})
 VIA: Final = ("Via", "1.1 tailrace")

@@ -23,16 +23,17 @@ from gateway.admission.auth import Caller
 from gateway.admission.forwarded import Origin, Proxies
 from gateway.admission.quota import Verdict
 from gateway.codec import http as codec
-from gateway.config import Server
+from gateway.config_server import Server
 from gateway.doors.exchange import quota_fields
 from gateway.doors.onward import passed_on, withheld
 from gateway.doors.origin import origin_of
 from gateway.doors.path import Target
 from gateway.doors.question import Headers
 from gateway.problem import Problem, Refused, head_too_large, malformed, timed_out, too_large, unavailable
-from tiers.backends.triton_http import Call, Reply
+from tiers.backends.call import Call, Reply
 from tiers.inference import Rejected, UpstreamError
 from tiers.pool import Pool
+from tiers.v2.message import JSON_LENGTH_HEADER
 from tiers.v2.sequence import sequence_of
 
 UNTYPED: Final = web.ResponseKey("untyped", bool)
@@ -131,7 +132,7 @@ class Passthrough:
         sequence = ""
         if parts is not None and self._may_be_of_a_sequence(request, passing):
             body = b"".join([part async for part in parts])
-            sequence = sequence_of(json_part(body, request.headers.get(codec.JSON_LENGTH_HEADER)))
+            sequence = sequence_of(json_part(body, request.headers.get(JSON_LENGTH_HEADER)))
         call = Call(method, passing.target.raw, self._headers(request), body)
         response = web.StreamResponse()
         try:

@@ -1,4 +1,4 @@
-"""What a door for the whole of Triton's service is wired to: one value for HTTP and for gRPC.
+"""What the doors are wired to: one value for all of them.
 
 Rule of this file: names only. A reload makes another such value and hands it to every door.
 """

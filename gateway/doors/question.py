@@ -27,6 +27,7 @@ from gateway.problem import (
     unsupported_query,
 )
 from gateway.route import Route
+from tiers.v2.message import JSON_LENGTH_HEADER
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]
 Fields = list[tuple[str, str]]
@@ -89,7 +90,7 @@ def judge(method: str, target: Target, headers: Headers, route: Route, caller: C
         _check_query_media(_single(headers, "Content-Type"))
     check_version(route, target.version)
     encoding = _single(headers, "Content-Encoding")
-    body = codec.BodyHeaders(encoding, _single(headers, codec.JSON_LENGTH_HEADER))
+    body = codec.BodyHeaders(encoding, _single(headers, JSON_LENGTH_HEADER))
     dialect = dialect_in(headers, target)
     coding = codec.negotiate(", ".join(headers.getall("Accept-Encoding", ())))
     directives = codec.parse_cache_control(", ".join(headers.getall("Cache-Control", ())))

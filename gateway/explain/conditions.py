@@ -14,7 +14,7 @@ from typing import Final
 import msgspec
 
 from degrade.ladder import Failure
-from gateway.config import Config, TierConfig
+from gateway.config import Config, Route, TierConfig
 from gateway.schema import nearest
 from gateway.sources import ConfigError
 
@@ -45,7 +45,7 @@ MODELS: Final = MappingProxyType(
 STORES: Final = MappingProxyType(
     {"down": "unreachable", "slow": "timeout", "loading": "loading", "refusing": "refused"}
 )
-"""How the store of tables fails."""
+"""How the stores of tables fail; of all that are in Redis, the second level is one."""
 
 HELD: Final = MappingProxyType({"empty": "", "fresh": "", "old": "", "dead": ""})
 """What is held of the answer (``cache``), or of the tables' rows that it is made of (``rows``): old is beyond its ttl
@@ -91,7 +91,7 @@ MISSING: Final = MappingProxyType(
 
 class Condition(msgspec.Struct, frozen=True):
     """``kind`` is one of `KINDS`; ``name`` is a backend's, a replica's URL, a model's, a table's, or for ``stores``
-    redis or lmdb: the stores of every table there."""
+    redis or lmdb: the stores of every table there, and of the second level."""
 
     kind: str
     name: str
@@ -109,7 +109,7 @@ def known_names(config: Config) -> list[tuple[str, str]]:
     found += [("stores", "lmdb" if table.redis is None else "redis") for table in config.tables.values()]
     found += [] if config.snapshot is None else [("snapshot", "snapshot")]
     seconds = [route.cache.second for route in config.routes.values() if route.cache is not None]
-    found += [("second", "second")] if any(seconds) else []
+    found += [("second", "second"), ("stores", "redis")] if any(seconds) else []
     return list(dict.fromkeys([*found, ("cache", "cache"), ("rows", "rows"), ("brownout", "brownout")]))
 
 
@@ -129,9 +129,43 @@ def read_conditions(text: str, config: Config) -> tuple[Condition, ...]:
         elif found.setdefault((read.kind, read.name), read) != read:
             before = found[read.kind, read.name].state
             faults.append(f"--when: {each!r}: {read.name} is said to be {before} already")
+    second, store = (found.get(each) for each in (("second", "second"), ("stores", "redis")))
+    if second is not None and store is not None and second.state in ("empty", "fresh"):
+        faults.append(f"--when: 'second {second.state}': it is in redis, which is said to be {store.state}")
     if faults:
         raise ConfigError(tuple(faults))
     return tuple(found.values())
+
+
+def concerns(condition: Condition, config: Config, route: Route) -> bool:
+    """Whether it is about anything that this route asks or has."""
+    name, cache = condition.name, route.cache
+    tables = {} if route.features is None else {each: config.tables[each] for each in route.features.tables}
+    has_second = cache is not None and cache.second is not None
+    match condition.kind:
+        case "backend":
+            return any(tier.backend == name for tier in route.tiers)
+        case "replica":
+            backends = [config.backends[tier.backend] for tier in route.tiers]
+            return any(name in (*backend.http, *backend.grpc) for backend in backends)
+        case "model":
+            return any(tier.model == name for tier in route.tiers)
+        case "table":
+            return name in tables
+        case "stores":
+            kinds = {"lmdb" if table.redis is None else "redis" for table in tables.values()}
+            return name in kinds or (name == "redis" and has_second)
+        case "cache":
+            return cache is not None
+        case "rows":
+            return bool(tables)
+        case "snapshot":
+            copied = cache is not None and cache.snapshot != "off"
+            return copied or any(table.snapshot for table in tables.values())
+        case "second":
+            return has_second
+        case _:
+            return True
 
 
 def _read(written: str, names: list[tuple[str, str]]) -> Condition | str:

@@ -25,7 +25,7 @@ from gateway.call import Answer, Call
 from gateway.codec.http import NO_DIRECTIVES, provenance_headers
 from gateway.config import Config, InputRule
 from gateway.config import Route as RouteConfig
-from gateway.explain.conditions import LEVELS, Condition
+from gateway.explain.conditions import LEVELS, Condition, concerns
 from gateway.explain.keeping import CopiedRows, Keeping
 from gateway.explain.world import Loop, Seen, World, datatype_of, deafen, home, input_names, table
 from gateway.homes import pool_options
@@ -101,7 +101,11 @@ def explain(config: Config, name: str, conditions: Sequence[Condition]) -> str:
     failures = {Failure(failure) for failure, _ in first.steps}
     for rung in rungs(config, route):
         lines.append(f"  {rung.step.value:<8} {rung.bound}{_verdict(rung.step, taken, failures)}")
-    if route.cache is not None and route.cache.second is not None and all(each.kind != "second" for each in conditions):
+    for each in conditions:
+        if not concerns(each, config, route):
+            lines += ["", f'"{each.name} {each.state}" is nothing to this route: it neither asks nor has that.']
+    is_said = any(each.kind == "second" or (each.kind, each.name) == ("stores", "redis") for each in conditions)
+    if route.cache is not None and route.cache.second is not None and not is_said:
         lines += ["", 'The second level is taken to have nothing of it; say "second fresh" for the other case.']
     return "\n".join(lines)
 
@@ -195,7 +199,7 @@ async def look(world: World, config: Config, name: str, crowds: int, seed: int) 
         await asyncio.gather(*(call(number) for number in others), return_exceptions=True)
 
     try:
-        await world.live(route.facts(Deadline.after(world.now, route.timeout)))
+        await world.live(route.learning.facts(Deadline.after(world.now, route.timeout)))
         await world.live(keeping.begin())
         await _prepare(world, route, tables, call, keeping, _request(settings, 0))
         world.ill = True

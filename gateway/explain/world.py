@@ -37,8 +37,8 @@ from gateway.learning import Home
 from gateway.stores import Source, keyed_of, tracker_of
 from gateway.tables import Table
 from gateway.units import Size
+from tiers.backends.call import Call, Reply, Streamed
 from tiers.backends.relaying import Listener, Place
-from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.catalog import Catalog, CatalogOptions
 from tiers.inference import InferRequest, InferResponse, Tensor, UpstreamError
 from tiers.pool import Pool
@@ -96,6 +96,8 @@ class World:
         self.ill = False
         self.seen: list[Seen] = []
         self._states = {(each.kind, each.name): each.state for each in conditions}
+        if (store := self._states.get(("stores", "redis"), "")) != "":  # where the second level is, too
+            self._states.setdefault(("second", "second"), "slow" if store == "slow" else "down")
         self._waiting: list[tuple[float, asyncio.Future[None]]] = []
 
     def ticker(self) -> float:

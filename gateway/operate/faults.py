@@ -26,8 +26,8 @@ from msgspec import Struct
 from cache.stores.store import KINDS, Found, Store, StoreError
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure
+from tiers.backends.call import Call, Reply, Streamed
 from tiers.backends.relaying import Listener, Place
-from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.inference import InferRequest, InferResponse, Tensor, UpstreamError
 from tiers.seat import Carried, Replica
 

@@ -37,6 +37,19 @@ TEXTS = {
 BYTES_ALONE = {"raw": [b"\x00\xff\xfe", b"", bytes(range(256))], "none": []}
 """What JSON cannot say, or says in more than one way."""
 BATCH = RANDOM.standard_normal((16, 5), np.float32)
+CHANGES: dict[str, tuple[Call, str]] = {
+    "load": (lambda client: client.load_model("echo_fp32"), "repository"),
+    "unload": (lambda client: client.unload_model("echo_fp32"), "repository"),
+    "log": (lambda client: client.update_log_settings({"log_verbose_level": 1}), "logging"),
+    "trace": (lambda client: client.update_trace_settings(settings={"trace_rate": "7"}), "trace"),
+    "trace of a model": (lambda client: client.update_trace_settings("mine", {"trace_rate": "7"}), "trace"),
+    "register": (lambda client: client.register_system_shared_memory("r", "/r", 8), "shared_memory"),
+    "unregister": (lambda client: client.unregister_system_shared_memory("r"), "shared_memory"),
+    "unregister all": (lambda client: client.unregister_system_shared_memory(), "shared_memory"),
+    "register CUDA": (lambda client: client.register_cuda_shared_memory("r", b"AA==", 0, 8), "shared_memory"),
+    "unregister CUDA": (lambda client: client.unregister_cuda_shared_memory("r"), "shared_memory"),
+}
+"""Calls that change a server, and the word in `server.allow` that allows each."""
 
 
 def texts(values: list[bytes]) -> np.ndarray[Any, Any]:

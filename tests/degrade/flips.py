@@ -12,7 +12,8 @@ from contextlib import closing
 from pathlib import Path
 
 from cache.stores.store import StoreError
-from degrade.generation import Generation, number_of
+from degrade.directory import number_of
+from degrade.generation import Generation
 from degrade.inspection import _judged
 from degrade.record import unpacked
 

@@ -8,7 +8,8 @@ from collections import Counter
 from contextlib import closing
 from pathlib import Path
 
-from degrade.generation import Generation, path_of
+from degrade.directory import path_of
+from degrade.generation import Generation
 from degrade.record import Record, name_of, packed, seal
 from tests.degrade.flips import BOUND, keys, payload, served
 

@@ -17,10 +17,13 @@ from pathlib import Path
 import pytest
 
 from cache.stores.store import StoreError
-from degrade.generation import Generation, generations, number_of, path_of
-from degrade.inspection import LOCKS_LEFT, InspectionOptions, inspect, locked, remove
+from degrade import generation as module
+from degrade import inspection
+from degrade.directory import LOCKS_LEFT, announce, announced, generations, locked, number_of, path_of, remove
+from degrade.generation import Generation
+from degrade.inspection import InspectionOptions, inspect
 from degrade.record import Record, Terms, name_of, packed, seal
-from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
+from degrade.snapshot import GENERATIONS_MAX, QUARANTINE, Snapshot, SnapshotOptions, pruned
 
 NOW = 1_000_000.0
 OPTIONS = SnapshotOptions(bytes_max=6 * 2**20, inspection_seconds_max=60.0)
@@ -109,6 +112,23 @@ def test_generations_follow_each_other_within_the_bound(make: Make) -> None:
     assert not snapshot.failures
 
 
+def test_there_are_never_more_files_than_a_look_up_may_ask(make: Make) -> None:
+    """However small they are: what was put aside counts too, and goes first."""
+    snapshot = make(SnapshotOptions(bytes_max=64 * 2**20, generations=512, inspection_seconds_max=60.0))
+    aside = snapshot.folder / QUARANTINE
+    aside.mkdir(parents=True)
+    for number in range(1, 4):
+        (aside / f"{number:010d}.empty.mdb").touch()
+    for turn in range(GENERATIONS_MAX + 4):
+        assert snapshot.write([record(turn, os.urandom(70_000))], NOW) == "written"
+        snapshot.settle()
+        assert len(generations(snapshot.folder)) + len(list(aside.iterdir())) <= GENERATIONS_MAX
+    assert snapshot.rotations == turn + 1
+    assert snapshot.generations == len(generations(snapshot.folder)) == GENERATIONS_MAX
+    assert [found(snapshot, key) is not None for key in range(turn + 1)] == [False] * 4 + [True] * GENERATIONS_MAX
+    assert not snapshot.failures
+
+
 def test_a_batch_is_there_as_a_whole_or_not_at_all(make: Make) -> None:
     snapshot = make()
     snapshot.write([record(1)], NOW)
@@ -129,10 +149,10 @@ def test_a_later_record_is_found_and_where_it_is_bad_the_one_before(make: Make) 
     snapshot.write([record(1, b"second"), record(2, b"bad second")], NOW)
     assert snapshot.generations == 2
     assert (found(snapshot, 1), found(snapshot, 2)) == (b"second", b"first")
-    assert snapshot.rejected == {"value": 1}
+    assert +snapshot.rejected == {"value": 1}
     snapshot.write([record(1, b"third", fingerprint=b"other"), record(2, b"third", made_at=NOW - 61)], NOW)
     assert (found(snapshot, 1), found(snapshot, 2)) == (b"first", b"first")
-    assert snapshot.rejected == {"value": 1, "fingerprint": 1, "age": 1}
+    assert +snapshot.rejected == {"value": 1, "fingerprint": 1, "age": 1}
 
 
 def test_two_processes_see_what_the_other_writes(make: Make) -> None:
@@ -193,8 +213,7 @@ def test_of_locks_a_few_are_left(make: Make) -> None:
 def test_a_file_that_cannot_be_opened_costs_itself_alone(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = make()
     snapshot.write([record(1)], NOW)
-    with closing(Generation(path_of(snapshot.folder, 7), 2**24, writable=True)):
-        pass
+    made_elsewhere(snapshot.folder, 7)
     monkeypatch.setattr(Snapshot, "_opened", _refused)
     snapshot.look()
     assert found(snapshot, 1) == b"of 1"
@@ -285,15 +304,106 @@ def test_records_that_are_missing_are_missed(make: Make) -> None:
     assert make().quarantined == {"count": 1}
 
 
-def test_a_file_that_hangs_its_reader_is_a_bad_one(make: Make, tmp_path: Path) -> None:
+def test_what_lies_aside_is_counted_by_every_process_until_it_is_pruned(make: Make) -> None:
+    snapshot = make()
+    assert snapshot.aside == 0
+    snapshot.write([record(1)], NOW)
+    (path,) = generations(snapshot.folder)
+    snapshot.close()
+    path.write_bytes(b"hello" * 3000)
+    snapshot = make()
+    assert (snapshot.aside, snapshot.quarantined.total()) == (1, 1)
+    snapshot = make()  # which has put nothing aside, and nothing else is there
+    assert (snapshot.aside, snapshot.quarantined.total()) == (1, 0)
+    assert snapshot.write([record(1)], NOW) == "written"
+    assert snapshot.aside == 1
+    pruned(snapshot.folder, 1, 10.0)
+    assert snapshot.write([], NOW) == "idle"
+    assert snapshot.aside == 0
+
+
+def test_a_file_that_hangs_its_reader_is_a_bad_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot = make()
     snapshot.write([record(1)], NOW)
-    snapshot.close()
-    (path,) = generations(snapshot.folder)
-    path.unlink()
-    os.mkfifo(path)  # who opens it waits for ever
-    inspected = inspect(path.parent, InspectionOptions(BOUND, 0.01, 1.0))
+    begun = textwrap.dedent("""
+        import time
+        print('{"number": 1}', flush=True)
+        time.sleep(60)
+    """)
+    monkeypatch.setattr(inspection, "_COMMAND", (sys.executable, "-c", begun))
+    inspected = inspect(snapshot.folder, InspectionOptions(BOUND, 0.01, 1.0))
     assert (inspected.verdicts[1].reason, inspected.fault) == ("hung", "timeout")
+
+
+@pytest.mark.parametrize("name", ["0000000009.mdb", "9.mdb", "00000000009.mdb", "-000000009.mdb"])
+def test_what_is_no_file_or_has_another_name_is_no_generation(make: Make, name: str) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    os.mkfifo(snapshot.folder / name)  # who opens it waits for ever
+    snapshot = make()
+    assert snapshot.write([record(2)], NOW) == "written"
+    assert (found(snapshot, 1), found(snapshot, 2)) == (b"of 1", b"of 2")
+    assert not snapshot.failures
+    assert not snapshot.quarantined
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_what_comes_meanwhile_from_elsewhere_is_opened_by_nobody_before_a_start_has_looked_at_it(
+    make: Make, is_cut: bool
+) -> None:
+    """A backup that is put back, or a copy that was cut short: LMDB would end whoever reads it."""
+    snapshot = make()
+    snapshot.write([record(key) for key in range(100)], NOW)
+    (own,) = generations(snapshot.folder)
+    content = own.read_bytes()[: 8192 if is_cut else None]
+    foreign = path_of(snapshot.folder, 99)
+    foreign.write_bytes(content)
+    assert snapshot.write([record(200)], NOW) == "written"
+    snapshot.look()
+    assert (snapshot.generations, found(snapshot, 200)) == (1, b"of 200")
+    assert foreign.read_bytes() == content
+    snapshot = make()
+    assert (snapshot.quarantined.total(), found(snapshot, 200)) == (is_cut, b"of 200")
+
+
+def made_elsewhere(folder: Path, number: int) -> Path:
+    """What a writer of another process leaves behind."""
+    path = path_of(folder, number)
+    with locked(folder) as ours, closing(Generation(path, BOUND, writable=True)) as generation:
+        assert ours
+        generation.put([record(number)], NOW)
+        announce(folder, number)
+    return path
+
+
+def test_what_a_writer_has_made_is_read_by_the_others_and_not_once_it_was_replaced(make: Make) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    path = made_elsewhere(snapshot.folder, 7)
+    snapshot.look()
+    assert (snapshot.generations, found(snapshot, 7)) == (2, b"of 7")
+    assert dict(announced(snapshot.folder)) == {number: path_of(path.parent, number).stat().st_ino for number in (1, 7)}
+    copy = path.with_name("copy")
+    shutil.copy(path, copy)
+    os.replace(copy, path)
+    snapshot.look()
+    assert (snapshot.generations, found(snapshot, 7)) == (1, None)
+    path.unlink()
+    made_elsewhere(snapshot.folder, 8)
+    assert set(announced(snapshot.folder)) == {1, 8}
+    assert not snapshot.failures
+
+
+@pytest.mark.parametrize("content", [b"", b"7", b"7 7", b"x 7\n7 \xff\n\x00", b"7 " + b"9" * 99 + b"\n"])
+def test_a_lock_that_says_nothing_sensible_announces_nothing(make: Make, content: bytes) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    made_elsewhere(snapshot.folder, 7)
+    (snapshot.folder / "lock").write_bytes(content)
+    assert not announced(snapshot.folder)
+    snapshot.look()
+    assert (snapshot.generations, dict(snapshot.failures)) == (1, {})
+    assert snapshot.write([record(2)], NOW) == "written"
 
 
 @pytest.mark.parametrize("gone", ["the directory", "the file", "its lock file", "the lock"])
@@ -375,7 +485,7 @@ def test_a_writer_that_is_killed_leaves_what_it_had_committed(tmp_path: Path) ->
         for each in range(max(0, key - 2000), key):
             held = found(snapshot, each)
             assert held == b"%d " % each * 50, (seed, each)
-        assert not snapshot.rejected
+        assert not snapshot.rejected.total()
         snapshot.close()
     assert key > 0
 
@@ -392,6 +502,40 @@ def mapped_environment(path: Path):  # type: ignore[no-untyped-def]
     import lmdb
 
     return closing(lmdb.open(str(path), map_size=BOUND, subdir=False))
+
+
+def test_the_places_of_readers_that_were_killed_come_back_with_the_next_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process that takes all the places there are is as good as many that were killed one by one."""
+    monkeypatch.setattr(module, "READERS_MAX", 4)
+    program = """
+        import sys, time
+        from pathlib import Path
+        import lmdb
+        from degrade.generation import Generation
+        generation = Generation(Path(sys.argv[1]), int(sys.argv[2]))
+        held = []
+        try:
+            while True:
+                held.append(generation._environment.begin())
+        except lmdb.ReadersFullError:
+            print(len(held), flush=True)
+        time.sleep(30)
+    """
+    path = path_of(tmp_path, 1)
+    with closing(Generation(path, BOUND, writable=True)) as generation:
+        generation.put([record(1)], NOW)
+        arguments = [sys.executable, "-c", textwrap.dedent(program), str(path), str(BOUND)]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE) as reader:
+            assert reader.stdout is not None
+            places = int(reader.stdout.readline())
+            reader.kill()
+        assert places >= 4
+        with pytest.raises(StoreError):
+            generation.get(record(1)[0])
+        generation.put([record(2)], NOW)
+        assert generation.get(record(1)[0]) == record(1)[1]
 
 
 def test_a_generation_says_what_is_wrong_and_nothing_else(tmp_path: Path) -> None:

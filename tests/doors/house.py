@@ -23,7 +23,7 @@ class House:
 
     def __init__(self, gateway: Gateway, http: str, admin: str) -> None:
         self.gateway, self.admin = gateway, admin
-        self.doors = Doors(http.rpartition("/")[2], gateway.grpc_address, gateway.rpc_address)
+        self.doors = Doors(http.rpartition("/")[2], gateway.doors.grpc_address, gateway.doors.rpc_address)
         self._stack = AsyncExitStack()
         self._stopped = False
 

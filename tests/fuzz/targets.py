@@ -22,6 +22,7 @@ from typing import Any
 
 import msgpack
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from tritonclient.grpc import service_pb2 as pb
 
 from cache.digest import request_digest
@@ -31,7 +32,7 @@ from gateway.codec import grpc, http
 from gateway.codec.dialect import Asked, Dialect, Told
 from gateway.codec.http import BodyLimits
 from gateway.codec.rpc import FrameFault, Frames, begun, call_of, error, with_members
-from gateway.doors.methods import MethodPorts, Methods, opened
+from gateway.doors.methods import Methods, opened
 from gateway.problem import Refused
 from gateway.sources import load
 from tests.fuzz import protobuf
@@ -193,7 +194,7 @@ def _methods() -> Methods:
 
     with asyncio.Runner() as runner:
         gateway = runner.run(made())
-    return Methods(MethodPorts(gateway.routes, gateway.standing.directory, gateway.readiness, lambda: 0.0))
+    return Methods(replace(gateway.doors.ports, ticker=lambda: 0.0))
 
 
 METHODS = _methods()

@@ -147,14 +147,14 @@ def test_what_a_row_is_good_for(is_same: bool, trusts: bool, is_old: bool, stays
 async def test_rows_of_models_that_are_the_same_stay_here_and_only_the_others_are_asked_for() -> None:
     house = House(cache=msgspec.structs.replace(CACHE, rows=True))
     await house.ask(SURE)
-    key = house.route._in_rows(NOBODY, house.call(SURE).request, KEY, 1).keys[0]
-    held = house.route.rows.cache.peek(key)  # type: ignore[union-attr]  # rows are on
+    key = house.route.shelves.asked(NOBODY, house.call(SURE).request, KEY, 1).keys[0]
+    held = house.route.shelves.rows.cache.peek(key)  # type: ignore[union-attr]  # rows are on
     assert held is not None
     again = House(cache=msgspec.structs.replace(CACHE, rows=True))
     await again.ask(b"\0" * 8)
     shelf = Shelf()
     shelf.find = lambda wanted, now: Copy(held.value, now - 3.0, True) if wanted == key else None  # type: ignore[method-assign]
-    again.route.copied_rows = shelf  # type: ignore[assignment]  # as above
+    again.route.shelves.copied_rows = shelf  # type: ignore[assignment]  # as above
     asked = len(again.upstream.requests)
     told = (await again.ask(SURE + b"\x01" * 8, shape=(2, 2))).provenance
     assert (told.cache, told.reason, told.rows, told.rows_kept, told.age) == ("miss", "partial", 2, 1, 3.0)
@@ -184,7 +184,7 @@ class Copying:
         await standing.purges.round()
 
     def write(self, house: Ranking) -> None:
-        copied = house.route.copied
+        copied = house.route.shelves.copied
         assert copied is not None
         taken = copied.take(100)
         assert len(taken) == 1

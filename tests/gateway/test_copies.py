@@ -12,10 +12,13 @@ import pytest
 
 from cache.digest import Key
 from cache.entry import Entry
+from cache.queue import Queue
+from cache.response import PASSED_MAX
 from cache.stores.store import Found, StoreError
 from degrade.calendar import Calendar
 from degrade.record import seal
 from degrade.snapshot import Snapshot, SnapshotOptions
+from gateway import copies
 from gateway import purges as module
 from gateway.config import CacheConfig, Endpoint, TierConfig
 from gateway.config import Route as RouteConfig
@@ -119,7 +122,7 @@ class Life:
     def write(self) -> str:
         """A pass."""
         pending = []
-        while len(self.copies) and (taken := self.copies.take(100)):
+        while len(self.copies) and (taken := self.copies.take(100)) is not None:
             pending += taken
         outcome = self.snapshot.write([(p.name, seal(p.name, p.written)) for p in pending], self.calendar.now())
         self.copies.written() if outcome == "written" else self.copies.again()
@@ -189,6 +192,14 @@ async def test_of_the_same_models_it_is_what_it_would_be_in_memory(born: Born, h
     assert host.monotonic - copy.made_at == pytest.approx(23.0)
     assert copy.value == Served(InferResponse("r", "1", copy.value.response.outputs), "m", 1, 0, 1)
     assert life.standing.outcomes["fresh"] == 1
+
+
+async def test_answers_that_find_no_room_to_wait_in_are_counted(born: Born, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "KEYS_MAX", 3)
+    life = born()
+    for key in range(10):
+        life.answer(digest=b"%16d" % key)
+    assert (len(life.copies), life.copies.forgotten) == (3, 7)
 
 
 async def test_of_a_changed_model_it_is_an_old_one_for_ever(born: Born, host: Host) -> None:
@@ -369,7 +380,7 @@ async def test_of_models_that_take_or_give_something_else_nothing_is_found(born:
     for schema, is_found in ((b"schema", True), (b"another", False), (None, False), (b"schema", True)):
         host.schema = schema
         assert (life.find() is not None) is is_found
-    assert life.snapshot.rejected == {"fingerprint": 1}
+    assert +life.snapshot.rejected == {"fingerprint": 1}
 
 
 async def test_what_an_earlier_model_gave_is_not_copied_as_what_this_one_gives(born: Born, host: Host) -> None:
@@ -498,8 +509,44 @@ async def test_a_sweep_takes_what_was_used_and_no_more_than_it_may(born: Born, h
     assert len(life.copies.take(100)) == 5
     life.copies.sweep(600)
     assert len(life.copies.take(100)) == 2
-    assert life.copies.take(100) == []
+    assert life.copies.take(100) is None
     assert len(life.copies) == 0
+
+
+async def test_a_sweep_steps_over_what_was_not_used_a_little_at_a_time(
+    born: Born, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache of a million answers that were asked for once is an ordinary one, and walking over it takes long."""
+    life = born()
+    await life.live()
+    assert life.cache is not None
+    count, taken = 5000, 32
+    for place in range(count):
+        life.answer(float(place), b"%016d" % place)
+    assert life.write() == "written"
+    for place in (0, 2000):
+        assert life.cache.find(Key(b"%016d" % place, 0), host.monotonic) is not None
+    looked = 0
+
+    walk = Queue.walk
+
+    def counted(queue: Queue[object]) -> Iterator[object]:
+        nonlocal looked
+        for node in walk(queue):
+            looked += 1
+            yield node
+
+    monkeypatch.setattr(Queue, "walk", counted)
+    life.copies.sweep(10_000)
+    steps, made = [], []
+    while (some := life.copies.take(taken)) is not None:
+        steps.append(looked)
+        made += some
+        life.answer(0.0, b"another")  # the cache is used meanwhile
+        made += life.copies.take(1) or []
+    assert len(made) == 2 + len(steps)
+    assert looked >= count
+    assert max(after - before for before, after in itertools.pairwise([0, *steps])) <= (taken + 1) * PASSED_MAX
 
 
 async def test_a_copy_is_read_once_a_second_and_judged_each_time(

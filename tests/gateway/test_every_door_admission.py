@@ -240,7 +240,7 @@ async def test_a_gateway_that_ends_says_so_answers_what_it_has_read_and_then_nob
     assert not await other.ready()
     noticed.set()
     late = house.caller(gate.name)
-    await until(lambda: house.gateway._server is None or not house.gateway._server.is_serving())  # type: ignore[union-attr]
+    await until(lambda: not house.gateway.doors.is_open)
     assert (await late.ask(replace(number(2), seconds=5.0))).problem == CLOSED
     assert not asking.done()
     gate.upstream.gate.set()

@@ -136,6 +136,7 @@ def test_conditions_as_they_are_written(config: Config, text: str, kinds: list[s
         ("gpu down, gpu slow", "--when: 'gpu slow': gpu is said to be down already"),
         ("table zzz down", "--when: 'table zzz down': there is no zzz; there is user, item"),
         ("cache cold", "--when: 'cache cold': cache cannot be cold; did you mean old?"),
+        ("redis down, second fresh", "--when: 'second fresh': it is in redis, which is said to be down"),
         ("snapshot dead", "--when: 'snapshot dead': snapshot cannot be dead; say none, fresh, unknown, old"),
     ],
 )
@@ -216,6 +217,9 @@ CASES = [
     ("shared", "gpu down, second empty", "large:unreachable large:unreachable => 503 unavailable degraded",
      "=> 503 unavailable degraded"),
     ("shared", "second slow", "large:answered => miss/absent large", None),
+    ("shared", "redis slow", "large:answered => miss/absent large", None),
+    ("shared", "gpu down, redis down", "large:unreachable large:unreachable => 503 unavailable degraded",
+     "=> 503 unavailable degraded"),
     ("cascade", "", "small:answered => bypass/off small", None),
     ("cascade", "small unsure", "small:unsure large:answered => bypass/off large", None),
     ("cascade", "cpu down", "small:unreachable large:answered => bypass/off large +tier",
@@ -276,6 +280,28 @@ def test_the_text_says_that_it_is_a_declared_default(config: Config) -> None:
     assert "steps=(default), degraded" in text
     assert "  default  what is declared (y, of each row); taken" in text
     assert "  default  none is declared" in explain(config, "plain", ())
+
+
+@pytest.mark.parametrize(
+    ("route", "concerned", "not_concerned"),
+    [
+        ("plain", "gpu slow, http://a:8000 slow, large slow, brownout 2",
+         "cpu slow, user slow, redis slow, lmdb slow, cache old, rows old, snapshot old, second slow"),
+        ("shared", "redis slow, cache old, second slow, snapshot old", "user slow, rows old, lmdb slow"),
+        ("rank", "user slow, redis slow, rows old, lmdb slow, snapshot old", "second slow"),
+    ],
+)  # fmt: skip
+def test_what_is_nothing_to_a_route_is_said(config: Config, route: str, concerned: str, not_concerned: str) -> None:
+    text = explain(config, route, read_conditions(f"{concerned}, {not_concerned}", config))
+    told = re.findall(r'^"(.*)" is nothing to this route', text, re.MULTILINE)
+    assert told == not_concerned.split(", ")
+
+
+def test_a_redis_of_the_second_level_alone_is_known(tmp_path: Path) -> None:
+    path = tmp_path / "second.toml"
+    route = "[routes.r]\ntiers = [{ backend = 'b', model = 'm' }]\ncache = { ttl = '1m', second = 'redis://h/0' }\n"
+    path.write_text("[backends.b]\nhttp = ['http://a']\n" + route)
+    assert read_conditions("redis slow", read(str(path), {}).config) == (Condition("stores", "redis", "slow"),)
 
 
 def test_what_is_kept_elsewhere_is_told_with_what_bounds_it(config: Config, tmp_path: Path) -> None:

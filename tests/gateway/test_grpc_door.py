@@ -116,7 +116,7 @@ class Upstream(grpc.GenericRpcHandler):
 class Door:
     def __init__(self, gateway, http):
         self.gateway, self.http = gateway, http
-        self.channel = aio.insecure_channel(gateway.grpc_address)
+        self.channel = aio.insecure_channel(gateway.doors.grpc_address)
 
     def call(self, method="ModelInfer", message=None, **named):
         asked = infer() if message is None else message
@@ -478,7 +478,7 @@ async def test_one_address_does_not_hold_all_streams(open_door):
     assert "server.grpc_open_streams_per_address_max" in await third.details()
     await door.ask()  # calls have places of their own
     held[0].cancel()
-    await until(lambda: door.gateway._grpc.service.streams.calls == 1)
+    await until(lambda: door.gateway.doors.grpc.service.streams.calls == 1)
     fourth = door.stream()
     await fourth.write(infer().SerializeToString())
     await answers_of(fourth, 2)
@@ -547,7 +547,7 @@ async def test_calls_at_once_are_bounded(upstream, open_door):
 
 async def test_one_address_does_not_get_all_places(upstream, open_door):
     door = await open_door(SERVER__GRPC_CALLS_PER_ADDRESS_MAX="3")
-    guests = door.gateway._grpc.service.guests
+    guests = door.gateway.doors.grpc.service.guests
     watch = door.channel.unary_stream("/grpc.health.v1.Health/Watch")
     reflect = door.channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")
     held = [watch(b"", timeout=SECONDS), watch(b"", timeout=SECONDS), reflect(timeout=SECONDS)]
@@ -570,7 +570,7 @@ async def test_connections_and_metadata_are_bounded(upstream, open_door):
     async with contextlib.AsyncExitStack() as opened:
         for _ in range(4):
             other = Door.__new__(Door)
-            other.channel = aio.insecure_channel(door.gateway.grpc_address, options=options)
+            other.channel = aio.insecure_channel(door.gateway.doors.grpc_address, options=options)
             await opened.enter_async_context(other.channel)
             with contextlib.suppress(aio.AioRpcError):
                 await other.ask(timeout=SECONDS)
@@ -595,8 +595,8 @@ async def test_what_is_in_work_is_finished_and_health_turns_first(upstream, open
         assert await check(b"", timeout=SECONDS) == b"\x08\x02"
         assert not (await door.ask("ServerReady", pb.ServerReadyRequest()))[0].ready
         noticed.set()
-        await until(lambda: door.gateway._grpc.service.connections.closing)
-        late = aio.insecure_channel(door.gateway.grpc_address, options=[("grpc.use_local_subchannel_pool", 1)])
+        await until(lambda: door.gateway.doors.grpc.service.connections.closing)
+        late = aio.insecure_channel(door.gateway.doors.grpc_address, options=[("grpc.use_local_subchannel_pool", 1)])
         with pytest.raises(aio.AioRpcError) as caught:
             await late.unary_unary(f"/{SERVICE}/ServerLive")(b"", timeout=1.0)
         assert caught.value.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
@@ -610,7 +610,7 @@ async def test_what_is_in_work_is_finished_and_health_turns_first(upstream, open
 async def test_other_kinds_of_addresses(upstream, open_door, tmp_path, address):
     written = f"unix:{tmp_path}/g.sock" if address == "unix" else address
     door = await open_door(SERVER__GRPC=f'"{written}"', CALLERS__A=f'{{ key_sha256 = "{"0" * 64}" }}')
-    assert door.gateway.grpc_address.startswith("unix:" if address == "unix" else "[::1]:")
+    assert door.gateway.doors.grpc_address.startswith("unix:" if address == "unix" else "[::1]:")
     assert (await door.ask(message=infer()))[0].model_name == "m"
 
 
@@ -641,7 +641,7 @@ async def test_tls_holds_on_this_door_too_and_new_files_are_taken_up(upstream, o
         chain, key = client if shown else (None, None)
         credentials = grpc.ssl_channel_credentials(own_pem.ca.read_bytes(), key, chain)
         options = [("grpc.use_local_subchannel_pool", 1)]
-        return aio.secure_channel(door.gateway.grpc_address, credentials, options=options)
+        return aio.secure_channel(door.gateway.doors.grpc_address, credentials, options=options)
 
     for _ in range(2):
         async with channel(shown=True) as known:
@@ -649,10 +649,10 @@ async def test_tls_holds_on_this_door_too_and_new_files_are_taken_up(upstream, o
             found.channel = known
             assert (await found.ask(message=infer()))[0].model_name == "m"
         own_pem.issue("server")
-        door.gateway.certificates.renew()
-    assert door.gateway.certificates.renewals == 2
+        door.gateway.doors.certificates.renew()
+    assert door.gateway.doors.certificates.renewals == 2
     if not mutual:
-        address = ("127.0.0.1", int(door.gateway.grpc_address.rpartition(":")[2]))
+        address = ("127.0.0.1", int(door.gateway.doors.grpc_address.rpartition(":")[2]))
         shown = await asyncio.to_thread(ssl.get_server_certificate, address)
         assert own_pem.certificate.read_text().replace("\n", "").startswith(shown.replace("\n", ""))
     if mutual:

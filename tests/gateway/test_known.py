@@ -46,8 +46,7 @@ class Peer(Wire):
     def __init__(self, house: House, address: str = "127.0.0.1") -> None:
         self.address = address
         self.answered = asyncio.Event()
-        assert house.gateway._lane is not None
-        super().__init__(EdgeConnection(house.gateway._lane))
+        super().__init__(EdgeConnection(house.gateway.doors.lane))
 
     def get_extra_info(self, name: str, default: object = None) -> object:
         return (self.address, 1) if name == "peername" else default
@@ -83,8 +82,7 @@ class House:
 
     @property
     def requests(self) -> Requests:
-        assert self.gateway._lane is not None
-        return self.gateway._lane.requests
+        return self.gateway.doors.lane.requests
 
     @property
     def asked(self) -> int:
@@ -149,8 +147,7 @@ async def test_an_epochs_turn_and_a_purge_hold_for_the_very_next_request() -> No
 
 async def test_an_answer_that_replaces_another_has_a_head_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     async with opened() as house:
-        peer, lane = Peer(house), house.gateway._lane
-        assert lane is not None
+        peer, lane = Peer(house), house.gateway.doors.lane
         now = lane.ticker()
         lane.ticker = lambda: now
         assert await peer.states(request(), OFTEN) == ["fwd=miss", *["hit"] * (OFTEN - 1)]
@@ -185,8 +182,7 @@ async def test_what_is_left_of_a_quota_is_told_anew_each_time() -> None:
 
 async def test_age_is_told_anew_each_second() -> None:
     async with opened() as house:
-        peer, lane = Peer(house), house.gateway._lane
-        assert lane is not None
+        peer, lane = Peer(house), house.gateway.doors.lane
         assert await peer.states(request(), OFTEN) == ["fwd=miss", *["hit"] * (OFTEN - 1)]
         began = lane.ticker()
         said = []
@@ -202,8 +198,7 @@ async def test_age_is_told_anew_each_second() -> None:
 
 async def test_a_request_has_its_own_time_however_long_ago_the_last_one_came() -> None:
     async with opened() as house:
-        peer, lane = Peer(house), house.gateway._lane
-        assert lane is not None
+        peer, lane = Peer(house), house.gateway.doors.lane
         ticker, hours = house.gateway._ticker, 0.0
         later = lambda: ticker() + hours * 3600.0  # noqa: E731
         lane.ticker = house.gateway._exchange._ticker = house.gateway.pipeline._ticker = later
@@ -215,22 +210,20 @@ async def test_a_request_has_its_own_time_however_long_ago_the_last_one_came() -
 async def test_a_head_that_is_judged_again_is_known_again() -> None:
     async with opened() as house:
         assert await Peer(house).states(request(), OFTEN) == ["fwd=miss", *["hit"] * (OFTEN - 1)]
-        assert house.gateway._lane is not None
-        house.gateway._lane.heads._known.clear()
+        house.gateway.doors.lane.heads._known.clear()
         peer = Peer(house)
         assert await peer.states(request(), OFTEN) == ["hit"] * OFTEN
         known = house.requests.recall(request())
         assert known is not None
         head = request().partition(b"\r\n\r\n")[0] + b"\r\n\r\n"
-        assert known.judgement is house.gateway._lane.heads.recall(head)
+        assert known.judgement is house.gateway.doors.lane.heads.recall(head)
 
 
 async def test_a_reload_begins_anew() -> None:
     async with opened() as house:
         assert await Peer(house).states(request(), OFTEN) == ["fwd=miss", *["hit"] * (OFTEN - 1)]
-        lane = house.gateway._lane
-        assert lane is not None
-        lane.take(house.gateway._desk(house.gateway.standing))
+        lane = house.gateway.doors.lane
+        lane.take(house.gateway.doors.desk())
         assert len(house.requests) == 0
         assert await Peer(house).states(request(), 3) == ["hit"] * 3
 

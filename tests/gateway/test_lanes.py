@@ -137,9 +137,7 @@ class House:
     def protocol(self, lane: int) -> asyncio.Protocol:
         """A new connection of a lane's own, or (2) aiohttp's of the same handler, with nothing of ours before it."""
         gateway = self.gateways[lane]
-        assert gateway._lane is not None
-        assert gateway._listener is not None
-        return EdgeConnection(gateway._lane) if lane < len(LANES) else gateway._listener()
+        return EdgeConnection(gateway.doors.lane) if lane < len(LANES) else gateway.doors.listener()
 
     async def talk(self, lane: int, pieces: list[bytes]) -> bytes:
         """All that comes back on one connection until the gateway ends it."""
@@ -566,8 +564,7 @@ def test_any_stream_gets_the_same_answers_on_both_lanes(house: House) -> None:
         assert all(lane == lanes[0] for lane in lanes), difference_told(stream, lanes)
     they_were_what_they_are_for(streams, said)
     for gateway, edge in zip(house.gateways[:3], (True, False, False), strict=True):
-        assert gateway._lane is not None
-        known = gateway._lane.heads._known.values()
+        known = gateway.doors.lane.heads._known.values()
         assert any(judgement.lane is Lane.EDGE for judgement in known) == edge
 
 

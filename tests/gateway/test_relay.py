@@ -19,7 +19,7 @@ from gateway.doors.relay import JOINED_BYTES_MAX, Relay
 from gateway.operate.telemetry import Telemetry
 from tests.gateway.test_edge import Transport
 from tiers.backends.answer import AnswerHead
-from tiers.backends.triton_http import Call
+from tiers.backends.call import Call
 
 HEAD = b"POST /v2/models/m/infer HTTP/1.1\r\nHost: h\r\nContent-Length: 4\r\n\r\n"
 LINES = b"HTTP/1.1 200 OK\r\nA: b\r\n"

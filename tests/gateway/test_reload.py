@@ -300,7 +300,7 @@ async def test_keys_of_the_server_that_can_be_others_are(house: House, second_ec
 
 
 async def test_calls_of_a_connection_are_judged_anew(house: House) -> None:
-    reader, writer = await asyncio.open_connection(*house.gateway.rpc_address.rsplit(":", 1))
+    reader, writer = await asyncio.open_connection(*house.gateway.doors.rpc_address.rsplit(":", 1))
     unpacker = msgpack.Unpacker()
 
     async def call(number: int) -> list[object]:
@@ -323,7 +323,7 @@ async def test_calls_of_a_connection_are_judged_anew(house: House) -> None:
 
 
 async def test_a_kept_connection_has_the_bounds_of_now(house: House) -> None:
-    reader, writer = await asyncio.open_connection(*house.gateway.rpc_address.rsplit(":", 1))
+    reader, writer = await asyncio.open_connection(*house.gateway.doors.rpc_address.rsplit(":", 1))
     house.route["limits"] = {"body_bytes_max": "32KiB", "json_bytes_max": "16KiB"}
     await house.reload()
     unpacker = msgpack.Unpacker()
@@ -346,7 +346,7 @@ async def test_a_kept_connection_has_the_bounds_of_now(house: House) -> None:
 
 
 async def test_an_open_stream_finds_the_routes_of_now(house: House, second_echo: EchoTriton) -> None:
-    async with grpc.aio.insecure_channel(house.gateway.grpc_address) as channel:
+    async with grpc.aio.insecure_channel(house.gateway.doors.grpc_address) as channel:
         stream = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelStreamInfer()
 
         async def ask(route: str) -> str:
@@ -371,7 +371,7 @@ async def test_an_open_stream_finds_the_routes_of_now(house: House, second_echo:
 async def test_a_key_taken_away_is_refused_on_an_open_stream_too(house: House) -> None:
     house.callers = {"a": {"key_sha256": key_digest("secret")}}
     await house.reload()
-    async with grpc.aio.insecure_channel(house.gateway.grpc_address) as channel:
+    async with grpc.aio.insecure_channel(house.gateway.doors.grpc_address) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         stream = stub.ModelStreamInfer(metadata=(("x-api-key", "secret"),))
 

@@ -95,11 +95,11 @@ class House:
 
     @property
     def lane(self) -> Any:
-        assert self.gateway._rpc is not None
-        return self.gateway._rpc
+        assert self.gateway.doors.rpc is not None
+        return self.gateway.doors.rpc
 
     async def connect(self) -> Peer:
-        where = self.gateway.rpc_address
+        where = self.gateway.doors.rpc_address
         if where.startswith("unix:"):
             opened = await asyncio.open_unix_connection(where.removeprefix("unix:"))
         else:
@@ -496,7 +496,7 @@ async def test_a_caller_that_leaves_takes_its_calls_along(open_house: Open, trit
 
 async def test_a_unix_socket(open_house: Open, tmp_path: Path) -> None:
     house = await open_house(TAILRACE_SERVER__RPC=f'"unix:{tmp_path}/rpc.sock"')
-    assert house.gateway.rpc_address == f"unix:{tmp_path}/rpc.sock"
+    assert house.gateway.doors.rpc_address == f"unix:{tmp_path}/rpc.sock"
     peer = await house.connect()
     assert (await peer.ask("infer", row(4)))["outputs"][0]["data"] == doubled(4)
 
@@ -505,7 +505,7 @@ async def test_it_is_closed_unless_asked_for(triton_echo: EchoTriton) -> None:
     environ = {name: value for name, value in LISTENERS.items() if not name.endswith("RPC")}
     gateway = Gateway(load(None, environ, [triton_echo.url]))
     await gateway.start()
-    assert gateway.rpc_address == ""
+    assert gateway.doors.rpc_address == ""
     await gateway.stop()
 
 

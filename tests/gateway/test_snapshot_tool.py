@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import stat
 import struct
 import time
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from cache.stores.files import FileStore
-from degrade.generation import generations
-from degrade.inspection import locked
+from degrade import portable
+from degrade.directory import generations, locked
 from degrade.record import Record, Terms, name_of, packed, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway import snapshot_tool
@@ -89,6 +90,32 @@ def test_an_export_is_taken_by_another_host(tmp_path: Path, config: Config, caps
     assert held(tmp_path / "c", 99) == b"99"
 
 
+def test_what_a_wrong_clock_has_made_is_left_out(
+    tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(tmp_path / "a", *range(10))
+    file = tmp_path / "out.snapshot"
+    with open(file, "wb") as ahead:
+        early = Record("answer", "routes/r", b"early", b"f", b"", time.time() + 3600.0, time.time() + 3600.0, b"x")
+        here = Record("answer", "routes/r7", b"7", b"f", b"", time.time() + 4.0, time.time(), b"7, later")
+        names = [name_of(each.kind, each.source, each.key) for each in (early, here)]
+        sealed = [(name, seal(name, packed(each))) for name, each in zip(names, (early, here), strict=True)]
+        portable.write(ahead, sealed)
+    assert main(["snapshot", "import", str(file), "--config", config("a")]) == 1
+    told = capsys.readouterr()
+    assert "1 of 2 records taken" in told.out
+    assert "1 records were made in the future" in told.err
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "x", "17", "1.5"])
+def test_how_many_are_kept_is_said_when_it_cannot_be(
+    config: Config, capsys: pytest.CaptureFixture[str], count: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["snapshot", "prune", "--config", config("a"), f"--keep={count}"])
+    assert f"argument --keep: {count!r} is no whole number from 1 to 16" in capsys.readouterr().err
+
+
 def test_a_damaged_export_is_refused_as_a_whole(
     tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -118,9 +145,54 @@ def test_verify_names_the_bad_file_and_export_leaves_it_out(
     told = capsys.readouterr().out.splitlines()
     assert told[0].startswith(f"{good.name}  good, 2000 records")
     assert told[1].startswith(f"{bad.name}  bad: ")
-    assert main(["snapshot", "export", str(tmp_path / "out"), "--config", config("a")]) == 0
-    assert capsys.readouterr().out.startswith("2000 records")
+    for verb in (["ls"], ["export", str(tmp_path / "out")]):
+        assert main(["snapshot", *verb, "--config", config("a")]) == 1
+        told = capsys.readouterr()
+        assert "1000" in told.out or "2000 records" in told.out
+        assert f"{bad}: bad: " in told.err, "nobody takes a part for the whole"
     assert bad.exists(), "looking changes nothing"
+
+
+def test_an_export_of_nothing_leaves_the_one_that_is_there(
+    tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(tmp_path / "a", 1)
+    (bad,) = generations(tmp_path / "a")
+    bad.write_bytes(b"")
+    (tmp_path / "out").write_bytes(b"an earlier one")
+    assert main(["snapshot", "export", str(tmp_path / "out"), "--config", config("a")]) == 1
+    told = capsys.readouterr().err
+    assert f"{bad}: bad: empty; left out" in told
+    assert "there is nothing to export" in told
+    assert (tmp_path / "out").read_bytes() == b"an earlier one"
+
+
+def test_an_export_replaces_files_and_nothing_else(
+    tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(tmp_path / "a", *range(10))
+    command = ["snapshot", "export", "--config", config("a")]
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("fifo", "a", "not/there"):
+        target = str(tmp_path / name)
+        assert main([*command, target]) == 1
+        assert f"'{target}'" in capsys.readouterr().err
+    assert stat.S_ISFIFO((tmp_path / "fifo").stat().st_mode)
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    assert main([*command, str(tmp_path / "link")]) == 0
+    assert (tmp_path / "link").is_symlink()
+    assert main(["snapshot", "import", str(tmp_path / "file"), "--config", config("b")]) == 0
+
+
+def test_an_export_to_standard_output_is_the_file(
+    tmp_path: Path, config: Config, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    filled(tmp_path / "a", *range(10))
+    assert main(["snapshot", "export", "-", "--config", config("a")]) == 0
+    told = capfdbinary.readouterr()
+    assert told.err.startswith(b"10 records in - ")
+    assert main(["snapshot", "export", str(tmp_path / "file"), "--config", config("a")]) == 0
+    assert told.out == (tmp_path / "file").read_bytes()
 
 
 def test_prune_leaves_the_last(tmp_path: Path, config: Config) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gateway.storing import Life, life_of, varying
-from tiers.backends.triton_http import Headers, Reply
+from tiers.backends.call import Reply
+from tiers.backends.fields import Headers
 
 WHOLE = Life(0.0, 60.0, 30.0)
 DATE = ("Date", "Thu, 01 Jan 2026 00:00:00 GMT")

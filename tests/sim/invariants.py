@@ -361,8 +361,9 @@ def nothing_is_under_way(world: World) -> Iterator[str]:
         for name, route in gateway.routes.items():
             if len(route.flights) or route.refreshing:
                 yield f"{name}: {len(route.flights)} flights, {len(route.refreshing)} refreshes"
-            if route.rows is not None and (len(route.rows.flights) or route.rows._under_way):
-                yield f"{name}: {len(route.rows.flights)} fills of rows"
+            rows = route.shelves.rows
+            if rows is not None and (len(rows.flights) or rows._under_way):
+                yield f"{name}: {len(rows.flights)} fills of rows"
         for name, home in gateway.homes.items():
             busy = [state for state in home.pool.states() if state.in_flight > 1]  # one may be a probe
             if busy:

@@ -22,9 +22,10 @@ from cache.flight import Flights
 from cache.response import ResponseCache
 from cache.table import NearTable
 from degrade import breaker
-from gateway import descent, pipeline, recall, route
+from gateway import descent, identity, pipeline, recall
 from gateway.doors import exchange
 from gateway.doors.buffered import Held
+from gateway.identity import Identity
 from gateway.pipeline import Pipeline
 from gateway.route import Route
 from gateway.rows import Rows
@@ -183,8 +184,8 @@ MUTATIONS: Final = (
     Mutation("the ladder has an old answer for everybody", ((descent, "tolerates", lambda *_: True),), first=41),
     Mutation("an epoch's turn during a fill is ignored", ((Route, "settled", _now_as_then),)),
     Mutation("an epoch never turns", ((Route, "turn", _never),)),
-    Mutation("tenants share keys", ((Route, "_tenant", lambda *_: ""),)),
-    Mutation("requested outputs are no part of the key", ((route, "_asked", lambda _: []),)),
+    Mutation("tenants share keys", ((Identity, "tenant", lambda *_: ""),)),
+    Mutation("requested outputs are no part of the key", ((identity, "_asked", lambda _: []),)),
     Mutation(
         "rows are merged in another order",
         ((cascade, "merge_rows", _swapped(cascade.merge_rows)),),

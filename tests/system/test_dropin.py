@@ -13,7 +13,7 @@ import tritonclient.http.aio as triton_aio
 from tritonclient.utils import InferenceServerException
 
 from examples.gatewayprocess import GatewayProcess
-from tests.cases.dropin import NUMBERS, RANDOM, TEXTS, Library, texts
+from tests.cases.dropin import CHANGES, NUMBERS, RANDOM, TEXTS, Library, texts
 
 LIBRARY = Library(triton_http)
 
@@ -324,20 +324,6 @@ def in_shared_memory(client):
     finally:
         region.close()
         region.unlink()
-
-
-CHANGES = {
-    "load": (lambda client: client.load_model("echo_fp32"), "repository"),
-    "unload": (lambda client: client.unload_model("echo_fp32"), "repository"),
-    "log": (lambda client: client.update_log_settings({"log_verbose_level": 1}), "logging"),
-    "trace": (lambda client: client.update_trace_settings(settings={"trace_rate": "7"}), "trace"),
-    "trace of a model": (lambda client: client.update_trace_settings("mine", {"trace_rate": "7"}), "trace"),
-    "register": (lambda client: client.register_system_shared_memory("r", "/r", 8), "shared_memory"),
-    "unregister": (lambda client: client.unregister_system_shared_memory("r"), "shared_memory"),
-    "unregister all": (lambda client: client.unregister_system_shared_memory(), "shared_memory"),
-    "register CUDA": (lambda client: client.register_cuda_shared_memory("r", b"AA==", 0, 8), "shared_memory"),
-    "unregister CUDA": (lambda client: client.unregister_cuda_shared_memory("r"), "shared_memory"),
-}
 
 
 @pytest.mark.parametrize("name", CHANGES)

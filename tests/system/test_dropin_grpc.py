@@ -19,7 +19,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.utils import InferenceServerException, serialize_byte_tensor
 
 from examples.gatewayprocess import GatewayProcess
-from tests.cases.dropin import RANDOM, Library, texts
+from tests.cases.dropin import CHANGES, RANDOM, Library, texts
 from tests.conftest import settled
 
 MODELS = Path(__file__).parents[1] / "models"
@@ -493,20 +493,6 @@ def texts_in_shared_memory(client):
     finally:
         region.close()
         region.unlink()
-
-
-CHANGES = {
-    "load": (lambda client: client.load_model("echo_fp32"), "repository"),
-    "unload": (lambda client: client.unload_model("echo_fp32"), "repository"),
-    "log": (lambda client: client.update_log_settings({"log_verbose_level": 1}), "logging"),
-    "trace": (lambda client: client.update_trace_settings(settings={"trace_rate": "7"}), "trace"),
-    "trace of a model": (lambda client: client.update_trace_settings("mine", {"trace_rate": "7"}), "trace"),
-    "register": (lambda client: client.register_system_shared_memory("r", "/r", 8), "shared_memory"),
-    "unregister": (lambda client: client.unregister_system_shared_memory("r"), "shared_memory"),
-    "unregister all": (lambda client: client.unregister_system_shared_memory(), "shared_memory"),
-    "register CUDA": (lambda client: client.register_cuda_shared_memory("r", b"AA==", 0, 8), "shared_memory"),
-    "unregister CUDA": (lambda client: client.unregister_cuda_shared_memory("r"), "shared_memory"),
-}
 
 
 @pytest.mark.parametrize("name", CHANGES)

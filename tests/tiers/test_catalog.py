@@ -9,7 +9,7 @@ import pytest
 
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
-from tiers.backends.triton_http import Call, Reply
+from tiers.backends.call import Call, Reply
 from tiers.catalog import Catalog, CatalogOptions
 from tiers.facts import Capacity, ModelFacts, Sight, TensorFact, changed
 from tiers.inference import Rejected, UpstreamError

@@ -15,7 +15,8 @@ import pytest
 
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
-from tiers.backends.triton_http import Call, Reply, TritonHttp, TritonOptions
+from tiers.backends.call import Call, Reply
+from tiers.backends.triton_http import TritonHttp, TritonOptions
 from tiers.inference import Rejected, UpstreamError
 
 Reader, Writer = asyncio.StreamReader, asyncio.StreamWriter

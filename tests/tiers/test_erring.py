@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from degrade.ladder import Failure
+from tiers.backends.call import Reply
 from tiers.backends.erring import Erred, answered
-from tiers.backends.triton_http import Reply
 
 
 @pytest.mark.parametrize("status", [200, 201, 204, 206, 302, 304, 400, 401, 404, 405, 408, 413, 422, 499])

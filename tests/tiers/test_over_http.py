@@ -13,10 +13,10 @@ import pytest
 from tritonclient.grpc import service_pb2 as pb
 
 from degrade.deadline import Deadline
+from tiers.backends.call import Call, Reply
 from tiers.backends.over_grpc import asked_over_grpc
 from tiers.backends.over_http import SpeaksHttp
 from tiers.backends.rpc import Rpc, RpcRefused, RpcReply
-from tiers.backends.triton_http import Call, Reply
 from tiers.inference import Rejected, UpstreamError
 
 NEVER = Deadline(math.inf)

@@ -14,9 +14,10 @@ import pytest
 from degrade.breaker import BreakerOptions, Change
 from degrade.deadline import Deadline
 from degrade.ladder import TABLE, Failure, Step
-from tiers.backends.triton_http import Call, Reply, Streamed
+from tiers.backends.call import Call, Reply, Streamed
+from tiers.choice import choose
 from tiers.inference import InferRequest, InferResponse, Passed, Rejected, UpstreamError
-from tiers.pool import Pool, PoolOptions, choose
+from tiers.pool import Pool, PoolOptions
 
 REQUEST = InferRequest("m", ())
 SEQUENCE = InferRequest("m", (), parameters={"sequence_id": 1})

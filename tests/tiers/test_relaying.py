@@ -13,7 +13,8 @@ from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tests.tiers.test_connection import Reader, Writer, answers, http, read_request, serving
 from tiers.backends.answer import AnswerHead
-from tiers.backends.triton_http import Call, TritonHttp
+from tiers.backends.call import Call
+from tiers.backends.triton_http import TritonHttp
 from tiers.inference import Rejected, UpstreamError
 from tiers.pool import Pool, PoolOptions
 from tiers.seat import Seat, Seated

@@ -1,6 +1,7 @@
 """One replica over gRPC: what each of its faults means, and how many calls it gets at once."""
 
 import asyncio
+import gc
 import socket
 from time import monotonic
 
@@ -12,9 +13,10 @@ from tritonclient.grpc import service_pb2 as pb
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tiers.backends import triton_grpc
+from tiers.backends.call import Call
+from tiers.backends.over_grpc import Carrier
 from tiers.backends.rpc import Rpc, RpcRefused
 from tiers.backends.triton_grpc import GrpcOptions, TritonGrpc
-from tiers.backends.triton_http import Call
 from tiers.inference import NOT_ASKED, InferRequest, Rejected, RequestedOutput, Tensor, UpstreamError
 from tiers.v2.message import Limits
 
@@ -318,3 +320,20 @@ async def test_calls_in_https_words_by_callbacks_and_in_pieces(server, replica):
     await asyncio.wait_for(gone.over.wait(), SECONDS)
     assert gone.told in ([Failure.UNREACHABLE], [Failure.DROPPED])
     assert place.told == gone.told
+
+
+async def test_a_bug_on_the_way_keeps_neither_place_nor_caller_and_is_told():
+    async def ask():
+        raise ZeroDivisionError("a bug")
+
+    bugs = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: bugs.append(context["exception"]))
+    listener, place = Listener(), Place()
+    carrier = Carrier(ask, listener, place)
+    carrier.start()
+    await asyncio.wait_for(listener.over.wait(), SECONDS)
+    assert (listener.told, place.told) == ([Failure.BROKEN], [None])
+    del carrier
+    await asyncio.sleep(0)
+    gc.collect()
+    assert [str(bug) for bug in bugs] == ["a bug"]

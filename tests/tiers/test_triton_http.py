@@ -15,7 +15,9 @@ import pytest
 from degrade.breaker import BreakerOptions
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
-from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, Call, TritonHttp, TritonOptions, end_to_end
+from tiers.backends.call import Call
+from tiers.backends.fields import end_to_end
+from tiers.backends.triton_http import ASKING_CONNECTIONS_MAX, TritonHttp, TritonOptions
 from tiers.inference import InferRequest, Rejected, RequestedOutput, Tensor, UpstreamError
 from tiers.pool import Pool, PoolOptions
 

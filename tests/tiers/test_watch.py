@@ -11,7 +11,7 @@ from degrade.breaker import BreakerOptions, Change
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tests.tiers.test_pool import Clock, Fake
-from tiers.backends.triton_http import Call, Reply
+from tiers.backends.call import Call, Reply
 from tiers.inference import InferRequest, UpstreamError
 from tiers.pool import Pool, PoolOptions
 from tiers.watch import DOUBT_SHARE, SPREAD, TURN_SECONDS

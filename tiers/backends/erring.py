@@ -8,7 +8,7 @@ RFC 9110 sections 15.5 and 15.6, RFC 6585 section 4.
 from __future__ import annotations
 
 from degrade.ladder import Failure
-from tiers.backends.triton_http import Reply
+from tiers.backends.call import Reply
 from tiers.inference import UpstreamError
 
 

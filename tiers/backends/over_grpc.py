@@ -21,13 +21,14 @@ from tritonclient.grpc import service_pb2
 
 from degrade.ladder import Failure
 from tiers.backends.answer import AnswerHead
+from tiers.backends.call import Call, Reply
+from tiers.backends.fields import Headers
 from tiers.backends.plain import plain
 from tiers.backends.relaying import Listener, Place
 from tiers.backends.rpc import HTTP_STATUSES, Rpc, RpcRefused, RpcReply
-from tiers.backends.triton_http import HEADER_LENGTH, Call, Headers, Reply
 from tiers.inference import InferRequest, Rejected, UpstreamError
 from tiers.v2.coding import inflate
-from tiers.v2.message import Malformed
+from tiers.v2.message import JSON_LENGTH_HEADER, Malformed
 from tiers.v2.proto import encode_request
 from tiers.v2.proto_response import decode_response
 from tiers.v2.request import WireForm, decode_request
@@ -122,6 +123,10 @@ class Carrier:
             return
         except Rejected as rejected:
             reply = _error(rejected.status, str(rejected))
+        except Exception:  # a bug of ours, which the event loop tells: neither place nor caller may wait for its end
+            self._place.left()
+            self._listener.fail(UpstreamError(Failure.BROKEN, "its answer could not be read: a bug of the gateway's"))
+            raise
         lines = f"HTTP/1.1 {reply.status} {_REASONS.get(reply.status, 'Unknown')}\r\n"
         lines += "".join([f"{name}: {value}\r\n" for name, value in reply.headers])
         head = AnswerHead(reply.status, reply.headers, len(reply.body), False, True, lines.encode("ascii"))
@@ -131,9 +136,9 @@ class Carrier:
 
 async def _infer(model: str, version: str, call: Call, body: bytes, ask: Ask) -> Reply:
     named = {name.lower(): value for name, value in call.headers}
-    coding, length = named.get("content-encoding"), named.get(HEADER_LENGTH.lower())
+    coding, length = named.get("content-encoding"), named.get(JSON_LENGTH_HEADER.lower())
     if length is not None and not re.fullmatch(r"[0-9]{1,19}", length):
-        raise Malformed("header-length", f"{HEADER_LENGTH} must be a number of bytes")
+        raise Malformed("header-length", f"{JSON_LENGTH_HEADER} must be a number of bytes")
 
     def read() -> tuple[InferRequest, WireForm, bytes]:
         plainly = inflate(body, coding, INFLATED_BYTES_MAX)
@@ -144,7 +149,7 @@ async def _infer(model: str, version: str, call: Call, body: bytes, ask: Ask) ->
         parts, json_length = encode_response(response, form, request.id)
         headers: Headers = _JSON
         if json_length is not None:
-            headers = (("Content-Type", "application/octet-stream"), (HEADER_LENGTH, str(json_length)))
+            headers = (("Content-Type", "application/octet-stream"), (JSON_LENGTH_HEADER, str(json_length)))
         return Reply(200, headers, b"".join(parts))
 
     is_small = len(body) <= ASIDE_BYTES and coding is None

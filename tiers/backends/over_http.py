@@ -20,10 +20,10 @@ from tritonclient.grpc import service_pb2
 
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
+from tiers.backends.call import Call, Reply, json_length_of
 from tiers.backends.rpc import HTTP_STATUSES, Conversation, Metadata, Rpc, RpcRefused, RpcReply
-from tiers.backends.triton_http import HEADER_LENGTH, Call, Reply
 from tiers.inference import InferRequest, Rejected, UpstreamError
-from tiers.v2.message import Malformed
+from tiers.v2.message import JSON_LENGTH_HEADER, Malformed
 from tiers.v2.proto import RequestReader, Sketch, identified, parse
 from tiers.v2.proto_response import encode_response, stream_error, streamed
 from tiers.v2.request import encode_request
@@ -98,15 +98,14 @@ class SpeaksHttp:
         else:
             async with self._aside:  # a reader of its own: ours may be in use meanwhile
                 request, body, length = await asyncio.to_thread(_translated, RequestReader(), rpc.message)
-        headers = (*_text(rpc.metadata), ("Content-Type", "application/octet-stream"), (HEADER_LENGTH, str(length)))
-        call = Call("POST", _path(request.model, request.version) + "/infer", headers, body)
+        framing = (("Content-Type", "application/octet-stream"), (JSON_LENGTH_HEADER, str(length)))
+        call = Call("POST", _path(request.model, request.version) + "/infer", (*_text(rpc.metadata), *framing), body)
         try:
             reply = _good(await self._replica.exchange(call, deadline, now))
         except RpcRefused as refused:
             raise RpcRefused(refused.code, refused.details.replace(*_DOORS)) from refused
-        told = next((value for name, value in reply.headers if name.lower() == HEADER_LENGTH.lower()), None)
         try:
-            response = decode_response(reply.body, None if told is None else int(told), regions=request.regions)
+            response = decode_response(reply.body, json_length_of(reply.headers), regions=request.regions)
         except (Malformed, ValueError) as fault:
             raise UpstreamError(Failure.BROKEN, f"{self.url} answered what is no inference: {fault}", 200) from fault
         return identified(encode_response(response), request.id)

@@ -22,12 +22,12 @@ from msgspec import Struct
 
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
+from tiers.backends.call import Call, Reply, Streamed
 from tiers.backends.judging import judged, timeout_of
 from tiers.backends.over_grpc import Carrier, asked_over_grpc, whole
 from tiers.backends.refusal import refusal
 from tiers.backends.relaying import Listener, Place
 from tiers.backends.rpc import HTTP_STATUSES, Conversation, Metadata, Rpc, RpcRefused, RpcReply
-from tiers.backends.triton_http import Call, Reply, Streamed
 from tiers.inference import NOT_ASKED, InferRequest, InferResponse, UpstreamError
 from tiers.v2.message import BEYOND_LIMITS, Limits, Malformed
 from tiers.v2.proto import encode_request

@@ -1,4 +1,4 @@
-"""One Triton over HTTP: the only place where faults of connections and Triton's statuses are given a meaning.
+"""One Triton over HTTP: the only place where a connection's faults are given a meaning (statuses: ``refusal.py``).
 
 Rule of this file: whatever happens on the wire leaves here as an answer, UpstreamError or Rejected.
 Requests carry nothing the caller did not ask for, bodies are never decompressed, and a target goes out byte
@@ -11,7 +11,6 @@ import asyncio
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import lru_cache
 from typing import Final
 from urllib.parse import quote, urlsplit
 
@@ -22,18 +21,10 @@ from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from tiers.backends.answer import AnswerHead
 from tiers.backends.arrival import Arrival, ConnectionFault, Fault
+from tiers.backends.call import Call, Reply, Streamed, json_length_of
 from tiers.backends.connection import Connection, ConnectionBounds, died_of_age
 from tiers.backends.connections import Address, Connections, ConnectionsOptions
-from tiers.backends.fields import (
-    JOINED_BYTES_MAX,
-    Body,
-    Headers,
-    IllFormed,
-    LineTooLong,
-    Outgoing,
-    RequestHeads,
-    end_to_end,
-)
+from tiers.backends.fields import JOINED_BYTES_MAX, IllFormed, LineTooLong, Outgoing, RequestHeads
 from tiers.backends.judging import judged, timeout_of
 from tiers.backends.refusal import refusal
 from tiers.backends.relaying import Line, Listener, Place, Relaying
@@ -41,23 +32,8 @@ from tiers.inference import NOT_ASKED, InferRequest, InferResponse, Rejected, Up
 from tiers.v2.forms import RequestWriter, ResponseForms
 from tiers.v2.message import BEYOND_LIMITS, Limits, Malformed
 
-__all__ = [
-    "HEADER_LENGTH",
-    "Body",
-    "Call",
-    "Headers",
-    "Reply",
-    "Streamed",
-    "TritonHttp",
-    "TritonOptions",
-    "end_to_end",
-]
-
-HEADER_LENGTH: Final = "Inference-Header-Content-Length"
 _REPEATABLE: Final = frozenset({"GET", "HEAD"})
 _INFER_HEADS_MAX: Final = 1024
-_FIELDS_MAX: Final = 64
-"""Sets of fields of answers whose JSON part's length is remembered: a replica's answers have one for each model's."""
 _CALLS_MAX: Final = 1024
 _CALL_BYTES_MAX: Final = 4096
 """Heads of calls that pass through remembered, and of what size: about 5 MiB for each replica at most."""
@@ -92,40 +68,6 @@ class TritonOptions(Struct, frozen=True):
     """Of a passed-through answer that may wait here for the caller to take it."""
     answer_bytes_max: int = 256 * 1024 * 1024
     limits: Limits = Limits()
-
-
-class Call(Struct, frozen=True):
-    """An HTTP request for a replica. ``target`` is the raw path and query, sent verbatim, from its "/" on.
-    ``probe``: it is to tell how the replica or a model is, so it waits behind nothing that callers ask; ``anew``: and
-    whether one can connect to it. ``work``: it is what routes and endpoints are for, so it shares inference's
-    connections; ``again``: it may be sent twice."""
-
-    method: str
-    target: str
-    headers: Headers = ()
-    body: Body = None
-    probe: bool = False
-    anew: bool = False
-    work: bool = False
-    again: bool = False
-
-
-class Reply(Struct, frozen=True):
-    """A whole answer. ``headers`` are without hop-by-hop fields; ``body`` is as encoded by the replica. ``framed``: it
-    said where its body ends; else that ended with the connection, as one that was cut off does too."""
-
-    status: int
-    headers: Headers
-    body: bytes
-    framed: bool = True
-
-
-class Streamed(Struct, frozen=True):
-    """An answer under way. ``chunks`` may be read once; UpstreamError when the replica breaks off."""
-
-    status: int
-    headers: Headers
-    chunks: AsyncIterator[bytes]
 
 
 class _Known(Struct, frozen=True):
@@ -402,19 +344,13 @@ class TritonHttp:
         if reply.status != 200:
             raise refusal(self.url, request, reply.status, reply.body)
         try:
-            length = _json_length(reply.headers)
+            length = json_length_of(reply.headers)
             response = self._forms.decode(reply.body, length, request.regions)
         except (Malformed, ValueError) as error:
             if isinstance(error, Malformed) and error.reason in BEYOND_LIMITS:
                 raise UpstreamError(Failure.OVERSIZED, f"{self.url} answers with too much: {error}", 200) from error
             raise UpstreamError(Failure.BROKEN, f"{self.url} answered what is no inference: {error}", 200) from error
         return judged(self.url, request, response)
-
-
-@lru_cache(maxsize=_FIELDS_MAX)
-def _json_length(headers: Headers) -> int | None:
-    """The length of an answer's JSON part, if that is not all of it. Raises ValueError."""
-    return next((int(value) for name, value in headers if name.lower() == HEADER_LENGTH.lower()), None)
 
 
 async def _end(upload: asyncio.Task[None]) -> None:

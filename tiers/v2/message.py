@@ -17,6 +17,9 @@ import numpy as np
 
 M = TypeVar("M")
 
+JSON_LENGTH_HEADER: Final = "Inference-Header-Content-Length"
+"""The header field, Triton's own, that says how many bytes of a body are its JSON part, where that is not all of it."""
+
 _SHOWN_MAX: Final = 64  # characters of a caller's own word repeated in a message
 
 # A string, or one that never ends: always matches at a quote, so the scan is linear for any bytes.

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 import trustme
 
-from gateway import app
 from gateway.app import Gateway
+from gateway.doors import doorkeeper
 from gateway.doors import lane as lanes
 from gateway.doors.http import HttpDoor
 from gateway.sources import load
@@ -62,9 +62,7 @@ class Door:
 
     @property
     def lane(self) -> lanes.EdgeLane:
-        found = self.gateway._lane
-        assert found is not None
-        return found
+        return self.gateway.doors.lane
 
     def outcomes(self) -> dict[str, float]:
         text = self.gateway.telemetry.exposition().decode()
@@ -343,7 +341,7 @@ def shown_by(writer: asyncio.StreamWriter) -> Any:
 async def test_new_connections_see_a_new_certificate_and_old_ones_go_on(
     open_door: Open, own_pem: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "RENEWAL_SECONDS", 0.02)
+    monkeypatch.setattr(doorkeeper, "RENEWAL_SECONDS", 0.02)
     door = await open_door()
     reader, writer = await door.connect()
     first = shown_by(writer)
