@@ -43,13 +43,6 @@ class Watched:
         """The one that the first Sentinel calls so."""
         return self._named_by(self.sentinels[0])
 
-    def be_patient(self) -> None:
-        """From now on the master has half a minute to answer, and not half a second: a machine that stands still for
-        that long makes no failover of its own."""
-        for each in self.sentinels:
-            with each.client() as client:
-                client.execute_command("SENTINEL", "SET", SERVICE, "down-after-milliseconds", 30_000)
-
     def all_call(self, server: RedisServer) -> bool:
         """Whether every Sentinel calls this one the master. One decides a failover; the others hear of it."""
         return all(self._named_by(each) is server for each in self.sentinels)

@@ -86,7 +86,6 @@ async def test_a_planned_failover_is_known_of_in_time(
     """The old master lives on, answers pings and hears nothing of what is written to the new one: by the time that the
     table is said to be coherent as of that write, it has been distrusted, or the write has been heard of. The one
     Sentinel that may know of it yet is waited for here, however busy the machine."""
-    watched.be_patient()
     monkeypatch.setattr(learning, "HEAD_START_SECONDS", 60.0)
     options = structs.replace(QUICK, silence_seconds_max=4.0)
     store = store_at(watched.url, None, RedisOptions(learn=LearnOptions(0.1, options.silence_seconds_max)))

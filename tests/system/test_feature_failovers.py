@@ -71,7 +71,6 @@ async def test_planned_failovers_under_load(
     gateway_factory: Callable[..., Any], triton: Any, watched: Watched
 ) -> None:
     """Again and again: what is tracked is never old and fresh, and nothing is left behind of those that were asked."""
-    watched.be_patient()
     fill(watched.master, 1)
     gateway = gateway_factory(house(triton.http_url, watched.url))
     until(lambda: live(gateway))
