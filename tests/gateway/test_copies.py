@@ -17,14 +17,14 @@ from cache.queue import Queue
 from cache.response import PASSED_MAX
 from cache.stores.store import Found, StoreError
 from degrade.calendar import Calendar
-from degrade.record import seal
+from degrade.record import PAYLOAD_BYTES_MAX, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway import copies
 from gateway import purges as module
 from gateway.config import CacheConfig, Endpoint, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.copied import Answers, fingerprint_of, fingerprint_of_endpoint
-from gateway.copies import READ_SECONDS, Copies, Copy, CopyRules, Standing
+from gateway.copies import READ_SECONDS, TURN_BYTES, Copies, Copy, CopyRules, Standing
 from gateway.service import Served, cache_of
 from gateway.units import Seconds
 from gateway.witness import WATCHED_SECONDS, Clocks
@@ -113,12 +113,14 @@ class Life:
             await self.standing.witness.round()
             self.host.pass_by(1.0)
 
-    def answer(self, value: float = 1.0, digest: bytes = DIGEST, output: Tensor | None = None) -> None:
+    def answer(
+        self, value: float = 1.0, digest: bytes = DIGEST, output: Tensor | None = None, size: int = 300
+    ) -> None:
         """An answer has been made, and is in memory."""
         tensor = output or Tensor("y", "FP32", (1,), np.float32(value).tobytes())
         served = Served(InferResponse("r", "1", (tensor,)), "m", 1, 0, 1)
         assert self.cache is not None
-        entry = Entry(served, 300, self.host.monotonic, TTL, MAX_STALE, self.epoch)
+        entry = Entry(served, size, self.host.monotonic, TTL, MAX_STALE, self.epoch)
         assert self.cache.store(Key(digest, self.epoch), entry, self.cache.ticket())  # type: ignore[arg-type]
 
     def write(self) -> str:
@@ -254,6 +256,10 @@ async def test_what_was_made_before_there_was_a_word_gets_it_with_a_later_pass(b
     await life.standing.purges.round()
     life.answer()
     assert life.write() == "written"
+    assert len(life.copies) == 0, "nothing is to be done as long as there is no word"
+    copy = life.find()
+    assert copy is not None
+    assert not copy.is_same, "no word is not the same as no word"
     await life.live(3)
     assert len(life.copies) == 1
     assert life.write() == "written"
@@ -496,6 +502,89 @@ async def test_what_was_not_written_is_taken_again(born: Born, host: Host, monke
     assert len(life.copies) == 1
     assert life.write() == "written"
     assert value(await life.find()) == 1.0
+
+
+async def test_what_was_written_is_not_taken_again_with_what_was_not(
+    born: Born, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = born()
+    await life.live()
+    life.answer(1.0, b"written")
+    assert life.write() == "written"
+    life.answer(2.0, b"waiting")
+    monkeypatch.setattr(life.snapshot, "write", lambda pairs, now: "full")
+    for _ in range(3):
+        assert life.write() == "full"
+        assert len(life.copies) == 1
+    assert not life.copies._taken, "it does not grow with every pass that fails"
+
+
+async def test_a_turn_takes_some_bytes_and_no_large_ones(
+    born: Born, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the event loop: what is larger than a record may be is not so much as packed."""
+    life = born()
+    await life.live()
+    packed: list[int] = []
+    real = Answers.packed
+
+    def counted(self: Answers, value: Served, made_at: float) -> bytes | None:
+        packed.append(value.response.outputs[0].shape[0])
+        return real(self, value, made_at)
+
+    monkeypatch.setattr(Answers, "packed", counted)
+    for place in range(10):
+        life.answer(float(place), b"%016d" % place, size=TURN_BYTES // 3)
+    assert [len(life.copies.take(100)) for _ in range(4)] == [4, 4, 2, 0]
+    packed.clear()
+    life.answer(1.0, b"large", size=PAYLOAD_BYTES_MAX + 1)
+    assert (life.copies.take(100), packed) == ([], [])
+    life.answer(1.0, b"just so", size=PAYLOAD_BYTES_MAX)
+    assert (len(life.copies.take(100)), packed) == (1, [1])
+    more = PAYLOAD_BYTES_MAX + 1
+    life.answer(1.0, b"larger than it said", Tensor("y", "UINT8", (more,), bytes(more)))
+    assert (life.copies.take(100), packed) == ([], [1, more])
+
+
+async def test_who_is_watched_twice_forgets_nothing(born: Born) -> None:
+    """As after a reload that keeps the cache."""
+    life = born()
+    await life.live()
+    life.answer()
+    life.copies.watch(life.cache)  # type: ignore[arg-type]
+    assert len(life.copies) == 1
+
+
+async def test_what_was_looked_for_is_counted_by_what_it_was(born: Born, host: Host) -> None:
+    life = await copied(born)
+    assert life.standing.outcomes == {"fresh": 0, "stale": 0, "unknown": 0, "absent": 0}
+    life.find()
+    life.find(b"another")
+    life.standing.witness.end_turn()
+    life.find()
+    assert life.standing.outcomes == {"fresh": 1, "stale": 1, "unknown": 0, "absent": 1}
+    host.answers = False
+    life = born()
+    await life.live(1)
+    life.find()
+    life.find()
+    assert life.standing.outcomes == {"fresh": 0, "stale": 0, "unknown": 2, "absent": 0}
+
+
+async def test_what_is_alike_is_known_at_once_when_a_model_changes(born: Born, host: Host) -> None:
+    """Not only when somebody asks next: that may be two models later."""
+    life = born()
+    await life.live()
+    life.answer(1.0, b"old")
+    life.write()
+    host.schema, life.epoch = b"another", 1
+    life.standing.end_turn()
+    life.answer(2.0, b"first")
+    life.epoch = 2  # the same model, loaded again
+    life.standing.end_turn()
+    life.answer(3.0, b"second")
+    life.write()
+    assert [value(life.find(digest)) for digest in (b"old", b"first", b"second")] == [None, 2.0, 3.0]
 
 
 async def test_a_sweep_takes_what_was_used_and_no_more_than_it_may(born: Born, host: Host) -> None:
