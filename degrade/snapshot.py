@@ -29,7 +29,7 @@ from cache.stores.store import StoreError
 from degrade.directory import SUFFIX, announce, announced, generations, locked, number_of, path_of, remove
 from degrade.generation import Generation, Pairs
 from degrade.inspection import InspectionOptions, inspect, opened
-from degrade.record import Good, Terms, V, judged, name_of, unpacked
+from degrade.record import REASONS, Good, Terms, V, judged, name_of, unpacked
 
 QUARANTINE: Final = "quarantine"
 GENERATIONS_MAX: Final = 16
@@ -59,8 +59,8 @@ class Snapshot:
         self.options = options
         self.failures: Counter[str] = Counter()
         """What the disk did not do, by `StoreError`'s kinds."""
-        self.rejected: Counter[str] = Counter()
-        """Records that were not used, by `record.REASONS`."""
+        self.rejected: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
+        """Records that were not used, by reason."""
         self.quarantined: Counter[str] = Counter()
         """Generations that this process has put aside, by reason."""
         self.aside = 0

@@ -63,6 +63,10 @@ class Copied(Protocol):
     def __len__(self) -> int:
         """How many wait."""
 
+    @property
+    def forgotten(self) -> int:
+        """How many found no room to wait in, from the start: they are copied when they are made anew."""
+
     def take(self, count: int) -> Sequence[Pending] | None:
         """Some of them, made ready; ``count`` steps at most are taken (each to a key, or over some that a sweep leaves
         out), and TURN_BYTES made or little more. None if nothing was looked at: none waits, or nobody can make
@@ -121,8 +125,8 @@ class CopyRules(msgspec.Struct, frozen=True):
 
 
 class Standing:
-    """What of a service says whether its copies may be used, whatever they are copies of. ``outcomes`` counts what was
-    looked for: each answer, each row."""
+    """What of a service says whether its copies may be used, whatever they are copies of. ``outcomes`` counts
+    look-ups: each of an answer, each of a row, however often a request makes the same one on its way."""
 
     def __init__(self, rules: CopyRules, calendar: Calendar, store: Store, clocks: Clocks) -> None:
         self.rules = rules
@@ -245,6 +249,11 @@ class Copies(Generic[V]):
         journal = None if self._cache is None else self._cache.journal
         wordless = 0 if self.standing.turn is None else len(self._wordless)
         return (0 if journal is None else len(journal)) + wordless + (self._sweep is not None)
+
+    @property
+    def forgotten(self) -> int:
+        journal = None if self._cache is None else self._cache.journal
+        return 0 if journal is None else journal.forgotten
 
     def take(self, count: int) -> list[Pending] | None:
         cache, terms, standing = self._cache, self._terms_now(), self.standing

@@ -32,6 +32,7 @@ class Directory(Protocol):
     failures: Counter[str]
     rejected: Counter[str]
     quarantined: Counter[str]
+    aside: int
     records: int
     bytes: int
     written_at: float

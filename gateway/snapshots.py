@@ -107,6 +107,7 @@ class Snapshots:
         self._writing: asyncio.Future[str] | None = None
         self._pass_bytes_max = min(BYTES_MAX, self.snapshot.options.generation_bytes_max // BYTES_SHARE)
         self._copied: dict[str, Copied] = {}
+        self._forgotten = 0  # of those that are copied no more
         self._facts: dict[tuple[str, str], tuple[ModelFacts, float]] = {}  # as written last, and when
         self._homes: Mapping[str, Home] = {}
         self._models: list[tuple[str, str, str]] = []
@@ -125,6 +126,11 @@ class Snapshots:
     def waiting(self) -> int:
         """Keys that are to be copied; those that a pass has in its hands too."""
         return len(self._in_hands) + sum([len(each) for each in self._copied.values()])
+
+    @property
+    def forgotten(self) -> int:
+        """Keys that found no room to wait in, from the start."""
+        return self._forgotten + sum([each.forgotten for each in self._copied.values()])
 
     async def open(self) -> None:
         """Look at what is there. Before anything is shared."""
@@ -172,6 +178,8 @@ class Snapshots:
                     )
                     held.watch(table.near)
                 copied[f"tables/{name}"] = held
+        gone = [each for name, each in self._copied.items() if copied.get(name) is not each]
+        self._forgotten += sum([each.forgotten for each in gone])
         self._copied = copied
 
     def _share_route(self, name: str, route: Route, config: Config) -> None:

@@ -92,6 +92,10 @@ class RowCopies:
     def __len__(self) -> int:
         return len(self._journal) + (self._sweep is not None)
 
+    @property
+    def forgotten(self) -> int:
+        return self._journal.forgotten
+
     def take(self, count: int) -> list[Pending] | None:
         if self._near is None or not len(self):
             return None

@@ -181,6 +181,8 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
     )
     passes = "Passes, by how they ended."
     yield Gauge("tailrace_snapshot_passes", passes, ("outcome",), by_word(snapshots.passes), counter=True)
+    lost = "Keys that found no room to wait in, because passes are too slow: they are copied when they are made anew."
+    yield Gauge("tailrace_snapshot_forgotten", lost, (), one(lambda: snapshots.forgotten), counter=True)
     copied = "Records written."
     yield Gauge("tailrace_snapshot_copied", copied, (), one(lambda: snapshots.copied), counter=True)
     failures = "What the disk did not do, by kind."
@@ -191,8 +193,11 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
     yield Gauge("tailrace_snapshot_quarantine_files", lying, (), one(lambda: snapshot.aside))
     aside = "Generations that this process has put aside, by reason."
     yield Gauge("tailrace_snapshot_quarantined", aside, ("reason",), by_word(snapshot.quarantined), counter=True)
-    found = "Answers looked for: fresh, stale (of other models), unknown (nobody can tell) or absent."
-    yield Gauge("tailrace_snapshot_found", found, ("route", "outcome"), of_copies, counter=True)
+    looked = (
+        "Look-ups of an answer's or a row's copy: fresh, stale (of other models), unknown (nobody can tell) or absent. "
+        "A request makes several on its way: they are no requests."
+    )
+    yield Gauge("tailrace_snapshot_lookups", looked, ("route", "outcome"), of_copies, counter=True)
 
 
 def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:

@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 
 from cache.stores.store import StoreError
+from degrade import generation as module
 from degrade import inspection
 from degrade.directory import LOCKS_LEFT, announce, announced, generations, locked, number_of, path_of, remove
 from degrade.generation import Generation
 from degrade.inspection import InspectionOptions, inspect
 from degrade.record import Record, Terms, name_of, packed, seal
-from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
+from degrade.snapshot import GENERATIONS_MAX, QUARANTINE, Snapshot, SnapshotOptions, pruned
 
 NOW = 1_000_000.0
 OPTIONS = SnapshotOptions(bytes_max=6 * 2**20, inspection_seconds_max=60.0)
@@ -111,6 +112,23 @@ def test_generations_follow_each_other_within_the_bound(make: Make) -> None:
     assert not snapshot.failures
 
 
+def test_there_are_never_more_files_than_a_look_up_may_ask(make: Make) -> None:
+    """However small they are: what was put aside counts too, and goes first."""
+    snapshot = make(SnapshotOptions(bytes_max=64 * 2**20, generations=512, inspection_seconds_max=60.0))
+    aside = snapshot.folder / QUARANTINE
+    aside.mkdir(parents=True)
+    for number in range(1, 4):
+        (aside / f"{number:010d}.empty.mdb").touch()
+    for turn in range(GENERATIONS_MAX + 4):
+        assert snapshot.write([record(turn, os.urandom(70_000))], NOW) == "written"
+        snapshot.settle()
+        assert len(generations(snapshot.folder)) + len(list(aside.iterdir())) <= GENERATIONS_MAX
+    assert snapshot.rotations == turn + 1
+    assert snapshot.generations == len(generations(snapshot.folder)) == GENERATIONS_MAX
+    assert [found(snapshot, key) is not None for key in range(turn + 1)] == [False] * 4 + [True] * GENERATIONS_MAX
+    assert not snapshot.failures
+
+
 def test_a_batch_is_there_as_a_whole_or_not_at_all(make: Make) -> None:
     snapshot = make()
     snapshot.write([record(1)], NOW)
@@ -131,10 +149,10 @@ def test_a_later_record_is_found_and_where_it_is_bad_the_one_before(make: Make) 
     snapshot.write([record(1, b"second"), record(2, b"bad second")], NOW)
     assert snapshot.generations == 2
     assert (found(snapshot, 1), found(snapshot, 2)) == (b"second", b"first")
-    assert snapshot.rejected == {"value": 1}
+    assert +snapshot.rejected == {"value": 1}
     snapshot.write([record(1, b"third", fingerprint=b"other"), record(2, b"third", made_at=NOW - 61)], NOW)
     assert (found(snapshot, 1), found(snapshot, 2)) == (b"first", b"first")
-    assert snapshot.rejected == {"value": 1, "fingerprint": 1, "age": 1}
+    assert +snapshot.rejected == {"value": 1, "fingerprint": 1, "age": 1}
 
 
 def test_two_processes_see_what_the_other_writes(make: Make) -> None:
@@ -467,7 +485,7 @@ def test_a_writer_that_is_killed_leaves_what_it_had_committed(tmp_path: Path) ->
         for each in range(max(0, key - 2000), key):
             held = found(snapshot, each)
             assert held == b"%d " % each * 50, (seed, each)
-        assert not snapshot.rejected
+        assert not snapshot.rejected.total()
         snapshot.close()
     assert key > 0
 
@@ -484,6 +502,40 @@ def mapped_environment(path: Path):  # type: ignore[no-untyped-def]
     import lmdb
 
     return closing(lmdb.open(str(path), map_size=BOUND, subdir=False))
+
+
+def test_the_places_of_readers_that_were_killed_come_back_with_the_next_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process that takes all the places there are is as good as many that were killed one by one."""
+    monkeypatch.setattr(module, "READERS_MAX", 4)
+    program = """
+        import sys, time
+        from pathlib import Path
+        import lmdb
+        from degrade.generation import Generation
+        generation = Generation(Path(sys.argv[1]), int(sys.argv[2]))
+        held = []
+        try:
+            while True:
+                held.append(generation._environment.begin())
+        except lmdb.ReadersFullError:
+            print(len(held), flush=True)
+        time.sleep(30)
+    """
+    path = path_of(tmp_path, 1)
+    with closing(Generation(path, BOUND, writable=True)) as generation:
+        generation.put([record(1)], NOW)
+        arguments = [sys.executable, "-c", textwrap.dedent(program), str(path), str(BOUND)]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE) as reader:
+            assert reader.stdout is not None
+            places = int(reader.stdout.readline())
+            reader.kill()
+        assert places >= 4
+        with pytest.raises(StoreError):
+            generation.get(record(1)[0])
+        generation.put([record(2)], NOW)
+        assert generation.get(record(1)[0]) == record(1)[1]
 
 
 def test_a_generation_says_what_is_wrong_and_nothing_else(tmp_path: Path) -> None:

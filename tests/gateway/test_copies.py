@@ -18,6 +18,7 @@ from cache.stores.store import Found, StoreError
 from degrade.calendar import Calendar
 from degrade.record import seal
 from degrade.snapshot import Snapshot, SnapshotOptions
+from gateway import copies
 from gateway import purges as module
 from gateway.config import CacheConfig, Endpoint, TierConfig
 from gateway.config import Route as RouteConfig
@@ -191,6 +192,14 @@ async def test_of_the_same_models_it_is_what_it_would_be_in_memory(born: Born, h
     assert host.monotonic - copy.made_at == pytest.approx(23.0)
     assert copy.value == Served(InferResponse("r", "1", copy.value.response.outputs), "m", 1, 0, 1)
     assert life.standing.outcomes["fresh"] == 1
+
+
+async def test_answers_that_find_no_room_to_wait_in_are_counted(born: Born, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "KEYS_MAX", 3)
+    life = born()
+    for key in range(10):
+        life.answer(digest=b"%16d" % key)
+    assert (len(life.copies), life.copies.forgotten) == (3, 7)
 
 
 async def test_of_a_changed_model_it_is_an_old_one_for_ever(born: Born, host: Host) -> None:
@@ -371,7 +380,7 @@ async def test_of_models_that_take_or_give_something_else_nothing_is_found(born:
     for schema, is_found in ((b"schema", True), (b"another", False), (None, False), (b"schema", True)):
         host.schema = schema
         assert (life.find() is not None) is is_found
-    assert life.snapshot.rejected == {"fingerprint": 1}
+    assert +life.snapshot.rejected == {"fingerprint": 1}
 
 
 async def test_what_an_earlier_model_gave_is_not_copied_as_what_this_one_gives(born: Born, host: Host) -> None:

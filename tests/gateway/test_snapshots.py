@@ -16,6 +16,7 @@ import pytest
 
 from degrade.record import PAYLOAD_BYTES_MAX, Record, Terms, name_of, packed
 from gateway import snapshots as module
+from gateway.config import Config
 from gateway.config_snapshot import SnapshotConfig
 from gateway.copies import Pending
 from gateway.operate.faults import Rule
@@ -41,6 +42,7 @@ class Source:
         self.taken: list[int] = []
         self.turns: list[int] = []
         self.swept = 0
+        self.forgotten = 0
 
     def __len__(self) -> int:
         return len(self.waiting)
@@ -149,6 +151,16 @@ async def test_a_pass_is_bounded_in_records(world: World, monkeypatch: pytest.Mo
         assert await world.passed() == "written"
         assert len(source) == left
     assert world.snapshots.waiting == 872
+
+
+async def test_what_found_no_room_to_wait_in_is_counted_though_a_reload_takes_it_away(world: World) -> None:
+    source = Source(0)
+    world.copy(source)
+    source.forgotten = 7
+    assert world.snapshots.forgotten == 7
+    for _ in range(2):
+        world.snapshots.share(Config(), {}, {})
+        assert world.snapshots.forgotten == 7
 
 
 async def test_a_pass_is_bounded_in_bytes(world: World) -> None:
