@@ -24,8 +24,6 @@ from cache.queue import Node
 V = TypeVar("V")
 W = TypeVar("W")
 
-PASSED: Final = b""
-"""No digest."""
 PASSED_MAX: Final = 64
 """Some 5 us."""
 
@@ -55,8 +53,8 @@ class ResponseCache(Generic[V, W]):
         node = self._entries.node(digest)
         return None if node is None else node.value
 
-    def used(self) -> Iterator[bytes]:
-        """Digests of entries that have been used, those first that would stay longest (see ``Policy.walk``); and PASSED
+    def used(self) -> Iterator[bytes | None]:
+        """Digests of entries that have been used, those first that would stay longest (see ``Policy.walk``); and None
         after each PASSED_MAX that have not been, so that no step is long."""
         passed = 0
         for node in self._entries.walk():
@@ -64,7 +62,7 @@ class ResponseCache(Generic[V, W]):
                 yield node.key
             elif (passed := passed + 1) >= PASSED_MAX:
                 passed = 0
-                yield PASSED
+                yield None
 
     def find(self, key: Key, now: float) -> Found[V] | None:
         """The entry for a key, fresh or stale; a dead one is removed. Counts as a use."""

@@ -24,6 +24,7 @@ from typing import Final
 
 import msgspec
 
+from cache.stores.files import make_folder
 from cache.stores.lmdb import mapped
 from cache.stores.store import StoreError
 from degrade.directory import SUFFIX, announce, announced, generations, locked, number_of, path_of, remove
@@ -88,7 +89,7 @@ class Snapshot:
         options = self.options
         try:
             with mapped(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder)
                 files = generations(self.folder)
             self._before = self._last = max(map(number_of, files), default=0)
             good: set[int] = set()
@@ -131,7 +132,7 @@ class Snapshot:
         seconds."""
         try:
             with mapped(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder)
                 with locked(self.folder) as ours:
                     if not ours:
                         return "busy"

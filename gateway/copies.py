@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final, Generic, Protocol, TypeVar
 
 import msgspec
@@ -22,7 +23,7 @@ from blake3 import blake3
 from cache.entry import Entry
 from cache.journal import Journal
 from cache.memo import Memo
-from cache.response import PASSED, ResponseCache
+from cache.response import ResponseCache
 from cache.stores.store import Store
 from degrade.calendar import Calendar
 from degrade.record import PAYLOAD_BYTES_MAX, Good, Record, Terms, age, doubted, name_of, packed
@@ -31,6 +32,7 @@ from gateway.service import Wire
 from gateway.witness import Clocks, Looks, Witness
 
 V = TypeVar("V")
+Cache = ResponseCache[V, Wire] | ResponseCache[V, None]
 
 KEYS_MAX: Final = 65_536
 """Of one shelf, noted until they are written: some 10 MB at most."""
@@ -73,8 +75,8 @@ class Copied(Protocol):
         """How many found no room to wait in, from the start: they are copied when they are made anew."""
 
     def take(self, count: int) -> Sequence[Pending] | None:
-        """Some of them, made ready; ``count`` steps at most are taken (each to a key, or over PASSED_MAX that a sweep
-        leaves out), and TURN_BYTES made or little more. None if nothing was looked at: none waits, or nobody can make
+        """Some of them, made ready; ``count`` steps at most are taken (each to a key, or over some that a sweep leaves
+        out), and TURN_BYTES made or little more. None if nothing was looked at: none waits, or nobody can make
         them now."""
 
     def again(self) -> None:
@@ -213,8 +215,8 @@ class Copies(Generic[V]):
         self.standing = standing
         self._records = records
         self._form = form
-        self._cache: ResponseCache[V, Wire] | ResponseCache[V, None] | None = None
-        self._sweep: Iterator[bytes] | None = None
+        self._cache: Cache[V] | None = None
+        self._sweep: Iterator[bytes | None] | None = None
         self._sweep_bytes = 0
         self._taken: list[bytes] = []
         self._wordless: Journal[bytes] = Journal(KEYS_MAX)
@@ -222,7 +224,7 @@ class Copies(Generic[V]):
         self._of = b""  # the schema in them
         self._read: Memo[bytes, tuple[Good[V], float]] = Memo(READ_MAX, READ_BYTES_MAX)
 
-    def watch(self, cache: ResponseCache[V, Wire] | ResponseCache[V, None]) -> None:
+    def watch(self, cache: Cache[V]) -> None:
         """Copy what is stored there from now on."""
         self._cache = cache
         if cache.journal is None:
@@ -287,11 +289,8 @@ class Copies(Generic[V]):
             cache.journal.note_all(self._wordless.take(count))
         made: list[Pending] = []
         size = 0
-        for _ in range(count):
-            digest = None if size > TURN_BYTES else self._next(cache.journal)
+        for digest in islice(self._next(cache, cache.journal), count):
             if digest is None:
-                break
-            if digest == PASSED:
                 continue
             self._taken.append(digest)
             if turn is None and standing.witness is not None:
@@ -302,18 +301,21 @@ class Copies(Generic[V]):
                 pending = self._pending(digest, entry, word, terms)
                 made += [] if pending is None else [pending]
                 size += entry.size
+                if size > TURN_BYTES:
+                    break
         return made
 
-    def _next(self, journal: Journal[bytes]) -> bytes | None:
-        """What is new, and then what the sweep has, or PASSED."""
-        if len(journal):
-            return journal.take(1)[0]
-        digest = None if self._sweep is None or self._sweep_bytes <= 0 else next(self._sweep, None)
-        if digest is None:
-            self._sweep = None
-        elif self._cache is not None and (entry := self._cache.peek(digest)) is not None:
-            self._sweep_bytes -= entry.size
-        return digest
+    def _next(self, cache: Cache[V], journal: Journal[bytes]) -> Iterator[bytes | None]:
+        """What is new, and then what the sweep has; None is a step of that over what it leaves out."""
+        while len(journal):
+            yield from journal.take(1)
+        for digest in self._sweep or ():
+            if self._sweep_bytes <= 0:
+                break
+            if digest is not None and (entry := cache.peek(digest)) is not None:
+                self._sweep_bytes -= entry.size
+            yield digest
+        self._sweep = None
 
     def again(self) -> None:
         taken, self._taken = self._taken, []

@@ -635,3 +635,28 @@ def test_a_generation_says_what_is_wrong_and_nothing_else(tmp_path: Path) -> Non
     with pytest.raises(StoreError) as error:
         Generation(path_of(tmp_path, 1), BOUND)
     assert error.value.kind == "corrupt"
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """That of most users."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+def test_a_directory_that_we_make_is_for_our_user_alone(tmp_path: Path) -> None:
+    def mode(path: Path) -> int:
+        return path.stat().st_mode & 0o777
+
+    folder = tmp_path / "host" / "snapshot"
+    with closing(Snapshot(folder, OPTIONS)) as snapshot:
+        snapshot.open()
+        assert (mode(folder), mode(folder.parent)) == (0o700, 0o700)
+        shutil.rmtree(folder)
+        assert snapshot.write([record(1)], NOW) == "written"
+        assert mode(folder) == 0o700
+        folder.chmod(0o750)
+        assert snapshot.write([record(2)], NOW) == "written"
+        assert mode(folder) == 0o750, "an operator has said so"
