@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any, Final
 
 from cache.entry import Freshness
+from degrade.brownout import STALE_FIRST
 from gateway.config import QuotaConfig
 from gateway.copies import Copies
 from gateway.reads import Reads
@@ -301,6 +302,37 @@ def all_is_well_again(world: World, told: Told) -> Iterator[str]:
             yield f"execution {made.serial} is of generation {made.generation}; it is {present}"
 
 
+def levels_are_told(world: World, told: Told) -> Iterator[str]:
+    """An answer says at which brownout level it was made, but for a hit, which is what it always is; an old one is
+    given first at a level that asks for it, by a route that allows it."""
+    labels = told.labels
+    if told.state in ("", "none"):  # it was refused before it had come so far
+        return
+    said, possible = int(labels.get("brownout", 0)), _levels(world, told)
+    if said not in (possible if told.state != "hit" else {0}):
+        yield f"it says level {said}, and it was {sorted(possible)}"
+    if labels.get("reason") != "brownout":
+        return
+    routes = [config.routes[told.question.route] for config in world.scene.configs]
+    if said < STALE_FIRST or not any("stale" in route.brownout for route in routes):
+        yield f"an old answer first at level {said}"
+    if "stale" not in labels.get("steps", "") or "degraded" not in labels:
+        yield "an old answer first that does not say so"
+
+
+def _levels(world: World, told: Told) -> set[int]:
+    """At which levels of its route it may have been asked."""
+    backends = {tier.backend for config in world.scene.configs for tier in config.routes[told.question.route].tiers}
+    since = told.asked - world.stalled(told.asked, told.answered)
+    found: list[set[int]] = []
+    for backend in backends:
+        looks = world.levels[told.gateway, backend]
+        after = [level for at, level in looks if since <= at <= told.answered]
+        before = [level for at, level in looks if at < since]
+        found.append({*after, *before[-1:]})
+    return {max(each) for each in product(*found)}
+
+
 OF_ANSWER: Final[tuple[OfAnswer, ...]] = (
     answers_are_true,
     answers_are_of_one_tenant,
@@ -313,6 +345,7 @@ OF_ANSWER: Final[tuple[OfAnswer, ...]] = (
     deadlines_are_kept,
     refusals_are_expected,
     all_is_well_again,
+    levels_are_told,
 )
 
 
@@ -331,6 +364,10 @@ def memory_is_bounded(world: World) -> Iterator[str]:
                 yield f"{name} refreshes {route.refreshes} at once"
             if route.second is not None and route.second.waiting > 4096:
                 yield f"{name} leaves {route.second.waiting} writes waiting"
+        for home in gateway.homes.values():
+            for model, gate in home.pool.gates:
+                if gate.in_flight < 0 or gate.waiting < 0:
+                    yield f"{model}: {gate.in_flight} in flight, {gate.waiting} wait"
         if gateway.buffered.bytes < 0:
             yield f"{gateway.buffered.bytes} bytes are buffered"
     if world.loop.tasks > TASKS_MAX:
@@ -383,15 +420,32 @@ def nothing_is_under_way(world: World) -> Iterator[str]:
             busy = [state for state in home.pool.states() if state.in_flight > 1]  # one may be a probe
             if busy:
                 yield f"{name}: {busy}"
+            for model, gate in home.pool.gates:
+                if gate.in_flight or gate.waiting:
+                    yield f"{name}/{model}: {gate.in_flight} in flight, {gate.waiting} wait"
         if gateway.buffered.bytes:
             yield f"{gateway.buffered.bytes} bytes are buffered"
 
 
 def permits_end(world: World) -> Iterator[str]:
-    """Leave to make a call has been given back, once the call is over."""
+    """Leave to make a call has been given back, once the call is over, to breakers and to gates."""
     open_ = [permit for _, permit in world.permits if not permit._ended]
-    if len(open_) > 2 * len(world.tritons):  # probes and looks may be under way
+    few = 2 * len(world.tritons) * len(world.processes)  # probes and looks may be under way
+    if len(open_) > few:
         yield f"{len(open_)} of {len(world.permits)} permits have not ended"
+    if not 0 <= world.leaves.total() <= few:
+        yield f"breakers have given leave {world.leaves.total()} times more than it has ended"
+    at_gates = [permit for _, permit in world.gate_permits if permit._gate is not None]
+    if at_gates:
+        yield f"{len(at_gates)} of {len(world.gate_permits)} permits of gates have not ended"
+
+
+def levels_fall(world: World) -> Iterator[str]:
+    """When there is no longer too much to do, everything is done as always."""
+    for process in _living(world):
+        levels = process.gateway._strain.levels
+        if any(levels.values()):
+            yield f"{process.name} is at levels {levels}"
 
 
 def quotas_are_kept(world: World) -> Iterator[str]:
@@ -480,6 +534,7 @@ OF_CALM: Final[tuple[OfWorld, ...]] = (
     nothing_is_under_way,
     permits_end,
     quotas_are_kept,
+    levels_fall,
     copies_are_written,
 )
 
@@ -496,8 +551,10 @@ def nothing_is_left(world: World) -> Iterator[str]:
     if owned:
         yield f"{len(owned)} connections, the first to {owned[0]._place}"
     open_ = [permit for _, permit in world.permits if not permit._ended]
-    if open_:
-        yield f"{len(open_)} permits have not ended"
+    open_at_gates = [permit for _, permit in world.gate_permits if permit._gate is not None]
+    if open_ or open_at_gates or world.leaves.total():
+        told = f"{len(open_)} permits, {len(open_at_gates)} of gates and leave {world.leaves.total()} times"
+        yield f"{told} have not ended"
 
 
 OF_END: Final[tuple[OfWorld, ...]] = (nothing_is_left, nothing_is_a_bug)
@@ -509,6 +566,13 @@ def of_answer(world: World, told: Told) -> None:
     for invariant in OF_ANSWER:
         for what in invariant(world, told):
             raise Violated(invariant.__name__, f"{what}; {_shown(told)}")
+
+
+def of_passing(world: World, told: Told) -> None:
+    """What passes through is what the server says, once all is well; before it may be cut short as the server's was."""
+    is_theirs = told.status == 200 and told.document is not None and told.document.get("name") == told.question.route
+    if not is_theirs and (world.calm or told.status not in (0, 200, 502, 503, 504)):
+        raise Violated("what_passes_is_theirs", f"status {told.status} {told.document} {told.lost}")
 
 
 def of_moment(world: World) -> None:

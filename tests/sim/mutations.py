@@ -24,6 +24,9 @@ from cache.response import ResponseCache
 from cache.sealed import OVERHEAD_BYTES, unsealed
 from cache.table import NearTable
 from degrade import breaker, record
+from degrade.brownout import Brownout
+from degrade.gate import Gate
+from degrade.gate import Permit as GatePermit
 from degrade.ladder import Step
 from gateway import copies, descent, identity, pipeline, recall, witness
 from gateway.doors import exchange
@@ -38,7 +41,7 @@ from gateway.witness import Witness
 from tests.sim.scene import scene
 from tests.sim.world import Report, run
 from tiers import cascade
-from tiers.seat import Judged
+from tiers.seat import Judged, Seated
 
 SEEDS_MAX: Final = 400
 """Of the worlds that have what a mutation is about: so many are looked at before it is said to be unnoticed."""
@@ -210,6 +213,23 @@ async def _gives_up(self: Snapshots, interval: float, sleep: Any) -> None:
     await sleep(1e6)
 
 
+def _only_rises(real: Callable[..., Any]) -> Callable[..., Any]:
+    def observe(self: Brownout, signals: Any, now: float) -> Any:
+        level, turned = self.level, real(self, signals, now)
+        self.level = max(level, self.level)
+        return turned
+
+    return observe
+
+
+def _silently(self: Seated, *_: Any) -> None:
+    """As ``left``, but the breaker is not told."""
+    self.leave = None
+    if self.in_flight:
+        self.in_flight = False
+        self.seat.in_flight -= 1
+
+
 _UNPURGED: Final = _of_any_time(record.doubted)
 
 MUTATIONS: Final = (
@@ -280,4 +300,19 @@ MUTATIONS: Final = (
         ((Witness, "end_turn", _never), (witness, "changed", lambda *_: False)),
         needs=("disks",),
     ),
+    Mutation("a permit of a gate is given back twice", ((Gate, "_freed", _twice(Gate._freed)),)),
+    Mutation(
+        "a permit of a gate is never given back",
+        tuple((GatePermit, how, _never) for how in ("succeeded", "silent", "dropped", "ignored")),
+    ),
+    Mutation(
+        "leave for what passes through never ends",
+        ((Seated, "left", _silently), (Seated, "answered", _silently)),
+        needs=("passers",),
+    ),
+    Mutation(
+        "a brownout level never falls", ((Brownout, "observe", _only_rises(Brownout.observe)),), needs=("crowds",)
+    ),
+    Mutation("a brownout is not told", ((pipeline, "labelled", lambda said, _: said),), needs=("crowds",)),
+    Mutation("old answers first at any level", ((pipeline, "STALE_FIRST", 0),), needs=("crowds",)),
 )

@@ -21,6 +21,7 @@ import msgspec
 from msgspec import Struct
 
 from degrade.breaker import Permit
+from degrade.gate import Permit as GatePermit
 from gateway.app import Gateway
 from gateway.operate.admin import SETTLED_SECONDS_MAX, purged
 from gateway.sources import ConfigError
@@ -97,6 +98,8 @@ class Process:
         """Done when the present life is killed."""
         self.gateway: Gateway
         self.up = False
+        self.is_there = False
+        """It is up, or is being stopped."""
         self.begun: list[float] = []
         """When its quotas began anew: its lives, and reloads that changed one."""
         self.ended: list[float] = []
@@ -126,6 +129,11 @@ class World:
         self.purges: dict[tuple[str, str], list[float]] = {}
         self.permits: list[tuple[int, Permit]] = []
         """Of breakers, with the life that has each."""
+        self.gate_permits: list[tuple[int, GatePermit]] = []
+        self.leaves: Counter[int] = Counter()
+        """Leave that breakers have given and that has not ended, by life."""
+        self.levels: dict[tuple[str, str], list[tuple[float, int]]] = {}
+        """Brownout levels, by gateway and backend, and since when."""
         self.dead: list[Gateway] = []
         """Those who were killed, so that nobody clears them away before the run is over."""
         self.tenants: dict[tuple[str, int], str] = {}
@@ -240,10 +248,16 @@ class World:
             process.gateway = Gateway(config, around=around)
             await process.gateway.start()
 
+        self.calmed(process)
         await self.run_as(process.name, begin(), process.life)
-        process.up = True
+        process.up = process.is_there = True
         process.begun.append(self.loop.now)
         self.note("start", process.name)
+
+    def calmed(self, process: Process) -> None:
+        """What begins anew is at no level."""
+        for backend in self.scene.configs[process.config].backends:
+            self.levels.setdefault((process.name, backend), []).append((self.loop.now, 0))
 
     async def stop(self, process: Process) -> None:
         """End a life as an operator does."""
@@ -251,12 +265,13 @@ class World:
         process.ended.append(self.loop.now)
         self.note("stop", process.name)
         await self.run_as(process.name, process.gateway.stop(), process.life)
+        process.is_there = False
         if process.disk is not None:
             process.disk.users -= 1
 
     def kill(self, process: Process) -> None:
         """End a life at once: nothing of it is done any more."""
-        process.up = False
+        process.up = process.is_there = False
         process.killed.append(self.loop.now)
         self.note("kill", process.name)
         self.loop.end(process.life)
@@ -264,6 +279,8 @@ class World:
         process.gone.set_result(None)
         self.dead.append(process.gateway)
         self.permits = [permit for permit in self.permits if permit[0] != process.life]
+        self.gate_permits = [permit for permit in self.gate_permits if permit[0] != process.life]
+        del self.leaves[process.life]
         if process.disk is not None:
             process.disk.users -= 1
 
@@ -295,6 +312,7 @@ class World:
         if told.status:
             self.met[f"cache {told.state}"] += 1
             self.met[f"reason {labels.get('reason', '')}"] += 1
+            self.met[f"level {labels.get('brownout', '0')}"] += 1
         for step in labels.get("steps", "").strip("()").split():
             self.met[f"step {step.strip(chr(34)).partition(':')[2] or step}"] += 1
 
@@ -314,6 +332,38 @@ class World:
             if self.loop.now >= self.scene.ends:
                 break
         await asyncio.gather(*asked)
+
+    async def crowd(self, process: Process, at: float, count: int) -> None:
+        """Many at once: some ask what has been asked before, some have never been heard of."""
+        await asyncio.sleep(at - self.loop.now)
+        chance = random.Random(f"crowd {self.scene.seed} {process.name} {at}")
+        known = [each.question for each in self.told if each.gateway == process.name and each.status == 200]
+        asked = []
+        for place in range(count):
+            question = question_of(chance.choice(self.scene.kinds), self.scene.rows, chance)
+            question = msgspec.structs.replace(question, scale=0 if question.user else 10 + place, timeout=0.0)
+            if known and place % 2:
+                question = msgspec.structs.replace(chance.choice(known), directives="", timeout=0.0, leaves=0.0)
+            if process.up:
+                asked.append(self.own(self.judged(question, process)))
+            await asyncio.sleep(0.02 if place % 2 else 0.0)
+        await asyncio.gather(*asked)
+
+    async def passer(self, process: Process) -> None:
+        """Somebody asks a server itself, which is no route of the gateway's."""
+        from tests.sim import invariants
+
+        chance = random.Random(f"passer {self.scene.seed} {process.name}")
+        for _ in range(self.scene.passers):
+            await asyncio.sleep(chance.expovariate(self.scene.passers / ACTIVE_SECONDS))
+            if process.up and self.loop.now < self.scene.ends:
+                invariants.of_passing(self, await self.passed(process))
+
+    async def passed(self, process: Process) -> Told:
+        told = await self.callers.look("one", process.path, process.name)
+        self.note(process.name, "passes", told.status, told.document, told.lost)
+        self.met[f"passed {told.status}"] += 1
+        return told
 
     async def judged(self, question: Question, process: Process) -> Told:
         from tests.sim import invariants
@@ -341,8 +391,8 @@ class World:
             match what:
                 case "purge":
                     kind = chance.choice(self.scene.kinds)
-                    for each in self.processes:  # workers of one host are told together
-                        if each is process or (each.up and each.disk is not None and each.disk is process.disk):
+                    for each in self.processes:  # workers of one host are told together, as long as they are there
+                        if each is process or (each.is_there and each.disk is not None and each.disk is process.disk):
                             self.purge(each, kind)
                 case "reload" if process.config + 1 < len(self.scene.configs):
                     await self._reload(process)
@@ -384,6 +434,7 @@ class World:
             self.note("refused", process.name, error)
             return
         process.begun.append(self.loop.now)
+        self.calmed(process)
         self.note("reload", process.name)
         self.met["operator reload"] += 1
 
@@ -509,6 +560,9 @@ class World:
         work = [self.own(self.clients(process)) for process in self.processes]
         work += [self.own(self.operator(process)) for process in self.processes]
         work += [self.own(self.hand(spell)) for spell in self.weather.spells if by_hand(spell)]
+        for process in self.processes:
+            work += [self.own(self.crowd(process, at, count)) for at, count in self.scene.crowds]
+            work += [self.own(self.passer(process))]
         if "ranked" in self.scene.kinds:
             work.append(self.own(self.writer()))
         work.append(self.own(asyncio.sleep(max(0.0, self.scene.ends - self.loop.now))))
@@ -541,11 +595,12 @@ class World:
                     question = Question(kind, "ada", SURE_AND_UNSURE, user=int(kind == "ranked"), directives="no-cache")
                     answers.append(await self.judged(question, process))
             is_well = all(each.status in (200, 429) and "degraded" not in each.labels for each in answers)
-            is_well = is_well and not any(invariants.breakers_close(self))
+            is_well = is_well and not any(invariants.breakers_close(self)) and not any(invariants.levels_fall(self))
             await asyncio.sleep(KEEPALIVE_SECONDS)
         self.calm = True
         await asyncio.sleep(1.5)  # quotas are earned back
         for process in self.processes:
+            invariants.of_passing(self, await self.passed(process))
             for kind in self.scene.kinds:
                 for caller, directives in (("ada", "no-cache"), ("bob", "")):
                     question = Question(kind, caller, (1, 2), user=int(kind == "ranked"), directives=directives)
