@@ -159,6 +159,34 @@ def test_a_window_of_drops_takes_half_and_never_more_than_the_floor() -> None:
     assert seen[-1] == 2
 
 
+def test_however_long_it_stood_at_a_bound_it_leaves_it_at_once() -> None:
+    """Nothing winds up behind it: neither a minute of drops at the floor, nor one of good answers at the ceiling."""
+    limits, now = limiter(most=16), 0.0
+
+    def dropping(seconds: float) -> None:
+        nonlocal now
+        end = now + seconds
+        while now < end:
+            now += 0.01
+            limits.dropped(now, now)
+
+    def answering(seconds: float) -> None:
+        """By a server that works on any number at once."""
+        nonlocal now
+        end = now + seconds
+        while now < end:
+            now += SECONDS / limits.limit
+            limits.sample(SECONDS, limits.limit, now)
+
+    dropping(60.0)
+    assert limits.limit == 2
+    answering(5.0)
+    assert limits.settled == 16
+    answering(60.0)
+    dropping(2.5)
+    assert limits.limit <= 8
+
+
 def test_one_drop_in_a_thousand_is_no_reason() -> None:
     limits = limiter()
     for number in range(1000):
