@@ -27,8 +27,10 @@ import msgspec
 import structlog
 
 from degrade.deadline import Ticker
+from gateway.address import parse_address
 from gateway.background import came
-from gateway.config import Config, Server, parse_address
+from gateway.config import Config
+from gateway.config_server import Server
 from gateway.doors import certificates
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ADMIN_DRAIN_SECONDS, Listener, bind, listen, named
 from gateway.notes import TELLS_WHERE, Notebook

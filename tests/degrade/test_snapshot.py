@@ -239,10 +239,10 @@ def test_a_later_record_is_found_and_where_it_is_bad_the_one_before(make: Make) 
     snapshot.write([record(1, b"second"), record(2, b"bad second")], NOW)
     assert snapshot.generations == 2
     assert (found(snapshot, 1), found(snapshot, 2)) == (b"second", b"first")
-    assert snapshot.rejected == {"value": 1}
+    assert +snapshot.rejected == {"value": 1}
     snapshot.write([record(1, b"third", fingerprint=b"other"), record(2, b"third", made_at=NOW - 61)], NOW)
     assert (found(snapshot, 1), found(snapshot, 2)) == (b"first", b"first")
-    assert snapshot.rejected == {"value": 1, "fingerprint": 1, "age": 1}
+    assert +snapshot.rejected == {"value": 1, "fingerprint": 1, "age": 1}
 
 
 def test_two_processes_see_what_the_other_writes(make: Make) -> None:
@@ -392,6 +392,24 @@ def test_records_that_are_missing_are_missed(make: Make) -> None:
             transaction.delete(record(key)[0])
     assert inspect(path.parent, InspectionOptions(BOUND, 0.01, 60.0)).verdicts[1].reason == "count"
     assert make().quarantined == {"count": 1}
+
+
+def test_what_lies_aside_is_counted_by_every_process_until_it_is_pruned(make: Make) -> None:
+    snapshot = make()
+    assert snapshot.aside == 0
+    snapshot.write([record(1)], NOW)
+    (path,) = generations(snapshot.folder)
+    snapshot.close()
+    path.write_bytes(b"hello" * 3000)
+    snapshot = make()
+    assert (snapshot.aside, snapshot.quarantined.total()) == (1, 1)
+    snapshot = make()  # which has put nothing aside, and nothing else is there
+    assert (snapshot.aside, snapshot.quarantined.total()) == (1, 0)
+    assert snapshot.write([record(1)], NOW) == "written"
+    assert snapshot.aside == 1
+    pruned(snapshot.folder, 1, 10.0)
+    assert snapshot.write([], NOW) == "idle"
+    assert snapshot.aside == 0
 
 
 def test_a_file_that_hangs_its_reader_is_a_bad_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -557,7 +575,7 @@ def test_a_writer_that_is_killed_leaves_what_it_had_committed(tmp_path: Path) ->
         for each in range(max(0, key - 2000), key):
             held = found(snapshot, each)
             assert held == b"%d " % each * 50, (seed, each)
-        assert not snapshot.rejected
+        assert not snapshot.rejected.total()
         snapshot.close()
     assert key > 0
 
@@ -617,3 +635,28 @@ def test_a_generation_says_what_is_wrong_and_nothing_else(tmp_path: Path) -> Non
     with pytest.raises(StoreError) as error:
         Generation(path_of(tmp_path, 1), BOUND)
     assert error.value.kind == "corrupt"
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """That of most users."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+def test_a_directory_that_we_make_is_for_our_user_alone(tmp_path: Path) -> None:
+    def mode(path: Path) -> int:
+        return path.stat().st_mode & 0o777
+
+    folder = tmp_path / "host" / "snapshot"
+    with closing(Snapshot(folder, OPTIONS)) as snapshot:
+        snapshot.open()
+        assert (mode(folder), mode(folder.parent)) == (0o700, 0o700)
+        shutil.rmtree(folder)
+        assert snapshot.write([record(1)], NOW) == "written"
+        assert mode(folder) == 0o700
+        folder.chmod(0o750)
+        assert snapshot.write([record(2)], NOW) == "written"
+        assert mode(folder) == 0o750, "an operator has said so"

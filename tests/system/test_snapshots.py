@@ -193,6 +193,9 @@ def test_without_triton_copies_are_served_and_say_what_they_are(start: Start) ->
     assert "cache=stale" in old.label
     assert "steps=(snapshot), degraded" in old.label
     assert ask(gateway, 3).status == 503
+    assert gateway.metric("tailrace_stood_in_total") == gateway.metric("tailrace_stood_in_total", step="snapshot") == 1
+    assert gateway.metric("tailrace_snapshot_lookups_total") > 2, "of two requests"
+    assert sum(status(gateway)["routes"]["r"]["snapshot"]["lookups"].values()) > 2
     assert ask(gateway, 2, "max-stale=0").status in (200, 503)
     kill(gateway)
     gateway = start(url=nowhere, snapshot="fresh")
@@ -200,6 +203,7 @@ def test_without_triton_copies_are_served_and_say_what_they_are(start: Start) ->
     assert (hit.status, hit.at) == (200, first.at)
     assert hit.label.startswith("cache=hit, reason=snapshot")
     assert "degraded" not in hit.label
+    assert gateway.metric("tailrace_answers_total", cache="hit", reason="snapshot") == 1
     kill(gateway)
     gateway = start(url=nowhere, snapshot="off")
     assert ask(gateway, 2).status == 503
@@ -553,6 +557,7 @@ def test_damaged_files_are_put_aside_at_the_next_start(start: Start, tmp_path: P
     path.write_bytes(content)
     gateway = start()
     assert gateway.metric("tailrace_snapshot_quarantined_total") == 1.0
+    assert gateway.metric("tailrace_snapshot_quarantine_files") == 1.0
     assert ask(gateway, 1).label.startswith("cache=miss")
     copied(gateway)
     assert "snapshot put aside" in gateway.log()
