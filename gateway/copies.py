@@ -46,6 +46,13 @@ READ_SECONDS: Final = 1.0
 times on its way down the ladder, and reading one may take a millisecond. Whether it may still be used is looked at each
 time."""
 
+LOOK_SECONDS_MAX: Final = 0.5
+"""For one look on the disk. It takes a twentieth of a millisecond; the rest is for a machine that is busy."""
+LOOK_SECONDS_MIN: Final = 0.02
+"""Also where a request's time is over: what is there is its answer."""
+LOOK_SHARE: Final = 0.25
+"""Of the time that a request has left: models are still to be asked."""
+
 _OUTCOMES: Final = ("fresh", "stale", "unknown", "absent")
 
 
@@ -83,10 +90,13 @@ class Copied(Protocol):
 
 
 class Records(Protocol):
-    """Where records lie; a Snapshot in life."""
+    """Where records lie; ``Reads`` in life."""
 
-    def find(self, kind: str, source: str, key: bytes, terms: Terms[V], now: float) -> Good[V] | None:
-        """What is kept under a key, if it is good, read. ``now``: Unix seconds."""
+    async def read(
+        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, seconds: float
+    ) -> list[Good[V] | None]:
+        """What is kept under each key, if it is good, read; nothing where that is not known within ``seconds``.
+        ``now``: Unix seconds."""
 
 
 class Form(Protocol[V]):
@@ -220,30 +230,45 @@ class Copies(Generic[V]):
         if cache.journal is None:
             cache.journal = Journal(KEYS_MAX)
 
-    def find(self, digest: bytes, now: float) -> Copy[V] | None:
-        """What is kept under a digest. ``now``: monotonic seconds."""
-        terms = self._terms_now()
+    async def find(self, digest: bytes, now: float, until: float) -> Copy[V] | None:
+        """What is kept under a digest. ``now``, and ``until`` when the request has time: monotonic seconds."""
+        return self.judged((await self.read([digest], now, until)).get(digest), now)
+
+    async def read(self, digests: Sequence[bytes], now: float, until: float) -> dict[bytes, Good[V]]:
+        """What lies on the disk under each digest, if there is something, to be ``judged`` when it is used: what was
+        read a moment ago, or what is read now. ``now``, ``until``: monotonic seconds."""
+        terms, standing = self._terms_now(), self.standing
+        found: dict[bytes, Good[V]] = {}
+        if terms is None:
+            return found
+        at = standing.calendar.now()
+        for digest in digests:
+            held = self._read.get(digest)
+            if held is not None and 0.0 <= now - held[1] <= READ_SECONDS and not doubted(held[0].record, terms, at):
+                found[digest] = held[0]
+        missing = [digest for digest in digests if digest not in found]
+        if missing:
+            seconds = min(LOOK_SECONDS_MAX, max(LOOK_SECONDS_MIN, LOOK_SHARE * (until - now)))
+            told = await self._records.read(self._form.kind, standing.rules.source, missing, terms, at, seconds)
+            for digest, good in zip(missing, told, strict=True):
+                if good is not None:
+                    found[digest] = good
+                    self._read.put(digest, (good, now), len(good.record.payload))
+        return found
+
+    def judged(self, good: Good[V] | None, now: float) -> Copy[V] | None:
+        """What was read, as of now: there may have been a purge, or another model, since."""
+        standing, terms = self.standing, self._terms_now()
+        at = standing.calendar.now()
         if terms is None:
             return None
-        standing, at = self.standing, self.standing.calendar.now()
-        good = self._found(digest, terms, now, at)
-        if good is None:
+        if good is None or doubted(good.record, terms, at):
             standing.outcomes["absent"] += 1
             return None
         turn = standing.turn
         is_same = turn is not None and good.record.word == turn
         standing.outcomes["fresh" if is_same else "unknown" if standing.is_unknown else "stale"] += 1
         return Copy(good.value, now - age(good.record, at), is_same)
-
-    def _found(self, digest: bytes, terms: Terms[V], now: float, at: float) -> Good[V] | None:
-        """What was read a moment ago, if it is still to be believed, or what lies on the disk."""
-        held = self._read.get(digest)
-        if held is not None and 0.0 <= now - held[1] <= READ_SECONDS and not doubted(held[0].record, terms, at):
-            return held[0]
-        found = self._records.find(self._form.kind, self.standing.rules.source, digest, terms, at)
-        if found is not None:
-            self._read.put(digest, (found, now), len(found.record.payload))
-        return found
 
     def __len__(self) -> int:
         journal = None if self._cache is None else self._cache.journal

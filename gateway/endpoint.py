@@ -232,17 +232,21 @@ class Endpoint:
         """Nothing is known of what may be posted."""
         return Admitted()
 
-    def find(self, caller: Caller, request: Post, key: Key, now: float) -> Found[Served[Page]] | None:
+    async def find(
+        self, caller: Caller, request: Post, key: Key, now: float, until: float
+    ) -> Found[Served[Page]] | None:
         """What is kept of an answer."""
         assert self.cache is not None
         return self.cache.find(key, now)
 
-    def kept(self, caller: Caller, request: Post, key: Key, now: float) -> Found[Served[Page]] | None:
+    async def kept(
+        self, caller: Caller, request: Post, key: Key, now: float, until: float
+    ) -> Found[Served[Page]] | None:
         """What was copied of an answer, which is an old one. What its Vary names is in every key from then on: if it
         was not in this one, the copy is this request's only if it has no such field, and there may be another under the
         key that has it."""
         for _ in range(KEYS_TRIED):
-            copy = None if self.copied is None else self.copied.find(key.digest, now)
+            copy = None if self.copied is None else await self.copied.find(key.digest, now, until)
             named = None if copy is None else varying(copy.value.response.fields)
             if copy is None or named is None or len(self._deciding | named) > len(self._declared) + VARIES_MAX:
                 return None

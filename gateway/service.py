@@ -302,10 +302,10 @@ class Service(Protocol[Q, R]):
         """Hold a request against what is known of those who will be asked. Raises Refused, Rejected, UpstreamError,
         and TimeoutError after ``seconds``."""
 
-    def find(self, caller: Caller, request: Q, key: Key, now: float) -> Found[Served[R]] | None:
-        """What is kept of the answer. There is a cache."""
+    async def find(self, caller: Caller, request: Q, key: Key, now: float, until: float) -> Found[Served[R]] | None:
+        """What is kept of the answer. There is a cache. ``until``: the request has time, monotonic seconds."""
 
-    def kept(self, caller: Caller, request: Q, key: Key, now: float) -> Found[Served[R]] | None:
+    async def kept(self, caller: Caller, request: Q, key: Key, now: float, until: float) -> Found[Served[R]] | None:
         """What an earlier process has left of the answer, for the ladder: an old one, whatever it was then."""
 
     def declared(self, request: Q) -> Callable[[], R] | str:

@@ -66,28 +66,34 @@ class Shelves:
         if rows is not None and self.rows is not None:
             rows.watch(self.rows.cache)
 
-    def find(self, caller: Caller, request: InferRequest, key: Key, now: float) -> Found[Served[InferResponse]] | None:
-        """What is kept of an answer: as it was given once, as its rows are, or as it was copied to the disk."""
+    async def find(
+        self, caller: Caller, request: InferRequest, key: Key, now: float, until: float
+    ) -> Found[Served[InferResponse]] | None:
+        """What is kept of an answer: as it was given once, as its rows are, or as it was copied to the disk. The epoch
+        may have turned meanwhile, and somebody else's answer may have come: that is found then. ``until``: the
+        request has time, monotonic seconds."""
         assert self.cache is not None
         if self.rows is None and self.copied is None:
             return self.cache.find(key, now)
-        found = self._here(caller, request, key, now)
-        return found if found is not None else self._copied(key, now)
+        found = await self._here(caller, request, key, now, until)
+        return found if found is not None else await self._copied(key, now, until)
 
-    def kept(
-        self, caller: Caller, request: InferRequest, key: Key, now: float
+    async def kept(
+        self, caller: Caller, request: InferRequest, key: Key, now: float, until: float
     ) -> Found[Served[InferResponse]] | None:
         """What was copied of an answer, or of its rows, whatever its models are now: an old one, of no epoch that is
         now."""
-        copy = None if self.copied is None else self.copied.find(key.digest, now)
+        copy = None if self.copied is None else await self.copied.find(key.digest, now, until)
         if copy is not None:
             entry = self.entry(copy.value, NO_EPOCH, copy.made_at)
         else:
             rows = None if self.copied_rows is None else self._known_rows(request)
             if self.rows is None or self.copied_rows is None or rows is None:
                 return None
-            lent = Lent(self.copied_rows, now, NO_EPOCH, is_old=True)
-            made = self.rows.whole(self.asked(caller, request, key, rows), now, lent)
+            asked = self.asked(caller, request, key, rows)
+            lent = Lent(self.copied_rows, now, until, NO_EPOCH, is_old=True)
+            await lent.look(self.rows.lacking(asked, now))
+            made = self.rows.whole(asked, now, lent)
             if made is None:
                 return None
             entry = self.entry(made.served(), NO_EPOCH, made.made_at)
@@ -117,16 +123,21 @@ class Shelves:
             if shelf is not None:
                 shelf.purge()  # its queues are circles that nobody else would cut
 
-    def _here(
-        self, caller: Caller, request: InferRequest, key: Key, now: float
+    async def _here(
+        self, caller: Caller, request: InferRequest, key: Key, now: float, until: float
     ) -> Found[Served[InferResponse]] | None:
         assert self.cache is not None
         found = self.cache.find(key, now)
         rows = None if found is not None and found.freshness is Freshness.FRESH else self._known_rows(request)
         if self.rows is None or rows is None:
             return found
-        lent = None if self.copied_rows is None else Lent(self.copied_rows, now, key.epoch)
-        made = self.rows.whole(self.asked(caller, request, key, rows), now, lent)
+        asked, lent = self.asked(caller, request, key, rows), None
+        if self.copied_rows is not None and (lacking := self.rows.lacking(asked, now)):
+            lent, before = Lent(self.copied_rows, now, until, key.epoch), self.cache.peek(key.digest)
+            await lent.look(lacking)
+            if self.cache.peek(key.digest) is not before:
+                return self.cache.find(key, now)
+        made = self.rows.whole(asked, now, lent)
         if made is None:
             return found
         entry = self.entry(made.served(), made.epoch, made.made_at)
@@ -138,11 +149,15 @@ class Shelves:
             return found
         return Found(entry, freshness, is_copy=lent is not None and lent.count > 0)
 
-    def _copied(self, key: Key, now: float) -> Found[Served[InferResponse]] | None:
+    async def _copied(self, key: Key, now: float, until: float) -> Found[Served[InferResponse]] | None:
         """The copy of an answer, if it may be served as if it had been here all the time."""
         copied = self.copied
-        copy = None if copied is None else copied.find(key.digest, now)
-        if self.cache is None or copied is None or copy is None or not (copy.is_same or copied.standing.trusts()):
+        copy = None if copied is None else await copied.find(key.digest, now, until)
+        if self.cache is None or copied is None:
+            return None
+        if self.cache.peek(key.digest) is not None:
+            return self.cache.find(key, now)
+        if copy is None or not (copy.is_same or copied.standing.trusts()):
             return None
         entry = self.entry(copy.value, key.epoch, copy.made_at)
         freshness = entry.freshness(now, key.epoch)

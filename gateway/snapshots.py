@@ -31,6 +31,7 @@ from gateway.copied import AnswerRows, Answers, Pages, fingerprint_of, fingerpri
 from gateway.copies import Copied, Copies, CopyRules, Pending, Standing
 from gateway.endpoint import NO_ENDPOINTS, Endpoint
 from gateway.learning import Home
+from gateway.reads import Reads
 from gateway.route import Route
 from gateway.second import Shared, scope_of
 from gateway.sharing import WORD_BYTES, told_of
@@ -102,7 +103,8 @@ class Snapshots:
         self._calendar = Calendar(ticker, wall)
         self._clocks = Clocks(ticker, wall, lambda: around.secret(WORD_BYTES).hex().encode())
         self._words = depot.words
-        self._thread = depot.thread
+        self._writer = depot.writer
+        self._reads = Reads(depot.directory, depot.reader)
         self._closed = False
         self._writing: asyncio.Future[str] | None = None
         self._pass_bytes_max = min(BYTES_MAX, self.snapshot.options.generation_bytes_max // BYTES_SHARE)
@@ -135,7 +137,7 @@ class Snapshots:
     async def open(self) -> None:
         """Look at what is there. Before anything is shared."""
         loop = asyncio.get_running_loop()
-        opening = loop.run_in_executor(self._thread, self.snapshot.open)
+        opening = loop.run_in_executor(self._writer, self.snapshot.open)
         done, _ = await asyncio.wait([opening], timeout=OPEN_SECONDS_MAX)
         if not done:
             self.snapshot.failures["timeout"] += 1
@@ -174,7 +176,7 @@ class Snapshots:
                 held = table.copies
                 if not isinstance(held, RowCopies):
                     held = table.copies = RowCopies(
-                        name, table.config, self.snapshot, self._calendar, self._ticker
+                        name, table.config, self._reads, self._calendar, self._ticker
                     )
                     held.watch(table.near)
                 copied[f"tables/{name}"] = held
@@ -190,8 +192,8 @@ class Snapshots:
         seconds_max, trusts = float(cache.ttl) + float(cache.max_stale), cache.snapshot == "fresh"
         rules = CopyRules(f"routes/{name}", fingerprint, scope, seconds_max, trusts)
         standing = Standing(rules, self._calendar, self._words, self._clocks)
-        rows = Copies(standing, self.snapshot, AnswerRows()) if route.shelves.finds_rows else None
-        route.copy(Copies(standing, self.snapshot, Answers(name)), rows)
+        rows = Copies(standing, self._reads, AnswerRows()) if route.shelves.finds_rows else None
+        route.copy(Copies(standing, self._reads, Answers(name)), rows)
 
     def _share_endpoint(self, name: str, endpoint: Endpoint) -> None:
         cache = endpoint.config.cache
@@ -199,21 +201,26 @@ class Snapshots:
         fingerprint, seconds_max = fingerprint_of_endpoint(name, endpoint.config), float(cache.ttl + cache.max_stale)
         rules = CopyRules(f"endpoints/{name}", fingerprint, b"", seconds_max, trusts=False, is_watched=False)
         standing = Standing(rules, self._calendar, self._words, self._clocks)
-        endpoint.copy(Copies(standing, self.snapshot, Pages()))
+        endpoint.copy(Copies(standing, self._reads, Pages()))
 
-    def seed(self, config: Config, homes: Mapping[str, Home]) -> bool:
+    async def remembered(self, config: Config) -> dict[tuple[str, str], ModelFacts]:
+        """What the models of a configuration's routes said of themselves to an earlier process, by backend and name."""
+        now, found = self._calendar.now(), {}
+        for backend, model, _ in _models_of(config):
+            source, key = f"backends/{backend}", model.encode()
+            (good,) = await self._reads.read(FACTS, source, [key], _FACTS_TERMS, now, OPEN_SECONDS_MAX)
+            if good is not None:
+                found[backend, model] = good.value
+        return found
+
+    def seed(
+        self, config: Config, homes: Mapping[str, Home], remembered: Mapping[tuple[str, str], ModelFacts]
+    ) -> bool:
         """Tell the catalogs what models were, until they say so themselves; whether they were told anything."""
-        self._homes = homes
-        tiers = [tier for route in config.routes.values() for tier in route.tiers]
-        self._models = list(dict.fromkeys((tier.backend, tier.model, tier.version) for tier in tiers))
-        seeded = False
-        for backend, model, _ in self._models:
-            now = self._calendar.now()
-            found = self.snapshot.find(FACTS, f"backends/{backend}", model.encode(), _FACTS_TERMS, now)
-            if found is not None:
-                homes[backend].catalog.remember(model, found.value)
-                seeded = True
-        return seeded
+        self._homes, self._models = homes, _models_of(config)
+        for (backend, model), facts in remembered.items():
+            homes[backend].catalog.remember(model, facts)
+        return bool(remembered)
 
     async def begin(self) -> None:
         """Read what was purged, so that copies can be found; and go on from there."""
@@ -253,9 +260,9 @@ class Snapshots:
             if (self.waiting, self.copied) == (waiting, copied):  # of a model that never said what it is
                 break
         await self._words.close()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._writer.shutdown(wait=False, cancel_futures=True)
         if self._writing is None or self._writing.done():
-            self.snapshot.close()
+            await self._reads.close()
 
     async def copy(self, sleep: Sleep, seconds: float = WRITE_SECONDS_MAX) -> str:
         """One pass; how it ended."""
@@ -275,7 +282,7 @@ class Snapshots:
                 self.copied += len(pending)
             else:
                 self._facts.clear()
-            self.snapshot.settle()
+            self._reads.settle()
             if self.snapshot.rotations != self._rotations:
                 self._sweep()
         self.passes[outcome] += 1
@@ -330,7 +337,7 @@ class Snapshots:
             return self.snapshot.write(sealed, now)
 
         for _ in range(BUSY_TRIES):
-            self._writing = asyncio.get_running_loop().run_in_executor(self._thread, write)
+            self._writing = asyncio.get_running_loop().run_in_executor(self._writer, write)
             done, _ = await asyncio.wait([self._writing], timeout=max(0.0, until - self._ticker()))
             if not done:
                 return "late"
@@ -369,6 +376,12 @@ def snapshots_of(config: Config, around: Surroundings, faults: Faults | None) ->
     if config.snapshot is None:
         return None
     return Snapshots(config.snapshot, around, None if faults is None else faults.disk())
+
+
+def _models_of(config: Config) -> list[tuple[str, str, str]]:
+    """Backend, name and version of each, once."""
+    tiers = [tier for route in config.routes.values() for tier in route.tiers]
+    return list(dict.fromkeys((tier.backend, tier.model, tier.version) for tier in tiers))
 
 
 def _is_copied(cache: CacheConfig | None) -> bool:

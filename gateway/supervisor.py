@@ -215,8 +215,9 @@ class Supervisor:
         in_work = self._notebook.taken(worker)
         if not code:
             return
-        self._suspects.acquitted(self._notebook.answered())
-        for digest in self._suspects.died(in_work, self._time.ticker()):
+        now = self._time.ticker()
+        self._suspects.acquitted(self._notebook.answered(), now)
+        for digest in self._suspects.died(in_work, now):
             _log.error("deadly request", digest=digest.hex(), deaths=DEATHS_MAX, refused_seconds=REFUSED_SECONDS)
         self._notebook.publish(self._suspects.known())
         if in_work:

@@ -6,7 +6,6 @@ so it is an old one whenever it is read of here, and it says its age.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Final
@@ -22,14 +21,14 @@ from degrade.calendar import Calendar
 from degrade.deadline import Ticker
 from degrade.record import Record, Terms, age, name_of, packed
 from gateway.config_tables import TableConfig
-from gateway.copies import FINGERPRINT_BYTES, KEYS_MAX, TURN_BYTES, Pending, Records
+from gateway.copies import FINGERPRINT_BYTES, KEYS_MAX, LOOK_SECONDS_MAX, TURN_BYTES, Pending, Records
 from gateway.stores import bounds_of
 
 LAYOUT: Final = 2
 DECIDING: Final = ("key", "ids", "shape", "dtype", "fields", "feast")
 """What of a table says which rows it has, and what their numbers mean; which server has it does not."""
 ROWS_AT_ONCE: Final = 128
-"""Read in one turn of the event loop: some 2 ms."""
+"""Read in one look: some 2 ms."""
 
 BESIDE_BYTES: Final = 256
 """Of a record, with its place in a file, beside the row itself; more only of long ids."""
@@ -78,15 +77,18 @@ class RowCopies:
         rows = np.zeros((len(ids), *self._shape), np.float32)
         there, ages = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.float64)
         until, now = self._ticker() + seconds, self._calendar.now()
-        for place, each in enumerate(ids.tolist() if isinstance(ids, np.ndarray) else ids):
-            if place % ROWS_AT_ONCE == ROWS_AT_ONCE - 1:
-                await asyncio.sleep(0)
-                if self._ticker() > until:
-                    break
-            found = self._records.find("feature", self._source, _key(each), self._terms, now)
-            if found is not None:
-                rows[place] = found.value.reshape(self._shape)
-                there[place], ages[place] = True, age(found.record, now)
+        keys = [_key(each) for each in (ids.tolist() if isinstance(ids, np.ndarray) else ids)]
+        for begin in range(0, len(keys), ROWS_AT_ONCE):
+            left = until - self._ticker()
+            if begin and left <= 0.0:
+                break
+            some = keys[begin : begin + ROWS_AT_ONCE]
+            seconds = min(LOOK_SECONDS_MAX, left)
+            told = await self._records.read("feature", self._source, some, self._terms, now, seconds)
+            for place, found in enumerate(told, begin):
+                if found is not None:
+                    rows[place] = found.value.reshape(self._shape)
+                    there[place], ages[place] = True, age(found.record, now)
         return rows, there, ages
 
     def __len__(self) -> int:

@@ -47,11 +47,13 @@ class Disk:
         """Under their names."""
         self._records |= {name_of(each.kind, each.source, each.key): each for each in records}
 
-    def find(self, kind: str, source: str, key: bytes, terms: Terms[V], now: float) -> Good[V] | None:
-        """As the real one finds it."""
-        held = self._records.get(name_of(kind, source, key))
-        found = "" if held is None else judged(held, terms, now)
-        return None if isinstance(found, str) else found
+    async def read(
+        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, seconds: float
+    ) -> list[Good[V] | None]:
+        """As the real one reads it."""
+        held = [self._records.get(name_of(kind, source, key)) for key in keys]
+        found = ["" if each is None else judged(each, terms, now) for each in held]
+        return [None if isinstance(each, str) else each for each in found]
 
 
 class Words:

@@ -153,3 +153,23 @@ async def test_who_is_no_master_any_more_is_not_read_from(watched: Watched, stor
     await until(refuses, what="a refusal to read from a replica")
     for each in watched.sentinels:
         each.resume()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "believed"), [(["timeout"], False), (["timeout"] * 2, True), (["unreachable"], True)]
+)
+async def test_who_ran_out_of_time_once_asks_again_before_it_believes_untold(kinds: list[str], believed: bool) -> None:
+    """A gateway that stood still for as long as a question may take has heard no Sentinel either."""
+    outcomes = iter(["", *kinds, ""])
+
+    async def learn(seconds: float) -> None:
+        await asyncio.sleep(0.001)
+        if kind := next(outcomes):
+            raise StoreError(kind, "no Sentinel")
+
+    learning_it = learning.Learning(learn, LearnOptions(0.0, 1.0))
+    for _ in range(1 + len(kinds)):
+        await learning_it._run(1.0)
+    assert (learning_it.age() == 0.0) is believed
+    await learning_it._run(1.0)
+    assert 0.0 < learning_it.age() < 1.0

@@ -20,7 +20,7 @@ from cache.stores.store import StoreError
 from degrade import generation as module
 from degrade import inspection
 from degrade.directory import LOCKS_LEFT, announce, announced, generations, locked, number_of, path_of, remove
-from degrade.generation import Generation
+from degrade.generation import Generation, Pairs
 from degrade.inspection import InspectionOptions, inspect
 from degrade.record import Record, Terms, name_of, packed, seal
 from degrade.snapshot import GENERATIONS_MAX, QUARANTINE, Snapshot, SnapshotOptions, pruned
@@ -127,6 +127,96 @@ def test_there_are_never_more_files_than_a_look_up_may_ask(make: Make) -> None:
     assert snapshot.generations == len(generations(snapshot.folder)) == GENERATIONS_MAX
     assert [found(snapshot, key) is not None for key in range(turn + 1)] == [False] * 4 + [True] * GENERATIONS_MAX
     assert not snapshot.failures
+
+
+def held(snapshot: Snapshot) -> list[int]:
+    """The generations that this process has open, by its file descriptors: those that have gone too."""
+    folder = f"{snapshot.folder}/"
+    names = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    ours = [Path(name.removesuffix(" (deleted)")) for name in names if name.startswith(folder)]
+    return sorted({number_of(path) for path in ours if path.suffix == ".mdb"})
+
+
+def test_what_is_not_read_any_more_is_closed(make: Make) -> None:
+    """What is open keeps its disk, gone or not: our own that had to go, and what others have taken away."""
+    snapshot = make()
+    for turn in range(5):
+        assert snapshot.write([record(turn * 1000 + key, os.urandom(1000)) for key in range(900)], NOW) == "written"
+        snapshot.settle()
+        assert held(snapshot) == [number_of(path) for path in generations(snapshot.folder)]
+        assert snapshot.bytes == sum(path.stat().st_size for path in generations(snapshot.folder))
+    assert snapshot.generations == OPTIONS.generations
+    old, *kept = generations(snapshot.folder)
+    old.unlink()
+    snapshot.look()
+    assert number_of(old) in held(snapshot), "somebody may be reading it"
+    snapshot.settle()
+    assert held(snapshot) == [number_of(path) for path in kept]
+
+
+def test_a_file_that_lmdb_gives_up_is_not_opened_again_by_this_process(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    put = Generation.put
+
+    def spoilt(self: Generation, pairs: Pairs, now: float) -> int:
+        if self.number == 1:
+            raise StoreError("corrupt")
+        return put(self, pairs, now)
+
+    monkeypatch.setattr(Generation, "put", spoilt)
+    for turn in range(3):
+        assert snapshot.write([record(2 + turn)], NOW) == "written"
+        snapshot.settle()
+        assert (held(snapshot), snapshot.generations, snapshot.rotations) == ([2], 1, 2)
+    assert (found(snapshot, 1), found(snapshot, 2)) == (None, b"of 2")
+    snapshot = make()
+    assert (found(snapshot, 1), found(snapshot, 2)) == (b"of 1", b"of 2"), "the next one has looked through it"
+
+
+@pytest.mark.parametrize("kind", ["full", "refused"])
+def test_a_disk_that_takes_nothing_is_left_as_it_is(make: Make, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Nothing new is begun for a file that is not full, and of a new file that finds no room nothing stays."""
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+
+    def refuses(self: Generation, pairs: Pairs, now: float) -> int:
+        raise StoreError(kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Generation, "put", refuses)
+        for _ in range(3):
+            assert snapshot.write([record(2)], NOW) == kind
+        assert [number_of(path) for path in generations(snapshot.folder)] == held(snapshot) == [1]
+        generations(snapshot.folder)[0].unlink()
+        for _ in range(3):
+            assert snapshot.write([record(2)], NOW) == kind
+            snapshot.settle()
+        assert (generations(snapshot.folder), held(snapshot), snapshot.rotations) == ([], [], 1)
+    assert snapshot.failures == {kind: 6}
+    assert snapshot.write([record(2)], NOW) == "written"
+
+
+def test_when_something_was_written_last_is_not_forgotten(make: Make) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    assert snapshot.write([], NOW + 50) == "idle"
+    snapshot.look()
+    assert snapshot.written_at == NOW + 50
+    assert snapshot.write([record(2)], NOW + 40) == "written", "a clock that was set back"
+    assert snapshot.written_at == NOW + 50
+
+
+def test_a_start_that_could_not_look_at_all_files_says_so(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    make().write([record(1)], NOW)
+    monkeypatch.setattr(inspection, "_COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    snapshot = make()
+    assert (snapshot.failures, snapshot.generations) == ({"unavailable": 1}, 0)
+    assert snapshot.write([record(2)], NOW) == "written"
+    monkeypatch.undo()
+    assert [found(make(), key) for key in (1, 2)] == [b"of 1", b"of 2"]
 
 
 def test_a_batch_is_there_as_a_whole_or_not_at_all(make: Make) -> None:
@@ -513,7 +603,7 @@ def test_the_places_of_readers_that_were_killed_come_back_with_the_next_write(
         import sys, time
         from pathlib import Path
         import lmdb
-        from degrade.generation import Generation
+        from degrade.generation import Generation, Pairs
         generation = Generation(Path(sys.argv[1]), int(sys.argv[2]))
         held = []
         try:

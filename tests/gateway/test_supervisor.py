@@ -13,6 +13,7 @@ from gateway.notes import Notes
 from gateway.operate.fleet import Fleet
 from gateway.sources import load
 from gateway.supervisor import BACKOFF_SECONDS, BACKOFF_SECONDS_MAX, STEADY_SECONDS, Supervisor, Time, backoff
+from gateway.suspects import REFUSED_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -33,6 +34,26 @@ def test_only_a_death_speaks_against_what_was_in_work(code: int, refused: bool) 
         supervisor._blame(worker, code)
     assert (notes.refused(b"1" * 16, monotonic()) > 0) is refused
     assert supervisor._notebook.taken(0) == ()
+    supervisor._notebook.close()
+
+
+def test_what_is_answered_after_its_sentence_is_not_condemned_by_one_death_more() -> None:
+    """Nobody dies in the meantime, so nobody has looked whose sentence is over."""
+    now, deadly = 0.0, b"1" * 16
+    config: Config = load(None, {"TAILRACE_SERVER__WORKERS": "2"}, ["http://127.0.0.1:9"])
+    supervisor = Supervisor(config, lambda: pytest.fail("not read"), (), Time(lambda: now))
+    notes = Notes(supervisor._notebook.file, 0)
+    for _ in range(2):
+        notes.note(deadly)
+        supervisor._blame(0, -9)
+    assert notes.refused(deadly, now) == REFUSED_SECONDS
+    now = REFUSED_SECONDS
+    assert not notes.refused(deadly, now)
+    with notes.note(deadly):
+        pass  # the model has been repaired
+    notes.note(deadly)
+    supervisor._blame(0, -9)
+    assert not notes.refused(deadly, now)
     supervisor._notebook.close()
 
 

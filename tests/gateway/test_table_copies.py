@@ -16,6 +16,7 @@ from degrade.record import Record, name_of, packed, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway.copies import TURN_BYTES, Pending
 from gateway.table_copies import BESIDE_BYTES, ROWS_AT_ONCE, RowCopies
+from tests.gateway.here import Here
 from tests.gateway.test_tables import Shelf, World, table_on
 from tiers.inference import TableTold, UpstreamError
 
@@ -37,7 +38,7 @@ class Host:
         self._open = Snapshot(self._folder, OPTIONS)
         self._open.open()
         calendar = Calendar(lambda: world.now, lambda: WALL + world.now)
-        world.table.copies = RowCopies("user", world.table.config, self._open, calendar, lambda: world.now)
+        world.table.copies = RowCopies("user", world.table.config, Here(self._open), calendar, lambda: world.now)
         world.table.copies.watch(world.table.near)
         return world
 

@@ -10,6 +10,7 @@ import gzip
 import json
 import random
 import re
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -124,8 +125,7 @@ class Callers:
 
     async def ask(self, question: Question, host: str, gateway: str) -> Told:
         """Ask, and wait for what comes of it."""
-        loop = self._network.loop
-        told = Told(question, gateway, loop.now)
+        told = Told(question, gateway, self._network.loop.now)
         body = body_of(question)
         fields = f"Host: sim\r\nX-API-Key: {question.caller}\r\n"
         if question.packed:
@@ -134,11 +134,24 @@ class Callers:
         if question.directives:
             fields += f"Cache-Control: {question.directives}\r\n"
         head = f"POST /v2/models/{question.route}/infer HTTP/1.1\r\n{fields}Content-Length: {len(body)}\r\n\r\n"
+        await self._say(told, host, head.encode() + body)
+        return told
+
+    async def look(self, model: str, host: str, gateway: str) -> Told:
+        """Ask a server what a model is, which passes through."""
+        told = Told(Question(model, "ada", ()), gateway, self._network.loop.now)
+        with suppress(ValueError):  # what passes through is not looked at: it may be broken
+            head = f"GET /v2/models/{model} HTTP/1.1\r\nHost: sim\r\nX-API-Key: ada\r\n\r\n"
+            await self._say(told, host, head.encode())
+        return told
+
+    async def _say(self, told: Told, host: str, request: bytes) -> None:
+        loop, question = self._network.loop, told.question
         line = None
         try:
             async with asyncio.timeout(question.leaves or LATE_SECONDS):
                 line = await self._line(host)
-                status, answered, document = await line.ask(head.encode() + body)
+                status, answered, document = await line.ask(request)
             told.status, told.fields = status, answered
             told.document = json.loads(document) if document else None  # which takes NaN, as Triton writes it
             self._idle.setdefault(host, []).append(line)
@@ -150,7 +163,6 @@ class Callers:
         except OSError as error:
             told.lost = f"connection: {error!r}"
         told.answered = loop.now
-        return told
 
     async def _line(self, host: str) -> _Line:
         idle = self._idle.setdefault(host, [])

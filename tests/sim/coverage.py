@@ -18,14 +18,17 @@ DUE: Final[Mapping[str, tuple[str, ...]]] = {
     "fault": faults.ALL,
     "store": KINDS,
     "cache": ("hit", "stale", "miss", "bypass", "none"),
-    "step": ("replica", "tier", "stale", "default"),
+    "step": ("replica", "tier", "stale", "snapshot", "default"),
     "status": ("200", "408", "429", "503", "504"),
     "breaker": ("open", "half_open", "closed"),
-    "operator": ("purge", "reload", "restart"),
+    "operator": ("purge", "reload", "restart", "kill"),
+    "level": ("1", "2", "3", "4"),
+    "passed": ("200", "503"),
     "epoch": ("turned",),
     "reason": (
         "fresh", "revalidating", "max-stale", "absent", "expired", "epoch", "no-cache", "max-age", "only-if-cached",
-        "partial", "second", "off", *(each.value for each in Failure if each not in (Failure.OVERSIZED, Failure.LATE)),
+        "partial", "second", "off", "snapshot", "brownout",
+        *(each.value for each in Failure if each not in (Failure.OVERSIZED, Failure.LATE)),
     ),
 }  # fmt: skip
 """By group, what must have been met at least once. OVERSIZED needs an answer of 256 MiB, and LATE a

@@ -48,11 +48,18 @@ OF_STORES: Final = (NOAUTH, READONLY, LOADING, WRONG_TYPE, FULL, MASTER_DOWN, RO
 
 STALL: Final = "stall"  # the event loop does nothing for a while
 STEP: Final = "step"  # the civil clock is set
-KILL: Final = "kill"  # a process ends and comes back with nothing
+KILL: Final = "kill"  # a process ends, and comes back with what it has on its disk
 RELOAD: Final = "reload"  # a model becomes another
 OF_PROCESSES: Final = (STALL, STEP, KILL, RELOAD)
 
-ALL: Final = (*OF_LINKS, *OF_MODELS, *OF_STORES, *OF_PROCESSES)
+DISK_FULL: Final = "disk-full"
+DISK_REFUSES: Final = "disk-refuses"  # it can be read only
+DISK_HANGS: Final = "disk-hangs"  # what is begun takes its time
+DISK_ROTS: Final = "disk-rots"  # bytes of what lies there are others
+DISK_GONE: Final = "disk-gone"  # somebody removes the directory
+OF_DISKS: Final = (DISK_FULL, DISK_REFUSES, DISK_HANGS, DISK_ROTS, DISK_GONE)
+
+ALL: Final = (*OF_LINKS, *OF_MODELS, *OF_STORES, *OF_PROCESSES, *OF_DISKS)
 
 
 class Spell(Struct, frozen=True):

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import TYPE_CHECKING, Any, Final
 
+from cache.entry import Freshness
+from degrade.brownout import STALE_FIRST
 from gateway.config import QuotaConfig
+from gateway.copies import Copies
+from gateway.reads import Reads
+from gateway.route import Route
 from tests.sim import faults
 from tests.sim.client import Told
 from tests.sim.ledger import Execution, Row, fingerprint, scores
@@ -30,6 +35,9 @@ QUOTA_SLACK: Final = 1
 ON_THE_WAY_SECONDS: Final = 0.05
 """What was asked so shortly before a limiter began anew may have been charged by either."""
 STATUSES: Final = frozenset({200, 429, 500, 503, 504})
+
+WANTED_OLD: Final = frozenset({"revalidating", "max-stale"})
+"""Why an old answer is given that no failure brings: it is renewed behind its caller, or he would have it so old."""
 
 OfAnswer = Callable[["World", Told], Iterator[str]]
 OfWorld = Callable[["World"], Iterator[str]]
@@ -53,10 +61,10 @@ def _made_before(world: World, told: Told, made: Execution) -> float:
 
 
 def _slack(world: World, told: Told) -> float:
-    """What a clock of the world's may be off by: the event loop's stalls; other processes' answers are dated by the
-    civil clock, which may have been set."""
+    """What a clock of the world's may be off by: the event loop's stalls; other processes' answers, and copies, are
+    dated by the civil clock, which may have been set."""
     seconds = SLACK_SECONDS + world.stalled(told.asked - 5.0, told.answered) + world.on_the_way(told)
-    if told.question.route.startswith("second"):
+    if told.question.route.startswith("second") or world.scene.disks:
         seconds += world.stepped
     return seconds
 
@@ -157,14 +165,22 @@ def directives_are_kept(world: World, told: Told) -> Iterator[str]:
 
 
 def no_model_that_is_gone(world: World, told: Told) -> Iterator[str]:
-    """A model that every replica has been seen without is never called fresh."""
+    """A model that every replica has been seen without is never called fresh. A copy may be where a route says that it
+    is as good, until the word is read under which it was made."""
     if told.status != 200 or told.state != "hit":
+        return
+    if told.labels.get("reason") == "snapshot" and _trusts(world, told.question.route):
         return
     for made in _executions(world, told):
         hosts = [host for host, triton in world.tritons.items() if made.model in triton.models]
         seen = [_seen(world, told, host, made) for host in hosts]
         if seen and all(at is not None and at < told.asked - SLACK_SECONDS for at in seen):
             yield f"execution {made.serial} is of generation {made.generation}, seen gone at {seen}"
+
+
+def _trusts(world: World, route: str) -> bool:
+    caches = [config.routes[route].cache for config in world.scene.configs]
+    return any(cache is not None and cache.snapshot == "fresh" for cache in caches)
 
 
 def _seen(world: World, told: Told, host: str, made: Execution) -> float | None:
@@ -188,7 +204,7 @@ def nothing_degraded_is_unlabelled(world: World, told: Told) -> Iterator[str]:
     """A row that the small model was unsure of is only ever told with the word degraded."""
     if told.status != 200 or "degraded" in told.labels:
         return
-    if "steps" in told.labels and told.state == "stale":
+    if told.state == "stale" and ("steps" in told.labels or told.labels.get("reason") not in WANTED_OLD):
         yield "a stale answer by the ladder that is not called degraded"
     rows = told.output("y")
     for key, made in zip(told.question.rows, _executions(world, told), strict=False):
@@ -232,10 +248,10 @@ def _feature(
     ends = world.ledger.superseded(table, key, version)
     old = label.get("age", 0) + 1.0
     bound = (COHERENT if table == "user" else TABLE_TTL) + TABLE_TIMEOUT
-    slack = SLACK_SECONDS + world.stalled(at - 5.0, at)
+    slack = SLACK_SECONDS + world.stalled(at - 5.0, at) + (world.stepped if label.get("snapshot") else 0.0)
     if ends is None:
         yield f"{table} {key} never was at version {version}"
-    elif not label.get("stale") and ends < at - bound - slack:
+    elif not label.get("stale") and not label.get("snapshot") and ends < at - bound - slack:
         yield f"{table} {key} at version {version} was over {at - ends:.2f} s before, and is called fresh"
     elif ends < at - old - slack - bound:
         yield f"{table} {key} at version {version} was over {at - ends:.2f} s before; label {label}"
@@ -286,6 +302,37 @@ def all_is_well_again(world: World, told: Told) -> Iterator[str]:
             yield f"execution {made.serial} is of generation {made.generation}; it is {present}"
 
 
+def levels_are_told(world: World, told: Told) -> Iterator[str]:
+    """An answer says at which brownout level it was made, but for a hit, which is what it always is; an old one is
+    given first at a level that asks for it, by a route that allows it."""
+    labels = told.labels
+    if told.state in ("", "none"):  # it was refused before it had come so far
+        return
+    said, possible = int(labels.get("brownout", 0)), _levels(world, told)
+    if said not in (possible if told.state != "hit" else {0}):
+        yield f"it says level {said}, and it was {sorted(possible)}"
+    if labels.get("reason") != "brownout":
+        return
+    routes = [config.routes[told.question.route] for config in world.scene.configs]
+    if said < STALE_FIRST or not any("stale" in route.brownout for route in routes):
+        yield f"an old answer first at level {said}"
+    if "stale" not in labels.get("steps", "") or "degraded" not in labels:
+        yield "an old answer first that does not say so"
+
+
+def _levels(world: World, told: Told) -> set[int]:
+    """At which levels of its route it may have been asked."""
+    backends = {tier.backend for config in world.scene.configs for tier in config.routes[told.question.route].tiers}
+    since = told.asked - world.stalled(told.asked, told.answered)
+    found: list[set[int]] = []
+    for backend in backends:
+        looks = world.levels[told.gateway, backend]
+        after = [level for at, level in looks if since <= at <= told.answered]
+        before = [level for at, level in looks if at < since]
+        found.append({*after, *before[-1:]})
+    return {max(each) for each in product(*found)}
+
+
 OF_ANSWER: Final[tuple[OfAnswer, ...]] = (
     answers_are_true,
     answers_are_of_one_tenant,
@@ -298,6 +345,7 @@ OF_ANSWER: Final[tuple[OfAnswer, ...]] = (
     deadlines_are_kept,
     refusals_are_expected,
     all_is_well_again,
+    levels_are_told,
 )
 
 
@@ -316,6 +364,10 @@ def memory_is_bounded(world: World) -> Iterator[str]:
                 yield f"{name} refreshes {route.refreshes} at once"
             if route.second is not None and route.second.waiting > 4096:
                 yield f"{name} leaves {route.second.waiting} writes waiting"
+        for home in gateway.homes.values():
+            for model, gate in home.pool.gates:
+                if gate.in_flight < 0 or gate.waiting < 0:
+                    yield f"{model}: {gate.in_flight} in flight, {gate.waiting} wait"
         if gateway.buffered.bytes < 0:
             yield f"{gateway.buffered.bytes} bytes are buffered"
     if world.loop.tasks > TASKS_MAX:
@@ -368,15 +420,32 @@ def nothing_is_under_way(world: World) -> Iterator[str]:
             busy = [state for state in home.pool.states() if state.in_flight > 1]  # one may be a probe
             if busy:
                 yield f"{name}: {busy}"
+            for model, gate in home.pool.gates:
+                if gate.in_flight or gate.waiting:
+                    yield f"{name}/{model}: {gate.in_flight} in flight, {gate.waiting} wait"
         if gateway.buffered.bytes:
             yield f"{gateway.buffered.bytes} bytes are buffered"
 
 
 def permits_end(world: World) -> Iterator[str]:
-    """Leave to make a call has been given back, once the call is over."""
-    open_ = [permit for permit in world.permits if not permit._ended]
-    if len(open_) > 2 * len(world.tritons):  # probes and looks may be under way
+    """Leave to make a call has been given back, once the call is over, to breakers and to gates."""
+    open_ = [permit for _, permit in world.permits if not permit._ended]
+    few = 2 * len(world.tritons) * len(world.processes)  # probes and looks may be under way
+    if len(open_) > few:
         yield f"{len(open_)} of {len(world.permits)} permits have not ended"
+    if not 0 <= world.leaves.total() <= few:
+        yield f"breakers have given leave {world.leaves.total()} times more than it has ended"
+    at_gates = [permit for _, permit in world.gate_permits if permit._gate is not None]
+    if at_gates:
+        yield f"{len(at_gates)} of {len(world.gate_permits)} permits of gates have not ended"
+
+
+def levels_fall(world: World) -> Iterator[str]:
+    """When there is no longer too much to do, everything is done as always."""
+    for process in _living(world):
+        levels = process.gateway._strain.levels
+        if any(levels.values()):
+            yield f"{process.name} is at levels {levels}"
 
 
 def quotas_are_kept(world: World) -> Iterator[str]:
@@ -422,7 +491,52 @@ def _quota(
                     return
 
 
-OF_CALM: Final[tuple[OfWorld, ...]] = (breakers_close, nothing_is_under_way, permits_end, quotas_are_kept)
+def copies_are_written(world: World) -> Iterator[str]:
+    """Once the disk is well, everything that was made since is on it, and good."""
+    for process in _living(world):
+        snapshots = process.gateway.snapshots
+        if snapshots is None:
+            continue
+        if snapshots.waiting or snapshots.age > 2.0 * snapshots.interval + SLACK_SECONDS:
+            yield f"{process.name}: {snapshots.waiting} wait, and the last pass was {snapshots.age:.2f} s ago"
+        for name, route in process.gateway.routes.items():
+            for copies in (route.shelves.copied, route.shelves.copied_rows):
+                lost = [] if copies is None else list(_lost(world, route, copies, 2.0 * snapshots.interval))
+                if lost:
+                    yield f"{process.name}: {len(lost)} of {name} are not there, the first made at {lost[0]:.3f}"
+
+
+def _lost(world: World, route: Route, copies: Copies[Any], seconds: float) -> Iterator[float]:
+    """When those were made that are fresh in memory, and of which there is no copy. What was copied before the weather
+    was over may have rotted since, or left a disk that is small."""
+    cache, now = copies._cache, world.loop.now
+    assert cache is not None
+    loses = any(world.weather.struck[kind] for kind in (faults.DISK_ROTS, faults.DISK_GONE))
+    since = world.scene.ends if loses or any(disk.is_small for disk in world.disks.values()) else 0.0
+    for node in list(cache._entries.walk()):
+        entry = node.value
+        if not since < entry.stored_at < now - seconds or entry.freshness(now, route.epoch) is not Freshness.FRESH:
+            continue
+        if copies._form.packed(entry.value, 0.0) is not None and not _is_there(copies, node.key):
+            yield entry.stored_at
+
+
+def _is_there(copies: Copies[Any], digest: bytes) -> bool:
+    """Whether it lies on the disk, whoever has to wait for that."""
+    terms, standing, reads = copies._terms_now(), copies.standing, copies._records
+    assert isinstance(reads, Reads)
+    place = copies._form.kind, standing.rules.source, digest
+    return terms is not None and reads._directory.find(*place, terms, standing.calendar.now()) is not None
+
+
+OF_CALM: Final[tuple[OfWorld, ...]] = (
+    breakers_close,
+    nothing_is_under_way,
+    permits_end,
+    quotas_are_kept,
+    levels_fall,
+    copies_are_written,
+)
 
 
 # -- of the end -------------------------------------------------------------------------------------
@@ -436,9 +550,11 @@ def nothing_is_left(world: World) -> Iterator[str]:
     owned = [side for side in world.network.open if side.owner.startswith("gateway")]
     if owned:
         yield f"{len(owned)} connections, the first to {owned[0]._place}"
-    open_ = [permit for permit in world.permits if not permit._ended]
-    if open_:
-        yield f"{len(open_)} permits have not ended"
+    open_ = [permit for _, permit in world.permits if not permit._ended]
+    open_at_gates = [permit for _, permit in world.gate_permits if permit._gate is not None]
+    if open_ or open_at_gates or world.leaves.total():
+        told = f"{len(open_)} permits, {len(open_at_gates)} of gates and leave {world.leaves.total()} times"
+        yield f"{told} have not ended"
 
 
 OF_END: Final[tuple[OfWorld, ...]] = (nothing_is_left, nothing_is_a_bug)
@@ -450,6 +566,13 @@ def of_answer(world: World, told: Told) -> None:
     for invariant in OF_ANSWER:
         for what in invariant(world, told):
             raise Violated(invariant.__name__, f"{what}; {_shown(told)}")
+
+
+def of_passing(world: World, told: Told) -> None:
+    """What passes through is what the server says, once all is well; before it may be cut short as the server's was."""
+    is_theirs = told.status == 200 and told.document is not None and told.document.get("name") == told.question.route
+    if not is_theirs and (world.calm or told.status not in (0, 200, 502, 503, 504)):
+        raise Violated("what_passes_is_theirs", f"status {told.status} {told.document} {told.lost}")
 
 
 def of_moment(world: World) -> None:

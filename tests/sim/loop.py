@@ -8,6 +8,7 @@ and futures hash by their number, for asyncio keeps them in sets, and addresses 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import heapq
 from asyncio import base_events, events
 from collections.abc import Callable
@@ -19,6 +20,8 @@ STEPS_MAX: Final = 2_000_000
 """Callbacks of one run: a loop that is never done is a finding, and not an evening."""
 THREAD_SECONDS: Final = 0.001
 """What is called on a thread is ready a moment later, as it would be."""
+LIFE: Final[contextvars.ContextVar[int]] = contextvars.ContextVar("life", default=0)
+"""Of which process's life a callback is; 0: of the world's own. Processes end as a whole (``SimLoop.end``)."""
 
 
 class Endless(Exception):
@@ -69,6 +72,9 @@ class SimLoop(base_events.BaseEventLoop):
         self.network: Any = None  # create_connection and the servers are its own
         self.wrong: list[str] = []
         self.set_exception_handler(self._complain)
+        self._ended: set[int] = set()
+        self._unheard: list[events.Handle] = []
+        self._of_life: dict[int, dict[SimTask, None]] = {}
         self._due: list[tuple[float, int, events.TimerHandle]] = []  # compared as numbers, which is quick
         self._order = count()
 
@@ -86,11 +92,28 @@ class SimLoop(base_events.BaseEventLoop):
         self._check_closed()
         self.tasks += 1
         task = SimTask(coro, loop=self, name=name or "", context=context)
-        task.add_done_callback(self._ended)
+        life = LIFE.get() if context is None else context.get(LIFE, 0)
+        self._of_life.setdefault(life, {})[task] = None
+        task.add_done_callback(lambda task: self._done(task, life))
         return task
 
-    def _ended(self, _: asyncio.Task[Any]) -> None:
-        self.tasks -= 1
+    def _done(self, task: asyncio.Task[Any], life: int) -> None:
+        self.tasks -= life not in self._ended
+        self._of_life[life].pop(task, None)  # type: ignore[call-overload]
+
+    def end(self, life: int) -> None:
+        """A process is killed: nothing of it is ever called again, whatever it waits for."""
+        self._ended.add(life)
+        self.tasks -= len(self._of_life.get(life, ()))
+
+    def has_ended(self, task: asyncio.Task[Any]) -> bool:
+        """Whether it is a killed process's."""
+        return any(task in self._of_life.get(life, ()) for life in self._ended)
+
+    def bury(self) -> None:
+        """The run is over: those who were killed may come to their ends, so that nothing of them is heard of later."""
+        self._ended.clear()
+        self._ready.extend(self._unheard)
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> events.TimerHandle:
         timer = events.TimerHandle(when, callback, args, self, context)
@@ -111,7 +134,7 @@ class SimLoop(base_events.BaseEventLoop):
             except Exception as error:
                 future.set_exception(error)
 
-        self.call_later(THREAD_SECONDS, work)
+        self.call_later(executor.seconds if isinstance(executor, Inline) else THREAD_SECONDS, work)
         return future
 
     async def create_connection(self, factory: Any, host: Any = None, port: Any = None, **_: Any) -> Any:
@@ -154,6 +177,9 @@ class SimLoop(base_events.BaseEventLoop):
         for _ in range(len(ready)):
             handle = ready.popleft()
             if not handle._cancelled:
+                if self._ended and handle._context.get(LIFE, 0) in self._ended:  # type: ignore[attr-defined]
+                    self._unheard.append(handle)
+                    continue
                 self.steps += 1
                 handle._run()
         if self.steps > STEPS_MAX:
@@ -170,6 +196,11 @@ class Inline(Executor):
     def __init__(self, *_: object) -> None:
         self._closed = False
 
+    @property
+    def seconds(self) -> float:
+        """How long what is submitted now takes."""
+        return THREAD_SECONDS
+
     def submit(self, work: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
         if self._closed:
             raise RuntimeError("closed")
@@ -183,7 +214,7 @@ class Inline(Executor):
             except Exception as error:
                 done.set_exception(error)
 
-        asyncio.get_running_loop().call_later(THREAD_SECONDS, do)
+        asyncio.get_running_loop().call_later(self.seconds, do)
         return done
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:

@@ -7,6 +7,7 @@ that no invariant notices is a hole in those, or in what the world does.
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,9 +21,14 @@ from cache.digest import Key
 from cache.entry import Entry, Freshness
 from cache.flight import Flights
 from cache.response import ResponseCache
+from cache.sealed import OVERHEAD_BYTES, unsealed
 from cache.table import NearTable
-from degrade import breaker
-from gateway import descent, identity, pipeline, recall
+from degrade import breaker, record
+from degrade.brownout import Brownout
+from degrade.gate import Gate
+from degrade.gate import Permit as GatePermit
+from degrade.ladder import Step
+from gateway import copies, descent, identity, pipeline, recall, witness
 from gateway.doors import exchange
 from gateway.doors.buffered import Held
 from gateway.identity import Identity
@@ -30,10 +36,12 @@ from gateway.pipeline import Pipeline
 from gateway.route import Route
 from gateway.rows import Rows
 from gateway.second import SecondLevel
+from gateway.snapshots import Snapshots
+from gateway.witness import Witness
 from tests.sim.scene import scene
 from tests.sim.world import Report, run
 from tiers import cascade
-from tiers.seat import Judged
+from tiers.seat import Judged, Seated
 
 SEEDS_MAX: Final = 400
 """Of the worlds that have what a mutation is about: so many are looked at before it is said to be unnoticed."""
@@ -43,12 +51,14 @@ Patches = tuple[tuple[object, str, Any], ...]
 
 class Mutation(msgspec.Struct, frozen=True):
     """``kinds``: it can only be noticed in worlds that have one of these routes; empty: in any. ``first``: a seed where
-    it was noticed when that was last tried, to begin with."""
+    it was noticed when that was last tried, to begin with. ``needs``: it can only be noticed where the scene has all of
+    these."""
 
     name: str
     patches: Patches
     kinds: tuple[str, ...] = ()
     first: int = 0
+    needs: tuple[str, ...] = ()
 
     @contextmanager
     def planted(self) -> Iterator[None]:
@@ -61,7 +71,14 @@ class Mutation(msgspec.Struct, frozen=True):
 
 def noticed(mutation: Mutation) -> Report | None:
     """The first world in which it is noticed; None: it is not."""
-    worlds = (seed for seed in count() if not mutation.kinds or set(mutation.kinds) & set(scene(seed).kinds))
+
+    def fits(seed: int) -> bool:
+        plan = scene(seed)
+        return (not mutation.kinds or bool(set(mutation.kinds) & set(plan.kinds))) and all(
+            getattr(plan, each) for each in mutation.needs
+        )
+
+    worlds = (seed for seed in count() if fits(seed))
     for seed in (mutation.first, *islice(worlds, SEEDS_MAX)):
         with mutation.planted():
             report = run(seed)
@@ -168,6 +185,53 @@ def _all_held(self: Held, *_: Any) -> None:
     return None
 
 
+def _of_any_time(real: Callable[..., str]) -> Callable[..., str]:
+    def doubted(held: Any, terms: Any, now: float) -> str:
+        return real(held, msgspec.structs.replace(terms, made_after=-math.inf), now)
+
+    return doubted
+
+
+def _without_age(*_: Any) -> float:
+    return 0.0
+
+
+def _as_it_lies(key: bytes, held: bytes, bytes_max: int) -> bytes | None:
+    return unsealed(key, held, bytes_max) or held[OVERHEAD_BYTES:]
+
+
+def _without_steps(real: Callable[..., Any]) -> Callable[..., Any]:
+    def cached(*args: Any) -> Any:
+        return real(*args[:6], *(() if args[6:] == ((Step.SNAPSHOT.value,),) else args[6:]))
+
+    return cached
+
+
+async def _gives_up(self: Snapshots, interval: float, sleep: Any) -> None:
+    while await self.copy(sleep) in ("written", "idle", "busy"):
+        await sleep(interval)
+    await sleep(1e6)
+
+
+def _only_rises(real: Callable[..., Any]) -> Callable[..., Any]:
+    def observe(self: Brownout, signals: Any, now: float) -> Any:
+        level, turned = self.level, real(self, signals, now)
+        self.level = max(level, self.level)
+        return turned
+
+    return observe
+
+
+def _silently(self: Seated, *_: Any) -> None:
+    """As ``left``, but the breaker is not told."""
+    self.leave = None
+    if self.in_flight:
+        self.in_flight = False
+        self.seat.in_flight -= 1
+
+
+_UNPURGED: Final = _of_any_time(record.doubted)
+
 MUTATIONS: Final = (
     Mutation("expired is served as fresh", ((Entry, "freshness", _expired_is_fresh),), first=21),
     Mutation("the label is forgotten", ((pipeline, "_of_entry", _old_as_new(pipeline._of_entry)),), first=21),
@@ -214,4 +278,41 @@ MUTATIONS: Final = (
     Mutation("a refresh is never over", ((Pipeline, "_refreshed", _unrefreshed),), first=21),
     Mutation("rows are kept for ever", ((Rows, "_keep", _keeps_rows_for_ever),), ("rows", "secondrows")),
     Mutation("bytes of requests are never given back", ((Held, "__exit__", _all_held),), first=4),
+    Mutation(
+        "copies of any age are served",
+        ((record, "age", _without_age), (copies, "age", _without_age)),
+        needs=("disks",),
+    ),
+    Mutation(
+        "a purge of copies is ignored",
+        ((record, "doubted", _UNPURGED), (copies, "doubted", _UNPURGED)),
+        needs=("disks",),
+    ),
+    Mutation("a copy's seal is not checked", ((record, "unsealed", _as_it_lies),), needs=("disks",)),
+    Mutation(
+        "a copy is served without its label",
+        ((Pipeline, "_cached", _without_steps(Pipeline._cached)),),
+        needs=("disks",),
+    ),
+    Mutation("after a pass that failed there is no other", ((Snapshots, "_run", _gives_up),), needs=("disks",)),
+    Mutation(
+        "a copy is as good as its model, whatever that is now",
+        ((Witness, "end_turn", _never), (witness, "changed", lambda *_: False)),
+        needs=("disks",),
+    ),
+    Mutation("a permit of a gate is given back twice", ((Gate, "_freed", _twice(Gate._freed)),)),
+    Mutation(
+        "a permit of a gate is never given back",
+        tuple((GatePermit, how, _never) for how in ("succeeded", "silent", "dropped", "ignored")),
+    ),
+    Mutation(
+        "leave for what passes through never ends",
+        ((Seated, "left", _silently), (Seated, "answered", _silently)),
+        needs=("passers",),
+    ),
+    Mutation(
+        "a brownout level never falls", ((Brownout, "observe", _only_rises(Brownout.observe)),), needs=("crowds",)
+    ),
+    Mutation("a brownout is not told", ((pipeline, "labelled", lambda said, _: said),), needs=("crowds",)),
+    Mutation("old answers first at any level", ((pipeline, "STALE_FIRST", 0),), needs=("crowds",)),
 )

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from tests.sim import faults
 from tests.sim.faults import Spell, Weather
-from tests.sim.loop import SimLoop
+from tests.sim.loop import LIFE, SimLoop
 
 OWNER: Final[contextvars.ContextVar[str]] = contextvars.ContextVar("owner", default="")
 """Which process of the world is at work: who connects is known by it."""
@@ -58,16 +58,24 @@ class Network:
         server = self._listeners.get(host)
         if spell is not None or server is None:
             raise ConnectionRefusedError(f"{host} refuses")
-        ours, theirs = factory(), server.factory()
+        ours, theirs = factory(), server.context.copy().run(server.factory)
         near, far = Side(self, place, ours, False), Side(self, place, theirs, True)
         near.peer, far.peer = far, near
         near.owner = OWNER.get()
+        far.context = server.context
         server.sides[far] = None
         far.server = server
         self.open[near] = self.open[far] = None
-        theirs.connection_made(far)
+        far.call(theirs.connection_made, far)
         ours.connection_made(near)
         return near, ours
+
+    def end(self, life: int) -> None:
+        """A process is killed: nobody listens for it any more, and its connections break."""
+        for server in [each for each in self._listeners.values() if each.context.get(LIFE, 0) == life]:
+            server.close()
+        for side in [each for each in self.open if each.context.get(LIFE, 0) == life]:
+            side.end()
 
 
 class Server:
@@ -78,6 +86,8 @@ class Server:
         self.factory = factory
         self.host = host
         self.sides: dict[Side, None] = {}
+        self.context = contextvars.copy_context()
+        """Of the process that listens: what comes is heard by it, and not by whoever sent it."""
 
     def close(self) -> None:
         """Accept nobody any more."""
@@ -105,6 +115,7 @@ class Side(asyncio.Transport):
         self._answers = answers
         self.peer: Side
         self.owner = ""
+        self.context = contextvars.copy_context()
         self.server: Server | None = None
         self._arrives = 0.0  # when the last that was sent does
         self._closing = False
@@ -130,7 +141,7 @@ class Side(asyncio.Transport):
                 self._suffer(data, spell)
                 return self._arrives
             if spell is not None and spell.kind == faults.RESET:
-                self._loop.call_soon(self.cut)
+                self._loop.call_soon(self.cut)  # the line breaks, whoever is still there
                 return math.inf
             if spell is not None:
                 self._deaf = self.peer._deaf = True
@@ -174,7 +185,7 @@ class Side(asyncio.Transport):
         network = self._network
         far = network.far * network.chance.random() if network.far else 0.0
         self._arrives = max(self._arrives, self._loop.now + far) + seconds
-        self._loop.call_at(self._arrives, self.peer._deliver, data)
+        self._loop.call_at(self._arrives, self.peer._deliver, data, context=self.peer.context)
 
     def writelines(self, pieces: Any) -> None:
         self.write(b"".join(pieces))
@@ -184,23 +195,37 @@ class Side(asyncio.Transport):
         if self._closing:
             return
         self._closing = True
-        self._loop.call_soon(self._lose, None)
+        self._loop.call_soon(self._lose, None, context=self.context)
         if not self._deaf:
-            self._loop.call_at(max(self._arrives, self._loop.now) + LATENCY_SECONDS, self.peer._end, None)
+            at, peer = max(self._arrives, self._loop.now) + LATENCY_SECONDS, self.peer
+            self._loop.call_at(at, peer._end, None, context=peer.context)
 
     def abort(self) -> None:
         if self._closing:
             return
         self._closing = True
-        self._loop.call_soon(self._lose, None)
+        self._loop.call_soon(self._lose, None, context=self.context)
         if not self._deaf:
-            self._loop.call_later(LATENCY_SECONDS, self.peer._end, ConnectionResetError("reset"))
+            self._end_there(ConnectionResetError("reset"))
 
     def cut(self) -> None:
         """Both ends learn that it broke."""
         for side in (self, self.peer):
             side._closing = True
-            side._lose(ConnectionResetError("reset"))
+            side.call(side._lose, ConnectionResetError("reset"))
+
+    def end(self) -> None:
+        """Its process is gone: it hears nothing more, and the other end learns that it broke."""
+        if self._lost:
+            return
+        self._closing = self._lost = True
+        self._forget()
+        if not self._deaf:
+            self._end_there(ConnectionResetError("reset"))
+
+    def call(self, work: Callable[..., None], *args: Any) -> None:
+        """Now, as the process whose end this is."""
+        self.context.copy().run(work, *args)
 
     def is_closing(self) -> bool:
         return self._closing
@@ -212,10 +237,10 @@ class Side(asyncio.Transport):
     def resume_reading(self) -> None:
         held, self._paused = self._paused, None
         for data in held or ():
-            self._loop.call_soon(self._deliver, data)
+            self._loop.call_soon(self._deliver, data, context=self.context)
         if self._ended is not None:
             ended, self._ended = self._ended, None
-            self._loop.call_soon(self._end, ended[0])
+            self._loop.call_soon(self._end, ended[0], context=self.context)
 
     def is_reading(self) -> bool:
         return self._paused is None
@@ -262,14 +287,20 @@ class Side(asyncio.Transport):
             return
         self._closing = True
         if not self._deaf:
-            self._loop.call_later(LATENCY_SECONDS, self.peer._end, None)
+            self._end_there(None)
         self._lose(error)
 
     def _lose(self, error: Exception | None) -> None:
         if self._lost:
             return
         self._lost = True
+        self._forget()
+        self._protocol.connection_lost(error)
+
+    def _end_there(self, error: Exception | None) -> None:
+        self._loop.call_later(LATENCY_SECONDS, self.peer._end, error, context=self.peer.context)
+
+    def _forget(self) -> None:
         self._network.open.pop(self, None)
         if self.server is not None:
             self.server.sides.pop(self, None)
-        self._protocol.connection_lost(error)

@@ -17,7 +17,9 @@ from msgspec import Struct
 from gateway.admission.auth import key_digest
 from gateway.config import CallerConfig, Config, Route
 from gateway.config_backends import Backend
+from gateway.config_load import Brownout
 from gateway.config_server import Server
+from gateway.config_snapshot import SnapshotConfig
 from gateway.config_tables import TableConfig
 from gateway.schema import Reader
 from gateway.units import Size
@@ -53,6 +55,12 @@ MODELS: Final = {
 }
 OF_DOORS: Final = (faults.LATENCY, faults.DRIP, faults.RESET)
 """What befalls the callers' own connections."""
+SNAPSHOTS_SHARE: Final = 0.35
+"""Of all worlds, those that have snapshots."""
+CROWDS_SHARE: Final = 0.15
+"""Those where there is more to do than can be done, for a while."""
+PASSERS_SHARE: Final = 0.3
+"""Those where somebody asks the servers themselves, through the gateway."""
 COHERENT: Final = 1.0
 TABLE_TTL: Final = 2.0
 TABLE_TIMEOUT: Final = 0.05
@@ -78,6 +86,12 @@ class Scene(Struct, frozen=True):
     gateways: int
     requests: int
     rows: int
+    disks: tuple[str, ...] = ()
+    """Which one each gateway has for its snapshot; empty: they have none."""
+    crowds: tuple[tuple[float, int], ...] = ()
+    """When many ask at once, and how many."""
+    passers: int = 0
+    """Questions to the servers themselves."""
     pace: tuple[float, float] = (0.001, 0.01)
     """Seconds that a model takes, from and to."""
     far: float = 0.0
@@ -99,15 +113,31 @@ def scene(seed: int) -> Scene:
     documents = [_document(kinds, timeouts, chance)]
     for _ in range(chance.choice((0, 0, 0, 1, 2))):
         documents.append(_changed(documents[-1], timeouts, chance))
+    keeping = random.Random(f"keeping {seed}")  # of its own, so that what else a seed means stays
+    keeps = keeping.random() < SNAPSHOTS_SHARE
+    if keeps:
+        _copied(documents, keeping)
+    load = random.Random(f"load {seed}")
+    passers = load.choice((4, 12)) if load.random() < PASSERS_SHARE else 0
+    crowds: tuple[tuple[float, int], ...] = ()
+    if load.random() < CROWDS_SHARE:
+        pace = load.choice(((0.01, 0.1), (0.1, 0.6)))
+        _browned(documents, load)
+        crowds = tuple(sorted((BEGINS + load.uniform(0.6, 2.0), load.choice((20, 40))) for _ in range(3)))
     configs = [_config(document, chance) for document in documents]
     bounds = {kind: _bounds(kind, configs) for kind in kinds}
     gateways = 2 if shares and chance.random() < 0.5 else 1
     climate = Climate(_places(kinds, gateways), BEGINS + 0.5, BEGINS + ACTIVE_SECONDS, chance.choice((0, 2, 3, 5, 8)))
-    spells = (*forecast(climate, chance), *_reloads(kinds, chance), *_rot(kinds, chance))
+    spells = [*forecast(climate, chance), *_reloads(kinds, chance), *_rot(kinds, chance)]
+    disks = _disks(gateways, keeping) if keeps else ()
+    spells += _ends(kinds, disks, keeping) if keeps else []
     wanted = chance.choice((3, 6, 12))
     rows = chance.choice((2, 4, 7))
     far = chance.choice((0.0, 0.002, 0.01))
-    return Scene(seed, kinds, tuple(documents), tuple(configs), bounds, spells, gateways, wanted, rows, pace, far)
+    return Scene(
+        seed, kinds, tuple(documents), tuple(configs), bounds, tuple(spells), gateways, wanted, rows, disks,
+        crowds, passers, pace, far,
+    )  # fmt: skip
 
 
 def _document(kinds: Sequence[str], timeouts: Sequence[str], chance: random.Random) -> dict[str, Any]:
@@ -212,6 +242,71 @@ def _changed(document: dict[str, Any], timeouts: Sequence[str], chance: random.R
     return changed
 
 
+def _disks(gateways: int, chance: random.Random) -> tuple[str, ...]:
+    """Which disk each gateway has: workers of one host share one."""
+    return ("here",) * gateways if chance.random() < 0.5 else tuple(f"of{index}" for index in range(gateways))
+
+
+def _copied(documents: Sequence[dict[str, Any]], chance: random.Random) -> None:
+    """Give all configurations of a world snapshots."""
+    interval = chance.choice(("100ms", "300ms"))
+    ladder = chance.choice(
+        (["replica", "tier", "stale", "snapshot"], ["stale", "snapshot", "replica", "tier"], ["snapshot"])
+    )
+    kept = chance.choice(("stale", "stale", "fresh"))
+    for place, document in enumerate(documents):
+        document["snapshot"] = {"path": "disk", "interval": interval, "bytes_max": "16MiB"}
+        for route in document["routes"].values():
+            if "cache" not in route:
+                continue
+            route["cache"]["snapshot"] = kept
+            if not place or chance.random() < 0.5:
+                route["degrade"] = ladder
+
+
+def _browned(documents: Sequence[dict[str, Any]], chance: random.Random) -> None:
+    """Servers that are asked little at once, callers whom that leaves waiting, and levels that rise soon."""
+    aged = chance.random() < 0.7  # what is kept is old when the crowd comes
+    limits = {"max": chance.choice((2, 4)), "min": 1, "adaptive": chance.random() < 0.5, "waiting_max": 32}
+    levels = {"queue": chance.choice(((0.02, 0.04, 0.08, 0.5), (0.1, 0.3, 0.5, 0.75))), "up": "100ms", "down": "300ms"}
+    for document in documents:
+        document["brownout"] = levels
+        document["callers"]["cyd"]["priority"] = "low"
+        for backend in document["backends"].values():
+            backend |= {"connections_max": 64, "concurrency": limits}
+        for route in document["routes"].values():
+            route["timeout"] = "3s"
+            if aged and "cache" in route:
+                route["cache"] |= {"ttl": "500ms", "max_stale": "20s", "refresh": "0s"}
+            allowed = ["fast"] if len(route["tiers"]) > 1 else []
+            if route.get("cache", {}).get("max_stale", "0s") != "0s":
+                allowed.append("stale")
+            route["brownout"] = allowed
+
+
+def _ends(kinds: Sequence[str], disks: Sequence[str], chance: random.Random) -> list[Spell]:
+    """In worlds with a disk its weather, and gateways that are killed; often while nobody else can be asked."""
+    begins, ends = BEGINS + 0.5, BEGINS + ACTIVE_SECONDS
+    places = [(f"disk:{name}", faults.OF_DISKS) for name in dict.fromkeys(disks)]
+    made = forecast(Climate(places, begins, ends, chance.choice((0, 1, 2))), chance)
+    for index in range(len(disks)):
+        if chance.random() < 0.2:
+            continue
+        at = chance.uniform(BEGINS + 0.8, BEGINS + 2.4)
+        back = at + chance.choice((0.01, 0.1, 0.5))
+        made.append(Spell(f"process:gateway{index}", faults.KILL, at, back))
+        if chance.random() < 0.5:
+            kind = chance.choice((faults.HANG, faults.REFUSE, faults.KILL))
+            hosts = (*ONE, *FAST) if "cascade" in kinds else ONE
+            away = [f"process:{host}" if kind == faults.KILL else f"net:{host}" for host in hosts]
+            lasts = chance.choice((0.3, 1.0, 2.0))
+            made += [Spell(place, kind, max(at, back - 0.05), min(back + lasts, ends)) for place in away]
+        if chance.random() < 0.3:
+            at = back + 0.05
+            made.append(Spell(f"disk:{disks[index]}", faults.DISK_ROTS, at, at, chance.choice((0.3, 1.0))))
+    return made
+
+
 SECTIONS: Final = (("callers", CallerConfig), ("backends", Backend), ("tables", TableConfig), ("routes", Route))
 
 
@@ -222,6 +317,8 @@ def _config(document: dict[str, Any], chance: random.Random) -> Config:
             section: {name: _read(kind, raw) for name, raw in document[section].items()}
             for section, kind in SECTIONS
         },
+        snapshot=_read(SnapshotConfig, document["snapshot"]) if "snapshot" in document else None,
+        brownout=_read(Brownout, document.get("brownout", {})),
     )
     if chance.random() < 0.3:  # less than an operator may say, so that little traffic fills it
         small = Size(chance.choice((3000, 9000)))

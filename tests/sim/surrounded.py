@@ -16,9 +16,13 @@ import structlog
 
 from cache.stores.merge import MergeOptions
 from cache.stores.store import StoreError
-from degrade.breaker import Breaker, Permit
+from degrade.breaker import Breaker, Leave, Permit
+from degrade.gate import Gate
+from degrade.gate import Permit as GatePermit
 from degrade.guard import Guarded
-from tests.sim.loop import Inline
+from gateway.strain import Strain
+from tests.sim.loop import LIFE, Inline
+from tests.sim.network import OWNER
 
 if TYPE_CHECKING:
     from tests.sim.world import World
@@ -47,8 +51,29 @@ def surrounded(world: World) -> Iterator[None]:
     def acquired(self: Breaker, now: float) -> Permit | None:
         permit = acquire(self, now)
         if permit is not None:
-            world.permits.append(permit)
+            world.permits.append((LIFE.get(), permit))
         return permit
+
+    begin, end, permit_of, look = Breaker.begin, Breaker.end, Gate._permit, Strain.look
+
+    def begun(self: Breaker, now: float) -> Leave | None:
+        leave = begin(self, now)
+        world.leaves[LIFE.get()] += leave is not None
+        return leave
+
+    def ended(self: Breaker, leave: Leave, ok: bool | None, now: float, cause: str = "") -> None:
+        world.leaves[LIFE.get()] -= 1
+        end(self, leave, ok, now, cause)
+
+    def permitted(self: Gate, holder: Any, now: float) -> GatePermit:
+        permit = permit_of(self, holder, now)
+        world.gate_permits.append((LIFE.get(), permit))
+        return permit
+
+    def looked(self: Strain, lag: float) -> None:
+        look(self, lag)
+        for name, home in self._backends().items():
+            world.levels.setdefault((OWNER.get(), name), []).append((world.loop.now, home.pool.gates.level))
 
     def heeded(whole: Any) -> Any:
         async def asked(*args: Any) -> Any:
@@ -73,6 +98,10 @@ def surrounded(world: World) -> Iterator[None]:
     patches = (
         mock.patch("gateway.doors.aside.ThreadPoolExecutor", Inline),
         mock.patch.object(Breaker, "acquire", acquired),
+        mock.patch.object(Breaker, "begin", begun),
+        mock.patch.object(Breaker, "end", ended),
+        mock.patch.object(Gate, "_permit", permitted),
+        mock.patch.object(Strain, "look", looked),
         mock.patch.object(Guarded, "get_many", heeded(Guarded.get_many)),
         mock.patch.object(Guarded, "put_many", heeded(Guarded.put_many)),
         mock.patch("gateway.stores.MergeOptions", merging),

@@ -21,15 +21,17 @@ import msgspec
 from msgspec import Struct
 
 from degrade.breaker import Permit
+from degrade.gate import Permit as GatePermit
 from gateway.app import Gateway
-from gateway.operate.admin import purged
+from gateway.operate.admin import SETTLED_SECONDS_MAX, purged
 from gateway.sources import ConfigError
 from gateway.surroundings import Surroundings
 from tests.sim import faults
 from tests.sim.client import Callers, Question, Told, again, question_of
+from tests.sim.disk import Disk
 from tests.sim.faults import Spell, Weather
 from tests.sim.ledger import Ledger, scores
-from tests.sim.loop import Endless, Idle, SimLoop
+from tests.sim.loop import LIFE, Endless, Idle, SimLoop
 from tests.sim.network import OWNER, Network
 from tests.sim.redis import Redis
 from tests.sim.scene import (
@@ -52,6 +54,8 @@ LOOK_SECONDS: Final = 0.5
 KEEPALIVE_SECONDS: Final = 0.8
 """In the calm, every route is asked so often: a breaker closes by being tried."""
 USERS: Final = 3
+AGAIN: Final = 4
+"""Questions that are asked again of a gateway that was killed."""
 KNOWN: Final = 3
 """Questions that come again and again."""
 UNSURE: Final = next(key for key in range(1, 9) if scores("small", (key, key * 7, 0))[0] < 0.6)
@@ -80,18 +84,28 @@ class Report(Struct, frozen=True):
 
 
 class Process:
-    """One gateway. ``born`` counts its lives: what it counts begins anew with each."""
+    """One gateway. ``born`` counts its lives: what it counts begins anew with each; ``life`` is the number of the
+    present one among all of the world."""
 
-    def __init__(self, name: str, path: str, config: int) -> None:
+    def __init__(self, name: str, path: str, config: int, disk: Disk | None = None) -> None:
         self.name = name
         self.path = path
         self.config = config
+        self.disk = disk
         self.born = 0
+        self.life = 0
+        self.gone: asyncio.Future[None]
+        """Done when the present life is killed."""
         self.gateway: Gateway
         self.up = False
+        self.is_there = False
+        """It is up, or is being stopped."""
         self.begun: list[float] = []
         """When its quotas began anew: its lives, and reloads that changed one."""
         self.ended: list[float] = []
+        self.killed: list[float] = []
+        self.unsettled: dict[tuple[str, float], None] = {}
+        """Purges, by route and time, that are not on the disk or in the second level yet."""
 
 
 class World:
@@ -113,7 +127,15 @@ class World:
         self.stepped = 0.0
         """Seconds by which the civil clock has been set, all together."""
         self.purges: dict[tuple[str, str], list[float]] = {}
-        self.permits: list[Permit] = []
+        self.permits: list[tuple[int, Permit]] = []
+        """Of breakers, with the life that has each."""
+        self.gate_permits: list[tuple[int, GatePermit]] = []
+        self.leaves: Counter[int] = Counter()
+        """Leave that breakers have given and that has not ended, by life."""
+        self.levels: dict[tuple[str, str], list[tuple[float, int]]] = {}
+        """Brownout levels, by gateway and backend, and since when."""
+        self.dead: list[Gateway] = []
+        """Those who were killed, so that nobody clears them away before the run is over."""
         self.tenants: dict[tuple[str, int], str] = {}
         """Whose an execution's answer was, by route."""
         self.bugs: list[str] = []
@@ -129,7 +151,13 @@ class World:
         self.network.far = plan.far
         for triton in self.tritons.values():
             triton.pace = plan.pace
-        self.processes = [Process(f"gateway{index}", f"sim{index}", 0) for index in range(plan.gateways)]
+        disks = {name: Disk(loop, self.weather, random.Random(f"{name} {seed}"), name) for name in plan.disks}
+        self.disks = disks
+        self.lives = 0
+        self.processes = [
+            Process(f"gateway{index}", f"sim{index}", 0, disks[plan.disks[index]] if disks else None)
+            for index in range(plan.gateways)
+        ]
 
     def note(self, *what: object) -> None:
         """Something happened: into the trace, and the story."""
@@ -155,6 +183,8 @@ class World:
     def met_an_end(self, told: Told) -> bool:
         """Whether a question may have come to a gateway as it stopped, over a connection that rested."""
         last = told.asked + self.on_the_way(told) + 0.01
+        if any(told.asked - 0.01 <= at <= told.answered for each in self.processes for at in each.killed):
+            return True
         ends = [at for process in self.processes for at in process.ended]
         cut = [at for at in ends if told.asked <= at and told.answered >= at + DRAIN_SECONDS - 0.1]
         return bool(cut) or any(told.asked - 0.01 <= at <= last for at in ends)
@@ -188,10 +218,11 @@ class World:
 
         return {host: Redis(self.network, host, rot) for host in (TABLES, SHARED)}
 
-    def run_as(self, owner: str, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def run_as(self, owner: str, work: Coroutine[Any, Any, Any], life: int = 0) -> asyncio.Task[Any]:
         """A task of this process's."""
         context = contextvars.copy_context()
         context.run(OWNER.set, owner)
+        context.run(LIFE.set, life)
         return self.loop.create_task(work, context=context)
 
     async def start(self, process: Process) -> None:
@@ -202,17 +233,56 @@ class World:
         )
         config = msgspec.structs.replace(config, server=server)
         process.born += 1
+        self.lives += 1
+        process.life, process.gone = self.lives, self.loop.create_future()
+        for kind, at in process.unsettled:  # nobody was told that they are kept, and they may be forgotten
+            self.purges[process.name, kind].remove(at)
+        process.unsettled.clear()
         secrets = random.Random(f"secret {self.scene.seed} {process.name} {process.born}")
         around = Surroundings(self.loop.time, self.wall, random.Random(f"chance {process.born}"), secrets.randbytes)
+        if process.disk is not None:
+            around = msgspec.structs.replace(around, depot=process.disk.depot)
+            process.disk.users += 1
 
         async def begin() -> None:
             process.gateway = Gateway(config, around=around)
             await process.gateway.start()
 
-        await self.run_as(process.name, begin())
-        process.up = True
+        self.calmed(process)
+        await self.run_as(process.name, begin(), process.life)
+        process.up = process.is_there = True
         process.begun.append(self.loop.now)
         self.note("start", process.name)
+
+    def calmed(self, process: Process) -> None:
+        """What begins anew is at no level."""
+        for backend in self.scene.configs[process.config].backends:
+            self.levels.setdefault((process.name, backend), []).append((self.loop.now, 0))
+
+    async def stop(self, process: Process) -> None:
+        """End a life as an operator does."""
+        process.up = False
+        process.ended.append(self.loop.now)
+        self.note("stop", process.name)
+        await self.run_as(process.name, process.gateway.stop(), process.life)
+        process.is_there = False
+        if process.disk is not None:
+            process.disk.users -= 1
+
+    def kill(self, process: Process) -> None:
+        """End a life at once: nothing of it is done any more."""
+        process.up = process.is_there = False
+        process.killed.append(self.loop.now)
+        self.note("kill", process.name)
+        self.loop.end(process.life)
+        self.network.end(process.life)
+        process.gone.set_result(None)
+        self.dead.append(process.gateway)
+        self.permits = [permit for permit in self.permits if permit[0] != process.life]
+        self.gate_permits = [permit for permit in self.gate_permits if permit[0] != process.life]
+        del self.leaves[process.life]
+        if process.disk is not None:
+            process.disk.users -= 1
 
     # -- what happens -------------------------------------------------------------------------------
 
@@ -224,7 +294,8 @@ class World:
 
     def tasks(self) -> list[asyncio.Task[Any]]:
         """All that the gateways have under way."""
-        return [task for task in asyncio.all_tasks(self.loop) if task not in self._owned]
+        tasks = [task for task in asyncio.all_tasks(self.loop) if task not in self._owned]
+        return [task for task in tasks if not self.loop.has_ended(task)]
 
     async def ask(self, question: Question, process: Process) -> Told:
         told = await self.callers.ask(question, process.path, process.name)
@@ -241,6 +312,7 @@ class World:
         if told.status:
             self.met[f"cache {told.state}"] += 1
             self.met[f"reason {labels.get('reason', '')}"] += 1
+            self.met[f"level {labels.get('brownout', '0')}"] += 1
         for step in labels.get("steps", "").strip("()").split():
             self.met[f"step {step.strip(chr(34)).partition(':')[2] or step}"] += 1
 
@@ -260,6 +332,38 @@ class World:
             if self.loop.now >= self.scene.ends:
                 break
         await asyncio.gather(*asked)
+
+    async def crowd(self, process: Process, at: float, count: int) -> None:
+        """Many at once: some ask what has been asked before, some have never been heard of."""
+        await asyncio.sleep(at - self.loop.now)
+        chance = random.Random(f"crowd {self.scene.seed} {process.name} {at}")
+        known = [each.question for each in self.told if each.gateway == process.name and each.status == 200]
+        asked = []
+        for place in range(count):
+            question = question_of(chance.choice(self.scene.kinds), self.scene.rows, chance)
+            question = msgspec.structs.replace(question, scale=0 if question.user else 10 + place, timeout=0.0)
+            if known and place % 2:
+                question = msgspec.structs.replace(chance.choice(known), directives="", timeout=0.0, leaves=0.0)
+            if process.up:
+                asked.append(self.own(self.judged(question, process)))
+            await asyncio.sleep(0.02 if place % 2 else 0.0)
+        await asyncio.gather(*asked)
+
+    async def passer(self, process: Process) -> None:
+        """Somebody asks a server itself, which is no route of the gateway's."""
+        from tests.sim import invariants
+
+        chance = random.Random(f"passer {self.scene.seed} {process.name}")
+        for _ in range(self.scene.passers):
+            await asyncio.sleep(chance.expovariate(self.scene.passers / ACTIVE_SECONDS))
+            if process.up and self.loop.now < self.scene.ends:
+                invariants.of_passing(self, await self.passed(process))
+
+    async def passed(self, process: Process) -> Told:
+        told = await self.callers.look("one", process.path, process.name)
+        self.note(process.name, "passes", told.status, told.document, told.lost)
+        self.met[f"passed {told.status}"] += 1
+        return told
 
     async def judged(self, question: Question, process: Process) -> Told:
         from tests.sim import invariants
@@ -281,24 +385,36 @@ class World:
             await asyncio.sleep(chance.expovariate(1.0))
             if self.loop.now >= self.scene.ends - 0.5:
                 return
-            match chance.choice(("purge", "purge", "purge", "reload", "restart")):
+            what = chance.choice(("purge", "purge", "purge", "reload", "restart"))
+            if not process.up:
+                continue
+            match what:
                 case "purge":
-                    self.purge(process, chance.choice(self.scene.kinds))
+                    kind = chance.choice(self.scene.kinds)
+                    for each in self.processes:  # workers of one host are told together, as long as they are there
+                        if each is process or (each.is_there and each.disk is not None and each.disk is process.disk):
+                            self.purge(each, kind)
                 case "reload" if process.config + 1 < len(self.scene.configs):
                     await self._reload(process)
                 case "restart" if chance.random() < 0.3:
-                    process.up = False
-                    process.ended.append(self.loop.now)
-                    self.note("stop", process.name)
-                    await self.run_as(process.name, process.gateway.stop())
+                    await self.stop(process)
                     await self.start(process)
                     self.met["operator restart"] += 1
 
     def purge(self, process: Process, kind: str) -> None:
         """As the admin port does."""
-        route = process.gateway.routes[kind]
+        route, at = process.gateway.routes[kind], self.loop.now
         purged(route)
-        self.purges.setdefault((process.name, kind), []).append(self.loop.now)
+        self.purges.setdefault((process.name, kind), []).append(at)
+        kept = [each for each in (route.second, route.copies) if each is not None]
+
+        async def settle() -> None:
+            if all(await asyncio.gather(*(each.settled(SETTLED_SECONDS_MAX) for each in kept))):
+                process.unsettled.pop((kind, at), None)
+
+        if kept:
+            process.unsettled[kind, at] = None
+            self._owned.add(self.run_as(process.name, settle(), process.life))
         self.note("purge", process.name, kind)
         self.met["operator purge"] += 1
 
@@ -306,12 +422,19 @@ class World:
         config = self.scene.configs[process.config + 1]
         server = process.gateway.standing.config.server
         process.config += 1
+        taking = self.run_as(
+            process.name, process.gateway.take(msgspec.structs.replace(config, server=server)), process.life
+        )
+        await asyncio.wait((taking, process.gone), return_when=asyncio.FIRST_COMPLETED)
+        if not taking.done():  # and never will be
+            return
         try:
-            await self.run_as(process.name, process.gateway.take(msgspec.structs.replace(config, server=server)))
+            taking.result()
         except ConfigError as error:
             self.note("refused", process.name, error)
             return
         process.begun.append(self.loop.now)
+        self.calmed(process)
         self.note("reload", process.name)
         self.met["operator reload"] += 1
 
@@ -369,6 +492,13 @@ class World:
                 step = 6.0 * spell.at - 3.0
                 self.stepped += abs(step)
                 self._offset += step
+            case faults.KILL if host.startswith("gateway"):
+                await self._kill(next(each for each in self.processes if each.name == host), spell)
+                return
+            case faults.DISK_ROTS:
+                self.disks[host].rot(spell.share)
+            case faults.DISK_GONE:
+                self.disks[host].remove()
             case faults.KILL:
                 server: Any = self.tritons.get(host) or self.stores[host]
                 server.kill()
@@ -386,6 +516,20 @@ class World:
             case _:
                 return
         self.weather.suffered(kind)
+
+    async def _kill(self, process: Process, spell: Spell) -> None:
+        """A gateway ends and comes back; who was answered asks again."""
+        if not process.up:  # it is being stopped
+            return
+        self.kill(process)
+        self.weather.suffered(faults.KILL)
+        self.met["operator kill"] += 1
+        known = [each.question for each in self.told if each.gateway == process.name and each.status == 200]
+        known = list(dict.fromkeys(msgspec.structs.replace(each, directives="", leaves=0.0) for each in known))
+        again = self.chance.sample(known, min(len(known), AGAIN))
+        await asyncio.sleep(max(0.0, spell.ends - self.loop.now))
+        await self.start(process)
+        await asyncio.gather(*(self.now_and_later(question, wait) for question in again for wait in (0.3, 2.5)))
 
     async def _roll(self, host: str, spell: Spell) -> None:
         """A model becomes another one, on one replica after the other."""
@@ -416,6 +560,9 @@ class World:
         work = [self.own(self.clients(process)) for process in self.processes]
         work += [self.own(self.operator(process)) for process in self.processes]
         work += [self.own(self.hand(spell)) for spell in self.weather.spells if by_hand(spell)]
+        for process in self.processes:
+            work += [self.own(self.crowd(process, at, count)) for at, count in self.scene.crowds]
+            work += [self.own(self.passer(process))]
         if "ranked" in self.scene.kinds:
             work.append(self.own(self.writer()))
         work.append(self.own(asyncio.sleep(max(0.0, self.scene.ends - self.loop.now))))
@@ -448,16 +595,17 @@ class World:
                     question = Question(kind, "ada", SURE_AND_UNSURE, user=int(kind == "ranked"), directives="no-cache")
                     answers.append(await self.judged(question, process))
             is_well = all(each.status in (200, 429) and "degraded" not in each.labels for each in answers)
-            is_well = is_well and not any(invariants.breakers_close(self))
+            is_well = is_well and not any(invariants.breakers_close(self)) and not any(invariants.levels_fall(self))
             await asyncio.sleep(KEEPALIVE_SECONDS)
         self.calm = True
         await asyncio.sleep(1.5)  # quotas are earned back
         for process in self.processes:
+            invariants.of_passing(self, await self.passed(process))
             for kind in self.scene.kinds:
                 for caller, directives in (("ada", "no-cache"), ("bob", "")):
                     question = Question(kind, caller, (1, 2), user=int(kind == "ranked"), directives=directives)
                     await self.judged(question, process)
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.5 + self.scene.pace[1])  # what was asked behind a caller is answered
 
     async def _drain(self) -> None:
         """Stop while some are still asking: they are answered."""
@@ -468,9 +616,7 @@ class World:
                 last.append(self.own(self.judged(question, process)))
         await asyncio.sleep(0.001 + 3 * self.scene.far)  # long enough to be there, and hardly to be answered
         for process in self.processes:
-            process.ended.append(self.loop.now)
-            await self.run_as(process.name, process.gateway.stop())
-            process.up = False
+            await self.stop(process)
         await asyncio.gather(*last)
         self.callers.hang_up()
         await asyncio.sleep(0.5)
@@ -481,8 +627,11 @@ def check(key: int, version: int) -> int:
     return crc32(f"{key}.{version}".encode()) % 1000
 
 
+BY_HAND: Final = (faults.FLUSH, faults.EARS, faults.DISK_ROTS, faults.DISK_GONE)
+
+
 def by_hand(spell: Spell) -> bool:
-    return spell.place.startswith("process") or spell.kind in (faults.FLUSH, faults.EARS)
+    return spell.place.startswith("process") or spell.kind in BY_HAND
 
 
 def run(seed: int, story: bool = False) -> Report:
@@ -506,11 +655,11 @@ def run(seed: int, story: bool = False) -> Report:
             except Violated as error:
                 violation, invariant = str(error), error.invariant
         world.violated = bool(violation)
-        steps = loop.steps
+        steps, trace = loop.steps, world.trace
         _bury(world)
     world.met.update({f"fault {kind}": count for kind, count in world.weather.struck.items()})
     return Report(
-        seed, violation, invariant, world.trace, dict(world.met), len(world.told), steps,
+        seed, violation, invariant, trace, dict(world.met), len(world.told), steps,
         tuple(world.story) if story or violation else (),
     )  # fmt: skip
 
@@ -519,6 +668,7 @@ def _bury(world: World) -> None:
     """End what is left after a violation, so that nothing of it is heard of in the next run."""
     loop = world.loop
     loop.set_exception_handler(lambda *_: None)
+    loop.bury()
 
     async def last() -> None:
         await asyncio.sleep(0.1)
