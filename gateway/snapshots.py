@@ -31,6 +31,7 @@ from gateway.copied import AnswerRows, Answers, Pages, fingerprint_of, fingerpri
 from gateway.copies import Copied, Copies, CopyRules, Pending, Standing
 from gateway.endpoint import NO_ENDPOINTS, Endpoint
 from gateway.learning import Home
+from gateway.purges import Purges
 from gateway.route import Route
 from gateway.second import Shared, scope_of
 from gateway.sharing import WORD_BYTES, told_of
@@ -112,6 +113,7 @@ class Snapshots:
         self._models: list[tuple[str, str, str]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._keeping: dict[Standing, list[asyncio.Task[None]]] = {}
+        self._purges: dict[str, Purges] = {}  # by source
         self._sources: list[str] = []
         self._rotations = 0
 
@@ -171,6 +173,7 @@ class Snapshots:
                     held.watch(table.near)
                 copied[f"tables/{name}"] = held
         self._copied = copied
+        self._purges = {name: each for name, each in self._purges.items() if name in copied or not each.is_told}
 
     def _share_route(self, name: str, route: Route, config: Config) -> None:
         cache = route.config.cache
@@ -179,7 +182,7 @@ class Snapshots:
         fingerprint = fingerprint_of(name, route.config, config.tables)
         seconds_max, trusts = float(cache.ttl) + float(cache.max_stale), cache.snapshot == "fresh"
         rules = CopyRules(f"routes/{name}", fingerprint, scope, seconds_max, trusts)
-        standing = Standing(rules, self._calendar, self._words, self._clocks)
+        standing = self._standing(rules)
         by_row = route.rows is not None and route.features is None  # else their keys are known after a look-up alone
         rows = Copies(standing, self.snapshot, AnswerRows()) if by_row else None
         route.copy(Copies(standing, self.snapshot, Answers(name)), rows)
@@ -189,8 +192,16 @@ class Snapshots:
         assert cache is not None
         fingerprint, seconds_max = fingerprint_of_endpoint(name, endpoint.config), float(cache.ttl + cache.max_stale)
         rules = CopyRules(f"endpoints/{name}", fingerprint, b"", seconds_max, trusts=False, is_watched=False)
-        standing = Standing(rules, self._calendar, self._words, self._clocks)
+        standing = self._standing(rules)
         endpoint.copy(Copies(standing, self.snapshot, Pages()))
+
+    def _standing(self, rules: CopyRules) -> Standing:
+        """Of a route or endpoint that is new, or has another configuration: a purge that the disk has not taken yet is
+        remembered all the same."""
+        source = rules.source
+        standing = Standing(rules, self._calendar, self._words, self._clocks, self._purges.get(source))
+        self._purges[source] = standing.purges
+        return standing
 
     def seed(self, config: Config, homes: Mapping[str, Home]) -> bool:
         """Tell the catalogs what models were, until they say so themselves; whether they were told anything."""

@@ -20,7 +20,7 @@ from gateway.route import Route
 from tests.sim import faults
 from tests.sim.client import Told
 from tests.sim.ledger import Execution, Row, fingerprint, scores
-from tests.sim.scene import CALLERS, COHERENT, MODELS, TABLE_TIMEOUT, TABLE_TTL
+from tests.sim.scene import CALLERS, COHERENT, ITEM_MAX_STALE, MODELS, TABLE_TIMEOUT, TABLE_TTL
 from tests.sim.world import Violated, check
 
 if TYPE_CHECKING:
@@ -250,6 +250,8 @@ def _feature(
     slack = SLACK_SECONDS + world.stalled(at - 5.0, at) + (world.stepped if label.get("snapshot") else 0.0)
     if ends is None:
         yield f"{table} {key} never was at version {version}"
+    elif table == "item" and label.get("snapshot") and old > TABLE_TTL + ITEM_MAX_STALE + 1.0 + slack:
+        yield f"{table} {key} is a copy of {old - 1.0} s before"
     elif not label.get("stale") and not label.get("snapshot") and ends < at - bound - slack:
         yield f"{table} {key} at version {version} was over {at - ends:.2f} s before, and is called fresh"
     elif ends < at - old - slack - bound:

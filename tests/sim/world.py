@@ -51,6 +51,8 @@ from tests.sim.triton import WALL, Model, Triton
 
 LOOK_SECONDS: Final = 0.5
 """How often the invariants of every moment are looked at, beside each answer's own."""
+COPIED_SECONDS: Final = 10.0
+"""The stated bound for copies: what was begun on a disk that hung is done by then, and what waited is written."""
 KEEPALIVE_SECONDS: Final = 0.8
 """In the calm, every route is asked so often: a breaker closes by being tried."""
 USERS: Final = 3
@@ -248,16 +250,12 @@ class World:
             process.gateway = Gateway(config, around=around)
             await process.gateway.start()
 
-        self.calmed(process)
+        for backend in config.backends:
+            self.levels.setdefault((process.name, backend), []).append((self.loop.now, 0))
         await self.run_as(process.name, begin(), process.life)
         process.up = process.is_there = True
         process.begun.append(self.loop.now)
         self.note("start", process.name)
-
-    def calmed(self, process: Process) -> None:
-        """What begins anew is at no level."""
-        for backend in self.scene.configs[process.config].backends:
-            self.levels.setdefault((process.name, backend), []).append((self.loop.now, 0))
 
     async def stop(self, process: Process) -> None:
         """End a life as an operator does."""
@@ -313,6 +311,8 @@ class World:
             self.met[f"cache {told.state}"] += 1
             self.met[f"reason {labels.get('reason', '')}"] += 1
             self.met[f"level {labels.get('brownout', '0')}"] += 1
+        for words in told.tables.values():
+            self.met.update({f"rows {word}": words[word] for word in words if word != "age"})
         for step in labels.get("steps", "").strip("()").split():
             self.met[f"step {step.strip(chr(34)).partition(':')[2] or step}"] += 1
 
@@ -434,7 +434,8 @@ class World:
             self.note("refused", process.name, error)
             return
         process.begun.append(self.loop.now)
-        self.calmed(process)
+        for name, home in process.gateway.homes.items():  # one that was replaced begins anew
+            self.levels[process.name, name].append((self.loop.now, home.pool.gates.level))
         self.note("reload", process.name)
         self.met["operator reload"] += 1
 
@@ -606,6 +607,9 @@ class World:
                     question = Question(kind, caller, (1, 2), user=int(kind == "ranked"), directives=directives)
                     await self.judged(question, process)
         await asyncio.sleep(0.5 + self.scene.pace[1])  # what was asked behind a caller is answered
+        until = self.loop.now + COPIED_SECONDS
+        while self.loop.now < until and any(invariants.copies_are_written(self)):
+            await asyncio.sleep(0.1)
 
     async def _drain(self) -> None:
         """Stop while some are still asking: they are answered."""
