@@ -212,6 +212,14 @@ async def _gives_up(self: Snapshots, interval: float, sleep: Any) -> None:
     await sleep(1e6)
 
 
+def _forgetting(real: Callable[..., Any]) -> Callable[..., Any]:
+    def standing(self: Snapshots, rules: Any) -> Any:
+        self._purges.clear()
+        return real(self, rules)
+
+    return standing
+
+
 def _only_rises(real: Callable[..., Any]) -> Callable[..., Any]:
     def observe(self: Brownout, signals: Any, now: float) -> Any:
         level, turned = self.level, real(self, signals, now)
@@ -298,6 +306,12 @@ MUTATIONS: Final = (
         "a copy is as good as its model, whatever that is now",
         ((Witness, "end_turn", _never), (witness, "changed", lambda *_: False)),
         needs=("disks",),
+    ),
+    Mutation(
+        "a reload forgets a purge that is not on the disk yet",
+        ((Snapshots, "_standing", _forgetting(Snapshots._standing)),),
+        needs=("disks",),
+        first=2427,
     ),
     Mutation("a permit of a gate is given back twice", ((Gate, "_freed", _twice(Gate._freed)),)),
     Mutation(

@@ -553,7 +553,7 @@ class World:
     # -- from the first moment to the last ------------------------------------------------------------
 
     async def live(self) -> None:
-        from tests.sim import invariants
+        from tests.sim import conditions
 
         for process in self.processes:
             await self.start(process)
@@ -571,20 +571,20 @@ class World:
         await self._converge()
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
-        invariants.of_calm(self)
+        conditions.of_calm(self)
         await self._drain()
-        invariants.of_end(self)
+        conditions.of_end(self)
 
     async def _look(self) -> None:
-        from tests.sim import invariants
+        from tests.sim import conditions
 
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            invariants.of_moment(self)
+            conditions.of_moment(self)
 
     async def _converge(self) -> None:
         """All is well from here on; every route is asked now and then until it should be well too."""
-        from tests.sim import invariants
+        from tests.sim import conditions, invariants
 
         self.note("calm")
         until = self.loop.now + CALM_SECONDS
@@ -596,7 +596,7 @@ class World:
                     question = Question(kind, "ada", SURE_AND_UNSURE, user=int(kind == "ranked"), directives="no-cache")
                     answers.append(await self.judged(question, process))
             is_well = all(each.status in (200, 429) and "degraded" not in each.labels for each in answers)
-            is_well = is_well and not any(invariants.breakers_close(self)) and not any(invariants.levels_fall(self))
+            is_well = is_well and not any(conditions.breakers_close(self)) and not any(conditions.levels_fall(self))
             await asyncio.sleep(KEEPALIVE_SECONDS)
         self.calm = True
         await asyncio.sleep(1.5)  # quotas are earned back
@@ -607,9 +607,10 @@ class World:
                     question = Question(kind, caller, (1, 2), user=int(kind == "ranked"), directives=directives)
                     await self.judged(question, process)
         await asyncio.sleep(0.5 + self.scene.pace[1])  # what was asked behind a caller is answered
-        until = self.loop.now + COPIED_SECONDS
-        while self.loop.now < until and any(invariants.copies_are_written(self)):
-            await asyncio.sleep(0.1)
+        for _ in range(int(COPIED_SECONDS / LOOK_SECONDS)):
+            if not any(conditions.copies_are_written(self)):
+                break
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _drain(self) -> None:
         """Stop while some are still asking: they are answered."""
@@ -640,7 +641,7 @@ def by_hand(spell: Spell) -> bool:
 
 def run(seed: int, story: bool = False) -> Report:
     """One seed's world. Raises nothing of what it finds: it is in the report."""
-    from tests.sim import invariants
+    from tests.sim import conditions
 
     plan = scene(seed)
     loop = SimLoop(BEGINS)
@@ -655,7 +656,7 @@ def run(seed: int, story: bool = False) -> Report:
             violation, invariant = f"the world stands still: {error!r}", "nobody_waits_for_ever"
         if not violation:
             try:
-                invariants.of_silence(world)
+                conditions.of_silence(world)
             except Violated as error:
                 violation, invariant = str(error), error.invariant
         world.violated = bool(violation)
