@@ -1,7 +1,7 @@
 """Clients that hold a connection and give nothing for it, in bytes: each door's own ways to be slow.
 
-Rule of this file: a client does what it does until the gateway ends it, and says how long that took. What it should
-have taken is the test's to know.
+Rule of this file: a client does what it does until the gateway ends it. How long that should have taken is the test's
+to know.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 from collections.abc import Callable
-from time import monotonic
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Final
 
 import msgpack
@@ -51,13 +52,14 @@ class Manner(Struct, frozen=True):
     ends: Callable[[bytes], bool] = lambda received: False
 
 
-async def cut_after(address: str, manner: Manner) -> float:
-    """Seconds until the gateway ended this client; it never ends by itself."""
-    host, _, port = address.rpartition(":")
-    began = monotonic()
-    reader, writer = await asyncio.open_connection(host, int(port))
+async def until_cut(address: str, manner: Manner, opening: AbstractAsyncContextManager[object] | None = None) -> None:
+    """Go on until the gateway ends this client; it never ends by itself. ``opening``: held until its first bytes are
+    sent; of thousands that one event loop opens together, the last would send seconds after it was accepted."""
+    async with opening or nullcontext():
+        own, sent = await _begun(address, manner.at_once)
+        reader, writer = await asyncio.open_connection(sock=own)
     try:
-        writer.write(manner.at_once)
+        writer.write(memoryview(manner.at_once)[sent:])
         if manner.deaf:
             await _until_reset(writer, manner.nudge)
         else:
@@ -65,9 +67,21 @@ async def cut_after(address: str, manner: Manner) -> float:
             with contextlib.suppress(ConnectionError):
                 await _until_ended(reader, writer, manner)
             sending.cancel()
-        return monotonic() - began
     finally:
         writer.transport.abort()
+
+
+async def _begun(address: str, at_once: bytes) -> tuple[socket.socket, int]:
+    """Connected, and how many of these bytes are sent: no other task has had its turn in between."""
+    host, _, port = address.rpartition(":")
+    own = socket.socket()
+    try:
+        own.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(own, (host, int(port)))
+        return own, own.send(at_once)
+    except BaseException:
+        own.close()
+        raise
 
 
 async def _until_ended(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, manner: Manner) -> None:

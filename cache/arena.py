@@ -93,6 +93,11 @@ class Arena:
         """``find``, not counted as a use."""
         return self._index.find(keys, self._hashing(keys))
 
+    def used(self, slots: slice, times: int) -> Words:
+        """Keys in these slots that were used so many times (USES_MAX: or more often); some may not be here any more."""
+        where = np.flatnonzero(self._turns.uses(slots) == times)
+        return self._index.keys(where + slots.start)
+
     def rows(self, slots: Slots) -> NDArray[np.void]:
         """A copy of the rows in these slots: void of ``row_bytes``, [n]. View them as what they are."""
         return self._rows.take(slots)

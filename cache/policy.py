@@ -49,7 +49,7 @@ class Policy(Protocol[V]):
 
     def walk(self) -> Iterator[Node[V]]:
         """Nodes, those first that would stay longest. Nodes may come and go meanwhile: then it may leave some out, or
-        give some twice."""
+        give some twice, but it ends: no more come than are in each queue when its turn begins."""
         ...
 
     def clear(self) -> None: ...

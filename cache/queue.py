@@ -72,9 +72,12 @@ class Queue(Generic[V]):
         self.bytes_used -= node.size
 
     def walk(self) -> Iterator[Node[V]]:
-        """From the newest to the oldest, or until one that has left meanwhile."""
+        """From the newest to the oldest, or until one that has left meanwhile. From one that has become the newest it
+        begins again, but no more come than there are at the start."""
         node = self.newest
-        while node is not None:
+        for _ in range(self.length):
+            if node is None or node.queue is not self:
+                return
             yield node
             node = node.older
 

@@ -99,6 +99,10 @@ class Turns:
         uses += 1
         self._uses[slots] = np.minimum(uses, USES_MAX)
 
+    def uses(self, slots: slice) -> NDArray[np.uint8]:
+        """How often these were asked for lately, at most USES_MAX; nothing is told of those that have no key."""
+        return self._uses[slots]
+
     def admit(self, slots: Slots, to_main: NDArray[np.bool_]) -> None:
         """Newcomers, the oldest first: those who have been here before enter main."""
         self._uses[slots] = 0

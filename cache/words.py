@@ -55,6 +55,13 @@ def words(keys: Keys, width: int) -> tuple[Words, NDArray[np.bool_]]:
     return filled.view(np.uint64).reshape(-1, width), sizes < width * WORD_BYTES
 
 
+def keys_of(found: Words, width: int) -> list[bytes]:
+    """The keys that have these words; numbers as their digits."""
+    if width == 0:
+        return [b"%d" % number for number in found[:, 0].view(np.int64).tolist()]
+    return [key[:-1] for key in found.copy().view(f"S{width * WORD_BYTES}")[:, 0].tolist()]  # without zeros at its end
+
+
 def _numbers(keys: Sequence[bytes]) -> tuple[Words, NDArray[np.bool_]]:
     read = [int(key) if NUMBER.fullmatch(key) else None for key in keys]
     fits = np.array([number is not None and LEAST <= number <= MOST for number in read], np.bool_)

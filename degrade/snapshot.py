@@ -24,12 +24,13 @@ from typing import Final
 
 import msgspec
 
+from cache.stores.files import make_folder
 from cache.stores.lmdb import mapped
 from cache.stores.store import StoreError
-from degrade.directory import announce, announced, generations, locked, number_of, path_of, remove
+from degrade.directory import SUFFIX, announce, announced, generations, locked, number_of, path_of, remove
 from degrade.generation import Generation, Pairs
 from degrade.inspection import InspectionOptions, inspect, opened
-from degrade.record import Good, Terms, V, judged, name_of, unpacked
+from degrade.record import REASONS, Good, Terms, V, judged, name_of, unpacked
 
 QUARANTINE: Final = "quarantine"
 GENERATIONS_MAX: Final = 16
@@ -59,10 +60,12 @@ class Snapshot:
         self.options = options
         self.failures: Counter[str] = Counter()
         """What the disk did not do, by `StoreError`'s kinds."""
-        self.rejected: Counter[str] = Counter()
-        """Records that were not used, by `record.REASONS`."""
+        self.rejected: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
+        """Records that were not used, by reason."""
         self.quarantined: Counter[str] = Counter()
-        """Generations, by reason."""
+        """Generations that this process has put aside, by reason."""
+        self.aside = 0
+        """Files that lie there, whoever put them there, as of the last look."""
         self.records = 0
         """Of the last generation."""
         self.written_at = 0.0
@@ -86,9 +89,10 @@ class Snapshot:
         options = self.options
         try:
             with mapped(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder)
                 files = generations(self.folder)
             self._before = self._last = max(map(number_of, files), default=0)
+            good: set[int] = set()
             if files:
                 bounds = InspectionOptions(
                     options.generation_bytes_max, options.drift_max, options.inspection_seconds_max
@@ -100,6 +104,7 @@ class Snapshot:
                     if verdict.reason:
                         self._put_aside(verdict.number, verdict.reason)
                 good = {number for number, verdict in inspected.verdicts.items() if verdict.reason == ""}
+            with mapped(self.folder):
                 self._take(good)
         except StoreError as error:
             self.failures[error.kind] += 1
@@ -127,7 +132,7 @@ class Snapshot:
         seconds."""
         try:
             with mapped(self.folder):
-                self.folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self.folder)
                 with locked(self.folder) as ours:
                     if not ours:
                         return "busy"
@@ -204,8 +209,7 @@ class Snapshot:
 
     def _make_room(self, bytes_max: int) -> None:
         """Remove what was put aside, and then the oldest generations, until the others have ``bytes_max`` at most."""
-        aside = sorted((self.folder / QUARANTINE).glob("*.mdb")) if (self.folder / QUARANTINE).is_dir() else []
-        files = [*aside, *generations(self.folder)]
+        files = [*_aside(self.folder), *generations(self.folder)]
         sizes = {path: path.stat().st_size for path in files}
         while files and (sum(sizes[path] for path in files) > bytes_max or len(files) >= GENERATIONS_MAX):
             remove(files.pop(0))
@@ -246,7 +250,8 @@ class Snapshot:
         return opened(path, bound, is_last)
 
     def _count(self) -> None:
-        """Look at the last generation's manifest, and at sizes."""
+        """Look at the last generation's manifest, at sizes, and at what lies aside. Raises OSError."""
+        self.aside = len(_aside(self.folder))
         self.bytes = sum(each.bytes for each in self._generations)
         manifest = self._generations[0].manifest if self._generations else None
         self.records = 0 if manifest is None else manifest.records
@@ -261,6 +266,11 @@ class Snapshot:
             aside.mkdir(exist_ok=True)
             os.replace(path, aside / f"{number:010d}.{reason}.mdb")
             remove(path)
+
+
+def _aside(folder: Path) -> list[Path]:
+    """What was put aside, the oldest first. Raises OSError."""
+    return sorted((folder / QUARANTINE).glob(f"*{SUFFIX}"))
 
 
 def _inode(path: Path) -> int | None:
@@ -278,9 +288,8 @@ def pruned(folder: Path, kept: int, seconds: float) -> Sequence[Path]:
         if not ours:
             told = f"{folder}: another process has been writing for {seconds:g} s; nothing was removed"
             raise StoreError("timeout", told)
-        aside = sorted((folder / QUARANTINE).glob("*.mdb"))
         files = generations(folder)
-        gone = [*aside, *files[: max(0, len(files) - kept)]]
+        gone = [*_aside(folder), *files[: max(0, len(files) - kept)]]
         for path in gone:
             remove(path)
     return gone

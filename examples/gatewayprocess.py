@@ -84,15 +84,22 @@ class GatewayProcess:
 
     def start(self, ready_seconds: float = READY_SECONDS) -> None:
         """Start and wait for the ready line. Raises GatewayFailed with the output; nothing stays behind."""
-        self._directory = Path(tempfile.mkdtemp(prefix="tailrace-gateway-"))
         try:
-            self._child = Child(
-                self._command(self._directory), environment() | self._environ, self._directory, "gateway"
-            )
-            self._await_ready(self._child, ready_seconds)
+            self.begin()
+            self._await_ready(self.process, ready_seconds)
         except BaseException:
             self.stop()
             raise
+
+    def begin(self) -> None:
+        """Start, and do not wait until it is ready: its addresses are not known. ``stop`` it."""
+        self._directory = Path(tempfile.mkdtemp(prefix="tailrace-gateway-"))
+        self._child = Child(self._command(self._directory), environment() | self._environ, self._directory, "gateway")
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it has said so."""
+        return READY_LINE.search(self.process.out()) is not None
 
     def rewrite(self, config: str | Mapping[str, ConfigValue]) -> None:
         """Write the configuration's file anew; it is read at a reload."""

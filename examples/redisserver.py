@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from examples.child import Child
+from examples.ports import HOST, Held
 
 PROGRAMS: Final = ("redis-server", "valkey-server")
 READY_SECONDS: Final = 20.0
@@ -47,21 +47,13 @@ def find_program() -> str:
     raise RedisMissing("there is no redis-server on this machine: make .redis, or apt-get install redis-server")
 
 
-def free_ports(count: int = 1) -> list[int]:
-    """Ports that nobody listened on a moment ago."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [int(each.getsockname()[1]) for each in sockets]
-
-
 class RedisServer:
     """``redis-server`` as a child process, as a context manager. ``settings`` are lines of its configuration; what they
-    say goes before what is said here. The port stays the same from start to start."""
+    say goes before what is said here. The port stays the same from start to start, and nobody else is given it."""
 
     def __init__(self, settings: Sequence[str] = (), arguments: Sequence[str] = (), password: str = "") -> None:
-        self.port = free_ports()[0]
+        self._held = Held()
+        (self.port,) = self._held.numbers
         self._settings = tuple(settings)
         self._arguments = tuple(arguments)
         self._password = password
@@ -70,7 +62,7 @@ class RedisServer:
 
     @property
     def host(self) -> str:
-        return "127.0.0.1"
+        return HOST
 
     @property
     def address(self) -> str:
@@ -105,6 +97,7 @@ class RedisServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        self._held.close()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
@@ -112,7 +105,7 @@ class RedisServer:
     def start(self, ready: bool = True) -> None:
         """Start it; ``ready``: wait until it answers."""
         plain = [
-            "bind 127.0.0.1",
+            f"bind {self.host}",
             f"port {self.port}",
             f"dir {self.folder}",
             'save ""',
@@ -156,8 +149,10 @@ class RedisServer:
             client.close()
 
     def pause(self) -> None:
-        """It keeps its port and its connections, and says nothing."""
+        """It keeps its port and its connections, and says nothing. Returns once all of it has stopped."""
         self.child.signal(SIGSTOP)
+        with contextlib.suppress(ChildProcessError):  # it has ended
+            os.waitid(os.P_PID, self.child.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         self.child.signal(SIGCONT)

@@ -17,26 +17,23 @@ import os
 import platform
 import shutil
 import signal
-import socket
 import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
 from examples.child import Child, group_members
+from examples.ports import HOST, Held
 
 ENVIRONMENT_VARIABLE: Final = "TAILRACE_TRITON_ENV"
 PYTRITON: Final = "nvidia-pytriton==0.7.0"
-HOST: Final = "127.0.0.1"
 READY_SECONDS: Final = 60.0
 """Restart to ready takes 2 to 4 s on two cores; a loaded machine may need many times that."""
-PORT_ATTEMPTS_MAX: Final = 3
-"""A free port may be taken between choosing and binding it; then another pair is chosen."""
 LOG_LINES_SHOWN_MAX: Final = 30
 
 
@@ -138,7 +135,7 @@ def _libpython(root: Path, version: str) -> Path | None:
 
 @dataclass(frozen=True)
 class TritonOptions:
-    """How one server is started. Ports of 0 are chosen once and kept over restarts."""
+    """How one server is started. For a port of 0 one is found; it stays the same, and nobody else's, over restarts."""
 
     repositories: tuple[Path, ...]
     http_port: int = 0
@@ -180,8 +177,10 @@ class TritonServer:
     def __init__(self, options: TritonOptions, environment: TritonEnvironment | None = None) -> None:
         self.options = options
         self.environment = environment or find_environment()
-        self.http_port = options.http_port
-        self.grpc_port = options.grpc_port
+        self._held = Held(2)
+        http_port, grpc_port = self._held.numbers
+        self.http_port = options.http_port or http_port
+        self.grpc_port = options.grpc_port or grpc_port
         self.starts = 0
         self._child: Child | None = None
         self._directory: Path | None = None
@@ -220,30 +219,19 @@ class TritonServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        self._held.close()
 
     def start(self, ready_seconds: float = READY_SECONDS) -> None:
         """Start and wait until ready. Raises TritonFailed with the log's end; nothing stays behind."""
         if self.running:
             raise TritonFailed("Triton is already running")
-        chosen_before = self.http_port != 0 and self.grpc_port != 0
-        for attempt in range(1, PORT_ATTEMPTS_MAX + 1):
-            if not chosen_before:
-                self.http_port, self.grpc_port = _free_ports(self.options.http_port, self.options.grpc_port)
-            try:
-                self._spawn()
-                self._await_ready(ready_seconds)
-            except TritonFailed as failure:
-                self.stop()
-                taken = "already in use" in str(failure) or "Unavailable - Socket" in str(failure)
-                given = chosen_before and (self.options.http_port, self.options.grpc_port) != (0, 0)
-                if given or not taken or attempt == PORT_ATTEMPTS_MAX:  # who restarts may find a stranger's call there
-                    raise
-            except BaseException:
-                self.stop()
-                raise
-            else:
-                self.starts += 1
-                return
+        try:
+            self._spawn()
+            self._await_ready(ready_seconds)
+        except BaseException:
+            self.stop()
+            raise
+        self.starts += 1
 
     def stop(self) -> None:
         """End the server and its stubs (SIGTERM, then SIGKILL for the group). Always safe to call."""
@@ -408,17 +396,3 @@ def _backend_directory(environment: TritonEnvironment, directory: Path) -> Path:
         (target / name).symlink_to(source / name)
     (target / environment.stub.name).symlink_to(environment.stub)
     return backends
-
-
-def _free_ports(*wanted: int) -> Sequence[int]:
-    """For each 0 a port of the loopback address that is free now; other numbers are kept."""
-    with contextlib.ExitStack() as held:
-        ports = []
-        for port in wanted:
-            if port:
-                ports.append(port)
-                continue
-            probe = held.enter_context(socket.socket())
-            probe.bind((HOST, 0))
-            ports.append(probe.getsockname()[1])
-        return ports

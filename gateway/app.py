@@ -18,9 +18,10 @@ import structlog
 from degrade.breaker import Change
 from degrade.brownout import BrownoutOptions
 from degrade.deadline import Deadline
+from gateway.address import parse_address
 from gateway.admission.ratelimit import Limiter
 from gateway.background import Run, Sleep, kept
-from gateway.config import Config, parse_address
+from gateway.config import Config
 from gateway.doors.about import Readiness
 from gateway.doors.buffered import Buffered
 from gateway.doors.doorkeeper import Doorkeeper
@@ -148,7 +149,8 @@ class Gateway:
         """
         if self.snapshots is not None:
             await self.snapshots.open()
-            if self.snapshots.seed(self.standing.config, self.homes):
+            config = self.standing.config
+            if self.snapshots.seed(config, self.homes, await self.snapshots.remembered(config)):
                 # Before anybody is answered, for what had been seen only after that might be another model.
                 deadline = Deadline.after(self._ticker(), FIRST_LOOK_SECONDS)
                 await asyncio.gather(*(home.catalog.look_once(deadline) for home in self.homes.values()))
@@ -182,6 +184,7 @@ class Gateway:
                 said = f"backends that {RETIREMENTS_MAX} reloads have replaced are still at work"
                 raise ConfigError((f"{said}; try again later, or leave backends as they are",))
             await self._probe(new)
+            remembered = {} if self.snapshots is None else await self.snapshots.remembered(config)
             if self._draining:
                 raise ConfigError(("the gateway is draining",))
         except BaseException:
@@ -194,7 +197,7 @@ class Gateway:
         self._share(after)
         self._begin_sharing()
         if self.snapshots is not None:
-            self.snapshots.seed(config, self.homes)
+            self.snapshots.seed(config, self.homes, remembered)
             self.snapshots.keep()
         self._limiter.forget(changed_quotas(before, after))
         self.buffered.bytes_max = int(config.server.buffered_bytes_max)

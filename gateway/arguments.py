@@ -1,13 +1,13 @@
 """What may be typed after ``tailrace``: the commands, their options, how each value is read, and what --help says.
 
-Rule of this file: it reads words and does nothing; what a command does is ``cli.py``'s. The name of a function that
-reads a value is in argparse's words about one that is none.
+Rule of this file: it reads words and does nothing; what a command does is ``cli.py``'s. Who types what is no
+value of an option hears what would be one.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from importlib import metadata
 from typing import Final, TypeAlias
@@ -17,6 +17,8 @@ from gateway.config_snapshot import VERBS
 
 RATE_MAX: Final = 1e6
 IN_FLIGHT_MAX: Final = 1024
+GENERATIONS_MAX: Final = 16
+"""As many as a directory of copies has at the most."""
 """Of ``warm``: more is a mistake, or an attack on one's own gateway."""
 
 EXAMPLES: Final = """\
@@ -142,11 +144,12 @@ def _warm(commands: Commands) -> None:
         "--url", metavar="URL", type=_door, default="http://127.0.0.1:8080", help="the gateway (default: %(default)s)"
     )
     warm.add_argument(
-        "--rate", metavar="N", type=_positive, default=50.0, help="requests a second at most (default: %(default)g)"
+        "--rate", metavar="N", type=_rate, default=50.0, help="requests a second at most (default: %(default)g)"
     )
     warm.add_argument(
-        "--in-flight", metavar="N", type=_in_flight, default=8, help="requests at once at most (default: %(default)d)"
-    )
+        "--in-flight", metavar="N", type=_up_to(IN_FLIGHT_MAX), default=8,
+        help="requests at once at most (default: %(default)d)",
+    )  # fmt: skip
     warm.add_argument("--key-file", metavar="FILE", help="a file with the API key to ask with")
 
 
@@ -178,11 +181,13 @@ def _snapshot(commands: Commands) -> None:
         each = verbs.add_parser(verb, help=told)
         each.add_argument("--config", metavar="FILE", required=True, help="a tailrace.toml with a [snapshot] section")
         if verb in ("export", "import"):
-            each.add_argument("file", metavar="FILE", help="the exported file")
+            beside = ", or - for standard output" if verb == "export" else ""
+            each.add_argument("file", metavar="FILE", help=f"the exported file{beside}")
         if verb == "ls":
             each.add_argument("--json", action="store_true", help="for programs")
         if verb == "prune":
-            each.add_argument("--keep", metavar="N", type=_kept, default=1, help="generations to keep (default: 1)")
+            count = _up_to(GENERATIONS_MAX)
+            each.add_argument("--keep", metavar="N", type=count, default=1, help="generations to keep (default: 1)")
 
 
 def _explain(commands: Commands) -> None:
@@ -224,11 +229,11 @@ def _demo(commands: Commands) -> None:
     )
 
 
-def _positive(written: str) -> float:
-    value = float(written)
-    if not 0 < value <= RATE_MAX:
-        raise ValueError
-    return value
+def _rate(written: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(written) <= RATE_MAX:
+            return float(written)
+    raise argparse.ArgumentTypeError(f"{written!r} is no number above 0 and up to {RATE_MAX:g}")
 
 
 def _door(written: str) -> str:
@@ -241,18 +246,16 @@ def _door(written: str) -> str:
     raise argparse.ArgumentTypeError(f"{written!r} is not http://HOST:PORT or https://HOST:PORT")
 
 
-def _kept(written: str) -> int:
-    value = int(written)
-    if value < 1:
-        raise ValueError
-    return value
+def _up_to(most: int) -> Callable[[str], int]:
+    """Reads a whole number from 1 to ``most``."""
 
+    def read(written: str) -> int:
+        with suppress(ValueError):
+            if 1 <= int(written) <= most:
+                return int(written)
+        raise argparse.ArgumentTypeError(f"{written!r} is no whole number from 1 to {most}")
 
-def _in_flight(written: str) -> int:
-    value = int(written)
-    if not 1 <= value <= IN_FLIGHT_MAX:
-        raise ValueError
-    return value
+    return read
 
 
 def _version() -> str:

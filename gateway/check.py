@@ -24,7 +24,9 @@ import msgspec
 from cache.stores.store import StoreError
 from degrade.deadline import Deadline, Ticker
 from gateway import sharing
-from gateway.config import Backend, Config, Route, Server, TierConfig
+from gateway.config import Config, Route, TierConfig
+from gateway.config_backends import Backend
+from gateway.config_server import Server
 from gateway.default import misfits
 from gateway.doors import certificates
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ParserMissing, require_strict_parser
@@ -287,8 +289,8 @@ def route_faults(path: str, route: Route, facts: Mapping[tuple[str, str, str], M
     if known:
         yield from _input_faults(path, route, known[0][2])
         merged = merged_facts(known[0][2].name, [told for _, _, told in known])
-        for key, why in misfits(route.default, merged) if route.default else ():
-            yield f"{path}.default{'.' if key else ''}{key}: {why}"
+        for key, why in misfits(path, route.default, merged) if route.default else ():
+            yield f"{key}: {why}"
 
 
 def _tier_faults(where: str, tier: TierConfig, told: ModelFacts, route: Route) -> Iterator[str]:

@@ -1,10 +1,11 @@
 """What an operator may say: every key of ``tailrace.toml``, its default, and the rules within a section.
 
-Rule of this file: values, and what may be wrong with one of them. Where a configuration comes from is
-``gateway/sources.py``'s, tables are ``gateway/config_tables.py``'s, load is
-``gateway/config_load.py``'s, declared answers ``gateway/config_default.py``'s, the rules between sections are
-``gateway/consistency.py``'s, and whether the world agrees is ``gateway/check.py``'s question. Each key's reason is
-written once for people, in ``tailrace.example.toml``; a test holds the two together.
+Rule of this file: values, and what may be wrong with one of them. Here are the whole, and what routes, endpoints and
+callers may be; ``[server]`` is in ``gateway/config_server.py``, backends are in ``gateway/config_backends.py``, tables
+in ``gateway/config_tables.py``, load in ``gateway/config_load.py``, snapshots in ``gateway/config_snapshot.py``,
+declared answers in ``gateway/config_default.py``. Where a configuration comes from is ``gateway/sources.py``'s, the
+rules between sections are ``gateway/consistency.py``'s, and whether the world agrees is ``gateway/check.py``'s
+question. Each key's reason is written once for people, in ``tailrace.example.toml``; a test holds the two together.
 """
 
 from __future__ import annotations
@@ -14,168 +15,46 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from typing import Annotated, Final, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta, field
 
 from cache.stores.address import parse_redis
-from gateway.admission.forwarded import UNIX, network
+from gateway.config_backends import Backend
 from gateway.config_default import DefaultOutput
-from gateway.config_load import Brownout, Concurrency, PriorityWord
+from gateway.config_load import Brownout, PriorityWord
+from gateway.config_server import Server
 from gateway.config_snapshot import SnapshotConfig
 from gateway.config_tables import TableConfig
-from gateway.ranges import AGE_MAX, DEADLINE_MIN, SIZE_MAX, WAIT_MAX, WAIT_MIN, Positive, seconds, size, within
+from gateway.ranges import (
+    AGE_MAX,
+    DEADLINE_MIN,
+    SIZE_MAX,
+    SIZE_MIN,
+    WAIT_MAX,
+    Positive,
+    repeated,
+    seconds,
+    size,
+    within,
+)
 from gateway.schema import Fault
 from gateway.units import Seconds, Size
 
-Switch = Literal["repository", "logging", "trace", "shared_memory"]
 DegradeStep = Literal["replica", "tier", "stale", "snapshot", "default"]
-ALLOW_ALL: Final[tuple[Switch, ...]] = ("repository", "logging", "trace", "shared_memory")
 
 SECOND_MAX: Final = Seconds.parse("1s")
 """The longest wait for a second level of a cache: what takes longer is not one."""
-PROBE_MIN: Final = Seconds.parse("100ms")
-PROBE_MAX: Final = Seconds.parse("1h")
-"""A round of probes asks each replica three things of every model that routes name: oftener, and it is
-load; more seldom, and a changed model's old answers go on as fresh for longer than that."""
-OUTCOMES_MIN: Final = Seconds.parse("100ms")
-"""The shortest window of a breaker: it slides in tenths, each of which must be able to hold an outcome."""
-HEADER_BYTES_MIN: Final = Size.parse("1KiB")
-HEADER_BYTES_MAX: Final = Size.parse("1MiB")
-"""A request's head is held in memory before anyone knows whose it is: no head needs more."""
-MESSAGE_BYTES_MAX: Final = Size(2**31 - 1)
-"""The largest message of gRPC: its libraries count in 32 bits with a sign."""
 RATE_MAX: Final = 10**9
 """Requests a second of a quota: it counts in whole nanoseconds."""
 
-
 VERSION: Final = re.compile(r"0|[1-9][0-9]{0,18}")
 """As Triton's repositories name versions: "01" is none of any model."""
-
-
-_PROBE_PATH: Final = re.compile(r"/[!-\"$-~]*")
-"""A path, and a query if there is one: printable ASCII, and no fragment."""
 
 _ENDPOINT_PATH: Final = re.compile(r"/[!-\"$&->@-~]*")
 """As it is compared with a request's: decoded, without a query."""
 
 _FIELD_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-
-GRPC_OFF: Final = ("", "off")
-"""What ``server.grpc`` says where there is to be no gRPC door."""
-
-
-class Address(msgspec.Struct, frozen=True):
-    """Where to listen: ``path`` for a unix socket, otherwise ``host`` and ``port`` (0: a free one)."""
-
-    host: str = ""
-    port: int = 0
-    path: str = ""
-
-
-class Tls(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The doors' certificate: files in PEM form. ``client_ca``: callers must show one that it has signed."""
-
-    certificate: str
-    key: str
-    client_ca: str | None = None
-    minimum: Literal["1.2", "1.3"] = "1.2"
-
-    def faults(self) -> Iterator[Fault]:
-        for key, path in (("certificate", self.certificate), ("key", self.key), ("client_ca", self.client_ca)):
-            if path == "":
-                yield key, "must name a file in PEM form"
-
-
-class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The process and its listeners."""
-
-    http: str = "127.0.0.1:8080"
-    grpc: str = "127.0.0.1:8081"
-    rpc: str | None = None
-    admin: str = "127.0.0.1:9090"
-    passthrough: str | None = None
-    allow: tuple[Switch, ...] = ()
-    anonymous: bool = True
-    body_bytes_max: Size = size("64MiB")
-    buffered_bytes_max: Size = size("1GiB")
-    passthrough_bytes_max: Size = size("2GiB")
-    passthrough_timeout: Seconds = seconds("5m")
-    header_bytes_max: Size = size("32KiB")
-    drain: Seconds = seconds("10s")
-    drain_notice: Seconds = seconds("0s")
-    connections_max: Positive = 4096
-    connections_per_address_max: Positive = 4096
-    head_timeout: Seconds = seconds("10s")
-    body_timeout: Seconds = seconds("30s")
-    idle_timeout: Seconds = seconds("75s")
-    write_timeout: Seconds = seconds("30s")
-    edge: bool = True
-    grpc_message_bytes_max: Size = size("64MiB")
-    grpc_calls_max: Positive = 4096
-    grpc_calls_per_address_max: Positive = 1024
-    grpc_streams_max: Positive = 1024
-    grpc_open_streams_per_address_max: Positive = 32
-    grpc_stream_idle_timeout: Seconds = seconds("10m")
-    grpc_stream_pending_max: Annotated[int, Meta(ge=1, le=4096)] = 64
-    grpc_keepalive: Seconds = seconds("1m")
-    grpc_keepalive_timeout: Seconds = seconds("20s")
-    grpc_ping_interval_min: Seconds = seconds("10s")
-    rpc_in_flight_max: Positive = 256
-    workers: Annotated[int, Meta(ge=1, le=256)] = 1
-    hang_timeout: Seconds = seconds("30s")
-    quota_keys_max: Positive = 100_000
-    trusted_proxies: tuple[str, ...] = ()
-    forwarded_field: Literal["X-Forwarded-For", "Forwarded"] = "X-Forwarded-For"
-    tls: Tls | None = None
-
-    def faults(self) -> Iterator[Fault]:
-        doors = {"http": self.http, "grpc": self.grpc, "rpc": self.rpc, "admin": self.admin}
-        if not self.has_grpc:
-            del doors["grpc"]
-        seen: dict[str, str] = {}
-        for key, address in doors.items():
-            if address is None:
-                continue
-            yield from _address_faults(key, address)
-            owner = seen.setdefault(address, key)
-            if owner != key and not address.endswith(":0"):
-                yield key, f"is the same address as server.{owner} ({address})"
-        if self.workers > 1 and any(each.startswith("unix:") for each in (self.http, self.grpc, self.rpc or "")):
-            yield "workers", "is more than 1, and a unix socket cannot be shared; listen on HOST:PORT"
-        if self.tls is not None and self.http.startswith("unix:"):
-            yield "tls", "is for a network, and http is a unix socket; listen on HOST:PORT, or leave tls out"
-        yield from _proxy_faults(self.trusted_proxies)
-        yield from within(HEADER_BYTES_MIN, HEADER_BYTES_MAX, header_bytes_max=self.header_bytes_max)
-        yield from _sizes(body_bytes_max=self.body_bytes_max, buffered_bytes_max=self.buffered_bytes_max)
-        yield from _sizes(passthrough_bytes_max=self.passthrough_bytes_max)
-        yield from within(Seconds(0), WAIT_MAX, drain=self.drain, drain_notice=self.drain_notice)
-        yield from within(SECOND_MAX, WAIT_MAX, hang_timeout=self.hang_timeout)
-        yield from within(
-            WAIT_MIN,
-            WAIT_MAX,
-            passthrough_timeout=self.passthrough_timeout,
-            head_timeout=self.head_timeout,
-            body_timeout=self.body_timeout,
-            idle_timeout=self.idle_timeout,
-            write_timeout=self.write_timeout,
-            grpc_stream_idle_timeout=self.grpc_stream_idle_timeout,
-            grpc_keepalive=self.grpc_keepalive,
-            grpc_keepalive_timeout=self.grpc_keepalive_timeout,
-            grpc_ping_interval_min=self.grpc_ping_interval_min,
-        )
-        yield from within(HEADER_BYTES_MIN, MESSAGE_BYTES_MAX, grpc_message_bytes_max=self.grpc_message_bytes_max)
-
-    @property
-    def message_bytes_max(self) -> int:
-        """The largest message of a gRPC caller. One that passes on is held twice, so two of them must fit."""
-        return min(int(self.grpc_message_bytes_max), int(self.buffered_bytes_max) // 2)
-
-    @property
-    def has_grpc(self) -> bool:
-        """Whether there is a gRPC door."""
-        return self.grpc not in GRPC_OFF
 
 
 class Log(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -228,64 +107,6 @@ class CallerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def faults(self) -> Iterator[Fault]:
         if not re.fullmatch(r"[0-9a-f]{64}", self.key_sha256):
             yield "key_sha256", "must be 64 lower-case hex digits: printf %s KEY | sha256sum"
-
-
-class BreakerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """When a replica leaves rotation on its outcomes, and for how long."""
-
-    consecutive_failures: Positive = 5
-    failure_ratio: Annotated[float, Meta(gt=0, le=1)] = 0.5
-    volume_min: Positive = 10
-    window: Seconds = seconds("10s")
-    open: Seconds = seconds("1s")
-    open_max: Seconds = seconds("30s")
-
-    def faults(self) -> Iterator[Fault]:
-        yield from within(OUTCOMES_MIN, WAIT_MAX, window=self.window)
-        yield from within(WAIT_MIN, WAIT_MAX, open=self.open, open_max=self.open_max)
-        if self.open_max < self.open:
-            yield "open_max", f"is shorter than open ({self.open_max} < {self.open})"
-
-
-class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Replicas that serve the same models."""
-
-    http: tuple[str, ...] = ()
-    grpc: tuple[str, ...] = ()
-    connections_max: Positive = 64
-    passthrough_connections_max: Positive = 64
-    connect_timeout: Seconds = seconds("1s")
-    probe: Seconds = seconds("1s")
-    probe_path: str | None = None
-    breaker: BreakerConfig = field(default_factory=BreakerConfig)
-    concurrency: Concurrency = field(default_factory=Concurrency)
-
-    def faults(self) -> Iterator[Fault]:
-        if not self.http and not self.grpc:
-            yield "http", "needs at least one replica, such as http://127.0.0.1:8000; or name some in grpc"
-        for index, url in enumerate(self.http):
-            reason = _url_fault(url)
-            if reason:
-                yield f"http[{index}]", reason
-        for url, times in Counter(_replica(url) for url in self.http).items():
-            if times > 1:
-                yield "http", f"names {url} {times} times"
-        for index, target in enumerate(self.grpc):
-            reason = _target_fault(target)
-            if reason:
-                yield f"grpc[{index}]", reason
-        if self.http and self.grpc and len(self.http) != len(self.grpc):
-            counts = f"{len(self.grpc)} and {len(self.http)}"
-            yield "grpc", f"and http name the same servers in the same order, and these are {counts}"
-        for target, times in Counter(target.lower() for target in self.grpc).items():
-            if times > 1:
-                yield "grpc", f"names {target} {times} times"
-        yield from within(WAIT_MIN, WAIT_MAX, connect_timeout=self.connect_timeout)
-        yield from within(PROBE_MIN, PROBE_MAX, probe=self.probe)
-        if self.probe_path is not None and not _PROBE_PATH.fullmatch(self.probe_path):
-            yield "probe_path", f"{self.probe_path!r} is no path, such as /healthz"
-        elif self.probe_path is not None and not self.http:
-            yield "probe_path", "is asked over HTTP, and this backend has no http; leave it out"
 
 
 class Accept(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -358,9 +179,10 @@ class Limits(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     json_depth_max: Annotated[int, Meta(ge=4, le=200)] = 16
 
     def faults(self) -> Iterator[Fault]:
-        yield from _sizes(element_bytes_max=self.element_bytes_max, json_bytes_max=self.json_bytes_max)
+        sizes = {"element_bytes_max": self.element_bytes_max, "json_bytes_max": self.json_bytes_max}
+        yield from within(SIZE_MIN, SIZE_MAX, **sizes)
         if self.body_bytes_max is not None:
-            yield from _sizes(body_bytes_max=self.body_bytes_max)
+            yield from within(SIZE_MIN, SIZE_MAX, body_bytes_max=self.body_bytes_max)
 
 
 class InputRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -454,9 +276,7 @@ class Route(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for name, times in Counter((t.backend, t.model, t.version) for t in self.tiers).items():
             if times > 1:
                 yield "tiers", f"names model {name[1]} of backend {name[0]} {times} times"
-        for step, times in Counter(self.degrade).items():
-            if times > 1:
-                yield "degrade", f"names {step} {times} times"
+        yield from repeated("degrade", self.degrade)
         if len({each.is_by_row for each in self.default.values()}) > 1:
             yield "default", "has -1 in front of some shapes and not of others: a model takes batches, or it does not"
         yield from within(DEADLINE_MIN, WAIT_MAX, timeout=self.timeout)
@@ -480,14 +300,12 @@ class Endpoint(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def faults(self) -> Iterator[Fault]:
         if not _ENDPOINT_PATH.fullmatch(self.path):
             yield "path", f"{self.path!r} is no plain path, such as /predict: without query, escapes (%) and spaces"
-        for step, times in Counter(self.degrade).items():
-            if times > 1:
-                yield "degrade", f"names {step} {times} times"
+        yield from repeated("degrade", self.degrade)
         for index, name in enumerate(self.vary):
             if name == "*" or not _FIELD_NAME.fullmatch(name):
                 yield f"vary[{index}]", f"{name!r} is no name of a header field"
         if self.body_bytes_max is not None:
-            yield from _sizes(body_bytes_max=self.body_bytes_max)
+            yield from within(SIZE_MIN, SIZE_MAX, body_bytes_max=self.body_bytes_max)
         yield from within(DEADLINE_MIN, WAIT_MAX, timeout=self.timeout)
 
 
@@ -521,70 +339,3 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def asks_alike(self, name: str, backend: Backend, has_models: bool) -> bool:
         """Whether this configuration asks the backend of this name as it would be asked by that one."""
         return self.backends.get(name) == backend and self.has_models(name) is has_models
-
-
-def parse_address(written: str) -> Address:
-    """``HOST:PORT``, ``[V6]:PORT`` or ``unix:PATH``; raises ValueError with the reason."""
-    if written.startswith("unix:"):
-        path = written.removeprefix("unix:")
-        if not path or len(path.encode()) > 107:  # sockaddr_un.sun_path, less its NUL
-            raise ValueError("unix:PATH needs a path of 1 to 107 bytes")
-        return Address(path=path)
-    host, colon, port = written.rpartition(":")
-    if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or int(port) > 65535:
-        raise ValueError(f"{written!r} is neither HOST:PORT (port 0 to 65535) nor unix:PATH")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        raise ValueError(f"{written!r}: write an IPv6 address as [ADDRESS]:PORT")
-    if not host:
-        raise ValueError(f"{written!r} has no host; 0.0.0.0 means every interface")
-    return Address(host=host, port=int(port))
-
-
-def _address_faults(key: str, written: str) -> Iterator[Fault]:
-    try:
-        parse_address(written)
-    except ValueError as error:
-        yield key, str(error)
-
-
-def _proxy_faults(named: tuple[str, ...]) -> Iterator[Fault]:
-    for position, text in enumerate(named):
-        try:
-            if text != UNIX:
-                network(text)
-        except ValueError as error:
-            yield f"trusted_proxies.{position}", f"{error}; name an address, a network such as 10.0.0.0/8, or {UNIX!r}"
-
-
-def _url_fault(url: str) -> str | None:
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError as error:
-        return f"{url!r} is not a URL: {error}"
-    if parts.scheme not in ("http", "https") or not host or port == 0 or re.search(r"\s", url):
-        return f"{url!r} is not http://HOST:PORT"
-    if parts.username is not None or parts.query or parts.fragment or parts.path not in ("", "/"):
-        return f"{url!r} must be only http://HOST:PORT, without user, path or query"
-    return None
-
-
-def _target_fault(target: str) -> str | None:
-    """What is wrong with a replica's gRPC address; None if nothing is."""
-    try:
-        address = parse_address(target)
-    except ValueError as error:
-        return str(error)
-    return f"{target!r} has no port" if not address.path and address.port == 0 else None
-
-
-def _replica(url: str) -> str:
-    """The one spelling of a replica's address: the same server under two of them would be its own spare."""
-    scheme, _, host = url.rstrip("/").lower().partition("://")
-    return f"{scheme}://{host.removesuffix(':80' if scheme == 'http' else ':443')}"
-
-
-def _sizes(**named: Size) -> Iterator[Fault]:
-    return within(Size(1), SIZE_MAX, **named)

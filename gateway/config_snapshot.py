@@ -45,7 +45,7 @@ class SnapshotConfig(Struct, frozen=True, forbid_unknown_fields=True):
         return structs.replace(self, path=str(folder / self.path)) if self.path else self
 
     def faults(self) -> Iterator[Fault]:
-        if not self.path:
+        if not self.path or "\0" in self.path:
             yield "path", "must name a directory"
         yield from within(INTERVAL_MIN, INTERVAL_MAX, interval=self.interval)
         yield from within(BYTES_MIN, SIZE_MAX, bytes_max=self.bytes_max)

@@ -13,8 +13,9 @@ from typing import Final
 from urllib.parse import quote, urlsplit
 
 from cache.stores.address import parse_redis
+from gateway.address import parse_address
 from gateway.admission.auth import anonymous_name
-from gateway.config import CacheConfig, Config, Endpoint, Route, parse_address
+from gateway.config import CacheConfig, Config, Endpoint, Route
 from gateway.doors.path import target_of
 from gateway.problem import Refused
 from gateway.schema import Fault

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from typing import Final, Generic, Protocol, TypeVar
 
 import msgspec
@@ -31,6 +32,7 @@ from gateway.service import Wire
 from gateway.witness import Clocks, Looks, Witness
 
 V = TypeVar("V")
+Cache = ResponseCache[V, Wire] | ResponseCache[V, None]
 
 KEYS_MAX: Final = 65_536
 """Of one shelf, noted until they are written: some 10 MB at most."""
@@ -43,6 +45,13 @@ READ_SECONDS: Final = 1.0
 """A copy that was read is not read anew for so long, and so many of them: one request asks for its own up to five
 times on its way down the ladder, and reading one may take a millisecond. Whether it may still be used is looked at each
 time."""
+
+LOOK_SECONDS_MAX: Final = 0.5
+"""For one look on the disk. It takes a twentieth of a millisecond; the rest is for a machine that is busy."""
+LOOK_SECONDS_MIN: Final = 0.02
+"""Also where a request's time is over: what is there is its answer."""
+LOOK_SHARE: Final = 0.25
+"""Of the time that a request has left: models are still to be asked."""
 
 _OUTCOMES: Final = ("fresh", "stale", "unknown", "absent")
 
@@ -61,8 +70,14 @@ class Copied(Protocol):
     def __len__(self) -> int:
         """How many wait."""
 
-    def take(self, count: int) -> Sequence[Pending]:
-        """Some of them, made ready; ``count`` keys at most are looked at, and TURN_BYTES of them or little more."""
+    @property
+    def forgotten(self) -> int:
+        """How many found no room to wait in, from the start: they are copied when they are made anew."""
+
+    def take(self, count: int) -> Sequence[Pending] | None:
+        """Some of them, made ready; ``count`` steps at most are taken (each to a key, or over some that a sweep leaves
+        out), and TURN_BYTES made or little more. None if nothing was looked at: none waits, or nobody can make
+        them now."""
 
     def again(self) -> None:
         """What was taken since the last call of this or of ``written`` was not written."""
@@ -75,10 +90,13 @@ class Copied(Protocol):
 
 
 class Records(Protocol):
-    """Where records lie; a Snapshot in life."""
+    """Where records lie; ``Reads`` in life."""
 
-    def find(self, kind: str, source: str, key: bytes, terms: Terms[V], now: float) -> Good[V] | None:
-        """What is kept under a key, if it is good, read. ``now``: Unix seconds."""
+    async def read(
+        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, seconds: float
+    ) -> list[Good[V] | None]:
+        """What is kept under each key, if it is good, read; nothing where that is not known within ``seconds``.
+        ``now``: Unix seconds."""
 
 
 class Form(Protocol[V]):
@@ -117,8 +135,8 @@ class CopyRules(msgspec.Struct, frozen=True):
 
 
 class Standing:
-    """What of a service says whether its copies may be used, whatever they are copies of. ``outcomes`` counts what was
-    looked for: each answer, each row."""
+    """What of a service says whether its copies may be used, whatever they are copies of. ``outcomes`` counts
+    look-ups: each of an answer, each of a row, however often a request makes the same one on its way."""
 
     def __init__(
         self, rules: CopyRules, calendar: Calendar, store: Store, clocks: Clocks, purges: Purges | None = None
@@ -200,8 +218,8 @@ class Copies(Generic[V]):
         self.standing = standing
         self._records = records
         self._form = form
-        self._cache: ResponseCache[V, Wire] | ResponseCache[V, None] | None = None
-        self._sweep: Iterator[bytes] | None = None
+        self._cache: Cache[V] | None = None
+        self._sweep: Iterator[bytes | None] | None = None
         self._sweep_bytes = 0
         self._taken: list[bytes] = []
         self._wordless: Journal[bytes] = Journal(KEYS_MAX)
@@ -209,20 +227,45 @@ class Copies(Generic[V]):
         self._of = b""  # the schema in them
         self._read: Memo[bytes, tuple[Good[V], float]] = Memo(READ_MAX, READ_BYTES_MAX)
 
-    def watch(self, cache: ResponseCache[V, Wire] | ResponseCache[V, None]) -> None:
+    def watch(self, cache: Cache[V]) -> None:
         """Copy what is stored there from now on."""
         self._cache = cache
         if cache.journal is None:
             cache.journal = Journal(KEYS_MAX)
 
-    def find(self, digest: bytes, now: float) -> Copy[V] | None:
-        """What is kept under a digest. ``now``: monotonic seconds."""
-        terms = self._terms_now()
+    async def find(self, digest: bytes, now: float, until: float) -> Copy[V] | None:
+        """What is kept under a digest. ``now``, and ``until`` when the request has time: monotonic seconds."""
+        return self.judged((await self.read([digest], now, until)).get(digest), now)
+
+    async def read(self, digests: Sequence[bytes], now: float, until: float) -> dict[bytes, Good[V]]:
+        """What lies on the disk under each digest, if there is something, to be ``judged`` when it is used: what was
+        read a moment ago, or what is read now. ``now``, ``until``: monotonic seconds."""
+        terms, standing = self._terms_now(), self.standing
+        found: dict[bytes, Good[V]] = {}
+        if terms is None:
+            return found
+        at = standing.calendar.now()
+        for digest in digests:
+            held = self._read.get(digest)
+            if held is not None and 0.0 <= now - held[1] <= READ_SECONDS and not doubted(held[0].record, terms, at):
+                found[digest] = held[0]
+        missing = [digest for digest in digests if digest not in found]
+        if missing:
+            seconds = min(LOOK_SECONDS_MAX, max(LOOK_SECONDS_MIN, LOOK_SHARE * (until - now)))
+            told = await self._records.read(self._form.kind, standing.rules.source, missing, terms, at, seconds)
+            for digest, good in zip(missing, told, strict=True):
+                if good is not None:
+                    found[digest] = good
+                    self._read.put(digest, (good, now), len(good.record.payload))
+        return found
+
+    def judged(self, good: Good[V] | None, now: float) -> Copy[V] | None:
+        """What was read, as of now: there may have been a purge, or another model, since."""
+        standing, terms = self.standing, self._terms_now()
+        at = standing.calendar.now()
         if terms is None:
             return None
-        standing, at = self.standing, self.standing.calendar.now()
-        good = self._found(digest, terms, now, at)
-        if good is None:
+        if good is None or doubted(good.record, terms, at):
             standing.outcomes["absent"] += 1
             return None
         turn = standing.turn
@@ -230,34 +273,28 @@ class Copies(Generic[V]):
         standing.outcomes["fresh" if is_same else "unknown" if standing.is_unknown else "stale"] += 1
         return Copy(good.value, now - age(good.record, at), is_same)
 
-    def _found(self, digest: bytes, terms: Terms[V], now: float, at: float) -> Good[V] | None:
-        """What was read a moment ago, if it is still to be believed, or what lies on the disk."""
-        held = self._read.get(digest)
-        if held is not None and 0.0 <= now - held[1] <= READ_SECONDS and not doubted(held[0].record, terms, at):
-            return held[0]
-        found = self._records.find(self._form.kind, self.standing.rules.source, digest, terms, at)
-        if found is not None:
-            self._read.put(digest, (found, now), len(found.record.payload))
-        return found
-
     def __len__(self) -> int:
         journal = None if self._cache is None else self._cache.journal
         wordless = 0 if self.standing.turn is None else len(self._wordless)
         return (0 if journal is None else len(journal)) + wordless + (self._sweep is not None)
 
-    def take(self, count: int) -> list[Pending]:
+    @property
+    def forgotten(self) -> int:
+        journal = None if self._cache is None else self._cache.journal
+        return 0 if journal is None else journal.forgotten
+
+    def take(self, count: int) -> list[Pending] | None:
         cache, terms, standing = self._cache, self._terms_now(), self.standing
-        if cache is None or cache.journal is None or terms is None:
-            return []
+        if cache is None or cache.journal is None or terms is None or not len(self):
+            return None
         turn, epoch = standing.turn, standing.epoch()
         if turn is not None and len(self._wordless):  # they were written before there was a word, and now there is one
             cache.journal.note_all(self._wordless.take(count))
         made: list[Pending] = []
         size = 0
-        for _ in range(count):
-            digest = None if size > TURN_BYTES else self._next(cache.journal)
+        for digest in islice(self._next(cache, cache.journal), count):
             if digest is None:
-                break
+                continue
             self._taken.append(digest)
             if turn is None and standing.witness is not None:
                 self._wordless.note(digest)
@@ -267,18 +304,21 @@ class Copies(Generic[V]):
                 pending = self._pending(digest, entry, word, terms)
                 made += [] if pending is None else [pending]
                 size += entry.size
+                if size > TURN_BYTES:
+                    break
         return made
 
-    def _next(self, journal: Journal[bytes]) -> bytes | None:
-        """What is new, and then what the sweep has."""
-        if len(journal):
-            return journal.take(1)[0]
-        digest = None if self._sweep is None or self._sweep_bytes <= 0 else next(self._sweep, None)
-        if digest is None:
-            self._sweep = None
-        elif self._cache is not None and (entry := self._cache.peek(digest)) is not None:
-            self._sweep_bytes -= entry.size
-        return digest
+    def _next(self, cache: Cache[V], journal: Journal[bytes]) -> Iterator[bytes | None]:
+        """What is new, and then what the sweep has; None is a step of that over what it leaves out."""
+        while len(journal):
+            yield from journal.take(1)
+        for digest in self._sweep or ():
+            if self._sweep_bytes <= 0:
+                break
+            if digest is not None and (entry := cache.peek(digest)) is not None:
+                self._sweep_bytes -= entry.size
+            yield digest
+        self._sweep = None
 
     def again(self) -> None:
         taken, self._taken = self._taken, []

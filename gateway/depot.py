@@ -32,6 +32,7 @@ class Directory(Protocol):
     failures: Counter[str]
     rejected: Counter[str]
     quarantined: Counter[str]
+    aside: int
     records: int
     bytes: int
     written_at: float
@@ -47,14 +48,16 @@ class Directory(Protocol):
 
 
 class Depot(msgspec.Struct, frozen=True):
-    """``directory``: records; ``words``: small values beside them; ``thread``: who waits for the disk."""
+    """``directory``: records; ``words``: small values beside them; ``writer`` and ``reader`` wait for the disk."""
 
     directory: Directory
     words: Store
-    thread: Executor
+    writer: Executor
+    reader: Executor
 
 
 def depot(folder: Path, options: SnapshotOptions, wall: Ticker) -> Depot:
     """A folder of this host's. ``wall``: Unix seconds."""
     words = FileStore(folder / WORDS, wall)
-    return Depot(Snapshot(folder, options), words, ThreadPoolExecutor(1, thread_name_prefix="snapshot"))
+    writer, reader = (ThreadPoolExecutor(1, thread_name_prefix=f"snapshot-{what}") for what in ("writes", "reads"))
+    return Depot(Snapshot(folder, options), words, writer, reader)

@@ -49,10 +49,10 @@ class Descent(msgspec.Struct, Generic[R], frozen=True):
     fault: str = ""
 
 
-def descended(call: Call[Q, R], key: Key | None, failure: Failure, now: float) -> Descent[R]:
+async def descended(call: Call[Q, R], key: Key | None, failure: Failure, now: float) -> Descent[R]:
     """What a request comes to whose tiers have failed so; ``key`` is of the epoch that is now, None for what has
     none."""
-    older, copied = _older(call, key, now), _copied(call, key, now)
+    older, copied = await _older(call, key, now), await _copied(call, key, now)
     kept = {Step.STALE: older, Step.SNAPSHOT: copied}
     steps = call.route.steps
     above = steps[: steps.index(Step.DEFAULT)] if Step.DEFAULT in steps else steps
@@ -69,7 +69,7 @@ def descended(call: Call[Q, R], key: Key | None, failure: Failure, now: float) -
     return Descent(step, kept.get(step), declared)
 
 
-def tiers_steps(call: Call[Q, R], key: Key | None, now: float) -> tuple[Step, ...]:
+async def tiers_steps(call: Call[Q, R], key: Key | None, now: float) -> tuple[Step, ...]:
     """The ladder's steps that the tiers may take: those before the first of ours that has something to serve. Where
     they have none behind it, nobody looks."""
     steps = call.route.steps
@@ -79,8 +79,8 @@ def tiers_steps(call: Call[Q, R], key: Key | None, now: float) -> tuple[Step, ..
         if _REPLICA not in steps[place:] and _TIER not in steps[place:]:
             break
         is_ours = (
-            (step is Step.STALE and _older(call, key, now) is not None)
-            or (step is Step.SNAPSHOT and _copied(call, key, now) is not None)
+            (step is Step.STALE and await _older(call, key, now) is not None)
+            or (step is Step.SNAPSHOT and await _copied(call, key, now) is not None)
             or (step is Step.DEFAULT and not isinstance(_declared(call), str))
         )
         if is_ours:
@@ -105,19 +105,19 @@ def problem_of(title: str, error: UpstreamError, chance: random.Random, fault: s
     return unavailable(detail, retry_after)
 
 
-def _older(call: Call[Q, R], key: Key | None, now: float) -> Found[Served[R]] | None:
+async def _older(call: Call[Q, R], key: Key | None, now: float) -> Found[Served[R]] | None:
     """What is kept in memory, if there is something and the caller would have it."""
     if key is None or call.route.cache is None:
         return None
-    found = call.route.find(call.caller, call.request, key, now)
+    found = await call.route.find(call.caller, call.request, key, now, call.deadline.at)
     return found if found is not None and tolerates(found, call.directives, now) else None
 
 
-def _copied(call: Call[Q, R], key: Key | None, now: float) -> Found[Served[R]] | None:
+async def _copied(call: Call[Q, R], key: Key | None, now: float) -> Found[Served[R]] | None:
     """What earlier processes have left, likewise."""
     if key is None or Step.SNAPSHOT not in call.route.steps:
         return None
-    found = call.route.kept(call.caller, call.request, key, now)
+    found = await call.route.kept(call.caller, call.request, key, now, call.deadline.at)
     return found if found is not None and tolerates(found, call.directives, now) else None
 
 

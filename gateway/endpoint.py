@@ -31,10 +31,11 @@ from gateway.config_load import priority_of
 from gateway.copies import Copies, Standing
 from gateway.doors.path import Target
 from gateway.recall import RecallRules
-from gateway.route import ENTRY_OVERHEAD_BYTES, NO_EPOCH
 from gateway.service import (
     DECENT_SHARE,
+    ENTRY_OVERHEAD_BYTES,
     FLIGHTS_MAX,
+    NO_EPOCH,
     Admitted,
     Filled,
     Given,
@@ -42,6 +43,7 @@ from gateway.service import (
     Terms,
     Wire,
     allowances_of,
+    answers_alike,
     cache_of,
 )
 from gateway.storing import FORWARDED, Life, life_of, varying
@@ -150,9 +152,7 @@ class Endpoint:
         successor = Endpoint(self.name, config, pool, body_bytes_max)
         if pool is self._pool and config == self.config and successor.body_bytes_max == self.body_bytes_max:
             return self
-        aside = ("quota", "caller_quota", "timeout", "degrade", "body_bytes_max", "priority", "brownout")
-        like = msgspec.structs.replace(config, **{name: getattr(self.config, name) for name in aside})
-        if pool is self._pool and like == self.config:
+        if pool is self._pool and answers_alike(config, self.config, "body_bytes_max"):
             successor.cache, successor._deciding = self.cache, self._deciding
             if self.copied is not None:
                 successor.copy(self.copied)
@@ -232,17 +232,21 @@ class Endpoint:
         """Nothing is known of what may be posted."""
         return Admitted()
 
-    def find(self, caller: Caller, request: Post, key: Key, now: float) -> Found[Served[Page]] | None:
+    async def find(
+        self, caller: Caller, request: Post, key: Key, now: float, until: float
+    ) -> Found[Served[Page]] | None:
         """What is kept of an answer."""
         assert self.cache is not None
         return self.cache.find(key, now)
 
-    def kept(self, caller: Caller, request: Post, key: Key, now: float) -> Found[Served[Page]] | None:
+    async def kept(
+        self, caller: Caller, request: Post, key: Key, now: float, until: float
+    ) -> Found[Served[Page]] | None:
         """What was copied of an answer, which is an old one. What its Vary names is in every key from then on: if it
         was not in this one, the copy is this request's only if it has no such field, and there may be another under the
         key that has it."""
         for _ in range(KEYS_TRIED):
-            copy = None if self.copied is None else self.copied.find(key.digest, now)
+            copy = None if self.copied is None else await self.copied.find(key.digest, now, until)
             named = None if copy is None else varying(copy.value.response.fields)
             if copy is None or named is None or len(self._deciding | named) > len(self._declared) + VARIES_MAX:
                 return None

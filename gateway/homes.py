@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from degrade.breaker import BreakerOptions
-from gateway.config import Backend, Server
+from gateway.config_backends import Backend
+from gateway.config_server import Server
 from gateway.learning import Home
 from gateway.surroundings import Surroundings
 from tiers.backends.triton_http import TritonHttp, TritonOptions

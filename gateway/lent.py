@@ -6,13 +6,16 @@ of them ``rows.py``'s.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
+from degrade.record import Good
 from gateway.copies import Copies
 from gateway.row import Borrowed, Row
 
 ROWS_MAX: Final = 128
-"""Looked for of one batch: each that is there takes some 15 us of the event loop."""
+"""Looked for of one batch: each that is there takes some 15 us of a thread, and what it is made of some of the event
+loop."""
 TRIED_MAX: Final = 16
 """After so many of which none is there, the others are not looked for: a batch that is new costs every request."""
 
@@ -21,23 +24,28 @@ class Lent:
     """``epoch``: in which rows are true whose models are the same. ``is_old``: whatever its models are, a row will do,
     and is of ``epoch`` all the same, which none is then."""
 
-    def __init__(self, copied: Copies[Row], now: float, epoch: int, is_old: bool = False) -> None:
+    def __init__(self, copied: Copies[Row], now: float, until: float, epoch: int, is_old: bool = False) -> None:
         self._copied = copied
-        self._now = now
+        self._now, self._until = now, until
         self._epoch = epoch
         self._is_old = is_old
-        self._looked = 0
+        self._there: dict[bytes, Good[Row]] = {}
+        self._looked: set[bytes] = set()
         self.count = 0
-        """How many were there."""
+        """How many were there, and were used."""
         self.is_unsure = False
         """Whether nobody can tell of one of them if its models are the same: what is made of it must not stay."""
 
+    async def look(self, keys: Sequence[bytes]) -> None:
+        """Read those that are there."""
+        for some in (keys[:TRIED_MAX], keys[TRIED_MAX:ROWS_MAX]):
+            if some and (self._there or not self._looked):
+                self._looked.update(some)
+                self._there |= await self._copied.read(some, self._now, self._until)
+
     def row(self, key: bytes) -> Borrowed | None:
-        """A row, if it may be used."""
-        if self._looked >= (ROWS_MAX if self.count else TRIED_MAX):
-            return None
-        self._looked += 1
-        copy = self._copied.find(key, self._now)
+        """A row, if it was there and may be used."""
+        copy = self._copied.judged(self._there.get(key), self._now) if key in self._looked else None
         if copy is None:
             return None
         stays = copy.is_same and not self._is_old

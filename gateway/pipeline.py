@@ -125,13 +125,13 @@ class Pipeline:
     async def facts(self, route: Route, version: str, deadline: Deadline) -> ModelFacts:
         """What a route's models say of themselves, for a form of request that is not understood without. Raises
         Refused: 404 for a version that they do not have, 503 if none of them can be asked."""
-        known = route.known_facts(version)
+        known = route.learning.known(version)
         if known is not None:
             return known
         seconds = deadline.remaining(self._ticker())
         try:
             async with asyncio.timeout(seconds):
-                return await route.facts(deadline, version)
+                return await route.learning.facts(deadline, version)
         except Rejected as rejected:
             raise Refused(_of_model(rejected)) from rejected
         except UpstreamError as error:
@@ -168,7 +168,8 @@ class Pipeline:
         key, choice = self._look_up(call)
         found = None
         if key is not None and route.cache is not None:
-            found = route.find(call.caller, call.request, key, now)
+            found = await route.find(call.caller, call.request, key, now, call.deadline.at)
+            key, now = Key(key.digest, route.epoch), self._ticker()  # it may have looked on the disk
             choice = recall(found, call.directives, route.recall_rules, route.epoch, now)
             if level >= NO_REFRESHES:
                 choice = unrefreshed(choice)
@@ -191,7 +192,7 @@ class Pipeline:
         seconds = call.deadline.remaining(now)
         if seconds <= 0.0:  # what cannot be answered in time must not put work on a model
             late = UpstreamError(Failure.LATE, "its time was over before a tier was asked")
-            return self._descend(call, key, late, quota)
+            return await self._descend(call, key, late, quota)
         try:
             admitted = await self._admitted(call, key, seconds)
             if admitted.stateful:
@@ -202,13 +203,13 @@ class Pipeline:
         except Rejected as rejected:
             raise Refused(_of_model(rejected), quota, _looked(choice)) from rejected
         except UpstreamError as error:
-            return self._descend(call, key, error, quota)
+            return await self._descend(call, key, error, quota)
         except TimeoutError:
             late = UpstreamError(Failure.TIMEOUT, f"no answer within {seconds:.3g} s")
-            return self._descend(call, key, late, quota)
+            return await self._descend(call, key, late, quota)
         except Abandoned:
             gone = UpstreamError(Failure.OVERLOADED, "the gateway is stopping")
-            return self._descend(call, key, gone, quota)
+            return await self._descend(call, key, gone, quota)
         return self._fetched(key, filled, led, choice, quota)
 
     # -- decide ---------------------------------------------------------------------------------
@@ -280,7 +281,7 @@ class Pipeline:
         deadline = Deadline.after(now, seconds - min(LADDER_SECONDS_MAX, seconds * LADDER_SHARE))
         ticket = 0 if route.cache is None else route.cache.ticket()
         first_only = "fast" in route.browned and route.level >= FIRST_TIER
-        options = CascadeOptions(rows, tiers_steps(call, key, now), claim_of(route, call.caller), first_only)
+        options = CascadeOptions(rows, await tiers_steps(call, key, now), claim_of(route, call.caller), first_only)
         terms = Terms(call.caller, key, reuse, options)
         given = await self._asked(call, deadline, terms)
         if not given.second:
@@ -328,7 +329,7 @@ class Pipeline:
         route, now = call.route, self._ticker()
         if error.failure is not Failure.UNREACHABLE or not error.before_answer or Step.REPLICA not in route.steps:
             return False
-        if descended(call, key, error.failure, now).step is not Step.REFUSE:
+        if (await descended(call, key, error.failure, now)).step is not Step.REFUSE:
             return False
         return await route.found(min(FOUND_SECONDS_MAX, FOUND_SHARE * deadline.remaining(now)))
 
@@ -359,12 +360,14 @@ class Pipeline:
         finally:
             route.refreshing.discard(key)
 
-    def _descend(self, call: Call[Q, R], key: Key | None, error: UpstreamError, quota: Verdict | None) -> Answer[R]:
+    async def _descend(
+        self, call: Call[Q, R], key: Key | None, error: UpstreamError, quota: Verdict | None
+    ) -> Answer[R]:
         """The ladder's lower half: the tiers have failed; an old answer, a declared one, or a 503 that says why."""
         route, now, failure = call.route, self._ticker(), error.failure.value
         if key is not None:
             key = Key(key.digest, route.epoch)  # the epoch may have turned while the tiers were asked
-        left = descended(call, key, error.failure, now)
+        left = await descended(call, key, error.failure, now)
         step, found = left.step, left.found
         beside = f"; {left.fault}" if step is Step.REFUSE and left.fault else ""
         self._telemetry.degraded(route.name, failure, step.value, f"{error}{beside}")

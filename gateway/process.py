@@ -19,7 +19,8 @@ import uvloop
 
 from gateway.app import Gateway
 from gateway.check import raise_open_files
-from gateway.config import ALLOW_ALL, Config
+from gateway.config import Config
+from gateway.config_server import ALLOW_ALL
 from gateway.doors.certificates import Unusable
 from gateway.doors.listener import ParserMissing, require_strict_parser
 from gateway.memory import keep_freed_memory, set_start_aside

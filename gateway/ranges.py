@@ -1,11 +1,12 @@
-"""How long and how large anything in a configuration may be at most, and how that is written and held.
+"""What the sections of a configuration have in common: how long and how large anything may be, and named but once.
 
-Rule of this file: what the sections of a configuration have in common. It knows none of their keys.
+Rule of this file: how that is written and held. It knows none of the keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Annotated, Final
 
@@ -26,6 +27,8 @@ WAIT_MAX: Final = Seconds.parse("1d")
 """The longest wait for anyone: what waits longer holds its connection for nobody."""
 DEADLINE_MIN: Final = Seconds.parse("1ms")
 """The shortest deadline of a request: the event loop's timers count whole milliseconds."""
+SIZE_MIN: Final = Size(1)
+"""The smallest size of anything: what may be nothing at all is left out."""
 SIZE_MAX: Final = Size.parse("1TiB")
 """The largest size of anything: more than a machine's memory is a slip of the unit."""
 
@@ -49,3 +52,10 @@ def within(least: Seconds | Size, most: Seconds | Size, **named: Seconds | Size)
             yield name, f"is {value}; it must be at least {least}"
         elif value > most:
             yield name, f"is {value}; it must be at most {most}"
+
+
+def repeated(key: str, names: Iterable[str]) -> Iterator[Fault]:
+    """Which of the names that are a key's value are there more than once."""
+    for name, times in Counter(names).items():
+        if times > 1:
+            yield key, f"names {name} {times} times"

@@ -19,7 +19,8 @@ from typing import Final
 import msgspec
 import structlog
 
-from gateway.config import Config, Server
+from gateway.config import Config
+from gateway.config_server import Server
 from gateway.sources import ConfigError, Loaded
 
 Reread = Callable[[], Loaded]

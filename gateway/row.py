@@ -12,7 +12,8 @@ import msgspec
 
 from cache.entry import Entry
 from gateway.fitting import Expected
-from tiers.inference import InferRequest, InferResponse, Parameters, Passed
+from gateway.service import Served
+from tiers.inference import InferRequest, InferResponse, Parameters, Passed, TableTold
 from tiers.rows import Plan
 
 
@@ -80,6 +81,11 @@ class Assembled(msgspec.Struct, frozen=True):
     passed: tuple[Passed, ...] = ()
     degraded: bool = False
     elsewhere: int = 0
+
+    def served(self, tables: tuple[TableTold, ...] = ()) -> Served[InferResponse]:
+        """As the cache keeps it. ``tables``: what its request was made of."""
+        rows = self.response.outputs[0].shape[0]
+        return Served(self.response, self.tier, rows, self.escalated, rows, tables)
 
 
 class Filling(msgspec.Struct, frozen=True):

@@ -102,6 +102,13 @@ class Rows:
                 self._digesters.put(known, digester)
         return digester.keys(split_rows(inputs, rows))
 
+    def lacking(self, asked: Asked, now: float) -> list[bytes]:
+        """The keys of the rows of a batch that are not here, each once. No use of those that are."""
+        entries = [(key, self.cache.peek(key)) for key in dict.fromkeys(asked.keys)]
+        return [
+            key for key, entry in entries if entry is None or entry.freshness(now, asked.epoch) is Freshness.DEAD
+        ]
+
     def whole(self, asked: Asked, now: float, lender: Lender | None = None) -> Assembled | None:
         """The answer to a batch, if all of its rows are here, or are lent, and fit together; however old they are. What
         is lent and may stay is here from then on, whether it makes a whole or not."""

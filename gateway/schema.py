@@ -62,7 +62,7 @@ class Reader:
         if origin is dict:
             return self._mapping(raw, arguments[1], path)
         if origin is tuple:
-            return self._sequence(raw, arguments[0], path)
+            return self._sequence(raw, arguments, path)
         if origin is Literal:
             return self._choice(raw, arguments, path)
         try:
@@ -126,11 +126,17 @@ class Reader:
         values = {str(key): self._value(item, annotation, _join(path, str(key))) for key, item in raw.items()}
         return {key: value for key, value in values.items() if not isinstance(value, _Broken)}
 
-    def _sequence(self, raw: object, annotation: object, path: str) -> object:
+    def _sequence(self, raw: object, parts: Sequence[object], path: str) -> object:
+        """``parts``: what a tuple is of, one annotation for each place, or one and ``...`` for any number of places."""
         if not isinstance(raw, Sequence) or isinstance(raw, str | bytes):
             self.fault(path, f"expected a list, got {_named(raw)}")
             return _BROKEN
-        values = [self._value(item, annotation, f"{path}[{index}]") for index, item in enumerate(raw)]
+        any_number = parts[-1] is ...
+        if not any_number and len(raw) != len(parts):
+            self.fault(path, f"expected a list of {len(parts)}, got one of {len(raw)}")
+            return _BROKEN
+        each = [parts[0]] * len(raw) if any_number else parts
+        values = [self._value(item, each[index], f"{path}[{index}]") for index, item in enumerate(raw)]
         return _BROKEN if any(isinstance(value, _Broken) for value in values) else tuple(values)
 
     def _choice(self, raw: object, choices: Sequence[object], path: str) -> object:

@@ -23,7 +23,7 @@ from degrade.gate import Priority
 from degrade.ladder import Step
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Quota
-from gateway.config import CacheConfig, QuotaConfig
+from gateway.config import CacheConfig, Endpoint, QuotaConfig, Route
 from gateway.recall import RecallRules
 from tiers.cascade import CascadeOptions
 from tiers.inference import Passed, TableTold, UpstreamError
@@ -33,6 +33,15 @@ _QUOTA_NAME_SAFE: Final = " !$&'()*+,-.:;<=>@[]^_`{|}~"
 
 FLIGHTS_MAX: Final = 4096
 """Distinct fills of one route or endpoint under way at once; beyond it callers fetch for themselves."""
+
+ENTRY_OVERHEAD_BYTES: Final = 512
+"""What an entry costs beyond its answer's size: key, bookkeeping of cache and policy."""
+
+NO_EPOCH: Final = -1
+"""Of an answer that is an old one, whatever happens."""
+
+_ASIDE: Final = ("quota", "caller_quota", "timeout", "degrade", "priority", "brownout")
+"""What a configuration says of who is answered, when and in which need, and not of answers."""
 
 DECENT_SHARE: Final = 0.7
 """The share of a route's time whose silence speaks against a model. A tier with another behind it has eight tenths
@@ -51,6 +60,7 @@ class Response(Protocol):
 
 Q = TypeVar("Q")
 R = TypeVar("R", bound=Response)
+C = TypeVar("C", Route, Endpoint)
 R_co = TypeVar("R_co", bound=Response, covariant=True)
 
 
@@ -292,10 +302,10 @@ class Service(Protocol[Q, R]):
         """Hold a request against what is known of those who will be asked. Raises Refused, Rejected, UpstreamError,
         and TimeoutError after ``seconds``."""
 
-    def find(self, caller: Caller, request: Q, key: Key, now: float) -> Found[Served[R]] | None:
-        """What is kept of the answer. There is a cache."""
+    async def find(self, caller: Caller, request: Q, key: Key, now: float, until: float) -> Found[Served[R]] | None:
+        """What is kept of the answer. There is a cache. ``until``: the request has time, monotonic seconds."""
 
-    def kept(self, caller: Caller, request: Q, key: Key, now: float) -> Found[Served[R]] | None:
+    async def kept(self, caller: Caller, request: Q, key: Key, now: float, until: float) -> Found[Served[R]] | None:
         """What an earlier process has left of the answer, for the ladder: an old one, whatever it was then."""
 
     def declared(self, request: Q) -> Callable[[], R] | str:
@@ -334,6 +344,12 @@ def allowances_of(kind: str, name: str, shared: QuotaConfig | None, each: QuotaC
         # Not "caller:": that is a caller's own quota, and a caller may be called like a route.
         found.append(Allowance(quota_of(f"{kind}-caller:{name}", each), each.hits_count, per_caller=True))
     return tuple(found)
+
+
+def answers_alike(one: C, other: C, aside: str) -> bool:
+    """Whether two configurations give the same answers to the same requests, and keep them for the same time.
+    ``aside``: one more key that says nothing of that."""
+    return msgspec.structs.replace(one, **{name: getattr(other, name) for name in (*_ASIDE, aside)}) == other
 
 
 def cache_of(config: CacheConfig | None) -> ResponseCache[Served[R], Wire] | None:

@@ -32,7 +32,7 @@ from degrade import portable
 from degrade.directory import generations, number_of, path_of
 from degrade.generation import Generation
 from degrade.inspection import Inspected, InspectionOptions, Verdict, inspect, opened
-from degrade.record import Record, age, unpacked
+from degrade.record import SKEW_SECONDS_MAX, Record, age, unpacked
 from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
 from gateway.config_snapshot import SnapshotConfig
 from gateway.purges import WORDS, purge_key, purged_at
@@ -181,11 +181,14 @@ class Tool:
             snapshot.open()
             own = set(generations(self._folder)) if self._folder.is_dir() else set()
             with closing(snapshot):
-                taken, kept = self._bring(snapshot, portable.read(file), known)
+                taken, kept, early = self._bring(snapshot, portable.read(file), known)
         gone = len(own - set(generations(self._folder))) if own else 0
         if gone:
             told = f"{gone} of the {len(own)} files that were here left for it; raise snapshot.bytes_max to keep more"
             print(f"tailrace: {self._folder}: {told}", file=sys.stderr)
+        if early:
+            told = f"{early} records were made in the future, by this host's clock, and would be of no use; left out"
+            print(f"tailrace: {source}: {told}", file=sys.stderr)
         beside = f", {kept} not: this host has them as young" if kept else ""
         print(f"{taken} of {count} records taken{beside}; running gateways see them with their next pass")
         return WELL if taken + kept == count else UNFIT
@@ -198,15 +201,18 @@ class Tool:
 
     def _bring(
         self, snapshot: Snapshot, records: Iterator[tuple[bytes, bytes]], known: Mapping[bytes, float]
-    ) -> tuple[int, int]:
-        """How many were taken, and how many were not because what is ``known`` was made no earlier."""
-        taken, kept, batch, size = 0, 0, list[tuple[bytes, bytes]](), 0
+    ) -> tuple[int, int, int]:
+        """How many were taken; how many were not because what is ``known`` was made no earlier, or because they were
+        made later than now: none of those is ever used, and they would stand before good ones."""
+        taken, kept, early, batch, size = 0, 0, 0, list[tuple[bytes, bytes]](), 0
         now = time.time()
         for name, held in itertools.chain(records, [(b"", b"")]):
-            record = unpacked(name, held) if name in known else None
-            if record is not None and record.made_at <= known[name]:
+            record = unpacked(name, held) if name else None
+            if record is not None and record.made_at > now + SKEW_SECONDS_MAX:
+                early += 1
+            elif record is not None and record.made_at <= known.get(name, -math.inf):
                 kept += 1
-            elif name:
+            elif record is not None:
                 batch.append((name, held))
                 size += len(held)
             is_full = len(batch) >= BATCH_RECORDS or size > self._options.generation_bytes_max // 16
@@ -216,7 +222,7 @@ class Tool:
                     print(f"tailrace: {self._folder}: {outcome}", file=sys.stderr)
                     break
                 taken, batch, size = taken + len(batch), [], 0
-        return taken, kept
+        return taken, kept, early
 
     def _patiently(self, snapshot: Snapshot, batch: Sequence[tuple[bytes, bytes]], now: float) -> str:
         """Write, after whoever is writing now."""

@@ -32,6 +32,7 @@ from gateway.copies import Copied, Copies, CopyRules, Pending, Standing
 from gateway.endpoint import NO_ENDPOINTS, Endpoint
 from gateway.learning import Home
 from gateway.purges import Purges
+from gateway.reads import Reads
 from gateway.route import Route
 from gateway.second import Shared, scope_of
 from gateway.sharing import WORD_BYTES, told_of
@@ -103,11 +104,13 @@ class Snapshots:
         self._calendar = Calendar(ticker, wall)
         self._clocks = Clocks(ticker, wall, lambda: around.secret(WORD_BYTES).hex().encode())
         self._words = depot.words
-        self._thread = depot.thread
+        self._writer = depot.writer
+        self._reads = Reads(depot.directory, depot.reader)
         self._closed = False
         self._writing: asyncio.Future[str] | None = None
         self._pass_bytes_max = min(BYTES_MAX, self.snapshot.options.generation_bytes_max // BYTES_SHARE)
         self._copied: dict[str, Copied] = {}
+        self._forgotten = 0  # of those that are copied no more
         self._facts: dict[tuple[str, str], tuple[ModelFacts, float]] = {}  # as written last, and when
         self._homes: Mapping[str, Home] = {}
         self._models: list[tuple[str, str, str]] = []
@@ -116,6 +119,7 @@ class Snapshots:
         self._purges: dict[str, Purges] = {}  # by source
         self._sources: list[str] = []
         self._rotations = 0
+        self._in_hands: list[Pending] = []
 
     @property
     def age(self) -> float:
@@ -124,13 +128,18 @@ class Snapshots:
 
     @property
     def waiting(self) -> int:
-        """Keys that are to be copied."""
-        return sum([len(each) for each in self._copied.values()])
+        """Keys that are to be copied; those that a pass has in its hands too."""
+        return len(self._in_hands) + sum([len(each) for each in self._copied.values()])
+
+    @property
+    def forgotten(self) -> int:
+        """Keys that found no room to wait in, from the start."""
+        return self._forgotten + sum([each.forgotten for each in self._copied.values()])
 
     async def open(self) -> None:
         """Look at what is there. Before anything is shared."""
         loop = asyncio.get_running_loop()
-        opening = loop.run_in_executor(self._thread, self.snapshot.open)
+        opening = loop.run_in_executor(self._writer, self.snapshot.open)
         done, _ = await asyncio.wait([opening], timeout=OPEN_SECONDS_MAX)
         if not done:
             self.snapshot.failures["timeout"] += 1
@@ -151,10 +160,11 @@ class Snapshots:
             if _is_copied(route.config.cache):
                 if route.copies is None:
                     self._share_route(name, route, config)
-                assert route.copied is not None
-                copied[f"routes/{name}"] = route.copied
-                if route.copied_rows is not None:
-                    copied[f"routes/{name}/rows"] = route.copied_rows
+                shelves = route.shelves
+                assert shelves.copied is not None
+                copied[f"routes/{name}"] = shelves.copied
+                if shelves.copied_rows is not None:
+                    copied[f"routes/{name}/rows"] = shelves.copied_rows
         for name, endpoint in endpoints.items():
             if _is_copied(endpoint.config.cache) and Step.SNAPSHOT in endpoint.steps:
                 if endpoint.copies is None:
@@ -168,10 +178,12 @@ class Snapshots:
                 held = table.copies
                 if not isinstance(held, RowCopies):
                     held = table.copies = RowCopies(
-                        name, table.config, self.snapshot, self._calendar, self._ticker
+                        name, table.config, self._reads, self._calendar, self._ticker
                     )
                     held.watch(table.near)
                 copied[f"tables/{name}"] = held
+        gone = [each for name, each in self._copied.items() if copied.get(name) is not each]
+        self._forgotten += sum([each.forgotten for each in gone])
         self._copied = copied
         self._purges = {name: each for name, each in self._purges.items() if name in copied or not each.is_told}
 
@@ -183,9 +195,8 @@ class Snapshots:
         seconds_max, trusts = float(cache.ttl) + float(cache.max_stale), cache.snapshot == "fresh"
         rules = CopyRules(f"routes/{name}", fingerprint, scope, seconds_max, trusts)
         standing = self._standing(rules)
-        by_row = route.rows is not None and route.features is None  # else their keys are known after a look-up alone
-        rows = Copies(standing, self.snapshot, AnswerRows()) if by_row else None
-        route.copy(Copies(standing, self.snapshot, Answers(name)), rows)
+        rows = Copies(standing, self._reads, AnswerRows()) if route.shelves.finds_rows else None
+        route.copy(Copies(standing, self._reads, Answers(name)), rows)
 
     def _share_endpoint(self, name: str, endpoint: Endpoint) -> None:
         cache = endpoint.config.cache
@@ -193,7 +204,7 @@ class Snapshots:
         fingerprint, seconds_max = fingerprint_of_endpoint(name, endpoint.config), float(cache.ttl + cache.max_stale)
         rules = CopyRules(f"endpoints/{name}", fingerprint, b"", seconds_max, trusts=False, is_watched=False)
         standing = self._standing(rules)
-        endpoint.copy(Copies(standing, self.snapshot, Pages()))
+        endpoint.copy(Copies(standing, self._reads, Pages()))
 
     def _standing(self, rules: CopyRules) -> Standing:
         """Of a route or endpoint that is new, or has another configuration: a purge that the disk has not taken yet is
@@ -203,19 +214,24 @@ class Snapshots:
         self._purges[source] = standing.purges
         return standing
 
-    def seed(self, config: Config, homes: Mapping[str, Home]) -> bool:
+    async def remembered(self, config: Config) -> dict[tuple[str, str], ModelFacts]:
+        """What the models of a configuration's routes said of themselves to an earlier process, by backend and name."""
+        now, found = self._calendar.now(), {}
+        for backend, model, _ in _models_of(config):
+            source, key = f"backends/{backend}", model.encode()
+            (good,) = await self._reads.read(FACTS, source, [key], _FACTS_TERMS, now, OPEN_SECONDS_MAX)
+            if good is not None:
+                found[backend, model] = good.value
+        return found
+
+    def seed(
+        self, config: Config, homes: Mapping[str, Home], remembered: Mapping[tuple[str, str], ModelFacts]
+    ) -> bool:
         """Tell the catalogs what models were, until they say so themselves; whether they were told anything."""
-        self._homes = homes
-        tiers = [tier for route in config.routes.values() for tier in route.tiers]
-        self._models = list(dict.fromkeys((tier.backend, tier.model, tier.version) for tier in tiers))
-        seeded = False
-        for backend, model, _ in self._models:
-            now = self._calendar.now()
-            found = self.snapshot.find(FACTS, f"backends/{backend}", model.encode(), _FACTS_TERMS, now)
-            if found is not None:
-                homes[backend].catalog.remember(model, found.value)
-                seeded = True
-        return seeded
+        self._homes, self._models = homes, _models_of(config)
+        for (backend, model), facts in remembered.items():
+            homes[backend].catalog.remember(model, facts)
+        return bool(remembered)
 
     async def begin(self) -> None:
         """Read what was purged, so that copies can be found; and go on from there."""
@@ -247,6 +263,7 @@ class Snapshots:
             await asyncio.wait([self._writing], timeout=seconds)
         for each in self._copied.values():
             each.again()
+        self._in_hands = []
         while (waiting := self.waiting) and (left := until - self._ticker()) > 0.0:
             copied = self.copied
             if await self.copy(asyncio.sleep, left) != "written":
@@ -254,26 +271,29 @@ class Snapshots:
             if (self.waiting, self.copied) == (waiting, copied):  # of a model that never said what it is
                 break
         await self._words.close()
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self._writer.shutdown(wait=False, cancel_futures=True)
         if self._writing is None or self._writing.done():
-            self.snapshot.close()
+            await self._reads.close()
 
     async def copy(self, sleep: Sleep, seconds: float = WRITE_SECONDS_MAX) -> str:
         """One pass; how it ended."""
         if self._writing is not None and not self._writing.done():
             outcome = "late"
         else:
-            pending = await self._made(sleep)
+            pending: list[Pending] = []
+            self._in_hands = pending
+            await self._make(pending, sleep)
             pending += self._facts_changed()  # those by which what was made is understood are with it
             outcome = await self._written(pending, sleep, seconds)
             is_done = outcome in ("written", "idle")
+            self._in_hands = []
             for each in self._copied.values():
                 each.written() if is_done else each.again()
             if is_done:
                 self.copied += len(pending)
             else:
                 self._facts.clear()
-            self.snapshot.settle()
+            self._reads.settle()
             if self.snapshot.rotations != self._rotations:
                 self._sweep()
         self.passes[outcome] += 1
@@ -291,30 +311,32 @@ class Snapshots:
             soon = is_well and self.waiting > RECORDS_MAX
             await sleep(min(interval, SOON_SECONDS) if soon else interval)
 
-    async def _made(self, sleep: Sleep) -> list[Pending]:
+    async def _make(self, pending: list[Pending], sleep: Sleep) -> None:
         """Some of what waits: of each a little at a time, so that nobody holds up the others."""
-        pending: list[Pending] = []
         size = 0
         began, idle = self._ticker(), False
         while not idle:
             idle = True
             for copied in self._copied.values():
-                for each in copied.take(TURN_RECORDS) if len(copied) else ():
+                taken = copied.take(TURN_RECORDS) if len(copied) else None
+                idle = idle and taken is None
+                for each in taken or ():
                     size += len(each.written)
                     pending.append(_sealed(each) if len(each.written) <= SEALED_HERE_MAX else each)
-                    idle = False
                 if len(pending) >= RECORDS_MAX or size >= self._pass_bytes_max:
-                    return pending
+                    return
                 if (spent := self._ticker() - began) >= TURN_SECONDS:
                     self.turn_seconds_max = max(self.turn_seconds_max, spent)
                     await sleep(0)
                     began = self._ticker()
-        return pending
 
     async def _written(self, pending: list[Pending], sleep: Sleep, seconds: float) -> str:
+        until = self._ticker() + seconds
         now, rule = self._calendar.now(), None if self._disk is None else self._disk()
         if rule is not None:
-            await sleep(rule.latency)
+            await sleep(min(rule.latency, seconds))
+            if rule.latency >= seconds:
+                return "late"
             if rule.error:
                 self.snapshot.failures[rule.error] += 1
                 return rule.error
@@ -325,9 +347,8 @@ class Snapshots:
                 sealed = [(name, rule.spoilt(written)) for name, written in sealed]
             return self.snapshot.write(sealed, now)
 
-        until = self._ticker() + seconds
         for _ in range(BUSY_TRIES):
-            self._writing = asyncio.get_running_loop().run_in_executor(self._thread, write)
+            self._writing = asyncio.get_running_loop().run_in_executor(self._writer, write)
             done, _ = await asyncio.wait([self._writing], timeout=max(0.0, until - self._ticker()))
             if not done:
                 return "late"
@@ -366,6 +387,12 @@ def snapshots_of(config: Config, around: Surroundings, faults: Faults | None) ->
     if config.snapshot is None:
         return None
     return Snapshots(config.snapshot, around, None if faults is None else faults.disk())
+
+
+def _models_of(config: Config) -> list[tuple[str, str, str]]:
+    """Backend, name and version of each, once."""
+    tiers = [tier for route in config.routes.values() for tier in route.tiers]
+    return list(dict.fromkeys((tier.backend, tier.model, tier.version) for tier in tiers))
 
 
 def _is_copied(cache: CacheConfig | None) -> bool:

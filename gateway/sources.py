@@ -14,7 +14,8 @@ from typing import Final
 
 import msgspec
 
-from gateway.config import ALLOW_ALL, Config
+from gateway.config import Config
+from gateway.config_server import ALLOW_ALL
 from gateway.consistency import between, doubts, said
 from gateway.schema import Reader
 

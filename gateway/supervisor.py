@@ -18,14 +18,19 @@ import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from time import monotonic
 from typing import Final
 
+import msgspec
 import structlog
 
-from gateway.config import Config, Server, parse_address
+from degrade.deadline import Ticker
+from gateway.address import parse_address
+from gateway.background import came
+from gateway.config import Config
+from gateway.config_server import Server
 from gateway.doors import certificates
 from gateway.doors.listener import ADMIN_CONNECTIONS_MAX, ADMIN_DRAIN_SECONDS, Listener, bind, listen, named
 from gateway.notes import TELLS_WHERE, Notebook
@@ -66,14 +71,26 @@ def backoff(failures: int) -> float:
     return float(min(BACKOFF_SECONDS_MAX, BACKOFF_SECONDS * 2.0 ** min(failures - 1, 16)))
 
 
+class Time(msgspec.Struct, frozen=True):
+    """``ticker``: monotonic seconds; workers have the same. ``came``: whether an event happens, waiting so many seconds
+    for it at most."""
+
+    ticker: Ticker = monotonic
+    came: Callable[[asyncio.Event, float], Awaitable[bool]] = came
+
+
+REAL: Final = Time()
+
+
 class Supervisor:
     """The workers of one gateway. ``command`` starts one, but for its number and addresses."""
 
-    def __init__(self, config: Config, reread: Reread, command: Sequence[str]) -> None:
+    def __init__(self, config: Config, reread: Reread, command: Sequence[str], time: Time = REAL) -> None:
         self._config = config
         self._reread = reread
         self._hung_up = asyncio.Event()
         self._command = tuple(command)
+        self._time = time
         self._stopping = asyncio.Event()
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._suspects = Suspects()
@@ -100,7 +117,7 @@ class Supervisor:
         listening: asyncio.Server | None = None
         try:
             sockets = [str(directory / f"worker-{worker}.sock") for worker in range(server.workers)]
-            fleet = Fleet(sockets, lambda: self._suspects.refused(monotonic()))
+            fleet = Fleet(sockets, lambda: self._suspects.refused(self._time.ticker()))
 
             async def take(config: Config) -> None:
                 await fleet.reload()  # it is in order: each worker reads it for itself
@@ -165,7 +182,7 @@ class Supervisor:
         """Start a worker, and again whenever it ends, until we are to stop."""
         failures = 0
         while not self._stopping.is_set():
-            began = monotonic()
+            began = self._time.ticker()
             process = await asyncio.create_subprocess_exec(
                 *self._command,
                 *arguments,
@@ -187,11 +204,10 @@ class Supervisor:
                 raise WorkerFailed(worker, code)
             fleet.departed(worker)
             self._blame(worker, code)
-            failures = 0 if monotonic() - began >= STEADY_SECONDS else failures + 1
+            failures = 0 if self._time.ticker() - began >= STEADY_SECONDS else failures + 1
             pause = backoff(failures)
             _log.error("worker ended", worker=worker, code=code, again_in_seconds=pause)
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stopping.wait(), pause)
+            await self._time.came(self._stopping, pause)
 
     def _blame(self, worker: int, code: int) -> None:
         """Suspect what a worker has died with, and let no worker do again what two have died of. One that ended of
@@ -199,8 +215,9 @@ class Supervisor:
         in_work = self._notebook.taken(worker)
         if not code:
             return
-        self._suspects.acquitted(self._notebook.answered())
-        for digest in self._suspects.died(in_work, monotonic()):
+        now = self._time.ticker()
+        self._suspects.acquitted(self._notebook.answered(), now)
+        for digest in self._suspects.died(in_work, now):
             _log.error("deadly request", digest=digest.hex(), deaths=DEATHS_MAX, refused_seconds=REFUSED_SECONDS)
         self._notebook.publish(self._suspects.known())
         if in_work:

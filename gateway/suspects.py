@@ -68,8 +68,9 @@ class Suspects:
             del self._deaths[oldest]
         return tuple(digest for digest in condemned if digest in self._until)
 
-    def acquitted(self, digests: Iterable[bytes]) -> None:
+    def acquitted(self, digests: Iterable[bytes], now: float) -> None:
         """These have been answered. Of what is condemned that says nothing: it was begun before."""
+        self.forgive(now)  # whose sentence is over may have been answered since
         for digest in digests:
             if digest not in self._until:
                 self._deaths.pop(digest, None)

@@ -6,8 +6,8 @@ so it is an old one whenever it is read of here, and it says its age.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import Final
 
 import msgspec
@@ -21,14 +21,17 @@ from degrade.calendar import Calendar
 from degrade.deadline import Ticker
 from degrade.record import Record, Terms, age, name_of, packed
 from gateway.config_tables import TableConfig
-from gateway.copies import FINGERPRINT_BYTES, KEYS_MAX, Pending, Records
+from gateway.copies import FINGERPRINT_BYTES, KEYS_MAX, LOOK_SECONDS_MAX, TURN_BYTES, Pending, Records
 from gateway.stores import bounds_of
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 DECIDING: Final = ("key", "ids", "shape", "dtype", "fields", "feast")
 """What of a table says which rows it has, and what their numbers mean; which server has it does not."""
 ROWS_AT_ONCE: Final = 128
-"""Read in one turn of the event loop: some 2 ms."""
+"""Read in one look: some 2 ms."""
+
+BESIDE_BYTES: Final = 256
+"""Of a record, with its place in a file, beside the row itself; more only of long ids."""
 
 Ids = NDArray[np.int64] | Sequence[bytes]
 Id = int | bytes
@@ -50,12 +53,15 @@ class RowCopies:
 
         self._source = f"tables/{name}"
         self._shape = tuple(config.shape)
+        self._row_bytes = row_bytes
         self._terms = Terms(_fingerprint(name, config), float(config.ttl) + float(config.max_stale), read)
         self._records = records
         self._calendar = calendar
         self._ticker = ticker
         self._near: NearTable | None = None
         self._journal: Journal[Id] = Journal(KEYS_MAX)
+        self._sweep: Iterator[bytes | None] | None = None
+        self._sweep_rows = 0
         self._taken: list[Id] = []
 
     def watch(self, near: NearTable) -> None:
@@ -71,33 +77,53 @@ class RowCopies:
         rows = np.zeros((len(ids), *self._shape), np.float32)
         there, ages = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.float64)
         until, now = self._ticker() + seconds, self._calendar.now()
-        for place, each in enumerate(ids.tolist() if isinstance(ids, np.ndarray) else ids):
-            if place % ROWS_AT_ONCE == ROWS_AT_ONCE - 1:
-                await asyncio.sleep(0)
-                if self._ticker() > until:
-                    break
-            found = self._records.find("feature", self._source, _key(each), self._terms, now)
-            if found is not None:
-                rows[place] = found.value.reshape(self._shape)
-                there[place], ages[place] = True, age(found.record, now)
+        keys = [_key(each) for each in (ids.tolist() if isinstance(ids, np.ndarray) else ids)]
+        for begin in range(0, len(keys), ROWS_AT_ONCE):
+            left = until - self._ticker()
+            if begin and left <= 0.0:
+                break
+            some = keys[begin : begin + ROWS_AT_ONCE]
+            seconds = min(LOOK_SECONDS_MAX, left)
+            told = await self._records.read("feature", self._source, some, self._terms, now, seconds)
+            for place, found in enumerate(told, begin):
+                if found is not None:
+                    rows[place] = found.value.reshape(self._shape)
+                    there[place], ages[place] = True, age(found.record, now)
         return rows, there, ages
 
     def __len__(self) -> int:
-        return len(self._journal)
+        return len(self._journal) + (self._sweep is not None)
 
-    def take(self, count: int) -> list[Pending]:
+    @property
+    def forgotten(self) -> int:
+        return self._journal.forgotten
+
+    def take(self, count: int) -> list[Pending] | None:
+        if self._near is None or not len(self):
+            return None
+        count = min(count, max(1, TURN_BYTES // self._row_bytes))
         taken = self._journal.take(count)
-        if self._near is None or not taken:
-            return []
+        taken += self._swept(count - len(taken))
         self._taken += taken
-        ids: Ids = np.array(taken, np.int64) if isinstance(taken[0], int) else [bytes(each) for each in taken]
-        gathered = self._near.peek(ids, self._ticker())
+        keys = [_key(each) for each in taken]
+        gathered = self._near.peek(keys, self._ticker())
         rows, now = np.asarray(gathered.rows, "<f4"), self._calendar.now()
         made = []
-        for each, row, state, old in zip(taken, rows, gathered.state.tolist(), gathered.age.tolist(), strict=True):
+        for key, row, state, old in zip(keys, rows, gathered.state.tolist(), gathered.age.tolist(), strict=True):
             if state not in (MISSING, ABSENT):
-                made.append(self._pending(_key(each), row.tobytes(), max(0.0, old), now))
+                made.append(self._pending(key, row.tobytes(), max(0.0, old), now))
         return made
+
+    def _swept(self, count: int) -> list[bytes]:
+        """What so many steps of the sweep find."""
+        if self._sweep is None or not count:
+            return []
+        steps = list(islice(self._sweep, min(count, self._sweep_rows)))
+        found = [key for key in steps if key is not None]
+        self._sweep_rows -= len(found)
+        if not steps:
+            self._sweep = None
+        return found
 
     def again(self) -> None:
         taken, self._taken = self._taken, []
@@ -107,7 +133,8 @@ class RowCopies:
         self._taken = []
 
     def sweep(self, bytes_max: int) -> None:
-        """Rows come again by themselves: each is read anew once its ttl is over."""
+        self._sweep = None if self._near is None else self._near.used()
+        self._sweep_rows = bytes_max // (self._row_bytes + BESIDE_BYTES)
 
     def _pending(self, key: bytes, row: bytes, old: float, now: float) -> Pending:
         record = Record("feature", self._source, key, self._terms.fingerprint, b"", now - old, now, row)
@@ -122,4 +149,5 @@ def _fingerprint(name: str, config: TableConfig) -> bytes:
 
 
 def _key(each: Id) -> bytes:
-    return each.to_bytes(8, "little", signed=True) if isinstance(each, int) else each
+    """A number and its digits are one key, as in the near cache: callers may give either."""
+    return b"%d" % each if isinstance(each, int) else each

@@ -16,7 +16,8 @@ from redis import Redis
 from redis.crc import key_slot
 
 from cache.stores.servers import SLOTS
-from examples.redisserver import RedisServer, free_ports
+from examples.ports import Held
+from examples.redisserver import RedisServer
 
 K = TypeVar("K", str, bytes)
 
@@ -40,7 +41,14 @@ class Watched:
     @property
     def master(self) -> RedisServer:
         """The one that the first Sentinel calls so."""
-        with self.sentinels[0].client() as client:
+        return self._named_by(self.sentinels[0])
+
+    def all_call(self, server: RedisServer) -> bool:
+        """Whether every Sentinel calls this one the master. One decides a failover; the others hear of it."""
+        return all(self._named_by(each) is server for each in self.sentinels)
+
+    def _named_by(self, sentinel: RedisServer) -> RedisServer:
+        with sentinel.client() as client:
             _, port = client.execute_command("SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE)
         return self.servers[int(port)]
 
@@ -114,7 +122,7 @@ def clustering() -> Iterator[Nodes]:
     """Nodes that know each other, and whose all slots are."""
     with contextlib.ExitStack() as stack:
         servers: list[RedisServer] = []
-        buses = free_ports(3)
+        buses = stack.enter_context(Held(3)).numbers
         for bus in buses:
             servers.append(stack.enter_context(RedisServer(_of_cluster(bus))))
         made = Nodes(servers)
@@ -143,8 +151,7 @@ def clustering() -> Iterator[Nodes]:
 @contextlib.contextmanager
 def joining(nodes: Nodes) -> Iterator[RedisServer]:
     """One more node, whom all know and who has no slot yet."""
-    (own,) = free_ports(1)
-    with RedisServer(_of_cluster(own)) as server, contextlib.ExitStack() as stack:
+    with Held() as bus_of_it, RedisServer(_of_cluster(*bus_of_it.numbers)) as server, contextlib.ExitStack() as stack:
         first, *others = [stack.enter_context(each.client()) for each in (*nodes.servers, server)]
         bus = first.config_get("cluster-port")["cluster-port"]
         others[-1].execute_command("CLUSTER", "MEET", nodes.servers[0].host, nodes.servers[0].port, int(bus))

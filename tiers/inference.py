@@ -272,6 +272,12 @@ class Provenance(msgspec.Struct, frozen=True, gc=False):
         """Whether any of it was made before it was asked for: only then an age is told (RFC 9111 section 5.1)."""
         return self.cache in ("hit", "stale") or self.rows_kept > 0
 
+    @property
+    def stand_in(self) -> str:
+        """The last step that put something in the place of what failed; "" if none did. Another replica's answer is the
+        one that was asked for."""
+        return next((step for step in reversed(self.steps) if step != Step.REPLICA.value), "")
+
 
 class Passed(msgspec.Struct, frozen=True):
     """Something that was passed over for its failure, and the ladder step that led on from it."""

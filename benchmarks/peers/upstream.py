@@ -23,6 +23,7 @@ from msgspec import Struct
 from benchmarks.native import program
 from benchmarks.scenarios import CACHE_BYTES_MAX, MODEL, WORK_MODEL
 from examples.child import Child
+from examples.ports import Held
 from examples.tritonserver import TritonEnvironment, TritonOptions, TritonServer, find_environment
 
 HERE: Final = Path(__file__).parent
@@ -93,8 +94,8 @@ def triton(*, response_cache: bool, environment: TritonEnvironment | None = None
 @contextmanager
 def static() -> Iterator[Upstream]:
     """native/echo.c: as fast as a server can be, and right. It says of itself what Triton says of MODEL."""
-    with tempfile.TemporaryDirectory(prefix="tailrace-bench-") as directory:
-        path, port = Path(directory, "facts"), free_port()
+    with tempfile.TemporaryDirectory(prefix="tailrace-bench-") as directory, Held() as held:
+        path, (port,) = Path(directory, "facts"), held.numbers
         path.write_bytes(records(FACTS))
         with listening([str(program("echo")), str(port), str(path)], directory, port) as group:
             yield Upstream(port, group)

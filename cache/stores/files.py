@@ -26,7 +26,18 @@ T = TypeVar("T")
 
 VALUE_BYTES_MAX: Final = 2 * 1024 * 1024
 NAME_BYTES: Final = 16
+FOLDER_MODE: Final = 0o700
+"""Nobody else of the host looks into what we make: what lies there may be anybody's answers."""
 _ENDS: Final = struct.Struct("<d")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, for our user alone; one that is there stays as it is. Raises
+    OSError."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(FOLDER_MODE, exist_ok=True)
 
 
 class FileStore:
@@ -50,7 +61,7 @@ class FileStore:
 
         def write() -> None:
             with mapped(self._folder):
-                self._folder.mkdir(parents=True, exist_ok=True)
+                make_folder(self._folder)
                 for key, value in pairs:
                     beside = self._path(key).with_suffix(f".{os.getpid()}")
                     beside.write_bytes(sealed(key, _ENDS.pack(ends) + value))

@@ -51,13 +51,15 @@ class Learning:
         self._tried_at = -1e9
         self._doubtful = True
         self._failure: StoreError | None = None
+        self._timed_out = False  # the last attempt did
 
     def doubt(self) -> None:
         """What was learnt may be wrong."""
         self._doubtful = True
 
     def age(self) -> float:
-        """Seconds since they were asked who told what is known; 0 if the last attempt found nobody to ask."""
+        """Seconds since they were asked who told what is known; 0 if the last attempt found nobody to ask. Time that
+        ran out once is no sign of that: it may have been this process that stood still, and the answer is there."""
         return 0.0 if self._failure is not None else asyncio.get_running_loop().time() - self._asked_at
 
     async def ready(self, seconds: float) -> None:
@@ -88,11 +90,13 @@ class Learning:
         try:
             await self._learn(seconds)
         except StoreError as error:
-            self._failure = StoreError(error.kind, str(error).partition(": ")[2])
+            if error.kind != "timeout" or self._timed_out:
+                self._failure = StoreError(error.kind, str(error).partition(": ")[2])
+            self._timed_out = error.kind == "timeout"
             self._doubtful = self._learnt_at < 0.0  # nobody knows better: what was known is tried again
         else:
             self._asked_at, self._learnt_at = asked_at, asyncio.get_running_loop().time()
-            self._doubtful, self._failure = False, None
+            self._doubtful, self._failure, self._timed_out = False, None, False
         finally:
             self._task = None
 

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from cache.memo import Memo
+from gateway.config import InputRule, Limits
 from gateway.problem import Refused, invalid
 from tiers.datatype import FLOATS, Misfit, Numbers, bytes_spans, numbers
 from tiers.facts import ModelFacts, TensorFact
@@ -40,6 +41,16 @@ class TensorRule(msgspec.Struct, frozen=True):
 
 
 Rules = Mapping[str, TensorRule]
+
+
+def rules_of(limits: Limits, inputs: Mapping[str, InputRule]) -> Rules:
+    """What a route's configuration says of values, by input."""
+    element_bytes_max = int(limits.element_bytes_max)
+    rules = {EVERY_INPUT: TensorRule(finite=False, element_bytes_max=element_bytes_max)}
+    for name, rule in inputs.items():
+        own = element_bytes_max if rule.element_bytes_max is None else int(rule.element_bytes_max)
+        rules[name] = TensorRule(rule.min, rule.max, rule.finite, own)
+    return rules
 
 
 class Validator:

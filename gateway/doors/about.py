@@ -31,7 +31,7 @@ async def metadata(route: Route, version: str, now: Ticker) -> dict[str, object]
     tiers cannot be asked."""
     no_version = Refused(not_found(f"Route {route.name} has no version {version}."))
     try:
-        facts = await route.facts(Deadline.after(now(), route.timeout), version)
+        facts = await route.learning.facts(Deadline.after(now(), route.timeout), version)
     except Rejected as error:
         raise no_version from error
     except UpstreamError as error:

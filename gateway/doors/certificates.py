@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 
-from gateway.config import Tls
+from gateway.config_server import Tls
 from gateway.doors.x509 import certificates_in
 
 Sleep = Callable[[float], Awaitable[None]]

@@ -12,9 +12,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from degrade.deadline import Ticker
+from gateway.address import parse_address
 from gateway.background import kept, sweep
 from gateway.codec.ndarray import plain_bytes_max
-from gateway.config import Config, Server, parse_address
+from gateway.config import Config
+from gateway.config_server import Server
 from gateway.doors.book import BookOptions
 from gateway.doors.certificates import RENEWAL_SECONDS, Certificates
 from gateway.doors.edge import EdgeConnection

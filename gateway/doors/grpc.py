@@ -31,7 +31,7 @@ from gateway.admission.forwarded import Origin
 from gateway.admission.quota import Verdict
 from gateway.codec import grpc as codec
 from gateway.codec.http import PASSED, parse_cache_control
-from gateway.config import Server, Switch
+from gateway.config_server import Server, Switch
 from gateway.doors.about import metadata, model_ready
 from gateway.doors.buffered import Held
 from gateway.doors.grpc_infer import Asking, Inferring

@@ -17,9 +17,10 @@ from google.protobuf.message import DecodeError
 from grpc import aio
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from gateway.address import Address
 from gateway.admission.auth import anonymous_name
 from gateway.codec.grpc import address_of, details, status_of
-from gateway.config import Address, Server, Tls
+from gateway.config_server import Server, Tls
 from gateway.doors.certificates import Certificates
 from gateway.doors.grpc import Context, GrpcDoor
 from gateway.doors.grpc_health import NAME, Deliver, Health

@@ -153,11 +153,11 @@ class Streaming:
     async def _passing(self, route: Route, sketch: Sketch) -> ModelFacts | None:
         """The facts of the route's model, if it answers in a way of its own. Raises Refused for an unknown version."""
         check_version(route, sketch.version)
-        facts = route.known_facts(sketch.version)
+        facts = route.learning.known(sketch.version)
         if facts is None:
             try:
                 within = Deadline.after(self._ports.ticker(), route.timeout)
-                facts = await route.facts(within.sooner(self._deadline), sketch.version)
+                facts = await route.learning.facts(within.sooner(self._deadline), sketch.version)
             except (UpstreamError, Rejected):
                 return None  # the pipeline says what that comes to
         return facts if facts.decoupled or facts.sequence else None

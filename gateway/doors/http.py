@@ -20,7 +20,7 @@ from multidict import CIMultiDict
 
 from gateway.admission.auth import Caller
 from gateway.codec.dialect import PROTOCOL
-from gateway.config import Server
+from gateway.config_server import Server
 from gateway.doors.about import metadata, model_ready
 from gateway.doors.buffered import Held
 from gateway.doors.exchange import LOOKED_UP_BYTES, body_too_large, recalled, refusal

@@ -23,7 +23,7 @@ from aiohttp.http_exceptions import LineTooLong
 from aiohttp.http_parser import HttpRequestParser, RawRequestMessage
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 
-from gateway.config import Address
+from gateway.address import Address
 from gateway.doors.certificates import Certificates
 from gateway.doors.handover import Owner
 from gateway.doors.handshakes import Handshakes

@@ -23,7 +23,7 @@ from gateway.admission.auth import Caller
 from gateway.admission.forwarded import Origin, Proxies
 from gateway.admission.quota import Verdict
 from gateway.codec import http as codec
-from gateway.config import Server
+from gateway.config_server import Server
 from gateway.doors.exchange import quota_fields
 from gateway.doors.onward import passed_on, withheld
 from gateway.doors.origin import origin_of

@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote
 
 import msgspec
 
-from gateway.config import Switch
+from gateway.config_server import Switch
 from gateway.problem import Refused, malformed
 
 Kind = Literal["live", "ready", "infer", "metadata", "model-ready", "stats", "model-other", "predict", "other"]

@@ -12,7 +12,7 @@ import msgspec
 from google.protobuf.message import DecodeError, Message
 from tritonclient.grpc import service_pb2
 
-from gateway.config import Switch
+from gateway.config_server import Switch
 from gateway.problem import Refused, malformed, too_large
 
 MESSAGE_BYTES_MAX: Final = 64 * 1024

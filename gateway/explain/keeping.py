@@ -47,11 +47,13 @@ class Disk:
         """Under their names."""
         self._records |= {name_of(each.kind, each.source, each.key): each for each in records}
 
-    def find(self, kind: str, source: str, key: bytes, terms: Terms[V], now: float) -> Good[V] | None:
-        """As the real one finds it."""
-        held = self._records.get(name_of(kind, source, key))
-        found = "" if held is None else judged(held, terms, now)
-        return None if isinstance(found, str) else found
+    async def read(
+        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, seconds: float
+    ) -> list[Good[V] | None]:
+        """As the real one reads it."""
+        held = [self._records.get(name_of(kind, source, key)) for key in keys]
+        found = ["" if each is None else judged(each, terms, now) for each in held]
+        return [None if isinstance(each, str) else each for each in found]
 
 
 class Words:
@@ -143,13 +145,13 @@ class Keeping:
         """All that was answered lies there now, on the disk as old as that."""
         for _ in range(QUIET_TURNS):  # until what waits to be left is
             await asyncio.sleep(0)
-        copied = self._route.copied
+        copied = self._route.shelves.copied
         if copied is None:
             return
         made_at = self._calendar.now() - age
-        for each in (copied, self._route.copied_rows):
-            taken = [] if each is None else each.take(TAKEN_MAX)
-            records = [msgspec.msgpack.decode(pending.written, type=Record) for pending in taken]
+        for each in (copied, self._route.shelves.copied_rows):
+            taken = None if each is None else each.take(TAKEN_MAX)
+            records = [msgspec.msgpack.decode(pending.written, type=Record) for pending in taken or ()]
             self._disk.keep([msgspec.structs.replace(each, made_at=made_at, written_at=made_at) for each in records])
         witness = copied.standing.witness
         if self._world.held("snapshot") == "fresh" and witness is not None:
@@ -187,9 +189,7 @@ class Keeping:
         seconds_max, trusts = float(cache.ttl) + float(cache.max_stale), cache.snapshot == "fresh"
         rules = CopyRules(f"routes/{self._route.name}", b"", b"", seconds_max, trusts)
         standing = Standing(rules, self._calendar, self._words, self._clocks())
-        rows = None
-        if self._route.rows is not None and self._route.features is None:
-            rows = Copies(standing, self._disk, AnswerRows())
+        rows = Copies(standing, self._disk, AnswerRows()) if self._route.shelves.finds_rows else None
         self._route.copy(Copies(standing, self._disk, Answers(self._route.name)), rows)
         await standing.purges.round()
         return standing

@@ -199,7 +199,7 @@ async def look(world: World, config: Config, name: str, crowds: int, seed: int) 
         await asyncio.gather(*(call(number) for number in others), return_exceptions=True)
 
     try:
-        await world.live(route.facts(Deadline.after(world.now, route.timeout)))
+        await world.live(route.learning.facts(Deadline.after(world.now, route.timeout)))
         await world.live(keeping.begin())
         await _prepare(world, route, tables, call, keeping, _request(settings, 0))
         world.ill = True

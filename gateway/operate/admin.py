@@ -210,6 +210,7 @@ def reloaded(outcome: Outcome | None) -> web.Response:
 
 
 def _route_status(route: Watched) -> dict[str, object]:
+    copies = route.copies
     return {
         "epoch": route.epoch,
         "tiers": route.asks,
@@ -217,7 +218,7 @@ def _route_status(route: Watched) -> dict[str, object]:
         "cache": _shelf_status(route.cache),
         "rows": _shelf_status(route.row_cache),
         "second": None if route.second is None else {"state": route.second.state, **route.second.counts},
-        "snapshot": None if route.copies is None else {"state": route.copies.state, **route.copies.outcomes},
+        "snapshot": None if copies is None else {"state": copies.state, "lookups": dict(copies.outcomes)},
     }
 
 

@@ -172,7 +172,7 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
     yield Gauge("tailrace_snapshot_bytes_max", "The bound on them.", (), one(lambda: snapshot.options.bytes_max))
     yield Gauge("tailrace_snapshot_records", "In the last generation.", (), one(lambda: snapshot.records))
     yield Gauge("tailrace_snapshot_generations", "That are read.", (), one(lambda: snapshot.generations))
-    yield Gauge("tailrace_snapshot_waiting", "Keys that are to be copied.", (), one(lambda: snapshots.waiting))
+    yield Gauge("tailrace_snapshot_waiting", "Keys to be copied, or in a pass.", (), one(lambda: snapshots.waiting))
     yield Gauge(
         "tailrace_snapshot_turn_seconds_max",
         "The longest turn of the event loop that a pass took.",
@@ -181,16 +181,23 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
     )
     passes = "Passes, by how they ended."
     yield Gauge("tailrace_snapshot_passes", passes, ("outcome",), by_word(snapshots.passes), counter=True)
+    lost = "Keys that found no room to wait in, because passes are too slow: they are copied when they are made anew."
+    yield Gauge("tailrace_snapshot_forgotten", lost, (), one(lambda: snapshots.forgotten), counter=True)
     copied = "Records written."
     yield Gauge("tailrace_snapshot_copied", copied, (), one(lambda: snapshots.copied), counter=True)
     failures = "What the disk did not do, by kind."
     yield Gauge("tailrace_snapshot_failures", failures, ("kind",), by_word(snapshot.failures), counter=True)
     rejected = "Records that were not used, by reason."
     yield Gauge("tailrace_snapshot_rejected", rejected, ("reason",), by_word(snapshot.rejected), counter=True)
-    aside = "Generations that were put aside, by reason."
+    lying = "Damaged files that were put aside, and lie in quarantine until they are pruned or their room is needed."
+    yield Gauge("tailrace_snapshot_quarantine_files", lying, (), one(lambda: snapshot.aside))
+    aside = "Generations that this process has put aside, by reason."
     yield Gauge("tailrace_snapshot_quarantined", aside, ("reason",), by_word(snapshot.quarantined), counter=True)
-    found = "Answers looked for: fresh, stale (of other models), unknown (nobody can tell) or absent."
-    yield Gauge("tailrace_snapshot_found", found, ("route", "outcome"), of_copies, counter=True)
+    looked = (
+        "Look-ups of an answer's or a row's copy: fresh, stale (of other models), unknown (nobody can tell) or absent. "
+        "A request makes several on its way: they are no requests."
+    )
+    yield Gauge("tailrace_snapshot_lookups", looked, ("route", "outcome"), of_copies, counter=True)
 
 
 def lane_gauges(lane: EdgeLane) -> Iterator[Gauge]:

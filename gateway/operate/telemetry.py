@@ -113,6 +113,7 @@ class Telemetry:
         self._collapsed: dict[Labels, int] = defaultdict(int)
         self._refusals: dict[Labels, int] = defaultdict(int)
         self._degraded: dict[Labels, int] = defaultdict(int)
+        self._stood_in: dict[Labels, int] = defaultdict(int)
         self._tier_rows: dict[Labels, int] = defaultdict(int)
         self._fills: dict[Labels, int] = defaultdict(int)
         self._escalated: dict[Labels, int] = defaultdict(int)
@@ -132,6 +133,8 @@ class Telemetry:
             self._rows_kept[(route,)] += provenance.rows_kept
         if provenance.collapsed:
             self._collapsed[(route,)] += 1
+        if provenance.steps and (step := provenance.stand_in):
+            self._stood_in[route, step] += 1
 
     def recalled(self, route: str, seconds: float) -> None:
         """A request got a fresh answer by its bytes, and the door wrote it: all that is counted of it at once."""
@@ -213,7 +216,10 @@ class Telemetry:
             self._collapsed,
         )
         yield _counter("tailrace_refusals", "Problem documents sent, by slug.", ("route", "problem"), self._refusals)
-        yield _counter("tailrace_degraded", "Ladder steps taken.", ("route", "failure", "step"), self._degraded)
+        taken = "Ladder steps taken, also those that did not help: a request takes several, or one for many who wait."
+        yield _counter("tailrace_degraded", taken, ("route", "failure", "step"), self._degraded)
+        stood = "Answers in which something stood in for what failed, each once, by the last step that did."
+        yield _counter("tailrace_stood_in", stood, ("route", "step"), self._stood_in)
         yield _counter("tailrace_fills", "Runs of the cascade, or answers of a server.", ("route",), self._fills)
         yield _counter(
             "tailrace_tier_rows",

@@ -109,17 +109,17 @@ def ask(port: int, directory: Path, picking: Picking, fields: str = "", answer: 
     made = command(
         program=program("ask"), port=port, files=files, picking=picking, connections=4, seconds=0.2, cores=(0,)
     )
-    return run(made[3:], 5.0)  # on any core
+    return run(made[3:], 60.0)  # on any core
 
 
 @pytest.mark.parametrize(
     "picking",
     [
-        Picking(),
-        Picking(pick="next", first=5),
-        Picking(pick="some", count=100),
-        Picking(pick="zipf", count=100, fresh=0.5, fresh_first=100),
-        Picking(heads=30),
+        Picking(requests=FEW),
+        Picking(pick="next", requests=FEW, first=5),
+        Picking(pick="some", requests=FEW, count=100),
+        Picking(pick="zipf", requests=FEW, count=100, fresh=0.5, fresh_first=100),
+        Picking(requests=FEW, heads=30),
         Picking("next", requests=2 * FEW),
     ],
     ids=lambda picking: f"{picking.pick}-{picking.heads}",

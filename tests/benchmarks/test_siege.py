@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 from benchmarks.crowd import main
@@ -29,3 +31,11 @@ async def test_another_answer_than_the_first_is_wrong() -> None:
 
     with pytest.raises(Wrong):
         await p99([ask], 5.0)
+
+
+async def test_who_is_answered_only_when_the_time_is_over_is_measured_too() -> None:
+    async def ask() -> bytes:
+        await asyncio.sleep(0.01)
+        return b"a"
+
+    assert await p99([ask, ask], 0.0) > 9_000.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -98,3 +99,13 @@ async def test_a_disk_that_hangs_costs_its_time_once(store: FileStore) -> None:
     await store.close()
     with pytest.raises(StoreError, match="closed"):
         await store.get_many([b"a"], 60.0)
+
+
+async def test_its_folder_is_for_our_user_alone(store: FileStore, tmp_path: Path) -> None:
+    before = os.umask(0o022)
+    try:
+        await store.put_many([(b"a", b"1")], None, 5.0)
+        assert (tmp_path / "words").stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)
+        await store.close()

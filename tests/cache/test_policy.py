@@ -109,6 +109,42 @@ def test_a_policy_is_a_map_that_forgets_aloud(name: str, steps: list[tuple[str, 
     assert policy.bytes_max == BYTES_MAX
 
 
+@pytest.mark.parametrize("name", POLICIES)
+@given(operations)
+def test_a_walk_goes_on_and_ends_whatever_comes_and_goes(name: str, steps: list[tuple[str, int, int]]) -> None:
+    policy: Bounded[int] = Bounded(BYTES_MAX, POLICIES[name](BYTES_MAX))
+    hold(policy, *range(16))
+    assert sorted(node.key for node in policy.walk()) == sorted(map(key, range(16)))
+    seen = [key(number) for number in range(16)]
+    walk = policy.walk()
+    given_out = 0
+    for operation, number, size in steps:
+        if operation == "put":
+            policy.put(key(number), number, size)
+        elif operation == "get":
+            use(policy, key(number))
+        elif operation == "resize" and (node := policy.node(key(number))) is not None:
+            policy.resize(node, size)
+        elif operation == "pop":
+            policy.pop(key(number))
+        elif operation == "clear":
+            policy.clear()
+        if (found := next(walk, None)) is not None:
+            given_out += 1
+            assert found.key in seen
+    assert given_out + sum(1 for _ in walk) <= 2 * BYTES_MAX  # each of two queues has so many at most
+
+
+def test_a_walk_over_what_is_used_all_the_time_ends() -> None:
+    policy: Bounded[int] = Bounded(3, Lru(3))
+    hold(policy, 1, 2, 3)
+    met = []
+    for node in policy.walk():  # each use makes it the newest
+        met.append(node.value)
+        use(policy, node.key)
+    assert met == [3, 2, 3]
+
+
 @given(operations)
 def test_lru_evicts_as_a_list_in_order_of_use_does(steps: list[tuple[str, int, int]]) -> None:
     policy: Bounded[int] = Bounded(BYTES_MAX, Lru(BYTES_MAX))

@@ -27,31 +27,33 @@ from tests.redises import loading, slow
 
 SECONDS = 0.1
 """What a call may take here."""
-LATE = 2.0
+PATIENT_SECONDS = 10.0
+"""The same where an answer of whatever kind comes at once: on a busy machine, too, that answer is what is told of."""
+LATE = 20.0
 """By how much a busy machine may be late; what it is compared with never ends by itself."""
+ENDLESS = 600.0
 
 
-async def fails(store: Guarded, kind: str) -> float:
-    """One read that fails in time, for this reason; how long it took."""
+async def fails(store: Guarded, kind: str) -> None:
+    """One read that fails in time, for this reason."""
+    seconds = SECONDS if kind == "timeout" else PATIENT_SECONDS
     started = time.monotonic()
     with pytest.raises(StoreError) as failed:
-        await store.get_many([b"k"], SECONDS)
-    took = time.monotonic() - started
+        await store.get_many([b"k"], seconds)
     assert failed.value.kind == kind
-    assert took < SECONDS + LATE
-    return took
+    assert time.monotonic() - started < seconds + LATE
 
 
 async def read(store: Guarded, value: bytes) -> bool:
     with contextlib.suppress(StoreError):
-        return await store.get_many([b"k"], SECONDS) == [value]
+        return await store.get_many([b"k"], PATIENT_SECONDS) == [value]
     return False
 
 
-def guarded(store_at: StoreAt, url: str) -> Guarded:
-    options = RedisOptions(connect_seconds=SECONDS)
+def guarded(store_at: StoreAt, url: str, seconds: float = PATIENT_SECONDS) -> Guarded:
+    options = RedisOptions(connect_seconds=seconds)
     breaker = Breaker(STORE_BREAKER)
-    return Guarded(store_at(url, None, options), breaker, time.monotonic, TurnstileOptions(trial_seconds=SECONDS))
+    return Guarded(store_at(url, None, options), breaker, time.monotonic, TurnstileOptions(trial_seconds=seconds))
 
 
 async def recovers(store: Guarded, kind: str, server: RedisServer, mend: Callable[[], None]) -> None:
@@ -107,7 +109,7 @@ async def test_back_after_an_outage_while_nobody_called(own_redis: RedisServer, 
 
 
 async def test_hung(own_redis: RedisServer, store_at: StoreAt) -> None:
-    store = guarded(store_at, own_redis.url)
+    store = guarded(store_at, own_redis.url, SECONDS)
     assert await store.get_many([b"k"], 10.0) == [None]
     own_redis.pause()
     await recovers(store, "timeout", own_redis, own_redis.resume)
@@ -115,11 +117,11 @@ async def test_hung(own_redis: RedisServer, store_at: StoreAt) -> None:
 
 async def test_hung_before_the_first_call(own_redis: RedisServer, store_at: StoreAt) -> None:
     own_redis.pause()
-    await recovers(guarded(store_at, own_redis.url), "timeout", own_redis, own_redis.resume)
+    await recovers(guarded(store_at, own_redis.url, SECONDS), "timeout", own_redis, own_redis.resume)
 
 
 async def test_busy_for_two_seconds(own_redis: RedisServer, store_at: StoreAt) -> None:
-    store = guarded(store_at, own_redis.url)
+    store = guarded(store_at, own_redis.url, SECONDS)
     assert await store.get_many([b"k"], 10.0) == [None]
     _, writer = await asyncio.open_connection(own_redis.host, own_redis.port)
     writer.write(b"DEBUG SLEEP 2\r\n")
@@ -146,16 +148,16 @@ async def recovers_later(store: Guarded, server: RedisServer) -> None:
     await store.close()
 
 
-async def test_every_answer_takes_two_seconds(own_redis: RedisServer, store_at: StoreAt) -> None:
+async def test_no_answer_comes_in_time(own_redis: RedisServer, store_at: StoreAt) -> None:
     quick = asyncio.Event()
-    async with slow(own_redis, quick) as way:
-        store = guarded(store_at, way.url)
+    async with slow(own_redis, quick, ENDLESS) as way:
+        store = guarded(store_at, way.url, SECONDS)
         await recovers(store, "timeout", own_redis, quick.set)
 
 
 async def test_many_callers_of_a_slow_server_each_keep_their_time(own_redis: RedisServer, store_at: StoreAt) -> None:
     """Without a breaker too: a thousand wait, none for longer than it said, and no more connections than allowed."""
-    async with slow(own_redis, asyncio.Event()) as way:
+    async with slow(own_redis, asyncio.Event(), ENDLESS) as way:
         store = store_at(way.url, None, RedisOptions(connect_seconds=SECONDS))
         started = time.monotonic()
         calls = (store.get_many([b"k%d" % each], SECONDS) for each in range(1000))

@@ -7,7 +7,9 @@ import contextlib
 import time
 
 import pytest
+from msgspec import structs
 
+from cache.stores import learning
 from cache.stores.learning import LearnOptions
 from cache.stores.redis import RedisOptions
 from cache.stores.store import StoreError
@@ -78,12 +80,16 @@ async def test_a_failover_under_load(watched: Watched, store_at: StoreAt) -> Non
     await until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, what="an end of all that was begun")
 
 
-async def test_a_planned_failover_is_known_of_in_time(watched: Watched, store_at: StoreAt) -> None:
+async def test_a_planned_failover_is_known_of_in_time(
+    watched: Watched, store_at: StoreAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The old master lives on, answers pings and hears nothing of what is written to the new one: by the time that the
-    table is said to be coherent as of that write, it has been distrusted, or the write has been heard of."""
-    within = QUICK.silence_seconds_max
-    store = store_at(watched.url, None, RedisOptions(learn=LearnOptions(within / 4, within)))
-    async with listening(store.masters) as heard:
+    table is said to be coherent as of that write, it has been distrusted, or the write has been heard of. The one
+    Sentinel that may know of it yet is waited for here, however busy the machine."""
+    monkeypatch.setattr(learning, "HEAD_START_SECONDS", 60.0)
+    options = structs.replace(QUICK, silence_seconds_max=4.0)
+    store = store_at(watched.url, None, RedisOptions(learn=LearnOptions(0.1, options.silence_seconds_max)))
+    async with listening(store.masters, options) as heard:
         await heard.live()
         old, before = watched.master, heard.distrusts
         with watched.sentinels[0].client() as client:
@@ -147,3 +153,23 @@ async def test_who_is_no_master_any_more_is_not_read_from(watched: Watched, stor
     await until(refuses, what="a refusal to read from a replica")
     for each in watched.sentinels:
         each.resume()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "believed"), [(["timeout"], False), (["timeout"] * 2, True), (["unreachable"], True)]
+)
+async def test_who_ran_out_of_time_once_asks_again_before_it_believes_untold(kinds: list[str], believed: bool) -> None:
+    """A gateway that stood still for as long as a question may take has heard no Sentinel either."""
+    outcomes = iter(["", *kinds, ""])
+
+    async def learn(seconds: float) -> None:
+        await asyncio.sleep(0.001)
+        if kind := next(outcomes):
+            raise StoreError(kind, "no Sentinel")
+
+    learning_it = learning.Learning(learn, LearnOptions(0.0, 1.0))
+    for _ in range(1 + len(kinds)):
+        await learning_it._run(1.0)
+    assert (learning_it.age() == 0.0) is believed
+    await learning_it._run(1.0)
+    assert 0.0 < learning_it.age() < 1.0

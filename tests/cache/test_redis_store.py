@@ -12,7 +12,8 @@ from cache.stores.merge import MergeOptions
 from cache.stores.node import Tls
 from cache.stores.redis import KEYS_OF_A_COMMAND_MAX, Hashes, RedisOptions
 from cache.stores.store import StoreError
-from examples.redisserver import RedisServer, free_ports
+from examples.ports import Held
+from examples.redisserver import RedisServer
 from tests.cache.conftest import StoreAt
 
 SECONDS = 10.0
@@ -130,10 +131,9 @@ async def test_a_user_and_a_database(own_redis: RedisServer, store_at: StoreAt) 
 async def test_tls_with_certificates_on_both_sides(pem: object, store_at: StoreAt) -> None:
     files = pem  # tests/conftest.py: Pem
     ca, certificate, key = (Path(getattr(files, name)) for name in ("ca", "certificate", "key"))
-    tls_port = free_ports()[0]
-    with RedisServer(
-        [f"tls-port {tls_port}", f"tls-cert-file {certificate}", f"tls-key-file {key}", f"tls-ca-cert-file {ca}"]
-    ):
+    certified = [f"tls-cert-file {certificate}", f"tls-key-file {key}", f"tls-ca-cert-file {ca}"]
+    with Held() as held, RedisServer([f"tls-port {held.numbers[0]}", *certified]):
+        (tls_port,) = held.numbers
         url = f"rediss://127.0.0.1:{tls_port}/0"
         shown = RedisOptions(Tls(str(ca), str(certificate), str(key)), connect_seconds=SECONDS)
         store = store_at(url, None, shown)

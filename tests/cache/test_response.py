@@ -9,7 +9,7 @@ from cache.bounded import Bounded
 from cache.digest import Key
 from cache.entry import Entry, Freshness
 from cache.policy import POLICIES, Lru, S3Fifo
-from cache.response import ResponseCache
+from cache.response import PASSED_MAX, ResponseCache
 
 BYTES_MAX = 100
 TTL = 10.0
@@ -47,6 +47,16 @@ def test_an_entry_is_found_as_it_ages(cache: ResponseCache[str, bytes]) -> None:
         assert found.freshness is freshness
     assert cache.find(KEY, 15.1) is None
     assert cache.entries == cache.bytes_used == cache.evictions == 0  # dead: removed, not evicted
+
+
+def test_those_used_come_in_steps_that_are_not_long() -> None:
+    count = 3 * PASSED_MAX
+    cache: ResponseCache[str, bytes] = ResponseCache(Bounded(count, S3Fifo(count)))
+    for number in range(count):
+        stored(cache, an_entry(size=1), number)
+    used = count - PASSED_MAX - 1
+    cache.find(Key(digest(used), 1), 0.0)
+    assert list(cache.used()) == [None, digest(used), None]
 
 
 def test_another_epoch_finds_it_stale_at_once_until_a_newer_one_replaces_it(

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cache.table import ABSENT, FRESH, MISSING, STALE, Lives, NearTable, TableShape
+from cache.table import ABSENT, FRESH, MISSING, SLOTS_AT_ONCE, STALE, Lives, NearTable, TableShape
 
 SEED = b"a test's"
 LIVES = Lives(ttl=10, max_stale=100, negative_ttl=5)
@@ -327,3 +327,32 @@ def test_undisturbed_fills_stay_fresh() -> None:
     near.invalidate(keys[:10] + 10**6)
     near.put(keys, np.zeros((1_000, 2, 3), np.float32), 0.0, ticket)
     assert (near.find(keys, 0.0).state == FRESH).sum() >= 970
+
+
+@pytest.mark.parametrize("key_width", [0, 2])
+def test_those_that_are_used_come_the_most_used_first_and_in_steps(key_width: int) -> None:
+    near = table(TableShape(2**20, "float32", (2, 3), key_width))
+    count = 4 * SLOTS_AT_ONCE
+    assert near.capacity > count
+    near.put(ids(*range(count)), vectors(*range(count)), 100.0, near.ticket())
+    for number, times in {7: 1, 1500: 3, 8: 9, 2047: 2}.items():
+        for _ in range(times):
+            near.find(ids(number), 101.0)
+    steps = list(near.used())
+    assert [key for key in steps if key is not None] == [b"8", b"1500", b"2047", b"7"]
+    assert steps.count(None) == 3 * -(-near.capacity // SLOTS_AT_ONCE)
+
+
+def test_rows_may_come_and_go_while_somebody_walks() -> None:
+    near = table(TableShape(TableShape(1, "float32", (2, 3)).bytes_min, "float32", (2, 3)))
+    near.put(ids(*range(20)), vectors(*range(20)), 100.0, near.ticket())
+    near.find(ids(*range(20)), 100.0)
+    walk, met = near.used(), []
+    for number in range(10_000):
+        near.put(ids(number), vectors(number), 100.0, near.ticket())
+        near.find(ids(number), 100.0)
+        if (key := next(walk, b"")) == b"":
+            break
+        met.append(key)
+    assert b"19" in met
+    assert len(met) <= 3 * (near.capacity + 1)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cache.words import LEAST, hashing, words
+from cache.words import LEAST, hashing, keys_of, words
 
 SEED = b"a test's"
 short = st.binary(max_size=23) | st.sampled_from([b"", b"\x00", b"\x01", b"\x01\x00", b"a", b"a\x00", b"a\x01"])
@@ -21,6 +21,12 @@ def test_byte_strings_have_equal_words_exactly_when_they_are_equal(one: bytes, o
     assert (found[0] == found[1]).all() == (one == other)
     hashes = hashing(width, SEED)(found)
     assert (hashes[0] == hashes[1]) == (one == other)
+
+
+@given(st.lists(short, max_size=8), st.lists(st.integers(-(2**63), 2**63 - 1), max_size=8))
+def test_words_lead_back_to_their_keys(keys: list[bytes], numbers: list[int]) -> None:
+    assert keys_of(words(keys, 3)[0], 3) == keys
+    assert keys_of(words(np.array(numbers, np.int64), 0)[0], 0) == [b"%d" % number for number in numbers]
 
 
 @given(st.lists(st.binary(max_size=20), max_size=8))

@@ -44,6 +44,9 @@ def test_the_highest_signal_decides() -> None:
     life = Life()
     life.go(0.3, Signals(queue=0.1, shed=0.3, lag=0.5))
     assert (life.machine.level, life.turns[0].reason) == (3, "shed")
+    life = Life()
+    life.go(0.3, Signals(queue=0.3, shed=0.1, lag=0.5))
+    assert (life.machine.level, life.turns[0].reason) == (2, "queue"), "of those that ask alike the first is told"
 
 
 def test_a_moments_peak_changes_nothing() -> None:
@@ -59,8 +62,14 @@ def test_up_goes_to_what_was_asked_for_all_the_time() -> None:
     life.go(0.1, Signals(queue=1.0))
     life.go(0.2, Signals(queue=0.3))
     assert life.machine.level == 2
-    life.go(0.3, Signals(queue=1.0))
+    life.go(0.2, Signals(queue=1.0))
+    assert life.machine.level == 2, "what was asked for before says nothing of more"
+    life.go(0.1, Signals(queue=1.0))
     assert life.machine.level == 4
+    life = Life()
+    life.go(0.2, Signals(queue=0.3))
+    life.go(0.1, Signals(queue=1.0))
+    assert life.machine.level == 2
 
 
 def test_down_is_a_level_at_a_time_and_within_five_seconds_of_the_end() -> None:
@@ -72,7 +81,7 @@ def test_down_is_a_level_at_a_time_and_within_five_seconds_of_the_end() -> None:
     assert [(turn.before, turn.after, turn.reason) for turn in downs] == [
         (4, 3, "calm"), (3, 2, "calm"), (2, 1, "calm"), (1, 0, "calm"),
     ]  # fmt: skip
-    assert all(turn.at - before.at >= OPTIONS.down for before, turn in pairwise(downs))
+    assert all(turn.at - before.at == pytest.approx(OPTIONS.down) for before, turn in pairwise(downs))
     assert downs[-1].at - ended <= 5.0
 
 
@@ -87,6 +96,15 @@ def test_a_signal_within_the_margin_keeps_the_level() -> None:
     assert life.machine.level == 3
     life.go(0.3, Signals())
     assert life.machine.level == 2
+
+
+def test_a_moments_peak_above_the_level_ends_the_calm() -> None:
+    life = Life()
+    life.go(0.3, Signals(queue=0.5))
+    life.go(0.9, Signals())
+    life.go(0.1, Signals(queue=1.0))
+    life.go(0.9, Signals())
+    assert life.machine.level == 3
 
 
 def test_a_number_that_is_none_asks_for_nothing() -> None:

@@ -41,6 +41,8 @@ def test_a_record_comes_back_as_it_was() -> None:
         (changed(made_at=math.nan), "clock"),
         (changed(made_at=NOW - 40, written_at=NOW), "purged"),
         (changed(made_at=NOW - 39, written_at=NOW), ""),
+        (changed(made_at=NOW - 30, written_at=NOW + 30), ""),
+        (changed(made_at=NOW - 30, written_at=NOW + 31), "age"),
         (changed(fingerprint=b"other", made_at=NOW - 100, payload=b""), "fingerprint"),
     ],
 )
@@ -66,6 +68,20 @@ def test_no_record_lies_under_anothers_name() -> None:
     assert unpacked(moved, seal(moved, packed(GOOD))) is None, "sealed there, and still another's"
 
 
+def test_who_something_is_of_is_part_of_its_name() -> None:
+    parts = [("ab", "c", b"d"), ("a", "bc", b"d"), ("a", "b", b"cd"), ("a", "bcd", b""), ("abcd", "", b"")]
+    assert len({name_of(*each) for each in parts}) == len(parts)
+
+
+def test_what_is_larger_than_a_record_may_be_is_nothing() -> None:
+    """However small it lies there: it is compressed."""
+    for more, is_there in ((0, True), (64 * 1024, False)):
+        record = changed(payload=bytes(PAYLOAD_BYTES_MAX + more))
+        held = seal(name(record), packed(record))
+        assert len(held) < 64 * 1024
+        assert (unpacked(name(record), held) is not None) is is_there
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b + b"\0", lambda _: b"", lambda b: bytes(len(b))])
 def test_what_is_not_whole_is_nothing(damage: Callable[[bytes], bytes]) -> None:
     assert unpacked(name(GOOD), damage(seal(name(GOOD), packed(GOOD)))) is None
@@ -78,7 +94,10 @@ def test_what_is_sealed_and_no_record_is_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("found", "declared", "share", "is_wrong"),
-    [(100, 100, 0.01, False), (99, 100, 0.01, False), (98, 100, 0.01, True), (0, 0, 0.01, False), (1, 0, 0.01, True)],
+    [
+        (100, 100, 0.01, False), (99, 100, 0.01, False), (98, 100, 0.01, True), (148, 150, 0.01, True),
+        (0, 0, 0.01, False), (1, 0, 0.01, True),
+    ],
 )
 def test_a_count_may_differ_by_its_share(found: int, declared: int, share: float, is_wrong: bool) -> None:
     assert drifted(found, declared, share) is is_wrong

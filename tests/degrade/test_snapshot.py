@@ -17,12 +17,13 @@ from pathlib import Path
 import pytest
 
 from cache.stores.store import StoreError
+from degrade import generation as module
 from degrade import inspection
 from degrade.directory import LOCKS_LEFT, announce, announced, generations, locked, number_of, path_of, remove
-from degrade.generation import Generation
+from degrade.generation import Generation, Pairs
 from degrade.inspection import InspectionOptions, inspect
 from degrade.record import Record, Terms, name_of, packed, seal
-from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
+from degrade.snapshot import GENERATIONS_MAX, QUARANTINE, Snapshot, SnapshotOptions, pruned
 
 NOW = 1_000_000.0
 OPTIONS = SnapshotOptions(bytes_max=6 * 2**20, inspection_seconds_max=60.0)
@@ -111,6 +112,113 @@ def test_generations_follow_each_other_within_the_bound(make: Make) -> None:
     assert not snapshot.failures
 
 
+def test_there_are_never_more_files_than_a_look_up_may_ask(make: Make) -> None:
+    """However small they are: what was put aside counts too, and goes first."""
+    snapshot = make(SnapshotOptions(bytes_max=64 * 2**20, generations=512, inspection_seconds_max=60.0))
+    aside = snapshot.folder / QUARANTINE
+    aside.mkdir(parents=True)
+    for number in range(1, 4):
+        (aside / f"{number:010d}.empty.mdb").touch()
+    for turn in range(GENERATIONS_MAX + 4):
+        assert snapshot.write([record(turn, os.urandom(70_000))], NOW) == "written"
+        snapshot.settle()
+        assert len(generations(snapshot.folder)) + len(list(aside.iterdir())) <= GENERATIONS_MAX
+    assert snapshot.rotations == turn + 1
+    assert snapshot.generations == len(generations(snapshot.folder)) == GENERATIONS_MAX
+    assert [found(snapshot, key) is not None for key in range(turn + 1)] == [False] * 4 + [True] * GENERATIONS_MAX
+    assert not snapshot.failures
+
+
+def held(snapshot: Snapshot) -> list[int]:
+    """The generations that this process has open, by its file descriptors: those that have gone too."""
+    folder = f"{snapshot.folder}/"
+    names = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    ours = [Path(name.removesuffix(" (deleted)")) for name in names if name.startswith(folder)]
+    return sorted({number_of(path) for path in ours if path.suffix == ".mdb"})
+
+
+def test_what_is_not_read_any_more_is_closed(make: Make) -> None:
+    """What is open keeps its disk, gone or not: our own that had to go, and what others have taken away."""
+    snapshot = make()
+    for turn in range(5):
+        assert snapshot.write([record(turn * 1000 + key, os.urandom(1000)) for key in range(900)], NOW) == "written"
+        snapshot.settle()
+        assert held(snapshot) == [number_of(path) for path in generations(snapshot.folder)]
+        assert snapshot.bytes == sum(path.stat().st_size for path in generations(snapshot.folder))
+    assert snapshot.generations == OPTIONS.generations
+    old, *kept = generations(snapshot.folder)
+    old.unlink()
+    snapshot.look()
+    assert number_of(old) in held(snapshot), "somebody may be reading it"
+    snapshot.settle()
+    assert held(snapshot) == [number_of(path) for path in kept]
+
+
+def test_a_file_that_lmdb_gives_up_is_not_opened_again_by_this_process(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    put = Generation.put
+
+    def spoilt(self: Generation, pairs: Pairs, now: float) -> int:
+        if self.number == 1:
+            raise StoreError("corrupt")
+        return put(self, pairs, now)
+
+    monkeypatch.setattr(Generation, "put", spoilt)
+    for turn in range(3):
+        assert snapshot.write([record(2 + turn)], NOW) == "written"
+        snapshot.settle()
+        assert (held(snapshot), snapshot.generations, snapshot.rotations) == ([2], 1, 2)
+    assert (found(snapshot, 1), found(snapshot, 2)) == (None, b"of 2")
+    snapshot = make()
+    assert (found(snapshot, 1), found(snapshot, 2)) == (b"of 1", b"of 2"), "the next one has looked through it"
+
+
+@pytest.mark.parametrize("kind", ["full", "refused"])
+def test_a_disk_that_takes_nothing_is_left_as_it_is(make: Make, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Nothing new is begun for a file that is not full, and of a new file that finds no room nothing stays."""
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+
+    def refuses(self: Generation, pairs: Pairs, now: float) -> int:
+        raise StoreError(kind)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Generation, "put", refuses)
+        for _ in range(3):
+            assert snapshot.write([record(2)], NOW) == kind
+        assert [number_of(path) for path in generations(snapshot.folder)] == held(snapshot) == [1]
+        generations(snapshot.folder)[0].unlink()
+        for _ in range(3):
+            assert snapshot.write([record(2)], NOW) == kind
+            snapshot.settle()
+        assert (generations(snapshot.folder), held(snapshot), snapshot.rotations) == ([], [], 1)
+    assert snapshot.failures == {kind: 6}
+    assert snapshot.write([record(2)], NOW) == "written"
+
+
+def test_when_something_was_written_last_is_not_forgotten(make: Make) -> None:
+    snapshot = make()
+    snapshot.write([record(1)], NOW)
+    assert snapshot.write([], NOW + 50) == "idle"
+    snapshot.look()
+    assert snapshot.written_at == NOW + 50
+    assert snapshot.write([record(2)], NOW + 40) == "written", "a clock that was set back"
+    assert snapshot.written_at == NOW + 50
+
+
+def test_a_start_that_could_not_look_at_all_files_says_so(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    make().write([record(1)], NOW)
+    monkeypatch.setattr(inspection, "_COMMAND", (sys.executable, "-c", "raise SystemExit(3)"))
+    snapshot = make()
+    assert (snapshot.failures, snapshot.generations) == ({"unavailable": 1}, 0)
+    assert snapshot.write([record(2)], NOW) == "written"
+    monkeypatch.undo()
+    assert [found(make(), key) for key in (1, 2)] == [b"of 1", b"of 2"]
+
+
 def test_a_batch_is_there_as_a_whole_or_not_at_all(make: Make) -> None:
     snapshot = make()
     snapshot.write([record(1)], NOW)
@@ -131,10 +239,10 @@ def test_a_later_record_is_found_and_where_it_is_bad_the_one_before(make: Make) 
     snapshot.write([record(1, b"second"), record(2, b"bad second")], NOW)
     assert snapshot.generations == 2
     assert (found(snapshot, 1), found(snapshot, 2)) == (b"second", b"first")
-    assert snapshot.rejected == {"value": 1}
+    assert +snapshot.rejected == {"value": 1}
     snapshot.write([record(1, b"third", fingerprint=b"other"), record(2, b"third", made_at=NOW - 61)], NOW)
     assert (found(snapshot, 1), found(snapshot, 2)) == (b"first", b"first")
-    assert snapshot.rejected == {"value": 1, "fingerprint": 1, "age": 1}
+    assert +snapshot.rejected == {"value": 1, "fingerprint": 1, "age": 1}
 
 
 def test_two_processes_see_what_the_other_writes(make: Make) -> None:
@@ -284,6 +392,24 @@ def test_records_that_are_missing_are_missed(make: Make) -> None:
             transaction.delete(record(key)[0])
     assert inspect(path.parent, InspectionOptions(BOUND, 0.01, 60.0)).verdicts[1].reason == "count"
     assert make().quarantined == {"count": 1}
+
+
+def test_what_lies_aside_is_counted_by_every_process_until_it_is_pruned(make: Make) -> None:
+    snapshot = make()
+    assert snapshot.aside == 0
+    snapshot.write([record(1)], NOW)
+    (path,) = generations(snapshot.folder)
+    snapshot.close()
+    path.write_bytes(b"hello" * 3000)
+    snapshot = make()
+    assert (snapshot.aside, snapshot.quarantined.total()) == (1, 1)
+    snapshot = make()  # which has put nothing aside, and nothing else is there
+    assert (snapshot.aside, snapshot.quarantined.total()) == (1, 0)
+    assert snapshot.write([record(1)], NOW) == "written"
+    assert snapshot.aside == 1
+    pruned(snapshot.folder, 1, 10.0)
+    assert snapshot.write([], NOW) == "idle"
+    assert snapshot.aside == 0
 
 
 def test_a_file_that_hangs_its_reader_is_a_bad_one(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -449,7 +575,7 @@ def test_a_writer_that_is_killed_leaves_what_it_had_committed(tmp_path: Path) ->
         for each in range(max(0, key - 2000), key):
             held = found(snapshot, each)
             assert held == b"%d " % each * 50, (seed, each)
-        assert not snapshot.rejected
+        assert not snapshot.rejected.total()
         snapshot.close()
     assert key > 0
 
@@ -468,6 +594,40 @@ def mapped_environment(path: Path):  # type: ignore[no-untyped-def]
     return closing(lmdb.open(str(path), map_size=BOUND, subdir=False))
 
 
+def test_the_places_of_readers_that_were_killed_come_back_with_the_next_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One process that takes all the places there are is as good as many that were killed one by one."""
+    monkeypatch.setattr(module, "READERS_MAX", 4)
+    program = """
+        import sys, time
+        from pathlib import Path
+        import lmdb
+        from degrade.generation import Generation, Pairs
+        generation = Generation(Path(sys.argv[1]), int(sys.argv[2]))
+        held = []
+        try:
+            while True:
+                held.append(generation._environment.begin())
+        except lmdb.ReadersFullError:
+            print(len(held), flush=True)
+        time.sleep(30)
+    """
+    path = path_of(tmp_path, 1)
+    with closing(Generation(path, BOUND, writable=True)) as generation:
+        generation.put([record(1)], NOW)
+        arguments = [sys.executable, "-c", textwrap.dedent(program), str(path), str(BOUND)]
+        with subprocess.Popen(arguments, stdout=subprocess.PIPE) as reader:
+            assert reader.stdout is not None
+            places = int(reader.stdout.readline())
+            reader.kill()
+        assert places >= 4
+        with pytest.raises(StoreError):
+            generation.get(record(1)[0])
+        generation.put([record(2)], NOW)
+        assert generation.get(record(1)[0]) == record(1)[1]
+
+
 def test_a_generation_says_what_is_wrong_and_nothing_else(tmp_path: Path) -> None:
     with pytest.raises(StoreError):
         Generation(path_of(tmp_path / "nowhere", 1), BOUND)
@@ -475,3 +635,28 @@ def test_a_generation_says_what_is_wrong_and_nothing_else(tmp_path: Path) -> Non
     with pytest.raises(StoreError) as error:
         Generation(path_of(tmp_path, 1), BOUND)
     assert error.value.kind == "corrupt"
+
+
+@pytest.fixture
+def umask() -> Iterator[None]:
+    """That of most users."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
+@pytest.mark.usefixtures("umask")
+def test_a_directory_that_we_make_is_for_our_user_alone(tmp_path: Path) -> None:
+    def mode(path: Path) -> int:
+        return path.stat().st_mode & 0o777
+
+    folder = tmp_path / "host" / "snapshot"
+    with closing(Snapshot(folder, OPTIONS)) as snapshot:
+        snapshot.open()
+        assert (mode(folder), mode(folder.parent)) == (0o700, 0o700)
+        shutil.rmtree(folder)
+        assert snapshot.write([record(1)], NOW) == "written"
+        assert mode(folder) == 0o700
+        folder.chmod(0o750)
+        assert snapshot.write([record(2)], NOW) == "written"
+        assert mode(folder) == 0o750, "an operator has said so"

@@ -47,12 +47,20 @@ def one(series: str, sick: float, well: float, labels: dict[str, str], summary: 
     return Case({series: gauge(sick)}, {series: gauge(well)}, labels, summary, severity)
 
 
+def breaker(series: str, labels: dict[str, str], summary: str, severity: str = "ticket") -> Case:
+    """What hangs is tried again and again, so its breaker is half open (1) at some scrapes."""
+    return Case({series: "2 2 1 2 " * 12}, {series: f"0x37 2 1 {gauge(0)}"}, labels, summary, severity)
+
+
 R = {"route": "r"}
 ANSWERS = 'tailrace_answers_total{route="r",cache="%s",reason="%s"}'
 RESPONSES = 'tailrace_responses_total{route="r",status="%d"}'
 DEGRADED = 'tailrace_degraded_total{route="r",failure="unreachable",step="%s"}'
+STOOD_IN = 'tailrace_stood_in_total{route="r",step="%s"}'
 REFUSALS = 'tailrace_refusals_total{route="r",problem="%s"}'
 ROWS = 'tailrace_table_rows_total{table="t",state="%s"}'
+SECOND = 'tailrace_second_total{route="r",outcome="%s"}'
+REJECTED = 'tailrace_snapshot_rejected_total{reason="%s"}'
 SHED = 'tailrace_shed_total{backend="b",model="m",reason="%s",priority="%s"}'
 REPLICA = '{backend="b",replica="http://one",worker="%d"}'
 OF_REPLICA = {"backend": "b", "replica": "http://one"}
@@ -84,8 +92,13 @@ CASES = {
         "r serves 10% old answers in place of new ones",
     ),
     "TailraceDegradedShare": Case(
-        {DEGRADED % "tier": counter(10), RESPONSES % 200: counter(100)},
-        {DEGRADED % "tier": counter(1), DEGRADED % "replica": counter(90), RESPONSES % 200: counter(100)},
+        {STOOD_IN % "tier": counter(4), STOOD_IN % "snapshot": counter(6), RESPONSES % 200: counter(100)},
+        {
+            STOOD_IN % "default": counter(4),  # and two steps before each
+            DEGRADED % "tier": counter(4), DEGRADED % "snapshot": counter(4), DEGRADED % "default": counter(4),
+            DEGRADED % "replica": counter(90),
+            RESPONSES % 200: counter(100),
+        },
         R,
         "r: for 10% of requests something stood in for what failed",
     ),
@@ -108,20 +121,29 @@ CASES = {
         "no replica of b is ready",
         "page",
     ),
-    "TailraceBreakerOpen": one(
-        f"tailrace_breaker_state{REPLICA % 1}", 2, 1, OF_REPLICA,
+    "TailraceBreakerOpen": breaker(
+        f"tailrace_breaker_state{REPLICA % 1}", OF_REPLICA,
         "replica http://one of b is not asked: it cannot be reached",
     ),
     "TailraceModelFailing": one(
         f"tailrace_replica_models_open{REPLICA % 1}", 2, 0, OF_REPLICA,
         "2 models of replica http://one are not asked: their answers fail",
     ),
-    "TailraceSecondLevelOpen": one(
-        'tailrace_second_store_state{store="redis"}', 2, 0, {"store": "redis"},
+    "TailraceSecondLevelOpen": breaker(
+        'tailrace_second_store_state{store="redis"}', {"store": "redis"},
         "the second level at redis is not asked: it does not answer",
     ),
-    "TailraceTableStoreOpen": one(
-        'tailrace_table_breaker_state{table="t"}', 2, 0, {"table": "t"},
+    "TailraceSecondWritesLost": Case(
+        {SECOND % f"write_{word}": counter(each) for word, each in (("dropped", 4), ("failed", 6), ("written", 90))},
+        {
+            **{SECOND % f"write_{word}": counter(each) for word, each in (("failed", 2), ("written", 98))},
+            **{SECOND % word: counter(900) for word in ("miss", "failed")},  # of what was looked for
+        },
+        R,
+        "r: 10% of what is left in the second level is lost on the way",
+    ),
+    "TailraceTableStoreOpen": breaker(
+        'tailrace_table_breaker_state{table="t"}', {"table": "t"},
         "the store of table t is not asked: it does not answer", "page",
     ),
     "TailraceTableRowsLost": Case(
@@ -205,11 +227,27 @@ CASES = {
         {},
         "the disk of the snapshot fails: 10 times in ten minutes",
     ),
-    "TailraceSnapshotQuarantined": Case(
-        {'tailrace_snapshot_quarantined_total{reason="checksum"}': f"_x30 {gauge(1)}"},
-        {'tailrace_snapshot_quarantined_total{reason="checksum"}': gauge(1)},
+    "TailraceSnapshotForgotten": Case(
+        {"tailrace_snapshot_forgotten_total": counter(100)},
+        {"tailrace_snapshot_forgotten_total": gauge(9000)},
+        {},
+        "the snapshot does not keep up: 1k keys of ten minutes are not copied",
+    ),
+    "TailraceSnapshotRejected": Case(
+        {REJECTED % "checksum": f"0x30 {gauge(1)}"},
+        {REJECTED % "checksum": gauge(1)}
+        | {REJECTED % reason: counter(60) for reason in ("fingerprint", "purged", "age")},
         {"reason": "checksum"},
-        "a generation of the snapshot was put aside: checksum",
+        "records of the snapshot are not what was written: checksum",
+    ),
+    "TailraceSnapshotQuarantined": Case(
+        {"tailrace_snapshot_quarantine_files": gauge(2)},  # from before the first scrape, as at a start
+        {
+            "tailrace_snapshot_quarantine_files": f"2x30 {gauge(0)}",  # pruned
+            'tailrace_snapshot_quarantined_total{reason="checksum"}': gauge(1),
+        },
+        {},
+        "2 damaged files of the snapshot lie in quarantine",
     ),
 }
 
@@ -281,7 +319,12 @@ def test_every_metric_that_a_rule_or_a_page_names_is_told_by_a_gateway(
         "routes": {"r": {"tiers": [{"backend": "b", "model": "m"}], "cache": {"ttl": "1m", "second": redis.url}}},
     }
     gateway = gateway_factory(config, ("--workers", "2"))
-    told = set(re.findall(r"(?m)^# TYPE (\w+) ", gateway.exposition()))
+    text = gateway.exposition()
+    told = set(re.findall(r"(?m)^# TYPE (\w+) ", text))
+    for outcome in ("write_dropped", "write_failed", "write_written"):
+        assert f'tailrace_second_total{{outcome="{outcome}",route="r"}} 0.0' in text, "else it has no rate"
+    for reason in ("checksum", "value", "clock"):
+        assert f'tailrace_snapshot_rejected_total{{reason="{reason}"}} 0.0' in text
     for path in (RULES, *RUNBOOK.glob("*.md")):
         named = set(re.findall(r"\btailrace_\w+", path.read_text()))
         assert {each for each in named if each not in told} == set(), path.name

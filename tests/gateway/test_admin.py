@@ -12,7 +12,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cache.digest import Key
 from degrade.gate import NOBODY
-from gateway.config import Address, CacheConfig, TierConfig
+from gateway.address import Address
+from gateway.config import CacheConfig, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.doors.listener import Listener, listen
 from gateway.learning import Home

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from gateway.check import environment_faults
-from gateway.config import Config, Server, Tls
+from gateway.config import Config
+from gateway.config_server import Server, Tls
 from gateway.doors.certificates import Certificates, Unusable, context_of
 from gateway.doors.x509 import certificates_in
 from gateway.sources import ConfigError, load

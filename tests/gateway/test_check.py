@@ -20,7 +20,8 @@ from gateway.check import (
     route_faults,
     table_faults,
 )
-from gateway.config import Accept, Backend, CacheConfig, Config, InputRule, Limits, Route, TierConfig
+from gateway.config import Accept, CacheConfig, Config, InputRule, Limits, Route, TierConfig
+from gateway.config_backends import Backend
 from gateway.config_default import DefaultOutput
 from gateway.config_tables import TableConfig
 from gateway.doors import listener

@@ -15,7 +15,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from gateway.config import ALLOW_ALL, Address, Config, parse_address
+from gateway.address import Address, parse_address
+from gateway.config import Config
+from gateway.config_server import ALLOW_ALL
 from gateway.schema import default_of, json_schema, plain
 from gateway.sources import ConfigError, load, read
 from gateway.units import Seconds, Size

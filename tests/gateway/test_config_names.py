@@ -2,7 +2,8 @@
 
 import pytest
 
-from gateway.config import Backend, TierConfig
+from gateway.config import TierConfig
+from gateway.config_backends import Backend
 
 
 @pytest.mark.parametrize("version", ["01", "00", "-1", "x", "99999999999999999999"])

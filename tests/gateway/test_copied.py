@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from gateway.witness import Clocks, Witness
 from tests.doors.house import opened
 from tests.doors.question import Ask, Caller, doubled
 from tests.gateway.conftest import EchoTriton
+from tests.gateway.here import Here
 from tests.gateway.test_copies import Host
 from tests.gateway.test_features import Ranking, scores
 from tests.gateway.test_pipeline import CACHE, NOBODY, SURE, House
@@ -110,20 +111,25 @@ class Shelf:
     def trusts(self) -> bool:
         return self._trusts
 
-    def find(self, key: bytes, now: float) -> Copy[Row] | None:
-        self.asked += 1
-        return Copy(ROW, now - 1.0, self.is_same) if key.startswith(b"k") else None
+    async def read(self, keys: Sequence[bytes], now: float, until: float) -> dict[bytes, Row]:
+        self.asked += len(keys)
+        return {key: ROW for key in keys if key.startswith(b"k")}
+
+    def judged(self, row: Row | None, now: float) -> Copy[Row] | None:
+        return None if row is None else Copy(row, now - 1.0, self.is_same)
 
 
 MADE = Made(Plan((("y", "FP32", (2,)), ("t", "BYTES", (1,))), ({}, {"q": 1})), {"p": "x"}, "m", "1", 0)
 ROW = Row(struct.pack("<2f", 1, 2) + b"\x02\0\0\0no", MADE)
 
 
-def test_of_a_new_batch_few_rows_are_looked_for_and_of_any_no_more_than_a_turn_takes() -> None:
+async def test_of_a_new_batch_few_rows_are_looked_for_and_of_any_no_more_than_a_turn_takes() -> None:
     for start, looked in ((b"n", TRIED_MAX), (b"k", ROWS_MAX)):
         shelf = Shelf()
-        lent = Lent(shelf, 10.0, 3)  # type: ignore[arg-type]  # all that it asks
-        found = [lent.row(b"%b%d" % (start, number)) for number in range(1000)]
+        lent = Lent(shelf, 10.0, 11.0, 3)  # type: ignore[arg-type]  # all that it asks
+        keys = [b"%b%d" % (start, number) for number in range(1000)]
+        await lent.look(keys)
+        found = [lent.row(key) for key in keys]
         assert shelf.asked == looked
         assert sum(each is not None for each in found) == lent.count == (looked if start == b"k" else 0)
 
@@ -138,8 +144,10 @@ def test_of_a_new_batch_few_rows_are_looked_for_and_of_any_no_more_than_a_turn_t
         (False, False, True, False),
     ],
 )
-def test_what_a_row_is_good_for(is_same: bool, trusts: bool, is_old: bool, stays: bool | None) -> None:
-    lent = Lent(Shelf(is_same, trusts), 10.0, 3, is_old)  # type: ignore[arg-type]  # as above
+async def test_what_a_row_is_good_for(is_same: bool, trusts: bool, is_old: bool, stays: bool | None) -> None:
+    lent = Lent(Shelf(is_same, trusts), 10.0, 11.0, 3, is_old)  # type: ignore[arg-type]  # as above
+    assert lent.row(b"k") is None, "it was not looked for"
+    await lent.look([b"k"])
     assert lent.row(b"k") == (None if stays is None else Borrowed(ROW, 9.0, 3, stays))
     assert lent.is_unsure is (stays is False)
 
@@ -147,14 +155,19 @@ def test_what_a_row_is_good_for(is_same: bool, trusts: bool, is_old: bool, stays
 async def test_rows_of_models_that_are_the_same_stay_here_and_only_the_others_are_asked_for() -> None:
     house = House(cache=msgspec.structs.replace(CACHE, rows=True))
     await house.ask(SURE)
-    key = house.route._in_rows(NOBODY, house.call(SURE).request, KEY, 1).keys[0]
-    held = house.route.rows.cache.peek(key)  # type: ignore[union-attr]  # rows are on
+    key = house.route.shelves.asked(NOBODY, house.call(SURE).request, KEY, 1).keys[0]
+    held = house.route.shelves.rows.cache.peek(key)  # type: ignore[union-attr]  # rows are on
     assert held is not None
     again = House(cache=msgspec.structs.replace(CACHE, rows=True))
     await again.ask(b"\0" * 8)
     shelf = Shelf()
-    shelf.find = lambda wanted, now: Copy(held.value, now - 3.0, True) if wanted == key else None  # type: ignore[method-assign]
-    again.route.copied_rows = shelf  # type: ignore[assignment]  # as above
+
+    async def read(keys: Sequence[bytes], now: float, until: float) -> dict[bytes, Row]:
+        return {each: held.value for each in keys if each == key}
+
+    shelf.read = read  # type: ignore[method-assign]
+    shelf.judged = lambda row, now: None if row is None else Copy(row, now - 3.0, True)  # type: ignore[method-assign]
+    again.route.shelves.copied_rows = shelf  # type: ignore[assignment]  # as above
     asked = len(again.upstream.requests)
     told = (await again.ask(SURE + b"\x01" * 8, shape=(2, 2))).provenance
     assert (told.cache, told.reason, told.rows, told.rows_kept, told.age) == ("miss", "partial", 2, 1, 3.0)
@@ -180,11 +193,11 @@ class Copying:
         tables = {name: table.config for name, table in house.tables.items()}
         rules = CopyRules("routes/rank", fingerprint_of("rank", house.route.config, tables), b"s", 1000.0, False)
         standing = Standing(rules, self.calendar, self.host, clocks)
-        house.route.copy(Copies(standing, self.snapshot, Answers("rank")))
+        house.route.copy(Copies(standing, Here(self.snapshot), Answers("rank")))
         await standing.purges.round()
 
     def write(self, house: Ranking) -> None:
-        copied = house.route.copied
+        copied = house.route.shelves.copied
         assert copied is not None
         taken = copied.take(100)
         assert len(taken) == 1

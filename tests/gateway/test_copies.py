@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,18 +13,22 @@ import pytest
 
 from cache.digest import Key
 from cache.entry import Entry
+from cache.queue import Queue
+from cache.response import PASSED_MAX
 from cache.stores.store import Found, StoreError
 from degrade.calendar import Calendar
-from degrade.record import seal
+from degrade.record import PAYLOAD_BYTES_MAX, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
+from gateway import copies
 from gateway import purges as module
 from gateway.config import CacheConfig, Endpoint, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.copied import Answers, fingerprint_of, fingerprint_of_endpoint
-from gateway.copies import READ_SECONDS, Copies, Copy, CopyRules, Standing
+from gateway.copies import READ_SECONDS, TURN_BYTES, Copies, Copy, CopyRules, Standing
 from gateway.service import Served, cache_of
 from gateway.units import Seconds
 from gateway.witness import WATCHED_SECONDS, Clocks
+from tests.gateway.here import Here
 from tiers.facts import Sight
 from tiers.inference import InferResponse, Tensor
 
@@ -89,7 +94,7 @@ class Life:
         clocks = Clocks(lambda: host.monotonic, lambda: host.wall, lambda: b"word%d" % next(host.words))
         self.calendar = calendar
         self.standing = Standing(rules(host.scope, name, trusts), calendar, host, clocks)
-        self.copies = Copies(self.standing, self.snapshot, Answers(name))
+        self.copies = Copies(self.standing, Here(self.snapshot), Answers(name))
         self.cache = cache_of(CONFIG)
         assert self.cache is not None
         self.standing.watch(lambda: self.epoch, self.looks, lambda: host.schema)
@@ -108,25 +113,27 @@ class Life:
             await self.standing.witness.round()
             self.host.pass_by(1.0)
 
-    def answer(self, value: float = 1.0, digest: bytes = DIGEST, output: Tensor | None = None) -> None:
+    def answer(
+        self, value: float = 1.0, digest: bytes = DIGEST, output: Tensor | None = None, size: int = 300
+    ) -> None:
         """An answer has been made, and is in memory."""
         tensor = output or Tensor("y", "FP32", (1,), np.float32(value).tobytes())
         served = Served(InferResponse("r", "1", (tensor,)), "m", 1, 0, 1)
         assert self.cache is not None
-        entry = Entry(served, 300, self.host.monotonic, TTL, MAX_STALE, self.epoch)
+        entry = Entry(served, size, self.host.monotonic, TTL, MAX_STALE, self.epoch)
         assert self.cache.store(Key(digest, self.epoch), entry, self.cache.ticket())  # type: ignore[arg-type]
 
     def write(self) -> str:
         """A pass."""
         pending = []
-        while len(self.copies) and (taken := self.copies.take(100)):
+        while len(self.copies) and (taken := self.copies.take(100)) is not None:
             pending += taken
         outcome = self.snapshot.write([(p.name, seal(p.name, p.written)) for p in pending], self.calendar.now())
         self.copies.written() if outcome == "written" else self.copies.again()
         return outcome
 
-    def find(self, digest: bytes = DIGEST) -> Copy | None:
-        return self.copies.find(digest, self.host.monotonic)
+    async def find(self, digest: bytes = DIGEST) -> Copy | None:
+        return await self.copies.find(digest, self.host.monotonic, math.inf)
 
     def end(self) -> None:
         self.snapshot.close()
@@ -177,18 +184,26 @@ async def test_of_the_same_models_it_is_what_it_would_be_in_memory(born: Born, h
     await copied(born)
     host.pass_by(20.0)
     life = born()
-    assert life.find() is None, "nobody knows yet what was purged"
+    assert await life.find() is None, "nobody knows yet what was purged"
     await life.standing.purges.round()
-    copy = life.find()
+    copy = await life.find()
     assert (value(copy), copy and copy.is_same) == (1.0, False)
     assert not life.standing.trusts()
     await life.live(3)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert copy.is_same
     assert host.monotonic - copy.made_at == pytest.approx(23.0)
     assert copy.value == Served(InferResponse("r", "1", copy.value.response.outputs), "m", 1, 0, 1)
     assert life.standing.outcomes["fresh"] == 1
+
+
+async def test_answers_that_find_no_room_to_wait_in_are_counted(born: Born, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(copies, "KEYS_MAX", 3)
+    life = born()
+    for key in range(10):
+        life.answer(digest=b"%16d" % key)
+    assert (len(life.copies), life.copies.forgotten) == (3, 7)
 
 
 async def test_of_a_changed_model_it_is_an_old_one_for_ever(born: Born, host: Host) -> None:
@@ -198,13 +213,13 @@ async def test_of_a_changed_model_it_is_an_old_one_for_ever(born: Born, host: Ho
     await life.standing.purges.round()
     assert life.standing.trusts(), "the operator has said so, and nobody could be asked"
     await life.live(3)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert not copy.is_same
     assert not life.standing.trusts(), "now they could"
     host.loads -= 1
     await life.live(3)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert not copy.is_same
 
@@ -215,13 +230,13 @@ async def test_while_models_cannot_be_asked_only_who_said_so_trusts(born: Born, 
     for trusts in (False, True):
         life = born(trusts=trusts)
         await life.live(5)
-        copy = life.find()
+        copy = await life.find()
         assert copy is not None
         assert not copy.is_same
         assert life.standing.trusts() is trusts
     host.answers = True
     await life.live(3)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert copy.is_same, "they could be asked within the minute"
 
@@ -231,7 +246,7 @@ async def test_nobody_watched_for_too_long(born: Born, host: Host) -> None:
     host.pass_by(WATCHED_SECONDS + 1)
     life = born()
     await life.live(5)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert not copy.is_same
 
@@ -241,12 +256,16 @@ async def test_what_was_made_before_there_was_a_word_gets_it_with_a_later_pass(b
     await life.standing.purges.round()
     life.answer()
     assert life.write() == "written"
+    assert len(life.copies) == 0, "nothing is to be done as long as there is no word"
+    copy = life.find()
+    assert copy is not None
+    assert not copy.is_same, "no word is not the same as no word"
     await life.live(3)
     assert len(life.copies) == 1
     assert life.write() == "written"
     life = born()
     await life.live(3)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert copy.is_same
 
@@ -254,29 +273,29 @@ async def test_what_was_made_before_there_was_a_word_gets_it_with_a_later_pass(b
 async def test_an_answer_of_an_earlier_epoch_gets_no_word(born: Born, host: Host) -> None:
     life = born()
     await life.live()
-    assert life.find() is None, "somebody asks, and so it is made"
+    assert await life.find() is None, "somebody asks, and so it is made"
     life.answer()
     life.epoch += 1
     assert life.write() == "written"
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert not copy.is_same
 
 
 async def test_a_change_that_is_seen_takes_the_word_from_all_that_is_there(born: Born, host: Host) -> None:
     life = await copied(born)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert copy.is_same
     life.standing.witness.end_turn()
     for _ in range(3):
-        copy = life.find()
+        copy = await life.find()
         assert copy is not None
         assert not copy.is_same
         await life.live(1)
     life = born()
     await life.live(3)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert not copy.is_same
 
@@ -284,15 +303,15 @@ async def test_a_change_that_is_seen_takes_the_word_from_all_that_is_there(born:
 async def test_what_was_purged_is_found_by_nobody(born: Born, host: Host) -> None:
     life = await copied(born)
     life.standing.purge()
-    assert life.find() is None
+    assert await life.find() is None
     assert await life.standing.settled(1.0)
     host.pass_by(1.0)
     life.answer(2.0, b"another")
     life.write()
     life = born()
     await life.live()
-    assert life.find() is None
-    assert value(life.find(b"another")) == 2.0
+    assert await life.find() is None
+    assert value(await life.find(b"another")) == 2.0
     assert life.snapshot.rejected["purged"] >= 1
 
 
@@ -304,7 +323,7 @@ async def test_a_purge_stays_when_something_else_of_the_route_changes(born: Born
     host.scope = b"another"
     life = born()
     await life.live()
-    assert life.find() is None
+    assert await life.find() is None
     assert life.snapshot.rejected["purged"] >= 1
 
 
@@ -313,12 +332,12 @@ async def test_a_purge_that_cannot_be_written_says_so_and_is_tried_again(born: B
     host.refuses = True
     life.standing.purge()
     assert not await life.standing.settled(0.01)
-    assert life.find() is None
+    assert await life.find() is None
     host.refuses = False
     assert await life.standing.settled(0.01)
     life = born()
     await life.live()
-    assert life.find() is None
+    assert await life.find() is None
 
 
 async def test_a_purge_whose_file_is_damaged_is_a_purge(born: Born, host: Host) -> None:
@@ -331,7 +350,7 @@ async def test_a_purge_whose_file_is_damaged_is_a_purge(born: Born, host: Host) 
     host.broken.update(key for key in host.files if key.endswith(b":purge"))
     life = born()
     await life.live()
-    assert life.find() is None
+    assert await life.find() is None
     assert not host.broken
 
 
@@ -340,7 +359,7 @@ async def test_a_purge_is_known_to_other_processes_of_the_host(born: Born, host:
     at = host.wall
     host.files[life.standing.purges._key] = module._AT.pack(at), 0.0
     await life.standing.purges.round()
-    assert life.find() is None
+    assert await life.find() is None
 
 
 @pytest.mark.parametrize("back", [0.0, 50.0, 86_400.0])
@@ -353,11 +372,11 @@ async def test_a_clock_that_is_set_back_makes_nothing_younger(born: Born, host: 
     host.wall -= back
     life = born()
     await life.standing.purges.round()
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert host.monotonic - copy.made_at >= 30.0 - 1e-6
     host.pass_by(10.0)
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert host.monotonic - copy.made_at >= 40.0 - 1e-6
 
@@ -368,8 +387,8 @@ async def test_of_models_that_take_or_give_something_else_nothing_is_found(born:
     await life.standing.purges.round()
     for schema, is_found in ((b"schema", True), (b"another", False), (None, False), (b"schema", True)):
         host.schema = schema
-        assert (life.find() is not None) is is_found
-    assert life.snapshot.rejected == {"fingerprint": 1}
+        assert (await life.find() is not None) is is_found
+    assert +life.snapshot.rejected == {"fingerprint": 1}
 
 
 async def test_what_an_earlier_model_gave_is_not_copied_as_what_this_one_gives(born: Born, host: Host) -> None:
@@ -390,9 +409,9 @@ async def test_what_an_earlier_model_gave_is_not_copied_as_what_this_one_gives(b
     life.write()
     life = born()
     await life.live()
-    assert [value(life.find(digest)) for digest in (b"written", b"waiting", b"new")] == [None, None, 3.0]
+    assert [value(await life.find(digest)) for digest in (b"written", b"waiting", b"new")] == [None, None, 3.0]
     host.schema = b"schema"
-    assert value(life.find(b"written")) == 1.0
+    assert value(await life.find(b"written")) == 1.0
 
 
 async def test_an_age_beyond_what_may_be_served_is_the_end(born: Born, host: Host) -> None:
@@ -400,9 +419,9 @@ async def test_an_age_beyond_what_may_be_served_is_the_end(born: Born, host: Hos
     host.pass_by(TTL + MAX_STALE - 2.0)
     life = born()
     await life.standing.purges.round()
-    assert life.find() is not None
+    assert await life.find() is not None
     host.pass_by(5.0)
-    assert life.find() is None
+    assert await life.find() is None
     assert life.snapshot.rejected["age"] == 1
 
 
@@ -415,8 +434,8 @@ async def test_another_configuration_finds_nothing(born: Born, host: Host) -> No
     standing = Standing(changed, life.calendar, host, clocks)
     standing.schema = lambda: host.schema
     await standing.purges.round()
-    other = Copies(standing, life.snapshot, Answers("r"))
-    assert other.find(DIGEST, host.monotonic) is None
+    other = Copies(standing, Here(life.snapshot), Answers("r"))
+    assert await other.find(DIGEST, host.monotonic, math.inf) is None
     assert life.snapshot.rejected["fingerprint"] == 1
 
 
@@ -470,7 +489,7 @@ async def test_numbers_that_are_none_are_not_kept(
     await life.live()
     life.answer(output=Tensor("y", datatype, numbers.shape, numbers.tobytes()))
     life.write()
-    assert (life.find() is not None) is is_kept
+    assert (await life.find() is not None) is is_kept
 
 
 async def test_what_was_not_written_is_taken_again(born: Born, host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -482,7 +501,90 @@ async def test_what_was_not_written_is_taken_again(born: Born, host: Host, monke
     monkeypatch.undo()
     assert len(life.copies) == 1
     assert life.write() == "written"
-    assert value(life.find()) == 1.0
+    assert value(await life.find()) == 1.0
+
+
+async def test_what_was_written_is_not_taken_again_with_what_was_not(
+    born: Born, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life = born()
+    await life.live()
+    life.answer(1.0, b"written")
+    assert life.write() == "written"
+    life.answer(2.0, b"waiting")
+    monkeypatch.setattr(life.snapshot, "write", lambda pairs, now: "full")
+    for _ in range(3):
+        assert life.write() == "full"
+        assert len(life.copies) == 1
+    assert not life.copies._taken, "it does not grow with every pass that fails"
+
+
+async def test_a_turn_takes_some_bytes_and_no_large_ones(
+    born: Born, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the event loop: what is larger than a record may be is not so much as packed."""
+    life = born()
+    await life.live()
+    packed: list[int] = []
+    real = Answers.packed
+
+    def counted(self: Answers, value: Served, made_at: float) -> bytes | None:
+        packed.append(value.response.outputs[0].shape[0])
+        return real(self, value, made_at)
+
+    monkeypatch.setattr(Answers, "packed", counted)
+    for place in range(10):
+        life.answer(float(place), b"%016d" % place, size=TURN_BYTES // 3)
+    assert [len(life.copies.take(100)) for _ in range(4)] == [4, 4, 2, 0]
+    packed.clear()
+    life.answer(1.0, b"large", size=PAYLOAD_BYTES_MAX + 1)
+    assert (life.copies.take(100), packed) == ([], [])
+    life.answer(1.0, b"just so", size=PAYLOAD_BYTES_MAX)
+    assert (len(life.copies.take(100)), packed) == (1, [1])
+    more = PAYLOAD_BYTES_MAX + 1
+    life.answer(1.0, b"larger than it said", Tensor("y", "UINT8", (more,), bytes(more)))
+    assert (life.copies.take(100), packed) == ([], [1, more])
+
+
+async def test_who_is_watched_twice_forgets_nothing(born: Born) -> None:
+    """As after a reload that keeps the cache."""
+    life = born()
+    await life.live()
+    life.answer()
+    life.copies.watch(life.cache)  # type: ignore[arg-type]
+    assert len(life.copies) == 1
+
+
+async def test_what_was_looked_for_is_counted_by_what_it_was(born: Born, host: Host) -> None:
+    life = await copied(born)
+    assert life.standing.outcomes == {"fresh": 0, "stale": 0, "unknown": 0, "absent": 0}
+    life.find()
+    life.find(b"another")
+    life.standing.witness.end_turn()
+    life.find()
+    assert life.standing.outcomes == {"fresh": 1, "stale": 1, "unknown": 0, "absent": 1}
+    host.answers = False
+    life = born()
+    await life.live(1)
+    life.find()
+    life.find()
+    assert life.standing.outcomes == {"fresh": 0, "stale": 0, "unknown": 2, "absent": 0}
+
+
+async def test_what_is_alike_is_known_at_once_when_a_model_changes(born: Born, host: Host) -> None:
+    """Not only when somebody asks next: that may be two models later."""
+    life = born()
+    await life.live()
+    life.answer(1.0, b"old")
+    life.write()
+    host.schema, life.epoch = b"another", 1
+    life.standing.end_turn()
+    life.answer(2.0, b"first")
+    life.epoch = 2  # the same model, loaded again
+    life.standing.end_turn()
+    life.answer(3.0, b"second")
+    life.write()
+    assert [value(life.find(digest)) for digest in (b"old", b"first", b"second")] == [None, 2.0, 3.0]
 
 
 async def test_a_sweep_takes_what_was_used_and_no_more_than_it_may(born: Born, host: Host) -> None:
@@ -498,8 +600,44 @@ async def test_a_sweep_takes_what_was_used_and_no_more_than_it_may(born: Born, h
     assert len(life.copies.take(100)) == 5
     life.copies.sweep(600)
     assert len(life.copies.take(100)) == 2
-    assert life.copies.take(100) == []
+    assert life.copies.take(100) is None
     assert len(life.copies) == 0
+
+
+async def test_a_sweep_steps_over_what_was_not_used_a_little_at_a_time(
+    born: Born, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cache of a million answers that were asked for once is an ordinary one, and walking over it takes long."""
+    life = born()
+    await life.live()
+    assert life.cache is not None
+    count, taken = 5000, 32
+    for place in range(count):
+        life.answer(float(place), b"%016d" % place)
+    assert life.write() == "written"
+    for place in (0, 2000):
+        assert life.cache.find(Key(b"%016d" % place, 0), host.monotonic) is not None
+    looked = 0
+
+    walk = Queue.walk
+
+    def counted(queue: Queue[object]) -> Iterator[object]:
+        nonlocal looked
+        for node in walk(queue):
+            looked += 1
+            yield node
+
+    monkeypatch.setattr(Queue, "walk", counted)
+    life.copies.sweep(10_000)
+    steps, made = [], []
+    while (some := life.copies.take(taken)) is not None:
+        steps.append(looked)
+        made += some
+        life.answer(0.0, b"another")  # the cache is used meanwhile
+        made += life.copies.take(1) or []
+    assert len(made) == 2 + len(steps)
+    assert looked >= count
+    assert max(after - before for before, after in itertools.pairwise([0, *steps])) <= (taken + 1) * PASSED_MAX
 
 
 async def test_a_copy_is_read_once_a_second_and_judged_each_time(
@@ -513,12 +651,12 @@ async def test_a_copy_is_read_once_a_second_and_judged_each_time(
     monkeypatch.setattr(Answers, "read", lambda _, payload, kept=Answers.read: read.append(payload) or kept(_, payload))
     life.copies._terms = None
     for _ in range(5):
-        assert value(life.find()) == 1.0
+        assert value(await life.find()) == 1.0
     assert len(read) == 1
     host.pass_by(READ_SECONDS + 0.1)
-    life.find()
+    await life.find()
     assert len(read) == 2
     host.pass_by(0.1)
     life.standing.purge()
-    assert life.find() is None
+    assert await life.find() is None
     assert len(read) == 2

@@ -163,7 +163,8 @@ async def test_a_worker_that_hangs_is_ended_and_says_where(
         await asyncio.to_thread(urllib.request.urlopen, stall, None, 3.0)
     await two_run(gateway, [stopped, stalled])
     log = gateway.log()
-    assert log.count('"worker hangs"') == 2
+    hung = {json.loads(line)["pid"] for line in log.splitlines() if '"worker hangs"' in line}
+    assert {stopped, stalled} <= hung  # and on a busy machine one that had no processor for a second
     assert "(most recent call first)" in log
     assert "Fatal Python error" not in log, "where cores are kept, an abort would leave all that callers sent"
     assert (await insist(gateway.http_url, 7.0))[-1] == 200

@@ -228,6 +228,8 @@ async def test_a_model_without_a_route_is_tritons_to_answer_or_not_there(gate: G
 
 async def test_a_gateway_that_ends_says_so_answers_what_it_has_read_and_then_nobody(gate: Gate) -> None:
     house = await gate.house(ROUTES__R=route(KEPT), SERVER__DRAIN="20s", SERVER__DRAIN_NOTICE="200ms")
+    noticed = asyncio.Event()
+    house.gateway._sleep = lambda _: noticed.wait()  # the notice lasts until it has been seen
     caller, other = house.caller(gate.name), house.caller(gate.name)
     assert await other.ready()
     gate.upstream.gate.clear()
@@ -236,6 +238,7 @@ async def test_a_gateway_that_ends_says_so_answers_what_it_has_read_and_then_nob
     stopping = asyncio.create_task(house.stop())
     await asyncio.sleep(0)
     assert not await other.ready()
+    noticed.set()
     late = house.caller(gate.name)
     await until(lambda: not house.gateway.doors.is_open)
     assert (await late.ask(replace(number(2), seconds=5.0))).problem == CLOSED

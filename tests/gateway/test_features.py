@@ -132,7 +132,7 @@ async def test_one_user_is_joined_to_many_items() -> None:
 
 async def test_callers_see_ids_where_the_model_takes_numbers() -> None:
     house = Ranking()
-    facts = house.route.known_facts()
+    facts = house.route.learning.known()
     assert facts is not None
     assert [(fact.name, fact.datatype, fact.shape) for fact in facts.inputs] == [
         ("user", "BYTES", (1,)), ("items", "INT64", (-1,)), ("hour", "INT32", (-1, 1)),

@@ -450,15 +450,14 @@ async def test_what_goes_on_from_a_route_is_held_to_all_that_is_answered_here(up
 
 
 async def test_a_silent_stream_is_ended_and_one_that_speaks_is_not(open_door):
-    door = await open_door(SERVER__GRPC_STREAM_IDLE_TIMEOUT="400ms")
+    door = await open_door(SERVER__GRPC_STREAM_IDLE_TIMEOUT="1500ms")  # long for a machine that does much else, too
     talking, silent = door.stream(), door.stream()
     await silent.write(infer().SerializeToString())
     await answers_of(silent, 2)
-    for _ in range(10):
-        await talking.write(infer().SerializeToString())
-        await answers_of(talking, 2)
-        await asyncio.sleep(0.1)
     async with asyncio.timeout(SECONDS):
+        while not silent.done():
+            await talking.write(infer().SerializeToString())
+            await answers_of(talking, 2)
         assert await silent.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     assert "server.grpc_stream_idle_timeout" in await silent.details()
     await talking.done_writing()
@@ -574,7 +573,7 @@ async def test_connections_and_metadata_are_bounded(upstream, open_door):
             other.channel = aio.insecure_channel(door.gateway.doors.grpc_address, options=options)
             await opened.enter_async_context(other.channel)
             with contextlib.suppress(aio.AioRpcError):
-                await other.ask(timeout=2.0)
+                await other.ask(timeout=SECONDS)
                 answered += 1
     assert answered == 1
 

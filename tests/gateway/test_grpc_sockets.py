@@ -8,7 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from gateway.config import Server, parse_address
+from gateway.address import parse_address
+from gateway.config_server import Server
 from gateway.doors import grpc_sockets
 from gateway.doors.grpc_listener import GrpcListener
 from gateway.doors.grpc_sockets import Sockets

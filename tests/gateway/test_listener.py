@@ -7,7 +7,7 @@ import json
 import pytest
 from aiohttp import web, web_protocol
 
-from gateway.config import Address
+from gateway.address import Address
 from gateway.doors.listener import Listener, ParserMissing, listen, require_strict_parser
 from gateway.problem import Refused
 

@@ -298,6 +298,22 @@ async def test_each_failure_ends_in_a_labelled_stale_answer_or_a_503(failure: Fa
     assert house.counter("tailrace_degraded_total", failure=failure.value, step="refuse") == 1
 
 
+async def test_an_answer_counts_once_however_many_steps_it_took_and_a_refusal_does_not() -> None:
+    house = House(Upstream(), Upstream())
+    await house.ask()
+    house.clock.now += 11
+    house.fail()
+    assert (await house.ask()).provenance.steps == ("stale",)
+    await house.refusal(b"\0" * 8)
+    assert house.counter("tailrace_degraded_total") > 2, "steps are counted, also where they did not help"
+    assert house.counter("tailrace_stood_in_total") == house.counter("tailrace_stood_in_total", step="stale") == 1
+    house.upstreams[1].failure = None
+    told = [(await house.ask(bytes([number]) * 8)).provenance for number in range(1, 4)]
+    assert {each.steps for each in told} == {("tier",)}
+    assert house.counter("tailrace_stood_in_total", step="tier") == 3
+    assert house.counter("tailrace_stood_in_total") == 4
+
+
 async def test_time_that_was_over_before_a_tier_was_asked_is_not_the_tiers_fault() -> None:
     house = House()
     refused = await house.refusal(seconds=0.0)

@@ -12,7 +12,7 @@ import pytest
 from degrade.deadline import Deadline
 from degrade.ladder import Failure
 from gateway.admission.auth import Caller
-from gateway.config import Accept, CacheConfig, InputRule, Limits, QuotaConfig, TierConfig
+from gateway.config import Accept, CacheConfig, Limits, QuotaConfig, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.learning import Home, merged_facts
 from gateway.route import Route
@@ -171,12 +171,6 @@ def test_quotas_of_route_caller_and_callers_route_have_names_of_their_own() -> N
     ]
 
 
-def test_rules_of_inputs_stand_beside_one_for_the_rest() -> None:
-    rules = route(limits=Limits(element_bytes_max=Size(9)), inputs={"x": InputRule(max=2.0)}).rules
-    assert (rules["x"].maximum, rules["x"].finite, rules["x"].element_bytes_max) == (2.0, True, 9)
-    assert (rules["*"].finite, rules["*"].element_bytes_max) == (False, 9)
-
-
 def test_the_body_bound_is_the_routes_or_the_servers() -> None:
     assert route().body_limits.bytes_max == 1000
     assert route(limits=Limits(body_bytes_max=Size(7))).body_limits.bytes_max == 7
@@ -216,21 +210,21 @@ async def test_a_version_that_is_asked_for_is_judged_by_its_own_facts(
     tiers: tuple[TierConfig, ...], asked: str, width: int
 ) -> None:
     made = route(fakes=(Versions(),) * len(tiers), tiers=tiers)  # type: ignore[arg-type]
-    assert (await made.facts(Deadline(9.0), asked)).inputs[0].shape == (-1, width)
+    assert (await made.learning.facts(Deadline(9.0), asked)).inputs[0].shape == (-1, width)
 
 
 async def test_a_version_that_is_not_there_is_the_callers_fault_and_a_model_that_is_not_is_the_operators() -> None:
     with pytest.raises(Rejected):
-        await route(fakes=(Versions(),)).facts(Deadline(9.0), "9")  # type: ignore[arg-type]
+        await route(fakes=(Versions(),)).learning.facts(Deadline(9.0), "9")  # type: ignore[arg-type]
     with pytest.raises(UpstreamError):
-        await route(fakes=(Versions(),), tiers=(TierConfig("gpu", "m", "9"),)).facts(Deadline(9.0))  # type: ignore[arg-type]
+        await route(fakes=(Versions(),), tiers=(TierConfig("gpu", "m", "9"),)).learning.facts(Deadline(9.0))  # type: ignore[arg-type]
 
 
 async def test_a_tier_that_cannot_be_asked_about_a_version_leaves_it_to_the_others() -> None:
     made = route(fakes=(Versions(known=False), Versions()), tiers=(FAST, LAST))  # type: ignore[arg-type]
-    assert (await made.facts(Deadline(9.0), "2")).inputs[0].shape == (-1, 5)
+    assert (await made.learning.facts(Deadline(9.0), "2")).inputs[0].shape == (-1, 5)
     with pytest.raises(UpstreamError):
-        await route(fakes=(Versions(),)).facts(Deadline(9.0), "3")  # type: ignore[arg-type]
+        await route(fakes=(Versions(),)).learning.facts(Deadline(9.0), "3")  # type: ignore[arg-type]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -269,11 +263,11 @@ async def test_a_tier_that_was_never_seen_and_hangs_keeps_nobody_waiting(hung: i
     made = route(fakes=tuple(fakes), tiers=(msgspec.structs.replace(FAST, version=""), LAST))  # type: ignore[arg-type]
     async with asyncio.timeout(30):
         for _ in range(50):
-            assert (await made.facts(Deadline(9.0), version)).inputs[0].shape == (-1, 5 if version else 4)
+            assert (await made.learning.facts(Deadline(9.0), version)).inputs[0].shape == (-1, 5 if version else 4)
         assert slow.asking == 1, "it goes on being learnt, once"
         slow.may.set()
         await until(lambda: not slow.asking)
-        assert (await made.facts(Deadline(9.0))).inputs[0].shape == (-1, 4 if hung else 7)
+        assert (await made.learning.facts(Deadline(9.0))).inputs[0].shape == (-1, 4 if hung else 7)
     await made.close()
 
 
@@ -282,10 +276,10 @@ async def test_who_came_while_a_tier_is_being_learnt_waits_no_grace_and_closing_
 ) -> None:
     slow = Slow()
     made = route(fakes=(Versions(), slow), tiers=(FAST, LAST))  # type: ignore[arg-type]
-    assert (await made.facts(Deadline(9.0))).name == "r"
+    assert (await made.learning.facts(Deadline(9.0))).name == "r"
     monkeypatch.setattr("gateway.learning.LEARNING_GRACE_SECONDS", 1e6)
     async with asyncio.timeout(30):
-        assert (await made.facts(Deadline(9.0))).name == "r"
+        assert (await made.learning.facts(Deadline(9.0))).name == "r"
     await made.close()
     assert slow.asking == 0
 
@@ -293,7 +287,7 @@ async def test_who_came_while_a_tier_is_being_learnt_waits_no_grace_and_closing_
 async def test_tiers_that_answer_within_the_grace_are_all_heard() -> None:
     slow = Slow()
     made = route(fakes=(slow, Versions()), tiers=(FAST, LAST))  # type: ignore[arg-type]
-    asking = asyncio.create_task(made.facts(Deadline(9.0)))
+    asking = asyncio.create_task(made.learning.facts(Deadline(9.0)))
     await until(lambda: slow.asking > 0)
     slow.may.set()
     assert (await asking).inputs[0].shape == (-1, 7)
@@ -302,7 +296,7 @@ async def test_tiers_that_answer_within_the_grace_are_all_heard() -> None:
 async def test_who_leaves_while_tiers_are_asked_leaves_nothing_behind() -> None:
     slow, other = Slow(), Slow()
     made = route(fakes=(slow, other), tiers=(FAST, LAST))  # type: ignore[arg-type]
-    asking = asyncio.create_task(made.facts(Deadline(9.0)))
+    asking = asyncio.create_task(made.learning.facts(Deadline(9.0)))
     await until(lambda: slow.asking > 0 and other.asking > 0)
     asking.cancel()
     with pytest.raises(asyncio.CancelledError):

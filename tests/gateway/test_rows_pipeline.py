@@ -206,7 +206,7 @@ async def test_a_model_that_does_not_batch_has_no_rows() -> None:
 async def test_rows_are_waited_for_longer_than_their_tiers_have(monkeypatch: pytest.MonkeyPatch) -> None:
     """With as long a wait, what an earlier tier had answered was lost to a time-out at the very end."""
     house = Batches()
-    rows = house.route.rows
+    rows = house.route.shelves.rows
     assert rows is not None
     waits: list[float] = []
     lefts: list[float] = []

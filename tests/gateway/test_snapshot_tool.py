@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from cache.stores.files import FileStore
+from degrade import portable
 from degrade.directory import generations, locked
 from degrade.record import Record, Terms, name_of, packed, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
@@ -87,6 +88,32 @@ def test_an_export_is_taken_by_another_host(tmp_path: Path, config: Config, caps
     assert held(tmp_path / "b", 7) == b"a later one"
     assert main(["snapshot", "import", str(file), "--config", config("c")]) == 0
     assert held(tmp_path / "c", 99) == b"99"
+
+
+def test_what_a_wrong_clock_has_made_is_left_out(
+    tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(tmp_path / "a", *range(10))
+    file = tmp_path / "out.snapshot"
+    with open(file, "wb") as ahead:
+        early = Record("answer", "routes/r", b"early", b"f", b"", time.time() + 3600.0, time.time() + 3600.0, b"x")
+        here = Record("answer", "routes/r7", b"7", b"f", b"", time.time() + 4.0, time.time(), b"7, later")
+        names = [name_of(each.kind, each.source, each.key) for each in (early, here)]
+        sealed = [(name, seal(name, packed(each))) for name, each in zip(names, (early, here), strict=True)]
+        portable.write(ahead, sealed)
+    assert main(["snapshot", "import", str(file), "--config", config("a")]) == 1
+    told = capsys.readouterr()
+    assert "1 of 2 records taken" in told.out
+    assert "1 records were made in the future" in told.err
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "x", "17", "1.5"])
+def test_how_many_are_kept_is_said_when_it_cannot_be(
+    config: Config, capsys: pytest.CaptureFixture[str], count: str
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["snapshot", "prune", "--config", config("a"), f"--keep={count}"])
+    assert f"argument --keep: {count!r} is no whole number from 1 to 16" in capsys.readouterr().err
 
 
 def test_a_damaged_export_is_refused_as_a_whole(

@@ -21,6 +21,7 @@ from gateway.config import Route as RouteConfig
 from gateway.config_snapshot import SnapshotConfig
 from gateway.copies import Pending
 from gateway.learning import Home
+from gateway.operate.faults import Rule
 from gateway.route import Route
 from gateway.snapshots import Snapshots
 from gateway.surroundings import Surroundings
@@ -44,6 +45,7 @@ class Source:
         self.taken: list[int] = []
         self.turns: list[int] = []
         self.swept = 0
+        self.forgotten = 0
 
     def __len__(self) -> int:
         return len(self.waiting)
@@ -154,6 +156,16 @@ async def test_a_pass_is_bounded_in_records(world: World, monkeypatch: pytest.Mo
     assert world.snapshots.waiting == 872
 
 
+async def test_what_found_no_room_to_wait_in_is_counted_though_a_reload_takes_it_away(world: World) -> None:
+    source = Source(0)
+    world.copy(source)
+    source.forgotten = 7
+    assert world.snapshots.forgotten == 7
+    for _ in range(2):
+        world.snapshots.share(Config(), {}, {})
+        assert world.snapshots.forgotten == 7
+
+
 async def test_a_pass_is_bounded_in_bytes(world: World) -> None:
     source = Source(50, PAYLOAD_BYTES_MAX // 4)
     monkeypatch_turn = 4
@@ -178,6 +190,16 @@ async def test_others_have_their_turn_after_a_millisecond(world: World) -> None:
     await world.passed()
     assert world.pauses >= 5
     assert 0.001 <= world.snapshots.turn_seconds_max < 0.0013
+
+
+async def test_a_turn_that_makes_nothing_is_not_the_last_one(world: World) -> None:
+    """Keys may have left memory, and a sweep steps over what was not used."""
+    source = Source(100)
+    turns = iter(range(100))
+    source.take = lambda count, take=source.take: take(count) if next(turns) % 2 else []  # type: ignore[method-assign]
+    world.copy(source)
+    assert await world.passed() == "written"
+    assert (len(source), world.there(99)) == (0, True)
 
 
 @pytest.mark.parametrize("outcome", ["full", "refused", "unreachable"])
@@ -228,6 +250,43 @@ async def test_a_disk_that_hangs_holds_up_nobody(world: World, monkeypatch: pyte
     assert world.there(9)
 
 
+async def test_keys_in_the_hands_of_a_disk_that_hangs_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate, begun = threading.Event(), threading.Event()
+
+    def hanging(pairs: Any, now: float) -> str:
+        begun.set()
+        gate.wait()
+        return "written"
+
+    monkeypatch.setattr(world.snapshots.snapshot, "write", hanging)
+    world.copy(Source(10))
+    passing = asyncio.create_task(world.passed())
+    await asyncio.get_running_loop().run_in_executor(None, begun.wait)
+    assert world.snapshots.waiting == 10
+    gate.set()
+    assert (await passing, world.snapshots.waiting) == ("written", 0)
+
+
+async def test_a_disk_that_is_slow_on_purpose_is_late_and_ends_no_later(world: World) -> None:
+    slept: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+
+    source = Source(10)
+    world.copy(source)
+    world.snapshots._disk = lambda: Rule(latency=600.0)
+    assert await world.snapshots.copy(sleep, 30.0) == "late"
+    assert (sum(slept), world.snapshots.waiting) == (30.0, 10)
+    world.snapshots._disk = lambda: Rule(latency=20.0)
+    assert await world.snapshots.copy(sleep, 30.0) == "written"
+    assert (sum(slept), world.snapshots.waiting) == (50.0, 0)
+    source.waiting = [11]
+    world.snapshots._disk = lambda: Rule(latency=600.0)
+    async with asyncio.timeout(60.0):
+        await world.snapshots.close(0.01)
+
+
 async def test_a_new_generation_takes_what_is_used(world: World) -> None:
     source = Source(10)
     world.copy(source)
@@ -263,7 +322,7 @@ async def test_closing_does_not_wait_for_what_cannot_be_written(tmp_path: Path) 
     world = World(tmp_path / "snapshot")
     await world.snapshots.open()
     source, stuck = Source(5_000), Source(1)
-    stuck.take = lambda count: []  # type: ignore[method-assign]
+    stuck.take = lambda count: None  # type: ignore[method-assign]
     world.copy(source, stuck)
     async with asyncio.timeout(60.0):
         await world.snapshots.close(10.0)

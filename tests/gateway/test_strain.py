@@ -7,6 +7,7 @@ import asyncio
 import random
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 import structlog
 
@@ -14,7 +15,7 @@ from degrade.brownout import BrownoutOptions
 from degrade.gate import Claim, Permit, Priority
 from degrade.limiter import LimiterOptions
 from gateway.config_load import Brownout
-from gateway.strain import LOOK_SECONDS, LOOKS, PROCESS, Strain
+from gateway.strain import ASKED_MIN, LOOK_SECONDS, LOOKS, PROCESS, Strain
 from tests.tiers.test_pool import Clock
 from tiers.gates import Gates, GatesOptions
 
@@ -27,8 +28,8 @@ class World:
         self.options: BrownoutOptions | None = Brownout().options if enabled else None
         options = GatesOptions(LimiterOptions(least=1, most=1, adaptive=False))
         self.gates = {name: Gates(options, self.clock, random.Random(0)) for name in ("a", "b")}
-        homes = {name: SimpleNamespace(pool=SimpleNamespace(gates=made)) for name, made in self.gates.items()}
-        self.strain = Strain(lambda: homes, lambda: self.options, self.clock)  # type: ignore[arg-type,return-value]
+        self.homes = {name: SimpleNamespace(pool=SimpleNamespace(gates=made)) for name, made in self.gates.items()}
+        self.strain = Strain(lambda: self.homes, lambda: self.options, self.clock)  # type: ignore[arg-type,return-value]
 
     def look(self, looks: int, lag: float = 0.0) -> None:
         for _ in range(looks):
@@ -111,10 +112,15 @@ def test_a_crowd_of_the_lowest_priority_that_finds_no_place_raises_nothing() -> 
 def test_a_few_requests_are_no_share() -> None:
     world = World()
     gate = world.gates["a"].of("m")
-    gate.asked += 2
-    gate.shed["full", "normal"] += 2
+    world.look(1)
+    gate.asked += ASKED_MIN - 1
+    gate.shed["full", "normal"] += ASKED_MIN - 1
     world.look(20)
     assert world.levels == (0, 0)
+    gate.asked += ASKED_MIN
+    gate.shed["full", "normal"] += ASKED_MIN
+    world.look(LOOKS)
+    assert world.levels == (4, 0)
 
 
 def test_every_change_is_told_with_its_reason_and_counted() -> None:
@@ -136,6 +142,33 @@ def test_a_reload_that_turns_it_off_ends_every_level() -> None:
     world.options = None
     world.look(1)
     assert (world.levels, world.strain.levels) == ((0, 0), {})
+
+
+def test_a_reload_that_changes_a_threshold_is_taken_at_once() -> None:
+    world = World()
+    world.look(4, lag=0.6)
+    assert world.levels == (2, 2)
+    assert world.options is not None
+    world.options = msgspec.structs.replace(world.options, lag=(1.0, 2.0, 3.0, 4.0))
+    world.look(4, lag=0.6)
+    assert world.levels == (0, 0)
+
+
+def test_a_backend_that_a_reload_takes_away_has_no_level() -> None:
+    world = World()
+    world.look(4, lag=0.6)
+    del world.homes["b"]
+    world.look(1, lag=0.6)
+    assert world.strain.levels == {PROCESS: 2, "a": 0}
+
+
+def test_the_longest_of_a_backends_queues_decides() -> None:
+    world = World()
+    for model in ("idle", "m", "other"):
+        world.gates["a"].of(model)
+    world.crowd("a", 2)
+    world.look(60)
+    assert world.levels == (3, 0)
 
 
 async def test_lag_is_how_much_later_than_asked_it_is_woken() -> None:

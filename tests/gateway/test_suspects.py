@@ -28,10 +28,10 @@ def test_callers_of_the_same_who_wait_together_are_one_death() -> None:
 def test_who_is_answered_in_between_begins_from_nothing() -> None:
     suspects = Suspects()
     suspects.died([DEADLY, BESIDE], 0.0)
-    suspects.acquitted([BESIDE])
+    suspects.acquitted([BESIDE], 0.5)
     assert suspects.died([DEADLY, BESIDE], 1.0) == (DEADLY,)
     assert Suspect(BESIDE) in suspects.known()
-    suspects.acquitted([BESIDE, DEADLY, OTHER])  # an answer to what was begun before the sentence does not end it
+    suspects.acquitted([BESIDE, DEADLY, OTHER], 1.0)  # an answer to what was begun before the sentence does not end it
     assert suspects.known() == (Suspect(DEADLY, 1.0 + REFUSED_SECONDS),)
 
 
@@ -42,17 +42,16 @@ def test_after_a_sentence_one_death_more_is_enough() -> None:
     suspects.forgive(REFUSED_SECONDS - 0.001)
     assert suspects.refused(REFUSED_SECONDS - 0.001) == 1
     assert suspects.refused(REFUSED_SECONDS) == 0
-    suspects.forgive(REFUSED_SECONDS)
-    assert suspects.known() == (Suspect(DEADLY),)
     assert suspects.died([DEADLY], REFUSED_SECONDS) == (DEADLY,)
+    suspects.forgive(2 * REFUSED_SECONDS)
+    assert suspects.known() == (Suspect(DEADLY),)
 
 
 def test_after_a_sentence_an_answer_clears_it_all() -> None:
     suspects = Suspects()
     suspects.died([DEADLY], 0.0)
     suspects.died([DEADLY], 0.0)
-    suspects.forgive(REFUSED_SECONDS)
-    suspects.acquitted([DEADLY])
+    suspects.acquitted([DEADLY], REFUSED_SECONDS)
     assert suspects.known() == ()
     assert suspects.died([DEADLY], REFUSED_SECONDS) == ()
 

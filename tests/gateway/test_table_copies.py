@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import random
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from cache.stores.store import StoreError
 from degrade.calendar import Calendar
-from degrade.record import seal
+from degrade.record import Record, name_of, packed, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
-from gateway.table_copies import ROWS_AT_ONCE, RowCopies
-from tests.gateway.test_tables import World
+from gateway.copies import TURN_BYTES, Pending
+from gateway.table_copies import BESIDE_BYTES, ROWS_AT_ONCE, RowCopies
+from tests.gateway.here import Here
+from tests.gateway.test_tables import Shelf, World, table_on
 from tiers.inference import TableTold, UpstreamError
 
 OPTIONS = SnapshotOptions(16 * 2**20, inspection_seconds_max=60.0)
@@ -34,7 +38,7 @@ class Host:
         self._open = Snapshot(self._folder, OPTIONS)
         self._open.open()
         calendar = Calendar(lambda: world.now, lambda: WALL + world.now)
-        world.table.copies = RowCopies("user", world.table.config, self._open, calendar, lambda: world.now)
+        world.table.copies = RowCopies("user", world.table.config, Here(self._open), calendar, lambda: world.now)
         world.table.copies.watch(world.table.near)
         return world
 
@@ -45,11 +49,26 @@ class Host:
         assert self._open is not None
         pending = []
         while len(copies):
-            pending += copies.take(32)
+            pending += copies.take(32) or []
         pairs = [(each.name, seal(each.name, each.written)) for each in pending]
         assert self._open.write(pairs, WALL + world.now) == "written"
         copies.written()
         return len(pending)
+
+    @property
+    def records(self) -> Snapshot:
+        assert self._open is not None
+        return self._open
+
+    def fill(self, world: World, turn: int) -> bool:
+        """A million bytes of something else; whether a new generation had to begin."""
+        assert self._open is not None
+        before, key = self._open.rotations, b"%d" % turn
+        record = Record("answer", "routes/r", key, b"f", b"", WALL, WALL, random.Random(turn).randbytes(1_000_000))
+        name = name_of(record.kind, record.source, key)
+        assert self._open.write([(name, seal(name, packed(record)))], WALL + world.now) == "written"
+        self._open.settle()
+        return self._open.rotations > before
 
     def close(self) -> None:
         if self._open is not None:
@@ -147,3 +166,92 @@ async def test_many_rows_are_read_in_turns_of_the_event_loop(host: Host) -> None
     numbers, told = await world.look_up(*ids)
     assert numbers == [*ids]
     assert told.snapshot == len(ids)
+
+
+def keys(pending: Sequence[Pending]) -> list[bytes]:
+    return [msgspec.msgpack.decode(each.written, type=Record).key for each in pending]
+
+
+async def test_rows_that_are_used_stay_when_others_fill_the_disk(host: Host) -> None:
+    """Which are not read anew: their ttl is hours, or the store is down."""
+    world = host.world()
+    await world.look_up(1, 2, 3)
+    await world.look_up(1, 2)
+    assert host.write(world) == 3
+    copies = world.table.copies
+    assert isinstance(copies, RowCopies)
+    rotations = 0
+    for turn in range(40):
+        world.now += 0.5
+        if host.fill(world, turn):
+            rotations += 1
+            copies.sweep(2**20)
+            assert host.write(world) == 2
+    assert rotations > OPTIONS.generations
+    world = host.world()
+    world.now += 20.0
+    world.shelf.failure = StoreError("unreachable")
+    numbers, told = await world.look_up(1, 2)
+    assert (numbers, told.snapshot, told.age) == ([1, 2], 2, pytest.approx(20.0))
+    with pytest.raises(UpstreamError):
+        await world.look_up(3)
+
+
+@pytest.mark.parametrize("ids", ["integer", "text"])
+async def test_a_sweep_takes_the_most_used_and_no_more_than_it_may(host: Host, ids: str) -> None:
+    world = host.world(ids=ids)
+    copies = world.table.copies
+    assert isinstance(copies, RowCopies)
+    world.write(**{f"_{each}": each for each in range(100)})
+    await world.look_up(*range(100))
+    host.write(world)
+    for _ in range(3):
+        await world.look_up(40, 50)
+    await world.look_up(99)
+    size = 8 + BESIDE_BYTES
+    for rows, swept in ((3, [b"40", b"50", b"99"]), (2, [b"40", b"50"]), (0, [])):
+        copies.sweep(rows * size)
+        made: list[bytes] = []
+        while (some := copies.take(32)) is not None:
+            assert len(some) <= 32
+            made += keys(some)
+        assert (made, len(copies)) == (swept, 0)
+        copies.written()
+
+
+async def test_a_sweep_that_was_not_written_is_taken_again(host: Host) -> None:
+    world = host.world()
+    await world.look_up(1)
+    await world.look_up(1)
+    host.write(world)
+    copies = world.table.copies
+    assert isinstance(copies, RowCopies)
+    copies.sweep(2**20)
+    while copies.take(32) is not None:
+        pass
+    copies.again()
+    assert host.write(world) == 1
+
+
+async def test_a_number_and_its_digits_are_one_row(host: Host) -> None:
+    """Two routes may ask one table, the one with BYTES and the other with INT64."""
+    for ids in ("integer", "text"):
+        world = host.world(ids=ids)
+        await world.table.look_up([b"1", b"2"], 1.0)
+        await world.look_up(3, 2)
+        assert host.write(world) == 3
+        world = host.world(ids=ids)
+        world.shelf.failure = StoreError("unreachable")
+        assert (await world.look_up(1, 2, 3))[1].snapshot == 3
+        assert (await world.table.look_up([b"3", b"1"], 1.0)).told.snapshot == 2
+
+
+async def test_long_rows_are_made_a_few_at_a_time(host: Host) -> None:
+    world, length = host.world(), TURN_BYTES // 4 // 20
+    table = table_on(Shelf(), "long", lambda: world.now, shape=(length,), key="u:{id}")
+    near, calendar = table.near, Calendar(lambda: world.now, lambda: WALL)
+    copies = RowCopies("long", table.config, host.records, calendar, lambda: world.now)
+    copies.watch(near)
+    near.put(np.arange(30), np.ones((30, length), np.float32), world.now, near.ticket())
+    copies.note(np.arange(30))
+    assert len(copies.take(32) or ()) == 20

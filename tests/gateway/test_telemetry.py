@@ -42,6 +42,25 @@ def test_answers_are_counted_by_the_words_of_the_decision() -> None:
     assert one(telemetry, "tailrace_collapsed_total", route="r") == 1
 
 
+@pytest.mark.parametrize(
+    ("steps", "counted"),
+    [
+        (("stale",), "stale"),
+        (("tier",), "tier"),
+        (("tier", "replica"), "tier"),
+        (("user:stale", "tier", "snapshot"), "snapshot"),
+        (("user:default", "replica"), "user:default"),
+        (("replica",), ""),
+        ((), ""),
+    ],
+)
+def test_an_answer_in_which_something_stood_in_is_counted_once(steps: tuple[str, ...], counted: str) -> None:
+    telemetry = Telemetry(monotonic)
+    telemetry.answered("r", Provenance(steps=steps, degraded=True))
+    told = {labels: count for (name, labels), count in scraped(telemetry).items() if name == "tailrace_stood_in_total"}
+    assert told == ({frozenset({"route": "r", "step": counted}.items()): 1.0} if counted else {})
+
+
 def test_fills_count_rows_by_tier_and_steps() -> None:
     telemetry = Telemetry(monotonic)
     passed = (

@@ -4,8 +4,10 @@ import struct
 
 import pytest
 
-from gateway.admission.validate import TensorRule, Validator
+from gateway.admission.validate import TensorRule, Validator, rules_of
+from gateway.config import InputRule, Limits
 from gateway.problem import Refused
+from gateway.units import Size
 from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, RequestedOutput, Tensor
 
@@ -35,6 +37,12 @@ def test_the_star_rule_stands_for_inputs_without_one():
     with pytest.raises(Refused, match="finite"):
         Validator({"*": TensorRule()}, None).check(request, known)
     Validator({"*": TensorRule(), "x": TensorRule(finite=False)}, None).check(request, known)
+
+
+def test_rules_of_inputs_stand_beside_one_for_the_rest():
+    rules = rules_of(Limits(element_bytes_max=Size(9)), {"x": InputRule(max=2.0)})
+    assert (rules["x"].maximum, rules["x"].finite, rules["x"].element_bytes_max) == (2.0, True, 9)
+    assert (rules["*"].finite, rules["*"].element_bytes_max) == (False, 9)
 
 
 def test_bounds_are_inclusive():

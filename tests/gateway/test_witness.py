@@ -5,10 +5,12 @@ What must never be: a process that has the same word as another one whose model 
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 
 from cache.stores.store import Found, StoreError
@@ -281,6 +283,122 @@ async def test_a_clock_far_ahead_keeps_others_from_believing(world: World) -> No
         assert await process.round() is None
         assert process.witness.state == "clock"
     assert await settle(process) == {word}  # nobody ahead any more, and what was seen by it is no less true
+
+
+async def test_a_replica_that_is_lost_says_nothing_until_it_is_back(world: World) -> None:
+    """Its last sight is from before it was lost: neither a change, nor a proof that there was none."""
+    well, away = Replica(), Replica()
+    well.work(7)
+    away.work(9)
+    word = await Process(world, well, away).round()
+    late = Process(world, well, away)
+    late.looks["r1"] = world.now, msgspec.structs.replace(away.sight, work={"1": (0, 0, 0, 0)}, lost=True)
+    away.up = False
+    for _ in range(2):
+        late.looks["r1"] = world.now + 0.5, late.looks["r1"][1]
+        turn = await late.round()
+    assert turn == word
+    away.load()
+    away.work(3)
+    away.up = True
+    assert await late.round() not in (word, None)
+
+
+async def test_a_word_that_was_begun_stays_for_as_long_as_its_model(world: World) -> None:
+    model = Replica()
+    model.work(7)
+    word = await Process(world, model).round()
+    model.load()
+    late = Process(world, model)
+    turns = [await late.round() for _ in range(int(2 * WATCHED_SECONDS))]
+    assert len(set(turns) - {None}) == 1
+    assert turns[-1] not in (word, None)
+    assert set(turns[turns.index(turns[-1]) :]) == {turns[-1]}
+
+
+async def test_a_word_whose_looks_are_others_now_and_then_is_not_replaced(world: World) -> None:
+    """Looks and word are two values: who reads between two writes sees one of each, and that is no dead writer."""
+    model = Replica()
+    model.work(7)
+    first = Process(world, model)
+    word = await first.round()
+    assert word is not None
+    watched = world.held[b"tailrace:s:watch"]
+    late = Process(world, model)
+    late.look()  # from before it reads a word: it never believes one here
+    for _ in range(3):
+        for _ in range(ROUNDS_UNWATCHED_MAX - 1):
+            world.held[b"tailrace:s:turn"] = b"other", world.now + 99
+            assert await late.round(look=False) is None
+        world.held[b"tailrace:s:turn"] = word, world.now + 99
+        world.held[b"tailrace:s:watch"] = watched
+        assert await late.round(look=False) is None
+        assert late.witness.state == "considering"
+    assert world.held[b"tailrace:s:turn"][0] == word
+
+
+async def test_an_end_by_who_sees_no_model_is_not_lost_while_another_is_written(world: World) -> None:
+    blind = Process(world, Replica())
+    put = world.put_many
+
+    async def ended(pairs: Sequence[tuple[bytes, bytes]], ttl: float | None, seconds: float) -> None:
+        await put(pairs, ttl, seconds)
+        blind.witness.end_turn()
+
+    world.put_many = ended  # type: ignore[method-assign]
+    blind.witness.end_turn()
+    await blind.round(look=False)
+    world.put_many = put  # type: ignore[method-assign]
+    assert not await blind.witness.settled(0.0)
+    before = world.held[b"tailrace:s:turn"]
+    await blind.round(look=False)
+    assert await blind.witness.settled(0.0)
+    assert world.held[b"tailrace:s:turn"] != before
+
+
+async def test_an_end_is_seen_to_at_once_but_a_store_that_is_down_is_asked_at_intervals(world: World) -> None:
+    process = Process(world, Replica())
+    process.look()
+    rounds = 0
+    round_ = process.witness.round
+
+    async def counted() -> None:
+        nonlocal rounds
+        rounds += 1
+        if world.down:
+            process.witness.end_turn()  # while the store is being asked
+        await round_()
+
+    process.witness.round = counted  # type: ignore[method-assign]
+    rests: asyncio.Queue[asyncio.Event] = asyncio.Queue()
+
+    async def sleep(seconds: float) -> None:
+        assert seconds == 7.0
+        rests.put_nowait(over := asyncio.Event())
+        await over.wait()
+
+    async with asyncio.timeout(30.0):
+        running = asyncio.create_task(process.witness.run(7.0, sleep))
+        await rests.get()
+        word = process.witness.turn
+        process.witness.end_turn()
+        resting = await rests.get()  # nobody has waited for the interval
+        assert (rounds, process.witness.turn != word) == (2, True)
+        world.down = True
+        resting.set()
+        resting = await rests.get()
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert rounds == 3
+        world.down = False
+        resting.set()
+        await rests.get()
+        assert await process.witness.settled(0.0)
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert rounds == 4, "what was hurried for is done"
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
 
 
 @pytest.mark.parametrize("seed", range(200))

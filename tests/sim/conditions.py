@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from cache.entry import Freshness
 from gateway.config import QuotaConfig
 from gateway.copies import Copies
+from gateway.reads import Reads
 from gateway.route import Route
 from tests.sim import faults
 from tests.sim.client import Told
@@ -96,8 +97,9 @@ def nothing_is_under_way(world: World) -> Iterator[str]:
         for name, route in gateway.routes.items():
             if len(route.flights) or route.refreshing:
                 yield f"{name}: {len(route.flights)} flights, {len(route.refreshing)} refreshes"
-            if route.rows is not None and (len(route.rows.flights) or route.rows._under_way):
-                yield f"{name}: {len(route.rows.flights)} fills of rows"
+            rows = route.shelves.rows
+            if rows is not None and (len(rows.flights) or rows._under_way):
+                yield f"{name}: {len(rows.flights)} fills of rows"
         for name, home in gateway.homes.items():
             busy = [state for state in home.pool.states() if state.in_flight > 1]  # one may be a probe
             if busy:
@@ -182,7 +184,7 @@ def copies_are_written(world: World) -> Iterator[str]:
         if snapshots.waiting or snapshots.age > 2.0 * snapshots.interval + SLACK_SECONDS:
             yield f"{process.name}: {snapshots.waiting} wait, and the last pass was {snapshots.age:.2f} s ago"
         for name, route in process.gateway.routes.items():
-            for copies in (route.copied, route.copied_rows):
+            for copies in (route.shelves.copied, route.shelves.copied_rows):
                 lost = [] if copies is None else list(_lost(world, route, copies, 2.0 * snapshots.interval))
                 if lost:
                     yield f"{process.name}: {len(lost)} of {name} are not there, the first made at {lost[0]:.3f}"
@@ -199,8 +201,16 @@ def _lost(world: World, route: Route, copies: Copies[Any], seconds: float) -> It
         entry = node.value
         if not since < entry.stored_at < now - seconds or entry.freshness(now, route.epoch) is not Freshness.FRESH:
             continue
-        if copies._form.packed(entry.value, 0.0) is not None and copies.find(node.key, now) is None:
+        if copies._form.packed(entry.value, 0.0) is not None and not _is_there(copies, node.key):
             yield entry.stored_at
+
+
+def _is_there(copies: Copies[Any], digest: bytes) -> bool:
+    """Whether it lies on the disk, whoever has to wait for that."""
+    terms, standing, reads = copies._terms_now(), copies.standing, copies._records
+    assert isinstance(reads, Reads)
+    place = copies._form.kind, standing.rules.source, digest
+    return terms is not None and reads._directory.find(*place, terms, standing.calendar.now()) is not None
 
 
 OF_CALM: Final[tuple[OfWorld, ...]] = (

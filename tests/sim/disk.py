@@ -70,7 +70,7 @@ class Disk:
         """As one life of a process uses it."""
         if self.is_small:
             options = SnapshotOptions(SMALL_BYTES * options.generations, options.generations)
-        return Depot(Directory(self, folder, options), Words(self, wall), Thread(self))
+        return Depot(Directory(self, folder, options), Words(self, wall), Thread(self), Thread(self))
 
     def refuses(self) -> str:
         """Why nothing can be written now, one of ``StoreError``'s kinds; "": nothing is wrong."""
@@ -118,7 +118,7 @@ class Directory:
         self.failures: Counter[str] = Counter()
         self.rejected: Counter[str] = Counter()
         self.quarantined: Counter[str] = Counter()
-        self.records = self.bytes = 0
+        self.records = self.bytes = self.aside = 0
         self.written_at = 0.0
         self.rotations = 0
         self._before = disk.numbers

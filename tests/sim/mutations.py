@@ -28,13 +28,16 @@ from degrade.brownout import Brownout
 from degrade.gate import Gate
 from degrade.gate import Permit as GatePermit
 from degrade.ladder import Step
-from gateway import copies, descent, pipeline, recall, route, witness
+from gateway import copies, descent, identity, pipeline, recall, witness
 from gateway.doors import exchange
 from gateway.doors.buffered import Held
+from gateway.identity import Identity
 from gateway.pipeline import Pipeline
 from gateway.route import Route
 from gateway.rows import Rows
 from gateway.second import SecondLevel
+from gateway.service import NO_EPOCH
+from gateway.shelves import Shelves
 from gateway.snapshots import Snapshots
 from gateway.witness import Witness
 from tests.sim.scene import scene
@@ -192,9 +195,9 @@ def _believing(real: Callable[..., str], **believed: Any) -> Callable[..., str]:
 
 
 def _for_ever(real: Callable[..., Any]) -> Callable[..., Any]:
-    def entry(self: Route, served: Any, epoch: int, now: float) -> Any:
+    def entry(self: Shelves, served: Any, epoch: int, now: float) -> Any:
         made = real(self, served, epoch, now)
-        return Entry(served, made.size, now, made.ttl, 1e9, epoch) if epoch == route.NO_EPOCH else made
+        return Entry(served, made.size, now, made.ttl, 1e9, epoch) if epoch == NO_EPOCH else made
 
     return entry
 
@@ -264,8 +267,8 @@ MUTATIONS: Final = (
     Mutation("the ladder has an old answer for everybody", ((descent, "tolerates", lambda *_: True),), first=41),
     Mutation("an epoch's turn during a fill is ignored", ((Route, "settled", _now_as_then),), first=37),
     Mutation("an epoch never turns", ((Route, "turn", _never),), first=7),
-    Mutation("tenants share keys", ((Route, "_tenant", lambda *_: ""),)),
-    Mutation("requested outputs are no part of the key", ((route, "_asked", lambda _: []),)),
+    Mutation("tenants share keys", ((Identity, "tenant", lambda *_: ""),)),
+    Mutation("requested outputs are no part of the key", ((identity, "_asked", lambda _: []),)),
     Mutation(
         "rows are merged in another order",
         ((cascade, "merge_rows", _swapped(cascade.merge_rows)),),
@@ -296,7 +299,7 @@ MUTATIONS: Final = (
     Mutation("bytes of requests are never given back", ((Held, "__exit__", _all_held),), first=4),
     Mutation(
         "copies of any age are served",
-        ((record, "doubted", _AGELESS), (copies, "doubted", _AGELESS), (Route, "entry", _for_ever(Route.entry))),
+        ((record, "doubted", _AGELESS), (copies, "doubted", _AGELESS), (Shelves, "entry", _for_ever(Shelves.entry))),
         needs=("disks",),
         first=167,
     ),

@@ -15,8 +15,10 @@ import msgspec
 from msgspec import Struct
 
 from gateway.admission.auth import key_digest
-from gateway.config import Backend, CallerConfig, Config, Route, Server
+from gateway.config import CallerConfig, Config, Route
+from gateway.config_backends import Backend
 from gateway.config_load import Brownout
+from gateway.config_server import Server
 from gateway.config_snapshot import SnapshotConfig
 from gateway.config_tables import TableConfig
 from gateway.schema import Reader

@@ -79,7 +79,7 @@ def test_the_code_prints_what_stands_below_it(
 
 @pytest.mark.parametrize("name", ["rpc_in_flight_max", "rpc", "grpc_message_bytes_max", "grpc_stream_idle_timeout"])
 def test_keys_that_the_page_names_are_keys(name: str) -> None:
-    from gateway.config import Server
+    from gateway.config_server import Server
 
     assert f"server.{name}" in DOCUMENT
     assert name in Server.__struct_fields__

@@ -77,7 +77,7 @@ async def ask(session: aiohttp.ClientSession, url: str, number: int) -> tuple[in
 
 
 async def test_sigterm_lets_requests_in_flight_finish(broken: Any, gateway_factory: Any, configured: Any) -> None:
-    gateway = gateway_factory(configured(broken.server.http_url))
+    gateway = gateway_factory(configured(broken.server.http_url, drain="60s", timeout="60s"))
     process = gateway.process
     async with aiohttp.ClientSession() as session:
         assert (await ask(session, gateway.http_url, 1))[0] == 200
@@ -105,7 +105,7 @@ async def test_sigterm_lets_requests_in_flight_finish(broken: Any, gateway_facto
 async def test_sigterm_while_triton_hangs_ends_within_the_limit(
     broken: Any, gateway_factory: Any, configured: Any
 ) -> None:
-    gateway = gateway_factory(configured(broken.server.http_url, drain="1s"))
+    gateway = gateway_factory(configured(broken.server.http_url, drain="1s", timeout="60s"))
     process = gateway.process
     async with aiohttp.ClientSession() as session:
         assert (await ask(session, gateway.http_url, 1))[0] == 200

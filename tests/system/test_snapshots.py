@@ -27,9 +27,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from degrade.directory import generations
+from cache.stores.store import StoreError
+from degrade.directory import generations, locked, number_of
 from degrade.generation import Generation
-from degrade.record import unpacked
+from degrade.record import Record, name_of, packed, seal, unpacked
 from examples.gatewayprocess import ConfigValue, GatewayProcess
 from gateway.parcel import unpacked as unpacked_answer
 
@@ -38,6 +39,9 @@ LIVES = int(os.environ.get("LIVES", "8"))
 """`make snapshot-kills` has 200."""
 SAMPLE = 25
 """Of all keys that were copied, those that the last gateway is asked for."""
+BYTES_MAX = 16 * 2**20
+INTERVAL, PASS_SECONDS_MAX = 0.1, 5.0
+"""Between two passes, and what one may take on a disk that others use too."""
 
 Start = Callable[..., GatewayProcess]
 
@@ -48,23 +52,36 @@ def breakable(breakable_factory: Callable[..., Any]) -> Any:
 
 
 @pytest.fixture
-def start(gateway_factory: Callable[..., GatewayProcess], breakable: Any, tmp_path: Path) -> Start:
-    """``start()`` -> a gateway that copies what it answers each 100 ms, to the same directory each time."""
+def configured(breakable: Any, tmp_path: Path) -> Callable[..., Mapping[str, ConfigValue]]:
+    """``configured()`` -> a gateway that copies what it answers each 100 ms, to the same directory each time."""
 
-    def started(
-        folder: Path | None = None, url: str = "", workers: int = 1, **cache: ConfigValue
-    ) -> GatewayProcess:
+    def made(
+        folder: Path | None = None, url: str = "", generations: int = 3, **cache: ConfigValue
+    ) -> Mapping[str, ConfigValue]:
         kept: Mapping[str, ConfigValue] = {"ttl": "1h", "max_stale": "1h", **cache}
         route: Mapping[str, ConfigValue] = {
             "tiers": [{"backend": "b", "model": "stamped"}], "cache": kept, "timeout": "5s",
         }  # fmt: skip
-        config: Mapping[str, ConfigValue] = {
+        snapshot: Mapping[str, ConfigValue] = {
+            "path": str(folder or tmp_path / "snapshot"), "interval": f"{INTERVAL * 1000:.0f}ms",
+            "bytes_max": f"{BYTES_MAX // 2**20}MiB", "generations": generations,
+        }  # fmt: skip
+        return {
             "server": {"grpc": "off", "drain": "2s"},
             "backends": {"b": {"http": [url or breakable.server.http_url]}},
-            "snapshot": {"path": str(folder or tmp_path / "snapshot"), "interval": "100ms", "bytes_max": "16MiB"},
+            "snapshot": snapshot,
             "routes": {"r": route},
         }
-        return gateway_factory(config, ["--workers", str(workers)] if workers > 1 else [])
+
+    return made
+
+
+@pytest.fixture
+def start(gateway_factory: Callable[..., GatewayProcess], configured: Callable[..., Any]) -> Start:
+    """``start()`` -> that gateway, ready."""
+
+    def started(folder: Path | None = None, workers: int = 1, **how: ConfigValue) -> GatewayProcess:
+        return gateway_factory(configured(folder, **how), ["--workers", str(workers)] if workers > 1 else [])
 
     return started
 
@@ -176,6 +193,9 @@ def test_without_triton_copies_are_served_and_say_what_they_are(start: Start) ->
     assert "cache=stale" in old.label
     assert "steps=(snapshot), degraded" in old.label
     assert ask(gateway, 3).status == 503
+    assert gateway.metric("tailrace_stood_in_total") == gateway.metric("tailrace_stood_in_total", step="snapshot") == 1
+    assert gateway.metric("tailrace_snapshot_lookups_total") > 2, "of two requests"
+    assert sum(status(gateway)["routes"]["r"]["snapshot"]["lookups"].values()) > 2
     assert ask(gateway, 2, "max-stale=0").status in (200, 503)
     kill(gateway)
     gateway = start(url=nowhere, snapshot="fresh")
@@ -183,6 +203,7 @@ def test_without_triton_copies_are_served_and_say_what_they_are(start: Start) ->
     assert (hit.status, hit.at) == (200, first.at)
     assert hit.label.startswith("cache=hit, reason=snapshot")
     assert "degraded" not in hit.label
+    assert gateway.metric("tailrace_answers_total", cache="hit", reason="snapshot") == 1
     kill(gateway)
     gateway = start(url=nowhere, snapshot="off")
     assert ask(gateway, 2).status == 503
@@ -214,6 +235,7 @@ class Asking(threading.Thread):
         self.answered = first
         self._gateway = gateway
         self._seen: list[tuple[float, int]] = []
+        self._began = (0.0, 0.0)  # passes before the first look's end, and when that was
 
     def run(self) -> None:
         with contextlib.suppress(OSError):  # the gateway is killed
@@ -221,59 +243,162 @@ class Asking(threading.Thread):
                 self.answered += 1
 
     def look(self) -> int:
-        """Keys below this are copied: a pass that began after they were answered has been written."""
-        answered = self.answered
+        """Keys below this are copied: a pass that began after they were answered has been written. And so passes must
+        come: at least one in an interval and what it may take itself."""
+        answered, now = self.answered, time.monotonic()
         count = passes(self._gateway)
+        if not self._seen:
+            self._began = count, time.monotonic()
+        since, began = self._began
+        assert count - since + 1 >= (now - began) / (INTERVAL + PASS_SECONDS_MAX), f"{count - since} in {now - began} s"
         self._seen.append((count, answered))
         return max((done for before, done in self._seen if before + 2 <= count), default=0)
 
 
-def on_disk(folder: Path) -> set[int]:
-    """The keys of all answers that are there, each of which must be what its own bytes say that it is."""
-    keys = set()
-    for path in generations(folder):
-        with closing(Generation(path, 16 * 2**20 // 3)) as generation:
-            for name, held in generation.walk():
-                record = unpacked(name, held)
-                assert record is not None, f"{name.hex()} of {path} is not whole"
-                if record.kind == "answer":
-                    answer = unpacked_answer("r", record.payload)
-                    assert answer is not None
-                    row = {each.name: each.data for each in answer.served.response.outputs}["y"]
-                    keys.add(int(np.frombuffer(row, np.float32)[0]))
-    return keys
+class Directory:
+    """A snapshot of ``GENERATIONS`` small files, looked at from outside while a gateway has it."""
+
+    GENERATIONS = 8
+    BOUND = BYTES_MAX // GENERATIONS
+
+    def __init__(self, folder: Path, chance: random.Random) -> None:
+        self.folder = folder
+        self._chance = chance
+
+    @property
+    def last(self) -> int:
+        """The number of the last file, whole or not; 0 if there is none."""
+        return max(map(number_of, generations(self.folder)), default=0) if self.folder.exists() else 0
+
+    @property
+    def is_renewing(self) -> bool:
+        return next(self.folder.glob("*.new"), None) is not None
+
+    def fill(self) -> None:
+        """Leave no room in the last file, as another worker would that has much to write."""
+        with locked(self.folder, LATE) as ours:
+            assert ours
+            with closing(Generation(generations(self.folder)[-1], self.BOUND, writable=True)) as generation:
+                for size in (100_000, 10_000, 1_000):
+                    with contextlib.suppress(StoreError):
+                        while True:
+                            generation.put([self._filler(size)], time.time())
+
+    def _filler(self, size: int) -> tuple[bytes, bytes]:
+        key, now = self._chance.randbytes(16), time.time()
+        name = name_of("filler", "", key)
+        record = Record("filler", "", key, b"", b"", now, now, self._chance.randbytes(size))
+        return name, seal(name, packed(record))
+
+    def keys(self) -> set[int]:
+        """Of all answers that are there, each of which must be what its own bytes say that it is."""
+        keys = set()
+        for path in generations(self.folder):
+            if not path.stat().st_size:
+                continue  # whoever began it was killed at once
+            with closing(Generation(path, self.BOUND)) as generation:
+                for name, held in generation.walk():
+                    record = unpacked(name, held)
+                    assert record is not None, f"{name.hex()} of {path} is not whole"
+                    if record.kind == "answer":
+                        answer = unpacked_answer("r", record.payload)
+                        assert answer is not None
+                        row = {each.name: each.data for each in answer.served.response.outputs}["y"]
+                        keys.add(int(np.frombuffer(row, np.float32)[0]))
+        return keys
+
+
+def killed_at_its_start(gateway: GatewayProcess, directory: Directory, seconds: float) -> bool:
+    """Start it, and kill it, with the process that looks through the files, so long after the last file begins to be
+    renewed, or when it is ready if none is; whether one was."""
+    before = directory.last
+    try:
+        gateway.begin()
+        end = time.monotonic() + LATE
+        while not (renewed := directory.is_renewing or directory.last != before) and not gateway.is_ready:
+            assert time.monotonic() < end, "it does not start"
+            time.sleep(0.0005)
+        time.sleep(seconds)
+        gateway.process.signal_group(signal.SIGKILL)
+        gateway.process.wait(LATE)
+    finally:
+        gateway.stop()
+    return renewed
+
+
+def killed_at_a_rotation(gateway: GatewayProcess, directory: Directory, seconds: float) -> None:
+    """Kill it so long after it begins a new file, because the last one is full."""
+    before = directory.last
+    directory.fill()
+    end = time.monotonic() + LATE
+    while directory.last == before:
+        assert time.monotonic() < end, "no new file is begun"
+        time.sleep(0.0005)
+    time.sleep(seconds)
+    kill(gateway)
 
 
 def test_a_gateway_that_is_killed_at_any_moment_starts_again_with_what_it_had_copied(
-    start: Start, tmp_path: Path
+    start: Start, configured: Callable[..., Mapping[str, ConfigValue]], tmp_path: Path
 ) -> None:
-    """``LIVES`` lives of one directory, each killed at a moment of its own while it answers and copies."""
+    """``LIVES`` lives of one directory, each killed at a moment of its own: while it answers and copies, when the last
+    file is full and a new one begins, or at its start, where a small file is written anew. What was answered before a
+    pass began that has ended is there, and passes come at their interval: so no more than that is lost."""
     seed = int(os.environ.get("SEED", random.SystemRandom().randrange(2**32)))
     print(f"seed {seed}, {LIVES} lives")
     chance = random.Random(seed)
-    sure = lost_most = 0
-    for life in range(LIVES):
-        gateway = start()
-        lost = set(range(sure)) - on_disk(tmp_path / "snapshot") if life else set()
+    directory = Directory(tmp_path / "snapshot", chance)
+    sure = lost_most = renewed = 0
+    rotated: list[int] = []  # what was sure at each: the files before the last few have gone
+
+    def look_for_what_is_sure(life: int) -> None:
+        first = rotated[-5] if len(rotated) >= 5 else 0
+        lost = set(range(first, sure)) - directory.keys() if sure else set()
         assert not lost, f"seed {seed}, life {life}: of {sure} there are not {sorted(lost)}"
+
+    for life, end in enumerate(ends(chance)):
+        if end == "start":
+            gateway = GatewayProcess(configured(generations=Directory.GENERATIONS))
+            renewed += killed_at_its_start(gateway, directory, chance.uniform(0.0, 0.01))
+            look_for_what_is_sure(life)
+            continue
+        gateway = start(generations=Directory.GENERATIONS)
+        look_for_what_is_sure(life)
         for key in [chance.randrange(sure) for _ in range(5 if sure else 0)]:
             assert ask(gateway, key).status == 200
-        assert gateway.metric("tailrace_snapshot_quarantined_total") == 0.0, f"seed {seed}, life {life}"
+        empty = gateway.metric("tailrace_snapshot_quarantined_total", reason="empty")
+        assert gateway.metric("tailrace_snapshot_quarantined_total") == empty, f"seed {seed}, life {life}"
         assert gateway.metric("tailrace_snapshot_rejected_total") == 0.0, f"seed {seed}, life {life}"
         asking = Asking(gateway, sure)  # what may be lost is asked again
         asking.start()
         until(lambda asking=asking, before=sure: asking.look() > before, "nothing is copied")  # type: ignore[misc]
-        end = time.monotonic() + chance.uniform(0.0, 0.3)
-        while time.monotonic() < end:
+        if end == "rotation":
+            rotated.append(sure)
             sure = asking.look()
-        sure = max(sure, asking.look())
-        kill(gateway)
+            killed_at_a_rotation(gateway, directory, chance.uniform(0.0, 0.02))
+        else:
+            killed_at = time.monotonic() + chance.uniform(0.0, 0.3)
+            while time.monotonic() < killed_at:
+                sure = asking.look()
+            sure = max(sure, asking.look())
+            kill(gateway)
         asking.join(LATE)
         lost_most = max(lost_most, asking.answered - sure)
-    gateway = start(url="http://127.0.0.1:9", snapshot="fresh")
-    for key in {*range(max(0, sure - 5), sure), *(chance.randrange(sure) for _ in range(SAMPLE))}:
+    gateway = start(url="http://127.0.0.1:9", snapshot="fresh", generations=Directory.GENERATIONS)
+    look_for_what_is_sure(LIVES)
+    known = range(rotated[-5] if len(rotated) >= 5 else 0, sure)
+    for key in {*known[-5:], *(chance.choice(known) for _ in range(SAMPLE))}:
         assert ask(gateway, key).label.startswith("cache=hit, reason=snapshot"), f"seed {seed}: {key} of {sure}"
-    print(f"{sure} copies, at most {lost_most} answers of one life not known to be among them")
+    told = f"{len(rotated)} ended in a rotation and {renewed} in a renewal"
+    print(f"{sure} copies; {told}; at most {lost_most} answers of one life not known to be among them")
+
+
+def ends(chance: random.Random) -> list[str]:
+    """How each life ends: of eight, two at a rotation and two at a start."""
+    found: list[str] = []
+    while len(found) < LIVES:
+        found += chance.sample(["answering", "rotation", "answering", "start"], 4)
+    return found[:LIVES]
 
 
 class Disk:
@@ -432,6 +557,7 @@ def test_damaged_files_are_put_aside_at_the_next_start(start: Start, tmp_path: P
     path.write_bytes(content)
     gateway = start()
     assert gateway.metric("tailrace_snapshot_quarantined_total") == 1.0
+    assert gateway.metric("tailrace_snapshot_quarantine_files") == 1.0
     assert ask(gateway, 1).label.startswith("cache=miss")
     copied(gateway)
     assert "snapshot put aside" in gateway.log()

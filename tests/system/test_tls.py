@@ -112,7 +112,7 @@ def test_workers_show_one_certificate_and_refuse_strangers(triton: Any, gateway_
 
 
 def test_a_flood_of_bad_handshakes_is_counted_and_not_logged(triton: Any, gateway_factory: Any, pem: Any) -> None:
-    gateway = gateway_factory(configured(triton, files(pem), head_timeout="300ms"))
+    gateway = gateway_factory(configured(triton, files(pem), head_timeout="2s"))
     host, port = gateway.http_address.split(":")
     before = gateway.log().count("\n")
     sent = (b"GET / HTTP/1.1\r\n\r\n", b"\x16\x03\x01\x00\xa5", b"\x00" * 400, b"\x16\x03\x01\x00\x05hello", b"")

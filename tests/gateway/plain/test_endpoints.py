@@ -194,6 +194,9 @@ async def test_a_servers_own_error_is_told_in_its_words_and_not_kept(predictor: 
     predictor.status = 422
     assert (await front.predict(1)).status == 422
     assert (await front.predict(1)).status == 422, "the caller's own fault is no reason for an old answer"
+    async with front.client.get(f"{front.admin}/metrics") as got:
+        told = [line for line in (await got.read()).decode().splitlines() if line.startswith("tailrace_stood_in_total")]
+    assert told == ['tailrace_stood_in_total{route="score",step="stale"} 4.0'], "and errors are no answers"
 
 
 async def test_tenants_do_not_share_and_callers_of_one_do(predictor: Predictor, open_front: Open) -> None:

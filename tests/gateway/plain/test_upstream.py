@@ -11,7 +11,8 @@ from aiohttp import ClientSession
 
 from examples.gatewayprocess import GatewayProcess
 from gateway.check import findings
-from gateway.config import Backend, Config, Route, TierConfig
+from gateway.config import Config, Route, TierConfig
+from gateway.config_backends import Backend
 from gateway.doors.about import Readiness
 from tests.gateway.plain.conftest import Front, Open, Predictor, until
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from gateway.config import Address, Tls
+from gateway.address import Address
+from gateway.config_server import Tls
 from gateway.doors import handshakes
 from gateway.doors.certificates import Certificates
 from gateway.doors.handshakes import Handshake, Handshakes, outcome_of
