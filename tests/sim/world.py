@@ -23,14 +23,12 @@ from msgspec import Struct
 from degrade.breaker import Permit
 from degrade.gate import Permit as GatePermit
 from gateway.app import Gateway
-from gateway.operate.admin import SETTLED_SECONDS_MAX, purged
-from gateway.sources import ConfigError
-from gateway.surroundings import Surroundings
-from tests.sim import faults
+from tests.sim import faults, lives
 from tests.sim.client import Callers, Question, Told, again, question_of
 from tests.sim.disk import Disk
 from tests.sim.faults import Spell, Weather
 from tests.sim.ledger import Ledger, scores
+from tests.sim.lives import Process
 from tests.sim.loop import LIFE, Endless, Idle, SimLoop
 from tests.sim.network import OWNER, Network
 from tests.sim.redis import Redis
@@ -56,8 +54,6 @@ COPIED_SECONDS: Final = 10.0
 KEEPALIVE_SECONDS: Final = 0.8
 """In the calm, every route is asked so often: a breaker closes by being tried."""
 USERS: Final = 3
-AGAIN: Final = 4
-"""Questions that are asked again of a gateway that was killed."""
 KNOWN: Final = 3
 """Questions that come again and again."""
 UNSURE: Final = next(key for key in range(1, 9) if scores("small", (key, key * 7, 0))[0] < 0.6)
@@ -83,31 +79,6 @@ class Report(Struct, frozen=True):
     answers: int
     steps: int
     story: tuple[str, ...] = ()
-
-
-class Process:
-    """One gateway. ``born`` counts its lives: what it counts begins anew with each; ``life`` is the number of the
-    present one among all of the world."""
-
-    def __init__(self, name: str, path: str, config: int, disk: Disk | None = None) -> None:
-        self.name = name
-        self.path = path
-        self.config = config
-        self.disk = disk
-        self.born = 0
-        self.life = 0
-        self.gone: asyncio.Future[None]
-        """Done when the present life is killed."""
-        self.gateway: Gateway
-        self.up = False
-        self.is_there = False
-        """It is up, or is being stopped."""
-        self.begun: list[float] = []
-        """When its quotas began anew: its lives, and reloads that changed one."""
-        self.ended: list[float] = []
-        self.killed: list[float] = []
-        self.unsettled: dict[tuple[str, float], None] = {}
-        """Purges, by route and time, that are not on the disk or in the second level yet."""
 
 
 class World:
@@ -227,61 +198,6 @@ class World:
         context.run(LIFE.set, life)
         return self.loop.create_task(work, context=context)
 
-    async def start(self, process: Process) -> None:
-        """Begin a life of a gateway."""
-        config = self.scene.configs[process.config]
-        server = msgspec.structs.replace(
-            config.server, http=f"unix:{process.path}", admin=f"unix:{process.path}-admin"
-        )
-        config = msgspec.structs.replace(config, server=server)
-        process.born += 1
-        self.lives += 1
-        process.life, process.gone = self.lives, self.loop.create_future()
-        for kind, at in process.unsettled:  # nobody was told that they are kept, and they may be forgotten
-            self.purges[process.name, kind].remove(at)
-        process.unsettled.clear()
-        secrets = random.Random(f"secret {self.scene.seed} {process.name} {process.born}")
-        around = Surroundings(self.loop.time, self.wall, random.Random(f"chance {process.born}"), secrets.randbytes)
-        if process.disk is not None:
-            around = msgspec.structs.replace(around, depot=process.disk.depot)
-            process.disk.users += 1
-
-        async def begin() -> None:
-            process.gateway = Gateway(config, around=around)
-            await process.gateway.start()
-
-        for backend in config.backends:
-            self.levels.setdefault((process.name, backend), []).append((self.loop.now, 0))
-        await self.run_as(process.name, begin(), process.life)
-        process.up = process.is_there = True
-        process.begun.append(self.loop.now)
-        self.note("start", process.name)
-
-    async def stop(self, process: Process) -> None:
-        """End a life as an operator does."""
-        process.up = False
-        process.ended.append(self.loop.now)
-        self.note("stop", process.name)
-        await self.run_as(process.name, process.gateway.stop(), process.life)
-        process.is_there = False
-        if process.disk is not None:
-            process.disk.users -= 1
-
-    def kill(self, process: Process) -> None:
-        """End a life at once: nothing of it is done any more."""
-        process.up = process.is_there = False
-        process.killed.append(self.loop.now)
-        self.note("kill", process.name)
-        self.loop.end(process.life)
-        self.network.end(process.life)
-        process.gone.set_result(None)
-        self.dead.append(process.gateway)
-        self.permits = [permit for permit in self.permits if permit[0] != process.life]
-        self.gate_permits = [permit for permit in self.gate_permits if permit[0] != process.life]
-        del self.leaves[process.life]
-        if process.disk is not None:
-            process.disk.users -= 1
-
     # -- what happens -------------------------------------------------------------------------------
 
     def own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -378,67 +294,6 @@ class World:
             await asyncio.sleep(wait)
             await asyncio.gather(*(self.judged(question, process) for process in self.processes if process.up))
 
-    async def operator(self, process: Process) -> None:
-        """Purges, reloads, restarts."""
-        chance = random.Random(f"operator {self.scene.seed} {process.name}")
-        while True:
-            await asyncio.sleep(chance.expovariate(1.0))
-            if self.loop.now >= self.scene.ends - 0.5:
-                return
-            what = chance.choice(("purge", "purge", "purge", "reload", "restart"))
-            if not process.up:
-                continue
-            match what:
-                case "purge":
-                    kind = chance.choice(self.scene.kinds)
-                    for each in self.processes:  # workers of one host are told together, as long as they are there
-                        if each is process or (each.is_there and each.disk is not None and each.disk is process.disk):
-                            self.purge(each, kind)
-                case "reload" if process.config + 1 < len(self.scene.configs):
-                    await self._reload(process)
-                case "restart" if chance.random() < 0.3:
-                    await self.stop(process)
-                    await self.start(process)
-                    self.met["operator restart"] += 1
-
-    def purge(self, process: Process, kind: str) -> None:
-        """As the admin port does."""
-        route, at = process.gateway.routes[kind], self.loop.now
-        purged(route)
-        self.purges.setdefault((process.name, kind), []).append(at)
-        kept = [each for each in (route.second, route.copies) if each is not None]
-
-        async def settle() -> None:
-            if all(await asyncio.gather(*(each.settled(SETTLED_SECONDS_MAX) for each in kept))):
-                process.unsettled.pop((kind, at), None)
-
-        if kept:
-            process.unsettled[kind, at] = None
-            self._owned.add(self.run_as(process.name, settle(), process.life))
-        self.note("purge", process.name, kind)
-        self.met["operator purge"] += 1
-
-    async def _reload(self, process: Process) -> None:
-        config = self.scene.configs[process.config + 1]
-        server = process.gateway.standing.config.server
-        process.config += 1
-        taking = self.run_as(
-            process.name, process.gateway.take(msgspec.structs.replace(config, server=server)), process.life
-        )
-        await asyncio.wait((taking, process.gone), return_when=asyncio.FIRST_COMPLETED)
-        if not taking.done():  # and never will be
-            return
-        try:
-            taking.result()
-        except ConfigError as error:
-            self.note("refused", process.name, error)
-            return
-        process.begun.append(self.loop.now)
-        for name, home in process.gateway.homes.items():  # one that was replaced begins anew
-            self.levels[process.name, name].append((self.loop.now, home.pool.gates.level))
-        self.note("reload", process.name)
-        self.met["operator reload"] += 1
-
     async def writer(self) -> None:
         """Others write to the tables."""
         chance = random.Random(f"writer {self.scene.seed}")
@@ -494,7 +349,7 @@ class World:
                 self.stepped += abs(step)
                 self._offset += step
             case faults.KILL if host.startswith("gateway"):
-                await self._kill(next(each for each in self.processes if each.name == host), spell)
+                await lives.killed(self, next(each for each in self.processes if each.name == host), spell)
                 return
             case faults.DISK_ROTS:
                 self.disks[host].rot(spell.share)
@@ -517,20 +372,6 @@ class World:
             case _:
                 return
         self.weather.suffered(kind)
-
-    async def _kill(self, process: Process, spell: Spell) -> None:
-        """A gateway ends and comes back; who was answered asks again."""
-        if not process.up:  # it is being stopped
-            return
-        self.kill(process)
-        self.weather.suffered(faults.KILL)
-        self.met["operator kill"] += 1
-        known = [each.question for each in self.told if each.gateway == process.name and each.status == 200]
-        known = list(dict.fromkeys(msgspec.structs.replace(each, directives="", leaves=0.0) for each in known))
-        again = self.chance.sample(known, min(len(known), AGAIN))
-        await asyncio.sleep(max(0.0, spell.ends - self.loop.now))
-        await self.start(process)
-        await asyncio.gather(*(self.now_and_later(question, wait) for question in again for wait in (0.3, 2.5)))
 
     async def _roll(self, host: str, spell: Spell) -> None:
         """A model becomes another one, on one replica after the other."""
@@ -556,10 +397,10 @@ class World:
         from tests.sim import conditions
 
         for process in self.processes:
-            await self.start(process)
+            await lives.start(self, process)
         looking = self.own(self._look())
         work = [self.own(self.clients(process)) for process in self.processes]
-        work += [self.own(self.operator(process)) for process in self.processes]
+        work += [self.own(lives.operator(self, process)) for process in self.processes]
         work += [self.own(self.hand(spell)) for spell in self.weather.spells if by_hand(spell)]
         for process in self.processes:
             work += [self.own(self.crowd(process, at, count)) for at, count in self.scene.crowds]
@@ -621,7 +462,7 @@ class World:
                 last.append(self.own(self.judged(question, process)))
         await asyncio.sleep(0.001 + 3 * self.scene.far)  # long enough to be there, and hardly to be answered
         for process in self.processes:
-            await self.stop(process)
+            await lives.stop(self, process)
         await asyncio.gather(*last)
         self.callers.hang_up()
         await asyncio.sleep(0.5)
