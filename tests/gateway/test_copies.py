@@ -257,7 +257,7 @@ async def test_what_was_made_before_there_was_a_word_gets_it_with_a_later_pass(b
     life.answer()
     assert life.write() == "written"
     assert len(life.copies) == 0, "nothing is to be done as long as there is no word"
-    copy = life.find()
+    copy = await life.find()
     assert copy is not None
     assert not copy.is_same, "no word is not the same as no word"
     await life.live(3)
@@ -535,12 +535,12 @@ async def test_a_turn_takes_some_bytes_and_no_large_ones(
     monkeypatch.setattr(Answers, "packed", counted)
     for place in range(10):
         life.answer(float(place), b"%016d" % place, size=TURN_BYTES // 3)
-    assert [len(life.copies.take(100)) for _ in range(4)] == [4, 4, 2, 0]
+    assert [len(life.copies.take(100) or ()) for _ in range(4)] == [4, 4, 2, 0]
     packed.clear()
     life.answer(1.0, b"large", size=PAYLOAD_BYTES_MAX + 1)
     assert (life.copies.take(100), packed) == ([], [])
     life.answer(1.0, b"just so", size=PAYLOAD_BYTES_MAX)
-    assert (len(life.copies.take(100)), packed) == (1, [1])
+    assert (len(life.copies.take(100) or ()), packed) == (1, [1])
     more = PAYLOAD_BYTES_MAX + 1
     life.answer(1.0, b"larger than it said", Tensor("y", "UINT8", (more,), bytes(more)))
     assert (life.copies.take(100), packed) == ([], [1, more])
@@ -558,16 +558,16 @@ async def test_who_is_watched_twice_forgets_nothing(born: Born) -> None:
 async def test_what_was_looked_for_is_counted_by_what_it_was(born: Born, host: Host) -> None:
     life = await copied(born)
     assert life.standing.outcomes == {"fresh": 0, "stale": 0, "unknown": 0, "absent": 0}
-    life.find()
-    life.find(b"another")
+    await life.find()
+    await life.find(b"another")
     life.standing.witness.end_turn()
-    life.find()
+    await life.find()
     assert life.standing.outcomes == {"fresh": 1, "stale": 1, "unknown": 0, "absent": 1}
     host.answers = False
     life = born()
     await life.live(1)
-    life.find()
-    life.find()
+    await life.find()
+    await life.find()
     assert life.standing.outcomes == {"fresh": 0, "stale": 0, "unknown": 2, "absent": 0}
 
 
@@ -584,7 +584,7 @@ async def test_what_is_alike_is_known_at_once_when_a_model_changes(born: Born, h
     life.standing.end_turn()
     life.answer(3.0, b"second")
     life.write()
-    assert [value(life.find(digest)) for digest in (b"old", b"first", b"second")] == [None, 2.0, 3.0]
+    assert [value(await life.find(digest)) for digest in (b"old", b"first", b"second")] == [None, 2.0, 3.0]
 
 
 async def test_a_sweep_takes_what_was_used_and_no_more_than_it_may(born: Born, host: Host) -> None:
