@@ -228,6 +228,25 @@ def test_what_was_purged_is_not_exported(tmp_path: Path, config: Config) -> None
     assert [held(tmp_path / "b", key) for key in (0, 1)] == [None, b"1"]
 
 
+@pytest.mark.parametrize("damage", ["flipped", "short"])
+def test_a_damaged_mark_of_a_purge_is_a_purge(tmp_path: Path, config: Config, damage: str) -> None:
+    filled(tmp_path / "a", 0, 1)
+
+    async def purge() -> None:
+        words = FileStore(tmp_path / "a" / WORDS, time.time)
+        mark = b"soon" if damage == "short" else struct.pack("<d", 0.0)
+        await words.put_many([(purge_key("routes/r0"), mark)], None, 10.0)
+        await words.close()
+
+    asyncio.run(purge())
+    (mark,) = (tmp_path / "a" / WORDS).iterdir()
+    if damage == "flipped":
+        mark.write_bytes(mark.read_bytes()[:-1] + b"\xff")
+    assert main(["snapshot", "export", "--config", config("a"), str(tmp_path / "out")]) == 0
+    assert main(["snapshot", "import", "--config", config("b"), str(tmp_path / "out")]) == 0
+    assert [held(tmp_path / "b", key) for key in (0, 1)] == [None, b"1"]
+
+
 def test_a_directory_that_is_not_there_is_not_well(
     tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -16,10 +16,13 @@ import pytest
 
 from degrade.record import PAYLOAD_BYTES_MAX, Record, Terms, name_of, packed
 from gateway import snapshots as module
-from gateway.config import Config
+from gateway.config import Backend, CacheConfig, Config, TierConfig
+from gateway.config import Route as RouteConfig
 from gateway.config_snapshot import SnapshotConfig
 from gateway.copies import Pending
+from gateway.learning import Home
 from gateway.operate.faults import Rule
+from gateway.route import Route
 from gateway.snapshots import Snapshots
 from gateway.surroundings import Surroundings
 from gateway.units import Seconds, Size
@@ -68,11 +71,11 @@ class Source:
 
 
 class World:
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, wall: float = 1_000_000.0) -> None:
         self.now = 1000.0
         self.pauses = 0
         config = SnapshotConfig(str(folder), Seconds(10), Size(16 * 2**20))
-        around = Surroundings(lambda: self.now, lambda: 1_000_000.0 + self.now, random.Random(1), os.urandom)
+        around = Surroundings(lambda: self.now, lambda: wall + self.now, random.Random(1), os.urandom)
         self.snapshots = Snapshots(config, around)
 
     async def sleep(self, seconds: float) -> None:
@@ -324,3 +327,76 @@ async def test_closing_does_not_wait_for_what_cannot_be_written(tmp_path: Path) 
     async with asyncio.timeout(60.0):
         await world.snapshots.close(10.0)
     assert (len(source), len(stuck)) == (0, 1)
+
+
+async def test_it_is_never_before_the_last_commit(tmp_path: Path) -> None:
+    """The wall clock was set back between two lives."""
+    world = World(tmp_path / "snapshot")
+    await world.snapshots.open()
+    world.copy(Source(1))
+    assert await world.passed() == "written"
+    await world.snapshots.close(0.0)
+    later = World(tmp_path / "snapshot", wall=1_000_000.0 - 86_400.0)
+    await later.snapshots.open()
+    assert later.snapshots.age == 0.0
+    later.now += 7.0
+    assert later.snapshots.age == 7.0
+    await later.snapshots.close(0.0)
+
+
+async def test_closing_takes_anew_what_the_last_pass_had_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path / "snapshot")
+    await world.snapshots.open()
+    source = Source(10)
+    world.copy(source)
+    begun, gate, write = threading.Event(), threading.Event(), world.snapshots.snapshot.write
+
+    def failing(pairs: Any, now: float) -> str:
+        begun.set()
+        gate.wait()
+        monkeypatch.setattr(world.snapshots.snapshot, "write", write)
+        return "full"
+
+    monkeypatch.setattr(world.snapshots.snapshot, "write", failing)
+    await world.snapshots.begin()
+    await asyncio.get_running_loop().run_in_executor(None, begun.wait)
+    closing = asyncio.create_task(world.snapshots.close(60.0))
+    await asyncio.wait(world.snapshots._tasks)
+    gate.set()
+    async with asyncio.timeout(60.0):
+        await closing
+    assert world.snapshots.copied == 10
+    again = World(tmp_path / "snapshot")
+    await again.snapshots.open()
+    assert all(again.there(key) for key in range(10))
+    await again.snapshots.close(0.0)
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_purge_outlives_a_reload_though_the_disk_has_not_taken_it(tmp_path: Path, told: bool) -> None:
+    """A route under another configuration is another one, and nobody but its name may find what was purged."""
+    (tmp_path / "snapshot").touch()  # no directory: nothing can be read or written
+    world = World(tmp_path / "snapshot")
+    backends = {"b": Backend(http=("http://127.0.0.1:1",))}
+
+    def reloaded(ttl: str) -> Route:
+        route = RouteConfig(tiers=(TierConfig("b", "m"),), cache=CacheConfig(Seconds.parse(ttl)))
+        made = Route("r", route, [Home(None, None)], 2**20)  # type: ignore[arg-type]  # nobody is asked
+        world.snapshots.share(Config(backends=backends, routes={"r": route}), {"r": made}, {})
+        return made
+
+    before = reloaded("1m").copies
+    assert before is not None
+    before.purge()
+    assert not await before.settled(0.0)
+    if told:
+        (tmp_path / "snapshot").unlink()
+        await before.purges.round()
+    world.snapshots.share(Config(backends=backends), {}, {})  # a while without it
+    after = reloaded("2m").copies
+    assert after is not None
+    assert after is not before
+    assert after.purges.at == (None if told else before.purges.at)  # what is on the disk is read there
+    await world.snapshots.close(0.0)
