@@ -101,6 +101,30 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     await made.snapshots.close(0.0)
 
 
+async def test_passes_are_an_interval_apart_and_less_while_more_waits_than_one_takes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, slept = Source(5), list[float]()
+    monkeypatch.setattr(module, "RECORDS_MAX", 64)
+    world.copy(source)
+
+    async def copy(sleep: object) -> str:
+        source.waiting = source.waiting[64:]
+        return "written"
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            source.waiting = list(range(64 * 4))
+        if len(slept) == 7:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(world.snapshots, "copy", copy)
+    with pytest.raises(asyncio.CancelledError):
+        await world.snapshots._run(10.0, sleep)
+    assert slept == [10.0, 10.0, module.SOON_SECONDS, module.SOON_SECONDS, 10.0, 10.0, 10.0]
+
+
 async def test_a_pass_takes_all_there_is_in_turn(world: World) -> None:
     one, other = Source(100), Source(100)
     world.copy(one, other)
