@@ -5,7 +5,8 @@
 
 One gateway before a real Triton and a real Redis, its workers' memory, open files, threads and tasks looked at all the
 time; a straight line through what was seen says what grew (``slope.py``). Exit code 1 if anything did, or an answer was
-wrong. Caches are full before the first look that counts.
+wrong, or the snapshot's disk failed. Caches and the snapshot's files are full before the first look that counts, if the
+run is long enough: ten minutes at the default rate.
 """
 
 from __future__ import annotations
@@ -19,14 +20,17 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from msgspec import Struct
 
+from degrade.directory import generations, number_of
 from examples.gatewayprocess import GatewayProcess, samples
 from examples.redisserver import RedisServer
 from examples.tritonserver import TritonOptions, TritonServer, find_environment
 from tests.soak.load import MODELS, Counts, Where, configuration, load
+from tests.soak.scorer import Scorer
 from tests.soak.slope import SAMPLES_MIN, Slope, slope
 
 LOOKS: Final = 480
@@ -91,6 +95,22 @@ def look(gateway: GatewayProcess, began: float) -> Look:
             "tasks": told["tailrace_tasks"],
         },
     )
+
+
+class Disk(Struct, frozen=True):
+    """What has come of the snapshot: records, files, and what did not go well."""
+
+    copied: int = 0
+    files: int = 0
+    failures: int = 0
+
+
+def disk_of(gateway: GatewayProcess, folder: Path) -> Disk:
+    """Now."""
+    told = samples(gateway.exposition())
+    failures = sum([value for name, value in told.items() if name.startswith("tailrace_snapshot_failures_total")])
+    last = max(map(number_of, generations(folder)), default=0)
+    return Disk(int(told["tailrace_snapshot_copied_total"]), last, int(failures))
 
 
 def judged(looks: Sequence[Look]) -> dict[str, Slope]:
@@ -165,10 +185,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with ExitStack() as stack:
         triton = stack.enter_context(TritonServer(TritonOptions((MODELS,)), find_environment()))
         redis = stack.enter_context(RedisServer())
-        gateway = stack.enter_context(GatewayProcess(configuration(triton, redis)))
-        looks, counts, ended = list[Look](), Counts(), ""
+        scorer = stack.enter_context(Scorer())
+        folder = stack.enter_context(TemporaryDirectory(prefix="tailrace-soak-"))
+        gateway = stack.enter_context(GatewayProcess(configuration(triton, redis, scorer, folder)))
+        looks, counts, ended, disk = list[Look](), Counts(), "", Disk()
         try:
             looks, counts = asyncio.run(soaked(Where(gateway, redis, seed), triton, options, tell))
+            disk = disk_of(gateway, Path(folder))
         except* Ended as group:
             ended = str(group.exceptions[0])
     tell("")
@@ -179,10 +202,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(", ".join(f"{word} {count:,}" for word, count in counts.of.most_common()))
     for said in counts.wrong:
         print(f"wrong: {said}")
+    print(f"the snapshot: {disk.copied:,} records written, {disk.files} files made, {disk.failures} failures")
     lines = judged(looks)
     print(f"\n{table(lines)}")
     grows = any(line.grows(KINDS[name].bound(line.mean)) for name, line in lines.items())
-    return 1 if grows or counts.wrong else 0
+    return 1 if grows or counts.wrong or disk.failures or not disk.copied else 0
 
 
 if __name__ == "__main__":

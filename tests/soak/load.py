@@ -8,6 +8,7 @@ a slow answer does not lower it.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -23,6 +24,7 @@ from examples.redisserver import RedisServer
 from examples.tritonserver import TritonServer
 from tests.doors.callers import ALL
 from tests.doors.question import Ask, Caller, Doors
+from tests.soak.scorer import PATH, Scorer, answer
 
 MODELS: Final = Path(__file__).resolve().parents[1] / "models"
 MODEL: Final = "echo_fp32"
@@ -38,6 +40,7 @@ LEAVES_SHARE: Final = 0.05
 ANEW_SHARE: Final = 0.02
 WRONG_SHARE: Final = 0.02
 FEATURES_SHARE: Final = 0.1
+ENDPOINT_SHARE: Final = 0.1
 LEAVES_SECONDS: Final = 0.002
 ANSWER_SECONDS_MAX: Final = 20.0
 WRITES_A_SECOND: Final = 20
@@ -45,8 +48,9 @@ BEHIND_SECONDS_MAX: Final = 1.0
 """What was due longer ago is not made up for."""
 
 
-def configuration(triton: TritonServer, redis: RedisServer) -> dict[str, ConfigValue]:
-    """Every kind of route before one Triton, with caches so small that they are full within a minute."""
+def configuration(triton: TritonServer, redis: RedisServer, scorer: Scorer, folder: str) -> dict[str, ConfigValue]:
+    """Every kind of route before one Triton, and an endpoint, with caches so small that they are full within a minute,
+    and a snapshot in ``folder``, so small that its files are full in one and go in two."""
     tiers = [{"backend": "b", "model": MODEL}]
     cache = {"ttl": "20s", "max_stale": "20s", "refresh": "5s", "bytes_max": "1MiB"}
     # A second for the stores: what is looked for here is growth, and a busy machine must not be taken for a dead Redis.
@@ -62,7 +66,12 @@ def configuration(triton: TritonServer, redis: RedisServer) -> dict[str, ConfigV
     item = {**patient, "store": redis.url, "key": "i:{id}", "shape": [3], "ttl": "5s"}
     return {
         "server": {"rpc": "127.0.0.1:0"},
-        "backends": {"b": {"http": [triton.http_url], "grpc": [triton.grpc_address]}},
+        "snapshot": {"path": folder, "interval": "1s", "bytes_max": "16MiB", "generations": 2},
+        "backends": {
+            "b": {"http": [triton.http_url], "grpc": [triton.grpc_address]},
+            "scorer": {"http": [scorer.url]},
+        },
+        "endpoints": {"score": {"path": PATH, "backend": "scorer", "cache": {**cache, "bytes_max": "4MiB"}}},
         "tables": {"user": {"store": redis.url, **table}, "item": item},
         "routes": {
             "kept": {"tiers": tiers, "cache": cache},
@@ -108,13 +117,15 @@ async def load(where: Where, rate: float, until: Callable[[], bool], counts: Cou
     users = [float(user) for user in range(USERS)]
     _write(where.redis, users)
     names = list(ALL)
-    each = rate * (1.0 - FEATURES_SHARE) / len(names)
+    each = rate * (1.0 - FEATURES_SHARE - ENDPOINT_SHARE) / len(names)
     async with asyncio.TaskGroup() as group:
         for place, name in enumerate(names):
             chance = random.Random(f"{where.seed}:{place}")
             group.create_task(_calling(where, name, each, until, (chance, counts)))
         chance = random.Random(f"{where.seed}:features")
         group.create_task(_ranking(where, rate * FEATURES_SHARE, until, (chance, counts)))
+        chance = random.Random(f"{where.seed}:endpoint")
+        group.create_task(_scoring(where, rate * ENDPOINT_SHARE, until, (chance, counts)))
         group.create_task(_writing(where, until))
 
 
@@ -193,6 +204,24 @@ async def _ranking(
             if len(own) != 1 or (own.pop() - user) % USERS:
                 counts.amiss(f"rank: user {user}, items {items}: {scores}")
             counts.add("ranked")
+
+
+async def _scoring(
+    where: Where, rate: float, until: Callable[[], bool], told: tuple[random.Random, Counts]
+) -> None:
+    """What a server is asked that is no Triton."""
+    chance, counts = told
+    weights = list(itertools.accumulate(1.0 / (1 + rank) for rank in range(INPUTS)))
+    url = f"{where.gateway.http_url}{PATH}"
+    async with aiohttp.ClientSession() as session:
+        async for _ in _due(rate, until):
+            (number,) = chance.choices(range(INPUTS), cum_weights=weights)
+            body = b"%d" % number
+            async with session.post(url, data=body) as said:
+                content = await said.read()
+            if (said.status, content) != (200, answer(body)):
+                counts.amiss(f"score of {number}: {said.status} {content[:100]!r}")
+            counts.add("scored")
 
 
 async def _writing(where: Where, until: Callable[[], bool]) -> None:

@@ -52,7 +52,7 @@ def test_half_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
     code = main(["--minutes", "0.6", "--settle", "0.3", "--seed", "1"])
     told = capsys.readouterr().out
     assert "wrong:" not in told
-    for word in ("miss", "hit", "bypass", "stale", "ranked", "left", "quota", "invalid"):
+    for word in ("miss", "hit", "bypass", "stale", "ranked", "scored", "left", "quota", "invalid"):
         assert f"{word} " in told, f"nothing of the kind was asked: {told}"
     assert all(kind.title in told for kind in KINDS.values())
     assert code == 0, told
