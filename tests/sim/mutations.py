@@ -355,8 +355,8 @@ MUTATIONS: Final = (
         "a brownout level never falls",
         ((Brownout, "observe", _only_rises(Brownout.observe)),),
         needs=("crowds",),
-        first=13,
+        first=93,
     ),
-    Mutation("a brownout is not told", ((pipeline, "labelled", lambda said, _: said),), needs=("crowds",), first=13),
-    Mutation("old answers first at any level", ((pipeline, "STALE_FIRST", 0),), needs=("crowds",)),
+    Mutation("a brownout is not told", ((pipeline, "labelled", lambda said, _: said),), needs=("crowds",), first=93),
+    Mutation("old answers first at any level", ((pipeline, "STALE_FIRST", 0),), needs=("crowds",), first=93),
 )

@@ -32,7 +32,7 @@ KEPT = [
     if line and not line.startswith("#")
 ]
 PART = 25
-PARTS = 8
+PARTS = 6
 
 
 @pytest.mark.parametrize("part", range(PARTS))
@@ -51,7 +51,7 @@ def test_what_was_found_once_does_not_come_back(seed: int) -> None:
 
 def test_one_seed_is_one_run() -> None:
     """In another process too, whose sets of words have another order."""
-    seeds = (13, 11, 38)  # one with crowds, two with disks
+    seeds = (93, 11, 38)  # one with crowds, two with disks
     ours = [run(seed).trace for seed in seeds]
     assert [run(seed).trace for seed in seeds] == ours
     assert len(set(ours)) == len(seeds)
