@@ -5,8 +5,8 @@
 
 One gateway before a real Triton and a real Redis, its workers' memory, open files, threads and tasks looked at all the
 time; a straight line through what was seen says what grew (``slope.py``). Exit code 1 if anything did, or an answer was
-wrong, or the snapshot's disk failed. Caches and the snapshot's files are full before the first look that counts, if the
-run is long enough: ten minutes at the default rate.
+wrong, or the snapshot's disk failed. Caches and the snapshot's files are full before the first look that counts; its
+memory settles for five minutes, so a run of less than an hour wants a larger ``--settle``.
 """
 
 from __future__ import annotations
