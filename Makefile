@@ -58,7 +58,7 @@ test-languages: setup $(LANGUAGES)/.stamp  ## That example run by a test (its ow
 # has a Triton of its own; who has nothing more to do takes over what another has not begun.
 .PHONY: test
 test: check triton javascript .compiler .redis .feast .promtool  ## All checks, then all tests, with a real Triton
-	$(BIN)/python -m pytest -n 3 --dist worksteal tests --ignore=tests/languages
+	$(BIN)/python -m pytest -n 3 --dist worksteal tests --ignore=tests/languages --ignore=tests/freeze
 
 # Sets of words are in another order under another hash seed; nothing here depends on it, and it need not.
 .PHONY: sim
@@ -72,6 +72,11 @@ fuzz: setup  ## Hostile bytes for every codec, ten minutes each (FUZZ='--minutes
 .PHONY: snapshot-kills
 snapshot-kills: setup triton  ## A gateway killed at 200 moments of copying, and started again (KILLS=20 SEED=...)
 	LIVES=$(or $(KILLS),200) $(BIN)/python -m pytest -s --timeout 3600 tests/system/test_snapshots.py -k killed_at_any
+
+# Apart from `make test`: it mounts a file system of its own, which not every user and machine may.
+.PHONY: snapshot-freeze
+snapshot-freeze: setup triton  ## A file system frozen under a gateway's copies, as backups do it (as root, on Linux)
+	$(BIN)/python -m pytest tests/freeze
 
 .PHONY: chaos
 chaos: setup triton .redis  ## Triton, its models, Redis, workers and links broken under load (CHAOS='--minutes 1 --seed 7')

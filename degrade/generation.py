@@ -11,6 +11,8 @@ it looked through first, by a process that may die of it (``inspection.py``).
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -49,12 +51,21 @@ class Generation:
         with mapped(path):
             self._environment = environment_of(Place(path, writable, LmdbOptions(bytes_max, READERS_MAX, alone)))
             self._file = path.stat().st_ino
+        self._pulse: int | None = None
+        if not alone:
+            with contextlib.suppress(OSError):  # of a disk that is read-only
+                self._pulse = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
 
     def get(self, name: bytes) -> bytes | None:
-        """What lies under a name."""
-        with mapped(self.path), self._environment.begin() as transaction:
-            held: bytes | None = transaction.get(name)
-            return held
+        """What lies under a name. Where the file system is frozen this waits, and other threads go on."""
+        with mapped(self.path):
+            if self._pulse is not None:
+                # LMDB notes in its lock file that somebody reads. Where that waits for the disk, py-lmdb waits with all
+                # of the interpreter; so nothing is written first, in a call that waits likewise and lets others go on.
+                os.pwrite(self._pulse, b"", 0)
+            with self._environment.begin() as transaction:
+                held: bytes | None = transaction.get(name)
+                return held
 
     def put(self, pairs: Pairs, now: float) -> int:
         """Write all of them, or none; how many records there are then. ``now``: Unix seconds."""
@@ -112,6 +123,9 @@ class Generation:
 
     def close(self) -> None:
         self._environment.close()
+        if self._pulse is not None:
+            os.close(self._pulse)
+            self._pulse = None
 
 
 def _manifest(records: int, now: float) -> Record:

@@ -138,14 +138,17 @@ class Standing:
     """What of a service says whether its copies may be used, whatever they are copies of. ``outcomes`` counts
     look-ups: each of an answer, each of a row, however often a request makes the same one on its way."""
 
-    def __init__(self, rules: CopyRules, calendar: Calendar, store: Store, clocks: Clocks) -> None:
+    def __init__(
+        self, rules: CopyRules, calendar: Calendar, store: Store, clocks: Clocks, purges: Purges | None = None
+    ) -> None:
+        """``purges``: of whoever had this name before under another configuration; None: nobody had."""
         self.rules = rules
         self.calendar = calendar
         self.ticker = clocks.ticker
         self.outcomes: Counter[str] = Counter(dict.fromkeys(_OUTCOMES, 0))
         scope = rules.scope.hex().encode()
         self.witness = Witness(scope, store, clocks, WORDS_SECONDS) if rules.is_watched else None
-        self.purges = Purges(purge_key(rules.source), store, calendar)
+        self.purges = Purges(purge_key(rules.source), store, calendar) if purges is None else purges
         self.epoch: Callable[[], int] = lambda: 0
         self._schema: Callable[[], bytes | None] = lambda: None
         self._like: bytes | None = None

@@ -54,6 +54,11 @@ class Purges:
         self.at: float | None = None
         """None: not known yet."""
 
+    @property
+    def is_told(self) -> bool:
+        """Whether the disk knows of every purge."""
+        return self._told
+
     def purge(self) -> None:
         """Nothing that was made before now is to be found any more."""
         self.at, self._told = self._calendar.now(), False

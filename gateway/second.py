@@ -97,6 +97,11 @@ class SecondLevel:
         """Nothing that anybody has left is true any more."""
         self.witness.end_turn()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether that is known in the store, of every turn that has been ended."""
+        return self.witness.is_settled
+
     async def settled(self, seconds: float) -> bool:
         """Whether that is known in the store, waiting ``seconds`` for it at most."""
         return await self.witness.settled(seconds)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Final
+from weakref import WeakValueDictionary
 
 import msgspec
 
@@ -42,6 +43,8 @@ class Stores:
         self._around = around
         self._faults = faults
         self._open: dict[str, Guarded] = {}
+        self._levels: WeakValueDictionary[str, SecondLevel] = WeakValueDictionary()
+        """Each route's, the last that was made; until whoever had it has come to its end."""
 
     def share(self, route: Route, config: Config) -> None:
         """Give a route its second level, if it is to have one and has none yet."""
@@ -52,7 +55,12 @@ class Stores:
         around = self._around
         clocks = Clocks(around.ticker, around.wall, lambda: around.secret(WORD_BYTES).hex().encode())
         store = self._store(cache.second, float(cache.second_timeout))
-        route.share(SecondLevel(shared, store, clocks, BehindOptions()))
+        second = SecondLevel(shared, store, clocks, BehindOptions())
+        before = self._levels.get(route.name)
+        if before is not None and not before.is_settled:
+            second.end_turn()  # a purge under the last configuration, which the store does not know of yet
+        self._levels[route.name] = second
+        route.share(second)
 
     def states(self) -> dict[str, str]:
         """Each store's breaker, by where the store is, less who we are to it."""

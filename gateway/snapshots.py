@@ -31,6 +31,7 @@ from gateway.copied import AnswerRows, Answers, Pages, fingerprint_of, fingerpri
 from gateway.copies import Copied, Copies, CopyRules, Pending, Standing
 from gateway.endpoint import NO_ENDPOINTS, Endpoint
 from gateway.learning import Home
+from gateway.purges import Purges
 from gateway.reads import Reads
 from gateway.route import Route
 from gateway.second import Shared, scope_of
@@ -115,6 +116,7 @@ class Snapshots:
         self._models: list[tuple[str, str, str]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._keeping: dict[Standing, list[asyncio.Task[None]]] = {}
+        self._purges: dict[str, Purges] = {}  # by source
         self._sources: list[str] = []
         self._rotations = 0
         self._in_hands: list[Pending] = []
@@ -183,6 +185,7 @@ class Snapshots:
         gone = [each for name, each in self._copied.items() if copied.get(name) is not each]
         self._forgotten += sum([each.forgotten for each in gone])
         self._copied = copied
+        self._purges = {name: each for name, each in self._purges.items() if name in copied or not each.is_told}
 
     def _share_route(self, name: str, route: Route, config: Config) -> None:
         cache = route.config.cache
@@ -191,7 +194,7 @@ class Snapshots:
         fingerprint = fingerprint_of(name, route.config, config.tables)
         seconds_max, trusts = float(cache.ttl) + float(cache.max_stale), cache.snapshot == "fresh"
         rules = CopyRules(f"routes/{name}", fingerprint, scope, seconds_max, trusts)
-        standing = Standing(rules, self._calendar, self._words, self._clocks)
+        standing = self._standing(rules)
         rows = Copies(standing, self._reads, AnswerRows()) if route.shelves.finds_rows else None
         route.copy(Copies(standing, self._reads, Answers(name)), rows)
 
@@ -200,8 +203,16 @@ class Snapshots:
         assert cache is not None
         fingerprint, seconds_max = fingerprint_of_endpoint(name, endpoint.config), float(cache.ttl + cache.max_stale)
         rules = CopyRules(f"endpoints/{name}", fingerprint, b"", seconds_max, trusts=False, is_watched=False)
-        standing = Standing(rules, self._calendar, self._words, self._clocks)
+        standing = self._standing(rules)
         endpoint.copy(Copies(standing, self._reads, Pages()))
+
+    def _standing(self, rules: CopyRules) -> Standing:
+        """Of a route or endpoint that is new, or has another configuration: a purge that the disk has not taken yet is
+        remembered all the same."""
+        source = rules.source
+        standing = Standing(rules, self._calendar, self._words, self._clocks, self._purges.get(source))
+        self._purges[source] = standing.purges
+        return standing
 
     async def remembered(self, config: Config) -> dict[tuple[str, str], ModelFacts]:
         """What the models of a configuration's routes said of themselves to an earlier process, by backend and name."""

@@ -103,6 +103,11 @@ class Witness:
         self._settled.clear()
         self._hurry.set()
 
+    @property
+    def is_settled(self) -> bool:
+        """Whether all ends of turns are in the store."""
+        return self._settled.is_set()
+
     async def settled(self, seconds: float) -> bool:
         """Whether all ends of turns are in the store, waiting ``seconds`` for it at most."""
         return await came(self._settled, seconds)

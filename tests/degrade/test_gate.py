@@ -137,6 +137,79 @@ def test_who_comes_new_is_next() -> None:
     assert crowd.drain(second, waiting)[1:3] in (["quiet", "noisy1"], ["noisy1", "quiet"])
 
 
+def test_a_lower_priority_has_one_turn_in_seventeen_and_no_more() -> None:
+    crowd = Crowd(gate())
+    first = crowd.permit()
+    waiting = [crowd.wait(f"low{n}", "a", LOW) for n in range(4)]
+    waiting += [crowd.wait(f"high{n}", "b", HIGH) for n in range(4 * PASSED_MAX)]
+    order = crowd.drain(first, waiting)
+    lows = [place for place, name in enumerate(order) if name.startswith("low")]
+    assert lows == [PASSED_MAX + n * (PASSED_MAX + 1) for n in range(4)]
+
+
+def test_who_waits_goes_before_who_comes_when_the_limit_has_grown() -> None:
+    crowd = Crowd(gate())
+    crowd.permit()
+    waiting = crowd.wait("1")
+    crowd.gate._limiter.settled = 2
+    crowd.wait("2")
+    assert isinstance(waiting.outcome, Permit)
+    assert crowd.gate.in_flight == 2
+
+
+def test_who_has_waited_is_counted_with_his_time() -> None:
+    crowd = Crowd(gate())
+    first = crowd.permit()
+    one, two = crowd.wait("1"), crowd.wait("2", priority=LOW)
+    crowd.wait("3").leave(1.0)
+    first.succeeded(2.0)
+    assert isinstance(one.outcome, Permit)
+    one.outcome.succeeded(5.0)
+    assert isinstance(two.outcome, Permit)
+    assert crowd.gate.waited == {"high": 0.0, "normal": 1.0, "low": 1.0}
+    assert crowd.gate.waited_seconds == {"high": 0.0, "normal": 2.0, "low": 5.0}
+
+
+@pytest.mark.parametrize(("latency", "waiting", "seconds"), [(0.01, 3, 1.0), (2.0, 3, 6.0), (20.0, 3, 30.0)])
+def test_when_to_come_back_is_when_those_who_wait_are_served_within_reason(
+    latency: float, waiting: int, seconds: float
+) -> None:
+    crowd = Crowd(gate(waiting_max=waiting, latency=latency))
+    crowd.permit()
+    for number in range(waiting):
+        crowd.wait(str(number), owner="a", seconds=1000.0)
+    shed = crowd.ask("x", owner="a", seconds=1000.0)
+    assert isinstance(shed, Shed)
+    assert shed.retry_after == seconds
+
+
+@pytest.mark.parametrize(
+    ("latency", "decent", "after", "speaks"),
+    [(0.1, 10.0, 0.25, False), (0.1, 10.0, 0.35, True), (1.0, 0.5, 0.4, False), (1.0, 0.5, 0.6, True)],
+)
+def test_silence_speaks_against_the_server_if_it_was_long_in_its_measure_or_in_who_askeds(
+    latency: float, decent: float, after: float, speaks: bool
+) -> None:
+    told: list[tuple[float, float]] = []
+    crowd = Crowd(gate(latency=latency))
+    crowd.gate._limiter.dropped = lambda began, now: told.append((began, now))  # type: ignore[method-assign]
+    crowd.now = 5.0
+    crowd.permit().silent(5.0 + after, decent)
+    assert told == ([(5.0, 5.0 + after)] if speaks else [])
+    assert crowd.gate.is_idle
+
+
+def test_the_limiter_is_told_that_somebody_has_to_wait() -> None:
+    told: list[float] = []
+    crowd = Crowd(gate())
+    crowd.gate._limiter.pressed = told.append  # type: ignore[method-assign]
+    crowd.permit()
+    assert told == []
+    crowd.now = 3.0
+    crowd.wait("x")
+    assert told == [3.0]
+
+
 def test_a_higher_priority_goes_first_but_not_for_ever() -> None:
     crowd = Crowd(gate())
     first = crowd.permit()
@@ -362,6 +435,15 @@ class Machine(RuleBasedStateMachine):
         assert self.gate.waiting == len(self.waiting) <= 5
         assert self.asked == self.ended + self.refused + self.left + len(self.permits) + len(self.waiting)
         assert sum(self.gate.shed.values()) == self.refused
+
+    @invariant()
+    def each_owner_has_what_he_has(self) -> None:
+        """Who is counted with more than that is one of a crowd for ever."""
+        there = Counter([id(each._holder) for each in self.permits] + [id(each.holder) for each in self.waiting])
+        classes = self.gate._shares._classes.values()
+        known = [holder for each in classes for holder in each.holders.values()]
+        known += [each._holder for each in self.permits] + [each.holder for each in self.waiting]
+        assert all(holder.present == there[id(holder)] for holder in known)
 
     @invariant()
     def nobody_waits_for_nothing(self) -> None:

@@ -8,6 +8,8 @@ import pytest
 
 from degrade.limiter import (
     DROPS_SHRINK_MIN,
+    QUICK_SAMPLES,
+    SAMPLES_MAX,
     SAMPLES_MIN,
     Limiter,
     LimiterOptions,
@@ -159,6 +161,43 @@ def test_a_window_of_drops_takes_half_and_never_more_than_the_floor() -> None:
     assert seen[-1] == 2
 
 
+def test_however_long_it_stood_at_a_bound_it_leaves_it_at_once() -> None:
+    """Nothing winds up behind it: neither a minute of drops at the floor, nor one of good answers at the ceiling."""
+    limits, now = limiter(most=16), 0.0
+
+    def dropping(seconds: float) -> None:
+        nonlocal now
+        end = now + seconds
+        while now < end:
+            now += 0.01
+            limits.dropped(now, now)
+
+    def answering(seconds: float) -> None:
+        """By a server that works on any number at once."""
+        nonlocal now
+        end = now + seconds
+        while now < end:
+            now += SECONDS / limits.limit
+            limits.sample(SECONDS, limits.limit, now)
+
+    dropping(60.0)
+    assert limits.limit == 2
+    answering(5.0)
+    assert limits.settled == 16
+    answering(60.0)
+    dropping(2.5)
+    assert limits.limit <= 8
+
+
+def test_of_a_server_that_hangs_a_few_drops_a_second_are_enough() -> None:
+    limits = limiter()
+    for now in (0.0, 0.5, 0.9):
+        limits.dropped(now, now)
+    assert limits.limit == 64
+    limits.dropped(1.0, 1.0)
+    assert limits.limit == 32
+
+
 def test_one_drop_in_a_thousand_is_no_reason() -> None:
     limits = limiter()
     for number in range(1000):
@@ -189,6 +228,56 @@ def test_a_measurement_that_nobody_comes_to_ends() -> None:
     limits.tick(now + 1.5)
     assert not limits.is_measuring
     assert limits.limit == 64
+
+
+def test_a_slow_servers_measurement_has_ten_of_its_answers_time() -> None:
+    limits, now = limiter(), 0.0
+    while not limits.is_measuring:
+        now += 1.0 / 64
+        limits.sample(1.0, 64, now)
+    limits.tick(now + 9.5)
+    assert limits.is_measuring
+    limits.tick(now + 10.5)
+    assert not limits.is_measuring
+
+
+def test_a_window_of_a_high_limit_has_no_more_than_a_hundred_samples() -> None:
+    limits = limiter(most=200)
+    for number in range(1, SAMPLES_MAX + 1):
+        assert not limits.is_measuring
+        limits.sample(0.4, 200, number * 0.002)
+    assert limits.is_measuring
+
+
+def test_who_is_held_below_the_limit_ends_a_measurement() -> None:
+    """It would measure where the crowd stands."""
+    limits, now = limiter(), 0.0
+    while not limits.is_measuring:
+        now += SECONDS / 64
+        limits.sample(SECONDS, 64, now)
+    limits.held(now)
+    assert (limits.is_measuring, limits.limit) == (False, 64)
+
+
+def test_it_is_measured_anew_every_few_seconds_and_not_by_all_processes_at_once() -> None:
+    server = Server(lambda now: 16, even)
+    pair = limiter(1), limiter(2)
+    one, other = [run(limits, server, 62.0, 0) for limits in pair]
+    assert min(limits.measurements for limits in pair) >= 15  # 60 s / 4 s, give or take
+    assert one.limits != other.limits
+
+
+def test_a_first_answer_that_was_slow_is_not_the_shortest_known() -> None:
+    """A model that warms up: the guess of what is enough is by what it takes later."""
+    limits, now = limiter(), 0.0
+    for seconds in [1.0] * QUICK_SAMPLES + [SECONDS] * 2 * QUICK_SAMPLES:
+        now += seconds
+        limits.sample(seconds, 1, now)
+    limits.pressed(now)
+    for _ in range(SAMPLES_MIN + 2):
+        now += SECONDS / 8  # eight at once
+        limits.sample(8 * SECONDS, 64, now)
+    assert limits.limit <= 3 * 8 + 1
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -98,6 +98,21 @@ def test_one_at_a_time_is_no_crowd_however_many_owners_there_are() -> None:
     made = shares()
     holders = [ask(made, str(number), 1, times=50) for number in range(100)]
     assert not any(kept(made, holder) for holder in holders)
+    made = shares()
+    for number in range(90):
+        ask(made, f"seldom{number}", 0, times=1)
+    holders = [ask(made, str(number), 1, times=50) for number in range(10)]
+    assert not any(kept(made, holder) for holder in holders), "nor beside many who ask less"
+
+
+def test_who_is_beside_a_crowd_keeps_his_places_while_the_crowds_are_measured() -> None:
+    made = shares()
+    noisy, quiet, _ = ask(made, "noisy", 60), ask(made, "quiet", 1), ask(made, "vip", 1, priority=HIGH)
+    made.crowd = 0.75
+    assert [made.most(NORMAL, holder, 10, 0.0) for holder in (noisy, quiet)] == [4, 7]
+    assert made.least(10) == 4
+    alone = ask(made, "low", 1, priority=LOW)
+    assert made.most(LOW, alone, 10, 0.0) == 5, "a priority without a crowd is itself what is held"
 
 
 def test_a_priority_leaves_them_to_a_higher_one_that_is_there() -> None:
@@ -118,8 +133,10 @@ def test_owners_who_are_gone_are_forgotten() -> None:
     for number in range(3 * OWNERS_MAX):
         made.asked(NORMAL, str(number), 10, 0.0)
     assert len(made._classes[NORMAL].holders) == OWNERS_MAX
-    ask(made, "noisy", 100)
+    noisy = ask(made, "noisy", 100)
+    assert noisy.is_heavy
     made.asked(NORMAL, "new", 10, LATELY + 1.0)
+    assert not noisy.is_heavy, "what he has in work is nobody's crowd"
     assert (list(made._classes[NORMAL].holders), made._classes[NORMAL].heavy) == (["new"], 0)
 
 

@@ -21,9 +21,16 @@ from cache.stores.store import Found
 from examples.redisserver import RedisServer
 from gateway import second, sharing, witness
 from gateway.check import findings
+from gateway.config import Backend, CacheConfig, Config, TierConfig
+from gateway.config import Route as RouteConfig
+from gateway.learning import Home
 from gateway.operate import admin
+from gateway.route import Route
 from gateway.second import SecondLevel
+from gateway.sharing import Stores
 from gateway.sources import load
+from gateway.surroundings import real
+from gateway.units import Seconds
 from tests.doors.callers import ALL
 from tests.doors.house import LISTENERS, House, opened, until
 from tests.doors.question import Ask, Outcome, doubled
@@ -594,3 +601,25 @@ async def test_metrics_tell_of_it(houses: Houses, redis: RedisServer) -> None:
         'tailrace_answers_total{cache="hit",reason="second",route="r"} 1.0',
     ):
         assert line in text
+
+
+async def test_a_purge_outlives_a_reload_though_the_store_has_not_taken_it() -> None:
+    """A route whose backend is replaced is another one, with a watch of its own over the same word."""
+    stores = Stores(real())
+    cache = CacheConfig(Seconds.parse("1m"), second="redis://127.0.0.1:1/0")
+    config = RouteConfig(tiers=(TierConfig("b", "m"),), cache=cache)
+    whole = Config(backends={"b": Backend(http=("http://127.0.0.1:1",))}, routes={"r": config})
+
+    def reloaded() -> Route:
+        made = Route("r", config, [Home(None, None)], 2**20)  # type: ignore[arg-type]  # nobody is asked
+        stores.share(made, whole)
+        return made
+
+    lives = [reloaded(), reloaded()]
+    assert all(each.second is not None and each.second.is_settled for each in lives)
+    assert lives[1].second is not None
+    lives[1].second.end_turn()
+    lives.append(reloaded())
+    assert lives[2].second is not None
+    assert not await lives[2].second.settled(0.0)
+    await stores.close()

@@ -16,10 +16,13 @@ import pytest
 
 from degrade.record import PAYLOAD_BYTES_MAX, Record, Terms, name_of, packed
 from gateway import snapshots as module
-from gateway.config import Config
+from gateway.config import Backend, CacheConfig, Config, TierConfig
+from gateway.config import Route as RouteConfig
 from gateway.config_snapshot import SnapshotConfig
 from gateway.copies import Pending
+from gateway.learning import Home
 from gateway.operate.faults import Rule
+from gateway.route import Route
 from gateway.snapshots import Snapshots
 from gateway.surroundings import Surroundings
 from gateway.units import Seconds, Size
@@ -96,6 +99,30 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
     yield made
     made.copy()
     await made.snapshots.close(0.0)
+
+
+async def test_passes_are_an_interval_apart_and_less_while_more_waits_than_one_takes(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, slept = Source(5), list[float]()
+    monkeypatch.setattr(module, "RECORDS_MAX", 64)
+    world.copy(source)
+
+    async def copy(sleep: object) -> str:
+        source.waiting = source.waiting[64:]
+        return "written"
+
+    async def sleep(seconds: float) -> None:
+        slept.append(seconds)
+        if len(slept) == 2:
+            source.waiting = list(range(64 * 4))
+        if len(slept) == 7:
+            raise asyncio.CancelledError
+
+    monkeypatch.setattr(world.snapshots, "copy", copy)
+    with pytest.raises(asyncio.CancelledError):
+        await world.snapshots._run(10.0, sleep)
+    assert slept == [10.0, 10.0, module.SOON_SECONDS, module.SOON_SECONDS, 10.0, 10.0, 10.0]
 
 
 async def test_a_pass_takes_all_there_is_in_turn(world: World) -> None:
@@ -369,3 +396,31 @@ async def test_closing_takes_anew_what_the_last_pass_had_taken(
     await again.snapshots.open()
     assert all(again.there(key) for key in range(10))
     await again.snapshots.close(0.0)
+
+
+@pytest.mark.parametrize("told", [True, False])
+async def test_a_purge_outlives_a_reload_though_the_disk_has_not_taken_it(tmp_path: Path, told: bool) -> None:
+    """A route under another configuration is another one, and nobody but its name may find what was purged."""
+    (tmp_path / "snapshot").touch()  # no directory: nothing can be read or written
+    world = World(tmp_path / "snapshot")
+    backends = {"b": Backend(http=("http://127.0.0.1:1",))}
+
+    def reloaded(ttl: str) -> Route:
+        route = RouteConfig(tiers=(TierConfig("b", "m"),), cache=CacheConfig(Seconds.parse(ttl)))
+        made = Route("r", route, [Home(None, None)], 2**20)  # type: ignore[arg-type]  # nobody is asked
+        world.snapshots.share(Config(backends=backends, routes={"r": route}), {"r": made}, {})
+        return made
+
+    before = reloaded("1m").copies
+    assert before is not None
+    before.purge()
+    assert not await before.settled(0.0)
+    if told:
+        (tmp_path / "snapshot").unlink()
+        await before.purges.round()
+    world.snapshots.share(Config(backends=backends), {}, {})  # a while without it
+    after = reloaded("2m").copies
+    assert after is not None
+    assert after is not before
+    assert after.purges.at == (None if told else before.purges.at)  # what is on the disk is read there
+    await world.snapshots.close(0.0)

@@ -24,6 +24,7 @@ DUE: Final[Mapping[str, tuple[str, ...]]] = {
     "operator": ("purge", "reload", "restart", "kill"),
     "level": ("1", "2", "3", "4"),
     "passed": ("200", "503"),
+    "rows": ("fresh", "stale", "snapshot", "absent", "lost"),
     "epoch": ("turned",),
     "reason": (
         "fresh", "revalidating", "max-stale", "absent", "expired", "epoch", "no-cache", "max-age", "only-if-cached",

@@ -36,6 +36,8 @@ from gateway.pipeline import Pipeline
 from gateway.route import Route
 from gateway.rows import Rows
 from gateway.second import SecondLevel
+from gateway.service import NO_EPOCH
+from gateway.shelves import Shelves
 from gateway.snapshots import Snapshots
 from gateway.witness import Witness
 from tests.sim.scene import scene
@@ -185,11 +187,19 @@ def _all_held(self: Held, *_: Any) -> None:
     return None
 
 
-def _of_any_time(real: Callable[..., str]) -> Callable[..., str]:
+def _believing(real: Callable[..., str], **believed: Any) -> Callable[..., str]:
     def doubted(held: Any, terms: Any, now: float) -> str:
-        return real(held, msgspec.structs.replace(terms, made_after=-math.inf), now)
+        return real(held, msgspec.structs.replace(terms, **believed), now)
 
     return doubted
+
+
+def _for_ever(real: Callable[..., Any]) -> Callable[..., Any]:
+    def entry(self: Shelves, served: Any, epoch: int, now: float) -> Any:
+        made = real(self, served, epoch, now)
+        return Entry(served, made.size, now, made.ttl, 1e9, epoch) if epoch == NO_EPOCH else made
+
+    return entry
 
 
 def _without_age(*_: Any) -> float:
@@ -213,6 +223,14 @@ async def _gives_up(self: Snapshots, interval: float, sleep: Any) -> None:
     await sleep(1e6)
 
 
+def _forgetting(real: Callable[..., Any]) -> Callable[..., Any]:
+    def standing(self: Snapshots, rules: Any) -> Any:
+        self._purges.clear()
+        return real(self, rules)
+
+    return standing
+
+
 def _only_rises(real: Callable[..., Any]) -> Callable[..., Any]:
     def observe(self: Brownout, signals: Any, now: float) -> Any:
         level, turned = self.level, real(self, signals, now)
@@ -230,12 +248,13 @@ def _silently(self: Seated, *_: Any) -> None:
         self.seat.in_flight -= 1
 
 
-_UNPURGED: Final = _of_any_time(record.doubted)
+_UNPURGED: Final = _believing(record.doubted, made_after=-math.inf)
+_AGELESS: Final = _believing(record.doubted, seconds_max=math.inf)
 
 MUTATIONS: Final = (
     Mutation("expired is served as fresh", ((Entry, "freshness", _expired_is_fresh),), first=21),
     Mutation("the label is forgotten", ((pipeline, "_of_entry", _old_as_new(pipeline._of_entry)),), first=21),
-    Mutation("an old answer says it is young", ((pipeline, "_of_entry", _young(pipeline._of_entry)),), first=13),
+    Mutation("an old answer says it is young", ((pipeline, "_of_entry", _young(pipeline._of_entry)),), first=10),
     Mutation("a permit ends twice", ((Judged, "_settle", _twice(Judged._settle)),)),
     Mutation("a permit never ends", ((Judged, "_settle", _never),)),
     Mutation(
@@ -244,10 +263,10 @@ MUTATIONS: Final = (
         ("ranked",),
         first=848,
     ),
-    Mutation("distrust is ignored", ((NearTable, "distrust", _never),), ("ranked",), first=87),
+    Mutation("distrust is ignored", ((NearTable, "distrust", _never),), ("ranked",), first=61),
     Mutation("the ladder has an old answer for everybody", ((descent, "tolerates", lambda *_: True),), first=41),
-    Mutation("an epoch's turn during a fill is ignored", ((Route, "settled", _now_as_then),)),
-    Mutation("an epoch never turns", ((Route, "turn", _never),)),
+    Mutation("an epoch's turn during a fill is ignored", ((Route, "settled", _now_as_then),), first=37),
+    Mutation("an epoch never turns", ((Route, "turn", _never),), first=7),
     Mutation("tenants share keys", ((Identity, "tenant", lambda *_: ""),)),
     Mutation("requested outputs are no part of the key", ((identity, "_asked", lambda _: []),)),
     Mutation(
@@ -273,32 +292,53 @@ MUTATIONS: Final = (
     ),
     Mutation("a breaker never closes", ((breaker._HalfOpen, "end", _never_closes),), first=8),
     Mutation("a degraded answer is kept", ((Route, "ask", _as_if_whole(Route.ask)),), ("cascade", "ranked"), first=146),
-    Mutation("no-cache is ignored", ((pipeline, "recall", _deaf_to(no_cache=False)(recall.recall)),)),
+    Mutation("no-cache is ignored", ((pipeline, "recall", _deaf_to(no_cache=False)(recall.recall)),), first=4),
     Mutation("max-age is ignored", ((pipeline, "recall", _deaf_to(max_age=None)(recall.recall)),), first=21),
     Mutation("a refresh is never over", ((Pipeline, "_refreshed", _unrefreshed),), first=21),
     Mutation("rows are kept for ever", ((Rows, "_keep", _keeps_rows_for_ever),), ("rows", "secondrows")),
     Mutation("bytes of requests are never given back", ((Held, "__exit__", _all_held),), first=4),
     Mutation(
         "copies of any age are served",
+        ((record, "doubted", _AGELESS), (copies, "doubted", _AGELESS), (Shelves, "entry", _for_ever(Shelves.entry))),
+        needs=("disks",),
+        first=167,
+    ),
+    Mutation(
+        "a copy says that it is young",
         ((record, "age", _without_age), (copies, "age", _without_age)),
         needs=("disks",),
+        first=10,
     ),
     Mutation(
         "a purge of copies is ignored",
         ((record, "doubted", _UNPURGED), (copies, "doubted", _UNPURGED)),
         needs=("disks",),
+        first=14,
     ),
-    Mutation("a copy's seal is not checked", ((record, "unsealed", _as_it_lies),), needs=("disks",)),
+    Mutation("a copy's seal is not checked", ((record, "unsealed", _as_it_lies),), needs=("disks",), first=28),
     Mutation(
         "a copy is served without its label",
         ((Pipeline, "_cached", _without_steps(Pipeline._cached)),),
         needs=("disks",),
+        first=5,
     ),
-    Mutation("after a pass that failed there is no other", ((Snapshots, "_run", _gives_up),), needs=("disks",)),
+    Mutation(
+        "after a pass that failed there is no other",
+        ((Snapshots, "_run", _gives_up),),
+        needs=("disks",),
+        first=11,
+    ),
     Mutation(
         "a copy is as good as its model, whatever that is now",
         ((Witness, "end_turn", _never), (witness, "changed", lambda *_: False)),
         needs=("disks",),
+        first=14,
+    ),
+    Mutation(
+        "a reload forgets a purge that is not on the disk yet",
+        ((Snapshots, "_standing", _forgetting(Snapshots._standing)),),
+        needs=("disks",),
+        first=2427,
     ),
     Mutation("a permit of a gate is given back twice", ((Gate, "_freed", _twice(Gate._freed)),)),
     Mutation(
@@ -309,10 +349,14 @@ MUTATIONS: Final = (
         "leave for what passes through never ends",
         ((Seated, "left", _silently), (Seated, "answered", _silently)),
         needs=("passers",),
+        first=2,
     ),
     Mutation(
-        "a brownout level never falls", ((Brownout, "observe", _only_rises(Brownout.observe)),), needs=("crowds",)
+        "a brownout level never falls",
+        ((Brownout, "observe", _only_rises(Brownout.observe)),),
+        needs=("crowds",),
+        first=13,
     ),
-    Mutation("a brownout is not told", ((pipeline, "labelled", lambda said, _: said),), needs=("crowds",)),
+    Mutation("a brownout is not told", ((pipeline, "labelled", lambda said, _: said),), needs=("crowds",), first=13),
     Mutation("old answers first at any level", ((pipeline, "STALE_FIRST", 0),), needs=("crowds",)),
 )

@@ -63,6 +63,7 @@ PASSERS_SHARE: Final = 0.3
 """Those where somebody asks the servers themselves, through the gateway."""
 COHERENT: Final = 1.0
 TABLE_TTL: Final = 2.0
+ITEM_MAX_STALE: Final = 5.0
 TABLE_TIMEOUT: Final = 0.05
 
 
@@ -178,7 +179,7 @@ def _tables() -> dict[str, Any]:
             **common, "key": "user:{id}", "ttl": "1h", "max_stale": "1h", "coherence": "tracking",
             "coherent_within": within,
         },
-        "item": {**common, "key": "item:{id}", "max_stale": "5s"},
+        "item": {**common, "key": "item:{id}", "max_stale": f"{ITEM_MAX_STALE}s"},
     }  # fmt: skip
 
 
@@ -298,6 +299,8 @@ def _ends(kinds: Sequence[str], disks: Sequence[str], chance: random.Random) -> 
         if chance.random() < 0.5:
             kind = chance.choice((faults.HANG, faults.REFUSE, faults.KILL))
             hosts = (*ONE, *FAST) if "cascade" in kinds else ONE
+            if "ranked" in kinds:
+                hosts = chance.choice((hosts, (*hosts, TABLES), (TABLES,)))
             away = [f"process:{host}" if kind == faults.KILL else f"net:{host}" for host in hosts]
             lasts = chance.choice((0.3, 1.0, 2.0))
             made += [Spell(place, kind, max(at, back - 0.05), min(back + lasts, ends)) for place in away]

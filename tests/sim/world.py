@@ -23,14 +23,12 @@ from msgspec import Struct
 from degrade.breaker import Permit
 from degrade.gate import Permit as GatePermit
 from gateway.app import Gateway
-from gateway.operate.admin import SETTLED_SECONDS_MAX, purged
-from gateway.sources import ConfigError
-from gateway.surroundings import Surroundings
-from tests.sim import faults
+from tests.sim import faults, lives
 from tests.sim.client import Callers, Question, Told, again, question_of
 from tests.sim.disk import Disk
 from tests.sim.faults import Spell, Weather
 from tests.sim.ledger import Ledger, scores
+from tests.sim.lives import Process
 from tests.sim.loop import LIFE, Endless, Idle, SimLoop
 from tests.sim.network import OWNER, Network
 from tests.sim.redis import Redis
@@ -51,11 +49,11 @@ from tests.sim.triton import WALL, Model, Triton
 
 LOOK_SECONDS: Final = 0.5
 """How often the invariants of every moment are looked at, beside each answer's own."""
+COPIED_SECONDS: Final = 10.0
+"""The stated bound for copies: what was begun on a disk that hung is done by then, and what waited is written."""
 KEEPALIVE_SECONDS: Final = 0.8
 """In the calm, every route is asked so often: a breaker closes by being tried."""
 USERS: Final = 3
-AGAIN: Final = 4
-"""Questions that are asked again of a gateway that was killed."""
 KNOWN: Final = 3
 """Questions that come again and again."""
 UNSURE: Final = next(key for key in range(1, 9) if scores("small", (key, key * 7, 0))[0] < 0.6)
@@ -81,31 +79,6 @@ class Report(Struct, frozen=True):
     answers: int
     steps: int
     story: tuple[str, ...] = ()
-
-
-class Process:
-    """One gateway. ``born`` counts its lives: what it counts begins anew with each; ``life`` is the number of the
-    present one among all of the world."""
-
-    def __init__(self, name: str, path: str, config: int, disk: Disk | None = None) -> None:
-        self.name = name
-        self.path = path
-        self.config = config
-        self.disk = disk
-        self.born = 0
-        self.life = 0
-        self.gone: asyncio.Future[None]
-        """Done when the present life is killed."""
-        self.gateway: Gateway
-        self.up = False
-        self.is_there = False
-        """It is up, or is being stopped."""
-        self.begun: list[float] = []
-        """When its quotas began anew: its lives, and reloads that changed one."""
-        self.ended: list[float] = []
-        self.killed: list[float] = []
-        self.unsettled: dict[tuple[str, float], None] = {}
-        """Purges, by route and time, that are not on the disk or in the second level yet."""
 
 
 class World:
@@ -225,65 +198,6 @@ class World:
         context.run(LIFE.set, life)
         return self.loop.create_task(work, context=context)
 
-    async def start(self, process: Process) -> None:
-        """Begin a life of a gateway."""
-        config = self.scene.configs[process.config]
-        server = msgspec.structs.replace(
-            config.server, http=f"unix:{process.path}", admin=f"unix:{process.path}-admin"
-        )
-        config = msgspec.structs.replace(config, server=server)
-        process.born += 1
-        self.lives += 1
-        process.life, process.gone = self.lives, self.loop.create_future()
-        for kind, at in process.unsettled:  # nobody was told that they are kept, and they may be forgotten
-            self.purges[process.name, kind].remove(at)
-        process.unsettled.clear()
-        secrets = random.Random(f"secret {self.scene.seed} {process.name} {process.born}")
-        around = Surroundings(self.loop.time, self.wall, random.Random(f"chance {process.born}"), secrets.randbytes)
-        if process.disk is not None:
-            around = msgspec.structs.replace(around, depot=process.disk.depot)
-            process.disk.users += 1
-
-        async def begin() -> None:
-            process.gateway = Gateway(config, around=around)
-            await process.gateway.start()
-
-        self.calmed(process)
-        await self.run_as(process.name, begin(), process.life)
-        process.up = process.is_there = True
-        process.begun.append(self.loop.now)
-        self.note("start", process.name)
-
-    def calmed(self, process: Process) -> None:
-        """What begins anew is at no level."""
-        for backend in self.scene.configs[process.config].backends:
-            self.levels.setdefault((process.name, backend), []).append((self.loop.now, 0))
-
-    async def stop(self, process: Process) -> None:
-        """End a life as an operator does."""
-        process.up = False
-        process.ended.append(self.loop.now)
-        self.note("stop", process.name)
-        await self.run_as(process.name, process.gateway.stop(), process.life)
-        process.is_there = False
-        if process.disk is not None:
-            process.disk.users -= 1
-
-    def kill(self, process: Process) -> None:
-        """End a life at once: nothing of it is done any more."""
-        process.up = process.is_there = False
-        process.killed.append(self.loop.now)
-        self.note("kill", process.name)
-        self.loop.end(process.life)
-        self.network.end(process.life)
-        process.gone.set_result(None)
-        self.dead.append(process.gateway)
-        self.permits = [permit for permit in self.permits if permit[0] != process.life]
-        self.gate_permits = [permit for permit in self.gate_permits if permit[0] != process.life]
-        del self.leaves[process.life]
-        if process.disk is not None:
-            process.disk.users -= 1
-
     # -- what happens -------------------------------------------------------------------------------
 
     def own(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
@@ -313,6 +227,8 @@ class World:
             self.met[f"cache {told.state}"] += 1
             self.met[f"reason {labels.get('reason', '')}"] += 1
             self.met[f"level {labels.get('brownout', '0')}"] += 1
+        for words in told.tables.values():
+            self.met.update({f"rows {word}": words[word] for word in words if word != "age"})
         for step in labels.get("steps", "").strip("()").split():
             self.met[f"step {step.strip(chr(34)).partition(':')[2] or step}"] += 1
 
@@ -378,66 +294,6 @@ class World:
             await asyncio.sleep(wait)
             await asyncio.gather(*(self.judged(question, process) for process in self.processes if process.up))
 
-    async def operator(self, process: Process) -> None:
-        """Purges, reloads, restarts."""
-        chance = random.Random(f"operator {self.scene.seed} {process.name}")
-        while True:
-            await asyncio.sleep(chance.expovariate(1.0))
-            if self.loop.now >= self.scene.ends - 0.5:
-                return
-            what = chance.choice(("purge", "purge", "purge", "reload", "restart"))
-            if not process.up:
-                continue
-            match what:
-                case "purge":
-                    kind = chance.choice(self.scene.kinds)
-                    for each in self.processes:  # workers of one host are told together, as long as they are there
-                        if each is process or (each.is_there and each.disk is not None and each.disk is process.disk):
-                            self.purge(each, kind)
-                case "reload" if process.config + 1 < len(self.scene.configs):
-                    await self._reload(process)
-                case "restart" if chance.random() < 0.3:
-                    await self.stop(process)
-                    await self.start(process)
-                    self.met["operator restart"] += 1
-
-    def purge(self, process: Process, kind: str) -> None:
-        """As the admin port does."""
-        route, at = process.gateway.routes[kind], self.loop.now
-        purged(route)
-        self.purges.setdefault((process.name, kind), []).append(at)
-        kept = [each for each in (route.second, route.copies) if each is not None]
-
-        async def settle() -> None:
-            if all(await asyncio.gather(*(each.settled(SETTLED_SECONDS_MAX) for each in kept))):
-                process.unsettled.pop((kind, at), None)
-
-        if kept:
-            process.unsettled[kind, at] = None
-            self._owned.add(self.run_as(process.name, settle(), process.life))
-        self.note("purge", process.name, kind)
-        self.met["operator purge"] += 1
-
-    async def _reload(self, process: Process) -> None:
-        config = self.scene.configs[process.config + 1]
-        server = process.gateway.standing.config.server
-        process.config += 1
-        taking = self.run_as(
-            process.name, process.gateway.take(msgspec.structs.replace(config, server=server)), process.life
-        )
-        await asyncio.wait((taking, process.gone), return_when=asyncio.FIRST_COMPLETED)
-        if not taking.done():  # and never will be
-            return
-        try:
-            taking.result()
-        except ConfigError as error:
-            self.note("refused", process.name, error)
-            return
-        process.begun.append(self.loop.now)
-        self.calmed(process)
-        self.note("reload", process.name)
-        self.met["operator reload"] += 1
-
     async def writer(self) -> None:
         """Others write to the tables."""
         chance = random.Random(f"writer {self.scene.seed}")
@@ -493,7 +349,7 @@ class World:
                 self.stepped += abs(step)
                 self._offset += step
             case faults.KILL if host.startswith("gateway"):
-                await self._kill(next(each for each in self.processes if each.name == host), spell)
+                await lives.killed(self, next(each for each in self.processes if each.name == host), spell)
                 return
             case faults.DISK_ROTS:
                 self.disks[host].rot(spell.share)
@@ -517,20 +373,6 @@ class World:
                 return
         self.weather.suffered(kind)
 
-    async def _kill(self, process: Process, spell: Spell) -> None:
-        """A gateway ends and comes back; who was answered asks again."""
-        if not process.up:  # it is being stopped
-            return
-        self.kill(process)
-        self.weather.suffered(faults.KILL)
-        self.met["operator kill"] += 1
-        known = [each.question for each in self.told if each.gateway == process.name and each.status == 200]
-        known = list(dict.fromkeys(msgspec.structs.replace(each, directives="", leaves=0.0) for each in known))
-        again = self.chance.sample(known, min(len(known), AGAIN))
-        await asyncio.sleep(max(0.0, spell.ends - self.loop.now))
-        await self.start(process)
-        await asyncio.gather(*(self.now_and_later(question, wait) for question in again for wait in (0.3, 2.5)))
-
     async def _roll(self, host: str, spell: Spell) -> None:
         """A model becomes another one, on one replica after the other."""
         self._generations += 1
@@ -552,13 +394,13 @@ class World:
     # -- from the first moment to the last ------------------------------------------------------------
 
     async def live(self) -> None:
-        from tests.sim import invariants
+        from tests.sim import conditions
 
         for process in self.processes:
-            await self.start(process)
+            await lives.start(self, process)
         looking = self.own(self._look())
         work = [self.own(self.clients(process)) for process in self.processes]
-        work += [self.own(self.operator(process)) for process in self.processes]
+        work += [self.own(lives.operator(self, process)) for process in self.processes]
         work += [self.own(self.hand(spell)) for spell in self.weather.spells if by_hand(spell)]
         for process in self.processes:
             work += [self.own(self.crowd(process, at, count)) for at, count in self.scene.crowds]
@@ -570,20 +412,20 @@ class World:
         await self._converge()
         looking.cancel()
         await asyncio.gather(looking, return_exceptions=True)
-        invariants.of_calm(self)
+        conditions.of_calm(self)
         await self._drain()
-        invariants.of_end(self)
+        conditions.of_end(self)
 
     async def _look(self) -> None:
-        from tests.sim import invariants
+        from tests.sim import conditions
 
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            invariants.of_moment(self)
+            conditions.of_moment(self)
 
     async def _converge(self) -> None:
         """All is well from here on; every route is asked now and then until it should be well too."""
-        from tests.sim import invariants
+        from tests.sim import conditions, invariants
 
         self.note("calm")
         until = self.loop.now + CALM_SECONDS
@@ -595,7 +437,7 @@ class World:
                     question = Question(kind, "ada", SURE_AND_UNSURE, user=int(kind == "ranked"), directives="no-cache")
                     answers.append(await self.judged(question, process))
             is_well = all(each.status in (200, 429) and "degraded" not in each.labels for each in answers)
-            is_well = is_well and not any(invariants.breakers_close(self)) and not any(invariants.levels_fall(self))
+            is_well = is_well and not any(conditions.breakers_close(self)) and not any(conditions.levels_fall(self))
             await asyncio.sleep(KEEPALIVE_SECONDS)
         self.calm = True
         await asyncio.sleep(1.5)  # quotas are earned back
@@ -606,6 +448,10 @@ class World:
                     question = Question(kind, caller, (1, 2), user=int(kind == "ranked"), directives=directives)
                     await self.judged(question, process)
         await asyncio.sleep(0.5 + self.scene.pace[1])  # what was asked behind a caller is answered
+        for _ in range(int(COPIED_SECONDS / LOOK_SECONDS)):
+            if not any(conditions.copies_are_written(self)):
+                break
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _drain(self) -> None:
         """Stop while some are still asking: they are answered."""
@@ -616,7 +462,7 @@ class World:
                 last.append(self.own(self.judged(question, process)))
         await asyncio.sleep(0.001 + 3 * self.scene.far)  # long enough to be there, and hardly to be answered
         for process in self.processes:
-            await self.stop(process)
+            await lives.stop(self, process)
         await asyncio.gather(*last)
         self.callers.hang_up()
         await asyncio.sleep(0.5)
@@ -636,7 +482,7 @@ def by_hand(spell: Spell) -> bool:
 
 def run(seed: int, story: bool = False) -> Report:
     """One seed's world. Raises nothing of what it finds: it is in the report."""
-    from tests.sim import invariants
+    from tests.sim import conditions
 
     plan = scene(seed)
     loop = SimLoop(BEGINS)
@@ -651,7 +497,7 @@ def run(seed: int, story: bool = False) -> Report:
             violation, invariant = f"the world stands still: {error!r}", "nobody_waits_for_ever"
         if not violation:
             try:
-                invariants.of_silence(world)
+                conditions.of_silence(world)
             except Violated as error:
                 violation, invariant = str(error), error.invariant
         world.violated = bool(violation)
