@@ -264,7 +264,7 @@ MUTATIONS: Final = (
         first=848,
     ),
     Mutation("distrust is ignored", ((NearTable, "distrust", _never),), ("ranked",), first=61),
-    Mutation("the ladder has an old answer for everybody", ((descent, "tolerates", lambda *_: True),), first=41),
+    Mutation("the ladder has an old answer for everybody", ((descent, "tolerates", lambda *_: True),), first=14),
     Mutation("an epoch's turn during a fill is ignored", ((Route, "settled", _now_as_then),), first=37),
     Mutation("an epoch never turns", ((Route, "turn", _never),), first=7),
     Mutation("tenants share keys", ((Identity, "tenant", lambda *_: ""),)),
