@@ -29,6 +29,12 @@ def fill(server: RedisServer, version: int) -> None:
         client.mset(pairs(version))
 
 
+def replicated(server: RedisServer) -> None:
+    """Whoever is to follow it has all that was written."""
+    with server.client() as client:
+        assert client.wait(1, 20_000) == 1
+
+
 async def failed_over(watched: Watched, old: RedisServer) -> RedisServer:
     """The new master, as soon as one Sentinel calls it so."""
     for _ in range(4000):
@@ -49,6 +55,7 @@ async def test_a_master_that_is_lost_under_load(
 ) -> None:
     old = watched.master
     fill(old, 1)
+    replicated(old)
     gateway = gateway_factory(house(triton.http_url, watched.url))
     until(lambda: live(gateway))
     ranks = Ranks(gateway, WITHIN)
