@@ -192,13 +192,15 @@ def copies_are_written(world: World) -> Iterator[str]:
 
 def _lost(world: World, route: Route, copies: Copies[Any], seconds: float) -> Iterator[float]:
     """When those were made that are fresh in memory, and of which there is no copy. What was copied before the weather
-    was over may have rotted since, or left a disk that is small."""
+    was over may have rotted since, or left a disk that is small; a mark that has rotted counts as a purge of copies."""
     cache, now = copies._cache, world.loop.now
     assert cache is not None
     loses = any(world.weather.struck[kind] for kind in (faults.DISK_ROTS, faults.DISK_GONE))
     since = world.scene.ends if loses or any(disk.is_small for disk in world.disks.values()) else 0.0
     for node in list(cache._entries.walk()):
-        entry = node.value
+        entry, at = node.value, copies.standing.purges.at
+        if at is None or copies.standing.calendar.at(entry.stored_at) <= at:
+            continue
         if not since < entry.stored_at < now - seconds or entry.freshness(now, route.epoch) is not Freshness.FRESH:
             continue
         if copies._form.packed(entry.value, 0.0) is not None and not _is_there(copies, node.key):
