@@ -211,5 +211,6 @@ def house(triton_url: str, store: str, **changes: dict[str, Any]) -> dict[str, A
 
 
 WITHIN = {"user": 0.05, "item": 3.0}
-"""Seconds after which a write is in every row of `house` that is called fresh. Servers of which no Sentinel tells within a
-second, twice, are believed to be what they were; in a sixth of one that would be soon on a machine that is busy."""
+"""Seconds after which a write is in every row of `house` that is called fresh. Where no Sentinel answers within a
+second, twice, servers are believed to be what they were; half a second would be soon on a machine that is
+busy."""
