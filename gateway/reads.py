@@ -31,6 +31,7 @@ class Reads:
         self._directory = directory
         self._thread = thread
         self._has_come: Callable[[], bool] | None = None  # of the look that did not come back in time
+        self._closed = False
 
     @property
     def hangs(self) -> bool:
@@ -46,6 +47,8 @@ class Reads:
         def look() -> list[Good[V] | None]:
             return [self._directory.find(kind, source, key, terms, now) for key in keys]
 
+        if self._closed:  # flights outlive their callers, and what closes them comes later
+            return [None] * len(keys)
         found = None if self.hangs else await self._within(look, seconds)
         if found is None:
             self._directory.failures["timeout"] += 1
@@ -54,11 +57,12 @@ class Reads:
 
     def settle(self) -> None:
         """Close what is not read any more, after what is being read."""
-        if not self.hangs:
+        if not self.hangs and not self._closed:
             self._thread.submit(self._directory.settle)
 
     async def close(self) -> None:
-        """Close all of it, if nobody stands in it."""
+        """Close all of it, if nobody stands in it; from then on nothing is there."""
+        self._closed = True
         if not self.hangs:
             await self._within(self._directory.close, CLOSE_SECONDS_MAX)
         self._thread.shutdown(wait=False, cancel_futures=True)

@@ -91,6 +91,13 @@ async def test_once_it_is_well_again_it_is_read_again(disk: Disk, reads: Reads) 
     assert disk.done == ["settled", "closed"]
 
 
+async def test_once_it_is_closed_there_is_nothing(disk: Disk, reads: Reads) -> None:
+    await reads.close()
+    assert await ask(reads, b"1", b"2") == [None, None]
+    reads.settle()
+    assert (disk.done, disk.asked, disk.failures) == (["closed"], [], {})
+
+
 async def test_who_leaves_does_not_end_the_look(disk: Disk, reads: Reads) -> None:
     disk.well.clear()
     leaving = asyncio.create_task(ask(reads, b"1"))
