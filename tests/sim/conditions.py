@@ -164,14 +164,16 @@ def _quota(
     rate = max(quota.rate / float(quota.per) for quota in kept)
     burst = max(quota.burst_size for quota in kept)
     counts = all(quota.hits_count for quota in kept)
-    charged = sorted(each.asked for each in told if counts or _worked(each))
+    # Somewhere between its question and its answer: who asks while nobody knows the models waits for them first.
+    charged = sorted([(each.answered, each.asked) for each in told if counts or _worked(each)])
     for begins, ends in pairwise([*process.begun, math.inf]):
-        times = [at for at in charged if begins <= at < ends - ON_THE_WAY_SECONDS]
-        for first in range(len(times)):
-            for last in range(first, len(times)):
-                span = times[last] - times[first] + world.stalled(times[first], times[last])
-                if last - first + 1 > burst + rate * span + QUOTA_SLACK:
-                    yield f"quota {name}: {last - first + 1} in {span:.2f} s; burst {burst}, rate {rate}"
+        times = [each for each in charged if begins <= each[1] < ends - ON_THE_WAY_SECONDS]
+        for first in sorted(asked for _, asked in times):
+            within = [answered for answered, asked in times if asked >= first]
+            for count, last in enumerate(within, 1):
+                span = last - first + world.stalled(first, last)
+                if count > burst + rate * span + QUOTA_SLACK:
+                    yield f"quota {name}: {count} in {span:.2f} s; burst {burst}, rate {rate}"
                     return
 
 
