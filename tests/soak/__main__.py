@@ -170,7 +170,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=120.0, metavar="M", help="how long (default 120)")
     parser.add_argument("--rate", type=float, default=100.0, metavar="R", help="requests a second (default 100)")
     parser.add_argument("--settle", type=float, default=0.1, metavar="S", help="share of the time not counted (0.1)")
-    parser.add_argument("--memory", type=float, default=4.0, metavar="MIB", help="that may have been taken (default 4)")
+    parser.add_argument("--slack", type=float, default=1.0, metavar="N", help="times what may have risen (default 1)")
     parser.add_argument("--seed", type=int, default=None, help="who asks what (default: drawn, and printed)")
     options = parser.parse_args(arguments)
     if options.rate <= 0 or not 0 <= options.settle < 1 or options.minutes * 60 * (1 - options.settle) < SAMPLES_MIN:
@@ -205,7 +205,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"wrong: {said}")
     print(f"the snapshot: {disk.copied:,} records written, {disk.files} files made, {disk.failures} failures")
     lines = judged(looks)
-    kinds = {**KINDS, "memory": structs.replace(KINDS["memory"], allowed=options.memory * MIB)}
+    kinds = {name: structs.replace(kind, allowed=options.slack * kind.allowed) for name, kind in KINDS.items()}
     print(f"\n{table(lines, kinds)}")
     grows = any(line.grows(kinds[name].bound(line.mean)) for name, line in lines.items())
     return 1 if grows or counts.wrong or disk.failures or not disk.copied else 0
