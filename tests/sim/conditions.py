@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec import structs
+
 from cache.entry import Freshness
 from gateway.config import QuotaConfig
 from gateway.copies import Copies
@@ -199,20 +201,24 @@ def _lost(world: World, route: Route, copies: Copies[Any], seconds: float) -> It
     assert cache is not None
     loses = any(world.weather.struck[kind] for kind in (faults.DISK_ROTS, faults.DISK_GONE))
     since = world.scene.ends if loses or any(disk.is_small for disk in world.disks.values()) else 0.0
+    shared = any(disk.users > 1 for disk in world.disks.values())
     for node in list(cache._entries.walk()):
         entry, at = node.value, copies.standing.purges.at
         if at is None or copies.standing.calendar.at(entry.stored_at) <= at:
             continue
         if not since < entry.stored_at < now - seconds or entry.freshness(now, route.epoch) is not Freshness.FRESH:
             continue
-        if copies._form.packed(entry.value, 0.0) is not None and not _is_there(copies, node.key):
+        if copies._form.packed(entry.value, 0.0) is not None and not _is_there(copies, node.key, shared):
             yield entry.stored_at
 
 
-def _is_there(copies: Copies[Any], digest: bytes) -> bool:
-    """Whether it lies on the disk, whoever has to wait for that."""
+def _is_there(copies: Copies[Any], digest: bytes, shared: bool) -> bool:
+    """Whether it lies on the disk, whoever has to wait for that. One of two gateways that have ``shared`` it may have
+    left its own in the place of the other's, which has been purged alone since."""
     terms, standing, reads = copies._terms_now(), copies.standing, copies._records
     assert isinstance(reads, Reads)
+    if terms is not None and shared:
+        terms = structs.replace(terms, made_after=-math.inf)
     place = copies._form.kind, standing.rules.source, digest
     return terms is not None and reads._directory.find(*place, terms, standing.calendar.now()) is not None
 
