@@ -18,7 +18,8 @@ from gateway.config_snapshot import VERBS
 RATE_MAX: Final = 1e6
 IN_FLIGHT_MAX: Final = 1024
 GENERATIONS_MAX: Final = 16
-"""As many as a directory of copies has at the most."""
+"""As many as a directory of copies has at the most, which ``degrade/snapshot.py`` says: to import that would load LMDB
+for every command."""
 """Of ``warm``: more is a mistake, or an attack on one's own gateway."""
 
 EXAMPLES: Final = """\

@@ -643,7 +643,7 @@ async def test_a_sweep_steps_over_what_was_not_used_a_little_at_a_time(
 async def test_a_copy_is_read_once_a_second_and_judged_each_time(
     born: Born, host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One request asks for its copy several times, and reading a large one takes the event loop's time."""
+    """One request asks for its copy several times, and each reading is a way to another thread and back."""
     await copied(born)
     life = born()
     await life.live()
