@@ -176,6 +176,7 @@ class Permit:
         self._state = state
         self._began = began
         self._ended = False
+        breaker.under_way += 1
 
     def succeeded(self, now: float) -> None:
         """The call was answered, and the answer was good."""
@@ -199,6 +200,7 @@ class Permit:
         if self._ended:
             raise AssertionError("a permit ends exactly once")
         self._ended = True
+        self._breaker.under_way -= 1
         self._breaker.end(self._state, ok, now, cause)
 
 
@@ -209,6 +211,8 @@ class Breaker:
         self._on_change = on_change
         self._state: _State = _Closed(options)
         self._answered_at = -math.inf
+        self.under_way = 0
+        """Permits that have not ended."""
 
     @property
     def state(self) -> str:

@@ -64,7 +64,7 @@ class Makings:
         if self._faults is not None:
             asked = [self._faults.replica(name, replica) for replica in replicas]
         pool = self._pool(asked, backend, told.breaker, probe=probe_of(backend, has_models))
-        catalog = Catalog(asked, CatalogOptions(), self._ticker, told.model, pool.has_answered)
+        catalog = Catalog(asked, CatalogOptions(), self._ticker, told.model, pool.may_have_answered)
         pool.gates.capacity = catalog.capacity
         if not self._server.has_grpc:
             return Home(pool, catalog)

@@ -74,16 +74,16 @@ class Catalog:
         options: CatalogOptions,
         now: Ticker,
         on_change: Callable[[str], None],
-        answered: Callable[[str, str], bool] = lambda *_: False,
+        may_have_answered: Callable[[str, str], bool] = lambda *_: False,
     ) -> None:
-        """``answered``: whether a replica, by its URL, has answered for a model since the breakers know it."""
+        """``may_have_answered``: whether a replica, by its URL, has answered for a model or is being asked."""
         assert replicas, "a catalog needs a replica"
         self._replicas = tuple(replicas)
         self._options = options
         self._now = now
         self._on_change = on_change
         self._known: OrderedDict[str, Known] = OrderedDict()
-        self._answered = answered
+        self._may_have_answered = may_have_answered
         self._late: set[asyncio.Future[ModelFacts]] = set()  # looks at replicas that were not the first to answer
         self._loads: Flights[tuple[str, str, int], ModelFacts] = Flights(options.loads_max)
 
@@ -215,12 +215,11 @@ class Catalog:
             if position not in known.sights and self._hold(position, model, began, sight, facts, timely=True):
                 self._on_change(model)
             return known.facts
-        known = self._known[model] = Known(facts)
-        known.sights[position], known.began[position] = sight, began
-        known.take(position, facts, None, sight)
-        known.tell(position, facts)
+        self._known[model] = Known(facts)
         if len(self._known) > self._options.models_max:
             self._known.popitem(last=False)
+        if self._hold(position, model, began, sight, facts, timely=True):  # it was known once, and forgotten
+            self._on_change(model)
         return facts
 
     def _keep(self, model: str, version: str, facts: ModelFacts) -> ModelFacts:
@@ -280,8 +279,8 @@ class Catalog:
         answer says of the model holds for all.
 
         A first look has none before it. If it began when the model was learnt (``timely``) it shows what has answered,
-        unless the replica has done so already; if it came later, what answered until then may have been another one.
-        Of a model that was only remembered nothing has answered yet, unless the replica has.
+        unless the replica may have done so already; if it came later, what answered until then may have been another
+        one. Of a model that was only remembered nothing has answered yet, unless the replica may have.
         """
         known = self._known.get(model)
         if known is None:  # forgotten meanwhile, for others
@@ -292,7 +291,7 @@ class Catalog:
         known.tell(position, facts)
         if before is None:
             is_another = not sight.gone and (
-                not (timely or known.is_remembered) or self._answered(self._replicas[position].url, model)
+                not (timely or known.is_remembered) or self._may_have_answered(self._replicas[position].url, model)
             )
         else:
             is_another = changed(before, sight)

@@ -297,9 +297,10 @@ class Pool:
         for seat in self._seats:
             seat.forget(model)
 
-    def has_answered(self, url: str, model: str) -> bool:
-        """Whether a replica has answered for a model, in any version, as far as its breakers remember."""
-        return any(seat.has_answered(model) for seat in self._seats if seat.replica.url == url)
+    def may_have_answered(self, url: str, model: str) -> bool:
+        """Whether a replica has answered for a model, in any version, or is being asked: the model may have worked
+        already, and the answer be on its way. As far as its breakers remember."""
+        return any(seat.may_have_answered(model) for seat in self._seats if seat.replica.url == url)
 
     def states(self) -> tuple[ReplicaState, ...]:
         return tuple(seat.state() for seat in self._seats)

@@ -95,9 +95,10 @@ class Seat:
         failing = tuple(key for key, breaker in self.answers.items() if breaker.state != "closed")
         return ReplicaState(self.replica.url, self.reach.state, self.in_flight, self.ready and self.probed, failing)
 
-    def has_answered(self, model: str) -> bool:
-        """Whether it has answered for a model, in any version, as far as its breakers remember."""
-        return any(self.answers[key].answered_since(-math.inf) for key in self._keys_of(model))
+    def may_have_answered(self, model: str) -> bool:
+        """Whether it has answered for a model, in any version, or is being asked, as far as its breakers remember."""
+        breakers = (self.answers[key] for key in self._keys_of(model))
+        return any(each.under_way > 0 or each.answered_since(-math.inf) for each in breakers)
 
     def forget(self, model: str) -> None:
         """What a model's answers have taught, in every version."""

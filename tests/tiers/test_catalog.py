@@ -536,6 +536,19 @@ async def test_a_model_that_was_only_remembered_is_no_other_one_when_it_is_first
     await catalog.close()
 
 
+async def test_a_model_that_was_forgotten_and_is_learnt_again_may_be_another_one() -> None:
+    """What the route keeps of it is older than what is known of it."""
+    triton, asked, turned = Triton(), set[str](), list[str]()
+    catalog = Catalog([triton], CatalogOptions(models_max=1), lambda: 0.0, turned.append, lambda _, name: name in asked)
+    await catalog.facts("m", "", FAR)
+    asked.add("m")
+    await catalog.facts("n", "", FAR)
+    assert turned == []
+    await catalog.facts("m", "", FAR)
+    assert turned == ["m"]
+    await catalog.close()
+
+
 async def test_a_remembered_model_that_has_answered_before_it_was_looked_at_may_be_another_one() -> None:
     turned = list[str]()
     catalog = Catalog([Triton()], CatalogOptions(), lambda: 0.0, turned.append, lambda *_: True)

@@ -17,7 +17,7 @@ from degrade.ladder import TABLE, Failure, Step
 from tiers.backends.call import Call, Reply, Streamed
 from tiers.choice import choose
 from tiers.inference import InferRequest, InferResponse, Passed, Rejected, UpstreamError
-from tiers.pool import Pool, PoolOptions
+from tiers.pool import Pool, PoolOptions, Work
 
 REQUEST = InferRequest("m", ())
 SEQUENCE = InferRequest("m", (), parameters={"sequence_id": 1})
@@ -309,6 +309,33 @@ async def test_a_model_that_changed_is_tried_at_once() -> None:
     assert state(made) == ("closed", ("m", "m/2"))
     made.forget("m")
     assert (await made.infer(REQUEST, FAR)).replica == "a"
+
+
+async def test_who_is_being_asked_may_have_answered() -> None:
+    """Found by the simulated world (seed 9603): a model was replaced while its answer dripped in, which is none yet."""
+    one, two = Fake("a"), Fake("b")
+    one.fails = two.fails = Failure.UNREACHABLE
+    made = pool(one, two, clock=Clock())
+    with pytest.raises(UpstreamError):
+        await made.infer(REQUEST, FAR)
+    assert not made.may_have_answered("a", "m")
+    assert not made.may_have_answered("b", "m")
+    one.fails, one.gate = None, asyncio.Event()
+    two.fails = Failure.OVERLOADED
+    asked = asyncio.ensure_future(made.ask(Work("m/2", lambda *_: one.infer(REQUEST, FAR, 0.0), False), FAR))
+    await one.waiting.wait()
+    may = {url: made.may_have_answered(url, "m") for url in "ab"}
+    assert sorted(may.values()) == [False, True]
+    assert not made.may_have_answered("a", "n")
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    assert not any(made.may_have_answered(url, "m") for url in "ab")
+    one.gate.set()
+    two.fails = None
+    answer = await made.infer(REQUEST, FAR)
+    assert made.may_have_answered(answer.replica, "m")
+    made.forget("m")
+    assert not made.may_have_answered(answer.replica, "m")
 
 
 async def test_without_leave_nobody_else_is_asked() -> None:
