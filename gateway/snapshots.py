@@ -20,6 +20,7 @@ import msgspec
 import structlog
 from blake3 import blake3
 
+from cache.sealed import value_of
 from degrade.calendar import Calendar
 from degrade.ladder import Step
 from degrade.record import Record, Terms, name_of, packed, seal
@@ -74,10 +75,7 @@ _log = structlog.get_logger("tailrace")
 
 
 def _facts_of(payload: bytes) -> ModelFacts | None:
-    try:
-        return msgspec.msgpack.decode(payload, type=ModelFacts)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    return value_of(ModelFacts, payload)
 
 
 _FACTS_TERMS: Final = Terms(blake3(b"tailrace facts 1").digest(16), FACTS_SECONDS_MAX, _facts_of)
