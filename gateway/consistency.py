@@ -160,6 +160,10 @@ def _backend_faults(config: Config, written: Written) -> Iterator[Fault]:
     backends = list(named) if isinstance(named, Mapping) else []
     if not backends:
         yield "backends", "there is none: give --upstream URL, or write a [backends.NAME] section"
+    for name, backend in config.backends.items():
+        if not backend.concurrency.adaptive and said(written, "backends", name, "concurrency", "gain") is not None:
+            why = "has no effect where adaptive is false, for nothing is measured then; leave it out"
+            yield f"backends.{name}.concurrency.gain", why
     known = ", ".join(backends) or "none"
     chosen = config.server.passthrough
     if chosen is not None and chosen not in backends:
