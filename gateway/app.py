@@ -158,10 +158,11 @@ class Gateway:
         http = await self.doors.open()
         server = self.standing.config.server
         state = (lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining)
-        shown = Shown(*state, self.reloads, self._faults, self.snapshots)
+        address = parse_address(server.admin)
+        shown = Shown(*state, self.reloads, self._faults, self.snapshots, address.host)
         self._admin = Listener(admin_port(shown).handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
-            self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
+            self._admin_server, admin_url = await listen(self._admin, address)
         self._tasks += [*self.doors.beside(), kept(self._strain.run, LOOK_SECONDS)]
         # One look before anyone is told that we are ready: until then readiness would be a guess.
         await self._probe(self.homes.values())

@@ -125,10 +125,11 @@ class Supervisor:
                 self._config = config
 
             reloads = Reloads(self._config, self._reread, take)
-            port = fleet_port(fleet, reloads, self._config.chaos.enabled)
+            address = parse_address(server.admin)
+            port = fleet_port(fleet, reloads, address.host, self._config.chaos.enabled)
             listener = Listener(port.handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
             with named("server.admin", server.admin):
-                listening, admin = await listen(listener, parse_address(server.admin))
+                listening, admin = await listen(listener, address)
             ready = [asyncio.Event() for _ in sockets]
             for worker, path in enumerate(sockets):
                 arguments = ["--worker", str(worker), "--http", where["http"], "--admin", f"unix:{path}"]

@@ -20,6 +20,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from gateway.doors.http import problem_response
 from gateway.learning import Home
+from gateway.operate.pages import page_fault
 from gateway.operate.telemetry import Telemetry
 from gateway.problem import Problem, malformed, method_not_allowed, not_found
 from gateway.reload import Outcome, Reloads
@@ -39,11 +40,13 @@ _READS: Final = ("GET", "HEAD")
 
 
 class AdminPort:
-    """The handler of an admin port's listener: what is answered to reads (GET, HEAD) and to POST, by path."""
+    """The handler of an admin port's listener: what is answered to reads (GET, HEAD) and to POST, by path. ``name``: by
+    which it may be asked beside ``localhost`` and addresses."""
 
-    def __init__(self, reads: Mapping[str, Answer], writes: Mapping[str, Answer]) -> None:
+    def __init__(self, reads: Mapping[str, Answer], writes: Mapping[str, Answer], name: str = "") -> None:
         self._reads = reads
         self._writes = writes
+        self._name = name
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; a path or a method that is not there gets a problem document."""
@@ -51,6 +54,9 @@ class AdminPort:
         if method in _READS and path in self._reads:
             return await self._reads[path](request)
         if method == "POST" and path in self._writes:
+            fault = page_fault(request, self._name)
+            if fault is not None:
+                return problem_response(fault)
             return await self._writes[path](request)
         allowed = (*(_READS if path in self._reads else ()), *(("POST",) if path in self._writes else ()))
         if allowed:
@@ -69,6 +75,8 @@ class Shown(msgspec.Struct, frozen=True):
     reloads: Reloads | None = None
     faults: Faults | None = None
     snapshots: Snapshots | None = None
+    host: str = ""
+    """Where the port listens, as configured."""
 
 
 def admin_port(shown: Shown) -> AdminPort:
@@ -125,11 +133,11 @@ def admin_port(shown: Shown) -> AdminPort:
     writes: dict[str, Answer] = {"/purge": purge, "/reload": reload}
     if shown.faults is not None:
         reads["/chaos"], writes["/chaos"] = _chaos(shown.faults)
-    return AdminPort(reads, writes)
+    return AdminPort(reads, writes, shown.host)
 
 
 async def order_of(request: web.BaseRequest) -> tuple[bytes, Order] | Problem:
-    """An order for faults, as JSON. It must say that it is JSON: no page in a browser can post that unasked."""
+    """An order for faults, as JSON. It must say that it is JSON."""
     from gateway.operate.faults import Order
 
     if request.content_type != "application/json":
@@ -158,6 +166,8 @@ def _chaos(faults: Faults) -> tuple[Answer, Answer]:
         return told()
 
     async def write(request: web.BaseRequest) -> web.Response:
+        if request.query:
+            return problem_response(malformed("There is one process here: say nothing after /chaos.", "query"))
         found = await order_of(request)
         if isinstance(found, Problem):
             return problem_response(found)

@@ -214,8 +214,8 @@ class Fleet:
         return dict(answer for answer in answers if answer is not None)
 
 
-def fleet_port(fleet: Fleet, reloads: Reloads, chaos: bool = False) -> AdminPort:
-    """The admin port's paths, as of a single process. ``chaos``: faults may be ordered."""
+def fleet_port(fleet: Fleet, reloads: Reloads, host: str, chaos: bool = False) -> AdminPort:
+    """The admin port's paths, as of a single process. ``host``: where it listens; ``chaos``: faults may be ordered."""
 
     async def index(_: web.BaseRequest) -> web.Response:
         return web.Response(
@@ -246,7 +246,7 @@ def fleet_port(fleet: Fleet, reloads: Reloads, chaos: bool = False) -> AdminPort
     writes: dict[str, Answer] = {"/purge": purge, "/reload": reload}
     if chaos:
         reads["/chaos"], writes["/chaos"] = _chaos(fleet)
-    return AdminPort(reads, writes)
+    return AdminPort(reads, writes, host)
 
 
 def _chaos(fleet: Fleet) -> tuple[Answer, Answer]:
@@ -261,7 +261,7 @@ def _chaos(fleet: Fleet) -> tuple[Answer, Answer]:
             return problem_response(found)
         said = request.query.get("worker", "")
         one = said.isascii() and said.isdigit() and int(said) < fleet.size
-        if set(request.query) - {"worker"} or ("worker" in request.query and not one):
+        if request.query and not (one and len(request.query) == 1):
             return problem_response(malformed(f"Say ?worker=N, 0 to {fleet.size - 1}, or nothing for all.", "query"))
         if found[1].kill and not said:
             return problem_response(malformed("Say which of the workers is to be killed: ?worker=N.", "query"))
