@@ -117,7 +117,7 @@ class Supervisor:
         listening: asyncio.Server | None = None
         try:
             sockets = [str(directory / f"worker-{worker}.sock") for worker in range(server.workers)]
-            fleet = Fleet(sockets, lambda: self._suspects.refused(self._time.ticker()))
+            fleet = Fleet(sockets, lambda: self._suspects.refused(self._time.ticker()), self._time.ticker)
 
             async def take(config: Config) -> None:
                 await fleet.reload()  # it is in order: each worker reads it for itself
@@ -195,6 +195,8 @@ class Supervisor:
             try:
                 await self._watched(process, ready)
                 watch = asyncio.create_task(self._end_if_it_hangs(worker, process))
+                if not await fleet.returned(worker):
+                    _log.warning("faults on purpose are not ordered again", worker=worker)
                 code = await process.wait()
                 watch.cancel()
             finally:

@@ -136,15 +136,14 @@ def admin_port(shown: Shown) -> AdminPort:
     return AdminPort(reads, writes, shown.host)
 
 
-async def order_of(request: web.BaseRequest) -> tuple[bytes, Order] | Problem:
+async def order_of(request: web.BaseRequest) -> Order | Problem:
     """An order for faults, as JSON. It must say that it is JSON."""
     from gateway.operate.faults import Order
 
     if request.content_type != "application/json":
         return Problem("unsupported-media", 415, "Unsupported media type", "An order is application/json.")
-    body = await request.read()
     try:
-        return body, msgspec.json.decode(body, type=Order)
+        return msgspec.json.decode(await request.read(), type=Order)
     except msgspec.DecodeError as error:
         return malformed(str(error), "order")
 
@@ -168,10 +167,9 @@ def _chaos(faults: Faults) -> tuple[Answer, Answer]:
     async def write(request: web.BaseRequest) -> web.Response:
         if request.query:
             return problem_response(malformed("There is one process here: say nothing after /chaos.", "query"))
-        found = await order_of(request)
-        if isinstance(found, Problem):
-            return problem_response(found)
-        order = found[1]
+        order = await order_of(request)
+        if isinstance(order, Problem):
+            return problem_response(order)
         try:
             faults.take(order)
         except BadOrder as bad:

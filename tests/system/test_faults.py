@@ -4,6 +4,8 @@ labelled as any, and they end; where they are not enabled there is nothing to or
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 import urllib.error
 import urllib.request
@@ -140,6 +142,11 @@ def test_one_of_two_workers_is_killed_and_all_fail_alike(start: Callable[..., Ga
     assert asked(chaos, {"faults": {"backends.x": {}}})[0] == 400
     told = asked(chaos, {"faults": {"backends.b": {"error": "broken"}}})[2]["workers"]
     assert [list(each["faults"]) for each in told] == [["backends.b"], ["backends.b"]]
+    assert {infer(gateway, number)[0] for number in range(8)} == {503}
+    ran = pids()
+    os.kill(ran[1], signal.SIGKILL)
+    until(lambda: len(now := pids()) == 2 and now[0] == ran[0] and now[1] != ran[1])
+    until(lambda: [each and list(each["faults"]) for each in asked(chaos)[2]["workers"]] == [["backends.b"]] * 2)
     assert {infer(gateway, number)[0] for number in range(8)} == {503}
 
 
