@@ -172,7 +172,7 @@ class Snapshots:
                 assert endpoint.copied is not None
                 copied[f"endpoints/{name}"] = endpoint.copied
         for name, table in tables.items():
-            if table.config.snapshot:
+            if table.config.is_copied:
                 from gateway.table_copies import RowCopies  # with the stores' clients, where there are tables
 
                 held = table.copies

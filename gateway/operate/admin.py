@@ -24,7 +24,7 @@ from gateway.operate.pages import page_fault
 from gateway.operate.telemetry import Telemetry
 from gateway.problem import Problem, malformed, method_not_allowed, not_found
 from gateway.reload import Outcome, Reloads
-from gateway.service import Shelf, Watched
+from gateway.service import Purged, Shelf, Watched
 
 if TYPE_CHECKING:
     from gateway.operate.faults import Faults, Order
@@ -218,7 +218,6 @@ def reloaded(outcome: Outcome | None) -> web.Response:
 
 
 def _route_status(route: Watched) -> dict[str, object]:
-    copies = route.copies
     return {
         "epoch": route.epoch,
         "tiers": route.asks,
@@ -226,8 +225,12 @@ def _route_status(route: Watched) -> dict[str, object]:
         "cache": _shelf_status(route.cache),
         "rows": _shelf_status(route.row_cache),
         "second": None if route.second is None else {"state": route.second.state, **route.second.counts},
-        "snapshot": None if copies is None else {"state": copies.state, "lookups": dict(copies.outcomes)},
+        "snapshot": None if route.copies is None else _copies_status(route.copies),
     }
+
+
+def _copies_status(copies: Purged) -> dict[str, object]:
+    return {"state": copies.state, "lookups": dict(copies.outcomes), "large": copies.large}
 
 
 def _snapshot_status(snapshots: Snapshots) -> dict[str, object]:
