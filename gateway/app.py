@@ -53,6 +53,7 @@ from gateway.sources import ConfigError, Loaded
 from gateway.standing import Retired, Standing, Watching, changed_quotas, homes, retired, stand
 from gateway.strain import LOOK_SECONDS, Strain
 from gateway.surroundings import Surroundings, real
+from gateway.till import Till
 
 if TYPE_CHECKING:
     from gateway.operate.faults import Faults
@@ -106,7 +107,7 @@ class Gateway:
         self._share(self.standing)
         self._strain = Strain(lambda: self.homes, self._brownout, self._ticker)
         self._limiter = Limiter(config.server.quota_keys_max)
-        self.pipeline = Pipeline(self._limiter, self.telemetry, self._ticker, self._around.chance)
+        self.pipeline = Pipeline(Till(self._limiter, self._ticker), self.telemetry, self._ticker, self._around.chance)
         self._exchange = Exchange(self.pipeline, self._ticker, self.buffered)
         self.doors = Doorkeeper(config, self._ports(self.standing), self._around.wall, shared)
         self.reloads = None if reread is None else Reloads(config, reread, self.take)

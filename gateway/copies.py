@@ -57,11 +57,13 @@ _OUTCOMES: Final = ("fresh", "stale", "unknown", "absent")
 
 
 class Pending(msgspec.Struct, frozen=True):
-    """A record that is to be written under its name, packed, and sealed or not yet."""
+    """A record that is to be written under its name, packed, and sealed or not yet. ``is_end``: only where there is one
+    that it puts an end to."""
 
     name: bytes
     written: bytes
     is_sealed: bool = False
+    is_end: bool = False
 
 
 class Copied(Protocol):

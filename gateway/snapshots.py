@@ -342,10 +342,12 @@ class Snapshots:
                 return rule.error
 
         def write() -> str:
-            sealed = [(each.name, _sealed(each).written) for each in pending]
-            if rule is not None:
-                sealed = [(name, rule.spoilt(written)) for name, written in sealed]
-            return self.snapshot.write(sealed, now)
+            pairs, ends = list[tuple[bytes, bytes]](), list[tuple[bytes, bytes]]()
+            for each in pending:
+                written = _sealed(each).written
+                pair = each.name, written if rule is None else rule.spoilt(written)
+                (ends if each.is_end else pairs).append(pair)
+            return self.snapshot.write(pairs, now, ends)
 
         for _ in range(BUSY_TRIES):
             self._writing = asyncio.get_running_loop().run_in_executor(self._writer, write)
@@ -400,4 +402,6 @@ def _is_copied(cache: CacheConfig | None) -> bool:
 
 
 def _sealed(pending: Pending) -> Pending:
-    return pending if pending.is_sealed else Pending(pending.name, seal(pending.name, pending.written), True)
+    if pending.is_sealed:
+        return pending
+    return Pending(pending.name, seal(pending.name, pending.written), True, pending.is_end)

@@ -230,7 +230,7 @@ async def test_a_turn_that_makes_nothing_is_not_the_last_one(world: World) -> No
 async def test_what_the_disk_did_not_take_waits(world: World, monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
     source = Source(10)
     world.copy(source)
-    monkeypatch.setattr(world.snapshots.snapshot, "write", lambda pairs, now: outcome)
+    monkeypatch.setattr(world.snapshots.snapshot, "write", lambda *_: outcome)
     assert await world.passed() == outcome
     assert (len(source), world.snapshots.copied) == (10, 0)
     monkeypatch.undo()
@@ -243,9 +243,9 @@ async def test_another_process_is_waited_for_a_little(world: World, monkeypatch:
     source = Source(10)
     world.copy(source)
     told = iter(["busy"] * 3 + ["written"])
-    monkeypatch.setattr(world.snapshots.snapshot, "write", lambda pairs, now: next(told))
+    monkeypatch.setattr(world.snapshots.snapshot, "write", lambda *_: next(told))
     assert await world.passed() == "written"
-    monkeypatch.setattr(world.snapshots.snapshot, "write", lambda pairs, now: "busy")
+    monkeypatch.setattr(world.snapshots.snapshot, "write", lambda *_: "busy")
     source.waiting = [1]
     assert await world.passed() == "busy"
     assert len(source) == 1
@@ -255,7 +255,7 @@ async def test_a_disk_that_hangs_holds_up_nobody(world: World, monkeypatch: pyte
     gate = threading.Event()
     write = world.snapshots.snapshot.write
 
-    def hanging(pairs: Any, now: float) -> str:
+    def hanging(pairs: Any, now: float, ends: object) -> str:
         gate.wait()
         return write(pairs, now)
 
@@ -277,7 +277,7 @@ async def test_a_disk_that_hangs_holds_up_nobody(world: World, monkeypatch: pyte
 async def test_keys_in_the_hands_of_a_disk_that_hangs_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, begun = threading.Event(), threading.Event()
 
-    def hanging(pairs: Any, now: float) -> str:
+    def hanging(pairs: Any, now: float, ends: object) -> str:
         begun.set()
         gate.wait()
         return "written"
@@ -377,7 +377,7 @@ async def test_closing_takes_anew_what_the_last_pass_had_taken(
     world.copy(source)
     begun, gate, write = threading.Event(), threading.Event(), world.snapshots.snapshot.write
 
-    def failing(pairs: Any, now: float) -> str:
+    def failing(pairs: Any, now: float, ends: object) -> str:
         begun.set()
         gate.wait()
         monkeypatch.setattr(world.snapshots.snapshot, "write", write)

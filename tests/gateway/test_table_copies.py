@@ -36,6 +36,7 @@ class Host:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: Snapshot | None = None
+        self.outcome = ""
 
     def world(self, **changes: object) -> World:
         self.close()
@@ -56,8 +57,12 @@ class Host:
         pending = []
         while len(copies):
             pending += copies.take(32) or []
-        pairs = [(each.name, seal(each.name, each.written)) for each in pending]
-        assert self._open.write(pairs, WALL + world.now) == "written"
+        pairs, ends = [
+            [(each.name, seal(each.name, each.written)) for each in pending if each.is_end is is_end]
+            for is_end in (False, True)
+        ]
+        self.outcome = self._open.write(pairs, WALL + world.now, ends)
+        assert self.outcome in ("written", "idle")
         copies.written()
         return len(pending)
 
@@ -107,6 +112,63 @@ async def test_rows_are_there_for_the_next_process_while_the_store_is_away(host:
         await world.look_up(1, 9)
     world.shelf.failure = None
     assert (await world.look_up(1))[1] == TableTold("user", fresh=1), "the store is asked first"
+
+
+async def test_a_row_that_was_deleted_does_not_come_back_while_the_store_is_away(host: Host) -> None:
+    """Neither here, before and after that is on the disk, nor in the next process."""
+    world = host.world(default=0.0)
+    await world.look_up(1, 2)
+    host.write(world)
+    world.shelf.values.pop(b"u:1")
+    world.now += 11  # neither is fresh any more
+    assert (await world.look_up(1, 2))[1].absent == 1
+    world.now += 6  # longer than that is believed in memory
+    away = StoreError("unreachable")
+    for written in (False, True):
+        if written:
+            world.shelf.failure = None
+            host.write(world)
+        world.shelf.failure = away
+        assert await world.look_up(1) == ([0], TableTold("user", lost=1))
+    later, world = world.now, host.world(default=0.0)
+    world.now = later
+    world.shelf.failure = away
+    numbers, told = await world.look_up(1, 2)
+    assert (numbers, told.lost, told.snapshot) == ([0, 2], 1, 1)
+
+
+async def test_a_row_that_has_come_again_is_copied_again(host: Host) -> None:
+    world = host.world(default=0.0)
+    await world.look_up(1)
+    host.write(world)
+    row = world.shelf.values.pop(b"u:1")
+    world.now += 11
+    await world.look_up(1)
+    world.shelf.values[b"u:1"] = row
+    world.now += 11
+    assert (await world.look_up(1))[1].fresh == 1, "not on the disk yet"
+    assert host.write(world) == 1
+    later, world = world.now, host.world(default=0.0)
+    world.now = later
+    world.shelf.failure = StoreError("unreachable")
+    assert (await world.look_up(1))[1].snapshot == 1
+
+
+async def test_ids_that_never_had_a_row_leave_nothing_on_the_disk(host: Host) -> None:
+    """However many are asked for; and an end that is there is not written again."""
+    world = host.world(default=0.0)
+    await world.look_up(1)
+    host.write(world)
+    before = host.records.records
+    outcomes = []
+    for _ in range(2):
+        world.shelf.values.pop(b"u:1", None)
+        world.now += 100
+        await world.look_up(1, *range(100, 200))
+        host.write(world)
+        outcomes.append(host.outcome)
+        assert host.records.records == before
+    assert outcomes == ["written", "idle"]
 
 
 async def test_the_order_is_store_memory_snapshot_default(host: Host) -> None:
