@@ -150,8 +150,8 @@ class Gateway:
         """
         if self.snapshots is not None:
             await self.snapshots.open()
-            config = self.standing.config
-            if self.snapshots.seed(config, self.homes, await self.snapshots.remembered(config)):
+            config, facts = self.standing.config, self.snapshots.facts
+            if facts.seed(config, self.homes, await facts.remembered(config)):
                 # Before anybody is answered, for what had been seen only after that might be another model.
                 deadline = Deadline.after(self._ticker(), FIRST_LOOK_SECONDS)
                 await asyncio.gather(*(home.catalog.look_once(deadline) for home in self.homes.values()))
@@ -186,7 +186,7 @@ class Gateway:
                 said = f"backends that {RETIREMENTS_MAX} reloads have replaced are still at work"
                 raise ConfigError((f"{said}; try again later, or leave backends as they are",))
             await self._probe(new)
-            remembered = {} if self.snapshots is None else await self.snapshots.remembered(config)
+            remembered = {} if self.snapshots is None else await self.snapshots.facts.remembered(config)
             if self._draining:
                 raise ConfigError(("the gateway is draining",))
         except BaseException:
@@ -199,7 +199,7 @@ class Gateway:
         self._share(after)
         self._begin_sharing()
         if self.snapshots is not None:
-            self.snapshots.seed(config, self.homes, remembered)
+            self.snapshots.facts.seed(config, self.homes, remembered)
             self.snapshots.keep()
         self._limiter.forget(changed_quotas(before, after))
         self.buffered.bytes_max = int(config.server.buffered_bytes_max)
