@@ -29,7 +29,7 @@ from degrade.calendar import Calendar
 from degrade.record import PAYLOAD_BYTES_MAX, Good, Record, Terms, age, doubted, name_of, packed
 from gateway.purges import WORDS_SECONDS, Purges, purge_key
 from gateway.service import Wire
-from gateway.witness import Clocks, Looks, Witness
+from gateway.witness import REST_SECONDS, Clocks, Looks, Witness
 
 V = TypeVar("V")
 Cache = ResponseCache[V, Wire] | ResponseCache[V, None]
@@ -151,7 +151,7 @@ class Standing:
         self.outcomes: Counter[str] = Counter(dict.fromkeys(_OUTCOMES, 0))
         self.large = 0
         scope = rules.scope.hex().encode()
-        self.witness = Witness(scope, store, clocks, WORDS_SECONDS) if rules.is_watched else None
+        self.witness = Witness(scope, store, clocks, WORDS_SECONDS, REST_SECONDS) if rules.is_watched else None
         self.purges = Purges(purge_key(rules.source), store, calendar) if purges is None else purges
         self.epoch: Callable[[], int] = lambda: 0
         self._schema: Callable[[], bytes | None] = lambda: None
