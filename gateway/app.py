@@ -151,8 +151,8 @@ class Gateway:
         """
         if self.snapshots is not None:
             await self.snapshots.open()
-            config = self.standing.config
-            if self.snapshots.seed(config, self.homes, await self.snapshots.remembered(config)):
+            config, facts = self.standing.config, self.snapshots.facts
+            if facts.seed(config, self.homes, await facts.remembered(config)):
                 self._has_been_ready = True  # it has something to go on with, whoever is away
                 # Before anybody is answered, for what had been seen only after that might be another model.
                 deadline = Deadline.after(self._ticker(), FIRST_LOOK_SECONDS)
@@ -161,10 +161,11 @@ class Gateway:
         http = await self.doors.open()
         server = self.standing.config.server
         state = (lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining)
-        shown = Shown(*state, self.reloads, self._faults, self.snapshots)
+        address = parse_address(server.admin)
+        shown = Shown(*state, self.reloads, self._faults, self.snapshots, address.host)
         self._admin = Listener(admin_port(shown).handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
-            self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
+            self._admin_server, admin_url = await listen(self._admin, address)
         self._tasks += [*self.doors.beside(), kept(self._strain.run, LOOK_SECONDS)]
         # One look before anyone is told that we are ready: until then readiness would be a guess.
         await self._probe(self.homes.values())
@@ -188,7 +189,7 @@ class Gateway:
                 said = f"backends that {RETIREMENTS_MAX} reloads have replaced are still at work"
                 raise ConfigError((f"{said}; try again later, or leave backends as they are",))
             await self._probe(new)
-            remembered = {} if self.snapshots is None else await self.snapshots.remembered(config)
+            remembered = {} if self.snapshots is None else await self.snapshots.facts.remembered(config)
             if self._draining:
                 raise ConfigError(("the gateway is draining",))
         except BaseException:
@@ -201,7 +202,7 @@ class Gateway:
         self._share(after)
         self._begin_sharing()
         if self.snapshots is not None:
-            self.snapshots.seed(config, self.homes, remembered)
+            self.snapshots.facts.seed(config, self.homes, remembered)
             self.snapshots.keep()
         self._limiter.forget(changed_quotas(before, after))
         self.buffered.bytes_max = int(config.server.buffered_bytes_max)
