@@ -327,7 +327,7 @@ async def test_long_rows_are_made_a_few_at_a_time(host: Host) -> None:
 
 @pytest.mark.parametrize("more", [0, 1])
 async def test_a_row_that_is_more_than_a_record_is_not_copied(host: Host, tmp_path: Path, more: int) -> None:
-    """It would be written at every pass, and be damage to whoever reads it."""
+    """A longer one still would be damage to whoever reads it (checksum), and an alert."""
     length = PAYLOAD_BYTES_MAX // 4 + more
     world = host.world()
     table = table_on(Shelf(), "long", lambda: world.now, shape=(length,), key="u:{id}", bytes_max=Size(128 * 2**20))
