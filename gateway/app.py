@@ -199,6 +199,8 @@ class Gateway:
         # From here to the end no await: whoever asks next is answered by all of the new or, before, all of the old.
         before = self.standing
         after = self.standing = stand(config, self._makings, made, before)
+        for name, home in self.homes.items():
+            home.catalog.keep(config.models_of(name))
         self._share(after)
         self._begin_sharing()
         if self.snapshots is not None:
