@@ -34,9 +34,17 @@ class Journal(Generic[K]):
         for key in keys:
             self.note(key)
 
+    def drop(self, keys: Iterable[K]) -> None:
+        """These are of no interest any more."""
+        for key in keys:
+            self._keys.pop(key, None)
+
     def take(self, count: int) -> list[K]:
         """The first ``count``, which are noted no more."""
         return [self._keys.popitem(last=False)[0] for _ in range(min(count, len(self._keys)))]
+
+    def __contains__(self, key: K) -> bool:
+        return key in self._keys
 
     def __len__(self) -> int:
         return len(self._keys)

@@ -126,17 +126,17 @@ class Snapshot:
             self.rejected[found] += 1
         return None
 
-    def write(self, pairs: Pairs, now: float) -> str:
+    def write(self, pairs: Pairs, now: float, ends: Pairs = ()) -> str:
         """Write sealed records under their names, all or none: "written"; "idle" if there are none, and a generation to
         write to is there; "busy" if another process is at it; or why not, one of `StoreError`'s kinds. ``now``: Unix
-        seconds."""
+        seconds. ``ends``: records without a payload, written only where there is one that they put an end to."""
         try:
             with mapped(self.folder):
                 make_folder(self.folder)
                 with locked(self.folder) as ours:
                     if not ours:
                         return "busy"
-                    outcome = self._write(pairs, now)
+                    outcome = self._write(pairs, now, ends)
         except StoreError as error:
             self.failures[error.kind] += 1
             return error.kind
@@ -162,8 +162,10 @@ class Snapshot:
         except StoreError as error:
             self.failures[error.kind] += 1
 
-    def _write(self, pairs: Pairs, now: float) -> str:
+    def _write(self, pairs: Pairs, now: float, ends: Pairs) -> str:
         self._take(frozenset())
+        if ends:
+            pairs = [*pairs, *(end for end in ends if self._has_payload(end[0]))]
         last = self._generations[0] if self._generations else None
         if last is not None and last.is_writable:
             if not pairs:
@@ -190,6 +192,18 @@ class Snapshot:
         self.rotations += 1
         self._count()
         return "written"
+
+    def _has_payload(self, name: bytes) -> bool:
+        """Whether the last record under a name has one, whatever it is worth."""
+        for generation in self._generations:
+            try:
+                held = generation.get(name)
+            except StoreError:
+                return True  # nobody can tell, and an end too many costs little
+            record = None if held is None else unpacked(name, held)
+            if record is not None:
+                return bool(record.payload)
+        return False
 
     def _give_up(self, generation: Generation) -> None:
         """Not to be opened again in this process; the next one looks through it."""

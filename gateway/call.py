@@ -1,11 +1,10 @@
 """A request as a door hands it over, and what it gets back.
 
-Rule of this file: values, and one decision that depends on them alone; what happens in between is ``pipeline.py``'s.
+Rule of this file: values, and what follows from them alone; what happens in between is ``pipeline.py``'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Generic
 
@@ -16,14 +15,11 @@ from cache.entry import Entry
 from degrade.deadline import Deadline
 from degrade.gate import Claim, Priority
 from gateway.admission.auth import Caller
-from gateway.admission.quota import Quota, Verdict
+from gateway.admission.quota import Verdict
 from gateway.codec.http import CacheDirectives
 from gateway.notes import UNNOTED
-from gateway.service import Allowance, Q, R, Served, Service
+from gateway.service import Q, R, Served, Service
 from tiers.inference import Provenance
-
-Dues = tuple[tuple[str, Quota], ...]
-"""Quotas that a request uses up, each with whose it is: a caller's name, or "" for everyone's."""
 
 
 class Call(msgspec.Struct, Generic[Q, R], frozen=True):
@@ -62,24 +58,3 @@ def claim_of(route: Service[Q, R], caller: Caller) -> Claim:
 def priority_of(route: Service[Q, R], caller: Caller) -> Priority:
     """The priority of such a claim."""
     return route.priority if caller.priority is None else caller.priority
-
-
-def labelled(provenance: Provenance, level: int) -> Provenance:
-    """What is told of an answer that was made at a brownout level. A fresh hit is what it always is."""
-    if not level or provenance.cache == "hit":
-        return provenance
-    return msgspec.structs.replace(provenance, brownout=level)
-
-
-def dues(allowances: Sequence[Allowance], caller: Caller, works: bool) -> Dues:
-    """The quotas that a request uses up, which depend on whether it puts work on a server (``works``)."""
-    asked = tuple(
-        [
-            (caller.name if allowance.per_caller else "", allowance.quota)
-            for allowance in allowances
-            if works or allowance.hits_count
-        ]
-    )
-    if caller.quota is not None and (works or caller.hits_count):
-        return (*asked, (caller.name, caller.quota))
-    return asked

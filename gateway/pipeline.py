@@ -19,8 +19,7 @@ from __future__ import annotations
 import asyncio
 import math
 import random
-from collections.abc import Awaitable, Sequence
-from contextlib import ExitStack
+from collections.abc import Awaitable
 from typing import Final
 
 import msgspec
@@ -31,17 +30,17 @@ from cache.flight import Abandoned
 from degrade.brownout import FIRST_TIER, NO_REFRESHES, STALE_FIRST
 from degrade.deadline import Deadline, Ticker
 from degrade.ladder import Failure, Step
-from gateway.admission.auth import Caller
 from gateway.admission.quota import Verdict
-from gateway.admission.ratelimit import Limiter
-from gateway.call import Answer, Call, Dues, claim_of, dues, labelled, priority_of
+from gateway.call import Answer, Call, claim_of, priority_of
 from gateway.descent import descended, problem_of, tiers_steps
 from gateway.operate.telemetry import Telemetry
 from gateway.problem import Problem, Refused, invalid, not_cached
-from gateway.problem import quota as quota_problem
+from gateway.provenance import at_level, of_entry, of_fill, of_hit, of_look, of_none
 from gateway.recall import ABSENT, BROWNED, Action, Recall, recall, stale_first, unrefreshed
+from gateway.refresh import Refreshes
 from gateway.route import Route
-from gateway.service import Admitted, Allowance, Filled, Given, Q, R, Response, Served, Service, Terms, Watched, Wire
+from gateway.service import Admitted, Filled, Given, Q, R, Response, Served, Service, Terms, Watched, Wire
+from gateway.till import Dues, Till
 from tiers.cascade import CascadeOptions
 from tiers.facts import ModelFacts
 from tiers.inference import Provenance, Rejected, UpstreamError
@@ -73,18 +72,18 @@ class WireAnswer(msgspec.Struct, frozen=True, gc=False):
 
     @property
     def provenance(self) -> Provenance:
-        return hit_provenance(self.entry, self.now)
+        return of_hit(self.entry, self.now)
 
 
 class Pipeline:
     """The stages' shell. One for all routes and doors of a process; belongs to one event loop."""
 
-    def __init__(self, limiter: Limiter, telemetry: Telemetry, ticker: Ticker, chance: random.Random) -> None:
-        self._limiter = limiter
+    def __init__(self, till: Till, telemetry: Telemetry, ticker: Ticker, chance: random.Random) -> None:
+        self.till = till
         self._telemetry = telemetry
         self._ticker = ticker
         self._chance = chance
-        self._refreshing: set[asyncio.Task[None]] = set()
+        self._refreshes = Refreshes(telemetry)
 
     async def answer(self, call: Call[Q, R]) -> Answer[R]:
         """Answer one request, whatever happens below. Raises Refused with the problem to send."""
@@ -93,10 +92,10 @@ class Pipeline:
             answer = await self._answer(call, level)
         except Refused as refused:
             if level and refused.provenance is not None:
-                refused.provenance = labelled(refused.provenance, level)
+                refused.provenance = at_level(refused.provenance, level)
             raise
         if level:
-            answer = msgspec.structs.replace(answer, provenance=labelled(answer.provenance, level))
+            answer = msgspec.structs.replace(answer, provenance=at_level(answer.provenance, level))
         self._telemetry.answered(call.route.name, answer.provenance)
         return answer
 
@@ -113,14 +112,7 @@ class Pipeline:
         found = cache.find_wire(wire, route.epoch, now)
         if found is None:
             return None
-        return WireAnswer(found[1], found[0], now, self._pay(hit_dues, now) if hit_dues else None)
-
-    def charge(self, route: Route | None, caller: Caller) -> Verdict | None:
-        """Charge a request that goes by the pipeline: every quota of the caller and of the route, or none.
-
-        The quota with least left, None if there is none. Raises Refused (429).
-        """
-        return self._charge(() if route is None else route.allowances, caller, True, self._ticker())
+        return WireAnswer(found[1], found[0], now, self.till.pay(hit_dues, now) if hit_dues else None)
 
     async def facts(self, route: Route, version: str, deadline: Deadline) -> ModelFacts:
         """What a route's models say of themselves, for a form of request that is not understood without. Raises
@@ -140,15 +132,6 @@ class Pipeline:
             late = UpstreamError(Failure.TIMEOUT, f"its models did not describe themselves within {seconds:.3g} s")
             raise self._undescribed(route, late) from None
 
-    def refuse_spent(self, owed: Dues) -> None:
-        """Before much is spent on reading a request: Refused (429) if a quota that it will use up is spent
-        already. Charges nothing."""
-        now = self._ticker()
-        for key, quota in owed:
-            verdict = self._limiter.peek(key, quota, now)
-            if not verdict.allowed:
-                raise _spent(verdict)
-
     def attach_wire(
         self, route: Service[Q, R], answer: Answer[R], wire: bytes, ready: Wire, is_entrys: bool = False
     ) -> None:
@@ -159,9 +142,7 @@ class Pipeline:
 
     async def close(self) -> None:
         """Give up refreshes under way."""
-        for task in self._refreshing:
-            task.cancel()
-        await asyncio.gather(*self._refreshing, return_exceptions=True)
+        await self._refreshes.close()
 
     async def _answer(self, call: Call[Q, R], level: int) -> Answer[R]:
         route, now = call.route, self._ticker()
@@ -178,12 +159,12 @@ class Pipeline:
         elif call.directives.only_if_cached:
             choice = Recall(Action.REFUSE, "bypass", choice.reason)
         works = choice.action is _FETCH or choice.action is _FETCH_ALONE
-        quota = self._charge(route.allowances, call.caller, works, now)
+        quota = self.till.charge(route.allowances, call.caller, works, now)
         if choice.action is _REFUSE:
-            raise Refused(not_cached(), quota, _looked(choice))
+            raise Refused(not_cached(), quota, of_look(choice))
         if found is not None and choice.action in (Action.SERVE, Action.REFRESH):
             if choice.action is Action.REFRESH and key is not None:
-                self._refresh(call, key, found.entry)
+                self._refresh(call, key, found.entry.value.batch)
             steps = (Step.STALE.value,) if choice.reason == BROWNED else ()
             if steps:
                 self._telemetry.degraded(route.name, Failure.SHED.value, steps[0], f"brownout level {level}")
@@ -199,9 +180,9 @@ class Pipeline:
                 key, choice = None, Recall(Action.FETCH_ALONE, "bypass", admitted.stateful)
             filled, led = await self._fetch(call, key, choice, admitted.rows)
         except Refused as refused:  # the model's facts or the route's rules are against it
-            raise Refused(refused.problem, quota, _looked(choice)) from None
+            raise Refused(refused.problem, quota, of_look(choice)) from None
         except Rejected as rejected:
-            raise Refused(_of_model(rejected), quota, _looked(choice)) from rejected
+            raise Refused(_of_model(rejected), quota, of_look(choice)) from rejected
         except UpstreamError as error:
             return await self._descend(call, key, error, quota)
         except TimeoutError:
@@ -223,19 +204,6 @@ class Pipeline:
         if reason:
             return None, Recall(Action.FETCH_ALONE, "bypass", reason)
         return Key(route.digest(call.caller, call.request), route.epoch), ABSENT
-
-    def _charge(self, allowances: Sequence[Allowance], caller: Caller, works: bool, now: float) -> Verdict | None:
-        """Charge every quota that the request uses up, all or none: those that hits use up, and if the
-        request puts work on a server (``works``) the others too."""
-        owed = dues(allowances, caller, works)
-        return self._pay(owed, now) if owed else None
-
-    def _pay(self, asked: Dues, now: float) -> Verdict:
-        """Charge all of them, or none. Raises Refused (429)."""
-        verdict = self._limiter.check_all(asked, now)
-        if not verdict.allowed:
-            raise _spent(verdict)
-        return verdict
 
     # -- do -------------------------------------------------------------------------------------
 
@@ -333,32 +301,8 @@ class Pipeline:
             return False
         return await route.found(min(FOUND_SECONDS_MAX, FOUND_SHARE * deadline.remaining(now)))
 
-    def _refresh(self, call: Call[Q, R], key: Key, entry: Entry[Served[R]]) -> None:
-        """Fetch behind the caller's back: once for a key, at most ``refreshes_max`` at once for the route."""
-        route = call.route
-        if key in route.refreshing or len(route.refreshing) >= route.refreshes_max:
-            return
-        route.refreshing.add(key)
-        working = ExitStack()
-        working.enter_context(call.note)  # its caller is gone before it has begun
-        task = asyncio.create_task(self._refreshed(call, key, entry.value.batch))
-        task.add_done_callback(lambda _: working.close())
-        self._refreshing.add(task)
-        task.add_done_callback(self._refreshing.discard)
-
-    async def _refreshed(self, call: Call[Q, R], key: Key, rows: int | None) -> None:
-        route = call.route
-        try:
-            await self._share(call, key, rows)
-        except (UpstreamError, Rejected, Abandoned) as error:
-            self._telemetry.refresh_failed(route.name, str(error))
-        except TimeoutError:
-            self._telemetry.refresh_failed(route.name, "its time was over")
-        except Exception as bug:  # nobody awaits this task: unseen otherwise
-            self._telemetry.refresh_failed(route.name, f"bug: {bug!r}")
-            raise
-        finally:
-            route.refreshing.discard(key)
+    def _refresh(self, call: Call[Q, R], key: Key, rows: int | None) -> None:
+        self._refreshes.begin(call, key, lambda: self._share(call, key, rows))
 
     async def _descend(
         self, call: Call[Q, R], key: Key | None, error: UpstreamError, quota: Verdict | None
@@ -378,19 +322,18 @@ class Pipeline:
         if found is not None:
             choice = Recall(Action.SERVE, "stale", failure)
             return self._cached(call, key, found.entry, choice, quota, (step.value,))
-        tried = Provenance(cache="bypass" if key is None else "miss", reason=failure, degraded=True)
+        state = "bypass" if key is None else "miss"
         if step is Step.DEFAULT and left.default is not None:
-            return Answer(left.default(), msgspec.structs.replace(tried, steps=(step.value,)), quota)
+            return Answer(left.default(), of_none(error.failure, state, step), quota)
         assert step is Step.REFUSE, f"the pipeline has no step {step}"
         instead = route.instead(error)
         if instead is not None:
-            return Answer(instead, tried, quota)
-        raise Refused(problem_of(route.title, error, self._chance, left.fault), quota, tried)
+            return Answer(instead, of_none(error.failure, state), quota)
+        raise Refused(problem_of(route.title, error, self._chance, left.fault), quota, of_none(error.failure, state))
 
     def _undescribed(self, route: Service[Q, R], error: UpstreamError) -> Refused:
         """Nothing could be looked up, for nobody said what the request is made of; the ladder ends there."""
-        tried = Provenance(cache="none", reason=error.failure.value, degraded=True)
-        return Refused(problem_of(route.title, error, self._chance), provenance=tried)
+        return Refused(problem_of(route.title, error, self._chance), provenance=of_none(error.failure, "none"))
 
     def _cached(
         self,
@@ -401,39 +344,14 @@ class Pipeline:
         quota: Verdict | None,
         steps: tuple[str, ...] = (),
     ) -> Answer[R]:
-        provenance = _of_entry(entry, choice, self._ticker(), steps)
+        provenance = of_entry(entry, choice, self._ticker(), steps)
         return Answer(entry.value.response, provenance, quota, key, entry if choice.state == "hit" else None)
 
     def _fetched(
         self, key: Key | None, filled: Filled[R], led: bool, choice: Recall, quota: Verdict | None
     ) -> Answer[R]:
-        served, entry = filled.served, filled.entry
-        if filled.again is not None:
-            told = _of_entry(filled.again, Recall(Action.SERVE, "hit", "second"), self._ticker())
-            return Answer(served.response, told, quota, key, entry)
-        now = self._ticker()
-        provenance = Provenance(
-            cache=choice.state,
-            reason="partial" if filled.rows_kept else choice.reason,
-            tier=served.tier,
-            version=served.response.version,
-            age=now - filled.made_at if filled.rows_kept and filled.made_at is not None else 0.0,
-            rows_kept=filled.rows_kept,
-            tables=served.tables,
-            ttl_left=None if entry is None else entry.ttl_left(now),
-            rows=served.rows,
-            rows_escalated=served.rows_escalated,
-            steps=filled.steps,
-            stored=entry is not None,
-            collapsed=not led,
-            degraded=filled.degraded,
-        )
-        return Answer(served.response, provenance, quota, key, entry)
-
-
-def _spent(verdict: Verdict) -> Refused:
-    detail = f"Quota {verdict.quota.name} is spent; try again in {verdict.retry_after:.3g} s."
-    return Refused(quota_problem(detail, verdict.retry_after), verdict)
+        provenance = of_fill(filled, led, choice, self._ticker())
+        return Answer(filled.served.response, provenance, quota, key, filled.entry)
 
 
 def _is_for(call: Call[Q, R], filled: Filled[R]) -> bool:
@@ -441,35 +359,6 @@ def _is_for(call: Call[Q, R], filled: Filled[R]) -> bool:
     if filled.key is None:
         return False
     return filled.alike or filled.key.digest == call.route.digest(call.caller, call.request)
-
-
-def _looked(choice: Recall) -> Provenance:
-    """What a request that is refused after the look-up has met so far."""
-    return Provenance(cache=choice.state, reason=choice.reason)
-
-
-def hit_provenance(entry: Entry[Served[Response]], now: float) -> Provenance:
-    """What a fresh hit tells of itself."""
-    return _of_entry(entry, Recall(Action.SERVE, "hit", "fresh"), now)
-
-
-def _of_entry(entry: Entry[Served[Response]], choice: Recall, now: float, steps: tuple[str, ...] = ()) -> Provenance:
-    served = entry.value
-    # RFC 9211: a ttl that is not negative says fresh. An entry whose epoch has turned has time left all the same.
-    ttl_left = entry.ttl_left(now) if choice.state == "hit" else min(entry.ttl_left(now), -1.0)
-    return Provenance(
-        cache=choice.state,
-        reason=choice.reason,
-        tier=served.tier,
-        version=served.response.version,
-        age=entry.age(now),
-        ttl_left=ttl_left,
-        rows=served.rows,
-        rows_escalated=served.rows_escalated,
-        tables=served.tables,
-        steps=steps,
-        degraded=bool(steps),
-    )
 
 
 def _of_model(rejected: Rejected) -> Problem:

@@ -1,7 +1,8 @@
 """Copies of a table's rows in the snapshot: a record for each, so that one that is damaged costs itself alone.
 
 Rule of this file: as ``copies.py``, for rows. A row needs no word: nobody can tell whether it has been written since,
-so it is an old one whenever it is read of here, and it says its age.
+so it is an old one whenever it is read of here, and it says its age. Of one that the store has no more its copy is no
+more: a record without a payload lies in its place, for what was deleted must not come back when the store is away.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ Ids = NDArray[np.int64] | Sequence[bytes]
 Id = int | bytes
 Rows = NDArray[np.float32]
 
+_GONE: Final = np.empty(0, np.float32)
+"""What a record without a payload says."""
+
 
 class RowCopies:
     """One table's. Belongs to one event loop."""
@@ -46,6 +50,8 @@ class RowCopies:
         row_bytes = int(np.prod(config.shape, dtype=np.int64)) * 4
 
         def read(payload: bytes) -> Rows | None:
+            if not payload:
+                return _GONE
             if len(payload) != row_bytes:
                 return None
             row = np.frombuffer(payload, "<f4")
@@ -63,13 +69,21 @@ class RowCopies:
         self._sweep: Iterator[bytes | None] | None = None
         self._sweep_rows = 0
         self._taken: list[Id] = []
+        self._gone: Journal[bytes] = Journal(KEYS_MAX)
+        self._gone_taken: dict[bytes, None] = {}
 
     def watch(self, near: NearTable) -> None:
         self._near = near
 
     def note(self, ids: Ids) -> None:
         """These were read from the store just now."""
-        self._journal.note_all(ids.tolist() if isinstance(ids, np.ndarray) else ids)
+        self._journal.note_all(_each(ids))
+        if len(self._gone):
+            self._gone.drop(map(_key, _each(ids)))
+
+    def note_gone(self, ids: Ids) -> None:
+        """The store had none of these just now."""
+        self._gone.note_all(map(_key, _each(ids)))
 
     async def find(self, ids: Ids, seconds: float) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float64]]:
         """Rows [n, *shape], which of them there are, and their ages in seconds. After ``seconds`` the others are not
@@ -77,7 +91,7 @@ class RowCopies:
         rows = np.zeros((len(ids), *self._shape), np.float32)
         there, ages = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.float64)
         until, now = self._ticker() + seconds, self._calendar.now()
-        keys = [_key(each) for each in (ids.tolist() if isinstance(ids, np.ndarray) else ids)]
+        keys = [_key(each) for each in _each(ids)]
         for begin in range(0, len(keys), ROWS_AT_ONCE):
             left = until - self._ticker()
             if begin and left <= 0.0:
@@ -86,29 +100,32 @@ class RowCopies:
             seconds = min(LOOK_SECONDS_MAX, left)
             told = await self._records.read("feature", self._source, some, self._terms, now, seconds)
             for place, found in enumerate(told, begin):
-                if found is not None:
+                if found is not None and len(found.value) and not self._is_gone(keys[place]):
                     rows[place] = found.value.reshape(self._shape)
                     there[place], ages[place] = True, age(found.record, now)
         return rows, there, ages
 
     def __len__(self) -> int:
-        return len(self._journal) + (self._sweep is not None)
+        return len(self._journal) + len(self._gone) + (self._sweep is not None)
 
     @property
     def forgotten(self) -> int:
-        return self._journal.forgotten
+        return self._journal.forgotten + self._gone.forgotten
 
     def take(self, count: int) -> list[Pending] | None:
         if self._near is None or not len(self):
             return None
         count = min(count, max(1, TURN_BYTES // self._row_bytes))
+        gone = dict.fromkeys(self._gone.take(count - count // 2))  # ids that nobody has may come in floods
+        self._gone_taken |= gone
+        count -= len(gone)
         taken = self._journal.take(count)
         taken += self._swept(count - len(taken))
         self._taken += taken
         keys = [_key(each) for each in taken]
         gathered = self._near.peek(keys, self._ticker())
         rows, now = np.asarray(gathered.rows, "<f4"), self._calendar.now()
-        made = []
+        made = [self._pending(key, b"", 0.0, now) for key in gone]
         for key, row, state, old in zip(keys, rows, gathered.state.tolist(), gathered.age.tolist(), strict=True):
             if state not in (MISSING, ABSENT):
                 made.append(self._pending(key, row.tobytes(), max(0.0, old), now))
@@ -128,9 +145,12 @@ class RowCopies:
     def again(self) -> None:
         taken, self._taken = self._taken, []
         self._journal.note_all(taken)
+        gone, self._gone_taken = self._gone_taken, {}
+        self._gone.note_all(gone)
 
     def written(self) -> None:
         self._taken = []
+        self._gone_taken = {}
 
     def sweep(self, bytes_max: int) -> None:
         self._sweep = None if self._near is None else self._near.used()
@@ -138,7 +158,11 @@ class RowCopies:
 
     def _pending(self, key: bytes, row: bytes, old: float, now: float) -> Pending:
         record = Record("feature", self._source, key, self._terms.fingerprint, b"", now - old, now, row)
-        return Pending(name_of("feature", self._source, key), packed(record))
+        return Pending(name_of("feature", self._source, key), packed(record), is_end=not row)
+
+    def _is_gone(self, key: bytes) -> bool:
+        """Whether that is known, and not written yet."""
+        return key in self._gone or key in self._gone_taken
 
 
 def _fingerprint(name: str, config: TableConfig) -> bytes:
@@ -146,6 +170,10 @@ def _fingerprint(name: str, config: TableConfig) -> bytes:
     deciding = {key: told[key] for key in DECIDING}
     written = msgspec.msgpack.encode(("tailrace row", LAYOUT, name, deciding), order="sorted")
     return blake3(written).digest(FINGERPRINT_BYTES)
+
+
+def _each(ids: Ids) -> Sequence[Id]:
+    return ids.tolist() if isinstance(ids, np.ndarray) else ids
 
 
 def _key(each: Id) -> bytes:

@@ -94,6 +94,9 @@ class Copies(Protocol):
     def note(self, ids: Ids) -> None:
         """These were read from the store just now."""
 
+    def note_gone(self, ids: Ids) -> None:
+        """The store had none of these just now."""
+
     async def find(self, ids: Ids, seconds: float) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float64]]:
         """Rows [n, *shape], which of them there are, and their ages in seconds."""
 
@@ -238,7 +241,10 @@ class Table:
             if self.copies is not None:
                 self.copies.note(_taken(ids, there))
         if absent.any():
-            self.near.put_absent(_taken(ids, np.flatnonzero(absent)), began, ticket)
+            gone = _taken(ids, np.flatnonzero(absent))
+            self.near.put_absent(gone, began, ticket)
+            if self.copies is not None:
+                self.copies.note_gone(gone)
         kinds = Counter([fault.kind for fault in decoded.faults.values()])
         for kind, count in kinds.items():
             self.failures[kind] = self.failures.get(kind, 0) + (count if kind in OF_ONE_KEY else 1)

@@ -33,6 +33,9 @@ BELIEVED_SECONDS: Final = 3.0
 WATCHED_SECONDS: Final = 60.0
 """For how long looks are left for who comes next: longer, and a model that was loaded again unseen may have done as
 much as it had before, which is how a change would show."""
+REST_SECONDS: Final = WATCHED_SECONDS / 3
+"""Looks that say what lies there already may be left again after this, so that models that rest cost no writing: in a
+store of one host. Of several, each tells by how new the others' are how far its clock is from theirs."""
 TURN_SECONDS: Final = 30 * 86400.0
 """After so long a word is forgotten, and with it what was kept under it: a name that nobody uses must not stay."""
 ROUNDS_UNWATCHED_MAX: Final = 3
@@ -66,8 +69,10 @@ class Clocks(msgspec.Struct, frozen=True):
 class Witness:
     """The turn of one scope of a store. Belongs to one event loop; `run` keeps it."""
 
-    def __init__(self, scope: bytes, store: Store, clocks: Clocks, seconds: float) -> None:
-        """``seconds``: what a read or a write may take."""
+    def __init__(
+        self, scope: bytes, store: Store, clocks: Clocks, seconds: float, rest_seconds: float = 0.0
+    ) -> None:
+        """``seconds``: what a read or a write may take. ``rest_seconds``: see ``REST_SECONDS``."""
         self._turn_key = b"tailrace:%b:turn" % scope
         self._watch_key = b"tailrace:%b:watch" % scope
         self._store = store
@@ -75,6 +80,7 @@ class Witness:
         """At every model that answers are made by; None while one is not known."""
         self._clocks = clocks
         self._seconds = seconds
+        self._rest_seconds = rest_seconds
         self._turn: bytes | None = None
         self._confirmed = 0.0
         self._candidate: tuple[bytes, float] | None = None  # a word, and when it was first read
@@ -151,7 +157,7 @@ class Witness:
             if self._has_changed(looks):
                 await self._begin(looks)
             else:
-                await self._confirm(turn, looks)
+                await self._confirm(turn, looks, watch)
         else:
             await self._consider(turn, watch, looks)
 
@@ -169,7 +175,7 @@ class Witness:
         if self._has_changed(looks):
             await self._begin(looks)
         elif all(name not in self._carried or sight.lost for name, (_, sight) in looks.items()):
-            await self._confirm(turn, looks)  # whom we cannot reach is held against theirs when it is back
+            await self._confirm(turn, looks, watch)  # whom we cannot reach is held against theirs when it is back
 
     def _has_changed(self, looks: Looks) -> bool:
         """Whether a look since the word was read shows another model than theirs."""
@@ -183,10 +189,12 @@ class Witness:
             del self._carried[name]
         return False
 
-    async def _confirm(self, turn: bytes, looks: Looks) -> None:
-        """The word holds; say what we see. An end asked for meanwhile is seen to in the next round."""
+    async def _confirm(self, turn: bytes, looks: Looks, watch: Watch | None) -> None:
+        """The word holds; say what we see, unless that is said. An end asked for meanwhile is seen to in the next
+        round."""
         ends, read = self._asked_ends, self._clocks.ticker()
-        await self._leave(turn, looks)
+        if watch is None or not self._says(watch, turn, looks):
+            await self._leave(turn, looks)
         if self._asked_ends == ends:
             self._turn, self._confirmed, self.state, self._unwatched = turn, read, "held", 0
 
@@ -212,9 +220,16 @@ class Witness:
             if self._asked_ends == ends:
                 self._settled.set()
 
+    def _says(self, watch: Watch, turn: bytes, looks: Looks) -> bool:
+        """Whether somebody has left the very same lately."""
+        is_new = 0.0 <= self._clocks.wall() - watch.at < self._rest_seconds
+        return is_new and watch.turn == turn and watch.sights == self._seen(looks)
+
+    def _seen(self, looks: Looks) -> dict[str, Sight]:
+        return {name: sight for name, (_, sight) in looks.items()} | self._carried
+
     async def _leave(self, turn: bytes, looks: Looks) -> None:
-        sights = {name: sight for name, (_, sight) in looks.items()} | self._carried
-        written = msgspec.msgpack.encode(Watch(turn, self._clocks.wall(), sights))
+        written = msgspec.msgpack.encode(Watch(turn, self._clocks.wall(), self._seen(looks)))
         pair = self._watch_key, sealed(self._watch_key, written)
         await self._store.put_many([pair], WATCHED_SECONDS, self._seconds)
 

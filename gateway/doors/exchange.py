@@ -30,13 +30,14 @@ from gateway.doors.buffered import Buffered, Held
 from gateway.doors.posting import AnyQuestion, Posting
 from gateway.doors.question import Fields, Question, Reply
 from gateway.notes import UNNOTED, Notes
-from gateway.pipeline import Pipeline, WireAnswer, hit_provenance
+from gateway.pipeline import Pipeline, WireAnswer
 from gateway.problem import (
     Problem,
     Refused,
     deadly,
     too_large,
 )
+from gateway.provenance import of_hit
 from gateway.route import Route
 from gateway.service import Heading, Response, Served, Watched, Wire
 from tiers.inference import InferRequest, InferResponse, Provenance
@@ -114,7 +115,7 @@ class Exchange:
 
     def charge(self, route: Route | None, caller: Caller) -> Verdict | None:
         """Charge a request that is passed through: every quota of caller and route, or none. Raises Refused."""
-        return self._pipeline.charge(route, caller)
+        return self._pipeline.till.charge_passing(() if route is None else route.allowances, caller)
 
     async def answer(self, question: AnyQuestion, body: bytes, wire: bytes | None, began: float) -> Reply:
         """Answer what is not recalled, within the route's time from ``began``. Raises Refused."""
@@ -201,13 +202,13 @@ class Exchange:
         route, coding, limits = question.route, question.body.content_encoding, question.route.body_limits
         facts = None
         if question.dialect.plain:
-            self._pipeline.refuse_spent(question.hit_dues)
+            self._pipeline.till.refuse_spent(question.hit_dues)
             facts = await self._pipeline.facts(route, question.version, deadline)
         asked = Asked(route.name, question.version, question.body.json_length, facts)
         decode = partial(dialects.decode, dialect=question.dialect, asked=asked, limits=limits)
         if coding is None and len(body) <= ASIDE_BYTES:
             return decode(body)
-        self._pipeline.refuse_spent(question.hit_dues)
+        self._pipeline.till.refuse_spent(question.hit_dues)
         name = question.caller.name
         if coding is not None:
             inflate = partial(codec.inflate, body, coding, limits.bytes_max)
@@ -223,7 +224,7 @@ class Exchange:
         """How an entry's hits begin: one object for all entries that begin alike, for they are many."""
         lines = "".join([f"{name}: {value}\r\n" for name, value in headers]).replace("%", "%%")
         begun = f"HTTP/1.1 200 OK\r\n{lines}Content-Length: {body_bytes}\r\n".encode("utf-8", "surrogateescape")
-        heading = Heading(headers, begun + codec.hit_lines(hit_provenance(entry, entry.stored_at)))
+        heading = Heading(headers, begun + codec.hit_lines(of_hit(entry, entry.stored_at)))
         if len(self._headings) >= HEADINGS_MAX:
             self._headings.clear()
         return self._headings.setdefault(heading, heading)

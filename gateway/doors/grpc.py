@@ -189,7 +189,7 @@ class GrpcDoor:
         route = self._ports.routes.get(sketch.model)
         if route is None:
             held.add(len(message))  # grpc makes a copy of what it sends
-            quota = self._ports.pipeline.charge(None, caller)
+            quota = self._ports.pipeline.till.charge_passing((), caller)
             pool = self._passthrough
             sequence = "" if pool.alone else codec.sequence_of(sketch)
             bounded = deadline.sooner(Deadline.after(began, self._timeout))

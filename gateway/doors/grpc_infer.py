@@ -16,7 +16,7 @@ from cache.memo import Memo
 from degrade.deadline import Deadline, Ticker
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Verdict
-from gateway.call import Call, Dues, dues
+from gateway.call import Call
 from gateway.codec import grpc as codec
 from gateway.codec.http import NO_DIRECTIVES, CacheDirectives
 from gateway.doors.exchange import ASIDE_BYTES, Exchange, body_too_large, sooner
@@ -26,6 +26,7 @@ from gateway.pipeline import Pipeline
 from gateway.problem import Refused
 from gateway.route import Route
 from gateway.service import Heading, Wire
+from gateway.till import Dues, dues
 from tiers.facts import ModelFacts
 from tiers.inference import InferRequest, Provenance
 from tiers.v2.proto import RequestReader, Sketch
@@ -124,7 +125,7 @@ class Inferring:
         if len(asking.sketch.message) <= ASIDE_BYTES:
             request = codec.decode(asking.sketch, reader)
         else:
-            self._pipeline.refuse_spent(hit_dues)
+            self._pipeline.till.refuse_spent(hit_dues)
             seconds = deadline.remaining(self._ticker())
             work = partial(codec.decode, asking.sketch, reader)
             request = await self._exchange.aside(work, asking.caller.name, seconds)

@@ -198,7 +198,7 @@ class Streaming:
         message, name, pool = sketch.message, "", self._ports.passthrough
         with Held(self._ports.buffered) as held:
             held.add(len(message))  # grpc makes a copy of what it sends
-            self._ports.pipeline.charge(None if admit is None else admit[0].route, self._caller)
+            self._ports.pipeline.till.charge_passing(() if admit is None else admit[0].route.allowances, self._caller)
             if admit is not None:
                 await self._ports.inferring.admit(*admit)
                 route = admit[0].route

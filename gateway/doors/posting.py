@@ -11,7 +11,6 @@ import msgspec
 from cache.digest import WireDigester
 from gateway.admission.auth import Caller
 from gateway.admission.forwarded import Origin, Proxies
-from gateway.call import Dues, dues
 from gateway.codec import http as codec
 from gateway.codec.dialect import PROTOCOL, Dialect
 from gateway.doors.onward import passed_on
@@ -19,6 +18,7 @@ from gateway.doors.path import Target
 from gateway.doors.question import Headers, Question
 from gateway.endpoint import Endpoint, Post, raw
 from gateway.storing import OURS
+from gateway.till import Dues, dues
 
 
 class Posting(msgspec.Struct, frozen=True):

@@ -13,7 +13,6 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from cache.digest import WireDigester
 from gateway.admission.auth import Caller, Directory, Unauthenticated
-from gateway.call import Dues, dues
 from gateway.codec import http as codec
 from gateway.codec.dialect import JSON, OCTETS, PACKED_MEDIA, PROTOCOL, Dialect, dialect_of
 from gateway.config import VERSION
@@ -27,6 +26,7 @@ from gateway.problem import (
     unsupported_query,
 )
 from gateway.route import Route
+from gateway.till import Dues, dues
 from tiers.v2.message import JSON_LENGTH_HEADER
 
 Headers = CIMultiDict[str] | CIMultiDictProxy[str]

@@ -107,6 +107,9 @@ class CopiedRows:
     def note(self, ids: Ids) -> None:
         """Nothing is written here."""
 
+    def note_gone(self, ids: Ids) -> None:
+        """Nor this."""
+
     async def find(self, ids: Ids, seconds: float) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float64]]:
         """A row for each."""
         rows = np.zeros((len(ids), *self._shape), np.float32)

@@ -35,6 +35,7 @@ from gateway.problem import Problem, Refused
 from gateway.route import Route
 from gateway.standing import Retired
 from gateway.tables import Ids, Table
+from gateway.till import Till
 from gateway.units import Seconds
 from tiers.cascade import TIER_SHARE
 from tiers.datatype import pack
@@ -187,7 +188,7 @@ async def look(world: World, config: Config, name: str, crowds: int, seed: int) 
     places = [homes[tier.backend] for tier in settings.tiers]
     route = Route(name, settings, places, int(config.server.body_bytes_max), tables)
     telemetry = Telemetry(world.ticker)
-    pipeline = Pipeline(Limiter(1), telemetry, world.ticker, random.Random(seed))
+    pipeline = Pipeline(Till(Limiter(1), world.ticker), telemetry, world.ticker, random.Random(seed))
     keeping = Keeping(world, config, route)
 
     def call(number: int) -> Coroutine[object, object, Answer[InferResponse]]:
@@ -247,7 +248,7 @@ async def _prepare(
         lives = float(each.config.ttl), float(each.config.max_stale)
         began = world.now - _age(world.held("rows"), *lives)
         each.near.put(_ids(each.config.ids, 0), np.zeros((1, *each.shape), np.float32), began, each.near.ticket())
-        if each.config.snapshot and copied != "none" and _age(COPIES_AS[copied], *lives) <= sum(lives):
+        if each.config.is_copied and copied != "none" and _age(COPIES_AS[copied], *lives) <= sum(lives):
             each.copies = CopiedRows(each.shape, _age(COPIES_AS[copied], *lives))
 
 

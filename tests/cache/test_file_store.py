@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import threading
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cache.stores.files import FileStore
+from cache.stores.files import RESTING_SECONDS, FileStore
 from cache.stores.store import StoreError
 
 
@@ -49,7 +50,8 @@ async def test_every_flipped_byte_and_every_cut_is_corrupt(store: FileStore, tmp
         damaged = bytearray(whole)
         damaged[at] ^= 1 << at % 8
         for content in (bytes(damaged), whole[:at]):
-            path.write_bytes(content)
+            path.write_bytes(content)  # in its place: nobody does
+            os.utime(path.parent)
             (found,) = await store.get_many([b"a"], 5.0)
             assert isinstance(found, StoreError), at
             assert found.kind == "corrupt"
@@ -66,6 +68,57 @@ async def test_no_value_lies_under_anothers_key(store: FileStore, tmp_path: Path
     shutil.copy(mine, other)
     (found,) = await store.get_many([b"b"], 5.0)
     assert isinstance(found, StoreError)
+    await store.close()
+
+
+async def test_a_folder_that_rests_is_not_read_again_and_one_that_changes_is_at_once(
+    store: FileStore, clock: Clock, tmp_path: Path
+) -> None:
+    """By anybody, and in whatever way; and what has ended ends all the same."""
+    folder, other = tmp_path / "words", FileStore(tmp_path / "words", lambda: clock.now)
+    await store.put_many([(b"a", b"1"), (b"b", b"2")], 60.0, 5.0)
+
+    def rest() -> None:
+        long_ago = os.stat(folder).st_mtime - RESTING_SECONDS - 1.0
+        os.utime(folder, (long_ago, long_ago))
+
+    rest()
+    assert await store.get_many([b"a", b"c"], 5.0) == [b"1", None]
+    for path in folder.iterdir():
+        path.write_bytes(b"what nobody reads")
+    assert await store.get_many([b"a", b"c"], 5.0) == [b"1", None]
+    await other.put_many([(b"a", b"3"), (b"c", b"4")], 60.0, 5.0)
+    assert await store.get_many([b"a", b"c"], 5.0) == [b"3", b"4"]
+    rest()
+    assert await store.get_many([b"a", b"c"], 5.0) == [b"3", b"4"]
+    await other.delete_many([b"c"], 5.0)
+    assert await store.get_many([b"a", b"c"], 5.0) == [b"3", None]
+    rest()
+    assert await store.get_many([b"a"], 5.0) == [b"3"]
+    clock.now += 60.0
+    assert await store.get_many([b"a"], 5.0) == [None]
+    shutil.rmtree(folder)
+    assert await store.get_many([b"a"], 5.0) == [None]
+    await store.close()
+    await other.close()
+
+
+async def test_who_changes_it_twice_in_one_tick_of_its_clock_is_seen(store: FileStore, tmp_path: Path) -> None:
+    folder = tmp_path / "words"
+    for number in (b"1", b"2", b"3"):
+        await store.put_many([(b"a", number)], None, 5.0)
+        os.utime(folder, (2e9, 2e9))  # the same time for all, and not long ago
+        assert await store.get_many([b"a"], 5.0) == [number]
+    await store.close()
+
+
+async def test_all_who_ask_in_one_turn_get_their_own(store: FileStore) -> None:
+    await store.put_many([(b"%d" % number, b"v%d" % number) for number in range(50)], None, 5.0)
+    asked = [store.get_many([b"%d" % number, b"none", b"%d" % (number + 1)], 5.0) for number in range(40)]
+    leaving = asyncio.ensure_future(store.get_many([b"0"], 5.0))
+    asyncio.get_running_loop().call_soon(leaving.cancel)
+    told = await asyncio.gather(*asked, store.get_many([b"7"], 6.0))
+    assert told == [*([b"v%d" % at, None, b"v%d" % (at + 1)] for at in range(40)), [b"v7"]]
     await store.close()
 
 

@@ -13,6 +13,14 @@ def test_each_key_is_there_once_the_last_written_behind() -> None:
     assert journal.forgotten == 0
 
 
+def test_what_is_of_no_interest_any_more_is_dropped() -> None:
+    journal: Journal[bytes] = Journal(10)
+    journal.note_all([b"a", b"b"])
+    journal.drop([b"a", b"c"])
+    assert (b"a" in journal, b"b" in journal) == (False, True)
+    assert journal.take(5) == [b"b"]
+
+
 def test_the_oldest_are_forgotten_and_counted() -> None:
     journal: Journal[int] = Journal(3)
     journal.note_all(range(10))

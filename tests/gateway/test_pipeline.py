@@ -20,7 +20,7 @@ from degrade.ladder import Failure, Step
 from gateway.admission.auth import Caller
 from gateway.admission.quota import Quota
 from gateway.admission.ratelimit import Limiter
-from gateway.call import Answer, Call, dues
+from gateway.call import Answer, Call
 from gateway.codec.http import CacheDirectives
 from gateway.config import Accept, CacheConfig, InputRule, QuotaConfig, TierConfig
 from gateway.config import Route as RouteConfig
@@ -30,6 +30,7 @@ from gateway.pipeline import FOUND_SECONDS_MAX, Pipeline
 from gateway.problem import Refused
 from gateway.route import Route
 from gateway.service import Heading, Wire
+from gateway.till import Till, dues
 from gateway.units import Seconds
 from tiers.facts import ModelFacts, TensorFact
 from tiers.gates import Gates, GatesOptions
@@ -136,7 +137,7 @@ class House:
         homes = [Home(upstream, upstream) for upstream in self.upstreams]  # type: ignore[arg-type]  # both seams
         self.route = Route("r", config, homes, 2**20)
         self.telemetry = Telemetry(self.clock)
-        self.pipeline = Pipeline(Limiter(100), self.telemetry, self.clock, random.Random(7))
+        self.pipeline = Pipeline(Till(Limiter(100), self.clock), self.telemetry, self.clock, random.Random(7))
 
     def call(
         self, data: bytes = SURE, directives: CacheDirectives | None = None, seconds: float = 5.0, **more: object
@@ -830,12 +831,12 @@ async def test_a_request_that_one_quota_refuses_uses_up_no_other(hits_count: boo
         assert refused.verdict is not None
         assert refused.verdict.quota.name == "route-caller:r"
     assert (await house.ask(b"\x50" * 8, caller=second)).provenance.cache == "miss"
-    verdict = house.pipeline.charge(house.route, Caller("c", ""))
+    verdict = house.pipeline.till.charge_passing(house.route.allowances, Caller("c", ""))
     assert verdict is not None
     assert verdict.remaining == 0
-    assert house.pipeline.charge(None, Caller("c", "")) is None
+    assert house.pipeline.till.charge_passing((), Caller("c", "")) is None
     with pytest.raises(Refused):
-        house.pipeline.charge(house.route, Caller("c", ""))
+        house.pipeline.till.charge_passing(house.route.allowances, Caller("c", ""))
 
 
 async def test_a_refused_quota_is_not_a_model_call() -> None:

@@ -20,10 +20,12 @@ from gateway.config import Backend, CacheConfig, Config, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.config_snapshot import SnapshotConfig
 from gateway.copies import Pending
+from gateway.facts_copies import FACTS_AGAIN_SECONDS
 from gateway.learning import Home
 from gateway.operate.faults import Rule
 from gateway.route import Route
 from gateway.snapshots import Snapshots
+from gateway.sources import load
 from gateway.surroundings import Surroundings
 from gateway.units import Seconds, Size
 from tiers.facts import ModelFacts
@@ -146,7 +148,8 @@ async def test_an_idle_pass_says_that_all_is_well(world: World) -> None:
 
 async def test_an_idle_pass_writes_nothing(world: World, tmp_path: Path) -> None:
     catalog = SimpleNamespace(recall=lambda model, version: facts(instances))
-    world.snapshots._models, world.snapshots._homes = [("b", "m", "")], {"b": SimpleNamespace(catalog=catalog)}  # type: ignore[dict-item]
+    config = load(None, {"TAILRACE_ROUTES__R__TIERS": "[{ backend = 'upstream', model = 'm' }]"}, ["http://a:1"])
+    world.snapshots.facts.seed(config, {"upstream": SimpleNamespace(catalog=catalog)}, {})  # type: ignore[dict-item]
     instances, seen = 1, []
     # Each look at a model makes its facts anew. A new generation gets all that there is once more.
     for outcome in ("written", "written", "idle", "idle"):
@@ -156,7 +159,7 @@ async def test_an_idle_pass_writes_nothing(world: World, tmp_path: Path) -> None
     assert world.snapshots.copied == 2
     instances = 2
     assert await world.passed() == "written"
-    world.now += module.FACTS_AGAIN_SECONDS
+    world.now += FACTS_AGAIN_SECONDS
     assert await world.passed() == "written"
     assert (await world.passed(), world.snapshots.copied) == ("idle", 4)
 
@@ -230,7 +233,7 @@ async def test_a_turn_that_makes_nothing_is_not_the_last_one(world: World) -> No
 async def test_what_the_disk_did_not_take_waits(world: World, monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
     source = Source(10)
     world.copy(source)
-    monkeypatch.setattr(world.snapshots.snapshot, "write", lambda pairs, now: outcome)
+    monkeypatch.setattr(world.snapshots.snapshot, "write", lambda *_: outcome)
     assert await world.passed() == outcome
     assert (len(source), world.snapshots.copied) == (10, 0)
     monkeypatch.undo()
@@ -243,9 +246,9 @@ async def test_another_process_is_waited_for_a_little(world: World, monkeypatch:
     source = Source(10)
     world.copy(source)
     told = iter(["busy"] * 3 + ["written"])
-    monkeypatch.setattr(world.snapshots.snapshot, "write", lambda pairs, now: next(told))
+    monkeypatch.setattr(world.snapshots.snapshot, "write", lambda *_: next(told))
     assert await world.passed() == "written"
-    monkeypatch.setattr(world.snapshots.snapshot, "write", lambda pairs, now: "busy")
+    monkeypatch.setattr(world.snapshots.snapshot, "write", lambda *_: "busy")
     source.waiting = [1]
     assert await world.passed() == "busy"
     assert len(source) == 1
@@ -255,7 +258,7 @@ async def test_a_disk_that_hangs_holds_up_nobody(world: World, monkeypatch: pyte
     gate = threading.Event()
     write = world.snapshots.snapshot.write
 
-    def hanging(pairs: Any, now: float) -> str:
+    def hanging(pairs: Any, now: float, ends: object) -> str:
         gate.wait()
         return write(pairs, now)
 
@@ -277,7 +280,7 @@ async def test_a_disk_that_hangs_holds_up_nobody(world: World, monkeypatch: pyte
 async def test_keys_in_the_hands_of_a_disk_that_hangs_wait(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, begun = threading.Event(), threading.Event()
 
-    def hanging(pairs: Any, now: float) -> str:
+    def hanging(pairs: Any, now: float, ends: object) -> str:
         begun.set()
         gate.wait()
         return "written"
@@ -377,7 +380,7 @@ async def test_closing_takes_anew_what_the_last_pass_had_taken(
     world.copy(source)
     begun, gate, write = threading.Event(), threading.Event(), world.snapshots.snapshot.write
 
-    def failing(pairs: Any, now: float) -> str:
+    def failing(pairs: Any, now: float, ends: object) -> str:
         begun.set()
         gate.wait()
         monkeypatch.setattr(world.snapshots.snapshot, "write", write)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -12,10 +13,15 @@ import pytest
 
 from cache.stores.store import StoreError
 from degrade.calendar import Calendar
-from degrade.record import Record, name_of, packed, seal
+from degrade.record import PAYLOAD_BYTES_MAX, Record, name_of, packed, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
+from gateway.config_snapshot import SnapshotConfig
 from gateway.copies import TURN_BYTES, Pending
+from gateway.snapshots import Snapshots
+from gateway.sources import load
+from gateway.surroundings import Surroundings
 from gateway.table_copies import BESIDE_BYTES, ROWS_AT_ONCE, RowCopies
+from gateway.units import Seconds, Size
 from tests.gateway.here import Here
 from tests.gateway.test_tables import Shelf, World, table_on
 from tiers.inference import TableTold, UpstreamError
@@ -30,6 +36,7 @@ class Host:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._open: Snapshot | None = None
+        self.outcome = ""
 
     def world(self, **changes: object) -> World:
         self.close()
@@ -50,8 +57,12 @@ class Host:
         pending = []
         while len(copies):
             pending += copies.take(32) or []
-        pairs = [(each.name, seal(each.name, each.written)) for each in pending]
-        assert self._open.write(pairs, WALL + world.now) == "written"
+        pairs, ends = [
+            [(each.name, seal(each.name, each.written)) for each in pending if each.is_end is is_end]
+            for is_end in (False, True)
+        ]
+        self.outcome = self._open.write(pairs, WALL + world.now, ends)
+        assert self.outcome in ("written", "idle")
         copies.written()
         return len(pending)
 
@@ -101,6 +112,63 @@ async def test_rows_are_there_for_the_next_process_while_the_store_is_away(host:
         await world.look_up(1, 9)
     world.shelf.failure = None
     assert (await world.look_up(1))[1] == TableTold("user", fresh=1), "the store is asked first"
+
+
+async def test_a_row_that_was_deleted_does_not_come_back_while_the_store_is_away(host: Host) -> None:
+    """Neither here, before and after that is on the disk, nor in the next process."""
+    world = host.world(default=0.0)
+    await world.look_up(1, 2)
+    host.write(world)
+    world.shelf.values.pop(b"u:1")
+    world.now += 11  # neither is fresh any more
+    assert (await world.look_up(1, 2))[1].absent == 1
+    world.now += 6  # longer than that is believed in memory
+    away = StoreError("unreachable")
+    for written in (False, True):
+        if written:
+            world.shelf.failure = None
+            host.write(world)
+        world.shelf.failure = away
+        assert await world.look_up(1) == ([0], TableTold("user", lost=1))
+    later, world = world.now, host.world(default=0.0)
+    world.now = later
+    world.shelf.failure = away
+    numbers, told = await world.look_up(1, 2)
+    assert (numbers, told.lost, told.snapshot) == ([0, 2], 1, 1)
+
+
+async def test_a_row_that_has_come_again_is_copied_again(host: Host) -> None:
+    world = host.world(default=0.0)
+    await world.look_up(1)
+    host.write(world)
+    row = world.shelf.values.pop(b"u:1")
+    world.now += 11
+    await world.look_up(1)
+    world.shelf.values[b"u:1"] = row
+    world.now += 11
+    assert (await world.look_up(1))[1].fresh == 1, "not on the disk yet"
+    assert host.write(world) == 1
+    later, world = world.now, host.world(default=0.0)
+    world.now = later
+    world.shelf.failure = StoreError("unreachable")
+    assert (await world.look_up(1))[1].snapshot == 1
+
+
+async def test_ids_that_never_had_a_row_leave_nothing_on_the_disk(host: Host) -> None:
+    """However many are asked for; and an end that is there is not written again."""
+    world = host.world(default=0.0)
+    await world.look_up(1)
+    host.write(world)
+    before = host.records.records
+    outcomes = []
+    for _ in range(2):
+        world.shelf.values.pop(b"u:1", None)
+        world.now += 100
+        await world.look_up(1, *range(100, 200))
+        host.write(world)
+        outcomes.append(host.outcome)
+        assert host.records.records == before
+    assert outcomes == ["written", "idle"]
 
 
 async def test_the_order_is_store_memory_snapshot_default(host: Host) -> None:
@@ -255,3 +323,24 @@ async def test_long_rows_are_made_a_few_at_a_time(host: Host) -> None:
     near.put(np.arange(30), np.ones((30, length), np.float32), world.now, near.ticket())
     copies.note(np.arange(30))
     assert len(copies.take(32) or ()) == 20
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_a_row_that_is_more_than_a_record_is_not_copied(host: Host, tmp_path: Path, more: int) -> None:
+    """A longer one still would be damage to whoever reads it (checksum), and an alert."""
+    length = PAYLOAD_BYTES_MAX // 4 + more
+    world = host.world()
+    table = table_on(Shelf(), "long", lambda: world.now, shape=(length,), key="u:{id}", bytes_max=Size(128 * 2**20))
+    around = Surroundings(lambda: world.now, lambda: WALL + world.now, random.Random(1), random.randbytes)
+    snapshots = Snapshots(SnapshotConfig(str(tmp_path / "another"), Seconds(10), Size(64 * 2**20)), around)
+    await snapshots.open()
+    snapshots.share(load(None, {}, ["http://a:1"]), {}, {"long": table})
+    table.near.put(np.arange(1), np.ones((1, length), np.float32), world.now, table.near.ticket())
+    if table.copies is not None:
+        table.copies.note(np.arange(1))
+    await snapshots.copy(asyncio.sleep)
+    assert snapshots.copied == 1 - more
+    if table.copies is not None:
+        assert (await table.copies.find(np.arange(1), 10.0))[1].tolist() == [True]
+    assert snapshots.snapshot.rejected.total() == 0
+    await snapshots.close(1.0)

@@ -14,7 +14,15 @@ import msgspec
 import pytest
 
 from cache.stores.store import Found, StoreError
-from gateway.witness import BELIEVED_SECONDS, ROUNDS_UNWATCHED_MAX, SKEW_SECONDS_MAX, WATCHED_SECONDS, Clocks, Witness
+from gateway.witness import (
+    BELIEVED_SECONDS,
+    REST_SECONDS,
+    ROUNDS_UNWATCHED_MAX,
+    SKEW_SECONDS_MAX,
+    WATCHED_SECONDS,
+    Clocks,
+    Witness,
+)
 from tiers.facts import Sight, changed
 
 CONFIG = b"config"
@@ -28,6 +36,7 @@ class World:
         self.held: dict[bytes, tuple[bytes, float]] = {}
         self.down = False
         self.words = itertools.count()
+        self.writes = 0
 
     async def get_many(self, keys: Sequence[bytes], seconds: float) -> list[Found]:
         self._answer()
@@ -37,6 +46,7 @@ class World:
     async def put_many(self, pairs: Sequence[tuple[bytes, bytes]], ttl: float | None, seconds: float) -> None:
         self._answer()
         assert ttl is not None
+        self.writes += 1
         self.held |= {key: (value, self.now + ttl) for key, value in pairs}
 
     async def delete_many(self, keys: Sequence[bytes], seconds: float) -> None:
@@ -79,10 +89,11 @@ class Replica:
 class Process:
     """A gateway: its last look at each replica, as its catalog keeps it."""
 
-    def __init__(self, world: World, *replicas: Replica, skew: float = 0.0) -> None:
+    def __init__(self, world: World, *replicas: Replica, skew: float = 0.0, rest: float = 0.0) -> None:
         self.world, self.replicas = world, replicas
         self.looks: dict[str, tuple[float, Sight]] = {}
-        self.witness = Witness(b"s", world, Clocks(lambda: world.now, lambda: world.now + skew, world.word), 0.1)
+        clocks = Clocks(lambda: world.now, lambda: world.now + skew, world.word)
+        self.witness = Witness(b"s", world, clocks, 0.1, rest)
         self.witness.looks = lambda: self.looks or None
 
     def look(self) -> None:
@@ -131,6 +142,35 @@ async def test_the_first_begins_and_the_next_joins_once_it_has_looked_itself(wor
     model.work()
     assert await second.round() == word
     assert await first.round() == word
+
+
+async def test_while_models_rest_little_is_written_and_looks_are_never_gone(world: World) -> None:
+    """By many processes no more than by one; and whoever comes next joins them."""
+    model = Replica()
+    model.work(7)
+    first, second = Process(world, model, rest=REST_SECONDS), Process(world, model, rest=REST_SECONDS)
+    await settle(first, second)
+    before = world.writes
+    for _ in range(150):
+        assert await first.round() == await second.round() is not None
+    assert world.writes - before == pytest.approx(300 / REST_SECONDS, abs=1)
+    third = Process(world, model, rest=REST_SECONDS)
+    assert await settle(third) == {await first.round()}
+
+
+async def test_each_look_that_differs_is_left(world: World) -> None:
+    """The less a model had done when it was looked at last, the sooner one that was loaded again looks the same."""
+    model = Replica()
+    first = Process(world, model, rest=REST_SECONDS)
+    await settle(first)
+    for _ in range(10):
+        model.work()
+        await first.round()
+    model.load()
+    model.work(9)
+    second = Process(world, model, rest=REST_SECONDS)
+    word = first.witness.turn
+    assert word not in await settle(second)
 
 
 async def test_nobody_knows_a_word_without_a_model(world: World) -> None:

@@ -19,6 +19,7 @@ from typing import Final, TypeVar
 from cache.sealed import sealed, unsealed
 from cache.stores.store import Found, StoreError
 from degrade.deadline import Ticker
+from degrade.generation import Pairs
 from degrade.record import Good, Terms, drifted, judged, name_of, unpacked
 from degrade.snapshot import SnapshotOptions
 from gateway.depot import Depot
@@ -150,8 +151,9 @@ class Directory:
             self.rejected[found] += 1
         return None
 
-    def write(self, pairs: Sequence[tuple[bytes, bytes]], now: float) -> str:
+    def write(self, pairs: Pairs, now: float, ends: Pairs = ()) -> str:
         disk = self._disk
+        pairs = [*pairs, *(end for end in ends if self._has_payload(end[0]))]
         refused = disk.refuses()
         if refused:
             self.failures[refused] += 1
@@ -171,6 +173,11 @@ class Directory:
         last.declared, last.written_at = len(last.records), now
         self._count()
         return "written"
+
+    def _has_payload(self, name: bytes) -> bool:
+        held = (each.records[name] for each in self._disk.generations if name in each.records)
+        records = [record for each in held if (record := unpacked(name, each)) is not None]
+        return bool(records) and bool(records[0].payload)
 
     def settle(self) -> None:
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import count, islice
 from typing import Any, Final
@@ -28,17 +28,19 @@ from degrade.brownout import Brownout
 from degrade.gate import Gate
 from degrade.gate import Permit as GatePermit
 from degrade.ladder import Step
-from gateway import copies, descent, identity, pipeline, recall, witness
+from gateway import copies, descent, identity, pipeline, provenance, recall, witness
 from gateway.doors import exchange
 from gateway.doors.buffered import Held
 from gateway.identity import Identity
 from gateway.pipeline import Pipeline
+from gateway.refresh import Refreshes
 from gateway.route import Route
 from gateway.rows import Rows
 from gateway.second import SecondLevel
 from gateway.service import NO_EPOCH
 from gateway.shelves import Shelves
 from gateway.snapshots import Snapshots
+from gateway.till import Till
 from gateway.witness import Witness
 from tests.sim.scene import scene
 from tests.sim.world import Report, run
@@ -135,7 +137,7 @@ def _swapped(real: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _as_a_hit(real: Callable[..., Any]) -> Callable[..., Any]:
-    def charge(self: Pipeline, allowances: Any, caller: Any, works: bool, now: float) -> Any:
+    def charge(self: Till, allowances: Any, caller: Any, works: bool, now: float) -> Any:
         return real(self, allowances, caller, False, now)
 
     return charge
@@ -174,9 +176,9 @@ def _keeps_flights(self: Flights[Any, Any], key: Any, flight: Any) -> None:
         del self._flights[key]
 
 
-async def _unrefreshed(self: Pipeline, call: Any, key: Key, rows: int | None) -> None:
+async def _unrefreshed(self: Refreshes, call: Any, key: Key, fetch: Callable[[], Awaitable[Any]]) -> None:
     with contextlib.suppress(Exception):
-        await self._share(call, key, rows)
+        await fetch()
 
 
 def _keeps_rows_for_ever(self: Any, asked: Any, key: bytes, row: Any, made_at: float, said: int) -> Any:
@@ -251,10 +253,15 @@ def _silently(self: Seated, *_: Any) -> None:
 _UNPURGED: Final = _believing(record.doubted, made_after=-math.inf)
 _AGELESS: Final = _believing(record.doubted, seconds_max=math.inf)
 
+
+def _telling(of_entry: Callable[..., Any]) -> tuple[tuple[Any, str, Any], ...]:
+    return ((provenance, "of_entry", of_entry), (pipeline, "of_entry", of_entry))
+
+
 MUTATIONS: Final = (
     Mutation("expired is served as fresh", ((Entry, "freshness", _expired_is_fresh),), first=21),
-    Mutation("the label is forgotten", ((pipeline, "_of_entry", _old_as_new(pipeline._of_entry)),), first=21),
-    Mutation("an old answer says it is young", ((pipeline, "_of_entry", _young(pipeline._of_entry)),), first=10),
+    Mutation("the label is forgotten", _telling(_old_as_new(provenance.of_entry)), first=21),
+    Mutation("an old answer says it is young", _telling(_young(provenance.of_entry)), first=10),
     Mutation("a permit ends twice", ((Judged, "_settle", _twice(Judged._settle)),)),
     Mutation("a permit never ends", ((Judged, "_settle", _never),)),
     Mutation(
@@ -278,9 +285,9 @@ MUTATIONS: Final = (
     Mutation("a flight stays after its failure", ((Flights, "_forget", _keeps_flights),)),
     Mutation(
         "a quota is not charged for a miss",
-        ((Pipeline, "_charge", _as_a_hit(Pipeline._charge)),),
+        ((Till, "charge", _as_a_hit(Till.charge)),),
         ("limited",),
-        first=20,
+        first=56,
     ),
     Mutation("a caller's deadline is not passed on", ((exchange, "sooner", lambda deadline, *_: deadline),)),
     Mutation("a purge leaves tickets valid", ((ResponseCache, "purge", _without_ticket),), first=16),
@@ -294,7 +301,7 @@ MUTATIONS: Final = (
     Mutation("a degraded answer is kept", ((Route, "ask", _as_if_whole(Route.ask)),), ("cascade", "ranked"), first=146),
     Mutation("no-cache is ignored", ((pipeline, "recall", _deaf_to(no_cache=False)(recall.recall)),), first=4),
     Mutation("max-age is ignored", ((pipeline, "recall", _deaf_to(max_age=None)(recall.recall)),), first=21),
-    Mutation("a refresh is never over", ((Pipeline, "_refreshed", _unrefreshed),), first=21),
+    Mutation("a refresh is never over", ((Refreshes, "_fetched", _unrefreshed),), first=21),
     Mutation("rows are kept for ever", ((Rows, "_keep", _keeps_rows_for_ever),), ("rows", "secondrows")),
     Mutation("bytes of requests are never given back", ((Held, "__exit__", _all_held),), first=4),
     Mutation(
@@ -357,6 +364,6 @@ MUTATIONS: Final = (
         needs=("crowds",),
         first=93,
     ),
-    Mutation("a brownout is not told", ((pipeline, "labelled", lambda said, _: said),), needs=("crowds",), first=93),
+    Mutation("a brownout is not told", ((pipeline, "at_level", lambda said, _: said),), needs=("crowds",), first=93),
     Mutation("old answers first at any level", ((pipeline, "STALE_FIRST", 0),), needs=("crowds",), first=93),
 )
