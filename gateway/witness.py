@@ -14,6 +14,7 @@ is read or left there.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
@@ -86,7 +87,6 @@ class Witness:
         self._candidate: tuple[bytes, float] | None = None  # a word, and when it was first read
         self._carried: dict[str, Sight] = {}  # others' looks that we could not hold one of our own against yet
         self._unwatched = 0
-        self._vouched: frozenset[str] = frozenset()  # looks that were there when the word began, or was first read
         self._has_held = False
         self._ended: deque[bytes] = deque(maxlen=ENDED_MAX)
         self._asked_ends = self._done_ends = 0
@@ -112,10 +112,15 @@ class Witness:
         self._hurry.set()
 
     def doubt(self, look: str) -> None:
-        """A replica that may have answered was looked at for the first time (``look``, as in ``Looks``). If they who
-        watched had looked there too, that says whether it is another model; else nobody can, and the turn ends, unless
-        nothing has been kept under any."""
-        if self._has_held and (look not in self._vouched or self._has_changed(self.looks() or {})):
+        """A replica that may have answered was looked at for the first time (``look``, as in ``Looks``). If that can be
+        held against a look that they who watched had left not long before, it says whether this is another model; else
+        nobody can, and the turn ends, unless nothing has been kept under any."""
+        if not self._has_held:
+            return
+        read = -math.inf if self._candidate is None else self._candidate[1]
+        is_said = look in self._carried and self._clocks.ticker() - read <= WATCHED_SECONDS
+        has_changed = self._has_changed(self.looks() or {})
+        if has_changed or not is_said or look in self._carried:  # there still: it began before theirs was read
             self.end_turn()
 
     @property
@@ -181,7 +186,6 @@ class Witness:
         self._unwatched = 0
         if self._candidate is None or self._candidate[0] != turn:
             self._candidate, self._carried = (turn, self._clocks.ticker()), dict(watch.sights)
-            self._vouched = frozenset(watch.sights)
         if self._has_changed(looks):
             await self._begin(looks)
         elif all(name not in self._carried or sight.lost for name, (_, sight) in looks.items()):
@@ -214,7 +218,7 @@ class Witness:
         self._drop("ended")
         ends, turn, read = self._asked_ends, self._clocks.word(), self._clocks.ticker()
         self._carried, self._candidate, self._unwatched = {}, None, 0
-        self._vouched, self._has_held = frozenset(looks), True
+        self._has_held = True
         await self._leave(turn, looks)  # first: a word without looks is nobody's
         await self._store.put_many([(self._turn_key, turn)], TURN_SECONDS, self._seconds)
         self._done_ends = ends

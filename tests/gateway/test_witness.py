@@ -178,6 +178,34 @@ async def test_a_first_look_where_others_had_looked_says_whether_the_word_holds(
     assert (await settle(after) == {word}) is not changed
 
 
+@pytest.mark.parametrize("seconds", [None, WATCHED_SECONDS + 1.0])
+async def test_a_first_look_that_cannot_be_held_against_theirs_ends_the_word(
+    world: World, seconds: float | None
+) -> None:
+    """One that began before theirs was read (None), or came so long after that a model which was loaded again may have
+    done as much as it had before."""
+    near, far = Replica(), Replica()
+    near.work(3), far.work(5)
+    before = Process(world, near, far)
+    await settle(before)
+    word = before.witness.turn
+    after = Process(world, near)
+    far.load()
+    began, sight = world.now, far.sight
+    assert await settle(after) == {word}
+    if seconds is not None:
+        for _ in range(int(seconds)):
+            await after.round()
+        far.work(50)
+        began, sight = world.now, far.sight
+    after.replicas = (near, far)
+    after.looks["r1"] = began, sight
+    after.witness.doubt("r1")
+    assert after.witness.turn is None
+    far.work(50)
+    assert word not in await settle(after)
+
+
 async def test_a_first_look_where_nobody_had_looked_ends_the_word(world: World) -> None:
     near, far = Replica(), Replica()
     first = Process(world, near)
