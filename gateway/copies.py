@@ -116,11 +116,13 @@ class Form(Protocol[V]):
 
 
 class Copy(msgspec.Struct, Generic[V], frozen=True):
-    """What was copied, and when it was made (monotonic seconds). ``is_same``: its models are as they were then."""
+    """What was copied, and when it was made (monotonic seconds). ``is_same``: its models are as they were then.
+    ``word``: under which it was made; b"": nobody knows."""
 
     value: V
     made_at: float
     is_same: bool
+    word: bytes
 
 
 class CopyRules(msgspec.Struct, frozen=True):
@@ -273,7 +275,7 @@ class Copies(Generic[V]):
         turn = standing.turn
         is_same = turn is not None and good.record.word == turn
         standing.outcomes["fresh" if is_same else "unknown" if standing.is_unknown else "stale"] += 1
-        return Copy(good.value, now - age(good.record, at), is_same)
+        return Copy(good.value, now - age(good.record, at), is_same, good.record.word)
 
     def __len__(self) -> int:
         journal = None if self._cache is None else self._cache.journal
