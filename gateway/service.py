@@ -208,7 +208,8 @@ class SecondShelf(Protocol):
 
 
 class Purged(Protocol):
-    """What remembers answers beyond this process."""
+    """What remembers answers beyond this process. ``outcomes``: of looking there; ``large``: how many are not left
+    there, being too large."""
 
     def purge(self) -> None: ...
     async def settled(self, seconds: float) -> bool: ...
@@ -216,6 +217,8 @@ class Purged(Protocol):
     def state(self) -> str: ...
     @property
     def outcomes(self) -> Mapping[str, int]: ...
+    @property
+    def large(self) -> int: ...
 
 
 class Watched(Protocol):

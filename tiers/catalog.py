@@ -16,8 +16,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from typing import Protocol, TypeVar
 from urllib.parse import quote
 
@@ -55,8 +54,6 @@ class Asked(Protocol):
 
 
 class CatalogOptions(Struct, frozen=True):
-    models_max: int = 1024
-    """Models remembered; the least recently asked for goes first."""
     versions_max: int = 16
     """Versions of one model remembered beside the model itself; the first learnt goes first."""
     load_timeout: float = 5.0
@@ -66,7 +63,11 @@ class CatalogOptions(Struct, frozen=True):
 
 
 class Catalog:
-    """The models of one backend. Belongs to one event loop."""
+    """The models of one backend. Belongs to one event loop.
+
+    None that is in use is ever forgotten, however many there are: whose changes nobody sees, his answers would go on as
+    fresh. It is told what is in use (``keep``).
+    """
 
     def __init__(
         self,
@@ -82,7 +83,7 @@ class Catalog:
         self._options = options
         self._now = now
         self._on_change = on_change
-        self._known: OrderedDict[str, Known] = OrderedDict()
+        self._known: dict[str, Known] = {}
         self._may_have_answered = may_have_answered
         self._late: set[asyncio.Future[ModelFacts]] = set()  # looks at replicas that were not the first to answer
         self._loads: Flights[tuple[str, str, int], ModelFacts] = Flights(options.loads_max)
@@ -108,11 +109,10 @@ class Catalog:
         return await self._learn(model, version, deadline)
 
     def recall(self, model: str, version: str) -> ModelFacts | None:
-        """What `facts` would give without asking anyone; counts as a use."""
+        """What `facts` would give without asking anyone."""
         known = self._known.get(model)
         if known is None:
             return None
-        self._known.move_to_end(model)
         if not version or known.facts.versions == (version,):
             return known.facts
         return known.of_version.get(version)
@@ -120,9 +120,14 @@ class Catalog:
     def remember(self, model: str, facts: ModelFacts) -> None:
         """What the model was when somebody last asked it, until it says something itself: an earlier process's word.
         It is no look at the model."""
-        if model not in self._known and len(self._known) < self._options.models_max:
+        if model not in self._known:
             self._known[model] = Known(facts)
             self._known[model].is_remembered = True
+
+    def keep(self, models: Container[str]) -> None:
+        """Forget all others: nobody asks for them any more."""
+        for gone in [model for model in self._known if model not in models]:
+            del self._known[gone]
 
     def capacity(self, model: str) -> Capacity | None:
         """What the replicas that have it can do together, the same object until one is looked at again; None: not known
@@ -143,12 +148,12 @@ class Catalog:
         await asyncio.gather(*(self.look(position, deadline) for position in range(len(self._replicas))))
 
     async def run(self, interval: float, sleep: Callable[[float], Awaitable[None]]) -> None:
-        """Look for ever, ``interval`` seconds apart and within ``load_timeout``, at each replica by itself, so that
-        one that hangs holds up no other; cancel it to stop."""
+        """Look for ever, ``interval`` seconds apart and at each model within ``load_timeout``, at each replica by
+        itself, so that one that hangs holds up no other; cancel it to stop."""
 
         async def watch(position: int) -> None:
             while True:
-                await self.look(position, Deadline.after(self._now(), self._options.load_timeout))
+                await self.look(position, Deadline(math.inf))
                 await sleep(interval)
 
         watches = [asyncio.ensure_future(watch(position)) for position in range(len(self._replicas))]
@@ -216,15 +221,13 @@ class Catalog:
                 self._on_change(model)
             return known.facts
         self._known[model] = Known(facts)
-        if len(self._known) > self._options.models_max:
-            self._known.popitem(last=False)
-        if self._hold(position, model, began, sight, facts, timely=True):  # it was known once, and forgotten
+        if self._hold(position, model, began, sight, facts, timely=True):  # it was known once, and nobody's since
             self._on_change(model)
         return facts
 
     def _keep(self, model: str, version: str, facts: ModelFacts) -> ModelFacts:
         known = self._known.get(model)
-        if known is None:  # forgotten meanwhile, for others
+        if known is None:  # nobody's any more
             return facts
         others = tuple(each for each in known.facts.versions if each != version)
         facts = msgspec.structs.replace(facts, versions=(*others, version))
@@ -237,7 +240,8 @@ class Catalog:
         """Look at every remembered model on one replica, one after another: it must not be a burst. The models
         that changed; each is told as soon as it is seen.
 
-        A replica that does not answer within the deadline keeps what was last seen of it.
+        A replica that does not answer within the deadline, or ``load_timeout`` for one model, keeps what was last seen
+        of it.
         """
         turned: list[str] = []
         models = list(self._known)
@@ -245,7 +249,8 @@ class Catalog:
             seen: tuple[Sight, ModelFacts | None]
             began = self._now()
             try:
-                seen = await self._see(self._replicas[position], model, deadline, probe=True)
+                within = deadline.sooner(Deadline.after(began, self._options.load_timeout))
+                seen = await self._see(self._replicas[position], model, within, probe=True)
             except Rejected:
                 seen = (Sight(frozenset(), b"", {}, gone=True), None)
             except UpstreamError as error:
@@ -283,7 +288,7 @@ class Catalog:
         one. Of a model that was only remembered nothing has answered yet, unless the replica may have.
         """
         known = self._known.get(model)
-        if known is None:  # forgotten meanwhile, for others
+        if known is None:  # nobody's any more
             return False
         before = known.sights.get(position)
         known.sights[position], known.began[position] = sight, began
