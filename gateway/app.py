@@ -101,7 +101,7 @@ class Gateway:
         self.buffered = Buffered(int(config.server.buffered_bytes_max))
         self.telemetry = Telemetry(self._ticker, logs_requests=config.log.level == "debug")
         self._makings = Makings(config.server, self._around, self._faults)
-        self._watching = Watching(self._breaker_changed, self._model_changed)
+        self._watching = Watching(self._breaker_changed, self._model_changed, self._model_doubted)
         self.standing = stand(config, self._makings, homes(config, self._makings, self._watching))
         self._stores = Stores(self._around, self._faults)
         self.snapshots = snapshots_of(config, self._around, self._faults)
@@ -341,13 +341,16 @@ class Gateway:
         words = {"before": change.before, "state": change.after, "reason": change.reason, "cause": change.cause}
         _log.warning("breaker", backend=backend, replica=replica, model=model, **words)
 
-    def _model_changed(self, backend: str, model: str) -> None:
+    def _model_doubted(self, backend: str, model: str, replica: str) -> None:
+        self._model_changed(backend, model, f"{replica}/{model}")
+
+    def _model_changed(self, backend: str, model: str, doubted: str = "") -> None:
         home = self.homes.get(backend)
         for pool in () if home is None else home.pools:
             pool.forget(model)
         for route in self.routes.values():
             if route.serves(backend, model):
-                route.turn()
+                route.turn(doubted)
                 _log.warning("epoch", route=route.name, backend=backend, model=model, epoch=route.epoch)
 
     def _loaded(self, model: str) -> None:

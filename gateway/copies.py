@@ -196,6 +196,12 @@ class Standing:
         if self.witness is not None:
             self.witness.end_turn()
 
+    def doubt(self, look: str) -> None:
+        """See ``Witness.doubt``; an epoch has begun just now."""
+        self.schema()
+        if self.witness is not None:
+            self.witness.doubt(look)
+
     def purge(self) -> None:
         """No copy that there is may be found any more."""
         self.purges.purge()

@@ -76,8 +76,11 @@ class Catalog:
         now: Ticker,
         on_change: Callable[[str], None],
         may_have_answered: Callable[[str, str], bool] = lambda *_: False,
+        on_doubt: Callable[[str, str], None] | None = None,
     ) -> None:
-        """``may_have_answered``: whether a replica, by its URL, has answered for a model or is being asked."""
+        """``may_have_answered``: whether a replica, by its URL, has answered for a model or is being asked.
+        ``on_doubt``: called with a model and such a replica, in the place of ``on_change``, where nothing is known but
+        that it may have answered as another model before it was looked at for the first time."""
         assert replicas, "a catalog needs a replica"
         self._replicas = tuple(replicas)
         self._options = options
@@ -85,6 +88,7 @@ class Catalog:
         self._on_change = on_change
         self._known: dict[str, Known] = {}
         self._may_have_answered = may_have_answered
+        self._on_doubt = on_doubt
         self._late: set[asyncio.Future[ModelFacts]] = set()  # looks at replicas that were not the first to answer
         self._loads: Flights[tuple[str, str, int], ModelFacts] = Flights(options.loads_max)
 
@@ -217,12 +221,11 @@ class Catalog:
         sight, facts = await self._see(replica, model, deadline, probe=False)
         known = self._known.get(model)
         if known is not None:  # by another replica, a moment ago
-            if position not in known.sights and self._hold(position, model, began, sight, facts, timely=True):
-                self._on_change(model)
+            if position not in known.sights:
+                self._hold(position, model, began, sight, facts, timely=True)
             return known.facts
         self._known[model] = Known(facts)
-        if self._hold(position, model, began, sight, facts, timely=True):  # it was known once, and nobody's since
-            self._on_change(model)
+        self._hold(position, model, began, sight, facts, timely=True)
         return facts
 
     def _keep(self, model: str, version: str, facts: ModelFacts) -> ModelFacts:
@@ -262,7 +265,6 @@ class Catalog:
                 continue
             if self._hold(position, model, began, *seen):
                 turned.append(model)
-                self._on_change(model)
         return turned
 
     def _go_on(self, asked: Sequence[asyncio.Future[ModelFacts]]) -> None:
@@ -280,8 +282,8 @@ class Catalog:
     def _hold(
         self, position: int, model: str, began: float, sight: Sight, facts: ModelFacts | None, *, timely: bool = False
     ) -> bool:
-        """Remember a look; whether it shows another model than the one before. What the first of the replicas that
-        answer says of the model holds for all.
+        """Remember a look; whether it shows, or may, another model than the one before, which is told. What the first
+        of the replicas that answer says of the model holds for all.
 
         A first look has none before it. If it began when the model was learnt (``timely``) it shows what has answered,
         unless the replica may have done so already; if it came later, what answered until then may have been another
@@ -304,6 +306,10 @@ class Catalog:
             return False
         known.of_version.clear()
         known.turns += 1
+        if before is None and self._on_doubt is not None:
+            self._on_doubt(model, self._replicas[position].url)
+        else:
+            self._on_change(model)
         return True
 
     def _lose(self, position: int, model: str) -> None:
