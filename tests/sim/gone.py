@@ -48,12 +48,13 @@ def no_model_that_is_gone(world: World, told: Told) -> Iterator[str]:
     is_fresh = told.state == "hit" or (told.state == "stale" and told.labels.get("reason") in OLD_OF_NOW)
     if told.status != 200 or not is_fresh:
         return
-    trusts = told.labels.get("reason") == "snapshot" and _trusts(world, told.question.route)
+    trusts, is_copy = _trusts(world, told.question.route), told.labels.get("reason") == "snapshot"
+    born = max([at for at in _process(world, told).begun if at <= told.asked], default=0.0)
     for made in executions(world, told):
         hosts = [host for host, triton in world.tritons.items() if made.model in triton.models]
         seen = [_seen(world, told, host, made) for host in hosts]
         if seen and all(at is not None and at < told.asked - SLACK_SECONDS for at in seen):
-            if not trusts or _is_known(world, told, made):
+            if not (trusts and (is_copy or made.arrived < born)) or _is_known(world, told, made):
                 yield f"execution {made.serial} is of generation {made.generation}, seen gone at {seen}"
 
 
