@@ -163,13 +163,18 @@ class Standing:
         and fits what that one gave."""
 
     def watch(
-        self, epoch: Callable[[], int], looks: Callable[[], Looks | None], schema: Callable[[], bytes | None]
+        self,
+        epoch: Callable[[], int],
+        looks: Callable[[], Looks | None],
+        schema: Callable[[], bytes | None],
+        on_change: Callable[[], None] | None = None,
     ) -> None:
-        """``looks``: see ``Witness``; ``epoch``: the service's; ``schema``: what its models take and give, None while
-        nobody knows."""
+        """``looks`` and ``on_change``: see ``Witness``; ``epoch``: the service's; ``schema``: what its models take and
+        give, None while nobody knows."""
         self.epoch, self._schema = epoch, schema
         if self.witness is not None:
             self.witness.looks = looks
+            self.witness.on_change = on_change or self.witness.end_turn
 
     def schema(self) -> bytes | None:
         """What its models take and give now."""
