@@ -215,9 +215,12 @@ class Standing:
         """Whether that is on the disk, waiting ``seconds`` for it at most."""
         return await self.purges.settled(seconds)
 
-    def trusts(self) -> bool:
-        """Whether a copy of models that nobody can ask is as good as one of models that are the same."""
-        return self.rules.trusts and self.is_unknown
+    def trusts(self, word: bytes) -> bool:
+        """Whether a copy that was made under ``word``, of models that nobody can ask, is as good as one of models that
+        are the same. Not if they are known to have become others: a word has ended here then, and the next one only
+        cannot be written or read."""
+        witness = self.witness
+        return self.rules.trusts and self.is_unknown and witness is not None and witness.may_hold(word)
 
     @property
     def is_unknown(self) -> bool:

@@ -50,7 +50,7 @@ class Lent:
             return None
         stays = copy.is_same and not self._is_old
         standing = self._copied.standing
-        if not (stays or self._is_old or standing.trusts()):
+        if not (stays or self._is_old or standing.trusts(copy.word)):
             return None
         self.count += 1
         self.is_unsure |= not stays

@@ -79,8 +79,8 @@ class Witness:
         self.looks: Callable[[], Looks | None] = lambda: None
         """At every model that answers are made by; None while one is not known."""
         self.on_change: Callable[[], None] = self.end_turn
-        """Called when what was taken under a word that held here is, or may be, another model's: it held while one could
-        not be reached, and nothing but the looks of those who had left it would tell. Must end the turn."""
+        """Called when what was taken under a word that held here is, or may be, another model's: it held while one
+        could not be reached, and nothing but the looks of those who had left it would tell. Must end the turn."""
         self._clocks = clocks
         self._seconds = seconds
         self._rest_seconds = rest_seconds
@@ -92,6 +92,7 @@ class Witness:
         self._vouched: frozenset[str] = frozenset()  # looks that were there when the word began, or was first read
         self._has_held = False
         self._taken = b""  # the word under which something may have been taken before all was looked at
+        self._last: bytes | None = None  # the word that held here last; b"": it has ended
         self._ended: deque[bytes] = deque(maxlen=ENDED_MAX)
         self._asked_ends = self._done_ends = 0
         self._hurry = asyncio.Event()
@@ -111,7 +112,7 @@ class Witness:
         """Nothing that is kept is true any more: a model has changed, or somebody purges. At once here; elsewhere as
         soon as the store takes the new word, and they read it."""
         self._drop("ended")
-        self._taken = b""
+        self._taken = self._last = b""
         self._asked_ends += 1
         self._settled.clear()
         self._hurry.set()
@@ -122,6 +123,10 @@ class Witness:
         nothing has been kept under any."""
         if self._has_held and (look not in self._vouched or self._has_changed(self.looks() or {})):
             self.end_turn()
+
+    def may_hold(self, word: bytes) -> bool:
+        """Whether for all that is known here a word may be the one that holds now, though nobody can tell."""
+        return self._last is None or word == self._last != b""
 
     @property
     def is_settled(self) -> bool:
@@ -211,7 +216,7 @@ class Witness:
             await self._leave(turn, looks)
         if self._asked_ends == ends:
             self._turn, self._confirmed, self.state, self._unwatched = turn, read, "held", 0
-            self._has_held, self._taken = True, turn
+            self._has_held, self._taken, self._last = True, turn, turn
 
     async def _begin(self, looks: Looks) -> None:
         """A new word, of our own: all that is under it will have been made from now on."""
@@ -223,7 +228,7 @@ class Witness:
         await self._store.put_many([(self._turn_key, turn)], TURN_SECONDS, self._seconds)
         self._done_ends = ends
         if self._asked_ends == ends:
-            self._turn, self._confirmed, self.state = turn, read, "held"
+            self._turn, self._confirmed, self.state, self._last = turn, read, "held", turn
             self._settled.set()
 
     async def _end_unseen(self) -> None:

@@ -360,8 +360,8 @@ async def test_a_replica_that_is_away_is_held_against_what_others_saw_of_it(worl
 async def test_what_was_taken_under_a_word_before_all_was_looked_at_may_be_another_models(
     world: World, is_another: bool
 ) -> None:
-    """Two take what there is under a word while a replica is away, and it comes back as another model. No look of theirs
-    shows a change: one is told by what the others had seen, and one by the word, which is another then."""
+    """Two take what there is under a word while a replica is away, and it comes back as another model. No look of
+    theirs shows a change: one is told by what the others had seen, and one by the word, which is another then."""
     well, away = Replica(), Replica()
     well.work(7)
     away.work(9)

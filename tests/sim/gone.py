@@ -1,13 +1,14 @@
 """What must not come back: models that have become others, rows that were deleted, answers that were purged.
 
-Rule of this file: as ``invariants.py``. What a gateway can know is what it has been told, and the ledger has that too: when
-a look at a model had come to it, and what its own answers have said of a row.
+Rule of this file: as ``invariants.py``. What a gateway can know is what it has been told, and the ledger has that too:
+when a look at a model had come to it, and what its own answers have said of a row.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from itertools import permutations
+from itertools import pairwise, permutations
 from typing import TYPE_CHECKING, Final
 
 from tests.sim import faults
@@ -43,19 +44,20 @@ def looked_up(world: World, told: Told, made: Execution) -> float:
 
 def no_model_that_is_gone(world: World, told: Told) -> Iterator[str]:
     """A model that every replica has been seen without is never called fresh, nor served as an old answer while nobody
-    has failed. A copy may be called fresh where a route says that it is as good, as long as this gateway has neither
-    seen its model become another nor read the word that holds now."""
+    has failed. A copy of another life's answer is held against what was seen once a round: until then it may
+    be. And as long as no word holds, where a route says that a copy is as good, and this life has not seen both."""
     is_fresh = told.state == "hit" or (told.state == "stale" and told.labels.get("reason") in OLD_OF_NOW)
     if told.status != 200 or not is_fresh:
         return
-    trusts, is_copy = _trusts(world, told.question.route), told.labels.get("reason") == "snapshot"
     born = max([at for at in _process(world, told).begun if at <= told.asked], default=0.0)
     for made in executions(world, told):
         hosts = [host for host, triton in world.tritons.items() if made.model in triton.models]
         seen = [_seen(world, told, host, made) for host in hosts]
-        if seen and all(at is not None and at < told.asked - SLACK_SECONDS for at in seen):
-            if not (trusts and (is_copy or made.arrived < born)) or _is_known(world, told, made):
-                yield f"execution {made.serial} is of generation {made.generation}, seen gone at {seen}"
+        last = max([math.inf if at is None else at for at in seen], default=math.inf)
+        is_own = made.asker == told.gateway and made.arrived > born and told.labels.get("reason") != "snapshot"
+        is_copy = bool(world.scene.disks) and not is_own
+        if last < told.asked - SLACK_SECONDS and (not is_copy or _is_known(world, told, made, last)):
+            yield f"execution {made.serial} is of generation {made.generation}, seen gone at {seen}"
 
 
 def _trusts(world: World, route: str) -> bool:
@@ -70,21 +72,23 @@ def _seen(world: World, told: Told, host: str, made: Execution) -> float | None:
     return next((at for at, generation in before if generation > made.generation), None)
 
 
-def _is_known(world: World, told: Told, made: Execution) -> bool:
+def _is_known(world: World, told: Told, made: Execution, last: float) -> bool:
     """Whether the gateway, as it was configured then, knew that a model has changed since: it has seen it happen, or
-    held the word that says so."""
+    since the ``last`` look that shows it there has been a round, after which a word held."""
     process = _process(world, told)
     since = max([at for at in process.begun if at <= told.asked], default=told.asked)
     until = told.asked - SLACK_SECONDS - world.stalled(told.asked, told.answered)
     looks = world.ledger.shown.get((told.gateway, made.replica, made.model), [])
     seen = [generation for at, generation in looks if since <= at < until]
-    if any(one <= made.generation < other for one, other in zip(seen, seen[1:], strict=False)):
+    if any(one <= made.generation < other for one, other in pairwise(seen)):
         return True
     copies = process.gateway.routes[told.question.route].copies
     rounds = [] if copies is None or copies.witness is None else world.rounds.get(copies.witness, [])
-    before = [state for at, state in rounds if at < until][-1:]
-    after = [state for at, state in rounds if until <= at <= told.answered]
-    return bool(before) and {*before, *after} == {"held"}
+    rounds = [each for each in rounds if each[0] > last + SLACK_SECONDS]
+    since_then = {state for _, ended, state in rounds if ended >= until}
+    before = [state for _, ended, state in rounds if ended < until]
+    trusts = _trusts(world, told.question.route)
+    return bool(before) and (not trusts or {before[-1], *since_then} == {"held"})
 
 
 def rows_are_of_one_model(world: World, told: Told) -> Iterator[str]:

@@ -29,9 +29,9 @@ from degrade.gate import Gate
 from degrade.gate import Permit as GatePermit
 from degrade.ladder import Step
 from gateway import copies, descent, identity, pipeline, provenance, recall, witness
+from gateway.copies import Standing
 from gateway.doors import exchange
 from gateway.doors.buffered import Held
-from gateway.copies import Standing
 from gateway.identity import Identity
 from gateway.lent import Lent
 from gateway.pipeline import Pipeline

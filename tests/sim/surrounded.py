@@ -151,7 +151,8 @@ def of_words(world: World) -> Patches:
     round_ = Witness.round
 
     async def went(self: Witness) -> None:
+        began = world.loop.now
         await round_(self)
-        world.rounds.setdefault(self, []).append((world.loop.now, self.state))
+        world.rounds.setdefault(self, []).append((began, world.loop.now, self.state))
 
     return (mock.patch.object(Witness, "round", went),)

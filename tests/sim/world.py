@@ -106,8 +106,8 @@ class World:
         """Leave that breakers have given and that has not ended, by life."""
         self.levels: dict[tuple[str, str], list[tuple[float, int]]] = {}
         """Brownout levels, by gateway and backend, and since when."""
-        self.rounds: dict[Witness, list[tuple[float, str]]] = {}
-        """What was known of a word after each round, and when."""
+        self.rounds: dict[Witness, list[tuple[float, float, str]]] = {}
+        """When each round was that read a word, from and to, and what was known then."""
         self.dead: list[Gateway] = []
         """Those who were killed, so that nobody clears them away before the run is over."""
         self.tenants: dict[tuple[str, int], str] = {}
