@@ -93,7 +93,8 @@ def _is_known(world: World, told: Told, made: Execution, last: float) -> bool:
 
 def rows_are_of_one_model(world: World, told: Told) -> Iterator[str]:
     """Rows that stand together in one answer are of one generation of a model, as far as the gateway that asked for
-    them has seen it change in between."""
+    them has seen it change in between. What is asked for while that is seen may be of both: new, and of rows that were
+    there."""
     if told.status != 200:
         return
     made = {each.serial: each for each in executions(world, told)}
@@ -104,7 +105,9 @@ def rows_are_of_one_model(world: World, told: Told) -> Iterator[str]:
         seen = next((at for at, generation in looks if generation > one.generation), None)
         if seen is None or {one.asker, other.asker} != {told.gateway}:
             continue
-        if one.arrived < seen and seen + SLACK_SECONDS + world.stalled(seen, other.began) < other.began:
+        known = seen + SLACK_SECONDS + world.stalled(seen, other.began)
+        is_new = told.state in ("miss", "bypass")
+        if one.arrived < seen and known < (min(told.asked, other.began) if is_new else other.began):
             yield (
                 f"executions {one.serial} and {other.serial} are of generations {one.generation} and "
                 f"{other.generation}; that was seen {other.began - seen:.2f} s before the second"
