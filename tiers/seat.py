@@ -114,8 +114,8 @@ class Seat:
             del self.before[key]
 
     def renew(self) -> None:
-        """It is back after it was away: what its answers have taught was about a server that is gone. Not so that it has
-        given some."""
+        """It is back after it was away: what its answers have taught was about a server that is gone. Not so, that it
+        has given some."""
         for key, breaker in self.answers.items():
             if _may_have(breaker):
                 self.before[key] = None
