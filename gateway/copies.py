@@ -116,11 +116,13 @@ class Form(Protocol[V]):
 
 
 class Copy(msgspec.Struct, Generic[V], frozen=True):
-    """What was copied, and when it was made (monotonic seconds). ``is_same``: its models are as they were then."""
+    """What was copied, and when it was made (monotonic seconds). ``is_same``: its models are as they were then.
+    ``word``: under which it was made; b"": nobody knows."""
 
     value: V
     made_at: float
     is_same: bool
+    word: bytes
 
 
 class CopyRules(msgspec.Struct, frozen=True):
@@ -161,13 +163,18 @@ class Standing:
         and fits what that one gave."""
 
     def watch(
-        self, epoch: Callable[[], int], looks: Callable[[], Looks | None], schema: Callable[[], bytes | None]
+        self,
+        epoch: Callable[[], int],
+        looks: Callable[[], Looks | None],
+        schema: Callable[[], bytes | None],
+        on_change: Callable[[], None] | None = None,
     ) -> None:
-        """``looks``: see ``Witness``; ``epoch``: the service's; ``schema``: what its models take and give, None while
-        nobody knows."""
+        """``looks`` and ``on_change``: see ``Witness``; ``epoch``: the service's; ``schema``: what its models take and
+        give, None while nobody knows."""
         self.epoch, self._schema = epoch, schema
         if self.witness is not None:
             self.witness.looks = looks
+            self.witness.on_change = on_change or self.witness.end_turn
 
     def schema(self) -> bytes | None:
         """What its models take and give now."""
@@ -208,9 +215,12 @@ class Standing:
         """Whether that is on the disk, waiting ``seconds`` for it at most."""
         return await self.purges.settled(seconds)
 
-    def trusts(self) -> bool:
-        """Whether a copy of models that nobody can ask is as good as one of models that are the same."""
-        return self.rules.trusts and self.is_unknown
+    def trusts(self, word: bytes) -> bool:
+        """Whether a copy that was made under ``word``, of models that nobody can ask, is as good as one of models that
+        are the same. Not if they are known to have become others: a word has ended here then, and the next one only
+        cannot be written or read."""
+        witness = self.witness
+        return self.rules.trusts and self.is_unknown and witness is not None and witness.may_hold(word)
 
     @property
     def is_unknown(self) -> bool:
@@ -281,7 +291,7 @@ class Copies(Generic[V]):
         turn = standing.turn
         is_same = turn is not None and good.record.word == turn
         standing.outcomes["fresh" if is_same else "unknown" if standing.is_unknown else "stale"] += 1
-        return Copy(good.value, now - age(good.record, at), is_same)
+        return Copy(good.value, now - age(good.record, at), is_same, good.record.word)
 
     def __len__(self) -> int:
         journal = None if self._cache is None else self._cache.journal

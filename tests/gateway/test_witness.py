@@ -384,6 +384,39 @@ async def test_a_replica_that_is_away_is_held_against_what_others_saw_of_it(worl
     assert await later.round() not in (word, None)
 
 
+@pytest.mark.parametrize("is_another", [False, True])
+async def test_what_was_taken_under_a_word_before_all_was_looked_at_may_be_another_models(
+    world: World, is_another: bool
+) -> None:
+    """Two take what there is under a word while a replica is away, and it comes back as another model. No look of
+    theirs shows a change: one is told by what the others had seen, and one by the word, which is another then."""
+    well, away = Replica(), Replica()
+    well.work(7)
+    away.work(9)
+    word = await Process(world, well, away).round()
+    away.up = False
+    both, ended = [Process(world, well, away) for _ in range(2)], list[Process]()
+    for process in both:
+        assert await settle(process) == {word}
+
+        def end(process: Process = process) -> None:
+            ended.append(process)
+            process.witness.end_turn()
+
+        process.witness.on_change = end
+    if is_another:
+        away.load()
+    away.work(3)
+    away.up = True
+    for _ in range(5):
+        world.now += 1.0
+        for process in both:
+            await process.round()
+    assert ended == (both if is_another else [])
+    assert both[0].witness.turn == both[1].witness.turn is not None
+    assert (both[0].witness.turn == word) is not is_another
+
+
 async def test_a_clock_far_ahead_keeps_others_from_believing(world: World) -> None:
     model = Replica()
     ahead = Process(world, model, skew=2 * SKEW_SECONDS_MAX)
