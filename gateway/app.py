@@ -364,16 +364,16 @@ class Gateway:
         words = {"before": change.before, "state": change.after, "reason": change.reason, "cause": change.cause}
         _log.warning("breaker", backend=backend, replica=replica, model=model, **words)
 
-    def _model_doubted(self, backend: str, model: str, replica: str) -> None:
-        self._model_changed(backend, model, f"{replica}/{model}")
+    def _model_doubted(self, backend: str, model: str) -> None:
+        self._model_changed(backend, model, is_known=False)
 
-    def _model_changed(self, backend: str, model: str, doubted: str = "") -> None:
+    def _model_changed(self, backend: str, model: str, is_known: bool = True) -> None:
         home = self.homes.get(backend)
         for pool in () if home is None else home.pools:
             pool.forget(model)
         for route in self.routes.values():
             if route.serves(backend, model):
-                route.turn(doubted)
+                route.turn(is_known)
                 _log.warning("epoch", route=route.name, backend=backend, model=model, epoch=route.epoch)
 
     def _loaded(self, model: str) -> None:

@@ -201,11 +201,11 @@ class Standing:
         if self.witness is not None:
             self.witness.end_turn()
 
-    def doubt(self, look: str) -> None:
+    def doubt(self) -> None:
         """See ``Witness.doubt``; an epoch has begun just now."""
         self.schema()
         if self.witness is not None:
-            self.witness.doubt(look)
+            self.witness.doubt()
 
     def purge(self) -> None:
         """No copy that there is may be found any more."""
