@@ -159,7 +159,7 @@ class Gateway:
         http = await self.doors.open()
         server = self.standing.config.server
         state = (lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining)
-        shown = Shown(*state, self.reloads, self._faults, self.snapshots)
+        shown = Shown(*state, self.reloads, self._faults, self.snapshots, lambda: self.standing.tables)
         self._admin = Listener(admin_port(shown).handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))

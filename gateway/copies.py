@@ -143,7 +143,7 @@ class Standing:
     def __init__(
         self, rules: CopyRules, calendar: Calendar, store: Store, clocks: Clocks, purges: Purges | None = None
     ) -> None:
-        """``purges``: of whoever had this name before under another configuration; None: nobody had."""
+        """``purges``: of whoever has this name, under this configuration or another; None: this one's alone."""
         self.rules = rules
         self.calendar = calendar
         self.ticker = clocks.ticker
@@ -191,14 +191,6 @@ class Standing:
         self.schema()
         if self.witness is not None:
             self.witness.end_turn()
-
-    def purge(self) -> None:
-        """No copy that there is may be found any more."""
-        self.purges.purge()
-
-    async def settled(self, seconds: float) -> bool:
-        """Whether that is on the disk, waiting ``seconds`` for it at most."""
-        return await self.purges.settled(seconds)
 
     def trusts(self) -> bool:
         """Whether a copy of models that nobody can ask is as good as one of models that are the same."""

@@ -35,7 +35,7 @@ from degrade.inspection import Inspected, InspectionOptions, Verdict, inspect, o
 from degrade.record import SKEW_SECONDS_MAX, Record, age, unpacked
 from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
 from gateway.config_snapshot import SnapshotConfig
-from gateway.purges import WORDS, purge_key, purged_at
+from gateway.purges import WORDS, mark_keys, purged_at
 from gateway.units import Size
 
 WELL: Final = 0
@@ -234,7 +234,7 @@ class Tool:
         return "busy"
 
     def _purged_at(self, source: str) -> float:
-        """When what is copied of a source was purged last, in Unix seconds."""
+        """When what is copied of a source, or everything, was purged last, in Unix seconds."""
         if source not in self._purges:
             self._purges[source] = asyncio.run(self._purge_read(source))
         return self._purges[source]
@@ -242,8 +242,8 @@ class Tool:
     async def _purge_read(self, source: str) -> float:
         words = FileStore(self._folder / WORDS, time.time)
         try:
-            (found,) = await words.get_many([purge_key(source)], SECONDS_MAX)
-            return purged_at(found)
+            found = await words.get_many(mark_keys(source), SECONDS_MAX)
+            return max(map(purged_at, found), default=-math.inf)
         except struct.error:
             return math.inf
         finally:

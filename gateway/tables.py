@@ -140,6 +140,10 @@ class Table:
         if self.tracker is not None:
             await self.tracker.run()
 
+    def purge(self) -> None:
+        """No row that was read before now is used any more."""
+        self.near.purge(self._ticker())
+
     def _written(self, keys: Sequence[bytes]) -> None:
         """These keys of the store were written by someone."""
         self.near.invalidate(self._source.keyed.ids(keys))

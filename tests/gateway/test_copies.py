@@ -302,9 +302,9 @@ async def test_a_change_that_is_seen_takes_the_word_from_all_that_is_there(born:
 
 async def test_what_was_purged_is_found_by_nobody(born: Born, host: Host) -> None:
     life = await copied(born)
-    life.standing.purge()
+    life.standing.purges.purge()
     assert await life.find() is None
-    assert await life.standing.settled(1.0)
+    assert await life.standing.purges.settled(1.0)
     host.pass_by(1.0)
     life.answer(2.0, b"another")
     life.write()
@@ -318,8 +318,8 @@ async def test_what_was_purged_is_found_by_nobody(born: Born, host: Host) -> Non
 async def test_a_purge_stays_when_something_else_of_the_route_changes(born: Born, host: Host) -> None:
     """Another ttl or one replica more are another scope of words, and the same records."""
     life = await copied(born)
-    life.standing.purge()
-    assert await life.standing.settled(1.0)
+    life.standing.purges.purge()
+    assert await life.standing.purges.settled(1.0)
     host.scope = b"another"
     life = born()
     await life.live()
@@ -330,11 +330,11 @@ async def test_a_purge_stays_when_something_else_of_the_route_changes(born: Born
 async def test_a_purge_that_cannot_be_written_says_so_and_is_tried_again(born: Born, host: Host) -> None:
     life = await copied(born)
     host.refuses = True
-    life.standing.purge()
-    assert not await life.standing.settled(0.01)
+    life.standing.purges.purge()
+    assert not await life.standing.purges.settled(0.01)
     assert await life.find() is None
     host.refuses = False
-    assert await life.standing.settled(0.01)
+    assert await life.standing.purges.settled(0.01)
     life = born()
     await life.live()
     assert await life.find() is None
@@ -342,8 +342,8 @@ async def test_a_purge_that_cannot_be_written_says_so_and_is_tried_again(born: B
 
 async def test_a_purge_whose_file_is_damaged_is_a_purge(born: Born, host: Host) -> None:
     life = await copied(born)
-    life.standing.purge()
-    await life.standing.settled(1.0)
+    life.standing.purges.purge()
+    await life.standing.purges.settled(1.0)
     host.pass_by(1.0)
     life.answer(2.0)
     life.write()
@@ -657,6 +657,6 @@ async def test_a_copy_is_read_once_a_second_and_judged_each_time(
     await life.find()
     assert len(read) == 2
     host.pass_by(0.1)
-    life.standing.purge()
+    life.standing.purges.purge()
     assert await life.find() is None
     assert len(read) == 2
