@@ -91,6 +91,7 @@ class Gateway:
         self._ticker = self._around.ticker
         self._sleep = sleep
         self._draining = False
+        self._has_been_ready = False
         self._tasks: list[asyncio.Task[None]] = []
         self._keeping: dict[Home | Table, list[asyncio.Task[None]]] = {}  # probes, polls, and ears for writes
         self._retiring: set[asyncio.Task[None]] = set()  # with backends, which keep connections
@@ -100,7 +101,7 @@ class Gateway:
         self.buffered = Buffered(int(config.server.buffered_bytes_max))
         self.telemetry = Telemetry(self._ticker, logs_requests=config.log.level == "debug")
         self._makings = Makings(config.server, self._around, self._faults)
-        self._watching = Watching(self._breaker_changed, self._model_changed)
+        self._watching = Watching(self._breaker_changed, self._model_changed, self._model_doubted)
         self.standing = stand(config, self._makings, homes(config, self._makings, self._watching))
         self._stores = Stores(self._around, self._faults)
         self.snapshots = snapshots_of(config, self._around, self._faults)
@@ -150,8 +151,9 @@ class Gateway:
         """
         if self.snapshots is not None:
             await self.snapshots.open()
-            config = self.standing.config
-            if self.snapshots.seed(config, self.homes, await self.snapshots.remembered(config)):
+            config, facts = self.standing.config, self.snapshots.facts
+            if facts.seed(config, self.homes, await facts.remembered(config)):
+                self._has_been_ready = True  # it has something to go on with, whoever is away
                 # Before anybody is answered, for what had been seen only after that might be another model.
                 deadline = Deadline.after(self._ticker(), FIRST_LOOK_SECONDS)
                 await asyncio.gather(*(home.catalog.look_once(deadline) for home in self.homes.values()))
@@ -159,13 +161,15 @@ class Gateway:
         http = await self.doors.open()
         server = self.standing.config.server
         state = (lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining)
-        shown = Shown(*state, self.reloads, self._faults, self.snapshots, lambda: self.standing.tables)
+        address = parse_address(server.admin)
+        shown = Shown(*state, self.reloads, self._faults, self.snapshots, address.host, lambda: self.standing.tables)
         self._admin = Listener(admin_port(shown).handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
-            self._admin_server, admin_url = await listen(self._admin, parse_address(server.admin))
+            self._admin_server, admin_url = await listen(self._admin, address)
         self._tasks += [*self.doors.beside(), kept(self._strain.run, LOOK_SECONDS)]
         # One look before anyone is told that we are ready: until then readiness would be a guess.
         await self._probe(self.homes.values())
+        self._has_been_ready = self._has_been_ready or not self.lacking()
         self._keep(self.standing)
         self._begin_sharing()
         return http, admin_url
@@ -185,7 +189,7 @@ class Gateway:
                 said = f"backends that {RETIREMENTS_MAX} reloads have replaced are still at work"
                 raise ConfigError((f"{said}; try again later, or leave backends as they are",))
             await self._probe(new)
-            remembered = {} if self.snapshots is None else await self.snapshots.remembered(config)
+            remembered = {} if self.snapshots is None else await self.snapshots.facts.remembered(config)
             if self._draining:
                 raise ConfigError(("the gateway is draining",))
         except BaseException:
@@ -195,10 +199,12 @@ class Gateway:
         # From here to the end no await: whoever asks next is answered by all of the new or, before, all of the old.
         before = self.standing
         after = self.standing = stand(config, self._makings, made, before)
+        for name, home in self.homes.items():
+            home.catalog.keep(config.models_of(name))
         self._share(after)
         self._begin_sharing()
         if self.snapshots is not None:
-            self.snapshots.seed(config, self.homes, remembered)
+            self.snapshots.facts.seed(config, self.homes, remembered)
             self.snapshots.keep()
         self._limiter.forget(changed_quotas(before, after))
         self.buffered.bytes_max = int(config.server.buffered_bytes_max)
@@ -207,20 +213,30 @@ class Gateway:
         self._retire(retired(before, after), float(before.config.server.passthrough_timeout))
 
     def readiness(self) -> Readiness:
-        """Not while draining, nor while a route, an endpoint or the pass-through has no replica that is ready."""
+        """Not while draining, nor before each route and endpoint has had a replica that is ready, or is known from an
+        earlier process; by ``server.ready`` nor while one of them has none. With nothing but the pass-through nor while
+        that has none: it keeps nothing."""
         if self._draining:
             return Readiness(False, "the gateway is draining")
+        lacking = self.lacking()
+        config = self.standing.config
+        self._has_been_ready = self._has_been_ready or not lacking
+        needs = config.server.ready == "backends" or not self._has_been_ready or not self.services
+        return Readiness(False, lacking) if lacking and needs else Readiness(True)
+
+    def lacking(self) -> str:
+        """Who has no replica that is ready; "" if nobody."""
         for name, route in self.routes.items():
             if not any(self._is_up(tier.backend) for tier in route.config.tiers):
-                return Readiness(False, f"route {name} has no ready replica")
+                return f"route {name} has no ready replica"
         config = self.standing.config
         for name, endpoint in config.endpoints.items():
             if not self._is_up(config.backend_of(endpoint)):
-                return Readiness(False, f"endpoint {name} has no ready replica")
+                return f"endpoint {name} has no ready replica"
         passthrough = config.passthrough
         if not self.services and not self._is_up(passthrough):
-            return Readiness(False, f"backend {passthrough} has no ready replica")
-        return Readiness(True)
+            return f"backend {passthrough} has no ready replica"
+        return ""
 
     async def stop(self) -> None:
         """Turn not ready, serve on for ``server.drain_notice`` so that balancers can see it, let requests in
@@ -325,13 +341,16 @@ class Gateway:
         words = {"before": change.before, "state": change.after, "reason": change.reason, "cause": change.cause}
         _log.warning("breaker", backend=backend, replica=replica, model=model, **words)
 
-    def _model_changed(self, backend: str, model: str) -> None:
+    def _model_doubted(self, backend: str, model: str, replica: str) -> None:
+        self._model_changed(backend, model, f"{replica}/{model}")
+
+    def _model_changed(self, backend: str, model: str, doubted: str = "") -> None:
         home = self.homes.get(backend)
         for pool in () if home is None else home.pools:
             pool.forget(model)
         for route in self.routes.values():
             if route.serves(backend, model):
-                route.turn()
+                route.turn(doubted)
                 _log.warning("epoch", route=route.name, backend=backend, model=model, epoch=route.epoch)
 
     def _loaded(self, model: str) -> None:

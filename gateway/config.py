@@ -334,7 +334,12 @@ class Config(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     def has_models(self, backend: str) -> bool:
         """Whether routes name models of this backend, which must be a Triton then."""
-        return any(tier.backend == backend for route in self.routes.values() for tier in route.tiers)
+        return bool(self.models_of(backend))
+
+    def models_of(self, backend: str) -> frozenset[str]:
+        """The models of this backend that routes name."""
+        tiers = (tier for route in self.routes.values() for tier in route.tiers)
+        return frozenset(tier.model for tier in tiers if tier.backend == backend)
 
     def asks_alike(self, name: str, backend: Backend, has_models: bool) -> bool:
         """Whether this configuration asks the backend of this name as it would be asked by that one."""

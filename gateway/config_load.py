@@ -45,6 +45,10 @@ def priority_of(word: PriorityWord | None, unsaid: U) -> Priority | U:
     return unsaid if word is None else Priority[word.upper()]
 
 
+def _counted(replicas: int) -> str:
+    return f"{replicas} replica{'' if replicas == 1 else 's'}"
+
+
 class Concurrency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many requests a model of a backend gets at once, and how others wait. None: see the options that it makes."""
 
@@ -58,12 +62,23 @@ class Concurrency(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def faults(self) -> Iterator[Fault]:
         if self.min is not None and self.max is not None and self.min > self.max:
             yield "min", f"is above max ({self.min} > {self.max})"
+        if self.min is not None and not self.adaptive:
+            yield "min", "has no effect where adaptive is false, for the limit is max then; leave it out"
         if self.wait_max is not None:
             yield from within(WAIT_MIN, WAIT_MAX, wait_max=self.wait_max)
 
+    def beyond(self, replicas: int, connections_max: int) -> Iterator[Fault]:
+        """Bounds that so many connections to each of so many replicas can never come to. What is more than those would
+        wait for a connection, where nobody has priority, and not before the gates."""
+        places = replicas * connections_max
+        for key, bound in (("min", self.min), ("max", self.max)):
+            if bound is not None and bound > places:
+                given = f"{_counted(replicas)} with connections_max = {connections_max} can be asked {places} at once"
+                yield key, f"is {bound}, and {given}; lower it, or raise connections_max"
+
     def options(self, replicas: int, connections_max: int) -> GatesOptions:
         """For a backend of so many replicas, with so many connections to each. As much as those allow is given at most,
-        unless an operator knows better."""
+        and less if an operator knows better."""
         most = replicas * connections_max if self.max is None else self.max
         least = LEAST_PER_REPLICA * replicas if self.min is None else self.min
         first = min(max(FIRST_PER_REPLICA * replicas, least), most)

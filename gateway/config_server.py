@@ -62,6 +62,7 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     passthrough_bytes_max: Size = size("2GiB")
     passthrough_timeout: Seconds = seconds("5m")
     header_bytes_max: Size = size("32KiB")
+    ready: Literal["itself", "backends"] = "itself"
     drain: Seconds = seconds("10s")
     drain_notice: Seconds = seconds("0s")
     connections_max: Positive = 4096

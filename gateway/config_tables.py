@@ -15,6 +15,7 @@ from msgspec import Meta, Struct, structs
 
 from cache.stores.address import RedisAddress, parse_redis
 from cache.stores.pattern import HOLE, Pattern
+from degrade.record import PAYLOAD_BYTES_MAX
 from gateway.ranges import (
     AGE_MAX,
     DEADLINE_MIN,
@@ -36,6 +37,8 @@ LMDB: Final = "lmdb:"
 BYTES_MIN: Final = Size.parse("1MiB")
 NUMBERS_MAX: Final = 2**20
 """Of one row: four megabytes, where every key is fetched whole."""
+FLOAT_BYTES: Final = 4
+"""Of a number as it is held and copied."""
 FLOAT32_MAX: Final = (2.0 - 2.0**-23) * 2.0**127
 COHERENT_MIN: Final = Seconds.parse("100ms")
 COHERENT_MAX: Final = Seconds.parse("1h")
@@ -115,6 +118,11 @@ class TableConfig(Struct, frozen=True, forbid_unknown_fields=True):
     def numbers(self) -> int:
         """Of one row."""
         return math.prod(self.shape)
+
+    @property
+    def is_copied(self) -> bool:
+        """Whether its rows are for the snapshot: if they are wanted there, and one of them is no more than a record."""
+        return self.snapshot and self.numbers * FLOAT_BYTES <= PAYLOAD_BYTES_MAX
 
     @property
     def lmdb(self) -> str:

@@ -66,6 +66,10 @@ def doubts(config: Config, written: Written) -> Iterator[str]:
     joined = {table for route in config.routes.values() if route.features for table in route.features.tables}
     for name in set(config.tables) - joined:
         yield f"tables.{name}: no route joins it (routes.NAME.features); it is checked and filled, and nothing more"
+    for name, table in config.tables.items():
+        if config.snapshot is not None and table.snapshot and not table.is_copied:
+            why = f"a row has {table.numbers} numbers, which is more than a copy may have (1 MiB)"
+            yield f"tables.{name}.snapshot: {why}: none is copied; write false, and nobody counts on it"
     for name, route in config.routes.items():
         here = _asked_here(config, route)
         if here and route.cache and route.cache.second and not _all_here(route.cache.second):
@@ -160,6 +164,10 @@ def _backend_faults(config: Config, written: Written) -> Iterator[Fault]:
     backends = list(named) if isinstance(named, Mapping) else []
     if not backends:
         yield "backends", "there is none: give --upstream URL, or write a [backends.NAME] section"
+    for name, backend in config.backends.items():
+        if not backend.concurrency.adaptive and said(written, "backends", name, "concurrency", "gain") is not None:
+            why = "has no effect where adaptive is false, for nothing is measured then; leave it out"
+            yield f"backends.{name}.concurrency.gain", why
     known = ", ".join(backends) or "none"
     chosen = config.server.passthrough
     if chosen is not None and chosen not in backends:

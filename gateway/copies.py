@@ -138,7 +138,8 @@ class CopyRules(msgspec.Struct, frozen=True):
 
 class Standing:
     """What of a service says whether its copies may be used, whatever they are copies of. ``outcomes`` counts
-    look-ups: each of an answer, each of a row, however often a request makes the same one on its way."""
+    look-ups: each of an answer, each of a row, however often a request makes the same one on its way. ``large``: how
+    many answers were not copied when they were made, for they have more than PAYLOAD_BYTES_MAX."""
 
     def __init__(
         self, rules: CopyRules, calendar: Calendar, store: Store, clocks: Clocks, purges: Purges | None = None
@@ -148,6 +149,7 @@ class Standing:
         self.calendar = calendar
         self.ticker = clocks.ticker
         self.outcomes: Counter[str] = Counter(dict.fromkeys(_OUTCOMES, 0))
+        self.large = 0
         scope = rules.scope.hex().encode()
         self.witness = Witness(scope, store, clocks, WORDS_SECONDS, REST_SECONDS) if rules.is_watched else None
         self.purges = Purges(purge_key(rules.source), store, calendar) if purges is None else purges
@@ -191,6 +193,12 @@ class Standing:
         self.schema()
         if self.witness is not None:
             self.witness.end_turn()
+
+    def doubt(self, look: str) -> None:
+        """See ``Witness.doubt``; an epoch has begun just now."""
+        self.schema()
+        if self.witness is not None:
+            self.witness.doubt(look)
 
     def trusts(self) -> bool:
         """Whether a copy of models that nobody can ask is as good as one of models that are the same."""
@@ -289,11 +297,15 @@ class Copies(Generic[V]):
         for digest in islice(self._next(cache, cache.journal), count):
             if digest is None:
                 continue
+            entry = cache.peek(digest)
+            is_alike = entry is not None and entry.epoch >= standing.alike_since
+            if entry is not None and entry.size > PAYLOAD_BYTES_MAX:
+                standing.large += is_alike
+                continue  # nor looked at again when there is a word, or when this pass was in vain
             self._taken.append(digest)
             if turn is None and standing.witness is not None:
                 self._wordless.note(digest)
-            entry = cache.peek(digest)
-            if entry is not None and entry.epoch >= standing.alike_since and entry.size <= PAYLOAD_BYTES_MAX:
+            if entry is not None and is_alike:
                 word = turn if turn is not None and entry.epoch == epoch else b""
                 pending = self._pending(digest, entry, word, terms)
                 made += [] if pending is None else [pending]
@@ -309,8 +321,11 @@ class Copies(Generic[V]):
         for digest in self._sweep or ():
             if self._sweep_bytes <= 0:
                 break
-            if digest is not None and (entry := cache.peek(digest)) is not None:
-                self._sweep_bytes -= entry.size
+            entry = None if digest is None else cache.peek(digest)
+            if entry is not None and entry.size > PAYLOAD_BYTES_MAX:
+                yield None  # it has never been copied, and takes no room from what is
+                continue
+            self._sweep_bytes -= 0 if entry is None else entry.size
             yield digest
         self._sweep = None
 
@@ -333,6 +348,7 @@ class Copies(Generic[V]):
         made_at = now - max(0.0, standing.ticker() - entry.stored_at)
         payload = self._form.packed(entry.value, made_at)
         if payload is None or len(payload) > PAYLOAD_BYTES_MAX:
+            standing.large += payload is not None
             return None
         source = standing.rules.source
         record = Record(kind, source, digest, terms.fingerprint, word, made_at, now, payload)

@@ -35,10 +35,12 @@ SEED_BYTES: Final = 16
 
 
 class Told(msgspec.Struct, frozen=True):
-    """Who is told of one backend: of its breakers, and of models that have changed."""
+    """Who is told of one backend: of its breakers, of models that have changed, and of those that may have been others
+    at a replica before it was looked at."""
 
     breaker: OnChange
     model: Callable[[str], None]
+    doubt: Callable[[str, str], None]
 
 
 class Makings:
@@ -64,7 +66,7 @@ class Makings:
         if self._faults is not None:
             asked = [self._faults.replica(name, replica) for replica in replicas]
         pool = self._pool(asked, backend, told.breaker, probe=probe_of(backend, has_models))
-        catalog = Catalog(asked, CatalogOptions(), self._ticker, told.model, pool.may_have_answered)
+        catalog = Catalog(asked, CatalogOptions(), self._ticker, told.model, pool.may_have_answered, told.doubt)
         pool.gates.capacity = catalog.capacity
         if not self._server.has_grpc:
             return Home(pool, catalog)

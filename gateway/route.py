@@ -213,13 +213,14 @@ class Route:
         """Whether a tier of this route is that model of that backend."""
         return any(tier.backend == backend and tier.model == model for tier in self.config.tiers)
 
-    def turn(self) -> None:
-        """Begin a new epoch: every entry is stale at once."""
+    def turn(self, doubted: str = "") -> None:
+        """Begin a new epoch: every entry is stale at once. ``doubted``: the look ("URL/MODEL") that is the first there,
+        where no model is known to have changed: what is shared and what was copied stay, if their watchers had looked
+        there before."""
         self.epoch += 1
-        if self.second is not None:
-            self.second.end_turn()
-        if self.copies is not None:
-            self.copies.end_turn()
+        for kept in (self.second, self.copies):
+            if kept is not None:
+                kept.doubt(doubted) if doubted else kept.end_turn()
 
     async def admit(self, request: InferRequest, deadline: Deadline, seconds: float) -> Admitted:
         """Hold a request against the route's versions, its models' facts and its rules. Raises Refused, Rejected,

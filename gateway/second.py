@@ -97,6 +97,10 @@ class SecondLevel:
         """Nothing that anybody has left is true any more."""
         self.witness.end_turn()
 
+    def doubt(self, look: str) -> None:
+        """See ``Witness.doubt``."""
+        self.witness.doubt(look)
+
     @property
     def is_settled(self) -> bool:
         """Whether that is known in the store, of every turn that has been ended."""

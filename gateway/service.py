@@ -208,12 +208,16 @@ class SecondShelf(Protocol):
 
 
 class CopiesShown(Protocol):
-    """What is copied to the disk, as operators see it. ``state``: see ``Standing``; ``outcomes``: of look-ups."""
+    """What is copied to the disk, as operators see it. ``state``: see ``Standing``; ``outcomes``: of look-ups;
+    ``large``: how many are not left there, being too large."""
+
 
     @property
     def state(self) -> str: ...
     @property
     def outcomes(self) -> Mapping[str, int]: ...
+    @property
+    def large(self) -> int: ...
 
 
 class Watched(Protocol):

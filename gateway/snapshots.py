@@ -16,13 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import msgspec
 import structlog
-from blake3 import blake3
 
 from degrade.calendar import Calendar
 from degrade.ladder import Step
-from degrade.record import Record, Terms, name_of, packed, seal
+from degrade.record import seal
 from degrade.snapshot import SnapshotOptions
 from gateway.background import Sleep, kept
 from gateway.config import CacheConfig, Config
@@ -30,7 +28,7 @@ from gateway.config_snapshot import SnapshotConfig
 from gateway.copied import AnswerRows, Answers, Pages, fingerprint_of, fingerprint_of_endpoint
 from gateway.copies import Copied, Copies, CopyRules, Pending, Standing
 from gateway.endpoint import NO_ENDPOINTS, Endpoint
-from gateway.learning import Home
+from gateway.facts_copies import FactsCopies
 from gateway.purges import Marks
 from gateway.reads import Reads
 from gateway.route import Route
@@ -38,7 +36,6 @@ from gateway.second import Shared, scope_of
 from gateway.sharing import WORD_BYTES, told_of
 from gateway.surroundings import Surroundings
 from gateway.witness import ROUND_SECONDS, Clocks
-from tiers.facts import ModelFacts
 
 if TYPE_CHECKING:
     from gateway.operate.faults import Disk, Faults
@@ -65,22 +62,7 @@ BUSY_TRIES: Final = 20
 BUSY_SECONDS: Final = 0.05
 OPEN_SECONDS_MAX: Final = 15.0
 """For looking through what is there, before the gateway serves without it."""
-FACTS_SECONDS_MAX: Final = 30 * 86400.0
-"""What a model was so long ago is no help: it is asked anew as soon as it answers, however young that is."""
-FACTS_AGAIN_SECONDS: Final = 86400.0
-"""So often a model that stays what it is is written down again: it is not to be that old while a gateway runs."""
-FACTS: Final = "facts"
 _log = structlog.get_logger("tailrace")
-
-
-def _facts_of(payload: bytes) -> ModelFacts | None:
-    try:
-        return msgspec.msgpack.decode(payload, type=ModelFacts)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-
-
-_FACTS_TERMS: Final = Terms(blake3(b"tailrace facts 1").digest(16), FACTS_SECONDS_MAX, _facts_of)
 
 
 class Snapshots:
@@ -107,14 +89,12 @@ class Snapshots:
         self.marks = Marks(depot.words, self._calendar)
         self._writer = depot.writer
         self._reads = Reads(depot.directory, depot.reader)
+        self.facts = FactsCopies(self._reads, self._calendar)
         self._closed = False
         self._writing: asyncio.Future[str] | None = None
         self._pass_bytes_max = min(BYTES_MAX, self.snapshot.options.generation_bytes_max // BYTES_SHARE)
         self._copied: dict[str, Copied] = {}
         self._forgotten = 0  # of those that are copied no more
-        self._facts: dict[tuple[str, str], tuple[ModelFacts, float]] = {}  # as written last, and when
-        self._homes: Mapping[str, Home] = {}
-        self._models: list[tuple[str, str, str]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._marking: asyncio.Task[None] | None = None
         self._keeping: dict[Standing, asyncio.Task[None]] = {}
@@ -173,7 +153,7 @@ class Snapshots:
                 assert endpoint.copied is not None
                 copied[f"endpoints/{name}"] = endpoint.copied
         for name, table in tables.items():
-            if table.config.snapshot:
+            if table.config.is_copied:
                 from gateway.table_copies import RowCopies  # with the stores' clients, where there are tables
 
                 held = table.copies
@@ -211,25 +191,6 @@ class Snapshots:
         """Of a route or endpoint that is new, or has another configuration: a purge that the disk has not taken yet is
         remembered all the same."""
         return Standing(rules, self._calendar, self._words, self._clocks, self.marks.of(rules.source))
-
-    async def remembered(self, config: Config) -> dict[tuple[str, str], ModelFacts]:
-        """What the models of a configuration's routes said of themselves to an earlier process, by backend and name."""
-        now, found = self._calendar.now(), {}
-        for backend, model, _ in _models_of(config):
-            source, key = f"backends/{backend}", model.encode()
-            (good,) = await self._reads.read(FACTS, source, [key], _FACTS_TERMS, now, OPEN_SECONDS_MAX)
-            if good is not None:
-                found[backend, model] = good.value
-        return found
-
-    def seed(
-        self, config: Config, homes: Mapping[str, Home], remembered: Mapping[tuple[str, str], ModelFacts]
-    ) -> bool:
-        """Tell the catalogs what models were, until they say so themselves; whether they were told anything."""
-        self._homes, self._models = homes, _models_of(config)
-        for (backend, model), facts in remembered.items():
-            homes[backend].catalog.remember(model, facts)
-        return bool(remembered)
 
     async def begin(self) -> None:
         """Read what was purged, so that copies can be found; and go on from there."""
@@ -283,7 +244,7 @@ class Snapshots:
             pending: list[Pending] = []
             self._in_hands = pending
             await self._make(pending, sleep)
-            pending += self._facts_changed()  # those by which what was made is understood are with it
+            pending += self.facts.changed()  # those by which what was made is understood are with it
             outcome = await self._written(pending, sleep, seconds)
             is_done = outcome in ("written", "idle")
             self._in_hands = []
@@ -292,7 +253,7 @@ class Snapshots:
             if is_done:
                 self.copied += len(pending)
             else:
-                self._facts.clear()
+                self.facts.again()
             self._reads.settle()
             if self.snapshot.rotations != self._rotations:
                 self._sweep()
@@ -359,27 +320,10 @@ class Snapshots:
             await sleep(BUSY_SECONDS)
         return "busy"
 
-    def _facts_changed(self) -> list[Pending]:
-        """What models say of themselves, where it is not what was written last."""
-        pending, now = [], self._calendar.now()
-        for backend, model, _ in self._models:
-            home = self._homes.get(backend)
-            facts = None if home is None else home.catalog.recall(model, "")
-            known, at = self._facts.get((backend, model), (None, now))
-            if facts is None or (facts == known and now - at < FACTS_AGAIN_SECONDS):
-                continue
-            self._facts[backend, model] = facts, now
-            key, source = model.encode(), f"backends/{backend}"
-            payload = msgspec.msgpack.encode(facts)
-            record = Record(FACTS, source, key, _FACTS_TERMS.fingerprint, b"", now, now, payload)
-            name = name_of(FACTS, source, key)
-            pending.append(Pending(name, packed(record)))
-        return pending
-
     def _sweep(self) -> None:
         """A new generation has begun: what is used goes into it, before the old ones leave."""
         self._rotations = self.snapshot.rotations
-        self._facts.clear()
+        self.facts.again()
         for each in self._copied.values():
             each.sweep(self.snapshot.options.generation_bytes_max // SWEPT_SHARE // len(self._copied))
 
@@ -389,12 +333,6 @@ def snapshots_of(config: Config, around: Surroundings, faults: Faults | None) ->
     if config.snapshot is None:
         return None
     return Snapshots(config.snapshot, around, None if faults is None else faults.disk())
-
-
-def _models_of(config: Config) -> list[tuple[str, str, str]]:
-    """Backend, name and version of each, once."""
-    tiers = [tier for route in config.routes.values() for tier in route.tiers]
-    return list(dict.fromkeys((tier.backend, tier.model, tier.version) for tier in tiers))
 
 
 def _is_copied(cache: CacheConfig | None) -> bool:

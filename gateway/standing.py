@@ -76,10 +76,11 @@ class Standing(msgspec.Struct, frozen=True):
 
 
 class Watching(msgspec.Struct, frozen=True):
-    """Who is told of a backend, by its name: of its breakers, and of models that have changed."""
+    """Who is told of a backend, by its name; see ``homes.Told``."""
 
     breaker: Callable[[str, str, str, Change], None]
     model: Callable[[str, str], None]
+    doubt: Callable[[str, str, str], None]
 
 
 def homes(config: Config, makings: Makings, watching: Watching, before: Standing | None = None) -> dict[str, Home]:
@@ -90,7 +91,7 @@ def homes(config: Config, makings: Makings, watching: Watching, before: Standing
         if before is not None and before.config.asks_alike(name, backend, has_models):
             made[name] = before.homes[name]
         else:
-            told = Told(partial(watching.breaker, name), partial(watching.model, name))
+            told = Told(partial(watching.breaker, name), partial(watching.model, name), partial(watching.doubt, name))
             made[name] = makings.home(name, backend, has_models, told)
     return made
 

@@ -117,7 +117,7 @@ class Supervisor:
         listening: asyncio.Server | None = None
         try:
             sockets = [str(directory / f"worker-{worker}.sock") for worker in range(server.workers)]
-            fleet = Fleet(sockets, lambda: self._suspects.refused(self._time.ticker()))
+            fleet = Fleet(sockets, lambda: self._suspects.refused(self._time.ticker()), self._time.ticker)
 
             async def take(config: Config) -> None:
                 await fleet.reload()  # it is in order: each worker reads it for itself
@@ -125,10 +125,11 @@ class Supervisor:
                 self._config = config
 
             reloads = Reloads(self._config, self._reread, take)
-            port = fleet_port(fleet, reloads, self._config.chaos.enabled)
+            address = parse_address(server.admin)
+            port = fleet_port(fleet, reloads, address.host, self._config.chaos.enabled)
             listener = Listener(port.handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
             with named("server.admin", server.admin):
-                listening, admin = await listen(listener, parse_address(server.admin))
+                listening, admin = await listen(listener, address)
             ready = [asyncio.Event() for _ in sockets]
             for worker, path in enumerate(sockets):
                 arguments = ["--worker", str(worker), "--http", where["http"], "--admin", f"unix:{path}"]
@@ -194,6 +195,8 @@ class Supervisor:
             try:
                 await self._watched(process, ready)
                 watch = asyncio.create_task(self._end_if_it_hangs(worker, process))
+                if not await fleet.returned(worker):
+                    _log.warning("faults on purpose are not ordered again", worker=worker)
                 code = await process.wait()
                 watch.cancel()
             finally:

@@ -86,6 +86,8 @@ class Witness:
         self._candidate: tuple[bytes, float] | None = None  # a word, and when it was first read
         self._carried: dict[str, Sight] = {}  # others' looks that we could not hold one of our own against yet
         self._unwatched = 0
+        self._vouched: frozenset[str] = frozenset()  # looks that were there when the word began, or was first read
+        self._has_held = False
         self._ended: deque[bytes] = deque(maxlen=ENDED_MAX)
         self._asked_ends = self._done_ends = 0
         self._hurry = asyncio.Event()
@@ -108,6 +110,13 @@ class Witness:
         self._asked_ends += 1
         self._settled.clear()
         self._hurry.set()
+
+    def doubt(self, look: str) -> None:
+        """A replica that may have answered was looked at for the first time (``look``, as in ``Looks``). If they who
+        watched had looked there too, that says whether it is another model; else nobody can, and the turn ends, unless
+        nothing has been kept under any."""
+        if self._has_held and (look not in self._vouched or self._has_changed(self.looks() or {})):
+            self.end_turn()
 
     @property
     def is_settled(self) -> bool:
@@ -172,6 +181,7 @@ class Witness:
         self._unwatched = 0
         if self._candidate is None or self._candidate[0] != turn:
             self._candidate, self._carried = (turn, self._clocks.ticker()), dict(watch.sights)
+            self._vouched = frozenset(watch.sights)
         if self._has_changed(looks):
             await self._begin(looks)
         elif all(name not in self._carried or sight.lost for name, (_, sight) in looks.items()):
@@ -197,12 +207,14 @@ class Witness:
             await self._leave(turn, looks)
         if self._asked_ends == ends:
             self._turn, self._confirmed, self.state, self._unwatched = turn, read, "held", 0
+            self._has_held = True
 
     async def _begin(self, looks: Looks) -> None:
         """A new word, of our own: all that is under it will have been made from now on."""
         self._drop("ended")
         ends, turn, read = self._asked_ends, self._clocks.word(), self._clocks.ticker()
         self._carried, self._candidate, self._unwatched = {}, None, 0
+        self._vouched, self._has_held = frozenset(looks), True
         await self._leave(turn, looks)  # first: a word without looks is nobody's
         await self._store.put_many([(self._turn_key, turn)], TURN_SECONDS, self._seconds)
         self._done_ends = ends

@@ -16,8 +16,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import math
-from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from typing import Protocol, TypeVar
 from urllib.parse import quote
 
@@ -55,8 +54,6 @@ class Asked(Protocol):
 
 
 class CatalogOptions(Struct, frozen=True):
-    models_max: int = 1024
-    """Models remembered; the least recently asked for goes first."""
     versions_max: int = 16
     """Versions of one model remembered beside the model itself; the first learnt goes first."""
     load_timeout: float = 5.0
@@ -66,7 +63,11 @@ class CatalogOptions(Struct, frozen=True):
 
 
 class Catalog:
-    """The models of one backend. Belongs to one event loop."""
+    """The models of one backend. Belongs to one event loop.
+
+    None that is in use is ever forgotten, however many there are: whose changes nobody sees, his answers would go on as
+    fresh. It is told what is in use (``keep``).
+    """
 
     def __init__(
         self,
@@ -75,15 +76,19 @@ class Catalog:
         now: Ticker,
         on_change: Callable[[str], None],
         may_have_answered: Callable[[str, str], bool] = lambda *_: False,
+        on_doubt: Callable[[str, str], None] | None = None,
     ) -> None:
-        """``may_have_answered``: whether a replica, by its URL, has answered for a model or is being asked."""
+        """``may_have_answered``: whether a replica, by its URL, has answered for a model or is being asked.
+        ``on_doubt``: called with a model and such a replica, in the place of ``on_change``, where nothing is known but
+        that it may have answered as another model before it was looked at for the first time."""
         assert replicas, "a catalog needs a replica"
         self._replicas = tuple(replicas)
         self._options = options
         self._now = now
         self._on_change = on_change
-        self._known: OrderedDict[str, Known] = OrderedDict()
+        self._known: dict[str, Known] = {}
         self._may_have_answered = may_have_answered
+        self._on_doubt = on_doubt
         self._late: set[asyncio.Future[ModelFacts]] = set()  # looks at replicas that were not the first to answer
         self._loads: Flights[tuple[str, str, int], ModelFacts] = Flights(options.loads_max)
 
@@ -108,11 +113,10 @@ class Catalog:
         return await self._learn(model, version, deadline)
 
     def recall(self, model: str, version: str) -> ModelFacts | None:
-        """What `facts` would give without asking anyone; counts as a use."""
+        """What `facts` would give without asking anyone."""
         known = self._known.get(model)
         if known is None:
             return None
-        self._known.move_to_end(model)
         if not version or known.facts.versions == (version,):
             return known.facts
         return known.of_version.get(version)
@@ -120,9 +124,14 @@ class Catalog:
     def remember(self, model: str, facts: ModelFacts) -> None:
         """What the model was when somebody last asked it, until it says something itself: an earlier process's word.
         It is no look at the model."""
-        if model not in self._known and len(self._known) < self._options.models_max:
+        if model not in self._known:
             self._known[model] = Known(facts)
             self._known[model].is_remembered = True
+
+    def keep(self, models: Container[str]) -> None:
+        """Forget all others: nobody asks for them any more."""
+        for gone in [model for model in self._known if model not in models]:
+            del self._known[gone]
 
     def capacity(self, model: str) -> Capacity | None:
         """What the replicas that have it can do together, the same object until one is looked at again; None: not known
@@ -143,12 +152,12 @@ class Catalog:
         await asyncio.gather(*(self.look(position, deadline) for position in range(len(self._replicas))))
 
     async def run(self, interval: float, sleep: Callable[[float], Awaitable[None]]) -> None:
-        """Look for ever, ``interval`` seconds apart and within ``load_timeout``, at each replica by itself, so that
-        one that hangs holds up no other; cancel it to stop."""
+        """Look for ever, ``interval`` seconds apart and at each model within ``load_timeout``, at each replica by
+        itself, so that one that hangs holds up no other; cancel it to stop."""
 
         async def watch(position: int) -> None:
             while True:
-                await self.look(position, Deadline.after(self._now(), self._options.load_timeout))
+                await self.look(position, Deadline(math.inf))
                 await sleep(interval)
 
         watches = [asyncio.ensure_future(watch(position)) for position in range(len(self._replicas))]
@@ -212,19 +221,16 @@ class Catalog:
         sight, facts = await self._see(replica, model, deadline, probe=False)
         known = self._known.get(model)
         if known is not None:  # by another replica, a moment ago
-            if position not in known.sights and self._hold(position, model, began, sight, facts, timely=True):
-                self._on_change(model)
+            if position not in known.sights:
+                self._hold(position, model, began, sight, facts, timely=True)
             return known.facts
         self._known[model] = Known(facts)
-        if len(self._known) > self._options.models_max:
-            self._known.popitem(last=False)
-        if self._hold(position, model, began, sight, facts, timely=True):  # it was known once, and forgotten
-            self._on_change(model)
+        self._hold(position, model, began, sight, facts, timely=True)
         return facts
 
     def _keep(self, model: str, version: str, facts: ModelFacts) -> ModelFacts:
         known = self._known.get(model)
-        if known is None:  # forgotten meanwhile, for others
+        if known is None:  # nobody's any more
             return facts
         others = tuple(each for each in known.facts.versions if each != version)
         facts = msgspec.structs.replace(facts, versions=(*others, version))
@@ -237,7 +243,8 @@ class Catalog:
         """Look at every remembered model on one replica, one after another: it must not be a burst. The models
         that changed; each is told as soon as it is seen.
 
-        A replica that does not answer within the deadline keeps what was last seen of it.
+        A replica that does not answer within the deadline, or ``load_timeout`` for one model, keeps what was last seen
+        of it.
         """
         turned: list[str] = []
         models = list(self._known)
@@ -245,7 +252,8 @@ class Catalog:
             seen: tuple[Sight, ModelFacts | None]
             began = self._now()
             try:
-                seen = await self._see(self._replicas[position], model, deadline, probe=True)
+                within = deadline.sooner(Deadline.after(began, self._options.load_timeout))
+                seen = await self._see(self._replicas[position], model, within, probe=True)
             except Rejected:
                 seen = (Sight(frozenset(), b"", {}, gone=True), None)
             except UpstreamError as error:
@@ -257,7 +265,6 @@ class Catalog:
                 continue
             if self._hold(position, model, began, *seen):
                 turned.append(model)
-                self._on_change(model)
         return turned
 
     def _go_on(self, asked: Sequence[asyncio.Future[ModelFacts]]) -> None:
@@ -275,15 +282,15 @@ class Catalog:
     def _hold(
         self, position: int, model: str, began: float, sight: Sight, facts: ModelFacts | None, *, timely: bool = False
     ) -> bool:
-        """Remember a look; whether it shows another model than the one before. What the first of the replicas that
-        answer says of the model holds for all.
+        """Remember a look; whether it shows, or may, another model than the one before, which is told. What the first
+        of the replicas that answer says of the model holds for all.
 
         A first look has none before it. If it began when the model was learnt (``timely``) it shows what has answered,
         unless the replica may have done so already; if it came later, what answered until then may have been another
         one. Of a model that was only remembered nothing has answered yet, unless the replica may have.
         """
         known = self._known.get(model)
-        if known is None:  # forgotten meanwhile, for others
+        if known is None:  # nobody's any more
             return False
         before = known.sights.get(position)
         known.sights[position], known.began[position] = sight, began
@@ -299,6 +306,10 @@ class Catalog:
             return False
         known.of_version.clear()
         known.turns += 1
+        if before is None and self._on_doubt is not None:
+            self._on_doubt(model, self._replicas[position].url)
+        else:
+            self._on_change(model)
         return True
 
     def _lose(self, position: int, model: str) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import secrets
 import struct
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -27,8 +28,13 @@ from cache.stores.store import Found, StoreError
 T = TypeVar("T")
 Aside = Callable[[Callable[[], list[Found]], float], Coroutine[object, object, list[Found]]]
 
+DURABLE_SECONDS: Final = 3600.0
+"""What is to live longer than this is on the disk, and not only on its way, when it has been put."""
+LEFT_SECONDS: Final = 60.0
+"""What was written beside its place and is older than this was left by somebody who was killed at it."""
 VALUE_BYTES_MAX: Final = 2 * 1024 * 1024
 NAME_BYTES: Final = 16
+SUFFIX: Final = ".word"
 FOLDER_MODE: Final = 0o700
 """Nobody else of the host looks into what we make: what lies there may be anybody's answers."""
 RESTING_SECONDS: Final = 2.0
@@ -64,6 +70,8 @@ class FileStore:
         self._late: Callable[[], bool] = lambda: True  # whether what nobody waited for has ended
         self._asking: dict[float, _Asking] = {}  # in this turn of the loop, by how long they wait
         self._known: dict[bytes, tuple[float, bytes] | None] = {}  # the thread's: when each ends, and its value
+        self._beside = f".{secrets.token_hex(8)}"  # nobody else's: processes of two containers may have one number
+        self._is_swept = False
         self._rested: tuple[int, int] | None = None  # the folder as it was before any of that was read
 
     async def get_many(self, keys: Sequence[bytes], seconds: float) -> list[Found]:
@@ -78,14 +86,16 @@ class FileStore:
 
     async def put_many(self, pairs: Sequence[tuple[bytes, bytes]], ttl: float | None, seconds: float) -> None:
         ends = 0.0 if ttl is None else self._clock() + ttl
+        is_durable = ttl is None or ttl > DURABLE_SECONDS
 
         def write() -> None:
             with mapped(self._folder):
                 make_folder(self._folder)
+                self._sweep()
                 for key, value in pairs:
-                    beside = self._path(key).with_suffix(f".{os.getpid()}")
-                    beside.write_bytes(sealed(key, _ENDS.pack(ends) + value))
-                    os.replace(beside, self._path(key))
+                    self._put(self._path(key), sealed(key, _ENDS.pack(ends) + value), is_durable)
+                if is_durable:
+                    _sync(self._folder)
 
         await self._aside(write, seconds)
 
@@ -105,6 +115,24 @@ class FileStore:
 
     async def close(self) -> None:
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+    def _sweep(self) -> None:
+        """Once, remove what others have left beside its place."""
+        if self._is_swept:
+            return
+        for left in self._folder.iterdir():
+            if left.suffix != SUFFIX and time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                left.unlink(missing_ok=True)
+        self._is_swept = True
+
+    def _put(self, path: Path, written: bytes, is_durable: bool) -> None:
+        beside = path.with_suffix(self._beside)
+        with open(beside, "wb") as file:
+            file.write(written)
+            if is_durable:
+                file.flush()
+                os.fsync(file.fileno())
+        os.replace(beside, path)
 
     def _read_all(self, keys: Sequence[bytes]) -> list[Found]:
         with mapped(self._folder):
@@ -146,7 +174,7 @@ class FileStore:
         return ends, value[_ENDS.size :]
 
     def _path(self, key: bytes) -> Path:
-        return self._folder / f"{blake3(key).hexdigest(NAME_BYTES)}.word"
+        return self._folder / f"{blake3(key).hexdigest(NAME_BYTES)}{SUFFIX}"
 
     async def _aside(self, work: Callable[[], T], seconds: float) -> T:
         if not self._late():
@@ -162,6 +190,15 @@ class FileStore:
             doing.add_done_callback(lambda late: late.cancelled() or late.exception())
             raise StoreError("timeout", f"{self._folder}: not done within {seconds:.3g} s")
         return doing.result()
+
+
+def _sync(folder: Path) -> None:
+    """That its names are on the disk."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _seen(reading: asyncio.Future[list[Found]]) -> None:

@@ -161,7 +161,7 @@ def concerns(condition: Condition, config: Config, route: Route) -> bool:
             return bool(tables)
         case "snapshot":
             copied = cache is not None and cache.snapshot != "off"
-            return copied or any(table.snapshot for table in tables.values())
+            return copied or any(table.is_copied for table in tables.values())
         case "second":
             return has_second
         case _:

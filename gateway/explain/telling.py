@@ -248,7 +248,7 @@ async def _prepare(
         lives = float(each.config.ttl), float(each.config.max_stale)
         began = world.now - _age(world.held("rows"), *lives)
         each.near.put(_ids(each.config.ids, 0), np.zeros((1, *each.shape), np.float32), began, each.near.ticket())
-        if each.config.snapshot and copied != "none" and _age(COPIES_AS[copied], *lives) <= sum(lives):
+        if each.config.is_copied and copied != "none" and _age(COPIES_AS[copied], *lives) <= sum(lives):
             each.copies = CopiedRows(each.shape, _age(COPIES_AS[copied], *lives))
 
 

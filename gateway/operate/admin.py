@@ -20,10 +20,11 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
 from gateway.doors.http import problem_response
 from gateway.learning import Home
+from gateway.operate.pages import page_fault
 from gateway.operate.telemetry import Telemetry
 from gateway.problem import Problem, malformed, method_not_allowed, not_found
 from gateway.reload import Outcome, Reloads
-from gateway.service import SecondShelf, Shelf, Watched
+from gateway.service import CopiesShown, SecondShelf, Shelf, Watched
 
 if TYPE_CHECKING:
     from gateway.operate.faults import Faults, Order
@@ -41,11 +42,13 @@ _READS: Final = ("GET", "HEAD")
 
 
 class AdminPort:
-    """The handler of an admin port's listener: what is answered to reads (GET, HEAD) and to POST, by path."""
+    """The handler of an admin port's listener: what is answered to reads (GET, HEAD) and to POST, by path. ``name``: by
+    which it may be asked beside ``localhost`` and addresses."""
 
-    def __init__(self, reads: Mapping[str, Answer], writes: Mapping[str, Answer]) -> None:
+    def __init__(self, reads: Mapping[str, Answer], writes: Mapping[str, Answer], name: str = "") -> None:
         self._reads = reads
         self._writes = writes
+        self._name = name
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         """Answer one request; a path or a method that is not there gets a problem document."""
@@ -53,6 +56,9 @@ class AdminPort:
         if method in _READS and path in self._reads:
             return await self._reads[path](request)
         if method == "POST" and path in self._writes:
+            fault = page_fault(request, self._name)
+            if fault is not None:
+                return problem_response(fault)
             return await self._writes[path](request)
         allowed = (*(_READS if path in self._reads else ()), *(("POST",) if path in self._writes else ()))
         if allowed:
@@ -71,6 +77,8 @@ class Shown(msgspec.Struct, frozen=True):
     reloads: Reloads | None = None
     faults: Faults | None = None
     snapshots: Snapshots | None = None
+    host: str = ""
+    """Where the port listens, as configured."""
     tables: Callable[[], Mapping[str, Table]] = dict
 
 
@@ -130,18 +138,17 @@ def admin_port(shown: Shown) -> AdminPort:
     writes: dict[str, Answer] = {"/purge": purge, "/reload": reload}
     if shown.faults is not None:
         reads["/chaos"], writes["/chaos"] = _chaos(shown.faults)
-    return AdminPort(reads, writes)
+    return AdminPort(reads, writes, shown.host)
 
 
-async def order_of(request: web.BaseRequest) -> tuple[bytes, Order] | Problem:
-    """An order for faults, as JSON. It must say that it is JSON: no page in a browser can post that unasked."""
+async def order_of(request: web.BaseRequest) -> Order | Problem:
+    """An order for faults, as JSON. It must say that it is JSON."""
     from gateway.operate.faults import Order
 
     if request.content_type != "application/json":
         return Problem("unsupported-media", 415, "Unsupported media type", "An order is application/json.")
-    body = await request.read()
     try:
-        return body, msgspec.json.decode(body, type=Order)
+        return msgspec.json.decode(await request.read(), type=Order)
     except msgspec.DecodeError as error:
         return malformed(str(error), "order")
 
@@ -163,10 +170,11 @@ def _chaos(faults: Faults) -> tuple[Answer, Answer]:
         return told()
 
     async def write(request: web.BaseRequest) -> web.Response:
-        found = await order_of(request)
-        if isinstance(found, Problem):
-            return problem_response(found)
-        order = found[1]
+        if request.query:
+            return problem_response(malformed("There is one process here: say nothing after /chaos.", "query"))
+        order = await order_of(request)
+        if isinstance(order, Problem):
+            return problem_response(order)
         try:
             faults.take(order)
         except BadOrder as bad:
@@ -213,7 +221,6 @@ def reloaded(outcome: Outcome | None) -> web.Response:
 
 
 def _route_status(route: Watched) -> dict[str, object]:
-    copies = route.copies
     return {
         "epoch": route.epoch,
         "tiers": route.asks,
@@ -221,8 +228,12 @@ def _route_status(route: Watched) -> dict[str, object]:
         "cache": _shelf_status(route.cache),
         "rows": _shelf_status(route.row_cache),
         "second": None if route.second is None else {"state": route.second.state, **route.second.counts},
-        "snapshot": None if copies is None else {"state": copies.state, "lookups": dict(copies.outcomes)},
+        "snapshot": None if route.copies is None else _copies_status(route.copies),
     }
+
+
+def _copies_status(copies: CopiesShown) -> dict[str, object]:
+    return {"state": copies.state, "lookups": dict(copies.outcomes), "large": copies.large}
 
 
 def _snapshot_status(snapshots: Snapshots) -> dict[str, object]:

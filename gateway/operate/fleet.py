@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Final, TypeVar
+from time import monotonic
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, UnixConnector, web
@@ -17,11 +18,15 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
+from degrade.deadline import Ticker
 from gateway.doors.http import problem_response
 from gateway.operate.admin import CHAOS_SAID, AdminPort, Answer, order_of, reloaded
 from gateway.problem import Problem, malformed
 from gateway.reload import READ_SECONDS_MAX, Reloads, TakenInPart
 from gateway.sources import ConfigError
+
+if TYPE_CHECKING:
+    from gateway.operate.faults import Order
 
 ANSWER_SECONDS_MAX: Final = 5.0
 """What a worker may take to answer its admin port: longer, and it hangs."""
@@ -104,8 +109,14 @@ class Fleet:
     """The workers as their admin ports show them. ``sockets``: paths, by the worker's number; ``deadly``: how many
     requests all of them refuse because workers have died of them."""
 
-    def __init__(self, sockets: Sequence[str], deadly: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, sockets: Sequence[str], deadly: Callable[[], int] = lambda: 0, ticker: Ticker = monotonic
+    ) -> None:
         self._sockets = tuple(sockets)
+        self._ticker = ticker
+        self._orders: dict[int, tuple[Order, float]] = {}
+        """By worker, which faults on purpose were ordered of it last, and until when."""
+        self._ordering = asyncio.Lock()
         self._totals = Totals()
         self._deadly = deadly
         self._restarts = 0
@@ -157,10 +168,29 @@ class Fleet:
         workers = [msgspec.Raw(answers[each][1]) if each in answers else None for each in range(len(self._sockets))]
         return msgspec.json.encode({"workers": workers})
 
-    async def order(self, body: bytes, worker: int | None) -> Told | None:
-        """Pass an order for faults on to one worker, or to all; the first refusal, if there is one."""
-        answers = await self._ask("POST", "/chaos", body=body, only=worker)
-        return next((answer for answer in answers.values() if answer[0] >= web.HTTPBadRequest.status_code), None)
+    async def order(self, order: Order, worker: int | None) -> Told | None:
+        """Pass an order for faults on to one worker, or to all; the first refusal, if there is one. Who is away gets it
+        when it is back, as does one that ends meanwhile; but no worker stands still, or is killed, for that."""
+        async with self._ordering:
+            answers = await self._ask("POST", "/chaos", body=msgspec.json.encode(order), only=worker)
+            refused = next((answer for answer in answers.values() if answer[0] >= web.HTTPBadRequest.status_code), None)
+            kept = msgspec.structs.replace(order, stall=0.0, kill=False), self._ticker() + order.seconds
+            for each in range(self.size) if worker is None else (worker,):
+                taken = answers[each][0] == web.HTTPOk.status_code if each in answers else refused is None
+                if taken:
+                    self._orders[each] = kept
+        return refused
+
+    async def returned(self, worker: int) -> bool:
+        """A worker is ready: let it go on with what is left of its last order. Whether it does, or there is none."""
+        async with self._ordering:
+            order, until = self._orders.get(worker, (None, 0.0))
+            left = until - self._ticker()
+            if order is None or left <= 0:
+                return True
+            rest = msgspec.json.encode(msgspec.structs.replace(order, seconds=left))
+            status, _ = (await self._ask("POST", "/chaos", body=rest, only=worker)).get(worker, (0, b""))
+        return status == web.HTTPOk.status_code
 
     async def reload(self) -> None:
         """Let every worker take the configuration as it is now. Raises ConfigError if none has, and TakenInPart if not
@@ -214,8 +244,8 @@ class Fleet:
         return dict(answer for answer in answers if answer is not None)
 
 
-def fleet_port(fleet: Fleet, reloads: Reloads, chaos: bool = False) -> AdminPort:
-    """The admin port's paths, as of a single process. ``chaos``: faults may be ordered."""
+def fleet_port(fleet: Fleet, reloads: Reloads, host: str, chaos: bool = False) -> AdminPort:
+    """The admin port's paths, as of a single process. ``host``: where it listens; ``chaos``: faults may be ordered."""
 
     async def index(_: web.BaseRequest) -> web.Response:
         return web.Response(
@@ -246,7 +276,7 @@ def fleet_port(fleet: Fleet, reloads: Reloads, chaos: bool = False) -> AdminPort
     writes: dict[str, Answer] = {"/purge": purge, "/reload": reload}
     if chaos:
         reads["/chaos"], writes["/chaos"] = _chaos(fleet)
-    return AdminPort(reads, writes)
+    return AdminPort(reads, writes, host)
 
 
 def _chaos(fleet: Fleet) -> tuple[Answer, Answer]:
@@ -261,11 +291,11 @@ def _chaos(fleet: Fleet) -> tuple[Answer, Answer]:
             return problem_response(found)
         said = request.query.get("worker", "")
         one = said.isascii() and said.isdigit() and int(said) < fleet.size
-        if set(request.query) - {"worker"} or ("worker" in request.query and not one):
+        if request.query and not (one and len(request.query) == 1):
             return problem_response(malformed(f"Say ?worker=N, 0 to {fleet.size - 1}, or nothing for all.", "query"))
-        if found[1].kill and not said:
+        if found.kill and not said:
             return problem_response(malformed("Say which of the workers is to be killed: ?worker=N.", "query"))
-        refused = await fleet.order(found[0], int(said) if one else None)
+        refused = await fleet.order(found, int(said) if one else None)
         if refused is not None:
             return web.Response(body=refused[1], status=refused[0], content_type="application/problem+json")
         return await read(request)

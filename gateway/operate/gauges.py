@@ -158,6 +158,11 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
     def by_word(counts: Mapping[str, int]) -> Callable[[], Samples]:
         return lambda: (((word,), float(count)) for word, count in counts.items())
 
+    def of_large() -> Samples:
+        return (
+            ((name,), float(route.copies.large)) for name, route in routes().items() if route.copies is not None
+        )
+
     def of_copies() -> Samples:
         return (
             ((name, word), float(count))
@@ -185,6 +190,8 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
     yield Gauge("tailrace_snapshot_forgotten", lost, (), one(lambda: snapshots.forgotten), counter=True)
     copied = "Records written."
     yield Gauge("tailrace_snapshot_copied", copied, (), one(lambda: snapshots.copied), counter=True)
+    large = "Answers that were not copied, for they have more than 1 MiB."
+    yield Gauge("tailrace_snapshot_large", large, ("route",), of_large, counter=True)
     failures = "What the disk did not do, by kind."
     yield Gauge("tailrace_snapshot_failures", failures, ("kind",), by_word(snapshot.failures), counter=True)
     rejected = "Records that were not used, by reason."

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cache.stores.files import RESTING_SECONDS, FileStore
+from cache.stores.files import DURABLE_SECONDS, RESTING_SECONDS, FileStore
 from cache.stores.store import StoreError
 
 
@@ -152,6 +152,52 @@ async def test_a_disk_that_hangs_costs_its_time_once(store: FileStore) -> None:
     await store.close()
     with pytest.raises(StoreError, match="closed"):
         await store.get_many([b"a"], 60.0)
+
+
+async def test_what_lives_long_is_on_the_disk_when_it_was_put(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A purge that was promised holds after a power failure; what is said anew all the time costs no waiting."""
+    synced: list[str] = []
+    sync = os.fsync
+
+    def told(descriptor: int) -> None:
+        synced.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).suffix)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", told)
+    await store.put_many([(b"a", b"1")], 60.0, 5.0)
+    assert synced == []
+    for ttl in (None, 2 * DURABLE_SECONDS):
+        await store.put_many([(b"a", b"2"), (b"b", b"3")], ttl, 5.0)
+        assert [len(suffix) > 1 for suffix in synced] == [True, True, False], "both, before they are in their place"
+        synced.clear()
+    await store.close()
+
+
+async def test_two_processes_of_one_number_do_not_write_into_one_anothers_file(
+    store: FileStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of two containers have; and what one that was killed has left goes, once it is old."""
+    folder, other = tmp_path / "words", FileStore(tmp_path / "words", lambda: 0.0)
+    named: list[Path] = []
+    replace = os.replace
+
+    def told(source: Path, target: Path) -> None:
+        named.append(source)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", told)
+    await store.put_many([(b"a", b"1")], None, 5.0)
+    left, new = folder / "x.left", folder / "x.new"
+    left.write_bytes(b""), new.write_bytes(b"")
+    os.utime(left, (1.0, 1.0))
+    await other.put_many([(b"a", b"2")], None, 5.0)
+    assert named[0] != named[1]
+    assert (left.exists(), new.exists()) == (False, True)
+    assert await store.get_many([b"a"], 5.0) == [b"2"]
+    await store.close()
+    await other.close()
 
 
 async def test_its_folder_is_for_our_user_alone(store: FileStore, tmp_path: Path) -> None:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator
+from pathlib import Path
 from time import monotonic
+from unittest.mock import Mock
 
 import pytest
-from aiohttp import ClientSession
+from aiohttp import ClientSession, UnixConnector
+from aiohttp.test_utils import make_mocked_request
 from prometheus_client.parser import text_string_to_metric_families
 
 from cache.digest import Key
@@ -17,8 +20,10 @@ from gateway.config import CacheConfig, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.doors.listener import Listener, listen
 from gateway.learning import Home
-from gateway.operate.admin import Shown, admin_port
+from gateway.operate.admin import AdminPort, Shown, admin_port
+from gateway.operate.faults import Faults
 from gateway.operate.gauges import gauges
+from gateway.operate.pages import page_fault
 from gateway.operate.telemetry import Telemetry
 from gateway.route import Route
 from gateway.service import Served
@@ -60,13 +65,18 @@ def routes() -> dict[str, Route]:
 
 
 @pytest.fixture
-async def admin(routes: dict[str, Route]) -> AsyncIterator[ClientSession]:
+def port(routes: dict[str, Route]) -> AdminPort:
     telemetry, pool = Telemetry(monotonic), Pool()
     homes = {"gpu": Home(pool, None)}  # type: ignore[arg-type]
     for gauge in gauges(lambda: routes, lambda: homes, lambda: False):
         telemetry.watch(gauge)
-    made = admin_port(Shown(lambda: routes, lambda: homes, telemetry, lambda: True))
-    listener = Listener(made.handle, 8192, 10)
+    faults = Faults(monotonic)
+    return admin_port(Shown(lambda: routes, lambda: homes, telemetry, lambda: True, None, faults, host="here.example"))
+
+
+@pytest.fixture
+async def admin(port: AdminPort) -> AsyncIterator[ClientSession]:
+    listener = Listener(port.handle, 8192, 10)
     server, url = await listen(listener, Address("127.0.0.1"))
     async with ClientSession(url) as session:
         yield session
@@ -136,6 +146,79 @@ async def test_an_unclear_purge_drops_nothing(
         assert answer.status == status
         assert word in (await answer.json(content_type=None))["error"]
     assert [kept.cache.entries for kept in routes.values() if kept.cache is not None] == [3, 2]
+
+
+REBOUND = {"Host": "evil.example:9090", "Origin": "http://evil.example:9090"}
+"""What a browser sends for a page whose name has come to mean 127.0.0.1."""
+
+
+@pytest.mark.parametrize("path", ["/purge?all", "/reload", "/chaos"])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        REBOUND,
+        {"Host": "evil.example"},  # of a browser that says no Origin
+        {"Host": "127.0.0.1.evil.example"},
+        {"Host": "evil.example@127.0.0.1:x"},
+        {"Host": ""},
+        {"Origin": "null"},
+        {"Origin": "http://127.0.0.1:3000"},
+        {"Host": "localhost:9090", "Origin": "http://localhost:9090"},
+    ],
+    ids=str,
+)
+async def test_no_page_in_a_browser_changes_anything(
+    admin: ClientSession, routes: dict[str, Route], path: str, fields: dict[str, str]
+) -> None:
+    order = {"Content-Type": "application/json"}
+    async with admin.post(path, headers=order | fields, data=b"{}") as answer:
+        assert (answer.status, (await answer.json(content_type=None))["type"][-9:]) == (403, "forbidden")
+        assert "browser" in await answer.text() or "loopback" in await answer.text()
+    assert [kept.cache.entries for kept in routes.values() if kept.cache is not None] == [3, 2]
+
+
+NAMES = ["localhost", "LOCALHOST.:1", "127.0.0.9:9090", "[::1]:9090", "10.1.2.3", "Here.Example:1"]
+
+
+@pytest.mark.parametrize("host", NAMES)
+async def test_whoever_asks_this_host_by_one_of_its_own_names_does(
+    admin: ClientSession, routes: dict[str, Route], host: str
+) -> None:
+    async with admin.post("/purge?all", headers={"Host": host}) as answer:
+        assert answer.status == 200
+    async with admin.get("/status", headers=REBOUND) as answer:
+        assert answer.status == 200  # nothing changes
+
+
+@pytest.mark.parametrize(
+    ("here", "refused"),
+    [
+        (("127.0.0.1", 1), True),
+        (("::ffff:127.0.0.1", 1, 0, 0), True),  # of a port that is open to all, IPv4 and IPv6
+        (("::1", 1, 0, 0), True),
+        (("10.0.0.1", 1), False),
+        (("fe80::1%eth0", 1, 0, 2), False),
+        ("/run/admin.sock", False),
+        (None, False),  # it is gone
+    ],
+)
+def test_a_name_speaks_against_who_comes_by_loopback(here: object, refused: bool) -> None:
+    transport = Mock()
+    transport.get_extra_info = lambda word: here if word == "sockname" else None
+    request = make_mocked_request("POST", "/purge", {"Host": "gateway.example"}, transport=transport)
+    assert (page_fault(request) is not None) is refused
+
+
+async def test_by_a_unix_socket_a_host_says_nothing(admin: ClientSession, port: AdminPort, tmp_path: Path) -> None:
+    listener = Listener(port.handle, 8192, 10)
+    server, _ = await listen(listener, Address(path=str(tmp_path / "admin.sock")))
+    async with ClientSession(connector=UnixConnector(str(tmp_path / "admin.sock"))) as session:
+        async with session.post("http://worker/purge?all") as answer:
+            assert answer.status == 200
+        async with session.post("http://worker/purge?all", headers={"Origin": "http://worker"}) as answer:
+            assert answer.status == 403
+    server.close()
+    await listener.shutdown(1.0)
 
 
 async def test_a_purge_is_never_a_get(admin: ClientSession) -> None:

@@ -175,6 +175,23 @@ FAULTS = [
         "[backends.x]\nhttp = ['http://a']\nbreaker = { open_max = '0.5s' }",
         "backends.x.breaker.open_max: is shorter than open (500ms < 1s)",
     ),
+    (
+        "[backends.x]\nhttp = ['http://a', 'http://b']\nconcurrency = { min = 129 }",
+        "backends.x.concurrency.min: is 129, and 2 replicas with connections_max = 64 can be asked 128 at once; lower "
+        "it, or raise connections_max",
+    ),
+    (
+        "[backends.x]\ngrpc = ['a:1']\nconnections_max = 2\nconcurrency = { max = 3 }",
+        "backends.x.concurrency.max: is 3, and 1 replica with connections_max = 2 can be asked 2 at once",
+    ),
+    (
+        "[backends.x]\nhttp = ['http://a']\nconcurrency = { adaptive = false, min = 2 }",
+        "backends.x.concurrency.min: has no effect where adaptive is false",
+    ),
+    (
+        "[backends.x]\nhttp = ['http://a']\nconcurrency = { adaptive = false, gain = 0.07 }",
+        "backends.x.concurrency.gain: has no effect where adaptive is false",
+    ),
     ("[server]\nconnections_max = 3000000000", "server.connections_max: Expected int <= 2147483647"),
     ("[server]\nheader_bytes_max = '1023B'", "server.header_bytes_max: is 1023B; it must be at least 1KiB"),
     ("[server]\nheader_bytes_max = '9999TiB'", "server.header_bytes_max: is 9999TiB; it must be at most 1MiB"),
@@ -284,6 +301,14 @@ def test_a_fault_of_a_route_is_the_only_one(write: Write, text: str, fault: str)
     route = f"[routes.r]\ntiers = [{{ backend = 'gpu', model = 'm' }}]\n{text}\n"
     (line,) = faults_of(write(route + MINIMAL))
     assert line.startswith(fault)
+
+
+@pytest.mark.parametrize("said", ["min = 128, max = 128", "adaptive = false", "max = 1", "min = 1, gain = 0.1"])
+def test_a_backend_is_given_as_much_as_its_connections_allow(write: Write, said: str) -> None:
+    """And where nothing is said, the least that it is given gives way to few connections."""
+    two = f"[backends.x]\nhttp = ['http://a', 'http://b']\nconcurrency = {{ {said} }}\n"
+    few = "[backends.y]\nhttp = ['http://a']\nconnections_max = 1\n"
+    assert {"x", "y"} <= set(load(write(two + few + MINIMAL), {}).backends)
 
 
 def test_a_declared_default_is_what_was_written(write: Write) -> None:

@@ -124,6 +124,20 @@ def test_that_no_route_joins_a_table_is_told(tmp_path: Path) -> None:
     assert told.startswith("tables.t: no route joins it")
 
 
+@pytest.mark.parametrize(
+    ("numbers", "more", "told"),
+    [
+        (2**18 + 1, '[snapshot]\npath = "s"\n', True),
+        (2**18, '[snapshot]\npath = "s"\n', False),
+        (2**18 + 1, "", False),  # nothing is copied
+    ],
+)
+def test_that_no_row_fits_in_a_copy_is_told(tmp_path: Path, numbers: int, more: str, told: bool) -> None:
+    path = written(tmp_path, f"{REDIS}shape = [{numbers}]\nttl = '1m'\n{more}")
+    warnings = [line for line in read(path, {}).warnings if line.startswith("tables.t.snapshot: ")]
+    assert len(warnings) == told
+
+
 def test_feasts_table(tmp_path: Path) -> None:
     assert load(written(tmp_path, FEAST + ROW), {}).tables["t"].key is None
 

@@ -544,6 +544,29 @@ async def test_a_turn_takes_some_bytes_and_no_large_ones(
     more = PAYLOAD_BYTES_MAX + 1
     life.answer(1.0, b"larger than it said", Tensor("y", "UINT8", (more,), bytes(more)))
     assert (life.copies.take(100) or [], packed) == ([], [1, more])
+    assert life.standing.large == 2
+
+
+async def test_a_large_answer_is_counted_once_and_takes_no_room_in_a_sweep(
+    born: Born, host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often a pass is tried, before there is a word and after, and whatever is taken into a new generation."""
+    life = born()
+    await life.standing.purges.round()
+    life.answer(1.0, b"large", size=PAYLOAD_BYTES_MAX + 1)
+    life.answer(2.0, b"small")
+    monkeypatch.setattr(life.snapshot, "write", lambda pairs, now: "full")
+    assert life.write() == "full"
+    monkeypatch.undo()
+    await life.live()
+    assert [life.write(), life.write()] == ["written", "idle"]
+    assert life.standing.large == 1
+    assert life.cache is not None
+    for digest in (b"large", b"small"):
+        assert life.cache.find(Key(digest, 0), host.monotonic) is not None
+    life.copies.sweep(300)
+    assert [len(life.copies.take(100) or ()), life.copies.take(100)] == [1, None]
+    assert life.standing.large == 1
 
 
 async def test_who_is_watched_twice_forgets_nothing(born: Born) -> None:

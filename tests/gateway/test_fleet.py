@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import pytest
 from aiohttp import web
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.operate.faults import Order, Rule
 from gateway.operate.fleet import Fleet, Totals
 from gateway.operate.telemetry import Telemetry
 from gateway.reload import TakenInPart
@@ -17,6 +20,7 @@ from gateway.sources import ConfigError
 from tiers.inference import Provenance
 
 Labels = Mapping[str, str]
+Answer = Callable[[web.Request], Awaitable[web.Response]]
 
 TAKEN = (200, {"changed": {}})
 REFUSED = (422, {"faults": ["no"]})
@@ -91,6 +95,33 @@ def test_whatever_workers_do_the_sum_never_falls_and_is_right_when_all_answer(st
         before = now
 
 
+@asynccontextmanager
+async def workers(folder: Path, path: str, answers: Sequence[Answer | None]) -> AsyncIterator[list[str]]:
+    """Sockets of workers that answer POST of this path so; None: one that is away."""
+    runners = []
+    sockets = [str(folder / f"{number}.sock") for number in range(len(answers))]
+    for socket, answer in zip(sockets, answers, strict=True):
+        if answer is None:
+            continue
+        app = web.Application()
+        app.router.add_post(path, answer)
+        runners.append(web.AppRunner(app))
+        await runners[-1].setup()
+        await web.UnixSite(runners[-1], socket).start()
+    try:
+        yield sockets
+    finally:
+        for runner in runners:
+            await runner.cleanup()
+
+
+def saying(told: tuple[int, object]) -> Answer:
+    async def answer(_: web.Request) -> web.Response:
+        return web.json_response(told[1], status=told[0])
+
+    return answer
+
+
 @pytest.mark.parametrize(
     ("answers", "error"),
     [
@@ -105,26 +136,51 @@ def test_whatever_workers_do_the_sum_never_falls_and_is_right_when_all_answer(st
 async def test_a_reload_says_what_every_worker_made_of_it(
     tmp_path: Path, answers: list[tuple[int, object] | None], error: type[Exception] | None
 ) -> None:
-    runners = []
-    sockets = [str(tmp_path / f"{number}.sock") for number in range(len(answers))]
-    for path, answer in zip(sockets, answers, strict=True):
-        if answer is None:
-            continue
-
-        async def reload(_: web.Request, told: tuple[int, object] = answer) -> web.Response:
-            return web.json_response(told[1], status=told[0])
-
-        app = web.Application()
-        app.router.add_post("/reload", reload)
-        runners.append(web.AppRunner(app))
-        await runners[-1].setup()
-        await web.UnixSite(runners[-1], path).start()
-    try:
+    async with workers(tmp_path, "/reload", [told and saying(told) for told in answers]) as sockets:
         if error is None:
             await Fleet(sockets).reload()
         else:
             with pytest.raises(error, match="worker"):
                 await Fleet(sockets).reload()
-    finally:
-        for runner in runners:
-            await runner.cleanup()
+
+
+async def test_a_worker_that_is_back_goes_on_with_what_is_left_of_an_order(tmp_path: Path) -> None:
+    """But stands still, or is killed, only once; and what it was never told, or has refused, is not told later."""
+    now = 0.0
+    heard: list[tuple[int, Order]] = []
+    refusing = False
+
+    def worker(number: int) -> Answer:
+        async def answer(request: web.Request) -> web.Response:
+            heard.append((number, msgspec.json.decode(await request.read(), type=Order)))
+            return web.json_response({}, status=400 if refusing else 200)
+
+        return answer
+
+    async with workers(tmp_path, "/chaos", [worker(0), worker(1), None]) as sockets:
+        fleet = Fleet(sockets, ticker=lambda: now)
+        assert await fleet.returned(0)
+        faults = {"backends.b": Rule(error="broken")}
+        given = Order(faults, seconds=60.0, seed=3, clock=5.0, stall=1.0, kill=True)
+        assert await fleet.order(given, None) is None
+        assert heard in ([(0, given), (1, given)], [(1, given), (0, given)])
+        heard.clear()
+        now = 20.0
+        assert await fleet.order(Order(seconds=600.0), 1) is None
+        assert await fleet.returned(0)
+        assert not await fleet.returned(2)  # it says that it is ready, and does not answer
+        assert heard == [(1, Order(seconds=600.0)), (0, Order(faults, seconds=40.0, seed=3, clock=5.0))]
+        refusing = True
+        refused = await fleet.order(Order(seconds=700.0), None)
+        assert refused is not None
+        assert refused[0] == 400
+        refusing = False
+        heard.clear()
+        now = 59.0
+        assert await fleet.returned(0)
+        assert await fleet.returned(1)
+        assert heard == [(0, Order(faults, seconds=1.0, seed=3, clock=5.0)), (1, Order(seconds=561.0))]
+        now = 60.0
+        assert await fleet.returned(0)
+        assert await fleet.returned(2)
+        assert len(heard) == 2

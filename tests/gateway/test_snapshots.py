@@ -20,10 +20,12 @@ from gateway.config import Backend, CacheConfig, Config, TierConfig
 from gateway.config import Route as RouteConfig
 from gateway.config_snapshot import SnapshotConfig
 from gateway.copies import Pending
+from gateway.facts_copies import FACTS_AGAIN_SECONDS
 from gateway.learning import Home
 from gateway.operate.faults import Rule
 from gateway.route import Route
 from gateway.snapshots import Snapshots
+from gateway.sources import load
 from gateway.surroundings import Surroundings
 from gateway.units import Seconds, Size
 from tiers.facts import ModelFacts
@@ -146,7 +148,8 @@ async def test_an_idle_pass_says_that_all_is_well(world: World) -> None:
 
 async def test_an_idle_pass_writes_nothing(world: World, tmp_path: Path) -> None:
     catalog = SimpleNamespace(recall=lambda model, version: facts(instances))
-    world.snapshots._models, world.snapshots._homes = [("b", "m", "")], {"b": SimpleNamespace(catalog=catalog)}  # type: ignore[dict-item]
+    config = load(None, {"TAILRACE_ROUTES__R__TIERS": "[{ backend = 'upstream', model = 'm' }]"}, ["http://a:1"])
+    world.snapshots.facts.seed(config, {"upstream": SimpleNamespace(catalog=catalog)}, {})  # type: ignore[dict-item]
     instances, seen = 1, []
     # Each look at a model makes its facts anew. A new generation gets all that there is once more.
     for outcome in ("written", "written", "idle", "idle"):
@@ -156,7 +159,7 @@ async def test_an_idle_pass_writes_nothing(world: World, tmp_path: Path) -> None
     assert world.snapshots.copied == 2
     instances = 2
     assert await world.passed() == "written"
-    world.now += module.FACTS_AGAIN_SECONDS
+    world.now += FACTS_AGAIN_SECONDS
     assert await world.passed() == "written"
     assert (await world.passed(), world.snapshots.copied) == ("idle", 4)
 

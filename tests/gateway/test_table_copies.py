@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -13,11 +14,16 @@ import pytest
 from cache.stores.files import FileStore
 from cache.stores.store import StoreError
 from degrade.calendar import Calendar
-from degrade.record import Record, name_of, packed, seal
+from degrade.record import PAYLOAD_BYTES_MAX, Record, name_of, packed, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
+from gateway.config_snapshot import SnapshotConfig
 from gateway.copies import TURN_BYTES, Pending
 from gateway.purges import WORDS, Marks
+from gateway.snapshots import Snapshots
+from gateway.sources import load
+from gateway.surroundings import Surroundings
 from gateway.table_copies import BESIDE_BYTES, ROWS_AT_ONCE, RowCopies
+from gateway.units import Seconds, Size
 from tests.gateway.here import Here
 from tests.gateway.test_tables import Shelf, World, table_on
 from tiers.inference import TableTold, UpstreamError
@@ -373,3 +379,25 @@ async def test_long_rows_are_made_a_few_at_a_time(host: Host) -> None:
     near.put(np.arange(30), np.ones((30, length), np.float32), world.now, near.ticket())
     copies.note(np.arange(30))
     assert len(copies.take(32) or ()) == 20
+
+
+@pytest.mark.parametrize("more", [0, 1])
+async def test_a_row_that_is_more_than_a_record_is_not_copied(host: Host, tmp_path: Path, more: int) -> None:
+    """A longer one still would be damage to whoever reads it (checksum), and an alert."""
+    length = PAYLOAD_BYTES_MAX // 4 + more
+    world = await host.world()
+    table = table_on(Shelf(), "long", lambda: world.now, shape=(length,), key="u:{id}", bytes_max=Size(128 * 2**20))
+    around = Surroundings(lambda: world.now, lambda: WALL + world.now, random.Random(1), random.randbytes)
+    snapshots = Snapshots(SnapshotConfig(str(tmp_path / "another"), Seconds(10), Size(64 * 2**20)), around)
+    await snapshots.open()
+    await snapshots.marks.round()
+    snapshots.share(load(None, {}, ["http://a:1"]), {}, {"long": table})
+    table.near.put(np.arange(1), np.ones((1, length), np.float32), world.now, table.near.ticket())
+    if table.copies is not None:
+        table.copies.note(np.arange(1))
+    await snapshots.copy(asyncio.sleep)
+    assert snapshots.copied == 1 - more
+    if table.copies is not None:
+        assert (await table.copies.find(np.arange(1), 10.0))[1].tolist() == [True]
+    assert snapshots.snapshot.rejected.total() == 0
+    await snapshots.close(1.0)

@@ -54,9 +54,9 @@ class Shelf:
 def table_on(shelf: Shelf, name: str, now: Ticker, **settings: object) -> Table:
     """A table whose rows are ``shape`` numbers and whose store is this one."""
     config = TableConfig(
-        store="redis://nowhere", ttl=Seconds(10), max_stale=Seconds(50), negative_ttl=Seconds(5), **settings
+        store="redis://nowhere", ttl=Seconds(10), max_stale=Seconds(50), negative_ttl=Seconds(5),
+        **{"bytes_max": Size(2**20)} | settings,
     )  # type: ignore[arg-type]
-    config = structs.replace(config, bytes_max=Size(2**20))
     source = Source(shelf, keyed_of(config), codec_of(config), None, 0.5)  # type: ignore[arg-type]
     return Table(name, config, source, now, b"seed")
 

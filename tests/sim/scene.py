@@ -268,7 +268,8 @@ def _copied(documents: Sequence[dict[str, Any]], chance: random.Random) -> None:
 def _browned(documents: Sequence[dict[str, Any]], chance: random.Random) -> None:
     """Servers that are asked little at once, callers whom that leaves waiting, and levels that rise soon."""
     aged = chance.random() < 0.7  # what is kept is old when the crowd comes
-    limits = {"max": chance.choice((2, 4)), "min": 1, "adaptive": chance.random() < 0.5, "waiting_max": 32}
+    limits = {"max": chance.choice((2, 4)), "adaptive": chance.random() < 0.5, "waiting_max": 32}
+    limits |= {"min": 1} if limits["adaptive"] else {}
     levels = {"queue": chance.choice(((0.02, 0.04, 0.08, 0.5), (0.1, 0.3, 0.5, 0.75))), "up": "100ms", "down": "300ms"}
     for document in documents:
         document["brownout"] = levels

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from unittest import mock
@@ -28,9 +28,32 @@ if TYPE_CHECKING:
     from tests.sim.world import World
 
 
+Patches = tuple[Any, ...]
+"""Of ``unittest.mock``, not started yet."""
+
+
 @contextmanager
 def surrounded(world: World) -> Iterator[None]:
     """What the gateways would take of this machine is the world's; and what they log."""
+    patches = (
+        mock.patch("gateway.doors.aside.ThreadPoolExecutor", Inline),
+        *of_breakers(world),
+        *of_gates(world),
+        *of_stores(world),
+    )
+    structlog.configure(processors=[log_of(world)], cache_logger_on_first_use=False)
+    try:
+        for patch in patches:
+            patch.start()
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+        structlog.reset_defaults()
+
+
+def log_of(world: World) -> Callable[[Any, str, dict[str, Any]], Any]:
+    """The log's last word: it is the world's to tell, and what should never be said is a bug."""
 
     def heard(_: Any, level: str, event: dict[str, Any]) -> Any:
         words = {name: value for name, value in event.items() if name not in ("exc_info", "level")}
@@ -46,15 +69,18 @@ def surrounded(world: World) -> Iterator[None]:
             world.bugs.append(f"{named}: {''.join(traceback.format_exception(*sys.exc_info()))[-1500:]}")
         raise structlog.DropEvent
 
-    acquire = Breaker.acquire
+    return heard
+
+
+def of_breakers(world: World) -> Patches:
+    """Every permit and every leave of a breaker is the world's to count."""
+    acquire, begin, end = Breaker.acquire, Breaker.begin, Breaker.end
 
     def acquired(self: Breaker, now: float) -> Permit | None:
         permit = acquire(self, now)
         if permit is not None:
             world.permits.append((LIFE.get(), permit))
         return permit
-
-    begin, end, permit_of, look = Breaker.begin, Breaker.end, Gate._permit, Strain.look
 
     def begun(self: Breaker, now: float) -> Leave | None:
         leave = begin(self, now)
@@ -65,6 +91,17 @@ def surrounded(world: World) -> Iterator[None]:
         world.leaves[LIFE.get()] -= 1
         end(self, leave, ok, now, cause)
 
+    return (
+        mock.patch.object(Breaker, "acquire", acquired),
+        mock.patch.object(Breaker, "begin", begun),
+        mock.patch.object(Breaker, "end", ended),
+    )
+
+
+def of_gates(world: World) -> Patches:
+    """So is every permit of a gate; and which brownout level it was, and when."""
+    permit_of, look = Gate._permit, Strain.look
+
     def permitted(self: Gate, holder: Any, now: float) -> GatePermit:
         permit = permit_of(self, holder, now)
         world.gate_permits.append((LIFE.get(), permit))
@@ -74,6 +111,12 @@ def surrounded(world: World) -> Iterator[None]:
         look(self, lag)
         for name, home in self._backends().items():
             world.levels.setdefault((OWNER.get(), name), []).append((world.loop.now, home.pool.gates.level))
+
+    return mock.patch.object(Gate, "_permit", permitted), mock.patch.object(Strain, "look", looked)
+
+
+def of_stores(world: World) -> Patches:
+    """What a store's failures were, by kind; in some worlds only few keys are asked of one together."""
 
     def heeded(whole: Any) -> Any:
         async def asked(*args: Any) -> Any:
@@ -94,23 +137,8 @@ def surrounded(world: World) -> Iterator[None]:
     def merging(keys_max: int = 1024, flights_max: int = 4) -> MergeOptions:
         return MergeOptions(keys_max, 1 if narrow else flights_max, 3 if narrow else 262_144)
 
-    structlog.configure(processors=[heard], cache_logger_on_first_use=False)
-    patches = (
-        mock.patch("gateway.doors.aside.ThreadPoolExecutor", Inline),
-        mock.patch.object(Breaker, "acquire", acquired),
-        mock.patch.object(Breaker, "begin", begun),
-        mock.patch.object(Breaker, "end", ended),
-        mock.patch.object(Gate, "_permit", permitted),
-        mock.patch.object(Strain, "look", looked),
+    return (
         mock.patch.object(Guarded, "get_many", heeded(Guarded.get_many)),
         mock.patch.object(Guarded, "put_many", heeded(Guarded.put_many)),
         mock.patch("gateway.stores.MergeOptions", merging),
     )
-    try:
-        for patch in patches:
-            patch.start()
-        yield
-    finally:
-        for patch in patches:
-            patch.stop()
-        structlog.reset_defaults()

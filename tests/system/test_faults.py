@@ -4,6 +4,8 @@ labelled as any, and they end; where they are not enabled there is nothing to or
 from __future__ import annotations
 
 import json
+import os
+import signal
 import time
 import urllib.error
 import urllib.request
@@ -30,9 +32,11 @@ def start(gateway_factory: Callable[..., GatewayProcess], triton: Any) -> Callab
     return started
 
 
-def asked(url: str, document: object = None, kind: str = "application/json") -> tuple[int, dict[str, str], Any]:
+def asked(
+    url: str, document: object = None, kind: str = "application/json", **fields: str
+) -> tuple[int, dict[str, str], Any]:
     data = None if document is None else json.dumps(document).encode()
-    request = urllib.request.Request(url, data, {"Content-Type": kind})
+    request = urllib.request.Request(url, data, {"Content-Type": kind} | fields)
     try:
         with urllib.request.urlopen(request, timeout=LATE) as answer:
             return answer.status, dict(answer.headers), json.load(answer)
@@ -129,12 +133,20 @@ def test_one_of_two_workers_is_killed_and_all_fail_alike(start: Callable[..., Ga
 
     before = pids()
     assert asked(chaos, {"kill": True})[0] == 400
-    assert asked(f"{chaos}?worker=2", {"kill": True})[0] == 400
+    for unclear in ("worker=2", "worker=0&worker=1", "worker=0&x=1", "worker="):
+        assert asked(f"{chaos}?{unclear}", {"kill": True})[0] == 400
+    assert asked(f"{chaos}?worker=1", {"kill": True}, Origin="http://evil.example")[0] == 403
+    assert asked(f"{chaos}?worker=1", {"kill": True}, Host="evil.example")[0] == 403
     assert asked(f"{chaos}?worker=1", {"kill": True})[0] == 200
     until(lambda: len(now := pids()) == 2 and now[0] == before[0] and now[1] != before[1])
     assert asked(chaos, {"faults": {"backends.x": {}}})[0] == 400
     told = asked(chaos, {"faults": {"backends.b": {"error": "broken"}}})[2]["workers"]
     assert [list(each["faults"]) for each in told] == [["backends.b"], ["backends.b"]]
+    assert {infer(gateway, number)[0] for number in range(8)} == {503}
+    ran = pids()
+    os.kill(ran[1], signal.SIGKILL)
+    until(lambda: len(now := pids()) == 2 and now[0] == ran[0] and now[1] != ran[1])
+    until(lambda: [each and list(each["faults"]) for each in asked(chaos)[2]["workers"]] == [["backends.b"]] * 2)
     assert {infer(gateway, number)[0] for number in range(8)} == {503}
 
 
@@ -150,4 +162,5 @@ def test_it_is_not_there_unless_it_is_enabled(start: Callable[..., GatewayProces
         assert b"POST /chaos" in answer.read()
     assert asked(f"{gateway.admin_url}/chaos", {"kill": True}, "text/plain")[0] == 415  # as a page in a browser may
     assert asked(f"{gateway.admin_url}/chaos", {"seconds": "x"})[0] == 400
+    assert asked(f"{gateway.admin_url}/chaos?worker=1", {"kill": True})[0] == 400  # there is none
     assert "chaos.enabled: is true" in gateway.log()

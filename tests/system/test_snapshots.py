@@ -188,6 +188,7 @@ def test_without_triton_copies_are_served_and_say_what_they_are(start: Start) ->
     kill(gateway)
     nowhere = "http://127.0.0.1:9"  # the same route, and a server that never answers
     gateway = start(url=nowhere)
+    assert is_ready(gateway), "a balancer must let it answer"
     old = ask(gateway, 2)
     assert (old.status, old.at) == (200, first.at)
     assert "cache=stale" in old.label
@@ -207,6 +208,11 @@ def test_without_triton_copies_are_served_and_say_what_they_are(start: Start) ->
     kill(gateway)
     gateway = start(url=nowhere, snapshot="off")
     assert ask(gateway, 2).status == 503
+
+
+def is_ready(gateway: GatewayProcess) -> bool:
+    with urllib.request.urlopen(f"{gateway.http_url}/v2/health/ready", timeout=5.0) as answer:
+        return bool(answer.status == 200)
 
 
 def test_workers_share_a_snapshot_and_a_purge_reaches_the_disk(start: Start) -> None:

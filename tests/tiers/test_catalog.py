@@ -73,9 +73,9 @@ class Triton:
         return Reply(200, (), json.dumps(body).encode())
 
 
-def catalog(*replicas: Triton, models_max: int = 10) -> tuple[Catalog, list[str]]:
+def catalog(*replicas: Triton) -> tuple[Catalog, list[str]]:
     turned: list[str] = []
-    return Catalog(replicas, CatalogOptions(models_max=models_max), lambda: 0.0, turned.append), turned
+    return Catalog(replicas, CatalogOptions(), lambda: 0.0, turned.append), turned
 
 
 async def poll(made: Catalog) -> tuple[str, ...]:
@@ -317,17 +317,50 @@ async def test_a_restart_that_a_poll_met_is_told_although_no_work_had_been_seen(
     assert turned == ["m"]
 
 
-async def test_models_are_bounded_by_last_use() -> None:
+async def test_models_in_use_are_never_forgotten_and_the_others_are() -> None:
+    """However many there are: one that is hit again and again asks nobody for it, and nobody would see it change."""
     triton = Triton()
-    made, _ = catalog(triton, models_max=2)
-    for model in ("a", "b", "a", "c"):
-        await made.facts(model, "", FAR)
+    made, turned = catalog(triton)
+    names = [f"m{number}" for number in range(2000)]
+    for name in names:
+        await made.facts(name, "", FAR)
     calls = triton.calls
-    for model in ("a", "c"):
-        await made.facts(model, "", FAR)
-    assert triton.calls == calls
-    await made.facts("b", "", FAR)
-    assert triton.calls == calls + 3
+    for name in names:
+        assert made.recall(name, "") is not None
+    triton.versions = ["2"]
+    await poll(made)
+    assert turned == names
+    made.keep({"m7", "other"})
+    assert [name for name in names if made.recall(name, "") is not None] == ["m7"]
+    assert triton.calls == calls + 3 * len(names)
+
+
+async def test_each_model_has_its_time_to_tell_what_it_is() -> None:
+    """However many come before it."""
+    triton, turned, now = Triton(), list[str](), [0.0]
+    made = Catalog([triton], CatalogOptions(load_timeout=5.0), lambda: now[0], turned.append)
+    names = [f"m{number}" for number in range(10)]
+    for name in names:
+        await made.facts(name, "", FAR)
+    triton.versions = ["2"]
+    exchange = triton.exchange
+
+    async def slow(call: Call, deadline: Deadline, at: float) -> Reply:
+        now[0] += 1.0
+        if deadline.expired(now[0]):
+            raise UpstreamError(Failure.TIMEOUT, "slow")
+        return await exchange(call, deadline, at)
+
+    triton.exchange = slow  # type: ignore[method-assign]
+
+    async def sleep(seconds: float) -> None:
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await made.run(1.0, sleep)
+    assert turned == names
+    now[0] = 0.0
+    assert await made.look(0, Deadline(4.5)) == [], "and all together what they are given"
 
 
 async def test_run_polls_until_cancelled() -> None:
@@ -539,14 +572,32 @@ async def test_a_model_that_was_only_remembered_is_no_other_one_when_it_is_first
 async def test_a_model_that_was_forgotten_and_is_learnt_again_may_be_another_one() -> None:
     """What the route keeps of it is older than what is known of it."""
     triton, asked, turned = Triton(), set[str](), list[str]()
-    catalog = Catalog([triton], CatalogOptions(models_max=1), lambda: 0.0, turned.append, lambda _, name: name in asked)
+    catalog = Catalog([triton], CatalogOptions(), lambda: 0.0, turned.append, lambda _, name: name in asked)
     await catalog.facts("m", "", FAR)
     asked.add("m")
-    await catalog.facts("n", "", FAR)
+    catalog.keep(())
     assert turned == []
     await catalog.facts("m", "", FAR)
     assert turned == ["m"]
     await catalog.close()
+
+
+async def test_a_doubt_is_told_with_who_is_doubted_and_a_change_is_not() -> None:
+    first, second = Triton("a"), Triton("b")
+    turned, doubted = list[str](), list[tuple[str, str]]()
+
+    def doubt(model: str, url: str) -> None:
+        doubted.append((model, url))
+
+    options = CatalogOptions()
+    made = Catalog((first, second), options, lambda: 0.0, turned.append, lambda url, _: url == "b", doubt)
+    await made.facts("m", "", FAR)
+    await asyncio.gather(*made._late)
+    assert (turned, doubted) == ([], [("m", "b")])
+    second.versions = ["2"]
+    assert await poll(made) == ("m",)
+    assert (turned, doubted) == (["m"], [("m", "b")])
+    await made.close()
 
 
 async def test_a_remembered_model_that_has_answered_before_it_was_looked_at_may_be_another_one() -> None:

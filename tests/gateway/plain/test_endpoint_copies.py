@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 import pytest
 
+from degrade.record import PAYLOAD_BYTES_MAX
 from tests.gateway.plain.conftest import Front, Open, Predictor, Told
 
 pytestmark = pytest.mark.parametrize("open_front", ["edge"], indirect=True)
@@ -77,6 +79,29 @@ async def test_what_was_purged_stays_so_after_a_restart(predictor: Predictor, op
     await ask(front, 1, 2)
     async with front.client.post(f"{front.admin}/purge?route=score") as purged:
         assert purged.status == 200
+    await front.close()
+    await predictor.stop()
+    front = await open_front(copied)
+    assert (await ask(front, 1, 2)).status == 503
+
+
+async def test_what_is_too_large_to_be_copied_is_told(predictor: Predictor, open_front: Open, copied: str) -> None:
+    predictor.reply = b" " * (PAYLOAD_BYTES_MAX + 1)
+    front = await open_front(copied)
+    await ask(front, 1, 2)
+    assert (await ask(front, 1, 2)).cache == "hit", "memory has room for it"
+    snapshots = front.gateway.snapshots
+    assert snapshots is not None
+    async with asyncio.timeout(10):
+        while await snapshots.copy(asyncio.sleep) == "late":  # noqa: ASYNC110 - a pass of its own is in work
+            await asyncio.sleep(0.01)
+    async with front.client.get(f"{front.admin}/metrics") as metrics:
+        lines = (await metrics.text()).splitlines()
+    assert [line for line in lines if line.startswith("tailrace_snapshot_large")] == [
+        'tailrace_snapshot_large_total{route="score"} 1.0'
+    ]
+    async with front.client.get(f"{front.admin}/status") as status:
+        assert (await status.json())["routes"]["score"]["snapshot"]["large"] == 1
     await front.close()
     await predictor.stop()
     front = await open_front(copied)

@@ -173,7 +173,7 @@ async def test_an_old_answer_when_the_server_is_gone_says_so(predictor: Predicto
     strict = await front.predict(1, Cache_Control="max-stale=0")
     assert strict.status == 503
     await predictor.start(predictor.port)
-    await until(lambda: front.gateway.readiness().ready)
+    await until(lambda: not front.gateway.lacking())
     assert (await front.predict(1)).cache == "miss"
 
 
@@ -430,12 +430,46 @@ async def test_without_a_cache_it_is_a_policy_alone(predictor: Predictor, open_f
     assert len(predictor.posts) == 2
 
 
-async def test_a_gateway_is_not_ready_without_its_endpoints_server(predictor: Predictor, open_front: Open) -> None:
+async def ready(front: Front) -> tuple[int, str]:
+    told = await front.ask("GET", "/v2/health/ready")
+    return told.status, told.body.decode()
+
+
+async def test_a_gateway_that_was_ready_stays_so_without_its_servers(predictor: Predictor, open_front: Open) -> None:
+    """It has answers to give, and a balancer would keep who asks for them away; also once it has been told of another
+    server that is away."""
     front = await open_front(CACHED)
-    assert front.gateway.readiness().ready
+    first = await front.predict(1)
     await predictor.stop()
-    await until(lambda: not front.gateway.readiness().ready)
-    assert "endpoint score has no ready replica" in (await front.ask("GET", "/v2/health/ready")).body.decode()
+    await until(lambda: bool(front.gateway.lacking()))
+    assert (await ready(front))[0] == 200
+    assert (await front.predict(1)).document == first.document
+    front.write(CACHED + CACHED.replace("score", "other").replace("/predict", "/other"))
+    assert (await front.gateway.reloads.reload()).faults == ()
+    assert (await ready(front))[0] == 200
+
+
+async def test_where_others_can_answer_instead_it_is_ready_with_its_servers_alone(
+    predictor: Predictor, open_front: Open
+) -> None:
+    front = await open_front(CACHED, TAILRACE_SERVER__READY="backends")
+    assert (await ready(front))[0] == 200
+    await predictor.stop()
+    await until(lambda: bool(front.gateway.lacking()))
+    status, said = await ready(front)
+    assert status == 503
+    assert "endpoint score has no ready replica" in said
+
+
+async def test_a_gateway_that_starts_without_its_servers_is_ready_when_they_are(
+    predictor: Predictor, open_front: Open
+) -> None:
+    await predictor.stop()
+    front = await open_front(CACHED)
+    status, said = await ready(front)
+    assert (status, "endpoint score has no ready replica" in said) == (503, True)
+    await predictor.start(predictor.port)
+    await until(lambda: front.gateway.readiness().ready)
 
 
 async def test_a_reload_keeps_answers_that_are_still_true(predictor: Predictor, open_front: Open) -> None:
