@@ -28,6 +28,7 @@ from cache.stores.store import Store
 from degrade.calendar import Calendar
 from degrade.record import PAYLOAD_BYTES_MAX, Good, Record, Terms, age, doubted, name_of, packed
 from gateway.purges import WORDS_SECONDS, Purges, purge_key
+from gateway.reads import LOOK_SECONDS_MAX, LookTime
 from gateway.service import Wire
 from gateway.witness import REST_SECONDS, Clocks, Looks, Witness
 
@@ -46,8 +47,6 @@ READ_SECONDS: Final = 1.0
 times on its way down the ladder, and reading one may take a millisecond. Whether it may still be used is looked at each
 time."""
 
-LOOK_SECONDS_MAX: Final = 0.5
-"""For one look on the disk. It takes a twentieth of a millisecond; the rest is for a machine that is busy."""
 LOOK_SECONDS_MIN: Final = 0.02
 """Also where a request's time is over: what is there is its answer."""
 LOOK_SHARE: Final = 0.25
@@ -95,10 +94,10 @@ class Records(Protocol):
     """Where records lie; ``Reads`` in life."""
 
     async def read(
-        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, seconds: float
+        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, time: LookTime
     ) -> list[Good[V] | None]:
-        """What is kept under each key, if it is good, read; nothing where that is not known within ``seconds``.
-        ``now``: Unix seconds."""
+        """What is kept under each key, if it is good, read; nothing where that is not known in ``time``. ``now``: Unix
+        seconds."""
 
 
 class Form(Protocol[V]):
@@ -254,7 +253,8 @@ class Copies(Generic[V]):
         missing = [digest for digest in digests if digest not in found]
         if missing:
             seconds = min(LOOK_SECONDS_MAX, max(LOOK_SECONDS_MIN, LOOK_SHARE * (until - now)))
-            told = await self._records.read(self._form.kind, standing.rules.source, missing, terms, at, seconds)
+            time = LookTime(seconds, seconds)
+            told = await self._records.read(self._form.kind, standing.rules.source, missing, terms, at, time)
             for digest, good in zip(missing, told, strict=True):
                 if good is not None:
                     found[digest] = good

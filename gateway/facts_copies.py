@@ -18,6 +18,7 @@ from degrade.record import Record, Terms, name_of, packed
 from gateway.config import Config
 from gateway.copies import Pending, Records
 from gateway.learning import Home
+from gateway.reads import LookTime
 from tiers.facts import ModelFacts
 
 READ_SECONDS_MAX: Final = 15.0
@@ -27,6 +28,7 @@ FACTS_SECONDS_MAX: Final = 30 * 86400.0
 FACTS_AGAIN_SECONDS: Final = 86400.0
 """So often a model that stays what it is is written down again: it is not to be that old while a gateway runs."""
 FACTS: Final = "facts"
+_READ_TIME: Final = LookTime(READ_SECONDS_MAX, READ_SECONDS_MAX)
 
 
 def _facts_of(payload: bytes) -> ModelFacts | None:
@@ -57,7 +59,7 @@ class FactsCopies:
         now, found = self._calendar.now(), {}
         for backend, model, _ in _models_of(config):
             key = model.encode()
-            (good,) = await self._records.read(FACTS, _source(backend), [key], _TERMS, now, READ_SECONDS_MAX)
+            (good,) = await self._records.read(FACTS, _source(backend), [key], _TERMS, now, _READ_TIME)
             if good is not None:
                 found[backend, model] = good.value
         return found

@@ -117,6 +117,11 @@ class Snapshots:
         """Keys that found no room to wait in, from the start."""
         return self._forgotten + sum([each.forgotten for each in self._copied.values()])
 
+    @property
+    def late(self) -> int:
+        """See ``Reads``."""
+        return self._reads.late
+
     async def open(self) -> None:
         """Look at what is there. Before anything is shared."""
         loop = asyncio.get_running_loop()

@@ -22,8 +22,9 @@ from degrade.calendar import Calendar
 from degrade.deadline import Ticker
 from degrade.record import Record, Terms, age, name_of, packed
 from gateway.config_tables import TableConfig
-from gateway.copies import FINGERPRINT_BYTES, KEYS_MAX, LOOK_SECONDS_MAX, TURN_BYTES, Pending, Records
+from gateway.copies import FINGERPRINT_BYTES, KEYS_MAX, TURN_BYTES, Pending, Records
 from gateway.purges import Purges
+from gateway.reads import LOOK_SECONDS_MAX, LookTime
 from gateway.stores import bounds_of
 
 LAYOUT: Final = 2
@@ -88,9 +89,11 @@ class RowCopies:
         """The store had none of these just now."""
         self._gone.note_all(map(_key, _each(ids)))
 
-    async def find(self, ids: Ids, seconds: float) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float64]]:
+    async def find(
+        self, ids: Ids, seconds: float, running: float
+    ) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float64]]:
         """Rows [n, *shape], which of them there are, and their ages in seconds. After ``seconds`` the others are not
-        looked for."""
+        looked for; for ``running`` see ``LookTime``."""
         rows = np.zeros((len(ids), *self._shape), np.float32)
         there, ages = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.float64)
         until, now, terms = self._ticker() + seconds, self._calendar.now(), self._terms_now()
@@ -102,8 +105,8 @@ class RowCopies:
             if begin and left <= 0.0:
                 break
             some = keys[begin : begin + ROWS_AT_ONCE]
-            seconds = min(LOOK_SECONDS_MAX, left)
-            told = await self._records.read("feature", self._source, some, terms, now, seconds)
+            time = LookTime(min(LOOK_SECONDS_MAX, left), running)
+            told = await self._records.read("feature", self._source, some, terms, now, time)
             for place, found in enumerate(told, begin):
                 if found is not None and len(found.value) and not self._is_gone(keys[place]):
                     rows[place] = found.value.reshape(self._shape)

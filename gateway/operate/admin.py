@@ -247,6 +247,7 @@ def _snapshot_status(snapshots: Snapshots) -> dict[str, object]:
         "waiting": snapshots.waiting,
         "passes": dict(snapshots.passes),
         "failures": dict(snapshot.failures),
+        "late": snapshots.late,
         "rejected": dict(snapshot.rejected),
         "quarantined": dict(snapshot.quarantined),
     }

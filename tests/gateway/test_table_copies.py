@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 
 from cache.stores.files import FileStore
-from cache.stores.store import StoreError
+from cache.stores.store import Found, StoreError
 from degrade.calendar import Calendar
-from degrade.record import PAYLOAD_BYTES_MAX, Record, name_of, packed, seal
+from degrade.record import PAYLOAD_BYTES_MAX, Good, Record, Terms, V, name_of, packed, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway.config_snapshot import SnapshotConfig
 from gateway.copies import TURN_BYTES, Pending
 from gateway.purges import WORDS, Marks
+from gateway.reads import LookTime
 from gateway.snapshots import Snapshots
 from gateway.sources import load
 from gateway.surroundings import Surroundings
 from gateway.table_copies import BESIDE_BYTES, ROWS_AT_ONCE, RowCopies
+from gateway.tables import COPIES_SECONDS
 from gateway.units import Seconds, Size
 from tests.gateway.here import Here
 from tests.gateway.test_tables import Shelf, World, table_on
@@ -279,6 +281,45 @@ async def test_a_row_that_is_no_number_or_out_of_bounds_is_nothing(host: Host) -
     assert (await world.look_up(2))[1].snapshot == 1
 
 
+class Looks:
+    """``Records`` where each look takes 0.4 s of the world's, and finds nothing."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.made: list[tuple[int, LookTime]] = []
+
+    async def read(
+        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, time: LookTime
+    ) -> list[Good[V] | None]:
+        self.made.append((len(keys), time))
+        self.world.now += 0.4
+        return [None] * len(keys)
+
+
+@pytest.mark.parametrize(
+    ("left", "took", "seconds", "running"),
+    [
+        (1.5, 0.5, 0.25, COPIES_SECONDS),  # the store has taken all of its time: a quarter of the request's
+        (1.5, 0.3, 0.3, 0.2),  # what it has left is the disk's
+        (0.1, 0.1, COPIES_SECONDS, COPIES_SECONDS),  # what is there is the answer, however late
+    ],
+)
+async def test_what_a_look_up_has_for_the_disk(left: float, took: float, seconds: float, running: float) -> None:
+    world = World(default=0.0)
+    looks = Looks(world)
+    calendar = Calendar(lambda: world.now, lambda: WALL + world.now)
+    world.table.copies = RowCopies("user", world.table.config, looks, calendar, lambda: world.now)
+
+    async def failing(keys: Sequence[bytes], seconds: float) -> list[Found]:
+        world.now += took
+        raise StoreError("timeout")
+
+    world.shelf.get_many = failing  # type: ignore[method-assign]
+    await world.table.look_up(np.array([1]), left)
+    ((_, time),) = looks.made
+    assert (time.seconds, time.running) == pytest.approx((seconds, running))
+
+
 async def test_many_rows_are_read_in_turns_of_the_event_loop(host: Host) -> None:
     ids = range(3 * ROWS_AT_ONCE)
     world = await host.world()
@@ -398,6 +439,6 @@ async def test_a_row_that_is_more_than_a_record_is_not_copied(host: Host, tmp_pa
     await snapshots.copy(asyncio.sleep)
     assert snapshots.copied == 1 - more
     if table.copies is not None:
-        assert (await table.copies.find(np.arange(1), 10.0))[1].tolist() == [True]
+        assert (await table.copies.find(np.arange(1), 10.0, 10.0))[1].tolist() == [True]
     assert snapshots.snapshot.rejected.total() == 0
     await snapshots.close(1.0)
