@@ -108,12 +108,12 @@ class Tracker:
             await asyncio.gather(*(line.task for line in lines), return_exceptions=True)
 
     async def _follow(self) -> None:
-        """The lines that there should be. If nobody tells who the masters are, those that were stay."""
+        """The lines that there should be. If nobody tells who the masters are, those that were stay, and are believed
+        no longer than before."""
         began = self._now()
         try:
             known = await self._masters(self._options.silence_seconds_max)
         except StoreError:
-            self._known_at = began if self._lines else -math.inf
             return
         masters = set(known.nodes)
         for node, line in tuple(self._lines.items()):

@@ -5,16 +5,20 @@
     BLAKE3-128 of all else, and of its key               16
     the value, in that form
 
-Rule of this file: framing alone; what a value says is its owner's. Nothing that can lie under a key raises here.
+Rule of this file: framing, and whether what is framed is of a kind at all; what it says is its owner's. Nothing that
+can lie under a key raises here.
 """
 
 from __future__ import annotations
 
 import struct
 import zlib
-from typing import Final
+from typing import Final, TypeVar
 
+import msgspec
 from blake3 import blake3
+
+T = TypeVar("T")
 
 VERSION: Final = 1
 COMPRESSED_FROM: Final = 4096
@@ -57,6 +61,14 @@ def unsealed(key: bytes, held: bytes, bytes_max: int) -> bytes | None:
     except zlib.error:
         return None
     return value if len(value) == size else None
+
+
+def value_of(kind: type[T], written: bytes) -> T | None:
+    """What MessagePack wrote of this kind; None for all other bytes, members that lie too deep included."""
+    try:
+        return msgspec.msgpack.decode(written, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
 
 
 def _digest(head: bytes, key: bytes, body: bytes) -> bytes:

@@ -19,6 +19,7 @@ from typing import Final
 
 import msgspec
 
+from cache.sealed import value_of
 from cache.stores.lmdb import mapped
 from cache.stores.lmdb_file import LmdbOptions, Place, environment_of
 from cache.stores.store import StoreError
@@ -96,10 +97,7 @@ class Generation:
         """What it says of itself; None if nothing, or nothing that is whole. Raises StoreError."""
         held = self.get(MANIFEST)
         record = None if held is None else unpacked(MANIFEST, held)
-        try:
-            return None if record is None else msgspec.msgpack.decode(record.payload, type=Manifest)
-        except msgspec.DecodeError:
-            return None
+        return None if record is None else value_of(Manifest, record.payload)
 
     @property
     def number(self) -> int:

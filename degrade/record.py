@@ -14,7 +14,7 @@ from typing import Final, Generic, TypeVar
 import msgspec
 from blake3 import blake3
 
-from cache.sealed import sealed, unsealed
+from cache.sealed import sealed, unsealed, value_of
 
 NAME_BYTES: Final = 16
 V = TypeVar("V")
@@ -83,11 +83,8 @@ def unpacked(name: bytes, held: bytes) -> Record | None:
     written = unsealed(name, held, RECORD_BYTES_MAX)
     if written is None:
         return None
-    try:
-        record = msgspec.msgpack.decode(written, type=Record)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
-    return record if name_of(record.kind, record.source, record.key) == name else None
+    record = value_of(Record, written)
+    return record if record is not None and name_of(record.kind, record.source, record.key) == name else None
 
 
 def judged(record: Record | None, terms: Terms[V], now: float) -> Good[V] | str:

@@ -147,6 +147,7 @@ class CacheConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refreshes_max: Positive = 4
     bytes_max: Size = size("256MiB")
     policy: Literal["s3fifo", "sieve", "lru"] = "s3fifo"
+    nan: bool = False
     shared: bool = False
     rows: bool = False
     rows_bytes_max: Size = size("256MiB")

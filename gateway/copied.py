@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from blake3 import blake3
 
+from cache.sealed import value_of
 from gateway import parcel
 from gateway.config import Endpoint as EndpointConfig
 from gateway.config import Route as RouteConfig
@@ -90,9 +91,8 @@ class Pages:
         return msgspec.msgpack.encode(_Page(page.status, fields, page.body, page.life.ttl, page.life.max_stale))
 
     def read(self, payload: bytes) -> Served[Page] | None:
-        try:
-            told = msgspec.msgpack.decode(payload, type=_Page)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        told = value_of(_Page, payload)
+        if told is None:
             return None
         fields = tuple([(_text(name), _text(text)) for name, text in told.fields])
         life = Life(0.0, told.ttl, told.max_stale)  # its age is the copy's

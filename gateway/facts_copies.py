@@ -13,6 +13,7 @@ from typing import Final
 import msgspec
 from blake3 import blake3
 
+from cache.sealed import value_of
 from degrade.calendar import Calendar
 from degrade.record import Record, Terms, name_of, packed
 from gateway.config import Config
@@ -32,10 +33,7 @@ _READ_TIME: Final = LookTime(READ_SECONDS_MAX, READ_SECONDS_MAX)
 
 
 def _facts_of(payload: bytes) -> ModelFacts | None:
-    try:
-        return msgspec.msgpack.decode(payload, type=ModelFacts)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    return value_of(ModelFacts, payload)
 
 
 _TERMS: Final = Terms(blake3(b"tailrace facts 1").digest(16), FACTS_SECONDS_MAX, _facts_of)

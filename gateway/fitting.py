@@ -8,20 +8,36 @@ Rule of this file: it decides, and asks nobody. That values are the right ones n
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
+import numpy as np
 
 from gateway.service import Served
+from tiers.datatype import FLOATS, numbers
 from tiers.facts import ModelFacts, TensorFact
-from tiers.inference import DATATYPE_BYTES, NO_PARAMETERS, InferRequest, InferResponse, Parameters
+from tiers.inference import DATATYPE_BYTES, NO_PARAMETERS, InferRequest, InferResponse, Parameters, Tensor
 from tiers.rows import Plan, is_row
 
 CLASSIFICATION: Final = "classification"
+NAN_BYTES_MAX: Final = 8 * 1024 * 1024
+"""Looked through in a millisecond or two of the event loop."""
 TEXTS_MAX: Final = 16_384
 """Elements of BYTES in an answer: each is looked at, which takes milliseconds. An answer of more is not left."""
+
+
+def has_nan(outputs: Iterable[Tensor]) -> bool:
+    """Whether some number of an answer is none: a fault's, as a rule. Infinities may mean something. Nobody looks at an
+    output of more than NAN_BYTES_MAX."""
+    for output in outputs:
+        if output.datatype in FLOATS and len(output.data) <= NAN_BYTES_MAX:
+            with contextlib.suppress(ValueError):  # no whole elements: somebody else's to say
+                if np.isnan(numbers(output.data, output.datatype)).any():
+                    return True
+    return False
 
 
 class Expected(msgspec.Struct, frozen=True):

@@ -13,6 +13,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from cache.sealed import value_of
 from gateway.row import Made, Row
 from gateway.service import Served
 from tiers.inference import InferResponse, Parameter, Parameters, TableTold, Tensor
@@ -96,9 +97,8 @@ def packed(served: Served[InferResponse], made_at: float) -> bytes | None:
 
 def unpacked(route: str, data: bytes) -> Unpacked | None:
     """The answer, under the route's name."""
-    try:
-        told = msgspec.msgpack.decode(data, type=_Answer)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    told = value_of(_Answer, data)
+    if told is None:
         return None
     outputs = [Tensor(each.name, each.datatype, each.shape, each.data, each.parameters) for each in told.outputs]
     response = InferResponse(route, told.version, tuple(outputs), parameters=told.parameters)
@@ -127,9 +127,8 @@ class Rows:
 
     def unpacked(self, data: bytes) -> tuple[Row, float] | None:
         """A row, and when it was made (Unix seconds)."""
-        try:
-            told = msgspec.msgpack.decode(data, type=_Row)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        told = value_of(_Row, data)
+        if told is None:
             return None
         if told.made not in self._made:
             self._made[told.made] = _made(told.made)
@@ -138,9 +137,8 @@ class Rows:
 
 
 def _made(data: bytes) -> Made | None:
-    try:
-        told = msgspec.msgpack.decode(data, type=_Made)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    told = value_of(_Made, data)
+    if told is None:
         return None
     of_tensors: tuple[Parameters, ...] = told.of_tensors
     return Made(Plan(told.tensors, of_tensors), told.parameters, told.tier, told.version, told.position)

@@ -242,7 +242,7 @@ class Pipeline:
     async def _fill(
         self, call: Call[Q, R], key: Key | None, deadline: Deadline, rows: int | None, reuse: bool = True
     ) -> Filled[R]:
-        """One run of the cascade, or one answer of a server; stored under ``key``, unless it is a degraded one.
+        """One run of the cascade, or one answer of a server; stored under ``key``, if it may stay.
         ``reuse``: parts of it that are known will do."""
         route, now = call.route, self._ticker()
         seconds = deadline.remaining(now)
@@ -256,7 +256,7 @@ class Pipeline:
             self._telemetry.filled(route.name, given)
         settled = None if key is None else route.settled(call.caller, call.request, key, given)
         alike = settled is key
-        if settled is None or route.cache is None or given.degraded:
+        if settled is None or route.cache is None or not given.may_stay:
             return Filled(
                 given.served, given.steps, given.degraded, None, settled, alike, given.rows_kept, given.made_at
             )

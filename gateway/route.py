@@ -8,7 +8,7 @@ same one is ``identity.py``'s, where their answers are kept ``shelves.py``'s, wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import is_
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -31,7 +31,7 @@ from gateway.config import TierConfig
 from gateway.config_load import priority_of
 from gateway.copies import Copies, Standing
 from gateway.default import Default, Resort
-from gateway.fitting import Expected, expected
+from gateway.fitting import Expected, expected, has_nan
 from gateway.identity import Identity, stateful
 from gateway.learning import Home, Learning
 from gateway.problem import Refused, not_found
@@ -121,6 +121,7 @@ class Route:
         self.second: SecondLevel | None = None
         self.recall_rules = RecallRules(0.0 if config.cache is None else float(config.cache.refresh))
         self.refreshes_max = 0 if config.cache is None else config.cache.refreshes_max
+        self._keeps_nan = config.cache is None or config.cache.nan
         self.priority = priority_of(config.priority, Priority.NORMAL)
         self.browned = config.brownout
         self.flights: Flights[tuple[Key, int, Priority], Filled[InferResponse]] = Flights(FLIGHTS_MAX)
@@ -255,9 +256,12 @@ class Route:
             rows = count if facts.max_batch > 0 else None
         is_degraded = any(told.steps for told in tables)
 
-        def cascaded(request: InferRequest, rows: int | None) -> Coroutine[object, object, CascadeAnswer]:
+        async def cascaded(request: InferRequest, rows: int | None) -> CascadeAnswer:
             options = terms.options if rows == terms.options.rows else msgspec.structs.replace(terms.options, rows=rows)
-            return cascade.run(self.tiers, request, deadline, options, ticker)
+            answer = await cascade.run(self.tiers, request, deadline, options, ticker)
+            if terms.key is None or self._keeps_nan or not has_nan(answer.response.outputs):
+                return answer
+            return msgspec.structs.replace(answer, has_nan=True)
 
         if self.shelves.rows is not None and rows and terms.key is not None:
             asked = self.shelves.asked(terms.caller, request, terms.key, rows)
@@ -268,6 +272,7 @@ class Route:
             return Given(
                 made.served(tables), made.tier_rows, made.passed, made.degraded or is_degraded,
                 made.escalated_now, made.kept, made.made_at, made.kept == rows and made.elsewhere > 0,
+                made.has_nan,
             )  # fmt: skip
         turn = None if self.second is None or terms.key is None else self.second.turn
         if self.second is not None and turn is not None and terms.key is not None and terms.reuse:
@@ -281,9 +286,12 @@ class Route:
             response = msgspec.structs.replace(response, model=self.name)
         served = Served(response, answer.tier, answer.rows, answer.rows_escalated, terms.options.rows, tables)
         degraded = answer.degraded or is_degraded
-        if self.second is not None and turn is not None and terms.key is not None and not degraded:
+        may_stay = answer.may_stay and not degraded
+        if self.second is not None and turn is not None and terms.key is not None and may_stay:
             self.second.keep_answer(turn, terms.key.digest, served, ticker())
-        return Given(served, answer.tier_rows, answer.passed, degraded, answer.rows_escalated)
+        return Given(
+            served, answer.tier_rows, answer.passed, degraded, answer.rows_escalated, has_nan=answer.has_nan
+        )
 
     def _expected(self, request: InferRequest, rows: int | None) -> Expected | None:
         """What an answer to it must be; None while a tier's model is not known."""

@@ -81,6 +81,7 @@ class Assembled(msgspec.Struct, frozen=True):
     passed: tuple[Passed, ...] = ()
     degraded: bool = False
     elsewhere: int = 0
+    has_nan: bool = False
 
     def served(self, tables: tuple[TableTold, ...] = ()) -> Served[InferResponse]:
         """As the cache keeps it. ``tables``: what its request was made of."""
@@ -90,7 +91,7 @@ class Assembled(msgspec.Struct, frozen=True):
 
 class Filling(msgspec.Struct, frozen=True):
     """What a fill brings: rows by their keys, and what the tiers said around them. ``elsewhere``: keys of those that
-    they were not asked for."""
+    they were not asked for. ``has_nan``: see ``CascadeAnswer``."""
 
     rows: Mapping[bytes, Entry[Row]]
     escalated: int = 0
@@ -98,6 +99,7 @@ class Filling(msgspec.Struct, frozen=True):
     passed: tuple[Passed, ...] = ()
     degraded: bool = False
     elsewhere: frozenset[bytes] = frozenset()
+    has_nan: bool = False
 
 
 class Borrowed(msgspec.Struct, frozen=True):

@@ -245,7 +245,7 @@ class Rows:
         if not missing:
             return Filling(known, elsewhere=frozenset(known))
         new = self._kept_of(asked, missing, ticket, await self._ask(asked, missing, ask), ticker())
-        if asked.keep and not new.degraded:
+        if asked.keep and not (new.degraded or new.has_nan):
             second.keep_rows(turn, new.rows)
         return msgspec.structs.replace(new, rows={**known, **new.rows}, elsewhere=frozenset(known))
 
@@ -278,7 +278,7 @@ class Rows:
         return await ask(request, len(keys))
 
     def _kept_of(self, asked: Asked, keys: Sequence[bytes], ticket: int, answer: CascadeAnswer, now: float) -> Filling:
-        """The rows of an answer, kept unless it is a degraded one."""
+        """The rows of an answer, kept if it may stay."""
         outputs = [each for each in answer.response.outputs if asked.outputs is None or each.name in asked.outputs]
         if not outputs:
             raise UpstreamError(Failure.BROKEN, f"an answer of {answer.tier} holds no output that all tiers have")
@@ -294,10 +294,12 @@ class Rows:
             for place in places:
                 key = keys[place]
                 entry = filled[key] = self._keep(asked, key, Row(data[place], made), now, said)
-                if asked.keep and not answer.degraded:
+                if asked.keep and answer.may_stay:
                     self.cache.store(Key(key, asked.epoch), entry, ticket)
         assert len(filled) == len(keys), "a row that is no tier's"
-        return Filling(filled, escalated, answer.tier_rows, answer.passed, answer.degraded)
+        return Filling(
+            filled, escalated, answer.tier_rows, answer.passed, answer.degraded, has_nan=answer.has_nan
+        )
 
     def _one_of(self, plan: Plan) -> Plan:
         """What rows have in common: one object for all plans that are alike."""
@@ -329,6 +331,7 @@ class Rows:
             passed=tuple([each for filling in fillings for each in filling.passed]),
             degraded=any(filling.degraded for filling in fillings),
             elsewhere=found,
+            has_nan=any(filling.has_nan for filling in fillings),
         )
 
 

@@ -91,7 +91,8 @@ class Given(msgspec.Struct, Generic[R], frozen=True):
     """What those asked have given: an answer, whose it is by rows, what failed on the way (see ``CascadeAnswer``), and
     how many rows were escalated for it.
     ``rows_kept``: how many of its rows were known already; ``made_at``: when its oldest part was made, if not now.
-    ``second``: all of it is from where other processes leave answers; nobody was asked."""
+    ``second``: all of it is from where other processes leave answers; nobody was asked. ``has_nan``: some number of it
+    is none, and it is not to be kept for that."""
 
     served: Served[R]
     tier_rows: tuple[tuple[str, int], ...] = ()
@@ -101,6 +102,12 @@ class Given(msgspec.Struct, Generic[R], frozen=True):
     rows_kept: int = 0
     made_at: float | None = None
     second: bool = False
+    has_nan: bool = False
+
+    @property
+    def may_stay(self) -> bool:
+        """Whether it may be kept."""
+        return not (self.degraded or self.has_nan)
 
     @property
     def steps(self) -> tuple[str, ...]:

@@ -42,7 +42,8 @@ class Keyed(Protocol):
 
 
 class Source(msgspec.Struct, frozen=True):
-    """One table's store. ``masters``: which servers hold it, where they tell of changes; ``file``: where it is one."""
+    """One table's store. ``masters``: which servers hold it, where they tell of changes; ``untold``: how often it was
+    asked while nobody told whether they are the right ones; ``file``: where it is one."""
 
     store: Guarded
     keyed: Keyed
@@ -50,6 +51,7 @@ class Source(msgspec.Struct, frozen=True):
     masters: Masters | None
     timeout: float
     file: LmdbStore | None = None
+    untold: Callable[[], int] = int
 
 
 class Sources:
@@ -82,7 +84,7 @@ class Sources:
         )
         store = RedisStore(address, _layout(table), lambda: Breaker(STORE_BREAKER), options)
         held = self._guarded(store if wrap is None else wrap(store), table)
-        return Source(held, keyed, codec_of(table), store.masters, float(table.timeout))
+        return Source(held, keyed, codec_of(table), store.masters, float(table.timeout), untold=store.untold)
 
     async def close(self) -> None:
         """Close the files, which tables share; what else a table has it closes itself."""

@@ -192,6 +192,7 @@ class Table:
         rows = np.array(gathered.rows, np.float32)
         age, state = gathered.age.copy(), state.copy()
         asked = _taken(ids, wanted)
+        untold = self._source.untold()
         failure: StoreError | None = None
         try:
             found = await self._read(asked, min(seconds, self._source.timeout))
@@ -202,6 +203,9 @@ class Table:
             read, present, absent, failure = found
             rows[wanted[present]], state[wanted[present]], age[wanted[present]] = read[present], FRESH, 0.0
             state[wanted[absent]] = ABSENT
+            if self._source.untold() != untold:  # of a server that may be the wrong one
+                state[wanted[present]], state[wanted[absent]] = STALE, MISSING
+                failure = failure or StoreError("unavailable", "nobody has told in time which server is to be asked")
         if failure is not None and self.copies is not None:
             lost = np.flatnonzero(state == MISSING)
             spent = self._ticker() - now

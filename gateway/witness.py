@@ -20,7 +20,7 @@ from typing import Final
 
 import msgspec
 
-from cache.sealed import sealed, unsealed
+from cache.sealed import sealed, unsealed, value_of
 from cache.stores.store import OF_ONE_KEY, Found, Store, StoreError
 from degrade.deadline import Ticker
 from gateway.background import came
@@ -258,7 +258,4 @@ def _there(found: Found) -> Found:
 
 def _read(key: bytes, held: bytes | None) -> Watch | None:
     value = None if held is None else unsealed(key, held, LOOKS_BYTES_MAX)
-    try:
-        return None if value is None else msgspec.msgpack.decode(value, type=Watch)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+    return None if value is None else value_of(Watch, value)

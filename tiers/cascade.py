@@ -113,7 +113,8 @@ class CascadeAnswer(Struct, frozen=True):
     "shared-memory"), else it is empty.
 
     ``passed`` tells all that failed on the way. ``degraded`` is narrower: rows remain that no tier accepted,
-    so the answer is not the one that health would give, and must not be kept."""
+    so the answer is not the one that health would give, and must not be kept. ``has_nan``: nor must this one, where
+    that was looked for."""
 
     response: InferResponse
     rows: int
@@ -121,6 +122,12 @@ class CascadeAnswer(Struct, frozen=True):
     passed: tuple[Passed, ...] = ()
     degraded: bool = False
     reason: str = ""
+    has_nan: bool = False
+
+    @property
+    def may_stay(self) -> bool:
+        """Whether it may be kept."""
+        return not (self.degraded or self.has_nan)
 
     @property
     def tier(self) -> str:

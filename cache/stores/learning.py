@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from typing import Final, Generic, TypeVar
 
 from msgspec import Struct
@@ -22,16 +22,16 @@ Ask = Callable[[Node], Coroutine[object, object, T | None]]
 RELEARN_SECONDS: Final = 0.1
 """Between two attempts to learn: whoever fails in between fails at once."""
 HEAD_START_SECONDS: Final = 0.05
-"""For the one that was quick last time, before the others are asked too; and for Sentinels that are slower than the
-first, before it alone is believed."""
+"""For the one that was quick last time, before the others are asked too; and for whoever is slower than the first where
+all are asked, and is not waited for."""
 LEARN_SECONDS: Final = 1.0
 """For asking where the servers are; whoever waits for it has a bound of its own."""
 
 
 class LearnOptions(Struct, frozen=True):
     """How old what is known of the servers may get: a failover that breaks no connection is noticed within
-    ``refresh_seconds``, beside the calls. If it is older than ``believed_seconds``, calls wait for somebody to tell and
-    fail if nobody does in time; but if nobody can, it is believed all the same."""
+    ``refresh_seconds``, beside the calls. If it is older than ``believed_seconds``, calls wait for somebody to tell,
+    and no longer once an attempt has failed: what was known is used all the same, and is no more than that."""
 
     refresh_seconds: float = 1.0
     believed_seconds: float = math.inf
@@ -51,20 +51,24 @@ class Learning:
         self._tried_at = -1e9
         self._doubtful = True
         self._failure: StoreError | None = None
-        self._timed_out = False  # the last attempt did
 
     def doubt(self) -> None:
         """What was learnt may be wrong."""
         self._doubtful = True
 
     def age(self) -> float:
-        """Seconds since they were asked who told what is known; 0 if the last attempt found nobody to ask. Time that
-        ran out once is no sign of that: it may have been this process that stood still, and the answer is there."""
-        return 0.0 if self._failure is not None else asyncio.get_running_loop().time() - self._asked_at
+        """Seconds since they were asked who told what is known."""
+        return asyncio.get_running_loop().time() - self._asked_at
+
+    @property
+    def is_believed(self) -> bool:
+        """Whether somebody has told it in time. Nobody can be asked, or nobody answered in time (it may have been this
+        process that stood still): then other servers may be the right ones by now."""
+        return self.age() <= self._options.believed_seconds
 
     async def ready(self, seconds: float) -> None:
-        """Wait until it is known, no longer than ``seconds``. What was known before is good enough if asking fails;
-        raises StoreError if nothing was, or if it is too old and asking takes too long."""
+        """Wait until it is known, no longer than ``seconds``. What was known before is good enough to be used if asking
+        fails; raises StoreError if nothing was."""
         loop = asyncio.get_running_loop()
         knows = self._learnt_at >= 0.0
         due = self._doubtful or loop.time() - self._learnt_at > self._options.refresh_seconds
@@ -72,11 +76,9 @@ class Learning:
             self._tried_at = loop.time()
             most = min(LEARN_SECONDS, 0.5 * self._options.believed_seconds) if knows else LEARN_SECONDS
             self._task = loop.create_task(self._run(most))
-        wanted = self._doubtful or self.age() > self._options.believed_seconds
+        wanted = self._doubtful or (self._failure is None and not self.is_believed)
         if wanted and self._task is not None:
             await asyncio.wait([self._task], timeout=max(0.0, 0.5 * seconds if knows else seconds))
-        if knows and self.age() > self._options.believed_seconds:
-            raise StoreError("timeout", "nobody has told in time whether the servers are the same")
         if self._learnt_at < 0.0:
             raise self._failure or StoreError("timeout", "the servers are not known yet")
 
@@ -90,13 +92,11 @@ class Learning:
         try:
             await self._learn(seconds)
         except StoreError as error:
-            if error.kind != "timeout" or self._timed_out:
-                self._failure = StoreError(error.kind, str(error).partition(": ")[2])
-            self._timed_out = error.kind == "timeout"
+            self._failure = StoreError(error.kind, str(error).partition(": ")[2])
             self._doubtful = self._learnt_at < 0.0  # nobody knows better: what was known is tried again
         else:
             self._asked_at, self._learnt_at = asked_at, asyncio.get_running_loop().time()
-            self._doubtful, self._failure, self._timed_out = False, None, False
+            self._doubtful, self._failure = False, None
         finally:
             self._task = None
 
@@ -123,6 +123,11 @@ class _Asked(Generic[T]):
         tasks = {asyncio.ensure_future(self._ask(node)): node for node in nodes}
         self._tasks.update(tasks)
         self._waiting.update(tasks)
+
+    @property
+    def silent(self) -> set[Node]:
+        """Who has not answered."""
+        return {self._tasks[task] for task in self._waiting}
 
     async def told(self, seconds: float | None) -> list[tuple[Node, T]]:
         """Who tells it next, and what; nothing if all have answered, or none does for ``seconds``."""
@@ -156,15 +161,22 @@ async def first_told(nodes: Sequence[Node], ask: Ask[T]) -> tuple[Node, T]:
         raise asked.failure
 
 
-async def all_told(nodes: Sequence[Node], ask: Ask[T]) -> list[T]:
-    """What those tell that are hardly slower than the first. Raises StoreError if none does."""
+async def all_told(
+    nodes: Sequence[Node], ask: Ask[T], awaited: Collection[Node], seconds: float
+) -> tuple[list[T], set[Node]]:
+    """What those tell that are hardly slower than the first, or, where they are ``awaited``, slower by no more than
+    ``seconds``; and who had not answered by then. Raises StoreError if nobody tells."""
+    loop = asyncio.get_running_loop()
     async with _Asked(ask) as asked:
         asked.add(nodes)
-        seconds: float | None = None
-        answers: list[T] = []
-        while told := await asked.told(seconds):
+        answers = [answer for _, answer in await asked.told(None)]
+        until = loop.time() + seconds
+        while asked.silent:
+            left = until - loop.time() if asked.silent.intersection(awaited) else 0.0
+            told = await asked.told(max(left, HEAD_START_SECONDS))
+            if not told:
+                break
             answers += [answer for _, answer in told]
-            seconds = HEAD_START_SECONDS
         if not answers:
             raise asked.failure
-        return answers
+        return answers, asked.silent

@@ -146,6 +146,11 @@ class RedisStore:
         """The servers that are asked, as far as is known now. Raises StoreError."""
         return await self._servers.masters(seconds)
 
+    def untold(self) -> int:
+        """How often values came from a server that may have been the wrong one (``Servers.untold``): if it is the same
+        after a look-up as before, that one's did not."""
+        return self._servers.untold
+
     async def close(self) -> None:
         await self._merged.close()
         await self._servers.close()

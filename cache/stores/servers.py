@@ -27,6 +27,10 @@ REDIRECTS_MAX: Final = 3
 REDIRECTED_SECONDS: Final = 60.0
 """For how long a node counts as a master of a cluster after something was last sent on to it. One that a slot is being
 moved to need not be in the map yet, and has keys all the same; one that was to get a slot may never get it."""
+SILENT_SECONDS: Final = 10.0
+"""For how long a Sentinel that did not answer in time is not waited for (one that hangs costs one question of many its
+time, and one that is far away is heard), and for how long nobody is believed who has not heard of a failover that
+somebody told of. It is more than it takes them to tell each other."""
 WRONG_SERVER: Final = frozenset({"unreachable", "timeout", "refused", "loading", "unavailable"})
 """After these it may be that another server should have been asked."""
 
@@ -38,8 +42,7 @@ Asked = tuple[bytes, Command]
 
 
 class Known(Struct, frozen=True):
-    """Who the masters are, as somebody told who was asked ``age`` seconds ago. The age is 0 if it cannot change, and
-    while nobody can be asked, for then it must do."""
+    """Who the masters are, as somebody told who was asked ``age`` seconds ago; 0 if it cannot change."""
 
     nodes: tuple[Node, ...]
     age: float = 0.0
@@ -52,6 +55,11 @@ class Servers(Protocol):
     def keys_together(self) -> bool:
         """Whether one command may be about several keys."""
 
+    @property
+    def untold(self) -> int:
+        """How often replies came from a server of which nobody had told in time (``LearnOptions.believed_seconds``)
+        that it is still the one to ask: they may be old. None are a cluster's: a node knows itself what is its own."""
+
     async def ask(self, asked: Sequence[Asked], seconds: float) -> list[Reply]: ...
     async def masters(self, seconds: float) -> Known: ...
     async def healthy(self, seconds: float) -> bool: ...
@@ -62,6 +70,7 @@ class One:
     """One server, whose address never changes."""
 
     keys_together = True
+    untold = 0
 
     def __init__(self, address: RedisAddress, options: NodeOptions) -> None:
         host, port = address.hosts[0]
@@ -82,7 +91,9 @@ class One:
 
 class Sentinels:
     """The master of a service, as its Sentinels know it: of those that answer the one that has heard of the latest
-    failover is believed. One of them has decided it, and the others hear of it up to two seconds later."""
+    failover is believed. One of them has decided it, and the others hear of it up to two seconds later. The server that
+    was the master goes on as one, whatever it is asked, until a Sentinel tells it otherwise: 8 s after a planned
+    failover. So while no Sentinel answers nobody knows what its values are worth."""
 
     keys_together = True
 
@@ -92,12 +103,15 @@ class Sentinels:
         plain = NodeOptions(tls=options.tls, connect_seconds=options.connect_seconds, connections_max=2)
         self._sentinels = [Node(host, port, plain) for host, port in address.hosts]
         self._master: Node | None = None
+        self._left_alone: dict[Node, float] = {}  # who was silent, and until when that one is not waited for
+        self._failovers = 0, 0.0  # the latest that was told of, and when last
         self._learning = Learning(self._learn, learn)
+        self.untold = 0
 
     async def ask(self, asked: Sequence[Asked], seconds: float) -> list[Reply]:
         started = asyncio.get_running_loop().time()
         await self._learning.ready(seconds)
-        master = self._master
+        master, is_believed = self._master, self._learning.is_believed
         if master is None:
             raise StoreError("unavailable", f"no Sentinel tells a master of {self._service}")
         left = seconds - (asyncio.get_running_loop().time() - started)
@@ -107,6 +121,7 @@ class Sentinels:
             if error.kind in WRONG_SERVER:
                 self._learning.doubt()
             raise
+        self.untold += not is_believed
         if any(isinstance(each, StoreError) and each.kind == "refused" for each in replies):
             self._learning.doubt()  # read-only: it was the master once
         return replies
@@ -142,7 +157,16 @@ class Sentinels:
             assert isinstance(port, bytes)
             return _failovers(facts), (host.decode(), int(port))
 
-        _, found = max(await all_told(self._sentinels, told_by))
+        now = asyncio.get_running_loop().time()
+        awaited: set[Node] = set()
+        if self._master is not None:  # at first there are callers who wait
+            awaited = {each for each in self._sentinels if self._left_alone.get(each, now) <= now}
+        told, silent = await all_told(self._sentinels, told_by, awaited, 0.5 * seconds)
+        self._left_alone |= dict.fromkeys(silent & awaited, now + SILENT_SECONDS)
+        latest, found = max(told)
+        if latest < self._failovers[0] and now < self._failovers[1] + SILENT_SECONDS:
+            raise StoreError("unavailable", "no Sentinel that answers has heard of the latest failover")
+        self._failovers = latest, now
         if self._master is None or found != (self._master.host, self._master.port):
             before, self._master = self._master, Node(*found, self._options, must_be_master=True)
             if before is not None:
@@ -153,6 +177,7 @@ class Cluster:
     """A cluster: each key is asked of the master that has its slot, all of a node's in one journey."""
 
     keys_together = False
+    untold = 0
 
     def __init__(
         self,

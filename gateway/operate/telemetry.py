@@ -56,6 +56,8 @@ class Fill(Protocol):
     def rows_escalated(self) -> int: ...
     @property
     def passed(self) -> tuple[Passed, ...]: ...
+    @property
+    def has_nan(self) -> bool: ...
 
 
 class Histogram:
@@ -117,6 +119,7 @@ class Telemetry:
         self._tier_rows: dict[Labels, int] = defaultdict(int)
         self._fills: dict[Labels, int] = defaultdict(int)
         self._escalated: dict[Labels, int] = defaultdict(int)
+        self._nan: dict[Labels, int] = defaultdict(int)
         self._rows_kept: dict[Labels, int] = defaultdict(int)
         self._refresh_failures: dict[Labels, int] = defaultdict(int)
         self._responses: dict[str, Responses] = defaultdict(Responses)
@@ -161,6 +164,8 @@ class Telemetry:
         for tier, rows in answer.tier_rows:
             self._tier_rows[route, tier] += rows
         self._escalated[(route,)] += answer.rows_escalated
+        if answer.has_nan:
+            self._nan[(route,)] += 1
         self.passed(route, answer.passed)
 
     def passed(self, route: str, passed: Iterable[Passed]) -> None:
@@ -229,6 +234,7 @@ class Telemetry:
         )
         yield _counter("tailrace_rows_kept", "Rows known of batches that had others.", ("route",), self._rows_kept)
         yield _counter("tailrace_rows_escalated", "Rows that went beyond the first tier.", ("route",), self._escalated)
+        yield _counter("tailrace_nan_answers", "Answers with a NaN, which are not kept.", ("route",), self._nan)
         yield _counter(
             "tailrace_refresh_failures",
             "Background refreshes that failed.",

@@ -218,11 +218,16 @@ async def test_every_master_must_be_heard(own_redis: RedisServer, redis: RedisSe
         await until(lambda: not heard.tracker.live(), what="doubt")
         age = 0.0
         await heard.live()
-        failing = True  # nobody tells who the masters are: those that were stay
+        failing = True  # nobody tells who the masters are: those that were stay, and are as old as they are
+        await until(lambda: not heard.tracker.live(), what="doubt")
+        before = heard.distrusts
         with redis.client() as client:
             client.set("user:8", "a")
         await until(lambda: b"user:8" in heard.keys, what="user:8")
-        assert heard.tracker.live()
+        assert not heard.tracker.live()
+        failing = False
+        await heard.live()
+        assert heard.distrusts == before
 
 
 async def test_nothing_older_than_the_bound_is_called_fresh(own_redis: RedisServer) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack
 
 import pytest
 from msgspec import structs
 
-from cache.stores import learning
+from cache.stores import learning, servers
 from cache.stores.learning import LearnOptions
 from cache.stores.redis import RedisOptions
 from cache.stores.store import StoreError
@@ -155,21 +157,97 @@ async def test_who_is_no_master_any_more_is_not_read_from(watched: Watched, stor
         each.resume()
 
 
-@pytest.mark.parametrize(
-    ("kinds", "believed"), [(["timeout"], False), (["timeout"] * 2, True), (["unreachable"], True)]
-)
-async def test_who_ran_out_of_time_once_asks_again_before_it_believes_untold(kinds: list[str], believed: bool) -> None:
-    """A gateway that stood still for as long as a question may take has heard no Sentinel either."""
-    outcomes = iter(["", *kinds, ""])
+@pytest.mark.parametrize("kind", ["timeout", "unreachable"])
+async def test_what_was_told_is_as_old_as_it_is(kind: str) -> None:
+    """Whether a gateway stood still, or nobody can be asked: another server may be the master meanwhile."""
+    outcomes = iter(["", kind, kind, ""])
+    asked: list[float] = []
+    loop = asyncio.get_running_loop()
 
     async def learn(seconds: float) -> None:
-        await asyncio.sleep(0.001)
+        asked.append(loop.time())
         if kind := next(outcomes):
             raise StoreError(kind, "no Sentinel")
 
-    learning_it = learning.Learning(learn, LearnOptions(0.0, 1.0))
-    for _ in range(1 + len(kinds)):
-        await learning_it._run(1.0)
-    assert (learning_it.age() == 0.0) is believed
-    await learning_it._run(1.0)
-    assert 0.0 < learning_it.age() < 1.0
+    known = learning.Learning(learn, LearnOptions(0.0, 3600.0))
+    for _ in range(3):
+        await known._run(1.0)
+        assert known.age() >= loop.time() - asked[0] >= 0.0
+        await asyncio.sleep(0.001)
+    assert known.is_believed
+    known._options = LearnOptions(0.0, 0.0)
+    assert not known.is_believed
+    began = loop.time()
+    await known.ready(3600.0)  # one attempt has failed: nobody waits for the next
+    assert loop.time() - began < 1800.0
+    await known._run(1.0)
+    assert known.age() < loop.time() - asked[2]
+
+
+@contextlib.asynccontextmanager
+async def sentinel(epoch: int, port: int, ask: Callable[[], Awaitable[None]]) -> AsyncIterator[str]:
+    """Its address; it calls ``port`` the master as of a failover, after ``ask``."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(ConnectionError):
+            while some := await reader.read(65536):
+                if b"SENTINEL" in some:  # both questions come at once
+                    await ask()
+                    facts = b"*2\r\n$12\r\nconfig-epoch\r\n$1\r\n%d\r\n" % epoch
+                    writer.write(b"*2\r\n$9\r\n127.0.0.1\r\n$%d\r\n%d\r\n" % (len(str(port)), port) + facts)
+                else:
+                    writer.write(b"+OK\r\n" * some.count(b"*"))
+            writer.close()
+
+    listening = await asyncio.start_server(serve, "127.0.0.1", 0)
+    yield f"127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+    listening.close()
+
+
+async def test_a_sentinel_that_is_far_away_is_heard_and_one_that_hangs_is_left_alone(
+    store_at: StoreAt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It alone has decided a failover, and another one answers at once."""
+    monkeypatch.setattr(learning, "HEAD_START_SECONDS", 0.01)
+    monkeypatch.setattr(learning, "LEARN_SECONDS", 2.0)
+    hangs = True
+
+    async def near() -> None: ...
+
+    async def far() -> None:
+        await asyncio.sleep(3600.0 if hangs else 0.1)
+
+    async with AsyncExitStack() as stack:
+        both = sentinel(1, 1001, near), sentinel(2, 1002, far)
+        addresses = [await stack.enter_async_context(each) for each in both]
+        url = f"redis+sentinel://{','.join(addresses)}/{SERVICE}/0"
+        store = store_at(url, None, RedisOptions(connect_seconds=10.0, learn=LearnOptions(0.0)))
+
+        async def master() -> int:
+            return (await store.masters(10.0)).nodes[0].port
+
+        assert await master() == 1001  # at first who waits is told what is told at once
+        hangs = False
+
+        async def heard() -> bool:
+            return await master() == 1002
+
+        await until(heard, what="the word of the one that is far away")
+        hangs = True
+
+        async def left_alone() -> bool:
+            return bool((await store.masters(10.0)) and store._servers._left_alone)  # type: ignore[attr-defined]
+
+        await until(left_alone, what="a Sentinel that is left alone")
+        old = await store.masters(10.0)
+        for _ in range(5):
+            await store._servers._learning._run(1.0)  # type: ignore[attr-defined]
+        still = await store.masters(10.0)
+        assert still.nodes == old.nodes, "who has not heard of the latest failover is not believed"
+        assert still.age > old.age
+        monkeypatch.setattr(servers, "SILENT_SECONDS", 0.0)
+
+        async def given_up() -> bool:
+            return await master() == 1001
+
+        await until(given_up, what="the word of the one that answers")

@@ -254,6 +254,29 @@ def test_any_bytes_are_a_value_or_nothing(form: Answers | AnswerRows | Pages, da
     form.read(data)
 
 
+@pytest.mark.parametrize("at", ["answer", "row", "page", "what rows have in common"])
+def test_members_that_lie_too_deep_are_no_value(at: str) -> None:
+    """A member more than there should be, of 100,000 arrays one in the other."""
+    made = parcel.packed_made(ROW.made) or b""
+    answer = Served(InferResponse("r", "1", ()), "m", 1, 0, 1)
+    form, packed = {
+        "answer": (Answers("r"), Answers("r").packed(answer, 1.0)),
+        "row": (AnswerRows(), AnswerRows().packed(ROW, 1.0)),
+        "page": (Pages(), Pages().packed(page(), 1.0)),
+        "what rows have in common": (AnswerRows(), parcel.packed_row(ROW, with_deep(made), 1.0)),
+    }[at]
+    assert packed is not None
+    if at == "what rows have in common":
+        assert form.read(packed) is None
+    else:
+        assert form.read(packed) is not None
+        assert form.read(with_deep(packed)) is None
+
+
+def with_deep(packed: bytes) -> bytes:
+    return bytes([packed[0] + 1]) + packed[1:] + b"\x91" * 100_000
+
+
 def test_rows_that_are_none_are_not_copied_and_not_believed() -> None:
     nan = Row(struct.pack("<2f", 1, np.nan) + ROW.data[8:], MADE)
     short = Row(ROW.data[:-1], MADE)

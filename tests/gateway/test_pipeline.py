@@ -684,6 +684,32 @@ async def test_what_the_model_rejects_is_never_answered_from_the_ladder() -> Non
     assert (await house.refusal()).problem.status == 404
 
 
+NAN = b"\0\0\xc0\x7f\0\0\0\0"
+INFINITE = b"\0\0\x80\x7f\0\0\0\0"
+
+
+async def test_an_answer_with_a_nan_is_given_and_not_kept() -> None:
+    """A fault of a moment would be a fresh hit for as long as any answer is."""
+    house = House()
+    house.upstream.payload = NAN
+    first = await house.ask()
+    assert first.response.outputs[0].data == NAN
+    assert (first.provenance.stored, first.provenance.degraded, first.provenance.steps) == (False, False, ())
+    house.upstream.payload = SURE
+    second = await house.ask()
+    assert (second.provenance.cache, second.provenance.stored) == ("miss", True)
+    assert house.counter("tailrace_nan_answers_total", route="r") == 1
+
+
+@pytest.mark.parametrize(("payload", "cache"), [(INFINITE, CACHE), (NAN, msgspec.structs.replace(CACHE, nan=True))])
+async def test_what_may_mean_something_is_kept(payload: bytes, cache: CacheConfig) -> None:
+    house = House(cache=cache)
+    house.upstream.payload = payload
+    assert (await house.ask()).provenance.stored
+    assert (await house.ask()).response.outputs[0].data == payload
+    assert len(house.upstream.requests) == 1
+
+
 async def test_degraded_answers_are_labelled_and_not_kept() -> None:
     unsure = Upstream()
     unsure.payload = b"\0" * 8

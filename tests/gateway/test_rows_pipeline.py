@@ -29,12 +29,14 @@ class Doubling(Upstream):
     def __init__(self) -> None:
         super().__init__()
         self.asked: list[list[float]] = []
+        self.noise: frozenset[float] = frozenset()
 
     async def infer(self, request: InferRequest, *args: object, **named: object) -> Answered:  # type: ignore[override]
         values = np.frombuffer(request.inputs[0].data, "<f4")
         self.asked.append(values.tolist())
         await super().infer(request, *args, **named)  # type: ignore[arg-type]
-        output = Tensor("y", "FP32", (len(values), 1), (values * 2).tobytes())
+        doubled = np.where(np.isin(values, list(self.noise)), np.float32("nan"), values * 2)
+        output = Tensor("y", "FP32", (len(values), 1), doubled.astype("<f4").tobytes())
         return Answered(InferResponse(request.model, "1", (output,)), "http://u")
 
 
@@ -52,9 +54,21 @@ class Batches(House):
         )
         answer = await self.pipeline.answer(msgspec.structs.replace(call, request=request))
         told = np.frombuffer(answer.response.outputs[0].data, "<f4").tolist()
-        assert told == [2 * row for row in rows]
+        np.testing.assert_equal(told, [np.nan if row in self.doubling.noise else 2 * row for row in rows])
         assert answer.response.model == "r"
         return answer
+
+
+async def test_rows_that_came_with_a_nan_are_given_and_not_kept() -> None:
+    house = Batches()
+    await house.batch(1)
+    house.doubling.noise = frozenset({3.0})
+    told = (await house.batch(1, 2, 3)).provenance
+    assert (told.rows_kept, told.stored, told.degraded) == (1, False, False)
+    house.doubling.noise = frozenset()
+    assert (await house.batch(1, 2, 3)).provenance.stored
+    assert house.doubling.asked == [[1], [2, 3], [2, 3]]
+    assert house.counter("tailrace_nan_answers_total", route="r") == 1
 
 
 async def test_what_is_known_in_part_says_so_and_what_is_known_whole_is_a_hit() -> None:

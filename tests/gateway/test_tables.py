@@ -162,6 +162,29 @@ async def test_what_the_store_cannot_tell_of_gets_the_default_and_is_degraded() 
     assert world.table.rows_told == {"fresh": 0, "stale": 0, "snapshot": 0, "absent": 0, "lost": 1}
 
 
+async def test_what_a_server_says_that_may_be_the_wrong_one_is_not_fresh() -> None:
+    """Nobody has told in time whether it is the one to ask; in the next look-up somebody has."""
+    world = World(default=0.0)
+    world.write(_1=1)
+    counts = iter([0, 1, 1, 1, 1, 2])  # before and after each look-up
+    world.table._source = structs.replace(world.table._source, untold=lambda: next(counts))
+    numbers, told = await world.look_up(1, 9)
+    assert (numbers, told) == ([1, 0], TableTold("user", stale=1, lost=1))
+    assert told.steps == ("user:stale", "user:default")
+    world.now += 11
+    assert (await world.look_up(1, 9)) == ([1, 0], TableTold("user", fresh=1, absent=1))
+    world.now += 11
+    with pytest.raises(UpstreamError, match="nobody has told in time") as error:
+        await without_default(world).look_up(8)
+    assert error.value.failure is Failure.OVERLOADED
+
+
+def without_default(world: World) -> World:
+    """The same without a default."""
+    world.table.config = structs.replace(world.table.config, default="error")
+    return world
+
+
 async def test_a_value_that_is_broken_costs_its_own_row(world: World) -> None:
     await world.look_up(1, 2)
     world.now += 11

@@ -202,7 +202,7 @@ def house(triton_url: str, store: str, **changes: dict[str, Any]) -> dict[str, A
     shared = {"store": store, "max_stale": "1h", "timeout": "200ms", "connect_timeout": "200ms"}
     user = {"key": "u:{id}", "shape": [2], "ids": "text", "ttl": "50ms"}
     item = {"key": "i:{id}", "shape": [3], "ttl": "1h", "default": "zeros"}
-    item |= {"coherence": "tracking", "coherent_within": "3s"}
+    item |= {"coherence": "tracking", "coherent_within": "1s"}
     return {
         "backends": {"b": {"http": [triton_url]}},
         "tables": {"user": shared | user | changes.get("user", {}), "item": shared | item | changes.get("item", {})},
@@ -210,7 +210,5 @@ def house(triton_url: str, store: str, **changes: dict[str, Any]) -> dict[str, A
     }
 
 
-WITHIN = {"user": 0.05, "item": 3.0}
-"""Seconds after which a write is in every row of `house` that is called fresh. Where no Sentinel answers within a
-second, twice, servers are believed to be what they were; half a second would be soon on a machine that is
-busy."""
+WITHIN = {"user": 0.05, "item": 1.0}
+"""Seconds after which a write is in every row of `house` that is called fresh."""
