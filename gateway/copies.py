@@ -115,17 +115,20 @@ class Form(Protocol[V]):
 
 
 class Copy(msgspec.Struct, Generic[V], frozen=True):
-    """What was copied, and when it was made (monotonic seconds). ``is_same``: its models are as they were then."""
+    """What was copied, and when it was made (monotonic seconds). ``is_same``: its models are as they were then.
+    ``is_trusted``: nobody can tell, and it is to be as good as if they were."""
 
     value: V
     made_at: float
     is_same: bool
+    is_trusted: bool = False
 
 
 class CopyRules(msgspec.Struct, frozen=True):
     """``source``: whose copies ("routes/digits"). ``fingerprint``: of all that an operator says of it and that decides
     an answer. ``scope``: that, and the servers that are asked. ``trusts``: a copy is fresh as long as nobody can tell
-    whether its models are the same. ``is_watched``: somebody can, now and then."""
+    whether its models are the same. ``is_watched``: somebody can, now and then. ``servers``: which are asked; what
+    others have answered is another's answer, however much of its configuration is alike."""
 
     source: str
     fingerprint: bytes
@@ -133,6 +136,7 @@ class CopyRules(msgspec.Struct, frozen=True):
     seconds_max: float
     trusts: bool
     is_watched: bool = True
+    servers: bytes = b""
 
 
 class Standing:
@@ -177,8 +181,12 @@ class Standing:
 
     @property
     def turn(self) -> bytes | None:
-        """The word under which copies are as if they had never left memory."""
+        """The word that holds now of the models as they are."""
         return None if self.witness is None else self.witness.turn
+
+    def word(self, turn: bytes | None) -> bytes:
+        """What a copy says of what it was made by: which servers, and under which word, if there was one."""
+        return self.rules.servers + (turn or b"")
 
     @property
     def state(self) -> str:
@@ -199,9 +207,9 @@ class Standing:
         if self.witness is not None:
             self.witness.doubt(look)
 
-    def trusts(self) -> bool:
-        """Whether a copy of models that nobody can ask is as good as one of models that are the same."""
-        return self.rules.trusts and self.is_unknown
+    def trusts(self, word: bytes) -> bool:
+        """Whether a copy that says so of models that nobody can ask is as good as one of models that are the same."""
+        return self.rules.trusts and self.is_unknown and word.startswith(self.rules.servers)
 
     @property
     def is_unknown(self) -> bool:
@@ -270,10 +278,10 @@ class Copies(Generic[V]):
         if good is None or doubted(good.record, terms, at):
             standing.outcomes["absent"] += 1
             return None
-        turn = standing.turn
-        is_same = turn is not None and good.record.word == turn
+        turn, word = standing.turn, good.record.word
+        is_same = turn is not None and word == standing.word(turn)
         standing.outcomes["fresh" if is_same else "unknown" if standing.is_unknown else "stale"] += 1
-        return Copy(good.value, now - age(good.record, at), is_same)
+        return Copy(good.value, now - age(good.record, at), is_same, standing.trusts(word))
 
     def __len__(self) -> int:
         journal = None if self._cache is None else self._cache.journal
@@ -306,7 +314,7 @@ class Copies(Generic[V]):
             if turn is None and standing.witness is not None:
                 self._wordless.note(digest)
             if entry is not None and is_alike:
-                word = turn if turn is not None and entry.epoch == epoch else b""
+                word = standing.word(turn if entry.epoch == epoch else None)
                 pending = self._pending(digest, entry, word, terms)
                 made += [] if pending is None else [pending]
                 size += entry.size

@@ -49,7 +49,7 @@ class Lent:
         if copy is None:
             return None
         stays = copy.is_same and not self._is_old
-        if not (stays or self._is_old or self._copied.standing.trusts()):
+        if not (stays or self._is_old or copy.is_trusted):
             return None
         self.count += 1
         self.is_unsure |= not stays

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 import msgspec
+from blake3 import blake3
 
 from cache.behind import BehindOptions
 from cache.stores.address import parse_redis
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS: Final = 0.25
 """For a connection to be made; a look-up's own time bounds it too."""
+SERVERS_BYTES: Final = 8
 WORD_BYTES: Final = 8
 """Of chance in a turn's word."""
 OF_OURS: Final = {"max_stale": 0, "refresh": 0, "refreshes_max": 1, "bytes_max": 0, "rows_bytes_max": 0, "policy": ""}
@@ -121,6 +123,15 @@ def told_of(route: Route, config: Config) -> bytes:
     tables = {name: msgspec.to_builtins(config.tables[name], enc_hook=str) for name in named}
     servers = [(each.http, each.grpc) for each in backends]
     return msgspec.msgpack.encode((told, servers, tables), order="sorted")
+
+
+def servers_of(route: Route, config: Config) -> bytes:
+    """Which servers and stores make a route's answers, in a few bytes. Their order says nothing."""
+    backends = [config.backends[tier.backend] for tier in route.config.tiers]
+    servers = [(sorted(each.http), sorted(each.grpc)) for each in backends]
+    named = () if route.config.features is None else route.config.features.tables
+    stores = [config.tables[name].store for name in sorted(named)]
+    return blake3(msgspec.msgpack.encode((servers, stores))).digest(SERVERS_BYTES)
 
 
 def _place(url: str) -> str:

@@ -157,7 +157,7 @@ class Shelves:
             return None
         if self.cache.peek(key.digest) is not None:
             return self.cache.find(key, now)
-        if copy is None or not (copy.is_same or copied.standing.trusts()):
+        if copy is None or not (copy.is_same or copy.is_trusted):
             return None
         entry = self.entry(copy.value, key.epoch, copy.made_at)
         freshness = entry.freshness(now, key.epoch)

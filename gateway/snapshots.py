@@ -33,7 +33,7 @@ from gateway.purges import Marks
 from gateway.reads import Reads
 from gateway.route import Route
 from gateway.second import Shared, scope_of
-from gateway.sharing import WORD_BYTES, told_of
+from gateway.sharing import WORD_BYTES, servers_of, told_of
 from gateway.surroundings import Surroundings
 from gateway.witness import ROUND_SECONDS, Clocks
 
@@ -179,7 +179,8 @@ class Snapshots:
         scope = scope_of(Shared(name, told_of(route, config), 0.0, 0.0))
         fingerprint = fingerprint_of(name, route.config, config.tables)
         seconds_max, trusts = float(cache.ttl) + float(cache.max_stale), cache.snapshot == "fresh"
-        rules = CopyRules(f"routes/{name}", fingerprint, scope, seconds_max, trusts)
+        servers = servers_of(route, config)
+        rules = CopyRules(f"routes/{name}", fingerprint, scope, seconds_max, trusts, servers=servers)
         standing = self._standing(rules)
         rows = Copies(standing, self._reads, AnswerRows()) if route.shelves.finds_rows else None
         route.copy(Copies(standing, self._reads, Answers(name)), rows)

@@ -106,17 +106,13 @@ class Shelf:
     def __init__(self, is_same: bool = True, trusts: bool = False) -> None:
         self.is_same, self._trusts = is_same, trusts
         self.asked = 0
-        self.standing = self
-
-    def trusts(self) -> bool:
-        return self._trusts
 
     async def read(self, keys: Sequence[bytes], now: float, until: float) -> dict[bytes, Row]:
         self.asked += len(keys)
         return {key: ROW for key in keys if key.startswith(b"k")}
 
     def judged(self, row: Row | None, now: float) -> Copy[Row] | None:
-        return None if row is None else Copy(row, now - 1.0, self.is_same)
+        return None if row is None else Copy(row, now - 1.0, self.is_same, self._trusts)
 
 
 MADE = Made(Plan((("y", "FP32", (2,)), ("t", "BYTES", (1,))), ({}, {"q": 1})), {"p": "x"}, "m", "1", 0)

@@ -52,6 +52,7 @@ class Host:
         self.answers = True
         self.schema: bytes | None = b"schema"
         self.scope = b"scope"
+        self.servers = b"servers!"
 
     def pass_by(self, seconds: float) -> None:
         self.monotonic += seconds
@@ -93,7 +94,7 @@ class Life:
         calendar.reach(self.snapshot.written_at)
         clocks = Clocks(lambda: host.monotonic, lambda: host.wall, lambda: b"word%d" % next(host.words))
         self.calendar = calendar
-        self.standing = Standing(rules(host.scope, name, trusts), calendar, host, clocks)
+        self.standing = Standing(rules(host, name, trusts), calendar, host, clocks)
         self.copies = Copies(self.standing, Here(self.snapshot), Answers(name))
         self.cache = cache_of(CONFIG)
         assert self.cache is not None
@@ -139,9 +140,10 @@ class Life:
         self.snapshot.close()
 
 
-def rules(scope: bytes, name: str = "r", trusts: bool = False) -> CopyRules:
+def rules(host: Host, name: str = "r", trusts: bool = False) -> CopyRules:
     config = RouteConfig((TierConfig("b", "m"),), cache=CONFIG)
-    return CopyRules(f"routes/{name}", fingerprint_of(name, config), scope, TTL + MAX_STALE, trusts)
+    fingerprint, servers = fingerprint_of(name, config), host.servers
+    return CopyRules(f"routes/{name}", fingerprint, host.scope, TTL + MAX_STALE, trusts, servers=servers)
 
 
 @pytest.fixture
@@ -188,7 +190,7 @@ async def test_of_the_same_models_it_is_what_it_would_be_in_memory(born: Born, h
     await life.standing.purges.round()
     copy = await life.find()
     assert (value(copy), copy and copy.is_same) == (1.0, False)
-    assert not life.standing.trusts()
+    assert not (copy and copy.is_trusted)
     await life.live(3)
     copy = await life.find()
     assert copy is not None
@@ -211,12 +213,14 @@ async def test_of_a_changed_model_it_is_an_old_one_for_ever(born: Born, host: Ho
     host.loads += 1
     life = born(trusts=True)
     await life.standing.purges.round()
-    assert life.standing.trusts(), "the operator has said so, and nobody could be asked"
+    copy = await life.find()
+    assert copy is not None
+    assert copy.is_trusted, "the operator has said so, and nobody could be asked"
     await life.live(3)
     copy = await life.find()
     assert copy is not None
     assert not copy.is_same
-    assert not life.standing.trusts(), "now they could"
+    assert not copy.is_trusted, "now they could"
     host.loads -= 1
     await life.live(3)
     copy = await life.find()
@@ -233,12 +237,34 @@ async def test_while_models_cannot_be_asked_only_who_said_so_trusts(born: Born, 
         copy = await life.find()
         assert copy is not None
         assert not copy.is_same
-        assert life.standing.trusts() is trusts
+        assert copy.is_trusted is trusts
     host.answers = True
     await life.live(3)
     copy = await life.find()
     assert copy is not None
     assert copy.is_same, "they could be asked within the minute"
+
+
+@pytest.mark.parametrize("has_word", [True, False])
+async def test_what_other_servers_have_answered_is_an_old_answer_whoever_trusts(
+    born: Born, host: Host, has_word: bool
+) -> None:
+    """Two gateways that share a directory, or one whose backend was another's server before."""
+    if has_word:
+        await copied(born)
+    else:
+        life = born()
+        await life.standing.purges.round()
+        life.answer()
+        life.write()
+    host.answers = False
+    for servers, trusted in ((b"others", False), (host.servers, True)):
+        host.servers, host.scope = servers, b"scope of " + servers
+        life = born(trusts=True)
+        await life.live(5)
+        copy = await life.find()
+        assert copy is not None
+        assert (copy.is_same, copy.is_trusted) == (False, trusted)
 
 
 async def test_nobody_watched_for_too_long(born: Born, host: Host) -> None:

@@ -228,6 +228,21 @@ def test_what_was_purged_is_not_exported(tmp_path: Path, config: Config) -> None
     assert [held(tmp_path / "b", key) for key in (0, 1)] == [None, b"1"]
 
 
+def test_an_import_is_of_no_servers_that_are_asked_here(tmp_path: Path, config: Config) -> None:
+    """The same address (127.0.0.1) may be another server there."""
+    filled(tmp_path / "a", 0)
+    assert main(["snapshot", "export", "--config", config("a"), str(tmp_path / "out")]) == 0
+    assert main(["snapshot", "import", "--config", config("b"), str(tmp_path / "out")]) == 0
+    words = []
+    for name in ("a", "b"):
+        with closing(Snapshot(tmp_path / name, OPTIONS)) as snapshot:
+            snapshot.open()
+            found = snapshot.find("answer", "routes/r0", b"0", TERMS, time.time())
+            assert found is not None
+            words.append(found.record.word)
+    assert words == [b"w", b""]
+
+
 def test_after_a_purge_of_everything_what_models_said_is_exported_and_no_answer(
     tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,4 +1,4 @@
-"""Purges of what lies on the disk, at the admin port: of what is not copied at that moment too."""
+"""What lies on the disk and was purged, of whatever is not copied at that moment too, or is other servers'."""
 
 from __future__ import annotations
 
@@ -6,14 +6,24 @@ from collections.abc import Callable
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 
+from gateway.config import Backend, CacheConfig, Config, Features, TierConfig
+from gateway.config import Route as RouteConfig
+from gateway.config_tables import TableConfig
+from gateway.learning import Home
 from gateway.operate import admin
 from gateway.purges import Purges
+from gateway.route import Route
+from gateway.sharing import servers_of
 from gateway.sources import load
+from gateway.units import Seconds
+from gateway.witness import Witness
 from tests.doors.house import LISTENERS, House, opened, until
 from tests.doors.question import Ask
 from tests.gateway.conftest import EchoTriton
+from tests.gateway.test_tables import Shelf, table_on
 
 ASKED = Ask(((1.0, 2.0),))
 
@@ -90,3 +100,37 @@ async def test_a_purge_that_the_disk_has_not_taken_says_so_and_goes_on(
 
 def _is_told(purges: Purges) -> Callable[[], bool]:
     return lambda: purges.is_told
+
+
+async def test_an_answer_of_other_servers_is_no_fresh_hit(
+    triton_echo: EchoTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backend whose addresses were others before, or another gateway of this directory; they are away now."""
+
+    async def nobody_can_tell(_: Witness) -> None: ...
+
+    monkeypatch.setattr(Witness, "round", nobody_can_tell)
+    disk = environment(tmp_path / "snapshot", "fresh")
+    async with opened([triton_echo.url], True, **disk) as house:
+        assert (await house.caller("http-json").ask(ASKED)).cache == "miss"
+    async with opened(["http://127.0.0.1:9"], True, **disk) as house:
+        found = await house.caller("http-json").ask(ASKED)
+        assert (found.cache, found.steps, found.degraded) == ("stale", ("snapshot",), True)
+    async with opened([triton_echo.url], True, **disk) as house:
+        found = await house.caller("http-json").ask(ASKED)
+        assert (found.cache, found.reason, found.degraded) == ("hit", "snapshot", False)
+
+
+def test_servers_are_told_apart_by_their_addresses_and_not_by_their_order() -> None:
+    def servers(*http: str, store: str = "redis://h/0") -> bytes:
+        tables = {"t": TableConfig(store, "t:{id}", (1,))}
+        inputs = {"x": {"parts": [{"entity": "i", "table": "t"}]}}
+        features = msgspec.convert({"entities": {"i": {"datatype": "INT64", "many": True}}, "inputs": inputs}, Features)
+        route = RouteConfig((TierConfig("b", "k"),), CacheConfig(Seconds(60)), features=features)
+        config = Config(backends={"b": Backend(http=http)}, routes={"r": route}, tables=tables)
+        table = table_on(Shelf(), "t", lambda: 0.0, shape=(1,), key="t:{id}")
+        return servers_of(Route("r", route, [Home(None, None)], 2**20, {"t": table}), config)  # type: ignore[arg-type]
+
+    one = servers("http://a:1", "http://b:1")
+    assert one == servers("http://b:1", "http://a:1")
+    assert len({one, servers("http://a:1"), servers("http://c:1"), servers("http://a:1", store="redis://i/0")}) == 4
