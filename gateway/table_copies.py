@@ -93,7 +93,7 @@ class RowCopies:
         self, ids: Ids, seconds: float, running: float
     ) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float64]]:
         """Rows [n, *shape], which of them there are, and their ages in seconds. After ``seconds`` the others are not
-        looked for; for ``running`` see ``LookTime``."""
+        looked for, nor after ``running`` in which nothing was found: see ``LookTime``."""
         rows = np.zeros((len(ids), *self._shape), np.float32)
         there, ages = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.float64)
         until, now, terms = self._ticker() + seconds, self._calendar.now(), self._terms_now()
@@ -101,12 +101,15 @@ class RowCopies:
             return rows, there, ages
         keys = [_key(each) for each in _each(ids)]
         for begin in range(0, len(keys), ROWS_AT_ONCE):
-            left = until - self._ticker()
-            if begin and left <= 0.0:
+            began = self._ticker()
+            left = until - began
+            if begin and (left <= 0.0 or running <= 0.0):
                 break
             some = keys[begin : begin + ROWS_AT_ONCE]
             time = LookTime(min(LOOK_SECONDS_MAX, left), running)
             told = await self._records.read("feature", self._source, some, terms, now, time)
+            if not any(told):  # of a disk that hangs one look is waited for, and not one for each so many rows
+                running -= self._ticker() - began
             for place, found in enumerate(told, begin):
                 if found is not None and len(found.value) and not self._is_gone(keys[place]):
                     rows[place] = found.value.reshape(self._shape)

@@ -19,7 +19,7 @@ from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway.config_snapshot import SnapshotConfig
 from gateway.copies import TURN_BYTES, Pending
 from gateway.purges import WORDS, Marks
-from gateway.reads import LookTime
+from gateway.reads import LOOK_SECONDS_MAX, LookTime
 from gateway.snapshots import Snapshots
 from gateway.sources import load
 from gateway.surroundings import Surroundings
@@ -282,10 +282,11 @@ async def test_a_row_that_is_no_number_or_out_of_bounds_is_nothing(host: Host) -
 
 
 class Looks:
-    """``Records`` where each look takes 0.4 s of the world's, and finds nothing."""
+    """``Records`` where each look takes 0.4 s of the world's, and finds the first row or none."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, finds: bool = True) -> None:
         self.world = world
+        self.finds = finds
         self.made: list[tuple[int, LookTime]] = []
 
     async def read(
@@ -293,7 +294,32 @@ class Looks:
     ) -> list[Good[V] | None]:
         self.made.append((len(keys), time))
         self.world.now += 0.4
-        return [None] * len(keys)
+        row = terms.read(np.ones(2, "<f4").tobytes()) if self.finds else None
+        record = Record(kind, source, keys[0], b"", b"", now, now, b"")
+        return [None if row is None else Good(record, row), *[None] * (len(keys) - 1)]
+
+
+def copies_on(world: World, looks: Looks) -> RowCopies:
+    calendar = Calendar(lambda: world.now, lambda: WALL + world.now)
+    return RowCopies("user", world.table.config, looks, calendar, lambda: world.now)
+
+
+async def test_after_its_time_no_more_rows_are_looked_for() -> None:
+    world = World()
+    looks = Looks(world)
+    _, there, _ = await copies_on(world, looks).find(np.arange(10 * ROWS_AT_ONCE), 1.0, 0.005)
+    assert np.flatnonzero(there).tolist() == [0, ROWS_AT_ONCE, 2 * ROWS_AT_ONCE]
+    counts, times = zip(*looks.made, strict=True)
+    assert counts == (ROWS_AT_ONCE,) * 3
+    assert [time.running for time in times] == [0.005] * 3
+    assert [time.seconds for time in times] == pytest.approx([LOOK_SECONDS_MAX, LOOK_SECONDS_MAX, 0.2])
+
+
+async def test_of_a_disk_that_hangs_a_look_up_of_many_rows_waits_for_one_look() -> None:
+    world = World()
+    looks = Looks(world, finds=False)
+    _, there, _ = await copies_on(world, looks).find(np.arange(10 * ROWS_AT_ONCE), 9.0, 0.005)
+    assert (len(looks.made), there.any()) == (1, False)
 
 
 @pytest.mark.parametrize(
@@ -307,8 +333,7 @@ class Looks:
 async def test_what_a_look_up_has_for_the_disk(left: float, took: float, seconds: float, running: float) -> None:
     world = World(default=0.0)
     looks = Looks(world)
-    calendar = Calendar(lambda: world.now, lambda: WALL + world.now)
-    world.table.copies = RowCopies("user", world.table.config, looks, calendar, lambda: world.now)
+    world.table.copies = copies_on(world, looks)
 
     async def failing(keys: Sequence[bytes], seconds: float) -> list[Found]:
         world.now += took
