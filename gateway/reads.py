@@ -8,7 +8,8 @@ until it has come.
 
 A thread needs the interpreter, as the event loop does, and has to wait for it while that is busy: that is our own
 lateness, and not the disk's. So who waits for a look that has not begun waits on, and what passes while the loop is
-late too is not counted as the disk's; who has no more time all the same gets nothing, which says nothing of the disk.
+late too is not counted as the disk's. Who has no more time all the same gets nothing, and so do others, at once, until
+the thread has got on, if it has not in all of his time: one request looks several times. That says nothing of the disk.
 
 Rule of this file: who reads, and how long anyone waits for it. What is looked for, and what it is good for, is
 ``copies.py``'s. It raises nothing.
@@ -69,6 +70,7 @@ class Reads:
         self._waiting: deque[_Look] = deque()
         self._at: _Look | None = None  # where the thread is
         self._over = 0  # how many it has been at
+        self._stands = -1  # where somebody's time was over in which it had not got on
         self._watch: asyncio.TimerHandle | None = None  # of its turn; None: it has none
         self._closed = False
         self.hangs = False
@@ -89,7 +91,7 @@ class Reads:
         nothing: list[Good[V] | None] = [None] * len(keys)
         if self._closed:  # flights outlive their callers, and what closes them comes later
             return nothing
-        if not self.hangs:
+        if not self.hangs and self._stands != self._over:
             await self._wait(_Look(look, len(keys), asyncio.get_running_loop().create_future()), time)
         if found:
             return found[0]
@@ -114,7 +116,7 @@ class Reads:
 
     async def _wait(self, look: _Look, time: LookTime) -> None:
         """Until the look is over, or there is no more time for it."""
-        loop = asyncio.get_running_loop()
+        loop, over = asyncio.get_running_loop(), self._over
         self._waiting.append(look)
         self._begin(loop)  # first, so that a look is known to hang before he leaves who waits for all of it
         end, running, step = loop.time() + time.seconds, time.running, max(time.running / STEPS, STEP_SECONDS_MIN)
@@ -128,6 +130,8 @@ class Reads:
             look.is_wanted = False
         if look.fault is not None:
             raise look.fault
+        if not (look.is_over or look.come.done()) and (running <= 0.0 or over == self._over):
+            self._stands = self._over
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
         """Let the thread have a turn, unless it has one."""
@@ -187,6 +191,6 @@ class Reads:
         self._tell(over)
         assert self._watch is not None
         self._watch.cancel()
-        self._watch, self.hangs = None, False
+        self._watch, self.hangs, self._stands = None, False, -1
         if self._waiting:
             self._begin(loop)

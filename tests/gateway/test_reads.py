@@ -146,12 +146,39 @@ async def test_who_has_no_more_time_gets_nothing_and_that_says_nothing_of_the_di
     other = asyncio.create_task(ask(reads, b"1"))
     await until(lambda: bool(disk.asked))
     assert await ask(reads, b"2", seconds=0.01) == [None]
-    third = asyncio.create_task(ask(reads, b"3"))
-    assert (reads.late, reads.hangs, disk.failures) == (1, False, {})
+    assert await ask(reads, b"3") == [None], "at once, or this would take LATE: it may be the same request"
+    assert (reads.late, reads.hangs, disk.failures) == (2, False, {})
     disk.well.set()
-    assert (await other, await third) == ([b"1"], [b"3"])
-    assert b"2" not in disk.asked, "nobody waits for it"
-    assert (reads.late, reads.hangs, disk.failures) == (1, False, {})
+    assert await other == [b"1"]
+    assert await ask(reads, b"4") == [b"4"]
+    assert disk.asked == [b"1", b"4"], "nobody waits for the others"
+    assert (reads.late, reads.hangs, disk.failures) == (2, False, {})
+
+
+async def test_who_has_no_more_time_while_the_thread_gets_on_keeps_nobody_from_waiting(
+    disk: Disk, reads: Reads, thread: Thread
+) -> None:
+    disk.well.clear()
+    first = asyncio.create_task(ask(reads, b"1"))
+    await until(lambda: bool(disk.asked))
+    leaving = asyncio.create_task(ask(reads, b"2", seconds=0.05, running=LATE))
+    await asyncio.sleep(0)
+    reads._over += 1  # as if another had come meanwhile
+    assert await leaving == [None]
+    last = asyncio.create_task(ask(reads, b"3"))
+    await asyncio.sleep(0)
+    disk.well.set()
+    assert (await first, await last, reads.late) == ([b"1"], [b"3"], 1)
+
+
+@pytest.mark.usefixtures("soon")
+async def test_a_thread_that_had_not_begun_is_waited_for_again_once_it_has(reads: Reads, thread: Thread) -> None:
+    thread.busy = True
+    assert await ask(reads, b"1", seconds=0.002) == [None]
+    await until(lambda: reads.hangs)
+    thread.go_on()
+    await until(lambda: not reads.hangs)
+    assert await ask(reads, b"2") == [b"2"]
 
 
 async def test_a_look_that_has_not_begun_takes_no_time_of_the_disks(reads: Reads, thread: Thread) -> None:
