@@ -187,8 +187,11 @@ class NearTable:
         self._hold(asked, fits, np.ascontiguousarray(rows).reshape(-1).view(self._void), (now, ticket, 0))
 
     def put_absent(self, keys: Keys, now: float, ticket: int) -> None:
-        """Know that the store has none of these."""
+        """Know that the store has none of these. Where that has raced with a write nobody knows what it has now; but
+        what was read of it before is gone all the same."""
         asked, fits = words(keys, self._width)
+        slots = self._arena.peek(asked[fits])
+        self._trust[slots[(self._stored_at[slots] < now) & (slots != self._arena.spare)]] = 1
         self._hold(asked, fits, np.broadcast_to(np.zeros((), self._void), len(keys)), (now, ticket, 1))
 
     def invalidate(self, keys: Keys) -> None:

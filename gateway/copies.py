@@ -40,6 +40,7 @@ KEYS_MAX: Final = 65_536
 TURN_BYTES: Final = 256 * 1024
 """Made ready in one turn of the event loop: some 0.2 ms."""
 FINGERPRINT_BYTES: Final = 16
+SERVERS_BYTES: Final = 8
 READ_MAX: Final = 64
 READ_BYTES_MAX: Final = 4 * 1024 * 1024
 READ_SECONDS: Final = 1.0
@@ -116,19 +117,24 @@ class Form(Protocol[V]):
 
 class Copy(msgspec.Struct, Generic[V], frozen=True):
     """What was copied, and when it was made (monotonic seconds). ``is_same``: its models are as they were then.
-    ``is_trusted``: nobody can tell, and it is to be as good as if they were."""
+    ``word``: of which servers, and under which of their turns, it was made."""
 
     value: V
     made_at: float
     is_same: bool
-    is_trusted: bool = False
+    word: bytes
+
+    @property
+    def turn(self) -> bytes:
+        """Under which it was made; b"": nobody knows."""
+        return self.word[SERVERS_BYTES:]
 
 
 class CopyRules(msgspec.Struct, frozen=True):
     """``source``: whose copies ("routes/digits"). ``fingerprint``: of all that an operator says of it and that decides
     an answer. ``scope``: that, and the servers that are asked. ``trusts``: a copy is fresh as long as nobody can tell
-    whether its models are the same. ``is_watched``: somebody can, now and then. ``servers``: which are asked; what
-    others have answered is another's answer, however much of its configuration is alike."""
+    whether its models are the same. ``is_watched``: somebody can, now and then. ``servers``: which are asked, in
+    SERVERS_BYTES; what others have answered is another's answer, however much of its configuration is alike."""
 
     source: str
     fingerprint: bytes
@@ -136,7 +142,7 @@ class CopyRules(msgspec.Struct, frozen=True):
     seconds_max: float
     trusts: bool
     is_watched: bool = True
-    servers: bytes = b""
+    servers: bytes = bytes(SERVERS_BYTES)
 
 
 class Standing:
@@ -164,13 +170,18 @@ class Standing:
         and fits what that one gave."""
 
     def watch(
-        self, epoch: Callable[[], int], looks: Callable[[], Looks | None], schema: Callable[[], bytes | None]
+        self,
+        epoch: Callable[[], int],
+        looks: Callable[[], Looks | None],
+        schema: Callable[[], bytes | None],
+        on_change: Callable[[], None] | None = None,
     ) -> None:
-        """``looks``: see ``Witness``; ``epoch``: the service's; ``schema``: what its models take and give, None while
-        nobody knows."""
+        """``looks`` and ``on_change``: see ``Witness``; ``epoch``: the service's; ``schema``: what its models take and
+        give, None while nobody knows."""
         self.epoch, self._schema = epoch, schema
         if self.witness is not None:
             self.witness.looks = looks
+            self.witness.on_change = on_change or self.witness.end_turn
 
     def schema(self) -> bytes | None:
         """What its models take and give now."""
@@ -208,8 +219,13 @@ class Standing:
             self.witness.doubt(look)
 
     def trusts(self, word: bytes) -> bool:
-        """Whether a copy that says so of models that nobody can ask is as good as one of models that are the same."""
-        return self.rules.trusts and self.is_unknown and word.startswith(self.rules.servers)
+        """Whether a copy that was made under ``word``, of models that nobody can ask, is as good as one of models that
+        are the same. Not if other servers have answered it, nor if those are known to have become others: a word has
+        ended here then, and the next one only cannot be written or read."""
+        witness = self.witness
+        if witness is None or not (self.rules.trusts and self.is_unknown and word.startswith(self.rules.servers)):
+            return False
+        return witness.may_hold(word[SERVERS_BYTES:])
 
     @property
     def is_unknown(self) -> bool:
@@ -281,7 +297,7 @@ class Copies(Generic[V]):
         turn, word = standing.turn, good.record.word
         is_same = turn is not None and word == standing.word(turn)
         standing.outcomes["fresh" if is_same else "unknown" if standing.is_unknown else "stale"] += 1
-        return Copy(good.value, now - age(good.record, at), is_same, standing.trusts(word))
+        return Copy(good.value, now - age(good.record, at), is_same, word)
 
     def __len__(self) -> int:
         journal = None if self._cache is None else self._cache.journal

@@ -23,20 +23,31 @@ from tiers.inference import DATATYPE_BYTES, NO_PARAMETERS, InferRequest, InferRe
 from tiers.rows import Plan, is_row
 
 CLASSIFICATION: Final = "classification"
-NAN_BYTES_MAX: Final = 8 * 1024 * 1024
+NAN_BYTES_MAX: Final = 2 * 1024 * 1024
 """Looked through in a millisecond or two of the event loop."""
+_INFINITY_BITS: Final = {"FP16": 0x7C00, "BF16": 0x7F80}
 TEXTS_MAX: Final = 16_384
 """Elements of BYTES in an answer: each is looked at, which takes milliseconds. An answer of more is not left."""
 
 
 def has_nan(outputs: Iterable[Tensor]) -> bool:
-    """Whether some number of an answer is none: a fault's, as a rule. Infinities may mean something. Nobody looks at an
-    output of more than NAN_BYTES_MAX."""
+    """Whether some number of an answer is none: a fault's, as a rule. Infinities may mean something. Nobody looks at
+    more than NAN_BYTES_MAX of it."""
+    left = NAN_BYTES_MAX
     for output in outputs:
-        if output.datatype in FLOATS and len(output.data) <= NAN_BYTES_MAX:
-            with contextlib.suppress(ValueError):  # no whole elements: somebody else's to say
-                if np.isnan(numbers(output.data, output.datatype)).any():
-                    return True
+        if output.datatype not in FLOATS:
+            continue
+        left -= len(output.data)
+        if left < 0:
+            break
+        with contextlib.suppress(ValueError):  # no whole elements: somebody else's to say
+            infinity = _INFINITY_BITS.get(output.datatype)
+            if infinity is None:
+                found = np.isnan(numbers(output.data, output.datatype)).any()
+            else:  # numpy has no quick way with numbers of 16 bits
+                found = ((np.frombuffer(output.data, "<u2") & 0x7FFF) > infinity).any()
+            if found:
+                return True
     return False
 
 

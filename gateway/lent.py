@@ -12,6 +12,7 @@ from typing import Final
 from degrade.record import Good
 from gateway.copies import Copies
 from gateway.row import Borrowed, Row
+from gateway.service import NO_EPOCH
 
 ROWS_MAX: Final = 128
 """Looked for of one batch: each that is there takes some 15 us of a thread, and what it is made of some of the event
@@ -21,13 +22,11 @@ TRIED_MAX: Final = 16
 
 
 class Lent:
-    """``epoch``: in which rows are true whose models are the same. ``is_old``: whatever its models are, a row will do,
-    and is of ``epoch`` all the same, which none is then."""
+    """``is_old``: whatever its models are now, a row will do, and is of no epoch."""
 
-    def __init__(self, copied: Copies[Row], now: float, until: float, epoch: int, is_old: bool = False) -> None:
+    def __init__(self, copied: Copies[Row], now: float, until: float, is_old: bool = False) -> None:
         self._copied = copied
         self._now, self._until = now, until
-        self._epoch = epoch
         self._is_old = is_old
         self._there: dict[bytes, Good[Row]] = {}
         self._looked: set[bytes] = set()
@@ -44,13 +43,16 @@ class Lent:
                 self._there |= await self._copied.read(some, self._now, self._until)
 
     def row(self, key: bytes) -> Borrowed | None:
-        """A row, if it was there and may be used."""
+        """A row, if it was there and may be used. One of which nobody knows under which word it was made is of one
+        model with itself alone."""
         copy = self._copied.judged(self._there.get(key), self._now) if key in self._looked else None
         if copy is None:
             return None
         stays = copy.is_same and not self._is_old
-        if not (stays or self._is_old or copy.is_trusted):
+        standing = self._copied.standing
+        if not (stays or self._is_old or standing.trusts(copy.word)):
             return None
         self.count += 1
         self.is_unsure |= not stays
-        return Borrowed(copy.value, copy.made_at, self._epoch, stays)
+        epoch = NO_EPOCH if self._is_old else standing.epoch()  # as of now: it may have turned since somebody asked
+        return Borrowed(copy.value, copy.made_at, epoch, copy.word if copy.turn else key, stays)

@@ -17,7 +17,7 @@ from typing import Final
 
 from blake3 import blake3
 
-from cache.stores.store import Found, Store, StoreError
+from cache.stores.store import OF_ONE_KEY, Found, Store, StoreError
 from degrade.calendar import Calendar
 from gateway.background import came
 
@@ -45,8 +45,11 @@ def mark_keys(source: str) -> list[bytes]:
 
 
 def purged_at(found: Found) -> float:
-    """When it was, in Unix seconds. Of a mark that is damaged nobody knows: everything was. Raises struct.error."""
+    """When it was, in Unix seconds. Of a mark that is damaged nobody knows: everything was. Raises struct.error, and
+    StoreError for one that could not be read."""
     if isinstance(found, StoreError):
+        if found.kind not in OF_ONE_KEY:
+            raise found
         return math.inf
     at: float = -math.inf if found is None else _AT.unpack(found)[0]
     return at

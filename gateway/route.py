@@ -156,13 +156,14 @@ class Route:
     def share(self, second: SecondLevel) -> None:
         """Leave answers, or rows where those are kept, for other processes, and take theirs."""
         self.second = second
-        second.watch(self.learning.looks)
+        second.watch(self.learning.looks, self._changed_unseen)
         if self.shelves.rows is not None:
             self.shelves.rows.second = second
 
     def copy(self, copied: Copies[Served[InferResponse]], rows: Copies[Row] | None = None) -> None:
         """Leave copies of answers, and of rows where those are kept, on the disk, and take those that are there."""
-        copied.standing.watch(lambda: self.epoch, self.learning.looks, self.learning.schema)
+        learning = self.learning
+        copied.standing.watch(lambda: self.epoch, learning.looks, learning.schema, self._changed_unseen)
         self.shelves.copy(copied, rows)
 
     @property
@@ -315,6 +316,11 @@ class Route:
         """Say what is wrong with the declared default, by what the models say of themselves."""
         for key, why in () if self.default is None else self.default.misfits(merged):
             _log.error("default is not served", route=self.name, key=key, reason=why)
+
+    def _changed_unseen(self) -> None:
+        """What was taken of others is of models that became others while this process could not look."""
+        self.turn()
+        _log.warning("epoch", route=self.name, models=self.asks, epoch=self.epoch)
 
     def _check_version(self, asked: str) -> None:
         for tier in self.tiers:

@@ -103,12 +103,13 @@ class Filling(msgspec.Struct, frozen=True):
 
 
 class Borrowed(msgspec.Struct, frozen=True):
-    """A row that is not in memory. ``made_at``: monotonic seconds; ``epoch``: in which it is true; ``stays``: whether
-    it may be kept here."""
+    """A row that is not in memory. ``made_at``: monotonic seconds; ``epoch``: in which it is true; ``word``: what it
+    has in common with those alone that are of one and the same model; ``stays``: whether it may be kept here."""
 
     row: Row
     made_at: float
     epoch: int
+    word: bytes
     stays: bool
 
 

@@ -10,7 +10,7 @@ A row is kept by itself, so what rows have in common with the answer that they c
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -26,7 +26,7 @@ from degrade.deadline import Ticker
 from degrade.ladder import Failure
 from gateway.config import CacheConfig
 from gateway.fitting import Expected
-from gateway.row import Asked, Assembled, Elsewhere, Filling, Lender, Made, Row
+from gateway.row import Asked, Assembled, Borrowed, Elsewhere, Filling, Lender, Made, Row
 from tiers.cascade import CascadeAnswer
 from tiers.inference import (
     Form,
@@ -110,34 +110,44 @@ class Rows:
         ]
 
     def whole(self, asked: Asked, now: float, lender: Lender | None = None) -> Assembled | None:
-        """The answer to a batch, if all of its rows are here, or are lent, and fit together; however old they are. What
-        is lent and may stay is here from then on, whether it makes a whole or not."""
+        """The answer to a batch, if all of its rows are here, or are lent, are of one and the same model, and fit
+        together; however old they are. What is lent and may stay is here from then on, whether it makes a whole or
+        not."""
         rows: dict[bytes, Entry[Row]] = {}
-        is_whole = True
-        for key, fresh in zip(asked.keys, self.cache.fresh(asked.keys, asked.epoch, now), strict=True):
+        of: set[int | bytes] = set()  # epochs, and words: nobody can tell if one of these is one of those
+        keys = list(dict.fromkeys(asked.keys))
+        for key, fresh in zip(keys, self.cache.fresh(keys, asked.epoch, now), strict=True):
             found = Found(fresh, Freshness.FRESH) if fresh else self.cache.find(Key(key, asked.epoch), now)
-            entry = found.entry if found is not None else rows.get(key)
-            if entry is None and lender is not None:
-                entry = self._borrowed(asked, key, lender)
-            if entry is not None:
-                rows[key] = entry
-                continue
-            is_whole = False
-            if lender is None:
-                break
-        return self._assembled(asked, rows, len(asked.keys), []) if is_whole and _fit(rows.values()) else None
+            if found is not None:
+                rows[key] = found.entry
+                of.add(found.entry.epoch)
+            elif lender is None:
+                return None
+            elif (lent := lender.row(key)) is not None:
+                rows[key] = self._borrowed(asked, key, lent)
+                of.add(lent.epoch if lent.stays else lent.word)
+        return self._of_one(asked, rows, len(of))
 
-    def _borrowed(self, asked: Asked, key: bytes, lender: Lender) -> Entry[Row] | None:
-        lent = lender.row(key)
-        if lent is None:
-            return None
+    def lent(self, asked: Asked, lender: Lender) -> Assembled | None:
+        """The answer to a batch, if all of its rows are lent, are of one and the same model, and fit together."""
+        found = {key: lent for key in dict.fromkeys(asked.keys) if (lent := lender.row(key)) is not None}
+        rows = {key: self._borrowed(asked, key, lent) for key, lent in found.items()}
+        return self._of_one(asked, rows, len({lent.word for lent in found.values()}))
+
+    def _of_one(self, asked: Asked, rows: Mapping[bytes, Entry[Row]], models: int) -> Assembled | None:
+        """What they come to, all of them being there, if they are of one of ``models``."""
+        is_whole = models == 1 and all(key in rows for key in asked.keys) and _fit(rows)
+        return self._assembled(asked, rows, len(asked.keys), []) if is_whole else None
+
+    def _borrowed(self, asked: Asked, key: bytes, lent: Borrowed) -> Entry[Row]:
         made = msgspec.structs.replace(lent.row.made, plan=self._one_of(lent.row.made.plan))
         said = parameters_size(made.parameters)
         entry = self._keep(asked, key, Row(lent.row.data, made), lent.made_at, said)
+        if lent.epoch != entry.epoch:
+            entry = msgspec.structs.replace(entry, epoch=lent.epoch)
         if lent.stays:
-            self.cache.store(Key(key, asked.epoch), entry, self.cache.ticket())
-            return entry
-        return msgspec.structs.replace(entry, epoch=lent.epoch)
+            self.cache.store(Key(key, lent.epoch), entry, self.cache.ticket())
+        return entry
 
     async def answer(self, asked: Asked, ask: Ask, seconds: float, ticker: Ticker) -> Assembled:
         """The answer to a batch, within ``seconds``. Raises what ``ask`` raises, Abandoned, and TimeoutError.
@@ -153,7 +163,7 @@ class Rows:
         fillings = await self._filled(fills, seconds) if missing else []
         for filling in fillings:
             rows.update(filling.rows)
-        if not _fit([rows[key] for key in asked.keys]):
+        if not _fit({key: rows[key] for key in asked.keys}):
             asked = msgspec.structs.replace(asked, reuse=False)
             fills = self._fills(asked, list(dict.fromkeys(asked.keys)), ask, ticker)
             told = [msgspec.structs.replace(filling, elsewhere=frozenset()) for filling in fillings]
@@ -355,9 +365,9 @@ def _others(filling: Filling) -> Filling:
     return msgspec.structs.replace(filling, escalated=0, tier_rows=())
 
 
-def _fit(rows: Iterable[Entry[Row]]) -> bool:
+def _fit(rows: Mapping[bytes, Entry[Row]]) -> bool:
     """Whether one answer can be made of these: they have the same outputs, and each tier's are of one version of it."""
-    made = {id(row.value.made): row.value.made for row in rows}.values()
+    made = {id(row.value.made): row.value.made for row in rows.values()}.values()
     versions = {(each.tier, each.version) for each in made}
     return len({id(each.plan) for each in made}) == 1 and len(versions) == len({tier for tier, _ in versions})
 

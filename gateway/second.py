@@ -110,9 +110,10 @@ class SecondLevel:
         """Whether that is known in the store, waiting ``seconds`` for it at most."""
         return await self.witness.settled(seconds)
 
-    def watch(self, looks: Callable[[], Looks | None]) -> None:
-        """``looks``: the last look at every model that its answers are made by; None while one is not known."""
-        self.witness.looks = looks
+    def watch(self, looks: Callable[[], Looks | None], on_change: Callable[[], None]) -> None:
+        """``looks``: the last look at every model that its answers are made by; None while one is not known.
+        ``on_change``: see ``Witness``."""
+        self.witness.looks, self.witness.on_change = looks, on_change
 
     def start(self) -> None:
         """Begin to watch, and to write."""

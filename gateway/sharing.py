@@ -20,6 +20,7 @@ from degrade.breaker import Breaker
 from degrade.guard import STORE_BREAKER, Guarded
 from gateway.config import Config
 from gateway.copied import ASIDE
+from gateway.copies import SERVERS_BYTES
 from gateway.route import Route
 from gateway.second import SecondLevel, Shared
 from gateway.surroundings import Surroundings
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 CONNECT_SECONDS: Final = 0.25
 """For a connection to be made; a look-up's own time bounds it too."""
-SERVERS_BYTES: Final = 8
 WORD_BYTES: Final = 8
 """Of chance in a turn's word."""
 OF_OURS: Final = {"max_stale": 0, "refresh": 0, "refreshes_max": 1, "bytes_max": 0, "rows_bytes_max": 0, "policy": ""}

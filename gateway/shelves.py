@@ -91,9 +91,9 @@ class Shelves:
             if self.rows is None or self.copied_rows is None or rows is None:
                 return None
             asked = self.asked(caller, request, key, rows)
-            lent = Lent(self.copied_rows, now, until, NO_EPOCH, is_old=True)
-            await lent.look(self.rows.lacking(asked, now))
-            made = self.rows.whole(asked, now, lent)
+            lent = Lent(self.copied_rows, now, until, is_old=True)
+            await lent.look(list(dict.fromkeys(asked.keys)))
+            made = self.rows.lent(asked, lent)
             if made is None:
                 return None
             entry = self.entry(made.served(), NO_EPOCH, made.made_at)
@@ -133,7 +133,7 @@ class Shelves:
             return found
         asked, lent = self.asked(caller, request, key, rows), None
         if self.copied_rows is not None and (lacking := self.rows.lacking(asked, now)):
-            lent, before = Lent(self.copied_rows, now, until, key.epoch), self.cache.peek(key.digest)
+            lent, before = Lent(self.copied_rows, now, until), self.cache.peek(key.digest)
             await lent.look(lacking)
             if self.cache.peek(key.digest) is not before:
                 return self.cache.find(key, now)
@@ -157,7 +157,7 @@ class Shelves:
             return None
         if self.cache.peek(key.digest) is not None:
             return self.cache.find(key, now)
-        if copy is None or not (copy.is_same or copy.is_trusted):
+        if copy is None or not (copy.is_same or copied.standing.trusts(copy.word)):
             return None
         entry = self.entry(copy.value, key.epoch, copy.made_at)
         freshness = entry.freshness(now, key.epoch)

@@ -310,7 +310,7 @@ class Snapshots:
 
         def write() -> str:
             pairs, ends = list[tuple[bytes, bytes]](), list[tuple[bytes, bytes]]()
-            for each in pending:
+            for each in {each.name: each for each in pending}.values():  # of one that came and went the last word
                 written = _sealed(each).written
                 pair = each.name, written if rule is None else rule.spoilt(written)
                 (ends if each.is_end else pairs).append(pair)

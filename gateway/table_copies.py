@@ -82,8 +82,11 @@ class RowCopies:
     def note(self, ids: Ids) -> None:
         """These were read from the store just now."""
         self._journal.note_all(_each(ids))
-        if len(self._gone):
-            self._gone.drop(map(_key, _each(ids)))
+        if len(self._gone) or self._gone_taken:
+            keys = [_key(each) for each in _each(ids)]
+            self._gone.drop(keys)
+            for key in keys:
+                self._gone_taken.pop(key, None)
 
     def note_gone(self, ids: Ids) -> None:
         """The store had none of these just now."""

@@ -195,7 +195,7 @@ class Table:
         untold = self._source.untold()
         failure: StoreError | None = None
         try:
-            found = await self._read(asked, min(seconds, self._source.timeout))
+            found = await self._read(asked, min(seconds, self._source.timeout), untold)
         except StoreError as error:
             failure = error
             self.failures[error.kind] = self.failures.get(error.kind, 0) + 1
@@ -235,9 +235,11 @@ class Table:
             await self._source.store.close()
 
     async def _read(
-        self, ids: Ids, seconds: float
+        self, ids: Ids, seconds: float, untold: int
     ) -> tuple[Rows, NDArray[np.bool_], NDArray[np.bool_], StoreError | None]:
-        """Ask the store, and hold what it says: rows, which are there, which it does not have, and why not others."""
+        """Ask the store, and hold what it says: rows, which are there, which it does not have, and why not others. Of a
+        server that may be the wrong one (``Source.untold`` has grown beyond ``untold``) no copies are made, and nobody
+        believes that it does not have something."""
         source = self._source
         began, ticket = self._ticker(), self.near.ticket()
         values: list[Found] = await source.store.get_many(source.keyed.keys(ids), seconds)
@@ -245,13 +247,14 @@ class Table:
         rows = decoded.rows.astype(np.float32, copy=False)
         present = decoded.found
         absent = np.array([value is None for value in values], np.bool_)
+        is_told = source.untold() == untold
         if present.any():
             there = np.flatnonzero(present)
             self._mean.add(rows[there])
             self.near.put(_taken(ids, there), rows[there], began, ticket)
-            if self.copies is not None:
+            if self.copies is not None and is_told:
                 self.copies.note(_taken(ids, there))
-        if absent.any():
+        if absent.any() and is_told:
             gone = _taken(ids, np.flatnonzero(absent))
             self.near.put_absent(gone, began, ticket)
             if self.copies is not None:

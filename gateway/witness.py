@@ -14,6 +14,7 @@ is read or left there.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
@@ -78,6 +79,9 @@ class Witness:
         self._store = store
         self.looks: Callable[[], Looks | None] = lambda: None
         """At every model that answers are made by; None while one is not known."""
+        self.on_change: Callable[[], None] = self.end_turn
+        """Called when what was taken under a word that held here is, or may be, another model's: it held while one
+        could not be reached, and nothing but the looks of those who had left it would tell. Must end the turn."""
         self._clocks = clocks
         self._seconds = seconds
         self._rest_seconds = rest_seconds
@@ -86,8 +90,9 @@ class Witness:
         self._candidate: tuple[bytes, float] | None = None  # a word, and when it was first read
         self._carried: dict[str, Sight] = {}  # others' looks that we could not hold one of our own against yet
         self._unwatched = 0
-        self._vouched: frozenset[str] = frozenset()  # looks that were there when the word began, or was first read
         self._has_held = False
+        self._taken = b""  # the word under which something may have been taken before all was looked at
+        self._last: bytes | None = None  # the word that held here last; b"": it has ended
         self._ended: deque[bytes] = deque(maxlen=ENDED_MAX)
         self._asked_ends = self._done_ends = 0
         self._hurry = asyncio.Event()
@@ -107,16 +112,26 @@ class Witness:
         """Nothing that is kept is true any more: a model has changed, or somebody purges. At once here; elsewhere as
         soon as the store takes the new word, and they read it."""
         self._drop("ended")
+        self._taken = self._last = b""
         self._asked_ends += 1
         self._settled.clear()
         self._hurry.set()
 
     def doubt(self, look: str) -> None:
-        """A replica that may have answered was looked at for the first time (``look``, as in ``Looks``). If they who
-        watched had looked there too, that says whether it is another model; else nobody can, and the turn ends, unless
-        nothing has been kept under any."""
-        if self._has_held and (look not in self._vouched or self._has_changed(self.looks() or {})):
+        """A replica that may have answered was looked at for the first time (``look``, as in ``Looks``). If that can be
+        held against a look that they who watched had left not long before, it says whether this is another model; else
+        nobody can, and the turn ends, unless nothing has been kept under any."""
+        if not self._has_held:
+            return
+        read = -math.inf if self._candidate is None else self._candidate[1]
+        is_said = look in self._carried and self._clocks.ticker() - read <= WATCHED_SECONDS
+        has_changed = self._has_changed(self.looks() or {})
+        if has_changed or not is_said or look in self._carried:  # there still: it began before theirs was read
             self.end_turn()
+
+    def may_hold(self, word: bytes) -> bool:
+        """Whether for all that is known here a word may be the one that holds now, though nobody can tell."""
+        return self._last is None or word == self._last != b""
 
     @property
     def is_settled(self) -> bool:
@@ -158,15 +173,14 @@ class Witness:
             self.state = "unreachable"  # the word goes on for as long as it is believed
 
     async def _judge(self, turn: bytes | None, watch: Watch | None, looks: Looks) -> None:
+        if self._taken and self._carried and (turn != self._taken or self._has_changed(looks)):
+            self.on_change()
         if self._asked_ends > self._done_ends or turn is None or turn in self._ended:
             await self._begin(looks)
         elif watch is not None and watch.at - self._clocks.wall() > SKEW_SECONDS_MAX:
             self._drop("clock")
         elif turn == self._turn:
-            if self._has_changed(looks):
-                await self._begin(looks)
-            else:
-                await self._confirm(turn, looks, watch)
+            await self._confirm(turn, looks, watch)
         else:
             await self._consider(turn, watch, looks)
 
@@ -181,7 +195,7 @@ class Witness:
         self._unwatched = 0
         if self._candidate is None or self._candidate[0] != turn:
             self._candidate, self._carried = (turn, self._clocks.ticker()), dict(watch.sights)
-            self._vouched = frozenset(watch.sights)
+            self._taken = b""
         if self._has_changed(looks):
             await self._begin(looks)
         elif all(name not in self._carried or sight.lost for name, (_, sight) in looks.items()):
@@ -207,19 +221,19 @@ class Witness:
             await self._leave(turn, looks)
         if self._asked_ends == ends:
             self._turn, self._confirmed, self.state, self._unwatched = turn, read, "held", 0
-            self._has_held = True
+            self._has_held, self._taken, self._last = True, turn, turn
 
     async def _begin(self, looks: Looks) -> None:
         """A new word, of our own: all that is under it will have been made from now on."""
         self._drop("ended")
         ends, turn, read = self._asked_ends, self._clocks.word(), self._clocks.ticker()
-        self._carried, self._candidate, self._unwatched = {}, None, 0
-        self._vouched, self._has_held = frozenset(looks), True
+        self._carried, self._candidate, self._unwatched, self._taken = {}, None, 0, b""
+        self._has_held = True
         await self._leave(turn, looks)  # first: a word without looks is nobody's
         await self._store.put_many([(self._turn_key, turn)], TURN_SECONDS, self._seconds)
         self._done_ends = ends
         if self._asked_ends == ends:
-            self._turn, self._confirmed, self.state = turn, read, "held"
+            self._turn, self._confirmed, self.state, self._last = turn, read, "held", turn
             self._settled.set()
 
     async def _end_unseen(self) -> None:

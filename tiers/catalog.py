@@ -89,6 +89,7 @@ class Catalog:
         self._known: dict[str, Known] = {}
         self._may_have_answered = may_have_answered
         self._on_doubt = on_doubt
+        self._slow: dict[int, set[str]] = {}  # by replica: models that did not say in time what they are
         self._late: set[asyncio.Future[ModelFacts]] = set()  # looks at replicas that were not the first to answer
         self._loads: Flights[tuple[str, str, int], ModelFacts] = Flights(options.loads_max)
 
@@ -132,6 +133,8 @@ class Catalog:
         """Forget all others: nobody asks for them any more."""
         for gone in [model for model in self._known if model not in models]:
             del self._known[gone]
+            for slow in self._slow.values():
+                slow.discard(gone)
 
     def capacity(self, model: str) -> Capacity | None:
         """What the replicas that have it can do together, the same object until one is looked at again; None: not known
@@ -247,16 +250,21 @@ class Catalog:
         of it.
         """
         turned: list[str] = []
-        models = list(self._known)
+        slow = self._slow.setdefault(position, set())
+        models = sorted(self._known, key=slow.__contains__)  # of one that hangs the others are seen all the same
         for index, model in enumerate(models):
             seen: tuple[Sight, ModelFacts | None]
             began = self._now()
             try:
                 within = deadline.sooner(Deadline.after(began, self._options.load_timeout))
                 seen = await self._see(self._replicas[position], model, within, probe=True)
+                slow.discard(model)
             except Rejected:
                 seen = (Sight(frozenset(), b"", {}, gone=True), None)
+                slow.discard(model)
             except UpstreamError as error:
+                if error.failure is Failure.TIMEOUT:
+                    slow.add(model)
                 rest = error.failure in {Failure.UNREACHABLE, Failure.DROPPED, Failure.TIMEOUT}  # would only wait too
                 for lost in models[index:] if rest else (model,):
                     self._lose(position, lost)

@@ -10,8 +10,9 @@ import asyncio
 import enum
 import math
 from collections import OrderedDict
+from collections.abc import Iterable
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 from msgspec import Struct
 
@@ -21,6 +22,9 @@ from degrade.ladder import Failure
 from tiers.backends.call import Call, Reply, Streamed
 from tiers.backends.relaying import Listener, Place
 from tiers.inference import NOT_ASKED, InferRequest, InferResponse, Rejected, UpstreamError
+
+BEFORE_MAX: Final = 1024
+"""Models, or versions of them, of which it stays known that a replica has answered for them before it was away."""
 
 
 class Carried(Protocol):
@@ -69,7 +73,7 @@ class Doubt(enum.Enum):
 class Seat:
     """A replica and what is known of it."""
 
-    __slots__ = ("answers", "due", "in_flight", "label", "probed", "reach", "ready", "replica")
+    __slots__ = ("answers", "before", "due", "in_flight", "label", "probed", "reach", "ready", "replica")
 
     def __init__(self, replica: Replica, reach: Breaker, label: str = "") -> None:
         """``label``: what decides which sequences live here; the replica's URL, if it is empty."""
@@ -77,6 +81,8 @@ class Seat:
         self.label = label or replica.url
         self.reach = reach
         self.answers: OrderedDict[str, Breaker] = OrderedDict()
+        self.before: dict[str, None] = {}
+        """What it may have answered for before it was away: that may be kept somewhere still."""
         self.in_flight = 0
         self.probed = False
         self.ready = True  # until a probe says otherwise: a pool must work before its first probe
@@ -97,20 +103,38 @@ class Seat:
 
     def may_have_answered(self, model: str) -> bool:
         """Whether it has answered for a model, in any version, or is being asked, as far as its breakers remember."""
-        breakers = (self.answers[key] for key in self._keys_of(model))
-        return any(each.under_way > 0 or each.answered_since(-math.inf) for each in breakers)
+        keys = _keys_of(model, self.answers)
+        return any(_may_have(self.answers[key]) for key in keys) or bool(_keys_of(model, self.before))
 
     def forget(self, model: str) -> None:
         """What a model's answers have taught, in every version."""
-        for key in self._keys_of(model):
+        for key in _keys_of(model, self.answers):
             del self.answers[key]
+        for key in _keys_of(model, self.before):
+            del self.before[key]
 
-    def _keys_of(self, model: str) -> list[str]:
-        return [key for key in self.answers if key == model or key.startswith(f"{model}/")]
+    def renew(self) -> None:
+        """It is back after it was away: what its answers have taught was about a server that is gone. Not so, that it
+        has given some."""
+        for key, breaker in self.answers.items():
+            if _may_have(breaker):
+                self.before[key] = None
+        self.answers.clear()
+        while len(self.before) > BEFORE_MAX:
+            del self.before[next(iter(self.before))]
 
     def reached_in(self, now: float) -> float:
         """Seconds until it may be tried: by its breaker's leave, or by its next probe."""
         return min(self.reach.retry_after(now), max(0.0, self.due - now))
+
+
+def _may_have(breaker: Breaker) -> bool:
+    """Whether something has been answered, or may be now."""
+    return breaker.under_way > 0 or breaker.answered_since(-math.inf)
+
+
+def _keys_of(model: str, keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if key == model or key.startswith(f"{model}/")]
 
 
 class Permits(Struct, frozen=True):

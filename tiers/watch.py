@@ -117,7 +117,7 @@ class Watch:
             reason = "probe-ready" if seat.ready else "probe-answered"
             seat.reach = self._hears.renewed(seat, Change(seat.reach.state, "closed", reason, self._now()))
         if seat.ready and not (was_ready and was_reached):
-            seat.answers.clear()
+            seat.renew()
 
     def _fail(self, reason: str) -> None:
         """Speak against it, no more often than by the interval."""

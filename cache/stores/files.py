@@ -120,10 +120,11 @@ class FileStore:
         """Once, remove what others have left beside its place."""
         if self._is_swept:
             return
-        for left in self._folder.iterdir():
-            if left.suffix != SUFFIX and time.time() - left.stat().st_mtime > LEFT_SECONDS:
-                left.unlink(missing_ok=True)
         self._is_swept = True
+        for left in self._folder.iterdir():
+            with contextlib.suppress(OSError):  # others may be at it, or it is no file of ours: no reason not to write
+                if left.suffix != SUFFIX and left.is_file() and time.time() - left.stat().st_mtime > LEFT_SECONDS:
+                    left.unlink()
 
     def _put(self, path: Path, written: bytes, is_durable: bool) -> None:
         beside = path.with_suffix(self._beside)
@@ -162,10 +163,13 @@ class FileStore:
         return None if held is None or 0.0 < held[0] <= self._clock() else held[1]
 
     def _read(self, key: bytes) -> tuple[float, bytes] | StoreError | None:
+        path, held = self._path(key), None
         try:
-            with open(self._path(key), "rb") as file:
+            with mapped(path), contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
                 held = file.read(VALUE_BYTES_MAX)
-        except FileNotFoundError:
+        except StoreError as error:  # of this one alone
+            return error
+        if held is None:
             return None
         value = unsealed(key, held, VALUE_BYTES_MAX)
         if value is None or len(value) < _ENDS.size:

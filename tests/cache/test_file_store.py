@@ -200,6 +200,30 @@ async def test_two_processes_of_one_number_do_not_write_into_one_anothers_file(
     await other.close()
 
 
+async def test_one_file_that_cannot_be_read_costs_its_own_readers_alone(store: FileStore) -> None:
+    """However many are read for at once: a bad sector is one route's."""
+    await store.put_many([(b"a", b"1"), (b"b", b"2")], None, 5.0)
+    path = store._path(b"a")
+    path.unlink()
+    path.mkdir()
+    (bad,), (good,) = await asyncio.gather(store.get_many([b"a"], 5.0), store.get_many([b"b"], 5.0))
+    assert isinstance(bad, StoreError)
+    assert bad.kind == "unreachable"
+    assert good == b"2"
+    await store.close()
+
+
+async def test_what_cannot_be_swept_keeps_nobody_from_writing(store: FileStore, tmp_path: Path) -> None:
+    strange = tmp_path / "words" / "lost+found"
+    strange.mkdir(parents=True)
+    os.utime(strange, (1.0, 1.0))
+    for number in (b"1", b"2"):
+        await store.put_many([(b"a", number)], None, 5.0)
+        assert await store.get_many([b"a"], 5.0) == [number]
+    assert strange.is_dir()
+    await store.close()
+
+
 async def test_its_folder_is_for_our_user_alone(store: FileStore, tmp_path: Path) -> None:
     before = os.umask(0o022)
     try:

@@ -170,6 +170,23 @@ def test_memory_and_counters() -> None:
     assert (near.find(keys, 0.0).state == FRESH).sum() == near.capacity
 
 
+def test_what_was_read_before_the_store_had_none_is_gone_though_that_raced_with_a_write() -> None:
+    near = table()
+    near.put(ids(1, 2), vectors(1, 2), 0.0, near.ticket())
+    before = near.ticket()
+    near.invalidate(ids(1, 2))  # the news of what the store has said already, or of what came after it
+    assert near.find(ids(1), 1.0).state.tolist() == [STALE]
+    near.put_absent(ids(1), 1.0, before)
+    assert near.find(ids(1, 2), 1.0).state.tolist() == [MISSING, STALE]
+    near.put(ids(1), vectors(1), 3.0, near.ticket())
+    near.put_absent(ids(1), 2.0, before)
+    assert near.find(ids(1), 3.0).state.tolist() == [FRESH], "what is newer than that stays"
+    before = near.ticket()
+    near.distrust()
+    near.put_absent(ids(1, 2, 3), 4.0, before)
+    assert near.find(ids(1, 2, 3), 4.0).state.tolist() == [MISSING] * 3
+
+
 def test_absent_ids_in_a_flood_leave_what_is_used() -> None:
     near = table()
     used = np.arange(near.capacity // 2)

@@ -26,7 +26,7 @@ from gateway.endpoint import Page
 from gateway.lent import ROWS_MAX, TRIED_MAX, Lent
 from gateway.problem import Refused
 from gateway.row import Borrowed, Made, Row
-from gateway.service import Served
+from gateway.service import NO_EPOCH, Served
 from gateway.storing import Life
 from gateway.witness import Clocks, Witness
 from tests.doors.house import opened
@@ -41,7 +41,7 @@ from tiers.rows import Plan
 
 KEY = Key(b"", 0)
 LADDER = ("replica", "tier", "stale", "snapshot")
-A, B, C = (1.0, 2.0), (3.0, 4.0), (5.0, 6.0)
+A, B, C, D, E = (1.0, 2.0), (3.0, 4.0), (5.0, 6.0), (7.0, 8.0), (9.0, 10.0)
 
 
 # -- rows, of a whole gateway ------------------------------------------------------------------------------------------
@@ -52,14 +52,18 @@ Live = Callable[..., contextlib.AbstractAsyncContextManager[Caller]]
 
 @pytest.fixture
 def live(triton_echo: EchoTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Live:
-    """One life of a gateway whose route keeps rows, and nobody finds out whether the model is still the same."""
+    """One life of a gateway whose route keeps rows, where ``word`` holds; in one that has none nobody finds out whether
+    the model is still the same."""
 
     async def nothing(_: Witness) -> None: ...
 
+    words: list[bytes | None] = [None]
     monkeypatch.setattr(Witness, "round", nothing)
+    monkeypatch.setattr(Witness, "turn", property(lambda _: words[0]))
 
     @contextlib.asynccontextmanager
-    async def lived(**cache: str) -> AsyncIterator[Caller]:
+    async def lived(word: bytes | None = None, **cache: str) -> AsyncIterator[Caller]:
+        words[0] = word
         kept = {"ttl": "1h", "max_stale": "1h", "rows": True, **cache}
         told = ", ".join(f"{key} = {msgspec.json.encode(value).decode()}" for key, value in kept.items())
         route = f'{{ tiers = [{{ backend = "upstream", model = "k" }}], cache = {{ {told} }} }}'
@@ -72,7 +76,7 @@ def live(triton_echo: EchoTriton, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 async def test_of_rows_that_were_copied_any_batch_is_an_old_answer(live: Live, triton_echo: EchoTriton) -> None:
-    async with live() as caller:
+    async with live(b"w") as caller:
         assert (await caller.ask(Ask(rows=(A, B)))).cache == "miss"
     triton_echo.status = b"503 Unavailable"
     async with live() as caller:
@@ -86,8 +90,48 @@ async def test_of_rows_that_were_copied_any_batch_is_an_old_answer(live: Live, t
         assert (found.cache, found.reason) == ("miss", "absent"), "nobody can tell whether A is still true"
 
 
-async def test_where_a_route_says_so_they_are_hits_and_stay_nowhere(live: Live, triton_echo: EchoTriton) -> None:
+async def test_rows_of_two_words_are_no_answer(live: Live, triton_echo: EchoTriton) -> None:
+    """Of one model loaded again in place nothing but the word tells the other."""
+    for word, row in ((b"w", A), (b"v", B), (b"v", C), (None, D), (None, E)):
+        async with live(word) as caller:
+            assert (await caller.ask(Ask(rows=(row,)))).cache == "miss"
+    triton_echo.status = b"503 Unavailable"
     async with live() as caller:
+        assert (await caller.ask(Ask(rows=(B, C, B)))).values == doubled((B, C, B))
+        for rows in ((A, B), (C, D, B), (D, E)):
+            assert (await caller.ask(Ask(rows=rows))).problem == "unavailable"
+        for row in (A, D):  # with itself it is of one model, whatever that was
+            found = await caller.ask(Ask(rows=(row, row)))
+            assert (found.values, found.steps) == (doubled((row, row)), ("snapshot",))
+    async with live(snapshot="fresh") as caller:
+        assert (await caller.ask(Ask(rows=(C, B)))).cache == "hit"
+        assert (await caller.ask(Ask(rows=(C, A)))).problem == "unavailable"
+        assert (await caller.ask(Ask(rows=(D, D, D)))).cache == "hit"
+    async with live(b"v") as caller:
+        found = await caller.ask(Ask(rows=(B, A)))
+        assert found.problem == "unavailable", "B is of the model that is now, and A is not"
+        assert (await caller.ask(Ask(rows=(B, C)))).cache == "hit"
+
+
+async def test_a_row_of_this_epoch_and_one_of_the_word_that_is_now_are_of_one(
+    live: Live, triton_echo: EchoTriton
+) -> None:
+    async with live(b"w") as caller:
+        await caller.ask(Ask(rows=(A,)))
+    async with live(b"w") as caller:
+        await caller.ask(Ask(rows=(B,)))
+        triton_echo.status = b"503 Unavailable"
+        assert (await caller.ask(Ask(rows=(A, B)))).cache == "hit"
+    async with live() as caller:
+        triton_echo.status = b"200 OK"
+        await caller.ask(Ask(rows=(B,)))
+        triton_echo.status = b"503 Unavailable"
+        found = await caller.ask(Ask(rows=(A, B)))
+        assert found.steps == ("snapshot",), "the B that is new is of no word, and both are on the disk under one"
+
+
+async def test_where_a_route_says_so_they_are_hits_and_stay_nowhere(live: Live, triton_echo: EchoTriton) -> None:
+    async with live(b"w") as caller:
         await caller.ask(Ask(rows=(A, B)))
     asked = triton_echo.asked
     async with live(snapshot="fresh") as caller:
@@ -104,15 +148,22 @@ class Shelf:
     """Copies of rows: those under keys that begin with b"k"."""
 
     def __init__(self, is_same: bool = True, trusts: bool = False) -> None:
-        self.is_same, self._trusts = is_same, trusts
+        self.is_same, self._trusts, self.word = is_same, trusts, b"servers!w"
         self.asked = 0
+        self.standing = self
+
+    def trusts(self, word: bytes) -> bool:
+        return self._trusts
+
+    def epoch(self) -> int:
+        return 3
 
     async def read(self, keys: Sequence[bytes], now: float, until: float) -> dict[bytes, Row]:
         self.asked += len(keys)
         return {key: ROW for key in keys if key.startswith(b"k")}
 
     def judged(self, row: Row | None, now: float) -> Copy[Row] | None:
-        return None if row is None else Copy(row, now - 1.0, self.is_same, self._trusts)
+        return None if row is None else Copy(row, now - 1.0, self.is_same, self.word)
 
 
 MADE = Made(Plan((("y", "FP32", (2,)), ("t", "BYTES", (1,))), ({}, {"q": 1})), {"p": "x"}, "m", "1", 0)
@@ -122,7 +173,7 @@ ROW = Row(struct.pack("<2f", 1, 2) + b"\x02\0\0\0no", MADE)
 async def test_of_a_new_batch_few_rows_are_looked_for_and_of_any_no_more_than_a_turn_takes() -> None:
     for start, looked in ((b"n", TRIED_MAX), (b"k", ROWS_MAX)):
         shelf = Shelf()
-        lent = Lent(shelf, 10.0, 11.0, 3)  # type: ignore[arg-type]  # all that it asks
+        lent = Lent(shelf, 10.0, 11.0)  # type: ignore[arg-type]  # all that it asks
         keys = [b"%b%d" % (start, number) for number in range(1000)]
         await lent.look(keys)
         found = [lent.row(key) for key in keys]
@@ -141,11 +192,15 @@ async def test_of_a_new_batch_few_rows_are_looked_for_and_of_any_no_more_than_a_
     ],
 )
 async def test_what_a_row_is_good_for(is_same: bool, trusts: bool, is_old: bool, stays: bool | None) -> None:
-    lent = Lent(Shelf(is_same, trusts), 10.0, 11.0, 3, is_old)  # type: ignore[arg-type]  # as above
+    shelf = Shelf(is_same, trusts)
+    lent = Lent(shelf, 10.0, 11.0, is_old)  # type: ignore[arg-type]  # as above
     assert lent.row(b"k") is None, "it was not looked for"
     await lent.look([b"k"])
-    assert lent.row(b"k") == (None if stays is None else Borrowed(ROW, 9.0, 3, stays))
+    epoch = NO_EPOCH if is_old else 3
+    assert lent.row(b"k") == (None if stays is None else Borrowed(ROW, 9.0, epoch, shelf.word, stays))
     assert lent.is_unsure is (stays is False)
+    shelf.word = b"servers!"
+    assert lent.row(b"k") == (None if stays is None else Borrowed(ROW, 9.0, epoch, b"k", stays))
 
 
 async def test_rows_of_models_that_are_the_same_stay_here_and_only_the_others_are_asked_for() -> None:
@@ -162,7 +217,8 @@ async def test_rows_of_models_that_are_the_same_stay_here_and_only_the_others_ar
         return {each: held.value for each in keys if each == key}
 
     shelf.read = read  # type: ignore[method-assign]
-    shelf.judged = lambda row, now: None if row is None else Copy(row, now - 3.0, True)  # type: ignore[method-assign]
+    shelf.judged = lambda row, now: None if row is None else Copy(row, now - 3.0, True, b"w")  # type: ignore[method-assign]
+    shelf.epoch = lambda: again.route.epoch  # type: ignore[method-assign]
     again.route.shelves.copied_rows = shelf  # type: ignore[assignment]  # as above
     asked = len(again.upstream.requests)
     told = (await again.ask(SURE + b"\x01" * 8, shape=(2, 2))).provenance

@@ -189,8 +189,9 @@ async def test_of_the_same_models_it_is_what_it_would_be_in_memory(born: Born, h
     assert await life.find() is None, "nobody knows yet what was purged"
     await life.standing.purges.round()
     copy = await life.find()
-    assert (value(copy), copy and copy.is_same) == (1.0, False)
-    assert not (copy and copy.is_trusted)
+    assert copy is not None
+    assert (value(copy), copy.is_same) == (1.0, False)
+    assert not life.standing.trusts(copy.word)
     await life.live(3)
     copy = await life.find()
     assert copy is not None
@@ -215,12 +216,12 @@ async def test_of_a_changed_model_it_is_an_old_one_for_ever(born: Born, host: Ho
     await life.standing.purges.round()
     copy = await life.find()
     assert copy is not None
-    assert copy.is_trusted, "the operator has said so, and nobody could be asked"
+    assert life.standing.trusts(copy.word), "the operator has said so, and nobody could be asked"
     await life.live(3)
     copy = await life.find()
     assert copy is not None
     assert not copy.is_same
-    assert not copy.is_trusted, "now they could"
+    assert not life.standing.trusts(copy.word), "now they could"
     host.loads -= 1
     await life.live(3)
     copy = await life.find()
@@ -237,7 +238,7 @@ async def test_while_models_cannot_be_asked_only_who_said_so_trusts(born: Born, 
         copy = await life.find()
         assert copy is not None
         assert not copy.is_same
-        assert copy.is_trusted is trusts
+        assert life.standing.trusts(copy.word) is trusts
     host.answers = True
     await life.live(3)
     copy = await life.find()
@@ -264,7 +265,36 @@ async def test_what_other_servers_have_answered_is_an_old_answer_whoever_trusts(
         await life.live(5)
         copy = await life.find()
         assert copy is not None
-        assert (copy.is_same, copy.is_trusted) == (False, trusted)
+        assert (copy.is_same, life.standing.trusts(copy.word)) == (False, trusted)
+
+
+async def test_of_models_that_are_known_to_be_others_nobody_trusts_a_copy(born: Born, host: Host) -> None:
+    """Though the new word cannot be written, so that nobody can tell which one holds."""
+    await copied(born)
+    life = born(trusts=True)
+    copy = await life.find()
+    assert copy is None, "nobody knows yet what was purged"
+    await life.live(0)
+    copy = await life.find()
+    assert copy is not None
+    assert life.standing.trusts(copy.word)
+    host.refuses = True
+    life.standing.end_turn()
+    await life.live(2)
+    assert life.standing.is_unknown
+    assert not life.standing.trusts(copy.word)
+    assert not life.standing.trusts(b"")
+    host.refuses = False
+    await life.live(2)
+    life.answer()
+    assert life.write() == "written"
+    host.pass_by(5.0)  # and now the disk cannot be read
+    again = await life.find()
+    assert again is not None
+    assert not again.is_same
+    life.standing.witness.state = "unreachable"
+    assert life.standing.trusts(again.word), "that is the word that held last"
+    assert not life.standing.trusts(copy.word)
 
 
 async def test_nobody_watched_for_too_long(born: Born, host: Host) -> None:

@@ -13,7 +13,7 @@ import pytest
 from cache.flight import Abandoned
 from degrade.ladder import Failure
 from gateway.config import CacheConfig
-from gateway.row import Asked, Assembled
+from gateway.row import Asked, Assembled, Borrowed
 from gateway.rows import Rows
 from gateway.units import Seconds, Size
 from tiers.cascade import CascadeAnswer, Share
@@ -316,6 +316,64 @@ async def test_a_failure_reaches_all_who_wait_and_old_rows_are_there_for_it(worl
     assert world.rows.whole(world.batch([2, 3]), world.now) is None
     world.now = 15.1
     assert world.rows.whole(world.batch([2, 1]), world.now) is None
+
+
+class Lending:
+    """Rows that are lent, by their key."""
+
+    def __init__(self, world: World) -> None:
+        self.rows: dict[bytes, Borrowed] = {}
+        self.world = world
+
+    async def lend(self, value: int, epoch: int, word: bytes, stays: bool) -> None:
+        """As another process's model has answered."""
+        other = World()
+        await other.answer(value)
+        (key,) = self.world.batch([value]).keys
+        held = other.rows.cache.peek(other.batch([value]).keys[0])
+        assert held is not None
+        self.rows[key] = Borrowed(held.value, -3.0, epoch, word, stays)
+
+    def row(self, key: bytes) -> Borrowed | None:
+        return self.rows.get(key)
+
+
+async def test_what_is_made_of_old_rows_is_of_one_epoch(world: World) -> None:
+    await world.answer(1, 2)
+    await world.answer(3, epoch=1)
+    for epoch in (0, 1, 2):
+        assert world.rows.whole(world.batch([2, 1], epoch), world.now) is not None
+        assert world.rows.whole(world.batch([3, 3], epoch), world.now) is not None
+        assert world.rows.whole(world.batch([1, 3], epoch), world.now) is None, "no model has ever said both"
+
+
+async def test_what_is_made_of_lent_rows_is_of_one_epoch_or_of_one_word(world: World) -> None:
+    await world.answer(1, epoch=4)
+    await world.answer(2, epoch=3)
+    lender = Lending(world)
+    for value, word in ((10, b"w"), (11, b"w"), (12, b"v")):
+        await lender.lend(value, 4, word, False)
+    await lender.lend(20, 4, b"now", True)
+    for values, is_one in (
+        ((10, 11), True), ((10, 11, 10), True), ((12,), True), ((10, 12), False), ((1, 10), False), ((2, 10), False),
+        ((1, 20), True), ((2, 20), False), ((20, 10), False), ((10, 13), False),
+    ):  # fmt: skip
+        made = world.rows.whole(world.batch(values, 4), world.now, lender)
+        assert (made is not None) == is_one, values
+        assert made is None or doubled(made) == [2 * value for value in values]
+    for values, is_one in (((11, 10, 11), True), ((10, 12), False), ((10, 1), False), ((10, 13), False)):
+        assert (world.rows.lent(world.batch(values, 4), lender) is not None) == is_one, values
+
+
+async def test_what_is_lent_of_a_newer_epoch_is_not_kept_as_of_the_one_that_was_asked_in(world: World) -> None:
+    lender = Lending(world)
+    await lender.lend(1, 5, b"w", True)
+    made = world.rows.whole(world.batch([1], 4), world.now, lender)
+    assert made is not None
+    assert made.epoch == 5
+    held = world.rows.cache.peek(world.batch([1]).keys[0])
+    assert held is not None
+    assert held.epoch == 5
 
 
 async def test_memory_is_bounded() -> None:

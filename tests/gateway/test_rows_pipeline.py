@@ -170,6 +170,18 @@ async def test_rows_of_an_earlier_epoch_are_for_need_alone() -> None:
     assert house.doubling.asked[:3] == [[1], [2], [1]]
 
 
+async def test_in_need_too_no_answer_is_made_of_rows_of_two_models() -> None:
+    house = Batches()
+    await house.batch(1)
+    house.route.turn()
+    await house.batch(2)
+    house.fail()
+    assert (await house.batch(1)).provenance.cache == "stale"
+    assert (await house.batch(2)).provenance.cache == "hit"
+    refused = await house.refusal(np.array([1, 2], "<f4").tobytes(), shape=(2, 1))
+    assert refused.problem.status == 503
+
+
 async def test_a_purge_drops_rows_too() -> None:
     house = Batches()
     await house.batch(1, 2)

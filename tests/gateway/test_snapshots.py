@@ -38,6 +38,12 @@ def facts(instances: int) -> ModelFacts:
 TERMS = Terms(b"f", 1e9, lambda payload: payload)
 
 
+def pending(key: int, payload: bytes) -> Pending:
+    """Of a record; of an end, where there is no payload."""
+    record = Record("answer", "s", b"%d" % key, b"f", b"", 1.0, 1.0, payload)
+    return Pending(name_of(record.kind, record.source, record.key), packed(record), is_end=not payload)
+
+
 class Source:
     """Something that is copied: records of ``size`` bytes, all of which are used."""
 
@@ -59,8 +65,7 @@ class Source:
         return [self._pending(key) for key in keys]
 
     def _pending(self, key: int) -> Pending:
-        record = Record("answer", "s", b"%d" % key, b"f", b"", 1.0, 1.0, os.urandom(self.size))
-        return Pending(name_of(record.kind, record.source, record.key), packed(record))
+        return pending(key, os.urandom(self.size))
 
     def again(self) -> None:
         self.waiting, self.taken = self.taken + self.waiting, []
@@ -135,6 +140,21 @@ async def test_a_pass_takes_all_there_is_in_turn(world: World) -> None:
     assert one.turns == other.turns
     assert all(world.there(key) for key in range(100))
     assert world.snapshots.passes == {"written": 1}
+
+
+@pytest.mark.parametrize("payloads", [(b"a", b""), (b"", b"a"), (b"a", b"", b"b"), (b"", b"a", b"")])
+async def test_of_what_comes_and_goes_within_a_pass_the_last_word_is_kept(
+    world: World, payloads: tuple[bytes, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = Source(1)
+    world.copy(source)
+    await world.passed()
+    monkeypatch.setattr(source, "take", lambda _: [pending(0, each) for each in payloads if source.waiting.pop() == 0])
+    source.waiting = [0] * len(payloads)
+    await world.passed()
+    found = world.snapshots.snapshot.find("answer", "s", b"0", TERMS, 2.0)
+    assert found is not None
+    assert found.value == payloads[-1]
 
 
 async def test_an_idle_pass_says_that_all_is_well(world: World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import AsyncIterator, Callable, Sequence
 from pathlib import Path
@@ -208,6 +209,24 @@ async def test_a_row_that_has_come_again_is_copied_again(host: Host) -> None:
     assert host.write(world) == 1
     later, world = world.now, await host.world(default=0.0)
     world.now = later
+    world.shelf.failure = StoreError("unreachable")
+    assert (await world.look_up(1))[1].snapshot == 1
+
+
+async def test_what_a_server_lacks_that_may_be_the_wrong_one_is_not_gone(host: Host) -> None:
+    """A master of whom nobody has told in time may be one that has come back empty."""
+    world = host.world(default=0.0)
+    await world.look_up(1)
+    host.write(world)
+    later, world = world.now, host.world(default=0.0)
+    world.now = later
+    world.shelf.values.clear()
+    counts = itertools.count()
+    source = world.table._source
+    world.table._source = msgspec.structs.replace(source, untold=lambda: next(counts))
+    assert (await world.look_up(1))[1].snapshot == 1
+    host.write(world)
+    world.table._source = source
     world.shelf.failure = StoreError("unreachable")
     assert (await world.look_up(1))[1].snapshot == 1
 

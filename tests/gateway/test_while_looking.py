@@ -19,7 +19,7 @@ class Disk:
     def __init__(self, copy: Copy[Served[InferResponse]] | None, meanwhile: Callable[[], Awaitable[object]]) -> None:
         self._copy = copy
         self._meanwhile: Callable[[], Awaitable[object]] | None = meanwhile
-        self.standing = SimpleNamespace(end_turn=lambda: None)
+        self.standing = SimpleNamespace(trusts=lambda: True, end_turn=lambda: None)
 
     async def find(self, digest: bytes, now: float, until: float) -> Copy[Served[InferResponse]] | None:
         meanwhile, self._meanwhile = self._meanwhile, None

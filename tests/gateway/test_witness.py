@@ -178,6 +178,34 @@ async def test_a_first_look_where_others_had_looked_says_whether_the_word_holds(
     assert (await settle(after) == {word}) is not changed
 
 
+@pytest.mark.parametrize("seconds", [None, WATCHED_SECONDS + 1.0])
+async def test_a_first_look_that_cannot_be_held_against_theirs_ends_the_word(
+    world: World, seconds: float | None
+) -> None:
+    """One that began before theirs was read (None), or came so long after that a model which was loaded again may have
+    done as much as it had before."""
+    near, far = Replica(), Replica()
+    near.work(3), far.work(5)
+    before = Process(world, near, far)
+    await settle(before)
+    word = before.witness.turn
+    after = Process(world, near)
+    far.load()
+    began, sight = world.now, far.sight
+    assert await settle(after) == {word}
+    if seconds is not None:
+        for _ in range(int(seconds)):
+            await after.round()
+        far.work(50)
+        began, sight = world.now, far.sight
+    after.replicas = (near, far)
+    after.looks["r1"] = began, sight
+    after.witness.doubt("r1")
+    assert after.witness.turn is None
+    far.work(50)
+    assert word not in await settle(after)
+
+
 async def test_a_first_look_where_nobody_had_looked_ends_the_word(world: World) -> None:
     near, far = Replica(), Replica()
     first = Process(world, near)
@@ -354,6 +382,39 @@ async def test_a_replica_that_is_away_is_held_against_what_others_saw_of_it(worl
     away.work(3)
     away.up = True
     assert await later.round() not in (word, None)
+
+
+@pytest.mark.parametrize("is_another", [False, True])
+async def test_what_was_taken_under_a_word_before_all_was_looked_at_may_be_another_models(
+    world: World, is_another: bool
+) -> None:
+    """Two take what there is under a word while a replica is away, and it comes back as another model. No look of
+    theirs shows a change: one is told by what the others had seen, and one by the word, which is another then."""
+    well, away = Replica(), Replica()
+    well.work(7)
+    away.work(9)
+    word = await Process(world, well, away).round()
+    away.up = False
+    both, ended = [Process(world, well, away) for _ in range(2)], list[Process]()
+    for process in both:
+        assert await settle(process) == {word}
+
+        def end(process: Process = process) -> None:
+            ended.append(process)
+            process.witness.end_turn()
+
+        process.witness.on_change = end
+    if is_another:
+        away.load()
+    away.work(3)
+    away.up = True
+    for _ in range(5):
+        world.now += 1.0
+        for process in both:
+            await process.round()
+    assert ended == (both if is_another else [])
+    assert both[0].witness.turn == both[1].witness.turn is not None
+    assert (both[0].witness.turn == word) is not is_another
 
 
 async def test_a_clock_far_ahead_keeps_others_from_believing(world: World) -> None:

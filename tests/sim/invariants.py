@@ -15,25 +15,29 @@ from typing import TYPE_CHECKING, Any, Final
 from degrade.brownout import STALE_FIRST
 from tests.sim import faults
 from tests.sim.client import Told
+from tests.sim.gone import (
+    SLACK_SECONDS,
+    executions,
+    looked_up,
+    no_model_that_is_gone,
+    nothing_outlives_a_purge,
+    rows_are_of_one_model,
+    what_is_deleted_stays_so,
+)
 from tests.sim.ledger import Execution, Row, fingerprint, scores
 from tests.sim.scene import CALLERS, COHERENT, ITEM_MAX_STALE, MODELS, TABLE_TIMEOUT, TABLE_TTL
-from tests.sim.world import Violated, check
+from tests.sim.world import Violated
+from tests.sim.writers import check
 
 if TYPE_CHECKING:
     from tests.sim.world import World
 
-SLACK_SECONDS: Final = 0.1
-"""For the way of bytes and what waits for its turn; what the event loop was stalled for comes on top."""
 STATUSES: Final = frozenset({200, 429, 500, 503, 504})
 
 WANTED_OLD: Final = frozenset({"revalidating", "max-stale"})
 """Why an old answer is given that no failure brings: it is renewed behind its caller, or he would have it so old."""
 
 OfAnswer = Callable[["World", Told], Iterator[str]]
-
-
-def _executions(world: World, told: Told) -> list[Execution]:
-    return [made for row in told.output("y") if (made := world.ledger.of(row[0])) is not None]
 
 
 def _age(told: Told, made: Execution) -> float:
@@ -46,7 +50,7 @@ def _made_before(world: World, told: Told, made: Execution) -> float:
     last."""
     if len(MODELS[told.question.route]) == 1:
         return _age(told, made)
-    return min(_age(told, each) for each in _executions(world, told))
+    return min(_age(told, each) for each in executions(world, told))
 
 
 def _slack(world: World, told: Told) -> float:
@@ -68,7 +72,7 @@ def answers_are_true(world: World, told: Told) -> Iterator[str]:
     question = told.question
     names = tuple(each["name"] for each in told.document["outputs"])
     due = question.outputs or (("y", "p", "f") if question.user else ("y", "p"))
-    made_by = _executions(world, told)
+    made_by = executions(world, told)
     if not question.outputs and any(made.flawed == faults.MISSING for made in made_by):
         due = tuple(name for name in due if name in names)  # a model may leave out what nobody has named
     if sorted(names) != sorted(due):
@@ -106,7 +110,7 @@ def answers_are_of_one_tenant(world: World, told: Told) -> Iterator[str]:
     if any((cache := config.routes[route].cache) is not None and cache.shared for config in world.scene.configs):
         return
     tenant = CALLERS[told.question.caller]
-    for made in _executions(world, told):
+    for made in executions(world, told):
         owner = world.tenants.setdefault((route, made.serial), tenant)
         if owner != tenant:
             yield f"execution {made.serial} was tenant {owner}'s and is told to {tenant}"
@@ -118,7 +122,7 @@ def nothing_old_is_unlabelled(world: World, told: Told) -> Iterator[str]:
         return
     bounds, slack = world.scene.bounds[told.question.route], _slack(world, told)
     lasted = told.answered - told.asked
-    for made in _executions(world, told):
+    for made in executions(world, told):
         age = _made_before(world, told, made)
         if told.state == "hit" and age > bounds.ttl + slack:
             yield f"execution {made.serial} is {age:.2f} s old and called fresh; ttl {bounds.ttl}"
@@ -144,7 +148,7 @@ def directives_are_kept(world: World, told: Told) -> Iterator[str]:
     lasted = told.answered - told.asked
     if directives == "only-if-cached" and told.state not in ("hit", "stale"):
         yield f"only-if-cached, and it was a {told.state}"
-    for made in _executions(world, told):
+    for made in executions(world, told):
         age = _made_before(world, told, made)
         if "no-cache" in directives and made.began < told.asked:
             yield f"no-cache, and execution {made.serial} is older"
@@ -156,42 +160,6 @@ def directives_are_kept(world: World, told: Told) -> Iterator[str]:
                 yield f"{directives}, and execution {made.serial} is {age:.2f} s old"
 
 
-def no_model_that_is_gone(world: World, told: Told) -> Iterator[str]:
-    """A model that every replica has been seen without is never called fresh. A copy may be where a route says that it
-    is as good, until the word is read under which it was made."""
-    if told.status != 200 or told.state != "hit":
-        return
-    if told.labels.get("reason") == "snapshot" and _trusts(world, told.question.route):
-        return
-    for made in _executions(world, told):
-        hosts = [host for host, triton in world.tritons.items() if made.model in triton.models]
-        seen = [_seen(world, told, host, made) for host in hosts]
-        if seen and all(at is not None and at < told.asked - SLACK_SECONDS for at in seen):
-            yield f"execution {made.serial} is of generation {made.generation}, seen gone at {seen}"
-
-
-def _trusts(world: World, route: str) -> bool:
-    caches = [config.routes[route].cache for config in world.scene.configs]
-    return any(cache is not None and cache.snapshot == "fresh" for cache in caches)
-
-
-def _seen(world: World, told: Told, host: str, made: Execution) -> float | None:
-    """When a gateway saw another model in the place of this execution's; None: it has not yet."""
-    looks = world.ledger.shown.get((told.gateway, host, made.model), [])
-    before = [each for each in looks if each[0] <= told.asked]
-    return next((at for at, generation in before if generation > made.generation), None)
-
-
-def nothing_outlives_a_purge(world: World, told: Told) -> Iterator[str]:
-    """Who asks after a purge gets nothing that was begun before it."""
-    purges = [at for at in world.purges.get((told.gateway, told.question.route), []) if at < told.asked]
-    if told.status != 200 or not purges:
-        return
-    for made in _executions(world, told):
-        if made.began < purges[-1]:
-            yield f"execution {made.serial} began {purges[-1] - made.began:.3f} s before a purge that came first"
-
-
 def nothing_degraded_is_unlabelled(world: World, told: Told) -> Iterator[str]:
     """A row that the small model was unsure of is only ever told with the word degraded."""
     if told.status != 200 or "degraded" in told.labels:
@@ -199,7 +167,7 @@ def nothing_degraded_is_unlabelled(world: World, told: Told) -> Iterator[str]:
     if told.state == "stale" and ("steps" in told.labels or told.labels.get("reason") not in WANTED_OLD):
         yield "a stale answer by the ladder that is not called degraded"
     rows = told.output("y")
-    for key, made in zip(told.question.rows, _executions(world, told), strict=False):
+    for key, made in zip(told.question.rows, executions(world, told), strict=False):
         score = scores(made.model, _row(key, told.question.scale))
         if made.model == "small" and score[0] - score[1] < 0.5 and len(rows) == len(told.question.rows):
             yield f"row {key} is the small model's, which was unsure of it"
@@ -210,20 +178,12 @@ def features_are_as_labelled(world: World, told: Told) -> Iterator[str]:
     if told.status != 200 or not told.question.user:
         return
     tables = told.tables
-    for place, (row, made) in enumerate(zip(told.output("f"), _executions(world, told), strict=False)):
+    for place, (row, made) in enumerate(zip(told.output("f"), executions(world, told), strict=False)):
         for table, key, part in (
             ("user", told.question.user, row[:3]),
             ("item", told.question.rows[place], row[3:]),
         ):
-            yield from _feature(world, table, key, part, _looked_up(world, told, made), tables.get(table, {}))
-
-
-def _looked_up(world: World, told: Told, made: Execution) -> float:
-    """When the rows of an execution were looked up, at the earliest: it may have waited for its turn."""
-    timeout = world.scene.bounds[told.question.route].timeout
-    if told.state in ("hit", "stale"):
-        return made.began - timeout
-    return told.asked - (timeout if "collapsed" in told.fields.get("cache-status", "") else 0.0)
+            yield from _feature(world, table, key, part, looked_up(world, told, made), tables.get(table, {}))
 
 
 def _feature(
@@ -290,7 +250,7 @@ def all_is_well_again(world: World, told: Told) -> Iterator[str]:
     if told.status != 200 or "degraded" in told.labels or told.state not in ("hit", "miss", "bypass"):
         yield f"status {told.status} {told.fields.get('tailrace-provenance')}: {str(told.document)[:300]}"
         return
-    for made in _executions(world, told):
+    for made in executions(world, told):
         present = world.tritons[made.replica].models[made.model].generation
         if made.generation != present:
             yield f"execution {made.serial} is of generation {made.generation}; it is {present}"
@@ -333,7 +293,9 @@ OF_ANSWER: Final[tuple[OfAnswer, ...]] = (
     nothing_old_is_unlabelled,
     directives_are_kept,
     no_model_that_is_gone,
+    rows_are_of_one_model,
     nothing_outlives_a_purge,
+    what_is_deleted_stays_so,
     nothing_degraded_is_unlabelled,
     features_are_as_labelled,
     deadlines_are_kept,

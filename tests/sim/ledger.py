@@ -17,7 +17,7 @@ Row = tuple[int, ...]
 
 class Execution(Struct):
     """One run of a model. ``flawed``: how its answer was wrong when it left; ``arrived``: when all of it had come to
-    who asked (infinity: never)."""
+    who asked (infinity: never). ``asker``: the gateway."""
 
     serial: int
     replica: str
@@ -27,7 +27,7 @@ class Execution(Struct):
     began: float
     flawed: str = ""
     arrived: float = math.inf
-    tenants: frozenset[str] = frozenset()
+    asker: str = ""
 
 
 def fingerprint(model: str, generation: int, row: Row) -> int:
@@ -60,6 +60,7 @@ class Ledger:
         """What a gateway has seen of a model on a replica (gateway, replica, model): when, and which generation."""
 
     def execute(self, replica: str, model: str, generation: int, rows: tuple[Row, ...], now: float) -> Execution:
+        """One run of a model begins now."""
         made = Execution(len(self.executions) + 1, replica, model, generation, rows, now)
         self.executions.append(made)
         return made

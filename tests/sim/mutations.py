@@ -29,9 +29,11 @@ from degrade.gate import Gate
 from degrade.gate import Permit as GatePermit
 from degrade.ladder import Step
 from gateway import copies, descent, identity, pipeline, provenance, recall, witness
+from gateway.copies import Standing
 from gateway.doors import exchange
 from gateway.doors.buffered import Held
 from gateway.identity import Identity
+from gateway.lent import Lent
 from gateway.pipeline import Pipeline
 from gateway.refresh import Refreshes
 from gateway.route import Route
@@ -40,6 +42,7 @@ from gateway.second import SecondLevel
 from gateway.service import NO_EPOCH
 from gateway.shelves import Shelves
 from gateway.snapshots import Snapshots
+from gateway.table_copies import RowCopies
 from gateway.till import Till
 from gateway.witness import Witness
 from tests.sim.scene import scene
@@ -242,6 +245,29 @@ def _only_rises(real: Callable[..., Any]) -> Callable[..., Any]:
     return observe
 
 
+def _whatever_epoch(real: Callable[..., Any]) -> Callable[..., Any]:
+    def stale_first(choice: Any, *args: Any) -> Any:
+        return real(msgspec.structs.replace(choice, reason="expired") if choice.reason == "epoch" else choice, *args)
+
+    return stale_first
+
+
+def _mixed(real: Callable[..., Any]) -> Callable[..., Any]:
+    def of_one(self: Rows, asked: Any, rows: Any, models: int) -> Any:
+        return real(self, asked, rows, min(models, 1))
+
+    return of_one
+
+
+def _sure(real: Callable[..., Any]) -> Callable[..., Any]:
+    def row(self: Lent, key: bytes) -> Any:
+        lent = real(self, key)
+        self.is_unsure = False
+        return lent
+
+    return row
+
+
 def _silently(self: Seated, *_: Any) -> None:
     """As ``left``, but the breaker is not told."""
     self.leave = None
@@ -270,7 +296,7 @@ MUTATIONS: Final = (
         ("ranked",),
         first=848,
     ),
-    Mutation("distrust is ignored", ((NearTable, "distrust", _never),), ("ranked",), first=61),
+    Mutation("distrust is ignored", ((NearTable, "distrust", _never),), ("ranked",), first=144),
     Mutation("the ladder has an old answer for everybody", ((descent, "tolerates", lambda *_: True),), first=14),
     Mutation("an epoch's turn during a fill is ignored", ((Route, "settled", _now_as_then),), first=37),
     Mutation("an epoch never turns", ((Route, "turn", _never),), first=7),
@@ -346,6 +372,39 @@ MUTATIONS: Final = (
         ((Snapshots, "_standing", _forgetting(Snapshots._standing)),),
         needs=("disks",),
         first=2427,
+    ),
+    Mutation(
+        "a copy is fresh whose model is known to be another",
+        ((Standing, "trusts", lambda self, *_: self.rules.trusts),),
+        needs=("trusts", "rolls"),
+        first=120,
+    ),
+    Mutation(
+        "what is made of copies of which nobody can tell stays",
+        ((Lent, "row", _sure(Lent.row)),),
+        ("rows", "secondrows"),
+        needs=("trusts", "rolls"),
+        first=2150,
+    ),
+    Mutation(
+        "rows of two models stand together",
+        ((Rows, "_of_one", _mixed(Rows._of_one)),),
+        ("rows", "secondrows"),
+        needs=("rolls",),
+        first=303,
+    ),
+    Mutation(
+        "that a row is gone is not written",
+        ((RowCopies, "note_gone", _never),),
+        ("ranked",),
+        needs=("disks",),
+        first=77,
+    ),
+    Mutation(
+        "in a brownout an old answer comes first whatever its epoch",
+        ((pipeline, "stale_first", _whatever_epoch(recall.stale_first)),),
+        needs=("crowds", "rolls"),
+        first=37,
     ),
     Mutation("a permit of a gate is given back twice", ((Gate, "_freed", _twice(Gate._freed)),)),
     Mutation(

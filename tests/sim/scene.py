@@ -99,6 +99,17 @@ class Scene(Struct, frozen=True):
     """Seconds that bytes may be on their way."""
 
     @property
+    def trusts(self) -> bool:
+        """Whether a copy is as good as its model, as long as nobody can tell."""
+        caches = [route.cache for config in self.configs for route in config.routes.values()]
+        return any(cache is not None and cache.snapshot == "fresh" for cache in caches)
+
+    @property
+    def rolls(self) -> bool:
+        """Whether a model becomes another one."""
+        return any(spell.kind == faults.RELOAD for spell in self.spells)
+
+    @property
     def ends(self) -> float:
         """When the last fault has been."""
         return BEGINS + ACTIVE_SECONDS

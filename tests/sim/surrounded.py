@@ -21,6 +21,7 @@ from degrade.gate import Gate
 from degrade.gate import Permit as GatePermit
 from degrade.guard import Guarded
 from gateway.strain import Strain
+from gateway.witness import Witness
 from tests.sim.loop import LIFE, Inline
 from tests.sim.network import OWNER
 
@@ -40,6 +41,7 @@ def surrounded(world: World) -> Iterator[None]:
         *of_breakers(world),
         *of_gates(world),
         *of_stores(world),
+        *of_words(world),
     )
     structlog.configure(processors=[log_of(world)], cache_logger_on_first_use=False)
     try:
@@ -142,3 +144,15 @@ def of_stores(world: World) -> Patches:
         mock.patch.object(Guarded, "put_many", heeded(Guarded.put_many)),
         mock.patch("gateway.stores.MergeOptions", merging),
     )
+
+
+def of_words(world: World) -> Patches:
+    """What each round comes to that reads a word."""
+    round_ = Witness.round
+
+    async def went(self: Witness) -> None:
+        began = world.loop.now
+        await round_(self)
+        world.rounds.setdefault(self, []).append((began, world.loop.now, self.state))
+
+    return (mock.patch.object(Witness, "round", went),)

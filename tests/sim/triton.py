@@ -191,6 +191,7 @@ class _Connection(asyncio.Protocol):
         rows = _rows(model, request, body[length:])
         now = triton.network.loop.now
         made = triton.ledger.execute(triton.host, name, model.generation, rows, now)
+        made.asker = self._side.peer.owner
         slow = triton.strikes(faults.SLOW)
         seconds = triton.chance.uniform(*triton.pace) + (0.0 if slow is None else slow.seconds)
         model.count += 1

@@ -15,7 +15,6 @@ from collections import Counter
 from collections.abc import Coroutine
 from contextlib import suppress
 from typing import Any, Final
-from zlib import crc32
 
 import msgspec
 from msgspec import Struct
@@ -23,7 +22,8 @@ from msgspec import Struct
 from degrade.breaker import Permit
 from degrade.gate import Permit as GatePermit
 from gateway.app import Gateway
-from tests.sim import faults, lives
+from gateway.witness import Witness
+from tests.sim import faults, lives, writers
 from tests.sim.client import Callers, Question, Told, again, question_of
 from tests.sim.disk import Disk
 from tests.sim.faults import Spell, Weather
@@ -53,7 +53,6 @@ COPIED_SECONDS: Final = 10.0
 """The stated bound for copies: what was begun on a disk that hung is done by then, and what waited is written."""
 KEEPALIVE_SECONDS: Final = 0.8
 """In the calm, every route is asked so often: a breaker closes by being tried."""
-USERS: Final = 3
 KNOWN: Final = 3
 """Questions that come again and again."""
 UNSURE: Final = next(key for key in range(1, 9) if scores("small", (key, key * 7, 0))[0] < 0.6)
@@ -107,6 +106,8 @@ class World:
         """Leave that breakers have given and that has not ended, by life."""
         self.levels: dict[tuple[str, str], list[tuple[float, int]]] = {}
         """Brownout levels, by gateway and backend, and since when."""
+        self.rounds: dict[Witness, list[tuple[float, float, str]]] = {}
+        """When each round was that read a word, from and to, and what was known then."""
         self.dead: list[Gateway] = []
         """Those who were killed, so that nobody clears them away before the run is over."""
         self.tenants: dict[tuple[str, int], str] = {}
@@ -294,44 +295,6 @@ class World:
             await asyncio.sleep(wait)
             await asyncio.gather(*(self.judged(question, process) for process in self.processes if process.up))
 
-    async def writer(self) -> None:
-        """Others write to the tables."""
-        chance = random.Random(f"writer {self.scene.seed}")
-        versions: Counter[tuple[str, int]] = Counter()
-        asked: list[asyncio.Task[None]] = []
-
-        def write(table: str, key: int) -> None:
-            versions[table, key] += 1
-            self.write(table, key, versions[table, key])
-
-        keys = [("user", key) for key in range(1, USERS + 1)]
-        keys += [("item", key) for key in range(1, self.scene.rows)]  # the last one is nowhere
-        for each in keys:
-            write(*each)
-        while self.loop.now < self.scene.ends:
-            await asyncio.sleep(chance.expovariate(1.5))
-            if chance.random() < 0.5:
-                write(*chance.choice(keys))
-                continue
-            key = chance.randrange(1, USERS + 1)
-            question = Question("ranked", "ada", (1,), user=key, directives="no-cache")
-            write("user", key)
-            asked.append(self.own(self.now_and_later(question, 1.5)))
-            await asyncio.sleep(chance.uniform(0.0, 0.001 + 4 * self.scene.far))
-            write("user", key)  # once more, while somebody may be reading
-            if self.stores[TABLES].held == {}:
-                await asyncio.sleep(0.3)
-        for each in keys:
-            write(*each)
-        await asyncio.gather(*asked)
-
-    def write(self, table: str, key: int, version: int) -> None:
-        import numpy as np
-
-        row = np.array([key, version, check(key, version)], "<f4").tobytes()
-        self.ledger.write(table, key, version, self.loop.now)
-        self.stores[TABLES].put(f"{table}:{key}".encode(), row)
-
     # -- the weather's own hand ---------------------------------------------------------------------
 
     async def hand(self, spell: Spell) -> None:
@@ -406,7 +369,7 @@ class World:
             work += [self.own(self.crowd(process, at, count)) for at, count in self.scene.crowds]
             work += [self.own(self.passer(process))]
         if "ranked" in self.scene.kinds:
-            work.append(self.own(self.writer()))
+            work += [self.own(writers.writer(self)), self.own(writers.remover(self))]
         work.append(self.own(asyncio.sleep(max(0.0, self.scene.ends - self.loop.now))))
         await asyncio.gather(*work)
         await self._converge()
@@ -466,11 +429,6 @@ class World:
         await asyncio.gather(*last)
         self.callers.hang_up()
         await asyncio.sleep(0.5)
-
-
-def check(key: int, version: int) -> int:
-    """What makes a row of a table tell that it is whole."""
-    return crc32(f"{key}.{version}".encode()) % 1000
 
 
 BY_HAND: Final = (faults.FLUSH, faults.EARS, faults.DISK_ROTS, faults.DISK_GONE)

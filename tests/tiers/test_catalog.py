@@ -363,6 +363,32 @@ async def test_each_model_has_its_time_to_tell_what_it_is() -> None:
     assert await made.look(0, Deadline(4.5)) == [], "and all together what they are given"
 
 
+async def test_a_model_that_hangs_keeps_no_other_from_being_looked_at() -> None:
+    triton, turned = Triton(), list[str]()
+    made = Catalog([triton], CatalogOptions(), lambda: 0.0, turned.append)
+    names = [f"m{number}" for number in range(5)]
+    for name in names:
+        await made.facts(name, "", FAR)
+    exchange, hung = triton.exchange, {"m0", "m3"}
+    triton.count = 9
+
+    async def some(call: Call, deadline: Deadline, at: float) -> Reply:
+        if call.target.split("/")[3] in hung:
+            raise UpstreamError(Failure.TIMEOUT, "it hangs")
+        return await exchange(call, deadline, at)
+
+    triton.exchange = some  # type: ignore[method-assign]
+    for _ in range(3):
+        await poll(made)
+    assert turned == []
+    triton.versions = ["2"]
+    await poll(made)
+    assert sorted(turned) == ["m1", "m2", "m4"]
+    hung.clear()
+    await poll(made)
+    assert sorted(turned) == names
+
+
 async def test_run_polls_until_cancelled() -> None:
     triton = Triton()
     made, _ = catalog(triton)

@@ -338,6 +338,23 @@ async def test_who_is_being_asked_may_have_answered() -> None:
     assert not made.may_have_answered(answer.replica, "m")
 
 
+async def test_that_a_replica_has_answered_stays_known_when_it_comes_back() -> None:
+    """Found by the simulated world (seed 30316): a server was away before its model had been looked at, and came back
+    with another one."""
+    one = Fake("a")
+    made = pool(one)
+    await made.probe_once()
+    await made.infer(REQUEST, FAR)
+    one.fails = Failure.UNREACHABLE
+    await made.probe_once()
+    one.fails = None
+    await made.probe_once()
+    assert made.may_have_answered("a", "m")
+    assert not made.may_have_answered("a", "n")
+    made.forget("m")
+    assert not made.may_have_answered("a", "m")
+
+
 async def test_without_leave_nobody_else_is_asked() -> None:
     one, two = Fake("a"), Fake("b")
     one.fails = two.fails = Failure.UNREACHABLE
