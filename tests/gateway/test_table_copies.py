@@ -215,10 +215,10 @@ async def test_a_row_that_has_come_again_is_copied_again(host: Host) -> None:
 
 async def test_what_a_server_lacks_that_may_be_the_wrong_one_is_not_gone(host: Host) -> None:
     """A master of whom nobody has told in time may be one that has come back empty."""
-    world = host.world(default=0.0)
+    world = await host.world(default=0.0)
     await world.look_up(1)
     host.write(world)
-    later, world = world.now, host.world(default=0.0)
+    later, world = world.now, await host.world(default=0.0)
     world.now = later
     world.shelf.values.clear()
     counts = itertools.count()
