@@ -59,6 +59,9 @@ if TYPE_CHECKING:
     from gateway.operate.faults import Faults
     from gateway.tables import Table
 
+READY_LOOK_SECONDS: Final = 1.0
+"""How often a gateway that has not been ready yet looks whether it is."""
+
 FIRST_LOOK_SECONDS: Final = 0.5
 """For the models to say that they are what a snapshot tells of them; a start waits no longer for one that is silent."""
 
@@ -91,7 +94,8 @@ class Gateway:
         self._ticker = self._around.ticker
         self._sleep = sleep
         self._draining = False
-        self._has_been_ready = False
+        self._was_ready = False
+        self._notes: Notes | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._keeping: dict[Home | Table, list[asyncio.Task[None]]] = {}  # probes, polls, and ears for writes
         self._retiring: set[asyncio.Task[None]] = set()  # with backends, which keep connections
@@ -124,7 +128,7 @@ class Gateway:
 
     def note(self, notes: Notes) -> None:
         """Note what is in work, for whoever asks what this process has died of, and that it lives."""
-        self._exchange.notes = notes
+        self._notes = self._exchange.notes = notes
         self._tasks.append(kept(notes.beat, BEAT_SECONDS))
         for gauge in notes_gauges(notes):
             self.telemetry.watch(gauge)
@@ -153,7 +157,8 @@ class Gateway:
             await self.snapshots.open()
             config, facts = self.standing.config, self.snapshots.facts
             if facts.seed(config, self.homes, await facts.remembered(config)):
-                self._has_been_ready = True  # it has something to go on with, whoever is away
+                if facts.are_whole:
+                    self._ready()  # it has something to go on with, whoever is away
                 # Before anybody is answered, for what had been seen only after that might be another model.
                 deadline = Deadline.after(self._ticker(), FIRST_LOOK_SECONDS)
                 await asyncio.gather(*(home.catalog.look_once(deadline) for home in self.homes.values()))
@@ -169,7 +174,9 @@ class Gateway:
         self._tasks += [*self.doors.beside(), kept(self._strain.run, LOOK_SECONDS)]
         # One look before anyone is told that we are ready: until then readiness would be a guess.
         await self._probe(self.homes.values())
-        self._has_been_ready = self._has_been_ready or not self.lacking()
+        if not self.lacking():
+            self._ready()
+        self._tasks.append(kept(self._heed_ready, READY_LOOK_SECONDS))
         self._keep(self.standing)
         self._begin_sharing()
         return http, admin_url
@@ -220,9 +227,25 @@ class Gateway:
             return Readiness(False, "the gateway is draining")
         lacking = self.lacking()
         config = self.standing.config
-        self._has_been_ready = self._has_been_ready or not lacking
+        if not lacking:
+            self._ready()
         needs = config.server.ready == "backends" or not self._has_been_ready or not self.services
         return Readiness(False, lacking) if lacking and needs else Readiness(True)
+
+    @property
+    def _has_been_ready(self) -> bool:
+        """Whether this gateway has, in this process or another worker."""
+        return self._was_ready or (self._notes is not None and self._notes.was_ready)
+
+    def _ready(self) -> None:
+        self._was_ready = True
+        if self._notes is not None:
+            self._notes.was_ready = True
+
+    async def _heed_ready(self, interval: float, sleep: Sleep) -> None:
+        """Once, whoever asks: backends may be away again before a balancer does."""
+        if not self._was_ready and not self.lacking():
+            self._ready()
 
     def lacking(self) -> str:
         """Who has no replica that is ready; "" if nobody."""
@@ -341,16 +364,16 @@ class Gateway:
         words = {"before": change.before, "state": change.after, "reason": change.reason, "cause": change.cause}
         _log.warning("breaker", backend=backend, replica=replica, model=model, **words)
 
-    def _model_doubted(self, backend: str, model: str, replica: str) -> None:
-        self._model_changed(backend, model, f"{replica}/{model}")
+    def _model_doubted(self, backend: str, model: str) -> None:
+        self._model_changed(backend, model, is_known=False)
 
-    def _model_changed(self, backend: str, model: str, doubted: str = "") -> None:
+    def _model_changed(self, backend: str, model: str, is_known: bool = True) -> None:
         home = self.homes.get(backend)
         for pool in () if home is None else home.pools:
             pool.forget(model)
         for route in self.routes.values():
             if route.serves(backend, model):
-                route.turn(doubted)
+                route.turn(is_known)
                 _log.warning("epoch", route=route.name, backend=backend, model=model, epoch=route.epoch)
 
     def _loaded(self, model: str) -> None:

@@ -212,11 +212,11 @@ class Standing:
         if self.witness is not None:
             self.witness.end_turn()
 
-    def doubt(self, look: str) -> None:
+    def doubt(self) -> None:
         """See ``Witness.doubt``; an epoch has begun just now."""
         self.schema()
         if self.witness is not None:
-            self.witness.doubt(look)
+            self.witness.doubt()
 
     def trusts(self, word: bytes) -> bool:
         """Whether a copy that was made under ``word``, of models that nobody can ask, is as good as one of models that

@@ -51,21 +51,28 @@ class FactsCopies:
         self._written: dict[tuple[str, str], tuple[ModelFacts, float]] = {}  # last, and when
         self._homes: Mapping[str, Home] = {}
         self._models: list[tuple[str, str, str]] = []
+        self._servers: dict[str, bytes] = {}
+        self.are_whole = False
+        """Whether all models of the last configuration that was asked about are remembered, of the same servers."""
 
     async def remembered(self, config: Config) -> Remembered:
         """What the models of a configuration's routes said of themselves to an earlier process."""
         now, found = self._calendar.now(), {}
-        for backend, model, _ in _models_of(config):
+        models = _models_of(config)
+        self.are_whole = bool(models)
+        for backend, model, _ in models:
             key = model.encode()
             (good,) = await self._records.read(FACTS, _source(backend), [key], _TERMS, now, _READ_TIME)
             if good is not None:
                 found[backend, model] = good.value
+            self.are_whole &= good is not None and good.record.word == _servers(config, backend)
         return found
 
     def seed(self, config: Config, homes: Mapping[str, Home], remembered: Remembered) -> bool:
         """Tell the catalogs what models were, until they say so themselves; whether they were told anything. These are
         copied from now on, and no others."""
         self._homes, self._models = homes, _models_of(config)
+        self._servers = {backend: _servers(config, backend) for backend, _, _ in self._models}
         for (backend, model), facts in remembered.items():
             homes[backend].catalog.remember(model, facts)
         return bool(remembered)
@@ -82,7 +89,8 @@ class FactsCopies:
             self._written[backend, model] = facts, now
             key, source = model.encode(), _source(backend)
             payload = msgspec.msgpack.encode(facts)
-            record = Record(FACTS, source, key, _TERMS.fingerprint, b"", now, now, payload)
+            word = self._servers[backend]
+            record = Record(FACTS, source, key, _TERMS.fingerprint, word, now, now, payload)
             pending.append(Pending(name_of(FACTS, source, key), packed(record)))
         return pending
 
@@ -93,6 +101,12 @@ class FactsCopies:
 
 def _source(backend: str) -> str:
     return f"backends/{backend}"
+
+
+def _servers(config: Config, backend: str) -> bytes:
+    """Which servers a backend has."""
+    servers = config.backends[backend]
+    return blake3(msgspec.msgpack.encode((sorted(servers.http), sorted(servers.grpc)))).digest(16)
 
 
 def _models_of(config: Config) -> list[tuple[str, str, str]]:

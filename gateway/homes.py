@@ -36,11 +36,11 @@ SEED_BYTES: Final = 16
 
 class Told(msgspec.Struct, frozen=True):
     """Who is told of one backend: of its breakers, of models that have changed, and of those that may have been others
-    at a replica before it was looked at."""
+    before they were looked at."""
 
     breaker: OnChange
     model: Callable[[str], None]
-    doubt: Callable[[str, str], None]
+    doubt: Callable[[str], None]
 
 
 class Makings:

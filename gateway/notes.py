@@ -60,7 +60,7 @@ class Notebook:
         """Raises OSError when there is no memory for it."""
         self._workers = workers
         self.file = os.memfd_create("tailrace-notes", os.MFD_CLOEXEC)
-        size = _WORKERS_AT + workers * _WORKER_BYTES
+        size = _WORKERS_AT + workers * _WORKER_BYTES + 1  # whether one of them has been ready is the last byte
         os.ftruncate(self.file, size)
         self._map = mmap.mmap(self.file, size)
         self._generation = 0
@@ -117,6 +117,15 @@ class Notes:
         self._known: dict[bytes, tuple[int, float]] = {}
         self.missed = 0
         """Requests worked on that there was no room to note."""
+
+    @property
+    def was_ready(self) -> bool:
+        """Whether a worker has been ready, of those that there are or have been."""
+        return self._map[-1] != 0
+
+    @was_ready.setter
+    def was_ready(self, ready: bool) -> None:
+        self._map[-1] = ready
 
     def refused(self, digest: bytes, now: float) -> float:
         """For how many seconds a request is refused yet; 0: it is not."""

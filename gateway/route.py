@@ -215,14 +215,13 @@ class Route:
         """Whether a tier of this route is that model of that backend."""
         return any(tier.backend == backend and tier.model == model for tier in self.config.tiers)
 
-    def turn(self, doubted: str = "") -> None:
-        """Begin a new epoch: every entry is stale at once. ``doubted``: the look ("URL/MODEL") that is the first there,
-        where no model is known to have changed: what is shared and what was copied stay, if their watchers had looked
-        there before."""
+    def turn(self, is_known: bool = True) -> None:
+        """Begin a new epoch: every entry is stale at once. ``is_known``: a model has changed; else it may have, before
+        it was looked at for the first time."""
         self.epoch += 1
         for kept in (self.second, self.copies):
             if kept is not None:
-                kept.doubt(doubted) if doubted else kept.end_turn()
+                kept.end_turn() if is_known else kept.doubt()
 
     async def admit(self, request: InferRequest, deadline: Deadline, seconds: float) -> Admitted:
         """Hold a request against the route's versions, its models' facts and its rules. Raises Refused, Rejected,

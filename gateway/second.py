@@ -97,9 +97,9 @@ class SecondLevel:
         """Nothing that anybody has left is true any more."""
         self.witness.end_turn()
 
-    def doubt(self, look: str) -> None:
+    def doubt(self) -> None:
         """See ``Witness.doubt``."""
-        self.witness.doubt(look)
+        self.witness.doubt()
 
     @property
     def is_settled(self) -> bool:

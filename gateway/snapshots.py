@@ -257,7 +257,7 @@ class Snapshots:
             for each in self._copied.values():
                 each.written() if is_done else each.again()
             if is_done:
-                self.copied += len(pending)
+                self.copied += sum(not each.is_end for each in pending)
             else:
                 self.facts.again()
             self._reads.settle()

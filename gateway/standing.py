@@ -80,7 +80,7 @@ class Watching(msgspec.Struct, frozen=True):
 
     breaker: Callable[[str, str, str, Change], None]
     model: Callable[[str, str], None]
-    doubt: Callable[[str, str, str], None]
+    doubt: Callable[[str, str], None]
 
 
 def homes(config: Config, makings: Makings, watching: Watching, before: Standing | None = None) -> dict[str, Home]:

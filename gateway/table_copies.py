@@ -124,7 +124,7 @@ class RowCopies:
 
     @property
     def forgotten(self) -> int:
-        return self._journal.forgotten + self._gone.forgotten
+        return self._journal.forgotten  # ids that nobody has come in floods, and there is nothing to forget of most
 
     def take(self, count: int) -> list[Pending] | None:
         if self._near is None or not len(self):

@@ -14,7 +14,6 @@ is read or left there.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final
@@ -117,16 +116,11 @@ class Witness:
         self._settled.clear()
         self._hurry.set()
 
-    def doubt(self, look: str) -> None:
-        """A replica that may have answered was looked at for the first time (``look``, as in ``Looks``). If that can be
-        held against a look that they who watched had left not long before, it says whether this is another model; else
-        nobody can, and the turn ends, unless nothing has been kept under any."""
-        if not self._has_held:
-            return
-        read = -math.inf if self._candidate is None else self._candidate[1]
-        is_said = look in self._carried and self._clocks.ticker() - read <= WATCHED_SECONDS
-        has_changed = self._has_changed(self.looks() or {})
-        if has_changed or not is_said or look in self._carried:  # there still: it began before theirs was read
+    def doubt(self) -> None:
+        """A replica may have answered as another model before it was looked at for the first time. Nobody can tell, for
+        what it has done since hides what it was, so the turn ends; unless nothing has been kept under any: so it is at
+        a start, where the first requests come beside the first looks."""
+        if self._has_held:
             self.end_turn()
 
     def may_hold(self, word: bytes) -> bool:

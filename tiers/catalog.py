@@ -76,11 +76,11 @@ class Catalog:
         now: Ticker,
         on_change: Callable[[str], None],
         may_have_answered: Callable[[str, str], bool] = lambda *_: False,
-        on_doubt: Callable[[str, str], None] | None = None,
+        on_doubt: Callable[[str], None] | None = None,
     ) -> None:
         """``may_have_answered``: whether a replica, by its URL, has answered for a model or is being asked.
-        ``on_doubt``: called with a model and such a replica, in the place of ``on_change``, where nothing is known but
-        that it may have answered as another model before it was looked at for the first time."""
+        ``on_doubt``: called in the place of ``on_change``, where nothing is known but that a replica may have answered
+        as another model before it was looked at for the first time."""
         assert replicas, "a catalog needs a replica"
         self._replicas = tuple(replicas)
         self._options = options
@@ -88,7 +88,7 @@ class Catalog:
         self._on_change = on_change
         self._known: dict[str, Known] = {}
         self._may_have_answered = may_have_answered
-        self._on_doubt = on_doubt
+        self._on_doubt = on_doubt or on_change
         self._slow: dict[int, set[str]] = {}  # by replica: models that did not say in time what they are
         self._late: set[asyncio.Future[ModelFacts]] = set()  # looks at replicas that were not the first to answer
         self._loads: Flights[tuple[str, str, int], ModelFacts] = Flights(options.loads_max)
@@ -314,10 +314,7 @@ class Catalog:
             return False
         known.of_version.clear()
         known.turns += 1
-        if before is None and self._on_doubt is not None:
-            self._on_doubt(model, self._replicas[position].url)
-        else:
-            self._on_change(model)
+        (self._on_doubt if before is None else self._on_change)(model)
         return True
 
     def _lose(self, position: int, model: str) -> None:

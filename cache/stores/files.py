@@ -28,8 +28,6 @@ from cache.stores.store import Found, StoreError
 T = TypeVar("T")
 Aside = Callable[[Callable[[], list[Found]], float], Coroutine[object, object, list[Found]]]
 
-DURABLE_SECONDS: Final = 3600.0
-"""What is to live longer than this is on the disk, and not only on its way, when it has been put."""
 LEFT_SECONDS: Final = 60.0
 """What was written beside its place and is older than this was left by somebody who was killed at it."""
 VALUE_BYTES_MAX: Final = 2 * 1024 * 1024
@@ -86,7 +84,7 @@ class FileStore:
 
     async def put_many(self, pairs: Sequence[tuple[bytes, bytes]], ttl: float | None, seconds: float) -> None:
         ends = 0.0 if ttl is None else self._clock() + ttl
-        is_durable = ttl is None or ttl > DURABLE_SECONDS
+        is_durable = ttl is None  # what is to be there for ever is on the disk then, and not only on its way
 
         def write() -> None:
             with mapped(self._folder):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 from ipaddress import IPv6Address, ip_address
+from socket import gethostname
 from typing import Final
 
 from aiohttp import web
@@ -34,7 +35,8 @@ def page_fault(request: web.BaseRequest, name: str = "") -> Problem | None:
         return None
     for host in request.headers.getall("Host", ()):
         if not _is_here(host, name):
-            return forbidden(f"Nothing on loopback is called {host!r} (Host). Ask localhost, or the address itself.")
+            detail = f"Nothing on loopback is called {host!r} (Host). Ask localhost, this host's name, or an address."
+            return forbidden(detail)
     return None
 
 
@@ -53,7 +55,7 @@ def _is_here(host: str, name: str) -> bool:
     if found is None:
         return False
     called = found[1] or found[2].rstrip(".").lower()
-    if called in ("localhost", name.lower()):
+    if called in ("localhost", name.lower(), gethostname().lower()):  # a page's name is none of these
         return True
     try:
         ip_address(called)

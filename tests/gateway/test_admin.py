@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator
 from pathlib import Path
+from socket import gethostname
 from time import monotonic
 from unittest.mock import Mock
 
@@ -177,7 +178,7 @@ async def test_no_page_in_a_browser_changes_anything(
     assert [kept.cache.entries for kept in routes.values() if kept.cache is not None] == [3, 2]
 
 
-NAMES = ["localhost", "LOCALHOST.:1", "127.0.0.9:9090", "[::1]:9090", "10.1.2.3", "Here.Example:1"]
+NAMES = [f"{gethostname()}:1", "localhost", "LOCALHOST.:1", "127.0.0.9:1", "[::1]:9090", "10.1.2.3", "Here.Example:1"]
 
 
 @pytest.mark.parametrize("host", NAMES)

@@ -184,6 +184,26 @@ async def test_an_idle_pass_writes_nothing(world: World, tmp_path: Path) -> None
     assert (await world.passed(), world.snapshots.copied) == ("idle", 4)
 
 
+async def test_what_all_models_are_is_known_of_the_same_servers_alone(world: World) -> None:
+    """Then a gateway is ready before any of them has answered."""
+    catalog = SimpleNamespace(recall=lambda model, version: facts(1))
+    tiers = {"TAILRACE_ROUTES__R__TIERS": "[{ backend = 'upstream', model = 'm' }]"}
+    more = tiers | {"TAILRACE_ROUTES__S__TIERS": "[{ backend = 'upstream', model = 'n' }]"}
+    copies = world.snapshots.facts
+    config = load(None, tiers, ["http://a:1"])
+    assert (await copies.remembered(config), copies.are_whole) == ({}, False)
+    copies.seed(config, {"upstream": SimpleNamespace(catalog=catalog)}, {})  # type: ignore[dict-item]
+    await world.passed()
+    await world.passed()
+    for changed, known in ((config, True), (load(None, tiers, ["http://b:1"]), False)):
+        assert await copies.remembered(changed) == {("upstream", "m"): facts(1)}
+        assert copies.are_whole is known
+    await copies.remembered(load(None, more, ["http://a:1"]))
+    assert not copies.are_whole
+    await copies.remembered(load(None, {}, ["http://a:1"]))
+    assert not copies.are_whole
+
+
 async def test_an_idle_pass_makes_the_directory_anew_that_was_removed(world: World, tmp_path: Path) -> None:
     source = Source(3)
     world.copy(source)

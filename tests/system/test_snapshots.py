@@ -93,7 +93,7 @@ def configured(link: Link, tmp_path: Path) -> Callable[..., Mapping[str, ConfigV
     """``configured()`` -> a gateway that copies what it answers each 100 ms, to the same directory each time."""
 
     def made(
-        folder: Path | None = None, generations: int = 3, **cache: ConfigValue
+        folder: Path | None = None, url: str = "", generations: int = 3, **cache: ConfigValue
     ) -> Mapping[str, ConfigValue]:
         kept: Mapping[str, ConfigValue] = {"ttl": "1h", "max_stale": "1h", **cache}
         route: Mapping[str, ConfigValue] = {
@@ -105,7 +105,7 @@ def configured(link: Link, tmp_path: Path) -> Callable[..., Mapping[str, ConfigV
         }  # fmt: skip
         return {
             "server": {"grpc": "off", "drain": "2s"},
-            "backends": {"b": {"http": [link.url]}},
+            "backends": {"b": {"http": [url or link.url]}},
             "snapshot": snapshot,
             "routes": {"r": route},
         }
@@ -247,11 +247,21 @@ def test_without_triton_copies_are_served_and_say_what_they_are(start: Start) ->
     kill(gateway)
     gateway = start(away=True, snapshot="off")
     assert ask(gateway, 2).status == 503
+    kill(gateway)
+    gateway = start(url="http://127.0.0.1:9", snapshot="fresh")
+    assert not is_ready(gateway), "servers of another address: a rollout with a wrong one must stop"
+    other = ask(gateway, 2)
+    assert (other.status, other.at) == (200, first.at)
+    assert "cache=stale" in other.label
+    assert "steps=(snapshot), degraded" in other.label
 
 
 def is_ready(gateway: GatewayProcess) -> bool:
-    with urllib.request.urlopen(f"{gateway.http_url}/v2/health/ready", timeout=5.0) as answer:
-        return bool(answer.status == 200)
+    try:
+        with urllib.request.urlopen(f"{gateway.http_url}/v2/health/ready", timeout=5.0) as answer:
+            return bool(answer.status == 200)
+    except urllib.error.HTTPError as error:
+        return error.code != 503
 
 
 def test_workers_share_a_snapshot_and_a_purge_reaches_the_disk(start: Start) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable
 from typing import Any
@@ -96,6 +97,31 @@ def test_a_killed_worker_is_replaced_and_what_it_counted_stays(workers: Any) -> 
     assert before[1] in pids(workers)
     assert asyncio.run(ask_many(workers.http_url)) == [200] * TOTAL
     assert workers.metric("tailrace_answers_total") == counted + TOTAL
+
+
+def test_a_worker_that_is_replaced_while_backends_are_away_is_ready_beside_the_others(
+    breakable_factory: Callable[..., Any], gateway_factory: Callable[..., Any]
+) -> None:
+    """Or the balancer would be told yes and no in turn."""
+    server = breakable_factory("stamped").server
+    tiers = [{"backend": "b", "model": "stamped"}]
+    config = {"backends": {"b": {"http": [server.http_url]}}, "routes": {"r": {"tiers": tiers}}}
+    gateway = gateway_factory(config, ["--workers", "2"])
+
+    def ready() -> bool:
+        try:
+            with urllib.request.urlopen(f"{gateway.http_url}/v2/health/ready", timeout=10.0) as answer:
+                return bool(answer.status == 200)
+        except urllib.error.HTTPError:
+            return False
+
+    until(ready)
+    before = pids(gateway)
+    server.kill()
+    until(lambda: gateway.metric("tailrace_replica_ready") == 0)
+    os.kill(before[0], signal.SIGKILL)
+    until(lambda: len(pids(gateway)) == 2 and before[0] not in pids(gateway))
+    assert all(ready() for _ in range(32))
 
 
 def test_sigterm_ends_all_of_them(workers: Any) -> None:
