@@ -117,6 +117,7 @@ class NearTable:
         self._trusted = 2  # steps of two: the lowest bit says absent
         self._turn = 0
         self._distrusted_turn = 0
+        self._purged_at = -math.inf
         self._fences = np.zeros(shape.fences, np.int64)
 
     @property
@@ -152,7 +153,7 @@ class NearTable:
         is_fresh &= age < self._lives.ttl
         state = is_fresh.astype(np.uint8)  # FRESH or MISSING
         if not is_fresh.all():
-            self._judge(trust, age, state)
+            self._judge(trust, age, state, now - self._purged_at)
             nothing = state == MISSING
             age[nothing] = np.inf
             slots[nothing] = self._arena.spare
@@ -207,10 +208,18 @@ class NearTable:
         self._distrusted_turn = self._turn
         self._trusted += 2
 
-    def _judge(self, trust: NDArray[np.uint32], age: NDArray[np.float64], state: NDArray[np.uint8]) -> None:
-        """Say what those are that are not FRESH."""
+    def purge(self, now: float) -> None:
+        """Nothing that was read before now is here any more."""
+        self.distrust()
+        self._purged_at = now
+
+    def _judge(
+        self, trust: NDArray[np.uint32], age: NDArray[np.float64], state: NDArray[np.uint8], unpurged: float
+    ) -> None:
+        """Say what those are that are not FRESH. ``unpurged``: seconds since a purge."""
         is_absent = (trust & 1).astype(np.bool_)
-        state[(state != FRESH) & ~is_absent & (age < self._lives.ttl + self._lives.max_stale)] = STALE
+        seconds_max = min(self._lives.ttl + self._lives.max_stale, unpurged)
+        state[(state != FRESH) & ~is_absent & (age < seconds_max)] = STALE
         state[is_absent & (trust > self._trusted) & (age < self._lives.negative_ttl)] = ABSENT
 
     def _hold(self, asked: Words, fits: NDArray[np.bool_], rows: NDArray[np.void], told: Told) -> None:

@@ -167,7 +167,7 @@ class Gateway:
         server = self.standing.config.server
         state = (lambda: self.services, lambda: self.homes, self.telemetry, lambda: self._draining)
         address = parse_address(server.admin)
-        shown = Shown(*state, self.reloads, self._faults, self.snapshots, address.host)
+        shown = Shown(*state, self.reloads, self._faults, self.snapshots, address.host, lambda: self.standing.tables)
         self._admin = Listener(admin_port(shown).handle, int(server.header_bytes_max), ADMIN_CONNECTIONS_MAX)
         with named("server.admin", server.admin):
             self._admin_server, admin_url = await listen(self._admin, address)

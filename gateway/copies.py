@@ -28,6 +28,7 @@ from cache.stores.store import Store
 from degrade.calendar import Calendar
 from degrade.record import PAYLOAD_BYTES_MAX, Good, Record, Terms, age, doubted, name_of, packed
 from gateway.purges import WORDS_SECONDS, Purges, purge_key
+from gateway.reads import LOOK_SECONDS_MAX, LookTime
 from gateway.service import Wire
 from gateway.witness import REST_SECONDS, Clocks, Looks, Witness
 
@@ -39,6 +40,7 @@ KEYS_MAX: Final = 65_536
 TURN_BYTES: Final = 256 * 1024
 """Made ready in one turn of the event loop: some 0.2 ms."""
 FINGERPRINT_BYTES: Final = 16
+SERVERS_BYTES: Final = 8
 READ_MAX: Final = 64
 READ_BYTES_MAX: Final = 4 * 1024 * 1024
 READ_SECONDS: Final = 1.0
@@ -46,8 +48,6 @@ READ_SECONDS: Final = 1.0
 times on its way down the ladder, and reading one may take a millisecond. Whether it may still be used is looked at each
 time."""
 
-LOOK_SECONDS_MAX: Final = 0.5
-"""For one look on the disk. It takes a twentieth of a millisecond; the rest is for a machine that is busy."""
 LOOK_SECONDS_MIN: Final = 0.02
 """Also where a request's time is over: what is there is its answer."""
 LOOK_SHARE: Final = 0.25
@@ -95,10 +95,10 @@ class Records(Protocol):
     """Where records lie; ``Reads`` in life."""
 
     async def read(
-        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, seconds: float
+        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, time: LookTime
     ) -> list[Good[V] | None]:
-        """What is kept under each key, if it is good, read; nothing where that is not known within ``seconds``.
-        ``now``: Unix seconds."""
+        """What is kept under each key, if it is good, read; nothing where that is not known in ``time``. ``now``: Unix
+        seconds."""
 
 
 class Form(Protocol[V]):
@@ -117,18 +117,24 @@ class Form(Protocol[V]):
 
 class Copy(msgspec.Struct, Generic[V], frozen=True):
     """What was copied, and when it was made (monotonic seconds). ``is_same``: its models are as they were then.
-    ``word``: under which it was made; b"": nobody knows."""
+    ``word``: of which servers, and under which of their turns, it was made."""
 
     value: V
     made_at: float
     is_same: bool
     word: bytes
 
+    @property
+    def turn(self) -> bytes:
+        """Under which it was made; b"": nobody knows."""
+        return self.word[SERVERS_BYTES:]
+
 
 class CopyRules(msgspec.Struct, frozen=True):
     """``source``: whose copies ("routes/digits"). ``fingerprint``: of all that an operator says of it and that decides
     an answer. ``scope``: that, and the servers that are asked. ``trusts``: a copy is fresh as long as nobody can tell
-    whether its models are the same. ``is_watched``: somebody can, now and then."""
+    whether its models are the same. ``is_watched``: somebody can, now and then. ``servers``: which are asked, in
+    SERVERS_BYTES; what others have answered is another's answer, however much of its configuration is alike."""
 
     source: str
     fingerprint: bytes
@@ -136,6 +142,7 @@ class CopyRules(msgspec.Struct, frozen=True):
     seconds_max: float
     trusts: bool
     is_watched: bool = True
+    servers: bytes = bytes(SERVERS_BYTES)
 
 
 class Standing:
@@ -146,7 +153,7 @@ class Standing:
     def __init__(
         self, rules: CopyRules, calendar: Calendar, store: Store, clocks: Clocks, purges: Purges | None = None
     ) -> None:
-        """``purges``: of whoever had this name before under another configuration; None: nobody had."""
+        """``purges``: of whoever has this name, under this configuration or another; None: this one's alone."""
         self.rules = rules
         self.calendar = calendar
         self.ticker = clocks.ticker
@@ -185,8 +192,12 @@ class Standing:
 
     @property
     def turn(self) -> bytes | None:
-        """The word under which copies are as if they had never left memory."""
+        """The word that holds now of the models as they are."""
         return None if self.witness is None else self.witness.turn
+
+    def word(self, turn: bytes | None) -> bytes:
+        """What a copy says of what it was made by: which servers, and under which word, if there was one."""
+        return self.rules.servers + (turn or b"")
 
     @property
     def state(self) -> str:
@@ -207,20 +218,14 @@ class Standing:
         if self.witness is not None:
             self.witness.doubt()
 
-    def purge(self) -> None:
-        """No copy that there is may be found any more."""
-        self.purges.purge()
-
-    async def settled(self, seconds: float) -> bool:
-        """Whether that is on the disk, waiting ``seconds`` for it at most."""
-        return await self.purges.settled(seconds)
-
     def trusts(self, word: bytes) -> bool:
         """Whether a copy that was made under ``word``, of models that nobody can ask, is as good as one of models that
-        are the same. Not if they are known to have become others: a word has ended here then, and the next one only
-        cannot be written or read."""
+        are the same. Not if other servers have answered it, nor if those are known to have become others: a word has
+        ended here then, and the next one only cannot be written or read."""
         witness = self.witness
-        return self.rules.trusts and self.is_unknown and witness is not None and witness.may_hold(word)
+        if witness is None or not (self.rules.trusts and self.is_unknown and word.startswith(self.rules.servers)):
+            return False
+        return witness.may_hold(word[SERVERS_BYTES:])
 
     @property
     def is_unknown(self) -> bool:
@@ -272,7 +277,8 @@ class Copies(Generic[V]):
         missing = [digest for digest in digests if digest not in found]
         if missing:
             seconds = min(LOOK_SECONDS_MAX, max(LOOK_SECONDS_MIN, LOOK_SHARE * (until - now)))
-            told = await self._records.read(self._form.kind, standing.rules.source, missing, terms, at, seconds)
+            time = LookTime(seconds, seconds)
+            told = await self._records.read(self._form.kind, standing.rules.source, missing, terms, at, time)
             for digest, good in zip(missing, told, strict=True):
                 if good is not None:
                     found[digest] = good
@@ -288,10 +294,10 @@ class Copies(Generic[V]):
         if good is None or doubted(good.record, terms, at):
             standing.outcomes["absent"] += 1
             return None
-        turn = standing.turn
-        is_same = turn is not None and good.record.word == turn
+        turn, word = standing.turn, good.record.word
+        is_same = turn is not None and word == standing.word(turn)
         standing.outcomes["fresh" if is_same else "unknown" if standing.is_unknown else "stale"] += 1
-        return Copy(good.value, now - age(good.record, at), is_same, good.record.word)
+        return Copy(good.value, now - age(good.record, at), is_same, word)
 
     def __len__(self) -> int:
         journal = None if self._cache is None else self._cache.journal
@@ -324,7 +330,7 @@ class Copies(Generic[V]):
             if turn is None and standing.witness is not None:
                 self._wordless.note(digest)
             if entry is not None and is_alike:
-                word = turn if turn is not None and entry.epoch == epoch else b""
+                word = standing.word(turn if entry.epoch == epoch else None)
                 pending = self._pending(digest, entry, word, terms)
                 made += [] if pending is None else [pending]
                 size += entry.size

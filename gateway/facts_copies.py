@@ -19,6 +19,7 @@ from degrade.record import Record, Terms, name_of, packed
 from gateway.config import Config
 from gateway.copies import Pending, Records
 from gateway.learning import Home
+from gateway.reads import LookTime
 from tiers.facts import ModelFacts
 
 READ_SECONDS_MAX: Final = 15.0
@@ -28,6 +29,7 @@ FACTS_SECONDS_MAX: Final = 30 * 86400.0
 FACTS_AGAIN_SECONDS: Final = 86400.0
 """So often a model that stays what it is is written down again: it is not to be that old while a gateway runs."""
 FACTS: Final = "facts"
+_READ_TIME: Final = LookTime(READ_SECONDS_MAX, READ_SECONDS_MAX)
 
 
 def _facts_of(payload: bytes) -> ModelFacts | None:
@@ -60,7 +62,7 @@ class FactsCopies:
         self.are_whole = bool(models)
         for backend, model, _ in models:
             key = model.encode()
-            (good,) = await self._records.read(FACTS, _source(backend), [key], _TERMS, now, READ_SECONDS_MAX)
+            (good,) = await self._records.read(FACTS, _source(backend), [key], _TERMS, now, _READ_TIME)
             if good is not None:
                 found[backend, model] = good.value
             self.are_whole &= good is not None and good.record.word == _servers(config, backend)

@@ -55,4 +55,4 @@ class Lent:
         self.count += 1
         self.is_unsure |= not stays
         epoch = NO_EPOCH if self._is_old else standing.epoch()  # as of now: it may have turned since somebody asked
-        return Borrowed(copy.value, copy.made_at, epoch, copy.word or key, stays)
+        return Borrowed(copy.value, copy.made_at, epoch, copy.word if copy.turn else key, stays)

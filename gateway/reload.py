@@ -149,12 +149,21 @@ def fixed(before: Config, after: Config) -> Iterator[str]:
     old, new = before.server.message_bytes_max, after.server.message_bytes_max
     if before.server.has_grpc and old != new:
         yield f"server.buffered_bytes_max: a gRPC message may have half of it, {old}, and now {new}, {RESTART}"
-    if before.snapshot != after.snapshot:
-        yield f"snapshot: {before.snapshot} is now {after.snapshot}, {RESTART}"
-    if before.log != after.log:
-        yield f"log: {before.log} is now {after.log}, {RESTART}"
-    if before.chaos != after.chaos:
-        yield f"chaos.enabled: {before.chaos.enabled} is now {after.chaos.enabled}, {RESTART}"
+    for section in ("snapshot", "log", "chaos"):
+        yield from _changed(section, getattr(before, section), getattr(after, section))
+
+
+def _changed(section: str, before: msgspec.Struct | None, after: msgspec.Struct | None) -> Iterator[str]:
+    """The keys of a section that differ; of one that was not there or is not, that alone."""
+    if before is None or after is None:
+        if before is not after:
+            was, is_now = ("not there", "there") if before is None else ("there", "not there")
+            yield f"{section}: was {was} and is now {is_now}, {RESTART}"
+        return
+    for key in before.__struct_fields__:
+        old, new = getattr(before, key), getattr(after, key)
+        if old != new:
+            yield f"{section}.{key}: {_said(old)} is now {_said(new)}, {RESTART}"
 
 
 def differences(before: Config, after: Config) -> dict[str, Difference]:
@@ -193,4 +202,18 @@ def _difference(old: Mapping[str, object], new: Mapping[str, object]) -> Differe
 
 
 def _said(value: object) -> str:
-    return repr(str(value)) if isinstance(value, str) else str(value)
+    """As a file has it."""
+    match value:
+        case None:
+            return "left out"
+        case bool():
+            return str(value).lower()
+        case str():
+            return repr(str(value))
+        case list() | tuple():
+            return f"[{', '.join(map(_said, value))}]"
+        case msgspec.Struct():
+            keys = [key for key in value.__struct_fields__ if getattr(value, key) is not None]
+            return f"{{ {', '.join(f'{key} = {_said(getattr(value, key))}' for key in keys)} }}"
+        case _:
+            return str(value)

@@ -214,12 +214,11 @@ class SecondShelf(Protocol):
     async def settled(self, seconds: float) -> bool: ...
 
 
-class Purged(Protocol):
-    """What remembers answers beyond this process. ``outcomes``: of looking there; ``large``: how many are not left
-    there, being too large."""
+class CopiesShown(Protocol):
+    """What is copied to the disk, as operators see it. ``state``: see ``Standing``; ``outcomes``: of look-ups;
+    ``large``: how many are not left there, being too large."""
 
-    def purge(self) -> None: ...
-    async def settled(self, seconds: float) -> bool: ...
+
     @property
     def state(self) -> str: ...
     @property
@@ -253,7 +252,7 @@ class Watched(Protocol):
     @property
     def second(self) -> SecondShelf | None: ...
     @property
-    def copies(self) -> Purged | None: ...
+    def copies(self) -> CopiesShown | None: ...
 
 
 class Service(Protocol[Q, R]):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 from weakref import WeakValueDictionary
 
 import msgspec
+from blake3 import blake3
 
 from cache.behind import BehindOptions
 from cache.stores.address import parse_redis
@@ -19,6 +20,7 @@ from degrade.breaker import Breaker
 from degrade.guard import STORE_BREAKER, Guarded
 from gateway.config import Config
 from gateway.copied import ASIDE
+from gateway.copies import SERVERS_BYTES
 from gateway.route import Route
 from gateway.second import SecondLevel, Shared
 from gateway.surroundings import Surroundings
@@ -121,6 +123,15 @@ def told_of(route: Route, config: Config) -> bytes:
     tables = {name: msgspec.to_builtins(config.tables[name], enc_hook=str) for name in named}
     servers = [(each.http, each.grpc) for each in backends]
     return msgspec.msgpack.encode((told, servers, tables), order="sorted")
+
+
+def servers_of(route: Route, config: Config) -> bytes:
+    """Which servers and stores make a route's answers, in a few bytes. Their order says nothing."""
+    backends = [config.backends[tier.backend] for tier in route.config.tiers]
+    servers = [(sorted(each.http), sorted(each.grpc)) for each in backends]
+    named = () if route.config.features is None else route.config.features.tables
+    stores = [config.tables[name].store for name in sorted(named)]
+    return blake3(msgspec.msgpack.encode((servers, stores))).digest(SERVERS_BYTES)
 
 
 def _place(url: str) -> str:

@@ -32,10 +32,10 @@ from degrade import portable
 from degrade.directory import generations, number_of, path_of
 from degrade.generation import Generation
 from degrade.inspection import Inspected, InspectionOptions, Verdict, inspect, opened
-from degrade.record import SKEW_SECONDS_MAX, Record, age, unpacked
+from degrade.record import SKEW_SECONDS_MAX, Record, age, packed, seal, unpacked
 from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
 from gateway.config_snapshot import SnapshotConfig
-from gateway.purges import WORDS, purge_key, purged_at
+from gateway.purges import WORDS, mark_keys, purged_at
 from gateway.units import Size
 
 WELL: Final = 0
@@ -213,7 +213,7 @@ class Tool:
             elif record is not None and record.made_at <= known.get(name, -math.inf):
                 kept += 1
             elif record is not None:
-                batch.append((name, held))
+                batch.append((name, _unworded(name, held, record)))
                 size += len(held)
             is_full = len(batch) >= BATCH_RECORDS or size > self._options.generation_bytes_max // 16
             if batch and (is_full or not name):
@@ -234,7 +234,7 @@ class Tool:
         return "busy"
 
     def _purged_at(self, source: str) -> float:
-        """When what is copied of a source was purged last, in Unix seconds."""
+        """When what is copied of a source, or everything, was purged last, in Unix seconds."""
         if source not in self._purges:
             self._purges[source] = asyncio.run(self._purge_read(source))
         return self._purges[source]
@@ -242,8 +242,8 @@ class Tool:
     async def _purge_read(self, source: str) -> float:
         words = FileStore(self._folder / WORDS, time.time)
         try:
-            (found,) = await words.get_many([purge_key(source)], SECONDS_MAX)
-            return purged_at(found)
+            found = await words.get_many(mark_keys(source), SECONDS_MAX)
+            return max(map(purged_at, found), default=-math.inf)
         except struct.error:
             return math.inf
         finally:
@@ -278,6 +278,12 @@ class Tool:
 
     def _read(self, path: Path, is_last: bool) -> Generation:
         return opened(path, self._options.generation_bytes_max, is_last)
+
+
+def _unworded(name: bytes, held: bytes, record: Record) -> bytes:
+    """The record without a word of the servers that were asked where it was made, and of their models: the same
+    addresses may be other servers here."""
+    return seal(name, packed(msgspec.structs.replace(record, word=b""))) if record.word else held
 
 
 def _good(inspected: Inspected) -> list[int]:

@@ -29,11 +29,11 @@ from gateway.copied import AnswerRows, Answers, Pages, fingerprint_of, fingerpri
 from gateway.copies import Copied, Copies, CopyRules, Pending, Standing
 from gateway.endpoint import NO_ENDPOINTS, Endpoint
 from gateway.facts_copies import FactsCopies
-from gateway.purges import Purges
+from gateway.purges import Marks
 from gateway.reads import Reads
 from gateway.route import Route
 from gateway.second import Shared, scope_of
-from gateway.sharing import WORD_BYTES, told_of
+from gateway.sharing import WORD_BYTES, servers_of, told_of
 from gateway.surroundings import Surroundings
 from gateway.witness import ROUND_SECONDS, Clocks
 
@@ -86,6 +86,7 @@ class Snapshots:
         self._calendar = Calendar(ticker, wall)
         self._clocks = Clocks(ticker, wall, lambda: around.secret(WORD_BYTES).hex().encode())
         self._words = depot.words
+        self.marks = Marks(depot.words, self._calendar)
         self._writer = depot.writer
         self._reads = Reads(depot.directory, depot.reader)
         self.facts = FactsCopies(self._reads, self._calendar)
@@ -95,8 +96,8 @@ class Snapshots:
         self._copied: dict[str, Copied] = {}
         self._forgotten = 0  # of those that are copied no more
         self._tasks: list[asyncio.Task[None]] = []
-        self._keeping: dict[Standing, list[asyncio.Task[None]]] = {}
-        self._purges: dict[str, Purges] = {}  # by source
+        self._marking: asyncio.Task[None] | None = None
+        self._keeping: dict[Standing, asyncio.Task[None]] = {}
         self._sources: list[str] = []
         self._rotations = 0
         self._in_hands: list[Pending] = []
@@ -115,6 +116,11 @@ class Snapshots:
     def forgotten(self) -> int:
         """Keys that found no room to wait in, from the start."""
         return self._forgotten + sum([each.forgotten for each in self._copied.values()])
+
+    @property
+    def late(self) -> int:
+        """See ``Reads``."""
+        return self._reads.late
 
     async def open(self) -> None:
         """Look at what is there. Before anything is shared."""
@@ -160,12 +166,12 @@ class Snapshots:
                     held = table.copies = RowCopies(
                         name, table.config, self._reads, self._calendar, self._ticker
                     )
-                    held.watch(table.near)
+                    held.watch(table.near, self.marks.everything)
                 copied[f"tables/{name}"] = held
         gone = [each for name, each in self._copied.items() if copied.get(name) is not each]
         self._forgotten += sum([each.forgotten for each in gone])
         self._copied = copied
-        self._purges = {name: each for name, each in self._purges.items() if name in copied or not each.is_told}
+        self.marks.keep(copied)
 
     def _share_route(self, name: str, route: Route, config: Config) -> None:
         cache = route.config.cache
@@ -173,7 +179,8 @@ class Snapshots:
         scope = scope_of(Shared(name, told_of(route, config), 0.0, 0.0))
         fingerprint = fingerprint_of(name, route.config, config.tables)
         seconds_max, trusts = float(cache.ttl) + float(cache.max_stale), cache.snapshot == "fresh"
-        rules = CopyRules(f"routes/{name}", fingerprint, scope, seconds_max, trusts)
+        servers = servers_of(route, config)
+        rules = CopyRules(f"routes/{name}", fingerprint, scope, seconds_max, trusts, servers=servers)
         standing = self._standing(rules)
         rows = Copies(standing, self._reads, AnswerRows()) if route.shelves.finds_rows else None
         route.copy(Copies(standing, self._reads, Answers(name)), rows)
@@ -189,34 +196,33 @@ class Snapshots:
     def _standing(self, rules: CopyRules) -> Standing:
         """Of a route or endpoint that is new, or has another configuration: a purge that the disk has not taken yet is
         remembered all the same."""
-        source = rules.source
-        standing = Standing(rules, self._calendar, self._words, self._clocks, self._purges.get(source))
-        self._purges[source] = standing.purges
-        return standing
+        return Standing(rules, self._calendar, self._words, self._clocks, self.marks.of(rules.source))
 
     async def begin(self) -> None:
         """Read what was purged, so that copies can be found; and go on from there."""
         self.keep()
-        await asyncio.gather(*(standing.purges.round() for standing in self._keeping))
+        await self.marks.round()
         if not self._tasks:
             self._tasks = [kept(self._run, self.interval)]
 
     def keep(self) -> None:
-        """Watch the words of those that are copied, and when they were purged, and no others."""
+        """Watch the words of those that are copied, and no others; and when they were purged."""
+        if self._marking is not None:
+            self._marking.cancel()  # so that new ones are read at once
+        self._marking = kept(self.marks.run, ROUND_SECONDS)
         wanted = dict.fromkeys(each.standing for each in self._copied.values() if isinstance(each, Copies))
         for gone in [standing for standing in self._keeping if standing not in wanted]:
-            for task in self._keeping.pop(gone):
-                task.cancel()
-        for standing in [standing for standing in wanted if standing not in self._keeping]:
-            runs = [standing.purges.run, *([] if standing.witness is None else [standing.witness.run])]
-            self._keeping[standing] = [kept(run, ROUND_SECONDS) for run in runs]
+            self._keeping.pop(gone).cancel()
+        for standing in wanted:
+            if standing.witness is not None and standing not in self._keeping:
+                self._keeping[standing] = kept(standing.witness.run, ROUND_SECONDS)
 
     async def close(self, seconds: float) -> None:
         """Write what waits, for so many seconds at most, and end; a second time it is over already."""
         if self._closed:
             return
         self._closed = True
-        for task in [*self._tasks, *(task for tasks in self._keeping.values() for task in tasks)]:
+        for task in (*self._tasks, *self._keeping.values(), *([] if self._marking is None else [self._marking])):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         until = self._ticker() + seconds

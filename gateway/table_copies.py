@@ -22,7 +22,9 @@ from degrade.calendar import Calendar
 from degrade.deadline import Ticker
 from degrade.record import Record, Terms, age, name_of, packed
 from gateway.config_tables import TableConfig
-from gateway.copies import FINGERPRINT_BYTES, KEYS_MAX, LOOK_SECONDS_MAX, TURN_BYTES, Pending, Records
+from gateway.copies import FINGERPRINT_BYTES, KEYS_MAX, TURN_BYTES, Pending, Records
+from gateway.purges import Purges
+from gateway.reads import LOOK_SECONDS_MAX, LookTime
 from gateway.stores import bounds_of
 
 LAYOUT: Final = 2
@@ -65,6 +67,7 @@ class RowCopies:
         self._calendar = calendar
         self._ticker = ticker
         self._near: NearTable | None = None
+        self._purges: Purges | None = None
         self._journal: Journal[Id] = Journal(KEYS_MAX)
         self._sweep: Iterator[bytes | None] | None = None
         self._sweep_rows = 0
@@ -72,8 +75,9 @@ class RowCopies:
         self._gone: Journal[bytes] = Journal(KEYS_MAX)
         self._gone_taken: dict[bytes, None] = {}
 
-    def watch(self, near: NearTable) -> None:
-        self._near = near
+    def watch(self, near: NearTable, purges: Purges | None = None) -> None:
+        """``purges``: of every row there is; None: nobody purges."""
+        self._near, self._purges = near, purges
 
     def note(self, ids: Ids) -> None:
         """These were read from the store just now."""
@@ -88,20 +92,27 @@ class RowCopies:
         """The store had none of these just now."""
         self._gone.note_all(map(_key, _each(ids)))
 
-    async def find(self, ids: Ids, seconds: float) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float64]]:
+    async def find(
+        self, ids: Ids, seconds: float, running: float
+    ) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float64]]:
         """Rows [n, *shape], which of them there are, and their ages in seconds. After ``seconds`` the others are not
-        looked for."""
+        looked for, nor after ``running`` in which nothing was found: see ``LookTime``."""
         rows = np.zeros((len(ids), *self._shape), np.float32)
         there, ages = np.zeros(len(ids), np.bool_), np.zeros(len(ids), np.float64)
-        until, now = self._ticker() + seconds, self._calendar.now()
+        until, now, terms = self._ticker() + seconds, self._calendar.now(), self._terms_now()
+        if terms is None:
+            return rows, there, ages
         keys = [_key(each) for each in _each(ids)]
         for begin in range(0, len(keys), ROWS_AT_ONCE):
-            left = until - self._ticker()
-            if begin and left <= 0.0:
+            began = self._ticker()
+            left = until - began
+            if begin and (left <= 0.0 or running <= 0.0):
                 break
             some = keys[begin : begin + ROWS_AT_ONCE]
-            seconds = min(LOOK_SECONDS_MAX, left)
-            told = await self._records.read("feature", self._source, some, self._terms, now, seconds)
+            time = LookTime(min(LOOK_SECONDS_MAX, left), running)
+            told = await self._records.read("feature", self._source, some, terms, now, time)
+            if not any(told):  # of a disk that hangs one look is waited for, and not one for each so many rows
+                running -= self._ticker() - began
             for place, found in enumerate(told, begin):
                 if found is not None and len(found.value) and not self._is_gone(keys[place]):
                     rows[place] = found.value.reshape(self._shape)
@@ -162,6 +173,13 @@ class RowCopies:
     def _pending(self, key: bytes, row: bytes, old: float, now: float) -> Pending:
         record = Record("feature", self._source, key, self._terms.fingerprint, b"", now - old, now, row)
         return Pending(name_of("feature", self._source, key), packed(record), is_end=not row)
+
+    def _terms_now(self) -> Terms[Rows] | None:
+        """What a copy must be now; None as long as nobody knows what was purged."""
+        if self._purges is None:
+            return self._terms
+        at = self._purges.at
+        return None if at is None else msgspec.structs.replace(self._terms, made_after=at)
 
     def _is_gone(self, key: bytes) -> bool:
         """Whether that is known, and not written yet."""

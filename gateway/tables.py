@@ -46,7 +46,9 @@ COPIED: Final = 4
 """Beside ``cache/table.py``'s states: neither the store nor this process has it, and the snapshot does."""
 
 COPIES_SECONDS: Final = 0.005
-"""What the snapshot may take where the store has taken all the time: some hundred rows."""
+"""How long the snapshot's disk may hold up a look-up where the store has taken all the time."""
+COPIES_SHARE: Final = 0.25
+"""Of the time that a request has left, for all of its rows there, however busy this process is: as for answers."""
 
 SHOWN_MAX: Final = 5
 """Ids named in a message."""
@@ -97,8 +99,11 @@ class Copies(Protocol):
     def note_gone(self, ids: Ids) -> None:
         """The store had none of these just now."""
 
-    async def find(self, ids: Ids, seconds: float) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float64]]:
-        """Rows [n, *shape], which of them there are, and their ages in seconds."""
+    async def find(
+        self, ids: Ids, seconds: float, running: float
+    ) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float64]]:
+        """Rows [n, *shape], which of them there are, and their ages in seconds. ``seconds``: in all; ``running``: of
+        it, for what the disk itself takes."""
 
 
 class Table:
@@ -139,6 +144,10 @@ class Table:
         """Listen for writes, if the configuration has it so; cancel it to stop."""
         if self.tracker is not None:
             await self.tracker.run()
+
+    def purge(self) -> None:
+        """No row that was read before now is used any more."""
+        self.near.purge(self._ticker())
 
     def _written(self, keys: Sequence[bytes]) -> None:
         """These keys of the store were written by someone."""
@@ -199,8 +208,10 @@ class Table:
                 failure = failure or StoreError("unavailable", "nobody has told in time which server is to be asked")
         if failure is not None and self.copies is not None:
             lost = np.flatnonzero(state == MISSING)
-            left = min(seconds, self._source.timeout) - (self._ticker() - now)
-            copied, there, ages = await self.copies.find(_taken(ids, lost), max(left, COPIES_SECONDS))
+            spent = self._ticker() - now
+            running = max(min(seconds, self._source.timeout) - spent, COPIES_SECONDS)
+            in_all = max(running, COPIES_SHARE * (seconds - spent))
+            copied, there, ages = await self.copies.find(_taken(ids, lost), in_all, running)
             places = lost[there]
             rows[places], state[places], age[places] = copied[there], COPIED, ages[there]
         self._took("store", now)

@@ -26,6 +26,7 @@ from gateway.config import Config
 from gateway.copied import AnswerRows, Answers
 from gateway.copies import Copies, CopyRules, Standing
 from gateway.explain.world import QUIET_TURNS, World
+from gateway.reads import LookTime
 from gateway.route import Route
 from gateway.second import SecondLevel, Shared
 from gateway.tables import Ids, Rows
@@ -48,7 +49,7 @@ class Disk:
         self._records |= {name_of(each.kind, each.source, each.key): each for each in records}
 
     async def read(
-        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, seconds: float
+        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, time: LookTime
     ) -> list[Good[V] | None]:
         """As the real one reads it."""
         held = [self._records.get(name_of(kind, source, key)) for key in keys]
@@ -110,7 +111,9 @@ class CopiedRows:
     def note_gone(self, ids: Ids) -> None:
         """Nor this."""
 
-    async def find(self, ids: Ids, seconds: float) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float64]]:
+    async def find(
+        self, ids: Ids, seconds: float, running: float
+    ) -> tuple[Rows, NDArray[np.bool_], NDArray[np.float64]]:
         """A row for each."""
         rows = np.zeros((len(ids), *self._shape), np.float32)
         return rows, np.ones(len(ids), np.bool_), np.full(len(ids), self._age)

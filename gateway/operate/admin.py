@@ -10,7 +10,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
@@ -24,15 +24,17 @@ from gateway.operate.pages import page_fault
 from gateway.operate.telemetry import Telemetry
 from gateway.problem import Problem, malformed, method_not_allowed, not_found
 from gateway.reload import Outcome, Reloads
-from gateway.service import Purged, Shelf, Watched
+from gateway.service import CopiesShown, SecondShelf, Shelf, Watched
 
 if TYPE_CHECKING:
     from gateway.operate.faults import Faults, Order
+    from gateway.purges import Marks
     from gateway.snapshots import Snapshots
+    from gateway.tables import Table
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.Response]]
 SETTLED_SECONDS_MAX: Final = 2.0
-"""How long a purge waits for second levels to be told."""
+"""How long a purge waits for second levels, and the snapshot's disk, to be told."""
 ANSWERED_SECONDS: Final = 0.1
 """Before a loop stands still, or a process is killed, on purpose: whoever asked for it is told first."""
 CHAOS_SAID: Final = "GET  /chaos              faults on purpose: what holds\nPOST /chaos              order others\n"
@@ -77,6 +79,7 @@ class Shown(msgspec.Struct, frozen=True):
     snapshots: Snapshots | None = None
     host: str = ""
     """Where the port listens, as configured."""
+    tables: Callable[[], Mapping[str, Table]] = dict
 
 
 def admin_port(shown: Shown) -> AdminPort:
@@ -88,7 +91,7 @@ def admin_port(shown: Shown) -> AdminPort:
             "GET  /metrics            Prometheus metrics\n"
             "GET  /status             routes, endpoints, caches and replicas as JSON\n"
             "POST /purge?route=NAME   drop a route's or an endpoint's cached answers\n"
-            "POST /purge?all          drop every cached answer\n"
+            "POST /purge?all          drop every cached answer, and rows of tables\n"
             "POST /reload             read the configuration again, and take it if nothing is wrong with it\n"
             f"{'' if shown.faults is None else CHAOS_SAID}"
         )
@@ -110,19 +113,21 @@ def admin_port(shown: Shown) -> AdminPort:
     async def purge(request: web.BaseRequest) -> web.Response:
         if set(request.query) - {"route", "all"} or len(request.query) != 1:
             return problem_response(malformed("Say either ?route=NAME or ?all.", "query"))
-        routes = shown.routes()
-        chosen = list(routes.values())
-        if "route" in request.query:
-            name = request.query["route"]
-            if name not in routes:
-                known = ", ".join(routes) or "none"
-                return problem_response(not_found(f"There is no route {name}; the routes are: {known}."))
-            chosen = [routes[name]]
+        routes, name = shown.routes(), request.query.get("route")
+        if name is not None and name not in routes:
+            known = ", ".join(routes) or "none"
+            said = f"There is no route {name}; the routes are: {known}. What is left of others ends with ?all."
+            return problem_response(not_found(said))
+        chosen = list(routes.values()) if name is None else [routes[name]]
+        for table in shown.tables().values() if name is None else ():
+            table.purge()
+        marks = None if shown.snapshots is None else shown.snapshots.marks
+        if marks is not None:
+            marks.purge(name)
         dropped = {route.name: purged(route) for route in chosen if route.cache is not None}
-        left = await asyncio.gather(*(_unsettled(route) for route in chosen))
-        if any(left):
-            names = ", ".join(name for name in left if name)
-            detail = f"Purged here; the second level or disk of {names} does not answer, and is told when it does."
+        left = await _unsettled(chosen, marks)
+        if left:
+            detail = f"Purged here; these do not answer, and are told when they do: {', '.join(left)}."
             return problem_response(Problem("second-silent", 503, "Not purged everywhere", detail, retry_after=1.0))
         return web.Response(body=msgspec.json.encode({"purged": dropped}), content_type="application/json")
 
@@ -185,20 +190,18 @@ def _chaos(faults: Faults) -> tuple[Answer, Answer]:
 
 
 def purged(route: Watched) -> int:
-    """How many answers a route has dropped, rows among them."""
+    """How many answers a route has dropped, rows among them; its second level is told."""
     if route.second is not None:
         route.second.end_turn()
-    if route.copies is not None:
-        route.copies.purge()
     return sum([shelf.purge() for shelf in (route.cache, route.row_cache) if shelf is not None])
 
 
-async def _unsettled(route: Watched) -> str:
-    """The route's name, if what others could still find of it in its second level, or on the disk, is not purged in
-    time."""
-    kept = [each for each in (route.second, route.copies) if each is not None]
-    settled = await asyncio.gather(*(each.settled(SETTLED_SECONDS_MAX) for each in kept))
-    return "" if all(settled) else route.name
+async def _unsettled(routes: Sequence[Watched], marks: Marks | None) -> list[str]:
+    """Where others could still find what was purged, because it could not be told there in time."""
+    told = {f"the second level of {each.name}": each.second for each in routes if each.second is not None}
+    kept: dict[str, SecondShelf | Marks] = {**told, **({} if marks is None else {"the disk of the snapshot": marks})}
+    settled = await asyncio.gather(*(each.settled(SETTLED_SECONDS_MAX) for each in kept.values()))
+    return [name for name, is_settled in zip(kept, settled, strict=True) if not is_settled]
 
 
 def reloaded(outcome: Outcome | None) -> web.Response:
@@ -229,7 +232,7 @@ def _route_status(route: Watched) -> dict[str, object]:
     }
 
 
-def _copies_status(copies: Purged) -> dict[str, object]:
+def _copies_status(copies: CopiesShown) -> dict[str, object]:
     return {"state": copies.state, "lookups": dict(copies.outcomes), "large": copies.large}
 
 
@@ -244,6 +247,7 @@ def _snapshot_status(snapshots: Snapshots) -> dict[str, object]:
         "waiting": snapshots.waiting,
         "passes": dict(snapshots.passes),
         "failures": dict(snapshot.failures),
+        "late": snapshots.late,
         "rejected": dict(snapshot.rejected),
         "quarantined": dict(snapshot.quarantined),
     }

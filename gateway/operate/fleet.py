@@ -253,7 +253,7 @@ def fleet_port(fleet: Fleet, reloads: Reloads, host: str, chaos: bool = False) -
             "GET  /metrics            Prometheus metrics: counters added up, gauges by worker\n"
             "GET  /status             each worker's routes, caches and replicas as JSON\n"
             "POST /purge?route=NAME   drop a route's or an endpoint's cached answers, at every worker\n"
-            "POST /purge?all          drop every cached answer\n"
+            "POST /purge?all          drop every cached answer, and rows of tables\n"
             "POST /reload             read the configuration again; every worker takes it if nothing is wrong with it\n"
             f"{CHAOS_SAID if chaos else ''}"
         )

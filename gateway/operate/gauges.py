@@ -194,6 +194,8 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
     yield Gauge("tailrace_snapshot_large", large, ("route",), of_large, counter=True)
     failures = "What the disk did not do, by kind."
     yield Gauge("tailrace_snapshot_failures", failures, ("kind",), by_word(snapshot.failures), counter=True)
+    late = "Looks at copies for which their request had no more time, on a disk that does not hang."
+    yield Gauge("tailrace_snapshot_late", late, (), one(lambda: snapshots.late), counter=True)
     rejected = "Records that were not used, by reason."
     yield Gauge("tailrace_snapshot_rejected", rejected, ("reason",), by_word(snapshot.rejected), counter=True)
     lying = "Damaged files that were put aside, and lie in quarantine until they are pruned or their room is needed."

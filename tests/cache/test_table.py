@@ -104,6 +104,21 @@ def test_distrust_makes_everything_stale_at_once() -> None:
     assert states(near, 2.0, 1, 2) == [FRESH, ABSENT]
 
 
+def test_what_was_read_before_a_purge_is_not_here_any_more() -> None:
+    near = table()
+    before = near.ticket()
+    near.put(ids(1, 2), vectors(1, 2), 100.0, before)
+    near.put_absent(ids(4), 100.0, before)
+    near.purge(105.0)
+    near.put(ids(3), vectors(3), 105.0, before)
+    assert states(near, 106.0, 1, 2, 3, 4) == [MISSING] * 4
+    near.put(ids(1), vectors(5), 106.0, near.ticket())
+    near.invalidate(ids(2))
+    assert states(near, 107.0, 1, 2) == [FRESH, MISSING]
+    near.invalidate(ids(1))
+    assert states(near, 107.0, 1, 2) == [STALE, MISSING]
+
+
 def test_a_fill_older_than_an_invalidation_is_dropped_also_of_what_is_not_here() -> None:
     near = table()
     before = near.ticket()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from degrade.record import Good, Terms, V
 from degrade.snapshot import Snapshot
+from gateway.reads import LookTime
 
 
 class Here:
@@ -15,6 +16,6 @@ class Here:
         self._snapshot = snapshot
 
     async def read(
-        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, seconds: float
+        self, kind: str, source: str, keys: Sequence[bytes], terms: Terms[V], now: float, time: LookTime
     ) -> list[Good[V] | None]:
         return [self._snapshot.find(kind, source, key, terms, now) for key in keys]

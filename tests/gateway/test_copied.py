@@ -148,7 +148,7 @@ class Shelf:
     """Copies of rows: those under keys that begin with b"k"."""
 
     def __init__(self, is_same: bool = True, trusts: bool = False) -> None:
-        self.is_same, self._trusts, self.word = is_same, trusts, b"w"
+        self.is_same, self._trusts, self.word = is_same, trusts, b"servers!w"
         self.asked = 0
         self.standing = self
 
@@ -197,9 +197,9 @@ async def test_what_a_row_is_good_for(is_same: bool, trusts: bool, is_old: bool,
     assert lent.row(b"k") is None, "it was not looked for"
     await lent.look([b"k"])
     epoch = NO_EPOCH if is_old else 3
-    assert lent.row(b"k") == (None if stays is None else Borrowed(ROW, 9.0, epoch, b"w", stays))
+    assert lent.row(b"k") == (None if stays is None else Borrowed(ROW, 9.0, epoch, shelf.word, stays))
     assert lent.is_unsure is (stays is False)
-    shelf.word = b""
+    shelf.word = b"servers!"
     assert lent.row(b"k") == (None if stays is None else Borrowed(ROW, 9.0, epoch, b"k", stays))
 
 

@@ -52,6 +52,7 @@ class Host:
         self.answers = True
         self.schema: bytes | None = b"schema"
         self.scope = b"scope"
+        self.servers = b"servers!"
 
     def pass_by(self, seconds: float) -> None:
         self.monotonic += seconds
@@ -93,7 +94,7 @@ class Life:
         calendar.reach(self.snapshot.written_at)
         clocks = Clocks(lambda: host.monotonic, lambda: host.wall, lambda: b"word%d" % next(host.words))
         self.calendar = calendar
-        self.standing = Standing(rules(host.scope, name, trusts), calendar, host, clocks)
+        self.standing = Standing(rules(host, name, trusts), calendar, host, clocks)
         self.copies = Copies(self.standing, Here(self.snapshot), Answers(name))
         self.cache = cache_of(CONFIG)
         assert self.cache is not None
@@ -139,9 +140,10 @@ class Life:
         self.snapshot.close()
 
 
-def rules(scope: bytes, name: str = "r", trusts: bool = False) -> CopyRules:
+def rules(host: Host, name: str = "r", trusts: bool = False) -> CopyRules:
     config = RouteConfig((TierConfig("b", "m"),), cache=CONFIG)
-    return CopyRules(f"routes/{name}", fingerprint_of(name, config), scope, TTL + MAX_STALE, trusts)
+    fingerprint, servers = fingerprint_of(name, config), host.servers
+    return CopyRules(f"routes/{name}", fingerprint, host.scope, TTL + MAX_STALE, trusts, servers=servers)
 
 
 @pytest.fixture
@@ -244,6 +246,28 @@ async def test_while_models_cannot_be_asked_only_who_said_so_trusts(born: Born, 
     assert copy.is_same, "they could be asked within the minute"
 
 
+@pytest.mark.parametrize("has_word", [True, False])
+async def test_what_other_servers_have_answered_is_an_old_answer_whoever_trusts(
+    born: Born, host: Host, has_word: bool
+) -> None:
+    """Two gateways that share a directory, or one whose backend was another's server before."""
+    if has_word:
+        await copied(born)
+    else:
+        life = born()
+        await life.standing.purges.round()
+        life.answer()
+        life.write()
+    host.answers = False
+    for servers, trusted in ((b"others", False), (host.servers, True)):
+        host.servers, host.scope = servers, b"scope of " + servers
+        life = born(trusts=True)
+        await life.live(5)
+        copy = await life.find()
+        assert copy is not None
+        assert (copy.is_same, life.standing.trusts(copy.word)) == (False, trusted)
+
+
 async def test_of_models_that_are_known_to_be_others_nobody_trusts_a_copy(born: Born, host: Host) -> None:
     """Though the new word cannot be written, so that nobody can tell which one holds."""
     await copied(born)
@@ -334,9 +358,9 @@ async def test_a_change_that_is_seen_takes_the_word_from_all_that_is_there(born:
 
 async def test_what_was_purged_is_found_by_nobody(born: Born, host: Host) -> None:
     life = await copied(born)
-    life.standing.purge()
+    life.standing.purges.purge()
     assert await life.find() is None
-    assert await life.standing.settled(1.0)
+    assert await life.standing.purges.settled(1.0)
     host.pass_by(1.0)
     life.answer(2.0, b"another")
     life.write()
@@ -350,8 +374,8 @@ async def test_what_was_purged_is_found_by_nobody(born: Born, host: Host) -> Non
 async def test_a_purge_stays_when_something_else_of_the_route_changes(born: Born, host: Host) -> None:
     """Another ttl or one replica more are another scope of words, and the same records."""
     life = await copied(born)
-    life.standing.purge()
-    assert await life.standing.settled(1.0)
+    life.standing.purges.purge()
+    assert await life.standing.purges.settled(1.0)
     host.scope = b"another"
     life = born()
     await life.live()
@@ -362,11 +386,11 @@ async def test_a_purge_stays_when_something_else_of_the_route_changes(born: Born
 async def test_a_purge_that_cannot_be_written_says_so_and_is_tried_again(born: Born, host: Host) -> None:
     life = await copied(born)
     host.refuses = True
-    life.standing.purge()
-    assert not await life.standing.settled(0.01)
+    life.standing.purges.purge()
+    assert not await life.standing.purges.settled(0.01)
     assert await life.find() is None
     host.refuses = False
-    assert await life.standing.settled(0.01)
+    assert await life.standing.purges.settled(0.01)
     life = born()
     await life.live()
     assert await life.find() is None
@@ -374,8 +398,8 @@ async def test_a_purge_that_cannot_be_written_says_so_and_is_tried_again(born: B
 
 async def test_a_purge_whose_file_is_damaged_is_a_purge(born: Born, host: Host) -> None:
     life = await copied(born)
-    life.standing.purge()
-    await life.standing.settled(1.0)
+    life.standing.purges.purge()
+    await life.standing.purges.settled(1.0)
     host.pass_by(1.0)
     life.answer(2.0)
     life.write()
@@ -712,6 +736,6 @@ async def test_a_copy_is_read_once_a_second_and_judged_each_time(
     await life.find()
     assert len(read) == 2
     host.pass_by(0.1)
-    life.standing.purge()
+    life.standing.purges.purge()
     assert await life.find() is None
     assert len(read) == 2

@@ -278,4 +278,4 @@ def test_it_is_allowed_where_only_this_host_does(admin: str) -> None:
 def test_it_takes_a_restart() -> None:
     enabled = msgspec.structs.replace(Config(), chaos=msgspec.structs.replace(Config().chaos, enabled=True))
     (said,) = fixed(Config(), enabled)
-    assert said.startswith("chaos.enabled: False is now True")
+    assert said.startswith("chaos.enabled: false is now true, ")

@@ -9,7 +9,7 @@ import pytest
 
 from cache.stores.store import Found, StoreError
 from degrade.calendar import Calendar
-from gateway.purges import HURRY_SECONDS, Purges, purge_key
+from gateway.purges import HURRY_SECONDS, Marks, Purges, purge_key
 
 KEY = purge_key("routes/r")
 
@@ -26,6 +26,9 @@ class World:
 
     def purges(self) -> Purges:
         return Purges(KEY, self, self.calendar)
+
+    def marks(self) -> Marks:
+        return Marks(self, self.calendar)
 
     async def get_many(self, keys: Sequence[bytes], seconds: float) -> list[Found]:
         return [self.held.get(key) for key in keys]
@@ -102,20 +105,20 @@ async def test_a_purge_while_another_is_being_written_is_not_lost(world: World) 
 
 
 async def test_what_could_not_be_written_is_tried_again_soon_and_only_that(world: World) -> None:
-    purges, slept = world.purges(), list[float]()
+    marks, slept = world.marks(), list[float]()
 
     async def sleep(seconds: float) -> None:
         slept.append(seconds)
         if len(slept) == 2:
             world.refuses = True
-            purges.purge()
+            marks.purge("r")
         if len(slept) == 4:
             world.refuses = False
         if len(slept) == 6:
             raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
-        await purges.run(1.0, sleep)
+        await marks.run(1.0, sleep)
     assert slept == [1.0, 1.0, HURRY_SECONDS, HURRY_SECONDS, 1.0, 1.0]
 
 
@@ -125,3 +128,62 @@ async def test_a_mark_that_is_none_leaves_it_unknown(world: World, mark: bytes) 
     purges = world.purges()
     await purges.round()
     assert purges.at is None
+
+
+async def read(world: World, source: str) -> float | None:
+    """When a later process finds that it was purged."""
+    purges = world.marks().of(source)
+    assert purges.at is None
+    await purges.round()
+    assert purges.at is None, "nobody has looked yet whether everything was"
+    marks = world.marks()
+    purges = marks.of(source)
+    await marks.round()
+    return purges.at
+
+
+async def test_a_purge_is_of_a_name_that_nothing_is_copied_of_today(world: World) -> None:
+    marks = world.marks()
+    marks.purge("r")
+    assert await marks.settled(0.0)
+    for source in ("routes/r", "endpoints/r"):
+        assert await read(world, source) == world.wall
+    assert await read(world, "routes/other") == float("-inf")
+
+
+async def test_a_purge_of_everything_is_of_what_has_no_name_today(world: World) -> None:
+    marks = world.marks()
+    early = marks.of("routes/early")
+    await marks.round()
+    marks.purge(None)
+    assert early.at == world.wall, "at once"
+    assert await marks.settled(0.0)
+    assert world.writes == 1
+    for source in ("routes/early", "endpoints/r", "tables/t"):
+        assert await read(world, source) == world.wall
+
+
+async def test_the_later_one_of_a_name_and_of_everything_counts(world: World) -> None:
+    for first, second in ((None, "r"), ("r", None)):
+        for name in (first, second):
+            world.monotonic += 1.0
+            world.wall += 1.0
+            marks = world.marks()
+            marks.purge(name)
+            assert await marks.settled(0.0)
+        assert await read(world, "routes/r") == world.wall
+
+
+async def test_a_mark_that_the_disk_has_not_taken_stays_whatever_is_copied(world: World) -> None:
+    marks = world.marks()
+    world.refuses = True
+    marks.purge("r")
+    assert not await marks.settled(0.0)
+    marks.keep(())
+    assert not await marks.settled(0.0)
+    world.refuses = False
+    await marks.round()
+    assert await marks.settled(0.0)
+    assert await read(world, "routes/r") == world.wall
+    marks.keep(("routes/r",))
+    assert (len(marks._of), marks.of("routes/r").at) == (1, world.wall)

@@ -22,7 +22,8 @@ from gateway.admission.auth import key_digest
 from gateway.admission.quota import Quota
 from gateway.admission.ratelimit import Limiter
 from gateway.app import RETIREMENTS_MAX, Gateway
-from gateway.reload import Reloads, reloading
+from gateway.config import Config
+from gateway.reload import RESTART, Reloads, fixed, reloading
 from gateway.sources import Loaded, load, read
 from tests.gateway.conftest import EchoTriton
 
@@ -276,6 +277,38 @@ async def test_what_takes_a_restart_is_named_and_nothing_else_is_taken(
     assert outcome.faults[0].startswith(f"server.{key}: ")
     assert "takes a restart" in outcome.faults[0]
     assert house.gateway.routes["r"].allowances == ()
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ({}, {"SNAPSHOT__PATH": "'s'"}, ["snapshot: was not there and is now there"]),
+        ({"SNAPSHOT__PATH": "'s'"}, {}, ["snapshot: was there and is now not there"]),
+        (
+            {"SNAPSHOT__PATH": "'/s'"},
+            {"SNAPSHOT__PATH": "'/t'", "SNAPSHOT__INTERVAL": "'250ms'", "SNAPSHOT__GENERATIONS": "4"},
+            [
+                "snapshot.path: '/s' is now '/t'",
+                "snapshot.interval: 10s is now 250ms",
+                "snapshot.generations: 3 is now 4",
+            ],
+        ),
+        ({}, {"LOG__LEVEL": "'debug'"}, ["log.level: 'info' is now 'debug'"]),
+        ({"SERVER__WORKERS": "2"}, {}, ["server.workers: 2 is now 1"]),
+        (
+            {},
+            {"SERVER__TLS": "{ certificate = '/c', key = '/k' }"},
+            ["server.tls: left out is now { certificate = '/c', key = '/k', minimum = '1.2' }"],
+        ),
+    ],
+)
+def test_what_takes_a_restart_is_said_as_a_file_has_it(
+    before: dict[str, str], after: dict[str, str], said: list[str]
+) -> None:
+    def read(environ: dict[str, str]) -> Config:
+        return load(None, {f"TAILRACE_{key}": value for key, value in environ.items()}, ["http://a:1"])
+
+    assert list(fixed(read(before), read(after))) == [f"{each}, {RESTART}" for each in said]
 
 
 async def test_keys_of_the_server_that_can_be_others_are(house: House, second_echo: EchoTriton) -> None:

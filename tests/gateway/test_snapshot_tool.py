@@ -21,7 +21,7 @@ from degrade.record import Record, Terms, name_of, packed, seal
 from degrade.snapshot import Snapshot, SnapshotOptions
 from gateway import snapshot_tool
 from gateway.cli import main
-from gateway.purges import WORDS, purge_key
+from gateway.purges import EVERYTHING, WORDS, purge_key
 
 OPTIONS = SnapshotOptions(16 * 2**20)
 TERMS = Terms(b"f", 1e9, lambda payload: payload)
@@ -226,6 +226,41 @@ def test_what_was_purged_is_not_exported(tmp_path: Path, config: Config) -> None
     assert main(["snapshot", "export", "--config", config("a"), str(tmp_path / "out")]) == 0
     assert main(["snapshot", "import", "--config", config("b"), str(tmp_path / "out")]) == 0
     assert [held(tmp_path / "b", key) for key in (0, 1)] == [None, b"1"]
+
+
+def test_an_import_is_of_no_servers_that_are_asked_here(tmp_path: Path, config: Config) -> None:
+    """The same address (127.0.0.1) may be another server there."""
+    filled(tmp_path / "a", 0)
+    assert main(["snapshot", "export", "--config", config("a"), str(tmp_path / "out")]) == 0
+    assert main(["snapshot", "import", "--config", config("b"), str(tmp_path / "out")]) == 0
+    words = []
+    for name in ("a", "b"):
+        with closing(Snapshot(tmp_path / name, OPTIONS)) as snapshot:
+            snapshot.open()
+            found = snapshot.find("answer", "routes/r0", b"0", TERMS, time.time())
+            assert found is not None
+            words.append(found.record.word)
+    assert words == [b"w", b""]
+
+
+def test_after_a_purge_of_everything_what_models_said_is_exported_and_no_answer(
+    tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    filled(tmp_path / "a", 0, 1)
+    with closing(Snapshot(tmp_path / "a", OPTIONS)) as snapshot:
+        snapshot.open()
+        facts = Record("facts", "backends/b", b"m", b"f", b"", time.time(), time.time(), b"x")
+        name = name_of(facts.kind, facts.source, facts.key)
+        assert snapshot.write([(name, seal(name, packed(facts)))], time.time()) == "written"
+
+    async def purge() -> None:
+        words = FileStore(tmp_path / "a" / WORDS, time.time)
+        await words.put_many([(purge_key(EVERYTHING), struct.pack("<d", time.time()))], None, 10.0)
+        await words.close()
+
+    asyncio.run(purge())
+    assert main(["snapshot", "export", "--config", config("a"), str(tmp_path / "out")]) == 0
+    assert capsys.readouterr().out.startswith("1 records in ")
 
 
 @pytest.mark.parametrize("damage", ["flipped", "short"])

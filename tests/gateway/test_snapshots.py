@@ -456,8 +456,8 @@ async def test_a_purge_outlives_a_reload_though_the_disk_has_not_taken_it(tmp_pa
 
     before = reloaded("1m").copies
     assert before is not None
-    before.purge()
-    assert not await before.settled(0.0)
+    before.purges.purge()
+    assert not await before.purges.settled(0.0)
     if told:
         (tmp_path / "snapshot").unlink()
         await before.purges.round()
@@ -466,4 +466,41 @@ async def test_a_purge_outlives_a_reload_though_the_disk_has_not_taken_it(tmp_pa
     assert after is not None
     assert after is not before
     assert after.purges.at == (None if told else before.purges.at)  # what is on the disk is read there
+    await world.snapshots.close(0.0)
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+@pytest.mark.parametrize("name", ["r", None])
+@pytest.mark.parametrize("meanwhile", ["not copied", "not configured"])
+async def test_a_purge_holds_for_what_is_not_copied_at_that_moment(
+    tmp_path: Path, restarts: bool, name: str | None, meanwhile: str
+) -> None:
+    """Something bad was cached: copies are switched off, it is purged, and they are switched on again."""
+    world = World(tmp_path / "snapshot")
+    await world.snapshots.open()
+
+    def taken(snapshot: str) -> Route:
+        route = RouteConfig(tiers=(TierConfig("b", "m"),), cache=CacheConfig(Seconds(60), snapshot=snapshot))  # type: ignore[arg-type]
+        made = Route("r", route, [Home(None, None)], 2**20)  # type: ignore[arg-type]  # nobody is asked
+        routes = {"r": route} if snapshot != "gone" else {}
+        config = Config(backends={"b": Backend(http=("http://127.0.0.1:1",))}, routes=routes)
+        world.snapshots.share(config, {"r": made} if routes else {}, {})
+        world.snapshots.keep()
+        return made
+
+    assert taken("stale").copies is not None
+    await world.snapshots.begin()
+    assert taken("off" if meanwhile == "not copied" else "gone").copies is None
+    world.now += 1.0
+    at = world.snapshots._calendar.now()
+    world.snapshots.marks.purge(name)
+    assert await world.snapshots.marks.settled(60.0)
+    if restarts:
+        await world.snapshots.close(0.0)
+        world = World(tmp_path / "snapshot")
+        await world.snapshots.open()
+    after = taken("stale").copies
+    assert after is not None
+    await world.snapshots.marks.round()
+    assert after.purges.at == at
     await world.snapshots.close(0.0)

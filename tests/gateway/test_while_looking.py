@@ -19,7 +19,7 @@ class Disk:
     def __init__(self, copy: Copy[Served[InferResponse]] | None, meanwhile: Callable[[], Awaitable[object]]) -> None:
         self._copy = copy
         self._meanwhile: Callable[[], Awaitable[object]] | None = meanwhile
-        self.standing = SimpleNamespace(trusts=lambda: True, end_turn=lambda: None)
+        self.standing = SimpleNamespace(trusts=lambda _: True, end_turn=lambda: None)
 
     async def find(self, digest: bytes, now: float, until: float) -> Copy[Served[InferResponse]] | None:
         meanwhile, self._meanwhile = self._meanwhile, None
@@ -36,7 +36,7 @@ def on(house: House, disk: Disk) -> None:
 async def test_an_older_copy_does_not_take_the_place_of_an_answer_that_came_while_it_was_read() -> None:
     house = House()
     made = InferResponse("r", "1", (OLD,))
-    copy = Copy(Served(made, "m0", 1, 0, 1, ()), house.clock.now - 5.0, True)
+    copy = Copy(Served(made, "m0", 1, 0, 1, ()), house.clock.now - 5.0, True, b"")
 
     async def another() -> None:
         assert (await house.ask()).response.outputs[0].data != OLD.data

@@ -133,10 +133,12 @@ async def operator(world: World, process: Process) -> None:
 
 def purge(world: World, process: Process, kind: str) -> None:
     """As the admin port does."""
-    route, at = process.gateway.routes[kind], world.loop.now
+    route, at, snapshots = process.gateway.routes[kind], world.loop.now, process.gateway.snapshots
+    if snapshots is not None:
+        snapshots.marks.purge(kind)
     purged(route)
     world.purges.setdefault((process.name, kind), []).append(at)
-    kept = [each for each in (route.second, route.copies) if each is not None]
+    kept = [each for each in (route.second, None if snapshots is None else snapshots.marks) if each is not None]
 
     async def settle() -> None:
         if all(await asyncio.gather(*(each.settled(SETTLED_SECONDS_MAX) for each in kept))):

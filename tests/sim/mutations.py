@@ -230,7 +230,7 @@ async def _gives_up(self: Snapshots, interval: float, sleep: Any) -> None:
 
 def _forgetting(real: Callable[..., Any]) -> Callable[..., Any]:
     def standing(self: Snapshots, rules: Any) -> Any:
-        self._purges.clear()
+        self.marks._of.clear()
         return real(self, rules)
 
     return standing

@@ -6,6 +6,7 @@ pass for another.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import json
@@ -19,7 +20,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from degrade.generation import Generation
 from degrade.record import Record, name_of, packed, seal, unpacked
 from examples.gatewayprocess import ConfigValue, GatewayProcess
 from gateway.parcel import unpacked as unpacked_answer
+from tests.chaos.proxy import Fault, Proxy
 
 LATE = 60.0
 LIVES = int(os.environ.get("LIVES", "8"))
@@ -51,8 +53,43 @@ def breakable(breakable_factory: Callable[..., Any]) -> Any:
     return breakable_factory("stamped")
 
 
+class Link:
+    """The way to a server. Its address stays the same while it is cut: copies of another's answers are not trusted."""
+
+    def __init__(self, url: str) -> None:
+        host, _, port = url.rpartition("/")[2].partition(":")
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._proxy = Proxy(host, int(port), random.Random(1))
+        self._do(self._proxy.__aenter__())
+        self.url = f"http://{self._proxy.address}"
+
+    def cut(self, fault: Fault | None) -> None:
+        async def switch() -> None:
+            self._proxy.switch(fault)
+
+        self._do(switch())
+
+    def close(self) -> None:
+        self._do(self._proxy.__aexit__(None, None, None))
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(LATE)
+        self._loop.close()
+
+    def _do(self, work: Coroutine[Any, Any, object]) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(LATE)
+
+
 @pytest.fixture
-def configured(breakable: Any, tmp_path: Path) -> Callable[..., Mapping[str, ConfigValue]]:
+def link(breakable: Any) -> Iterator[Link]:
+    made = Link(breakable.server.http_url)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def configured(link: Link, tmp_path: Path) -> Callable[..., Mapping[str, ConfigValue]]:
     """``configured()`` -> a gateway that copies what it answers each 100 ms, to the same directory each time."""
 
     def made(
@@ -68,7 +105,7 @@ def configured(breakable: Any, tmp_path: Path) -> Callable[..., Mapping[str, Con
         }  # fmt: skip
         return {
             "server": {"grpc": "off", "drain": "2s"},
-            "backends": {"b": {"http": [url or breakable.server.http_url]}},
+            "backends": {"b": {"http": [url or link.url]}},
             "snapshot": snapshot,
             "routes": {"r": route},
         }
@@ -77,10 +114,13 @@ def configured(breakable: Any, tmp_path: Path) -> Callable[..., Mapping[str, Con
 
 
 @pytest.fixture
-def start(gateway_factory: Callable[..., GatewayProcess], configured: Callable[..., Any]) -> Start:
-    """``start()`` -> that gateway, ready."""
+def start(gateway_factory: Callable[..., GatewayProcess], configured: Callable[..., Any], link: Link) -> Start:
+    """``start()`` -> that gateway, ready. ``away``: its Triton is not to be reached from now on."""
 
-    def started(folder: Path | None = None, workers: int = 1, **how: ConfigValue) -> GatewayProcess:
+    def started(
+        folder: Path | None = None, workers: int = 1, away: bool = False, **how: ConfigValue
+    ) -> GatewayProcess:
+        link.cut(Fault.REFUSE if away else None)
         return gateway_factory(configured(folder, **how), ["--workers", str(workers)] if workers > 1 else [])
 
     return started
@@ -186,9 +226,8 @@ def test_without_triton_copies_are_served_and_say_what_they_are(start: Start) ->
     first = ask(gateway, 2)
     watched(gateway)
     kill(gateway)
-    nowhere = "http://127.0.0.1:9"  # the same route, and a server that never answers
-    gateway = start(url=nowhere)
-    assert not is_ready(gateway), "servers of another address: a rollout with a wrong one must stop"
+    gateway = start(away=True)
+    assert is_ready(gateway), "a balancer must let it answer"
     old = ask(gateway, 2)
     assert (old.status, old.at) == (200, first.at)
     assert "cache=stale" in old.label
@@ -199,15 +238,22 @@ def test_without_triton_copies_are_served_and_say_what_they_are(start: Start) ->
     assert sum(status(gateway)["routes"]["r"]["snapshot"]["lookups"].values()) > 2
     assert ask(gateway, 2, "max-stale=0").status in (200, 503)
     kill(gateway)
-    gateway = start(url=nowhere, snapshot="fresh")
+    gateway = start(away=True, snapshot="fresh")
     hit = ask(gateway, 2)
     assert (hit.status, hit.at) == (200, first.at)
     assert hit.label.startswith("cache=hit, reason=snapshot")
     assert "degraded" not in hit.label
     assert gateway.metric("tailrace_answers_total", cache="hit", reason="snapshot") == 1
     kill(gateway)
-    gateway = start(url=nowhere, snapshot="off")
+    gateway = start(away=True, snapshot="off")
     assert ask(gateway, 2).status == 503
+    kill(gateway)
+    gateway = start(url="http://127.0.0.1:9", snapshot="fresh")
+    assert not is_ready(gateway), "servers of another address: a rollout with a wrong one must stop"
+    other = ask(gateway, 2)
+    assert (other.status, other.at) == (200, first.at)
+    assert "cache=stale" in other.label
+    assert "steps=(snapshot), degraded" in other.label
 
 
 def is_ready(gateway: GatewayProcess) -> bool:
@@ -225,14 +271,14 @@ def test_workers_share_a_snapshot_and_a_purge_reaches_the_disk(start: Start) -> 
     until(lambda: gateway.metric("tailrace_snapshot_copied_total") >= 40, "not all are copied")
     copied(gateway)
     gateway.stop()
-    gateway = start(workers=2, url="http://127.0.0.1:9", snapshot="fresh")
+    gateway = start(workers=2, away=True, snapshot="fresh")
     assert {ask(gateway, key).label.split(", ")[0] for key in range(40)} == {"cache=hit"}
     request = urllib.request.Request(f"{gateway.admin_url}/purge?route=r", b"")
     with urllib.request.urlopen(request, timeout=LATE) as answer:
         assert answer.status == 200
     assert {ask(gateway, key).status for key in range(40)} == {503}
     gateway.stop()
-    gateway = start(url="http://127.0.0.1:9", snapshot="fresh")
+    gateway = start(away=True, snapshot="fresh")
     assert {ask(gateway, key).status for key in range(40)} == {503}
 
 
@@ -393,7 +439,7 @@ def test_a_gateway_that_is_killed_at_any_moment_starts_again_with_what_it_had_co
             kill(gateway)
         asking.join(LATE)
         lost_most = max(lost_most, asking.answered - sure)
-    gateway = start(url="http://127.0.0.1:9", snapshot="fresh", generations=Directory.GENERATIONS)
+    gateway = start(away=True, snapshot="fresh", generations=Directory.GENERATIONS)
     look_for_what_is_sure(LIVES)
     known = range(rotated[-5] if len(rotated) >= 5 else 0, sure)
     for key in {*known[-5:], *(chance.choice(known) for _ in range(SAMPLE))}:
@@ -516,7 +562,7 @@ def test_a_full_disk_stops_copies_and_nothing_else(start: Start, disk: Disk) -> 
     disk.heal(gateway)
     is_well(gateway)
     kill(gateway)
-    gateway = start(disk.folder / "snapshot", url="http://127.0.0.1:9", snapshot="fresh")
+    gateway = start(disk.folder / "snapshot", away=True, snapshot="fresh")
     assert ask(gateway, 100).status == 200
 
 
@@ -528,7 +574,7 @@ def test_a_disk_that_becomes_read_only_stops_copies_and_nothing_else(start: Star
     disk.bar()
     goes_on(gateway, keys)
     kill(gateway)
-    gateway = start(disk.folder / "snapshot", url="http://127.0.0.1:9", snapshot="fresh")
+    gateway = start(disk.folder / "snapshot", away=True, snapshot="fresh")
     assert ask(gateway, 100).label.startswith("cache=hit, reason=snapshot"), "what is there can be read"
     until(lambda: gateway.metric("tailrace_snapshot_failures_total", kind="refused") > 0, "it says why")
     kill(gateway)
@@ -549,7 +595,7 @@ def test_a_directory_that_is_removed_is_made_anew(start: Start, tmp_path: Path) 
         assert ask(gateway, 100).label.startswith("cache=hit")
         copied(gateway)
     kill(gateway)
-    gateway = start(url="http://127.0.0.1:9", snapshot="fresh")
+    gateway = start(away=True, snapshot="fresh")
     assert ask(gateway, key).status == 200
     assert "Traceback" not in gateway.log()
 
