@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
+from blake3 import blake3
 
 from cache.stores.files import FileStore
 from cache.stores.lmdb import mapped
@@ -35,6 +36,7 @@ from degrade.inspection import Inspected, InspectionOptions, Verdict, inspect, o
 from degrade.record import SKEW_SECONDS_MAX, Record, age, packed, seal, unpacked
 from degrade.snapshot import QUARANTINE, Snapshot, SnapshotOptions, pruned
 from gateway.config_snapshot import SnapshotConfig
+from gateway.copies import SERVERS_BYTES
 from gateway.purges import WORDS, mark_keys, purged_at
 from gateway.units import Size
 
@@ -48,6 +50,8 @@ WAIT_SECONDS: Final = 10.0
 TRY_SECONDS: Final = 0.1
 STANDARD: Final = "-"
 """For standard output."""
+MADE_BYTES: Final = 24
+"""Of the word that stands for another host's: longer than what says of servers alone."""
 
 
 class Tool:
@@ -213,7 +217,7 @@ class Tool:
             elif record is not None and record.made_at <= known.get(name, -math.inf):
                 kept += 1
             elif record is not None:
-                batch.append((name, _unworded(name, held, record)))
+                batch.append((name, _of_elsewhere(name, held, record)))
                 size += len(held)
             is_full = len(batch) >= BATCH_RECORDS or size > self._options.generation_bytes_max // 16
             if batch and (is_full or not name):
@@ -280,10 +284,14 @@ class Tool:
         return opened(path, self._options.generation_bytes_max, is_last)
 
 
-def _unworded(name: bytes, held: bytes, record: Record) -> bytes:
-    """The record without a word of the servers that were asked where it was made, and of their models: the same
-    addresses may be other servers here."""
-    return seal(name, packed(msgspec.structs.replace(record, word=b""))) if record.word else held
+def _of_elsewhere(name: bytes, held: bytes, record: Record) -> bytes:
+    """The record without a word of the servers that were asked where it was made: the same addresses may be other
+    servers here. What it says of their models is another word, that never holds here, and is one for those alone that
+    had one: rows of one answer are of one and the same model, wherever it was."""
+    if not record.word:
+        return held
+    word = blake3(record.word).digest(MADE_BYTES) if len(record.word) > SERVERS_BYTES else b""
+    return seal(name, packed(msgspec.structs.replace(record, word=word)))
 
 
 def _good(inspected: Inspected) -> list[int]:

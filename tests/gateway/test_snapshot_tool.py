@@ -243,6 +243,27 @@ def test_an_import_is_of_no_servers_that_are_asked_here(tmp_path: Path, config: 
     assert words == [b"w", b""]
 
 
+def test_what_one_model_has_made_elsewhere_stays_of_one_in_an_import(tmp_path: Path, config: Config) -> None:
+    with closing(Snapshot(tmp_path / "a", OPTIONS)) as snapshot:
+        snapshot.open()
+        pairs = []
+        for place, word in enumerate((b"12345678one", b"12345678other", b"12345678one", b"12345678")):
+            key = b"%d" % place
+            record = Record("answer", "routes/r0", key, TERMS.fingerprint, word, time.time(), time.time(), key)
+            name = name_of(record.kind, record.source, record.key)
+            pairs.append((name, seal(name, packed(record))))
+        assert snapshot.write(pairs, time.time()) == "written"
+    assert main(["snapshot", "export", "--config", config("a"), str(tmp_path / "out")]) == 0
+    assert main(["snapshot", "import", "--config", config("b"), str(tmp_path / "out")]) == 0
+    with closing(Snapshot(tmp_path / "b", OPTIONS)) as snapshot:
+        snapshot.open()
+        found = [snapshot.find("answer", "routes/r0", b"%d" % key, TERMS, time.time()) for key in range(4)]
+    one, other, again, nobodys = [good.record.word for good in found if good is not None]
+    assert one == again != other
+    assert nobodys == b""
+    assert not any(word.startswith(b"12345678") for word in (one, other))
+
+
 def test_after_a_purge_of_everything_what_models_said_is_exported_and_no_answer(
     tmp_path: Path, config: Config, capsys: pytest.CaptureFixture[str]
 ) -> None:
