@@ -10,7 +10,6 @@ import gzip
 import json
 import random
 import re
-from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -140,9 +139,8 @@ class Callers:
     async def look(self, model: str, host: str, gateway: str) -> Told:
         """Ask a server what a model is, which passes through."""
         told = Told(Question(model, "ada", ()), gateway, self._network.loop.now)
-        with suppress(ValueError):  # what passes through is not looked at: it may be broken
-            head = f"GET /v2/models/{model} HTTP/1.1\r\nHost: sim\r\nX-API-Key: ada\r\n\r\n"
-            await self._say(told, host, head.encode())
+        head = f"GET /v2/models/{model} HTTP/1.1\r\nHost: sim\r\nX-API-Key: ada\r\n\r\n"
+        await self._say(told, host, head.encode())
         return told
 
     async def _say(self, told: Told, host: str, request: bytes) -> None:
@@ -152,8 +150,8 @@ class Callers:
             async with asyncio.timeout(question.leaves or LATE_SECONDS):
                 line = await self._line(host)
                 status, answered, document = await line.ask(request)
-            told.status, told.fields = status, answered
             told.document = json.loads(document) if document else None  # which takes NaN, as Triton writes it
+            told.status, told.fields = status, answered
             self._idle.setdefault(host, []).append(line)
         except TimeoutError:
             told.left = bool(question.leaves)
@@ -162,6 +160,8 @@ class Callers:
                 line.transport.abort()
         except OSError as error:
             told.lost = f"connection: {error!r}"
+        except ValueError as error:  # of what passes through nobody looks whether it is broken
+            told.lost = f"no JSON: {error!r}"
         told.answered = loop.now
 
     async def _line(self, host: str) -> _Line:

@@ -21,7 +21,7 @@ DUE: Final[Mapping[str, tuple[str, ...]]] = {
     "step": ("replica", "tier", "stale", "snapshot", "default"),
     "status": ("200", "408", "429", "503", "504"),
     "breaker": ("open", "half_open", "closed"),
-    "operator": ("purge", "reload", "restart", "kill", "remove"),
+    "operator": ("purge", "reload", "restart", "kill", "remove", "switch"),
     "level": ("1", "2", "3", "4"),
     "passed": ("200", "503"),
     "rows": ("fresh", "stale", "snapshot", "absent", "lost"),

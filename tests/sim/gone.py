@@ -82,7 +82,8 @@ def _is_known(world: World, told: Told, made: Execution, last: float) -> bool:
     seen = [generation for at, generation in looks if since <= at < until]
     if any(one <= made.generation < other for one, other in pairwise(seen)):
         return True
-    copies = process.gateway.routes[told.question.route].copies
+    route = process.gateway.routes.get(told.question.route)
+    copies = None if route is None else route.copies
     rounds = [] if copies is None or copies.witness is None else world.rounds.get(copies.witness, [])
     rounds = [each for each in rounds if each[0] > last + SLACK_SECONDS]
     since_then = {state for _, ended, state in rounds if ended >= until}

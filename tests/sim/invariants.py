@@ -307,6 +307,8 @@ OF_ANSWER: Final[tuple[OfAnswer, ...]] = (
 
 def of_answer(world: World, told: Told) -> None:
     """Raises Violated."""
+    if told.status != 200 and world.had_no_route(told):  # it was passed on, as what no route serves is
+        return
     for invariant in OF_ANSWER:
         for what in invariant(world, told):
             raise Violated(invariant.__name__, f"{what}; {_shown(told)}")

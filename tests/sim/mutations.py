@@ -35,6 +35,7 @@ from gateway.doors.buffered import Held
 from gateway.identity import Identity
 from gateway.lent import Lent
 from gateway.pipeline import Pipeline
+from gateway.purges import Marks
 from gateway.refresh import Refreshes
 from gateway.route import Route
 from gateway.rows import Rows
@@ -236,6 +237,12 @@ def _forgetting(real: Callable[..., Any]) -> Callable[..., Any]:
     return standing
 
 
+def _if_copied(self: Marks, name: str | None) -> None:
+    for source, purges in list(self._of.items()):
+        if name is None or source.endswith(f"/{name}"):
+            purges.purge()
+
+
 def _only_rises(real: Callable[..., Any]) -> Callable[..., Any]:
     def observe(self: Brownout, signals: Any, now: float) -> Any:
         level, turned = self.level, real(self, signals, now)
@@ -405,6 +412,12 @@ MUTATIONS: Final = (
         ((pipeline, "stale_first", _whatever_epoch(recall.stale_first)),),
         needs=("crowds", "rolls"),
         first=37,
+    ),
+    Mutation(
+        "a purge of what is not copied just then leaves no mark",
+        ((Marks, "purge", _if_copied),),
+        needs=("disks",),
+        first=122,
     ),
     Mutation("a permit of a gate is given back twice", ((Gate, "_freed", _twice(Gate._freed)),)),
     Mutation(

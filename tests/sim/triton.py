@@ -130,7 +130,7 @@ class _Connection(asyncio.Protocol):
             body, self._buffer = self._buffer[end + 4 : stop], self._buffer[stop:]
             method, path, _ = head[0].split(" ")
             if method == "POST" and path.endswith("/infer"):
-                self._infer(path.split("/")[3], body, int(fields["inference-header-content-length"]))
+                self._infer(path.split("/")[3], body, int(fields.get("inference-header-content-length", len(body))))
             else:
                 self._tell(path)
 
@@ -175,7 +175,10 @@ class _Connection(asyncio.Protocol):
 
     def _infer(self, name: str, body: bytes, length: int) -> None:
         triton = self._triton
-        model = triton.models[name]
+        model = triton.models.get(name)
+        if model is None:
+            self._error(404, f"Request for unknown model: '{name}' is not found")
+            return
         bad = triton.strikes(faults.ERROR, faults.OVERLOAD, faults.STUB)
         if bad is not None:
             match bad.kind:

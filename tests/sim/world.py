@@ -10,6 +10,7 @@ import asyncio
 import contextvars
 import gc
 import hashlib
+import math
 import random
 from collections import Counter
 from collections.abc import Coroutine
@@ -162,6 +163,12 @@ class World:
         ends = [at for process in self.processes for at in process.ended]
         cut = [at for at in ends if told.asked <= at and told.answered >= at + DRAIN_SECONDS - 0.1]
         return bool(cut) or any(told.asked - 0.01 <= at <= last for at in ends)
+
+    def had_no_route(self, told: Told) -> bool:
+        """Whether an operator may have taken the route out that was asked for."""
+        process = next(each for each in self.processes if each.name == told.gateway)
+        out, back = process.without.get(told.question.route, (math.inf, math.inf))
+        return out <= told.answered and told.asked <= back
 
     def may_break(self, told: Told) -> bool:
         """Whether a caller's own connection may have broken."""
@@ -364,6 +371,7 @@ class World:
         looking = self.own(self._look())
         work = [self.own(self.clients(process)) for process in self.processes]
         work += [self.own(lives.operator(self, process)) for process in self.processes]
+        work += [self.own(lives.switcher(self, process)) for process in self.processes]
         work += [self.own(self.hand(spell)) for spell in self.weather.spells if by_hand(spell)]
         for process in self.processes:
             work += [self.own(self.crowd(process, at, count)) for at, count in self.scene.crowds]
