@@ -70,14 +70,24 @@ class Findings(msgspec.Struct, frozen=True):
 async def findings(config: Config, offline: bool = False) -> Findings:
     """What is found between ``config`` and the world; ``offline`` asks no backend."""
     found = [*environment_faults(config, resource.getrlimit(resource.RLIMIT_NOFILE)[1]), *snapshot_faults(config)]
+    notes = tuple(_beyond(config))
     if offline:
-        return Findings(tuple(found))
+        return Findings(tuple(found), notes)
     asked = survey(config), table_faults(config), sharing.faults(config, ANSWER_SECONDS_MAX)
     surveyed, tables, seconds = await asyncio.gather(*asked)
     found += (*surveyed.faults, *tables, *seconds)
     for name, route in config.routes.items():
         found += route_faults(f"routes.{name}", route, surveyed.facts)
-    return Findings(tuple(found), surveyed.notes)
+    return Findings(tuple(found), (*notes, *surveyed.notes))
+
+
+def _beyond(config: Config) -> Iterator[str]:
+    """Bounds of concurrency that the connections cannot come to. No faults: a reload must take a broken replica out,
+    whatever was written for two."""
+    for name, backend in config.backends.items():
+        replicas = len(backend.http) or len(backend.grpc)
+        for key, said in backend.concurrency.beyond(replicas, backend.connections_max):
+            yield f"backends.{name}.concurrency.{key}: {said}"
 
 
 async def table_faults(config: Config) -> list[str]:

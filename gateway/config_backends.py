@@ -77,10 +77,6 @@ class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             counts = f"{len(self.grpc)} and {len(self.http)}"
             yield "grpc", f"and http name the same servers in the same order, and these are {counts}"
         yield from repeated("grpc", map(str.lower, self.grpc))
-        replicas = len(self.http) or len(self.grpc)
-        if replicas:
-            beyond = self.concurrency.beyond(replicas, self.connections_max)
-            yield from ((f"concurrency.{key}", said) for key, said in beyond)
         yield from within(WAIT_MIN, WAIT_MAX, connect_timeout=self.connect_timeout)
         yield from within(PROBE_MIN, PROBE_MAX, probe=self.probe)
         if self.probe_path is not None and not _PROBE_PATH.fullmatch(self.probe_path):

@@ -23,6 +23,7 @@ from gateway.check import (
 from gateway.config import Accept, CacheConfig, Config, InputRule, Limits, Route, TierConfig
 from gateway.config_backends import Backend
 from gateway.config_default import DefaultOutput
+from gateway.config_load import Concurrency
 from gateway.config_tables import TableConfig
 from gateway.doors import listener
 from gateway.units import Seconds, Size
@@ -232,3 +233,24 @@ async def test_the_stores_of_tables_are_asked() -> None:
     assert "secret" not in away
     assert file == "tables.file.store: unreachable: /nowhere/at/all: there is no such file"
     assert await table_faults(Config()) == []
+
+
+@pytest.mark.parametrize(
+    ("servers", "bounds", "told"),
+    [
+        (2, {"min": 129}, "min: is 129, and 2 replicas with connections_max = 64 can be asked 128 at once; lower it"),
+        (1, {"max": 65}, "max: is 65, and 1 replica with connections_max = 64 can be asked 64 at once"),
+        (2, {"min": 128, "max": 128}, ""),
+        (1, {}, ""),
+    ],
+)
+async def test_bounds_that_the_connections_cannot_come_to_are_told_and_no_faults(
+    servers: int, bounds: dict[str, int], told: str
+) -> None:
+    """Whoever takes a broken replica out must not be refused for what was written for two."""
+    urls = tuple(f"http://h{number}" for number in range(servers))
+    backend = Backend(urls, concurrency=Concurrency(**bounds))
+    found = await findings(Config(backends={"b": backend}), offline=True)
+    assert found.faults == ()
+    notes = [note.removeprefix("backends.b.concurrency.") for note in found.notes]
+    assert [note[: len(told)] for note in notes] == ([told] if told else [])

@@ -176,15 +176,6 @@ FAULTS = [
         "backends.x.breaker.open_max: is shorter than open (500ms < 1s)",
     ),
     (
-        "[backends.x]\nhttp = ['http://a', 'http://b']\nconcurrency = { min = 129 }",
-        "backends.x.concurrency.min: is 129, and 2 replicas with connections_max = 64 can be asked 128 at once; lower "
-        "it, or raise connections_max",
-    ),
-    (
-        "[backends.x]\ngrpc = ['a:1']\nconnections_max = 2\nconcurrency = { max = 3 }",
-        "backends.x.concurrency.max: is 3, and 1 replica with connections_max = 2 can be asked 2 at once",
-    ),
-    (
         "[backends.x]\nhttp = ['http://a']\nconcurrency = { adaptive = false, min = 2 }",
         "backends.x.concurrency.min: has no effect where adaptive is false",
     ),
