@@ -20,6 +20,7 @@ from gateway.config import Config
 from gateway.copies import Pending, Records
 from gateway.learning import Home
 from gateway.reads import LookTime
+from gateway.sharing import addresses_of
 from tiers.facts import ModelFacts
 
 READ_SECONDS_MAX: Final = 15.0
@@ -105,8 +106,7 @@ def _source(backend: str) -> str:
 
 def _servers(config: Config, backend: str) -> bytes:
     """Which servers a backend has."""
-    servers = config.backends[backend]
-    return blake3(msgspec.msgpack.encode((sorted(servers.http), sorted(servers.grpc)))).digest(16)
+    return blake3(msgspec.msgpack.encode(addresses_of(config, backend))).digest(16)
 
 
 def _models_of(config: Config) -> list[tuple[str, str, str]]:

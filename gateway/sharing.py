@@ -125,10 +125,15 @@ def told_of(route: Route, config: Config) -> bytes:
     return msgspec.msgpack.encode((told, servers, tables), order="sorted")
 
 
+def addresses_of(config: Config, backend: str) -> tuple[list[str], list[str]]:
+    """A backend's servers. Their order says nothing."""
+    servers = config.backends[backend]
+    return sorted(servers.http), sorted(servers.grpc)
+
+
 def servers_of(route: Route, config: Config) -> bytes:
-    """Which servers and stores make a route's answers, in a few bytes. Their order says nothing."""
-    backends = [config.backends[tier.backend] for tier in route.config.tiers]
-    servers = [(sorted(each.http), sorted(each.grpc)) for each in backends]
+    """Which servers and stores make a route's answers, in a few bytes."""
+    servers = [addresses_of(config, tier.backend) for tier in route.config.tiers]
     named = () if route.config.features is None else route.config.features.tables
     stores = [config.tables[name].store for name in sorted(named)]
     return blake3(msgspec.msgpack.encode((servers, stores))).digest(SERVERS_BYTES)
