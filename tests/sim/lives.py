@@ -70,7 +70,8 @@ async def start(world: World, process: Process) -> None:
     world.lives += 1
     process.life, process.gone = world.lives, world.loop.create_future()
     for kind, at in process.unsettled:  # nobody was told that they are kept, and they may be forgotten
-        world.purges[process.name, kind].remove(at)
+        purges = world.purges[process.name, kind]
+        purges[:] = [each for each in purges if each != at]  # several, of one moment
     process.unsettled.clear()
     secrets = random.Random(f"secret {world.scene.seed} {process.name} {process.born}")
     around = Surroundings(world.loop.time, world.wall, random.Random(f"chance {process.born}"), secrets.randbytes)

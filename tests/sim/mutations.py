@@ -294,7 +294,7 @@ def _telling(of_entry: Callable[..., Any]) -> tuple[tuple[Any, str, Any], ...]:
 MUTATIONS: Final = (
     Mutation("expired is served as fresh", ((Entry, "freshness", _expired_is_fresh),), first=21),
     Mutation("the label is forgotten", _telling(_old_as_new(provenance.of_entry)), first=21),
-    Mutation("an old answer says it is young", _telling(_young(provenance.of_entry)), first=10),
+    Mutation("an old answer says it is young", _telling(_young(provenance.of_entry)), first=14),
     Mutation("a permit ends twice", ((Judged, "_settle", _twice(Judged._settle)),)),
     Mutation("a permit never ends", ((Judged, "_settle", _never),)),
     Mutation(
@@ -315,7 +315,7 @@ MUTATIONS: Final = (
         ("cascade",),
         first=2,
     ),
-    Mutation("a flight stays after its failure", ((Flights, "_forget", _keeps_flights),)),
+    Mutation("a flight stays after its failure", ((Flights, "_forget", _keeps_flights),), first=2),
     Mutation(
         "a quota is not charged for a miss",
         ((Till, "charge", _as_a_hit(Till.charge)),),
@@ -335,7 +335,7 @@ MUTATIONS: Final = (
     Mutation("no-cache is ignored", ((pipeline, "recall", _deaf_to(no_cache=False)(recall.recall)),), first=4),
     Mutation("max-age is ignored", ((pipeline, "recall", _deaf_to(max_age=None)(recall.recall)),), first=21),
     Mutation("a refresh is never over", ((Refreshes, "_fetched", _unrefreshed),), first=21),
-    Mutation("rows are kept for ever", ((Rows, "_keep", _keeps_rows_for_ever),), ("rows", "secondrows")),
+    Mutation("rows are kept for ever", ((Rows, "_keep", _keeps_rows_for_ever),), ("rows", "secondrows"), first=4),
     Mutation("bytes of requests are never given back", ((Held, "__exit__", _all_held),), first=4),
     Mutation(
         "copies of any age are served",
@@ -347,7 +347,7 @@ MUTATIONS: Final = (
         "a copy says that it is young",
         ((record, "age", _without_age), (copies, "age", _without_age)),
         needs=("disks",),
-        first=10,
+        first=11,
     ),
     Mutation(
         "a purge of copies is ignored",
@@ -355,7 +355,7 @@ MUTATIONS: Final = (
         needs=("disks",),
         first=14,
     ),
-    Mutation("a copy's seal is not checked", ((record, "unsealed", _as_it_lies),), needs=("disks",), first=28),
+    Mutation("a copy's seal is not checked", ((record, "unsealed", _as_it_lies),), needs=("disks",), first=77),
     Mutation(
         "a copy is served without its label",
         ((Pipeline, "_cached", _without_steps(Pipeline._cached)),),
