@@ -48,8 +48,8 @@ READ_SECONDS: Final = 1.0
 times on its way down the ladder, and reading one may take a millisecond. Whether it may still be used is looked at each
 time."""
 
-LOOK_SECONDS_MIN: Final = 0.02
-"""Also where a request's time is over: what is there is its answer."""
+LOOK_SECONDS_MIN: Final = 0.015
+"""Also where a request's time is over: what is there is its answer. One request looks up to six times."""
 LOOK_SHARE: Final = 0.25
 """Of the time that a request has left: models are still to be asked."""
 

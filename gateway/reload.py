@@ -29,7 +29,7 @@ Reread = Callable[[], Loaded]
 RELOADED: Final = frozenset(
     {
         "passthrough", "allow", "anonymous", "body_bytes_max", "buffered_bytes_max", "passthrough_bytes_max", "drain",
-        "drain_notice", "trusted_proxies", "forwarded_field",
+        "drain_notice", "ready", "trusted_proxies", "forwarded_field",
     }
 )  # fmt: skip
 """The keys of ``server`` that are not its listeners', and so can be others while these are open."""

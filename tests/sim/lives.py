@@ -49,6 +49,8 @@ class Process:
         self.up = False
         self.is_there = False
         """It is up, or is being stopped."""
+        self.reloads = asyncio.Lock()
+        """One at a time, as ``gateway/reload.py`` has it."""
         self.begun: list[float] = []
         """When its quotas began anew: its lives, and reloads that changed one."""
         self.ended: list[float] = []
@@ -202,6 +204,11 @@ async def reload(world: World, process: Process) -> None:
 
 async def take(world: World, process: Process, config: Config) -> bool:
     """Load a configuration; whether it is in force."""
+    async with process.reloads:
+        return await _taken(world, process, config)
+
+
+async def _taken(world: World, process: Process, config: Config) -> bool:
     config = msgspec.structs.replace(config, server=process.gateway.standing.config.server)
     taking = world.run_as(process.name, process.gateway.take(config), process.life)
     await asyncio.wait((taking, process.gone), return_when=asyncio.FIRST_COMPLETED)

@@ -259,13 +259,6 @@ def _whatever_epoch(real: Callable[..., Any]) -> Callable[..., Any]:
     return stale_first
 
 
-def _mixed(real: Callable[..., Any]) -> Callable[..., Any]:
-    def of_one(self: Rows, asked: Any, rows: Any, models: int) -> Any:
-        return real(self, asked, rows, min(models, 1))
-
-    return of_one
-
-
 def _sure(real: Callable[..., Any]) -> Callable[..., Any]:
     def row(self: Lent, key: bytes) -> Any:
         lent = real(self, key)
@@ -392,13 +385,6 @@ MUTATIONS: Final = (
         ("rows", "secondrows"),
         needs=("trusts", "rolls"),
         first=2150,
-    ),
-    Mutation(
-        "rows of two models stand together",
-        ((Rows, "_of_one", _mixed(Rows._of_one)),),
-        ("rows", "secondrows"),
-        needs=("rolls",),
-        first=303,
     ),
     Mutation(
         "that a row is gone is not written",
