@@ -143,7 +143,9 @@ def quotas_are_kept(world: World) -> Iterator[str]:
         told = [each for each in told if each.labels.get("reason") != "passthrough"]  # by none of our routes
         for kind in world.scene.kinds:
             routes = [config.routes[kind] for config in configs]
+            since, until = process.without.get(kind, (math.inf, math.inf))  # who asks then asks no route of ours
             of_route = [each for each in told if each.question.route == kind]
+            of_route = [each for each in of_route if each.answered < since or each.asked > until]
             yield from _quota(world, process, of_route, [each.quota for each in routes], f"{kind}'s")
             for caller in CALLERS:
                 own = [each for each in of_route if each.question.caller == caller]
