@@ -22,7 +22,9 @@ DTYPES: Mapping[str, Any] = {
     "int8": np.int8, "int16": np.int16, "int32": np.int32, "int64": np.int64, "fp16": np.float16, "fp32": np.float32,
     "fp64": np.float64, "bf16": bfloat16, "bytes": np.object_,
 }  # fmt: skip
-ROUTE = {"tiers": [{"backend": "b", "model": "rowwise"}], "cache": {"ttl": "1h", "max_stale": "1h", "rows": True}}
+# What is asked is any bits, and some of them are a NaN of BF16.
+CACHE = {"ttl": "1h", "max_stale": "1h", "rows": True, "nan": True}
+ROUTE = {"tiers": [{"backend": "b", "model": "rowwise"}], "cache": CACHE}
 
 
 def column(kind: str, row: int, width: int) -> np.ndarray:
