@@ -140,17 +140,23 @@ def what_is_deleted_stays_so(world: World, told: Told) -> Iterator[str]:
 def _rows(world: World, told: Told) -> Iterator[tuple[str, int, int, float]]:
     """Rows of tables in an answer that was made just now: each with its version (0: there was none), and since when it
     may have been looked up. Not those of which it is not told whether they were absent or lost."""
-    if told.status != 200 or not told.question.user or told.state not in ("miss", "bypass"):
+    if told.state not in ("miss", "bypass"):
         return
-    tables = told.tables
+    for table, key, part, at in features(world, told):
+        label = told.tables.get(table, {})
+        if part[1] or (label.get("absent") and not label.get("lost")):
+            yield table, key, int(part[1]), at
+
+
+def features(world: World, told: Told) -> Iterator[tuple[str, int, list[float], float]]:
+    """Rows of tables that an answer was made of, as the model was given them, and since when each may have been looked
+    up."""
+    if told.status != 200 or not told.question.user:
+        return
     for place, (row, made) in enumerate(zip(told.output("f"), executions(world, told), strict=False)):
-        for table, key, part in (
-            ("user", told.question.user, row[:3]),
-            ("item", told.question.rows[place], row[3:]),
-        ):
-            label = tables.get(table, {})
-            if part[1] or (label.get("absent") and not label.get("lost")):
-                yield table, key, int(part[1]), looked_up(world, told, made)
+        at = looked_up(world, told, made)
+        yield "user", told.question.user, row[:3], at
+        yield "item", told.question.rows[place], row[3:], at
 
 
 def _forgotten(world: World, process: Process, since: float, until: float) -> bool:

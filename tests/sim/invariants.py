@@ -18,7 +18,7 @@ from tests.sim.client import Told
 from tests.sim.gone import (
     SLACK_SECONDS,
     executions,
-    looked_up,
+    features,
     no_model_that_is_gone,
     nothing_outlives_a_purge,
     rows_are_of_one_model,
@@ -175,15 +175,9 @@ def nothing_degraded_is_unlabelled(world: World, told: Told) -> Iterator[str]:
 
 def features_are_as_labelled(world: World, told: Told) -> Iterator[str]:
     """Each row that the model was given is the table's, no older than its label says; defaults are counted."""
-    if told.status != 200 or not told.question.user:
-        return
     tables = told.tables
-    for place, (row, made) in enumerate(zip(told.output("f"), executions(world, told), strict=False)):
-        for table, key, part in (
-            ("user", told.question.user, row[:3]),
-            ("item", told.question.rows[place], row[3:]),
-        ):
-            yield from _feature(world, table, key, part, looked_up(world, told, made), tables.get(table, {}))
+    for table, key, part, at in features(world, told):
+        yield from _feature(world, table, key, part, at, tables.get(table, {}))
 
 
 def _feature(
