@@ -65,3 +65,60 @@ class Alarms(Generic[K]):
                 del self._moments[key]
                 self._ring(key)
         self._stand_for(min(self._moments.values(), default=math.inf))
+
+
+class Timeouts:
+    """Blocks that end in time, as those of ``asyncio.timeout`` do: by a cancellation that is a TimeoutError outside of
+    them. Belongs to one event loop, which must be running when the first block begins."""
+
+    __slots__ = ("_alarms", "_loop")
+
+    def __init__(self) -> None:
+        self._alarms: Alarms[Timeout] = Alarms(Timeout.expire)
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def __len__(self) -> int:
+        """Blocks that have begun and not ended."""
+        return len(self._alarms)
+
+    def after(self, seconds: float) -> Timeout:
+        """A block that a task may be in for so long, from now on; infinity: without an end. It raises TimeoutError."""
+        loop = self._loop
+        if loop is None:
+            loop = self._loop = asyncio.get_running_loop()
+        return Timeout(self._alarms, loop, loop.time() + seconds)
+
+
+class Timeout:
+    """One block of `Timeouts`, which is entered once."""
+
+    __slots__ = ("_alarms", "_at", "_cancelling", "_is_over", "_loop", "_task")
+
+    def __init__(self, alarms: Alarms[Timeout], loop: asyncio.AbstractEventLoop, at: float) -> None:
+        self._alarms = alarms
+        self._loop = loop
+        self._at = at
+        self._task: asyncio.Task[object] | None = None
+        self._cancelling = 0
+        self._is_over = False
+
+    def __enter__(self) -> None:
+        task = self._task = asyncio.current_task(self._loop)
+        assert task is not None, "only a task can be cancelled"
+        self._cancelling = task.cancelling()
+        self._alarms.set(self, self._at)
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self._alarms.drop(self)
+        if not self._is_over:
+            return
+        assert self._task is not None
+        # Where somebody else has cancelled it too, that is what it is told.
+        if self._task.uncancel() <= self._cancelling and isinstance(error, asyncio.CancelledError):
+            raise TimeoutError from error
+
+    def expire(self) -> None:
+        """Its time is over."""
+        assert self._task is not None
+        self._is_over = True
+        self._task.cancel()

@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable, Coroutine, Hashable
+from functools import cached_property
 from typing import Generic, TypeVar
 
 from cache.alarms import Alarms
@@ -86,10 +87,9 @@ class Flights(Generic[K, V]):
                     return await fill(), True
             flight = self._start(key, fill)
         # A future of our own, not the task: that one must not be cancelled with us, nor its end taken for ours.
-        loop = asyncio.get_running_loop()
-        waiter: asyncio.Future[None] = loop.create_future()
+        waiter: asyncio.Future[None] = self._loop.create_future()
         flight.waiters.add(waiter)
-        self._patience.set(waiter, loop.time() + seconds)
+        self._patience.set(waiter, self._loop.time() + seconds)
         try:
             await waiter
         finally:
@@ -116,9 +116,13 @@ class Flights(Generic[K, V]):
         if tasks:
             await asyncio.wait(tasks)
 
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()  # to ask is a system call each time
+
     def _start(self, key: K, fill: Fill[V]) -> _Flight[V]:
         flight: _Flight[V] = _Flight()
-        flight.task = asyncio.get_running_loop().create_task(self._fly(key, flight, fill))
+        flight.task = self._loop.create_task(self._fly(key, flight, fill))
         self._tasks.add(flight.task)
         self._flights[key] = flight
         return flight

@@ -26,7 +26,8 @@ class Deadline(msgspec.Struct, frozen=True, gc=False):
 
     def remaining(self, now: float) -> float:
         """Seconds left; never negative."""
-        return max(0.0, self.at - now)
+        left = self.at - now
+        return left if left > 0.0 else 0.0
 
     def expired(self, now: float) -> bool:
         """Whether no time is left: at the very moment it is over."""

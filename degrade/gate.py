@@ -134,19 +134,24 @@ class Permit:
         return gate
 
 
+def _unheard() -> None:
+    """What wakes somebody who has not said how."""
+
+
 class Waiting:
-    """One who waits, until ``outcome`` is there; ``wake`` is called then, once."""
+    """One who waits, until ``outcome`` is there; ``wake`` is called then, once: whoever asked says in the same turn
+    what that is."""
 
     __slots__ = ("_gate", "began", "claim", "holder", "is_apart", "outcome", "patience", "wake")
 
-    def __init__(self, gate: Gate, claim: Claim, holder: Holder, patience: float, wake: Callable[[], None]) -> None:
+    def __init__(self, gate: Gate, claim: Claim, holder: Holder, patience: float) -> None:
         self._gate = gate
         self.claim = claim
         self.holder = holder
         self.is_apart = False
         self.began = holder.asked_at
         self.patience = patience
-        self.wake = wake
+        self.wake: Callable[[], None] = _unheard
         self.outcome: Permit | Shed | None = None
 
     @property
@@ -232,9 +237,9 @@ class Gate:
         oldest = [waiting for line in lines for waiting in line.oldest_of_each() if not waiting.is_apart]
         return max([self._lateness(waiting, now) for waiting in oldest], default=0.0)
 
-    def admit(self, claim: Claim, seconds: float, now: float, wake: Callable[[], None]) -> Permit | Waiting | Shed:
-        """Ask for a permit for a call that must be answered within ``seconds``: it is there, or to be waited for
-        (``wake`` tells), or refused."""
+    def admit(self, claim: Claim, seconds: float, now: float) -> Permit | Waiting | Shed:
+        """Ask for a permit for a call that must be answered within ``seconds``: it is there, or to be waited for, or
+        refused."""
         self.asked += 1
         self._limiter.tick(now)
         holder = self._shares.asked(claim.priority, claim.owner, self.settled, now)
@@ -258,7 +263,7 @@ class Gate:
                 return self._refused(claim, "full", is_apart)
         elif self._ahead(claim.priority) >= self._servable(patience) and not self._makes_room(claim, line, now):
             return self._refused(claim, "full", is_apart)
-        waiting = Waiting(self, claim, holder, patience, wake)
+        waiting = Waiting(self, claim, holder, patience)
         waiting.is_apart = is_apart
         line.push(waiting, is_spared=not self._shares.is_crowd(claim.priority, holder))
         self._waiting += 1

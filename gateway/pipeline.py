@@ -24,6 +24,7 @@ from typing import Final
 
 import msgspec
 
+from cache.alarms import Timeouts
 from cache.digest import Key
 from cache.entry import Entry
 from cache.flight import Abandoned
@@ -84,6 +85,7 @@ class Pipeline:
         self._ticker = ticker
         self._chance = chance
         self._refreshes = Refreshes(telemetry)
+        self._timeouts = Timeouts()
 
     async def answer(self, call: Call[Q, R]) -> Answer[R]:
         """Answer one request, whatever happens below. Raises Refused with the problem to send."""
@@ -218,7 +220,7 @@ class Pipeline:
             if led or _is_for(call, filled):
                 return filled, led
         keep = key if not call.directives.no_store else None
-        async with asyncio.timeout(call.deadline.remaining(self._ticker())):
+        with self._timeouts.after(call.deadline.remaining(self._ticker())):
             return await self._fill(call, keep, call.deadline, rows, reuse=False), True
 
     def _share(
@@ -249,7 +251,8 @@ class Pipeline:
         deadline = Deadline.after(now, seconds - min(LADDER_SECONDS_MAX, seconds * LADDER_SHARE))
         ticket = 0 if route.cache is None else route.cache.ticket()
         first_only = "fast" in route.browned and route.level >= FIRST_TIER
-        options = CascadeOptions(rows, await tiers_steps(call, key, now), claim_of(route, call.caller), first_only)
+        steps = await tiers_steps(call, key, now) if route.between else route.steps
+        options = CascadeOptions(rows, steps, claim_of(route, call.caller), first_only)
         terms = Terms(call.caller, key, reuse, options)
         given = await self._asked(call, deadline, terms)
         if not given.second:

@@ -22,7 +22,7 @@ from cache.flight import Flights
 from cache.response import ResponseCache
 from degrade.deadline import Deadline, Ticker
 from degrade.gate import Priority
-from degrade.ladder import Step
+from degrade.ladder import Step, between
 from gateway.admission.auth import Caller
 from gateway.admission.validate import Validator, rules_of
 from gateway.codec.http import BodyLimits
@@ -52,7 +52,7 @@ from gateway.service import (
 from gateway.shelves import Shelves
 from tiers import cascade
 from tiers.backends.call import Call as Outbound
-from tiers.cascade import Accept, CascadeAnswer, Tier
+from tiers.cascade import Accept, CascadeAnswer, CascadeOptions, Tier
 from tiers.facts import ModelFacts
 from tiers.inference import InferRequest, InferResponse, TableTold, UpstreamError
 from tiers.pool import Pool
@@ -95,6 +95,7 @@ class Route:
         pairs = zip(config.tiers, homes, strict=True)
         self.tiers = tuple(_tier(tier, home.pool, float(config.timeout)) for tier, home in pairs)
         self.steps = tuple(Step(step) for step in config.degrade)
+        self.between = between(self.steps)
         self.timeout = float(config.timeout)
         limits = config.limits
         bytes_max = int(limits.body_bytes_max or body_bytes_max)
@@ -254,44 +255,62 @@ class Route:
             seconds = deadline.remaining(ticker())
             request, count, tables = await self.features.made(request, facts, seconds)
             rows = count if facts.max_batch > 0 else None
-        is_degraded = any(told.steps for told in tables)
-
-        async def cascaded(request: InferRequest, rows: int | None) -> CascadeAnswer:
-            options = terms.options if rows == terms.options.rows else msgspec.structs.replace(terms.options, rows=rows)
-            answer = await cascade.run(self.tiers, request, deadline, options, ticker)
-            if terms.key is None or self._keeps_nan or not has_nan(answer.response.outputs):
-                return answer
-            return msgspec.structs.replace(answer, has_nan=True)
-
         if self.shelves.rows is not None and rows and terms.key is not None:
-            asked = self.shelves.asked(terms.caller, request, terms.key, rows)
-            expects = self._expected(request, rows) if self.second is not None else None
-            asked = msgspec.structs.replace(asked, reuse=terms.reuse, keep=not is_degraded, expected=expects)
-            seconds = deadline.remaining(ticker()) + ROWS_GRACE_SECONDS
-            made = await self.shelves.rows.answer(asked, cascaded, seconds, ticker)
-            return Given(
-                made.served(tables), made.tier_rows, made.passed, made.degraded or is_degraded,
-                made.escalated_now, made.kept, made.made_at, made.kept == rows and made.elsewhere > 0,
-                made.has_nan,
-            )  # fmt: skip
+            return await self._in_rows(request, rows, tables, deadline, terms, ticker)
         turn = None if self.second is None or terms.key is None else self.second.turn
         if self.second is not None and turn is not None and terms.key is not None and terms.reuse:
             expects = self._expected(request, rows)
             found = None if expects is None else await self.second.answer(turn, terms.key.digest, expects.fits)
             if found is not None:
                 return Given(found[0], made_at=found[1], second=True)
-        answer = await cascaded(request, rows)
-        response = answer.response
+        options = _options(terms, rows)
+        answer = self._looked_at(await cascade.run(self.tiers, request, deadline, options, ticker), terms)
+        response, escalated = answer.response, answer.rows_escalated
         if response.model != self.name:
             response = msgspec.structs.replace(response, model=self.name)
-        served = Served(response, answer.tier, answer.rows, answer.rows_escalated, terms.options.rows, tables)
-        degraded = answer.degraded or is_degraded
-        may_stay = answer.may_stay and not degraded
-        if self.second is not None and turn is not None and terms.key is not None and may_stay:
+        served = Served(response, answer.tier, answer.rows, escalated, terms.options.rows, tables)
+        given = Given(
+            served, answer.tier_rows, answer.passed, answer.degraded or _is_degraded(tables), escalated,
+            has_nan=answer.has_nan,
+        )  # fmt: skip
+        if self.second is not None and turn is not None and terms.key is not None and given.may_stay:
             self.second.keep_answer(turn, terms.key.digest, served, ticker())
+        return given
+
+    async def _in_rows(
+        self,
+        request: InferRequest,
+        rows: int,
+        tables: tuple[TableTold, ...],
+        deadline: Deadline,
+        terms: Terms,
+        ticker: Ticker,
+    ) -> Given[InferResponse]:
+        """`ask` where rows are kept: only those that are not known are asked for."""
+        assert self.shelves.rows is not None
+        assert terms.key is not None
+
+        async def cascaded(request: InferRequest, rows: int | None) -> CascadeAnswer:
+            options = _options(terms, rows)
+            return self._looked_at(await cascade.run(self.tiers, request, deadline, options, ticker), terms)
+
+        is_degraded = _is_degraded(tables)
+        asked = self.shelves.asked(terms.caller, request, terms.key, rows)
+        expects = self._expected(request, rows) if self.second is not None else None
+        asked = msgspec.structs.replace(asked, reuse=terms.reuse, keep=not is_degraded, expected=expects)
+        seconds = deadline.remaining(ticker()) + ROWS_GRACE_SECONDS
+        made = await self.shelves.rows.answer(asked, cascaded, seconds, ticker)
         return Given(
-            served, answer.tier_rows, answer.passed, degraded, answer.rows_escalated, has_nan=answer.has_nan
-        )
+            made.served(tables), made.tier_rows, made.passed, made.degraded or is_degraded,
+            made.escalated_now, made.kept, made.made_at, made.kept == rows and made.elsewhere > 0,
+            made.has_nan,
+        )  # fmt: skip
+
+    def _looked_at(self, answer: CascadeAnswer, terms: Terms) -> CascadeAnswer:
+        """The tiers' answer, with what the route has to say of its numbers."""
+        if self._keeps_nan or terms.key is None or not has_nan(answer.response.outputs):
+            return answer
+        return msgspec.structs.replace(answer, has_nan=True)
 
     def _expected(self, request: InferRequest, rows: int | None) -> Expected | None:
         """What an answer to it must be; None while a tier's model is not known."""
@@ -366,6 +385,15 @@ def _features(config: RouteConfig, tables: Mapping[str, Table], bytes_max: int, 
 
     assert config.features is not None
     return Features(config.features, tables, Ceiling(config.limits.batch_max, bytes_max, key))
+
+
+def _options(terms: Terms, rows: int | None) -> CascadeOptions:
+    """How the tiers are asked about so many rows."""
+    return terms.options if rows == terms.options.rows else msgspec.structs.replace(terms.options, rows=rows)
+
+
+def _is_degraded(tables: tuple[TableTold, ...]) -> bool:
+    return bool(tables) and any(told.steps for told in tables)
 
 
 def _tier(config: TierConfig, pool: Pool, timeout: float) -> Tier:

@@ -96,12 +96,13 @@ class Gates:
         """A permit for a call to a model, waited for if need be. Raises UpstreamError (SHED) without one."""
         now, gate = self._now(), self.of(key)
         seconds = deadline.remaining(now)
-        came = asyncio.Event()
-        found = gate.admit(claim, seconds, now, came.set)
+        found = gate.admit(claim, seconds, now)
         if isinstance(found, Permit):
             return found
         if isinstance(found, Shed):
             raise shed_error(key, found)
+        came = asyncio.Event()
+        found.wake = came.set
         try:
             async with asyncio.timeout(min(found.patience, seconds)):
                 await came.wait()

@@ -259,7 +259,9 @@ def passthrough_lines() -> tuple[bytes, bytes]:
 
 
 def _told(provenance: Provenance, age: str, ttl: str | None, milliseconds: str | None) -> list[Field]:
-    timeless = msgspec.structs.replace(provenance, age=0.0, ttl_left=None)
+    timeless = provenance
+    if provenance.ttl_left is not None or provenance.age:
+        timeless = msgspec.structs.replace(provenance, age=0.0, ttl_left=None)
     status, timing, story = _words(timeless, age, ttl)
     fields = [("Cache-Status", status)]
     if provenance.is_aged:

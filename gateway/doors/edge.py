@@ -373,8 +373,10 @@ class EdgeConnection(asyncio.Protocol):
         self._write(refusal(refused, question.dialect), question.route.name, self._began)
 
     def _begin_answer(self, question: AnyQuestion, make: Callable[[], Awaitable[Reply]]) -> None:
-        self._turn(_BUSY)
-        self._task = asyncio.get_running_loop().create_task(self._answer(question, make, self._began))
+        self._state = _BUSY
+        if not self._paused:
+            self.limit = math.inf  # the deadline of what is in work bounds it
+        self._task = self._lane.loop.create_task(self._answer(question, make, self._began))
 
     async def _gathered(self, question: AnyQuestion, parts: list[bytes], began: float) -> Reply:
         """What a large body asks: it is put together, and looked up by its bytes, where nobody else waits for that."""
@@ -481,7 +483,7 @@ class EdgeConnection(asyncio.Protocol):
         """What was passed on has its answer: look at what has come behind it."""
         self._recount()
         if self._buffer and self._state is _IDLE:
-            asyncio.get_running_loop().call_soon(self._pump)  # the replica's connection is in the middle of its turn
+            self._lane.loop.call_soon(self._pump)  # the replica's connection is in the middle of its turn
 
     # -- writing ----------------------------------------------------------------------------------
 
@@ -606,7 +608,7 @@ class EdgeConnection(asyncio.Protocol):
         self._turn(State.IDLE)
         self._lane.lent[self] = None
         if self._buffer:
-            asyncio.get_running_loop().call_soon(self._pump)  # aiohttp is still in the middle of its turn
+            self._lane.loop.call_soon(self._pump)  # aiohttp is still in the middle of its turn
 
     def rest(self) -> bool:
         """Between two requests aiohttp's side holds nothing that is needed, and may go; the next one gets another."""
@@ -656,7 +658,7 @@ class EdgeConnection(asyncio.Protocol):
         self.close()
         if self._origin.secure and all_sent:
             # It is told, and need not answer that, which a client's pool of idle connections never does.
-            asyncio.get_running_loop().call_soon(transport.abort)
+            self._lane.loop.call_soon(transport.abort)
 
     def close(self) -> None:
         """Close when what is written has been sent, which may take as long as reading an answer."""

@@ -143,11 +143,11 @@ class Exchange:
 
     async def make(self, question: Question, body: Buffer, wire: bytes | None, began: float) -> Made:
         """The same, before it is said in the words of a protocol."""
-        noted = _NOT_NOTED
-        if self.notes is not None:
-            noted = await self.noted(question.route.name, body, wire, question.caller)
-        with Held(self._buffered) as held, noted as note:
-            return await self._make(question, body, wire, began, _Work(held, note))
+        with Held(self._buffered) as held:
+            if self.notes is None:
+                return await self._make(question, body, wire, began, _Work(held, UNNOTED))
+            with await self.noted(question.route.name, body, wire, question.caller) as note:
+                return await self._make(question, body, wire, began, _Work(held, note))
 
     async def noted(
         self, service: str, body: Buffer, wire: bytes | None, caller: Caller
@@ -183,12 +183,12 @@ class Exchange:
         call = Call(question.route, question.caller, decoded, question.directives, deadline, work.note)
         answer = await self._pipeline.answer(call)
         told = Told(answer.response, answer.provenance, form, decoded.id, question.answer_coding)
-        encode = partial(_encoded, question.dialect, told)
         if answer.response.size > ASIDE_BYTES:
             seconds = call.deadline.remaining(self._ticker())
+            encode = partial(_encoded, question.dialect, told)
             ready, headers = await self._aside.run(encode, question.caller.name, seconds)
         else:
-            ready, headers = encode()
+            ready, headers = _encoded(question.dialect, told)
         # A request with an id is never the same bytes again.
         if wire is not None and answer.entry is not None and answer.comes_again and not decoded.id:
             heading = self._heading(tuple(headers), len(ready), answer.entry)
@@ -205,9 +205,9 @@ class Exchange:
             self._pipeline.till.refuse_spent(question.hit_dues)
             facts = await self._pipeline.facts(route, question.version, deadline)
         asked = Asked(route.name, question.version, question.body.json_length, facts)
-        decode = partial(dialects.decode, dialect=question.dialect, asked=asked, limits=limits)
         if coding is None and len(body) <= ASIDE_BYTES:
-            return decode(body)
+            return dialects.decode(body, question.dialect, asked, limits)
+        decode = partial(dialects.decode, dialect=question.dialect, asked=asked, limits=limits)
         self._pipeline.till.refuse_spent(question.hit_dues)
         name = question.caller.name
         if coding is not None:

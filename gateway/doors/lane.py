@@ -6,9 +6,11 @@ Rule of this file: it knows how long each state of a connection may last; what a
 
 from __future__ import annotations
 
+import asyncio
 import enum
 import math
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from itertools import islice
 from typing import Final, Protocol
 
@@ -135,6 +137,11 @@ class EdgeLane:
         do, and who rests needs none of it."""
         self.draining = False
         self._wall = clocks.wall
+
+    @cached_property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop of its connections: to ask for the running one is a system call each time."""
+        return asyncio.get_running_loop()
 
     @property
     def heads_judged(self) -> int:

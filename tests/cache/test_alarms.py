@@ -1,12 +1,13 @@
 """Alarms: what rings, when, and how few timers of the loop it takes. In virtual time."""
 
 import asyncio
+import contextlib
 import math
 from collections.abc import Callable, Coroutine
 
 import pytest
 
-from cache.alarms import PAUSE_SECONDS_EACH, Alarms
+from cache.alarms import PAUSE_SECONDS_EACH, Alarms, Timeouts
 from tests.sim.loop import SimLoop
 
 Rung = list[tuple[str, float]]
@@ -188,3 +189,107 @@ def test_one_that_rings_may_call_off_another_of_the_same_moment_and_set_one_or_p
         loop.close()
     assert [key for key, _ in rung] == ["a", "c", "d"]
     assert [at for _, at in rung] == pytest.approx([1.0, 2.0, 3.0], abs=0.01)
+
+
+# -- timeouts ---------------------------------------------------------------------------------------
+
+
+def timed(life: Callable[[Timeouts], Coroutine[object, object, None]]) -> int:
+    """How many timers of the loop some blocks have taken."""
+
+    async def living(alarms: Alarms[str], rung: Rung) -> None:
+        timeouts = Timeouts()
+        await life(timeouts)
+        assert len(timeouts) == 0
+
+    return lived(living)[1]
+
+
+def test_a_block_that_takes_too_long_is_a_timeout_at_its_moment() -> None:
+    async def life(timeouts: Timeouts) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        with pytest.raises(TimeoutError), timeouts.after(2.0):
+            await until(60.0)
+        assert asyncio.get_running_loop().time() == 2.0
+        assert task.cancelling() == 0
+        await until(3.0)  # and nothing of it is left
+
+    timed(life)
+
+
+def test_blocks_in_time_raise_nothing_and_share_a_timer() -> None:
+    async def life(timeouts: Timeouts) -> None:
+        for number in range(100):
+            with timeouts.after(10.0):
+                await until(number * 0.01)
+        with timeouts.after(math.inf):
+            await until(1000.0)
+
+    assert timed(life) == 1
+
+
+def test_what_is_raised_in_a_block_is_raised() -> None:
+    async def life(timeouts: Timeouts) -> None:
+        with pytest.raises(ZeroDivisionError), timeouts.after(1.0):
+            raise ZeroDivisionError
+
+    timed(life)
+
+
+def test_the_inner_of_two_blocks_ends_alone() -> None:
+    async def life(timeouts: Timeouts) -> None:
+        with timeouts.after(5.0):
+            with pytest.raises(TimeoutError), timeouts.after(1.0):
+                await until(60.0)
+            await until(2.0)
+        with pytest.raises(TimeoutError), timeouts.after(3.0), timeouts.after(5.0):
+            await until(60.0)
+        assert asyncio.get_running_loop().time() == 5.0  # the outer one's moment
+
+    timed(life)
+
+
+def test_a_block_without_any_time_ends_at_its_first_wait() -> None:
+    async def life(timeouts: Timeouts) -> None:
+        with pytest.raises(TimeoutError), timeouts.after(-1.0):
+            await until(60.0)
+        assert asyncio.get_running_loop().time() == 0.0
+
+    timed(life)
+
+
+@pytest.mark.parametrize("also_late", [False, True], ids=["in time", "in the turn in which its time is over"])
+def test_who_is_cancelled_by_another_hears_of_that(also_late: bool) -> None:
+    async def life(timeouts: Timeouts) -> None:
+        heard: list[str] = []
+
+        async def waits() -> None:
+            try:
+                with timeouts.after(2.0):
+                    await until(60.0)
+            except TimeoutError:
+                heard.append("time")
+            except asyncio.CancelledError:
+                heard.append("cancelled")
+                raise
+
+        task = asyncio.ensure_future(waits())
+        asyncio.get_running_loop().call_at(2.0 if also_late else 1.0, task.cancel)
+        await asyncio.wait((task,))
+        assert heard == ["cancelled"]
+        assert task.cancelled()
+
+    timed(life)
+
+
+def test_a_time_that_is_over_in_a_block_that_ends_all_the_same_leaves_no_cancellation() -> None:
+    async def life(timeouts: Timeouts) -> None:
+        with timeouts.after(1.0), contextlib.suppress(asyncio.CancelledError):  # as nobody should
+            await until(60.0)
+        task = asyncio.current_task()
+        assert task is not None
+        assert task.cancelling() == 0
+        await until(5.0)
+
+    timed(life)

@@ -74,12 +74,13 @@ class World:
             else:
                 self.told.append(Told(claim, came, math.inf))
 
-        found = self.gate.admit(claim, self.deadline, came, woken)
+        found = self.gate.admit(claim, self.deadline, came)
         if isinstance(found, Permit):
             self._send(claim, came, found)
         elif isinstance(found, Shed):
             self.told.append(Told(claim, came, math.inf))
         else:
+            found.wake = woken
             waits.append(found)
             self._at(came + found.patience, lambda: found.outcome is None and found.expire(self.now))
 

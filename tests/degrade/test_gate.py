@@ -34,7 +34,10 @@ class Crowd:
 
     def ask(self, name: str, owner: str = "", priority: Priority = NORMAL, seconds: float = 10.0) -> object:
         claim = Claim(owner or name, priority)
-        return self.gate.admit(claim, seconds, self.now, lambda: self.woken.append(name))
+        found = self.gate.admit(claim, seconds, self.now)
+        if isinstance(found, Waiting):
+            found.wake = lambda: self.woken.append(name)
+        return found
 
     def permit(self, name: str = "first") -> Permit:
         found = self.ask(name)
@@ -394,7 +397,7 @@ class Machine(RuleBasedStateMachine):
     @rule(owner=st.sampled_from("abc"), priority=st.sampled_from(Priority), seconds=st.sampled_from([0.0, 0.1, 10.0]))
     def ask(self, owner: str, priority: Priority, seconds: float) -> None:
         self.asked += 1
-        self.take(self.gate.admit(Claim(owner, priority), seconds, self.now, lambda: None))
+        self.take(self.gate.admit(Claim(owner, priority), seconds, self.now))
         self.settle()
 
     @precondition(lambda self: self.permits)

@@ -203,8 +203,10 @@ def test_what_a_gate_does_costs_the_same_however_many_owners_wait(owners: int) -
             assert isinstance(waits[0].outcome, Permit)
             permits.append(waits[0].outcome)
 
-        found = made.admit(Claim(owner, priority), 10.0, 0.0, woken)
+        found = made.admit(Claim(owner, priority), 10.0, 0.0)
         waits = [found] if isinstance(found, Waiting) else []
+        for each in waits:
+            each.wake = woken
         permits.extend([found] if isinstance(found, Permit) else [])
 
     for number in range(owners):
@@ -248,14 +250,14 @@ def test_a_noisy_tenant_is_no_sign_of_strain(places: int) -> None:
 def test_what_waits_of_a_crowd_presses_nobody() -> None:
     made = gate(PLACES)
     quiet, noisy = Claim("quiet"), Claim("noisy")
-    assert isinstance(made.admit(quiet, 10.0, 0.0, lambda: None), Permit)
-    there = [made.admit(noisy, 10.0, 0.0, lambda: None) for _ in range(100)]
+    assert isinstance(made.admit(quiet, 10.0, 0.0), Permit)
+    there = [made.admit(noisy, 10.0, 0.0) for _ in range(100)]
     for each in [each for each in there if isinstance(each, Waiting)]:
         each.leave(0.0)  # some of them came before anybody could know it for a crowd
     for _ in range(50):
-        made.admit(noisy, 10.0, 1.0, lambda: None)
+        made.admit(noisy, 10.0, 1.0)
     assert (made.waiting, made.pressure(6.0)) == (50, 0.0)
-    held = [made.admit(quiet, 10.0, 1.0, lambda: None) for _ in range(3)]
+    held = [made.admit(quiet, 10.0, 1.0) for _ in range(3)]
     assert isinstance(held[-1], Waiting)
     assert made.pressure(6.0) == 0.5
 
@@ -299,7 +301,7 @@ def test_who_leaves_the_last_places_is_served_all_the_same_now_and_then(priority
 def test_a_fixed_limit_below_the_places_is_an_operators_word() -> None:
     made = gate(8, most=4, first=4)
     claim = Claim("a")
-    permits = [made.admit(claim, 10.0, 0.0, lambda: None) for _ in range(4)]
+    permits = [made.admit(claim, 10.0, 0.0) for _ in range(4)]
     assert all(isinstance(permit, Permit) for permit in permits)
 
 

@@ -37,7 +37,7 @@ from tiers.seat import ReplicaState
 class Pool:
     def __init__(self) -> None:
         self.gates = Gates(GatesOptions(), monotonic, random.Random(0))
-        self.gates.of("m").admit(NOBODY, 60.0, 0.0, lambda: None)
+        self.gates.of("m").admit(NOBODY, 60.0, 0.0)
 
     def states(self) -> tuple[ReplicaState, ...]:
         return (ReplicaState("http://u", "open", 3, False, ("m",)),)

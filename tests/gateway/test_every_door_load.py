@@ -37,7 +37,7 @@ def gates(house: House) -> Gates:
 
 def taken(house: House) -> Permit:
     """A place at the model's gate that somebody has."""
-    found = gates(house).of("m").admit(NOBODY, 60.0, 0.0, lambda: None)
+    found = gates(house).of("m").admit(NOBODY, 60.0, 0.0)
     assert isinstance(found, Permit)
     return found
 

@@ -38,7 +38,7 @@ class World:
 
     def crowd(self, name: str, requests: int = 1, priority: Priority = Priority.NORMAL) -> None:
         for _ in range(requests):
-            self.gates[name].of("m").admit(Claim("x", priority), 10.0, self.clock(), lambda: None)
+            self.gates[name].of("m").admit(Claim("x", priority), 10.0, self.clock())
 
     @property
     def levels(self) -> tuple[int, int]:
@@ -186,7 +186,7 @@ async def test_lag_is_how_much_later_than_asked_it_is_woken() -> None:
 
 def test_a_gate_that_empties_lets_the_level_fall() -> None:
     world = World()
-    permit = world.gates["a"].of("m").admit(Claim("x"), 10.0, world.clock(), lambda: None)
+    permit = world.gates["a"].of("m").admit(Claim("x"), 10.0, world.clock())
     world.crowd("a", 1)
     world.look(90)
     assert world.levels[0] == 4

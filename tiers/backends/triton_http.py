@@ -130,11 +130,13 @@ class TritonHttp:
         """
         remaining = deadline.remaining(now)
         parts, json_length = self._writer.encode(request, timeout_of(request, remaining))
-        size = sum(len(part) if isinstance(part, bytes) else part.nbytes for part in parts)
+        size = sum([len(part) if isinstance(part, bytes) else part.nbytes for part in parts])
         head = self._infer_head(request.model, request.version)
         lengths = b"Content-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n" % (size, json_length)
         safe = not (request.in_sequence or request.in_shared_memory)
-        outgoing = Outgoing(head + lengths, tuple(parts))
+        begun = head + lengths
+        small = len(begun) + size <= JOINED_BYTES_MAX
+        outgoing = Outgoing(b"".join((begun, *parts))) if small else Outgoing(begun, tuple(parts))
         reply = await self._buffered(self._inferring, outgoing, remaining, safe)
         return self._answer(request, reply)
 

@@ -104,6 +104,10 @@ def encode_request(request: InferRequest) -> tuple[list[bytes | memoryview], int
 def encode_header(request: InferRequest, parameters: Parameters, members: bytes) -> bytes:
     """The JSON part of a request with these parameters instead of its own, ``members`` being `encode_members`."""
     if not request.outputs:
+        timeout = parameters.get("timeout")
+        if type(timeout) is int and len(parameters) == 1 and not request.id:
+            # A request without parameters of its own, with our time for it: most are so.
+            return b'{"parameters":{"timeout":%d,"binary_data_output":true},%b' % (timeout, members)
         parameters = {**parameters, _BINARY_OUTPUT: True}
     if request.id:
         front: dict[str, object] = {"id": request.id}
