@@ -11,10 +11,12 @@ import asyncio
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
+from functools import cached_property, partial
 from typing import Final
 
 from msgspec import Struct
 
+from cache.alarms import Timeouts
 from degrade.brownout import SHED_LOWEST
 from degrade.deadline import Deadline, Ticker
 from degrade.gate import Claim, Gate, GateOptions, Permit, Priority, Shed
@@ -59,6 +61,7 @@ class Gates:
         """What a model's servers can do, the same object until that is another. Asked at every request."""
         self._least = Priority.LOW
         self._level = 0
+        self._timeouts = Timeouts()
 
     def __iter__(self) -> Iterator[tuple[str, Gate]]:
         """Each model and its gate."""
@@ -101,11 +104,11 @@ class Gates:
             return found
         if isinstance(found, Shed):
             raise shed_error(key, found)
-        came = asyncio.Event()
-        found.wake = came.set
+        came: asyncio.Future[None] = self._loop.create_future()
+        found.wake = partial(_wake, came)
         try:
-            async with asyncio.timeout(min(found.patience, seconds)):
-                await came.wait()
+            with self._timeouts.after(min(found.patience, seconds)):
+                await came
         except TimeoutError:
             pass  # a permit may have come in the same turn
         except BaseException:
@@ -115,6 +118,10 @@ class Gates:
         if isinstance(outcome, Shed):
             raise shed_error(key, outcome)
         return outcome
+
+    @cached_property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()  # to ask is a system call each time
 
     def _forget(self) -> None:
         """Keep to ``GATES_MAX``, but for gates with somebody in them, whose number other limits bound."""
@@ -144,6 +151,11 @@ class _Way:
         known = seconds if self._seconds is None else self._seconds
         self._seconds = known + WAY_SMOOTHING * (seconds - known)
         return int(told.places * (1.0 + self._seconds / told.computed))
+
+
+def _wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 def _unknown(key: str) -> Capacity | None:
