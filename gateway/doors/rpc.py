@@ -125,7 +125,7 @@ class RpcConnection(asyncio.Protocol):
         self._recount()
         if not self._resting and (frames.unread or self._desk.ticker() - now > SCAN_SECONDS_MAX):
             self._resting = True
-            asyncio.get_running_loop().call_soon(self._rested)
+            self._lane.loop.call_soon(self._rested)
         if not frames.unread and frames.fault is None and self._desk.buffered.refuses(frames.held):
             self._end_with(Fault(self._desk.buffered.refusal(), frames.known_id()), waits=True)
         self._pump()
@@ -184,7 +184,7 @@ class RpcConnection(asyncio.Protocol):
     def _pump_soon(self) -> None:
         if not self._pumps:
             self._pumps = True
-            asyncio.get_running_loop().call_soon(self._pump_again)
+            self._lane.loop.call_soon(self._pump_again)
 
     def _pump_again(self) -> None:
         self._pumps = False
@@ -227,7 +227,7 @@ class RpcConnection(asyncio.Protocol):
         """Answer a call of ``size`` bytes in a task."""
         self._working_bytes += size
         self._lane.in_flight += 1
-        task = asyncio.get_running_loop().create_task(answering)
+        task = self._lane.loop.create_task(answering)
         self._tasks.add(task)
         task.add_done_callback(lambda ended: self._ended(ended, size))
 

@@ -5,7 +5,9 @@ Rule of this file: it knows no bytes and no call; what one connection is in the 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
+from functools import cached_property
 from typing import Final
 
 import msgspec
@@ -53,6 +55,11 @@ class RpcLane:
         self.options = options
         self.book = Book(options.book)
         self.in_flight = 0
+
+    @cached_property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop of its connections: to ask for the running one is a system call each time."""
+        return asyncio.get_running_loop()
 
     def sweep(self, now: float) -> None:
         """Cut every connection whose peer has taken longer than it may."""
