@@ -191,6 +191,9 @@ class Admitted:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         now, permit = self._now(), self._permit
+        if error is None and self.again is None:
+            permit.succeeded(now)
+            return
         failed = error if isinstance(error, UpstreamError) else self.again
         if failed is not None:
             if failed.failure is Failure.TIMEOUT:
@@ -199,7 +202,5 @@ class Admitted:
                 (permit.dropped if failed.failure is Failure.OVERLOADED else permit.ignored)(now)
         elif isinstance(error, asyncio.CancelledError) and now - self._began >= self._decent:
             permit.dropped(now)
-        elif error is None:
-            permit.succeeded(now)
         else:  # a refusal is quick whatever the load is
             permit.ignored(now)

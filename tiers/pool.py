@@ -29,7 +29,7 @@ from tiers.choice import allowed, home, pick
 from tiers.gates import Admitted, Gates, GatesOptions
 from tiers.inference import InferRequest, InferResponse, Passed, UpstreamError
 from tiers.patience import Patience
-from tiers.seat import Carried, Judged, Permits, Replica, ReplicaState, Seat, Seated, key_of
+from tiers.seat import Carried, Judged, Leaves, Replica, ReplicaState, Seat, Seated, key_of
 from tiers.watch import Probe, Sleep, Watch, WatchOptions
 
 T = TypeVar("T")
@@ -327,15 +327,15 @@ class Pool:
         with Judged(seat, self._acquire(seat, work.key, now), self._now, now + work.decent, had_time):
             return await work.at(seat.replica, now)
 
-    def _acquire(self, seat: Seat, key: str, now: float) -> Permits:
-        """Both permits; they were allowed in this same turn of the loop, so they are there."""
-        reach = seat.reach.acquire(now)
+    def _acquire(self, seat: Seat, key: str, now: float) -> Leaves:
+        """Leave of both; they were allowed in this same turn of the loop, so they are there."""
+        reach = seat.reach.begin(now)
         assert reach is not None, "picked a replica whose breaker refuses"
         if not key:
-            return Permits(reach, None)
+            return Leaves(reach, None)
         answers = self._answers(seat, key).acquire(now)
         assert answers is not None, "picked a replica whose model's breaker refuses"
-        return Permits(reach, answers)
+        return Leaves(reach, answers)
 
     def _blame(self, seat: Seat, key: str, began: float, failure: Failure) -> None:
         """Another replica answered what the model raised an error on here, or what was dropped: it was not the input's

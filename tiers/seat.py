@@ -137,23 +137,23 @@ def _keys_of(model: str, keys: Iterable[str]) -> list[str]:
     return [key for key in keys if key == model or key.startswith(f"{model}/")]
 
 
-class Permits(Struct, frozen=True):
+class Leaves(Struct, frozen=True, gc=False):
     """What one call at one replica must end; ``answers`` None for a call that is about no model."""
 
-    reach: Permit
+    reach: Leave
     answers: Permit | None
 
 
 class Judged:
     """One call at a replica: in flight until the block ends, and judged by how it ends."""
 
-    __slots__ = ("_had_time", "_now", "_permits", "_proof", "_seat")
+    __slots__ = ("_had_time", "_leaves", "_now", "_proof", "_seat")
 
-    def __init__(self, seat: Seat, permits: Permits, now: Ticker, proof: float, had_time: bool) -> None:
+    def __init__(self, seat: Seat, leaves: Leaves, now: Ticker, proof: float, had_time: bool) -> None:
         """``proof``: from when on silence speaks against the model; ``had_time``: it was given until then."""
         self._seat = seat
         self._now = now
-        self._permits = permits
+        self._leaves: Leaves | None = leaves
         self._proof = proof
         self._had_time = had_time
         seat.in_flight += 1
@@ -165,40 +165,47 @@ class Judged:
         self._seat.in_flight -= 1
         failure: Failure | None = None
         judged = True
-        if isinstance(error, UpstreamError):
+        if error is None:
+            pass
+        elif isinstance(error, UpstreamError):
             failure = error.failure
             # No connection of ours was free, so the replica was not asked at all.
             judged = not (failure is Failure.OVERLOADED and error.before_answer)
         elif isinstance(error, asyncio.CancelledError) and self._was_silent(error):
             failure = Failure.TIMEOUT  # whoever waited has left, and had every reason to
-        elif error is not None:  # cancelled, or our own bug: says nothing of the replica
+        else:  # cancelled, or our own bug: says nothing of the replica
             judged = isinstance(error, Rejected)  # the model answered: it is well
         self._settle(failure, judged)
 
     def _settle(self, failure: Failure | None, judged: bool) -> None:
-        """End both permits. Unjudged (cancelled) says nothing; an overload is load, not illness.
+        """End both. Unjudged (cancelled) says nothing; an overload is load, not illness.
 
         Nor does what one request can bring about, or anybody could take a model away from everybody: an error
         that a model raises, a connection that Triton closes on what it cannot read. Where another replica answers
         the same, the pool has a word to say.
         """
-        now, permits = self._now(), self._permits
-        if not judged or failure in (Failure.TIMEOUT, Failure.DROPPED):
-            permits.reach.ignored(now)  # a silent replica is for the probe and the model's breaker to judge
+        now, leaves, reach = self._now(), self._leaves, self._seat.reach
+        assert leaves is not None, "a call ends exactly once"
+        self._leaves = None
+        if judged and failure is None:
+            reach.end(leaves.reach, True, now)
+        elif not judged or failure in (Failure.TIMEOUT, Failure.DROPPED):
+            reach.end(leaves.reach, None, now)  # a silent replica is for the probe and the model's breaker to judge
         elif failure is Failure.UNREACHABLE:
-            permits.reach.failed(now, failure.value)
+            reach.end(leaves.reach, False, now, failure.value)
         else:
-            permits.reach.succeeded(now)
-        if permits.answers is None:
+            reach.end(leaves.reach, True, now)
+        answers = leaves.answers
+        if answers is None:
             return
         if judged and failure is None:
-            permits.answers.succeeded(now)
+            answers.succeeded(now)
         elif judged and failure is Failure.BROKEN:
-            permits.answers.failed(now, failure.value)
+            answers.failed(now, failure.value)
         elif judged and failure is Failure.TIMEOUT and self._had_time:
-            permits.answers.silent(now, failure.value)
+            answers.silent(now, failure.value)
         else:
-            permits.answers.ignored(now)
+            answers.ignored(now)
 
     def _was_silent(self, left: asyncio.CancelledError) -> bool:
         """Whether the replica had been asked, and has kept silent for a decent time."""
