@@ -163,6 +163,9 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
             ((name,), float(route.copies.large)) for name, route in routes().items() if route.copies is not None
         )
 
+    def of_words() -> Samples:
+        return (((name, copies.state), 1.0) for name, route in routes().items() if (copies := route.copies) is not None)
+
     def of_copies() -> Samples:
         return (
             ((name, word), float(count))
@@ -202,6 +205,11 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
     yield Gauge("tailrace_snapshot_quarantine_files", lying, (), one(lambda: snapshot.aside))
     aside = "Generations that this process has put aside, by reason."
     yield Gauge("tailrace_snapshot_quarantined", aside, ("reason",), by_word(snapshot.quarantined), counter=True)
+    word = (
+        "1 for the state in which it is whether a route's copies are of its models as they are: held, or why nobody can "
+        "tell (unread and unreachable: what lies beside the copies cannot be read or written)."
+    )
+    yield Gauge("tailrace_snapshot_word", word, ("route", "state"), of_words)
     looked = (
         "Look-ups of an answer's or a row's copy: fresh, stale (of other models), unknown (nobody can tell) or absent. "
         "A request makes several on its way: they are no requests."

@@ -60,6 +60,7 @@ STOOD_IN = 'tailrace_stood_in_total{route="r",step="%s"}'
 REFUSALS = 'tailrace_refusals_total{route="r",problem="%s"}'
 ROWS = 'tailrace_table_rows_total{table="t",state="%s"}'
 SECOND = 'tailrace_second_total{route="r",outcome="%s"}'
+WORD = 'tailrace_snapshot_word{route="r",state="%s",worker="%d"}'
 REJECTED = 'tailrace_snapshot_rejected_total{reason="%s"}'
 SHED = 'tailrace_shed_total{backend="b",model="m",reason="%s",priority="%s"}'
 REPLICA = '{backend="b",replica="http://one",worker="%d"}'
@@ -239,6 +240,12 @@ CASES = {
         | {REJECTED % reason: counter(60) for reason in ("fingerprint", "purged", "age")},
         {"reason": "checksum"},
         "records of the snapshot are not what was written: checksum",
+    ),
+    "TailraceSnapshotWordUnknown": Case(
+        {WORD % ("unreachable", 1): gauge(1), WORD % ("held", 2): gauge(1)},
+        {WORD % ("unreachable", 1): f"1x5 {gauge(0)}", WORD % ("unknown-model", 1): gauge(1), WORD % ("held", 2): gauge(1)},
+        {"route": "r"},
+        "nobody can tell whether the copies of r are of its models as they are",
     ),
     "TailraceSnapshotQuarantined": Case(
         {"tailrace_snapshot_quarantine_files": gauge(2)},  # from before the first scrape, as at a start
