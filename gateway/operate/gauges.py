@@ -206,8 +206,8 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
     aside = "Generations that this process has put aside, by reason."
     yield Gauge("tailrace_snapshot_quarantined", aside, ("reason",), by_word(snapshot.quarantined), counter=True)
     word = (
-        "1 for the state in which it is whether a route's copies are of its models as they are: held, or why nobody can "
-        "tell (unread and unreachable: what lies beside the copies cannot be read or written)."
+        "1 for what is known of whether a route's copies are of its models as they are: held, or why nobody can tell "
+        "(unread and unreachable: what lies beside the copies cannot be read or written)."
     )
     yield Gauge("tailrace_snapshot_word", word, ("route", "state"), of_words)
     looked = (

@@ -243,7 +243,11 @@ CASES = {
     ),
     "TailraceSnapshotWordUnknown": Case(
         {WORD % ("unreachable", 1): gauge(1), WORD % ("held", 2): gauge(1)},
-        {WORD % ("unreachable", 1): f"1x5 {gauge(0)}", WORD % ("unknown-model", 1): gauge(1), WORD % ("held", 2): gauge(1)},
+        {
+            WORD % ("unreachable", 1): f"1x5 {gauge(0)}",
+            WORD % ("unknown-model", 1): gauge(1),
+            WORD % ("held", 2): gauge(1),
+        },
         {"route": "r"},
         "nobody can tell whether the copies of r are of its models as they are",
     ),

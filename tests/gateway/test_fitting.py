@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-import msgspec
-import pytest
+import math
 
-from gateway.fitting import TEXTS_MAX, Expected, expected
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from gateway.fitting import NAN_BYTES_MAX, SUMMED_BYTES_MAX, TEXTS_MAX, Expected, expected, has_nan
 from gateway.service import Served
 from tiers.facts import ModelFacts, TensorFact
 from tiers.inference import InferRequest, InferResponse, RequestedOutput, Tensor
@@ -88,3 +93,32 @@ def test_rows() -> None:
     assert is_row(plan, bytes(12) + b"\2\0\0\0ab")
     for row in (b"", bytes(12), bytes(11) + b"\2\0\0\0ab", bytes(12) + b"\2\0\0\0a", bytes(12) + b"\2\0\0\0abc"):
         assert not is_row(plan, row)
+
+
+FLOATS = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8"}
+
+
+@given(
+    values=st.lists(st.sampled_from([0.0, -0.0, 1.5, 3e38, -3e38, 1e308, math.inf, -math.inf, math.nan]), max_size=80),
+    datatype=st.sampled_from(sorted(FLOATS)),
+    offset=st.integers(0, 3),
+)
+@example(values=[math.inf, -math.inf], datatype="FP32", offset=0)
+@example(values=[1e308] * 32 + [math.nan], datatype="FP64", offset=1)
+@example(values=[0.0] * (SUMMED_BYTES_MAX // 4) + [math.nan], datatype="FP32", offset=0)
+def test_a_number_that_is_none_is_found_wherever_it_is_and_nothing_else(
+    values: list[float], datatype: str, offset: int
+) -> None:
+    with np.errstate(over="ignore"):
+        data = np.array(values, dtype=np.float64).astype(FLOATS[datatype])
+    tensor = Tensor("p", datatype, (len(values),), memoryview(bytes(offset) + data.tobytes())[offset:])
+    assert has_nan([tensor]) == bool(np.isnan(data).any())
+
+
+def test_what_holds_no_numbers_or_no_whole_ones_has_none_that_is_none() -> None:
+    nan = np.array([math.nan], dtype="<f4").tobytes()
+    assert not has_nan([WORDS, EARLY, Tensor("p", "FP32", (1,), nan[:3]), Tensor("p", "FP32", (1,), b"")])
+    assert has_nan([WORDS, Tensor("p", "FP32", (1,), nan[:3]), Tensor("p", "FP32", (1,), nan)])
+    assert has_nan([Tensor("p", "BF16", (1,), b"\xc0\x7f")])
+    assert not has_nan([Tensor("p", "BF16", (1,), b"\x80\x7f")])
+    assert not has_nan([Tensor("p", "FP32", (1,), bytes(NAN_BYTES_MAX)), Tensor("p", "FP32", (1,), nan)])
