@@ -335,7 +335,7 @@ def _merged(request: InferRequest, parts: Sequence[_Part], rows: int | None) -> 
 
 def _wanted(request: InferRequest, response: InferResponse) -> InferResponse:
     """The answer with no outputs but those that the caller named, if any."""
-    if not request.outputs or len(request.outputs) == len(response.outputs):  # it has all that were asked for
+    if not request.outputs:
         return response
     wanted = {output.name for output in request.outputs}
     outputs = tuple([output for output in response.outputs if output.name in wanted])

@@ -184,6 +184,7 @@ class Judged:
         that a model raises, a connection that Triton closes on what it cannot read. Where another replica answers
         the same, the pool has a word to say.
         """
+        # A breaker that has come in the place of the one that gave leave does not know its state, and counts nothing.
         now, leaves, reach = self._now(), self._leaves, self._seat.reach
         assert leaves is not None, "a call ends exactly once"
         self._leaves = None

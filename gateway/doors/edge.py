@@ -373,9 +373,7 @@ class EdgeConnection(asyncio.Protocol):
         self._write(refusal(refused, question.dialect), question.route.name, self._began)
 
     def _begin_answer(self, question: AnyQuestion, make: Callable[[], Awaitable[Reply]]) -> None:
-        self._state = _BUSY
-        if not self._paused:
-            self.limit = math.inf  # the deadline of what is in work bounds it
+        self._turn(_BUSY)
         self._task = self._lane.loop.create_task(self._answer(question, make, self._began))
 
     async def _gathered(self, question: AnyQuestion, parts: list[bytes], began: float) -> Reply:

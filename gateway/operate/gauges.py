@@ -207,7 +207,7 @@ def snapshot_gauges(snapshots: Snapshots, routes: Callable[[], Mapping[str, Watc
     yield Gauge("tailrace_snapshot_quarantined", aside, ("reason",), by_word(snapshot.quarantined), counter=True)
     word = (
         "1 for what is known of whether a route's copies are of its models as they are: held, or why nobody can tell "
-        "(unread and unreachable: what lies beside the copies cannot be read or written)."
+        "(unread, unreachable: what lies beside the copies cannot be read or written; clock: it is of a time to come)."
     )
     yield Gauge("tailrace_snapshot_word", word, ("route", "state"), of_words)
     looked = (

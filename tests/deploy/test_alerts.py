@@ -242,7 +242,11 @@ CASES = {
         "records of the snapshot are not what was written: checksum",
     ),
     "TailraceSnapshotWordUnknown": Case(
-        {WORD % ("unreachable", 1): gauge(1), WORD % ("held", 2): gauge(1)},
+        {
+            WORD % ("clock", 1): f"1x20 {gauge(0)}",
+            WORD % ("unread", 1): f"0x20 {gauge(1)}",
+            WORD % ("held", 2): gauge(1),
+        },
         {
             WORD % ("unreachable", 1): f"1x5 {gauge(0)}",
             WORD % ("unknown-model", 1): gauge(1),

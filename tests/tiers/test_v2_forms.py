@@ -13,7 +13,7 @@ from tiers.inference import COPIED_BYTES_MAX, DATATYPE_BYTES, InferRequest, Infe
 from tiers.rows import take_rows
 from tiers.v2.forms import FORM_BYTES_MAX, FORMS_BYTES_MAX, FORMS_MAX, RequestForms, RequestWriter, ResponseForms
 from tiers.v2.message import Limits, Malformed
-from tiers.v2.request import WireForm, decode_request, encode_request
+from tiers.v2.request import WireForm, decode_request, encode_header, encode_members, encode_request
 from tiers.v2.response import decode_response, encode_response
 
 LIMITS = Limits(rank_max=3, inputs_max=3, bytes_elements_max=8)
@@ -210,3 +210,21 @@ def test_only_so_many_are_remembered_and_only_short_ones():
         forms.decode(*binary(values, parameters=rather_long), "m", "")
     assert 0 < len(forms) < FORMS_MAX
     assert forms.bytes_used <= FORMS_BYTES_MAX
+
+
+@given(
+    timeout=st.one_of(st.integers(-(2**70), 2**70), st.booleans(), st.just("1")),
+    others=st.dictionaries(st.sampled_from(["priority", "a"]), st.integers(0, 5), max_size=2),
+    request_id=st.sampled_from(["", "i"]),
+    named=st.booleans(),
+)
+def test_the_json_part_of_a_request_with_a_timeout_is_what_any_others_is(timeout, others, request_id, named):
+    outputs = (RequestedOutput("y"),) if named else ()
+    request = InferRequest("m", (Tensor("x", "FP32", (1,), b"1234"),), outputs, "", request_id)
+    parameters = {"timeout": timeout, **others}
+    if not named:
+        parameters["binary_data_output"] = True
+    front = {"id": request_id, "parameters": parameters} if request_id else {"parameters": parameters}
+    members = encode_members(request)
+    written = encode_header(request, {"timeout": timeout, **others}, members)
+    assert written == msgspec.json.encode(front)[:-1] + b"," + members

@@ -134,9 +134,7 @@ class TritonHttp:
         head = self._infer_head(request.model, request.version)
         lengths = b"Content-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n" % (size, json_length)
         safe = not (request.in_sequence or request.in_shared_memory)
-        begun = head + lengths
-        small = len(begun) + size <= JOINED_BYTES_MAX
-        outgoing = Outgoing(b"".join((begun, *parts))) if small else Outgoing(begun, tuple(parts))
+        outgoing = Outgoing(head + lengths, tuple(parts))
         reply = await self._buffered(self._inferring, outgoing, remaining, safe)
         return self._answer(request, reply)
 
