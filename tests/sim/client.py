@@ -55,6 +55,8 @@ class Told(Struct):
     fields: dict[str, str] = {}
     document: Any = None
     left: bool = False
+    opened: float = 0.0
+    """When the connection was that it was asked over; 0: there was none."""
     lost: str = ""
     """Why there was no answer, where it was not the caller who left."""
 
@@ -149,6 +151,7 @@ class Callers:
         try:
             async with asyncio.timeout(question.leaves or LATE_SECONDS):
                 line = await self._line(host)
+                told.opened = line.opened
                 status, answered, document = await line.ask(request)
             told.document = json.loads(document) if document else None  # which takes NaN, as Triton writes it
             told.status, told.fields = status, answered
@@ -172,6 +175,7 @@ class Callers:
                 return line
         _, line = await self._network.connect(_Line, host)
         assert isinstance(line, _Line)
+        line.opened = self._network.loop.now
         return line
 
     def hang_up(self) -> None:
@@ -185,6 +189,7 @@ class _Line(asyncio.Protocol):
 
     def __init__(self) -> None:
         self.transport: Any = None
+        self.opened = 0.0
         self._buffer = b""
         self._answer: asyncio.Future[tuple[int, dict[str, str], bytes]] | None = None
 

@@ -156,7 +156,11 @@ class World:
         return sum(2.0 * spell.seconds for spell in self._at_the_door(told))
 
     def met_an_end(self, told: Told) -> bool:
-        """Whether a question may have come to a gateway as it stopped, over a connection that rested."""
+        """Whether a question may have come to a gateway as it stopped, or after that, over a connection that rested: a
+        caller hears of its end as late as the network tells."""
+        of_it = [at for each in self.processes if each.name == told.gateway for at in (*each.killed, *each.ended)]
+        if any(0.0 < told.opened <= at <= told.asked for at in of_it):
+            return True
         last = told.asked + self.on_the_way(told) + 0.01
         if any(told.asked - 0.01 <= at <= told.answered for each in self.processes for at in each.killed):
             return True
