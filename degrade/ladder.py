@@ -56,9 +56,6 @@ class Step(enum.Enum):
     REFUSE = "refuse"
 
 
-_OTHERS: Final = frozenset({Step.REPLICA, Step.TIER})
-
-
 class Remains(msgspec.Struct, frozen=True):
     """What is still possible for this request. ``time`` is False once its deadline is over."""
 
@@ -111,13 +108,6 @@ def next_step(failure: Failure, remains: Remains, order: Sequence[Step]) -> Step
         if possible[step] and step in sensible:
             return step
     return Step.REFUSE
-
-
-def between(order: Sequence[Step]) -> tuple[tuple[int, Step], ...]:
-    """The steps of ``order`` that need nobody but us and have a replica's or a tier's behind them, each with its place:
-    whether those may be taken depends on them. Most ladders have none."""
-    last = max([place for place, step in enumerate(order) if step in _OTHERS], default=0)
-    return tuple([(place, step) for place, step in enumerate(order[:last]) if step not in _OTHERS])
 
 
 def _possible(remains: Remains) -> dict[Step, bool]:

@@ -204,7 +204,7 @@ class Limiter:
         """Time has passed: a measurement that nobody comes to any more ends."""
         if self._measuring is not None and now - self._measuring.began > self._measure_seconds:
             self._measured(now)
-        if self._hold.dips and self._hold.is_over(now, self._measure_seconds):
+        if self._hold.is_over(now, self._measure_seconds):
             self._window = Window(now)
 
     def _guess(self, seconds: float, now: float) -> None:

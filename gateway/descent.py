@@ -35,6 +35,8 @@ RETRY_AFTER_SECONDS: Final = 1.0
 RETRY_SPREAD: Final = 2.0
 """Retry-After is spread up to this factor, so that those who were refused do not return as one wave."""
 
+_REPLICA, _TIER = Step.REPLICA, Step.TIER  # those that pool and cascade take, the others being the pipeline's
+
 
 class Descent(msgspec.Struct, Generic[R], frozen=True):
     """The step that is taken, and what it serves: ``found`` of what is kept (STALE, SNAPSHOT), or what ``default``
@@ -71,7 +73,11 @@ async def tiers_steps(call: Call[Q, R], key: Key | None, now: float) -> tuple[St
     """The ladder's steps that the tiers may take: those before the first of ours that has something to serve. Where
     they have none behind it, nobody looks."""
     steps = call.route.steps
-    for place, step in call.route.between:
+    for place, step in enumerate(steps):
+        if step is _REPLICA or step is _TIER:
+            continue
+        if _REPLICA not in steps[place:] and _TIER not in steps[place:]:
+            break
         is_ours = (
             (step is Step.STALE and await _older(call, key, now) is not None)
             or (step is Step.SNAPSHOT and await _copied(call, key, now) is not None)

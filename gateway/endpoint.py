@@ -24,7 +24,7 @@ from cache.flight import Flights
 from cache.response import ResponseCache
 from degrade.deadline import Deadline, Ticker
 from degrade.gate import Priority
-from degrade.ladder import Step, between
+from degrade.ladder import Step
 from gateway.admission.auth import Caller
 from gateway.config import Endpoint as EndpointConfig
 from gateway.config_load import priority_of
@@ -131,7 +131,6 @@ class Endpoint:
         self.config = config
         self.timeout = float(config.timeout)
         self.steps = tuple(Step(step) for step in config.degrade)
-        self.between = between(self.steps)
         self.allowances = allowances_of("endpoint", name, config.quota, config.caller_quota)
         cache = config.cache
         self.cache: ResponseCache[Served[Page], Wire] | None = cache_of(cache)

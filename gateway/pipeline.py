@@ -251,8 +251,7 @@ class Pipeline:
         deadline = Deadline.after(now, seconds - min(LADDER_SECONDS_MAX, seconds * LADDER_SHARE))
         ticket = 0 if route.cache is None else route.cache.ticket()
         first_only = "fast" in route.browned and route.level >= FIRST_TIER
-        steps = await tiers_steps(call, key, now) if route.between else route.steps  # nothing to wait for, mostly
-        options = CascadeOptions(rows, steps, claim_of(route, call.caller), first_only)
+        options = CascadeOptions(rows, await tiers_steps(call, key, now), claim_of(route, call.caller), first_only)
         terms = Terms(call.caller, key, reuse, options)
         given = await self._asked(call, deadline, terms)
         if not given.second:

@@ -22,7 +22,7 @@ from cache.flight import Flights
 from cache.response import ResponseCache
 from degrade.deadline import Deadline, Ticker
 from degrade.gate import Priority
-from degrade.ladder import Step, between
+from degrade.ladder import Step
 from gateway.admission.auth import Caller
 from gateway.admission.validate import Validator, rules_of
 from gateway.codec.http import BodyLimits
@@ -95,7 +95,6 @@ class Route:
         pairs = zip(config.tiers, homes, strict=True)
         self.tiers = tuple(_tier(tier, home.pool, float(config.timeout)) for tier, home in pairs)
         self.steps = tuple(Step(step) for step in config.degrade)
-        self.between = between(self.steps)
         self.timeout = float(config.timeout)
         limits = config.limits
         bytes_max = int(limits.body_bytes_max or body_bytes_max)
@@ -270,7 +269,7 @@ class Route:
             response = msgspec.structs.replace(response, model=self.name)
         served = Served(response, answer.tier, answer.rows, escalated, terms.options.rows, tables)
         given = Given(
-            served, answer.tier_rows, answer.passed, answer.degraded or _is_degraded(tables), escalated,
+            served, answer.tier_rows, answer.passed, answer.degraded or any(told.steps for told in tables), escalated,
             has_nan=answer.has_nan,
         )  # fmt: skip
         if self.second is not None and turn is not None and terms.key is not None and given.may_stay:
@@ -294,7 +293,7 @@ class Route:
             options = _options(terms, rows)
             return self._looked_at(await cascade.run(self.tiers, request, deadline, options, ticker), terms)
 
-        is_degraded = _is_degraded(tables)
+        is_degraded = any(told.steps for told in tables)
         asked = self.shelves.asked(terms.caller, request, terms.key, rows)
         expects = self._expected(request, rows) if self.second is not None else None
         asked = msgspec.structs.replace(asked, reuse=terms.reuse, keep=not is_degraded, expected=expects)
@@ -390,10 +389,6 @@ def _features(config: RouteConfig, tables: Mapping[str, Table], bytes_max: int, 
 def _options(terms: Terms, rows: int | None) -> CascadeOptions:
     """How the tiers are asked about so many rows."""
     return terms.options if rows == terms.options.rows else msgspec.structs.replace(terms.options, rows=rows)
-
-
-def _is_degraded(tables: tuple[TableTold, ...]) -> bool:
-    return bool(tables) and any(told.steps for told in tables)
 
 
 def _tier(config: TierConfig, pool: Pool, timeout: float) -> Tier:

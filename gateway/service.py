@@ -112,8 +112,6 @@ class Given(msgspec.Struct, Generic[R], frozen=True):
     @property
     def steps(self) -> tuple[str, ...]:
         """What was taken in place of what health would give, in order: of tables, then the ladder's steps."""
-        if not (self.passed or self.served.tables):
-            return ()
         of_tables = [step for told in self.served.tables for step in told.steps]
         return (*of_tables, *[each.step.value for each in self.passed])
 
@@ -260,8 +258,7 @@ class Watched(Protocol):
 class Service(Protocol[Q, R]):
     """Something that is asked ``Q`` and answers ``R``; Route and Endpoint in life.
 
-    ``title`` is how problems name it; ``epoch`` grows when every answer so far may be wrong; ``between`` is what
-    ``degrade/ladder.py`` says of ``steps`` by that name.
+    ``title`` is how problems name it; ``epoch`` grows when every answer so far may be wrong.
     """
 
     @property
@@ -272,8 +269,6 @@ class Service(Protocol[Q, R]):
     def timeout(self) -> float: ...
     @property
     def steps(self) -> tuple[Step, ...]: ...
-    @property
-    def between(self) -> tuple[tuple[int, Step], ...]: ...
     @property
     def allowances(self) -> tuple[Allowance, ...]: ...
     @property

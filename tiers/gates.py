@@ -11,7 +11,7 @@ import asyncio
 import random
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from functools import cached_property, partial
+from functools import partial
 from typing import Final
 
 from msgspec import Struct
@@ -104,7 +104,7 @@ class Gates:
             return found
         if isinstance(found, Shed):
             raise shed_error(key, found)
-        came: asyncio.Future[None] = self._loop.create_future()
+        came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         found.wake = partial(_wake, came)
         try:
             with self._timeouts.after(min(found.patience, seconds)):
@@ -118,10 +118,6 @@ class Gates:
         if isinstance(outcome, Shed):
             raise shed_error(key, outcome)
         return outcome
-
-    @cached_property
-    def _loop(self) -> asyncio.AbstractEventLoop:
-        return asyncio.get_running_loop()  # to ask is a system call each time
 
     def _forget(self) -> None:
         """Keep to ``GATES_MAX``, but for gates with somebody in them, whose number other limits bound."""

@@ -165,15 +165,13 @@ class Judged:
         self._seat.in_flight -= 1
         failure: Failure | None = None
         judged = True
-        if error is None:
-            pass
-        elif isinstance(error, UpstreamError):
+        if isinstance(error, UpstreamError):
             failure = error.failure
             # No connection of ours was free, so the replica was not asked at all.
             judged = not (failure is Failure.OVERLOADED and error.before_answer)
         elif isinstance(error, asyncio.CancelledError) and self._was_silent(error):
             failure = Failure.TIMEOUT  # whoever waited has left, and had every reason to
-        else:  # cancelled, or our own bug: says nothing of the replica
+        elif error is not None:  # cancelled, or our own bug: says nothing of the replica
             judged = isinstance(error, Rejected)  # the model answered: it is well
         self._settle(failure, judged)
 
@@ -188,9 +186,7 @@ class Judged:
         now, leaves, reach = self._now(), self._leaves, self._seat.reach
         assert leaves is not None, "a call ends exactly once"
         self._leaves = None
-        if judged and failure is None:
-            reach.end(leaves.reach, True, now)
-        elif not judged or failure in (Failure.TIMEOUT, Failure.DROPPED):
+        if not judged or failure in (Failure.TIMEOUT, Failure.DROPPED):
             reach.end(leaves.reach, None, now)  # a silent replica is for the probe and the model's breaker to judge
         elif failure is Failure.UNREACHABLE:
             reach.end(leaves.reach, False, now, failure.value)

@@ -166,8 +166,7 @@ class Telemetry:
         self._escalated[(route,)] += answer.rows_escalated
         if answer.has_nan:
             self._nan[(route,)] += 1
-        if answer.passed:
-            self.passed(route, answer.passed)
+        self.passed(route, answer.passed)
 
     def passed(self, route: str, passed: Iterable[Passed]) -> None:
         """A replica or a tier failed, and another was asked in its place: once a fill, whoever waited for it."""

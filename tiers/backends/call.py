@@ -55,7 +55,4 @@ class Streamed(Struct, frozen=True):
 @lru_cache(maxsize=_FIELDS_MAX)
 def json_length_of(headers: Headers) -> int | None:
     """The length of an answer's JSON part, if that is not all of it. Raises ValueError."""
-    for name, value in headers:
-        if len(name) == len(JSON_LENGTH_HEADER) and name.lower() == JSON_LENGTH_HEADER.lower():
-            return int(value)
-    return None
+    return next((int(value) for name, value in headers if name.lower() == JSON_LENGTH_HEADER.lower()), None)
